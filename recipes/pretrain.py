@@ -1,0 +1,30 @@
+"""Pretrain a Llama from a preset, or continue a model, on packed rows.
+
+One process, or what fits the machine:      ttl pretrain --config recipes/configs/tiny/pretrain.yaml
+Two CPU ranks under ZeRO-2:                 ttl pretrain --accelerate zero2 --config recipes/configs/tiny/pretrain.yaml
+The same without `ttl`, here on eight GPUs:
+  accelerate launch --config_file recipes/accelerate/zero1.yaml --num_processes 8 \
+    recipes/pretrain.py --config recipes/configs/160m/pretrain.yaml
+Every key of the YAML can be overridden: --max_tokens 1e9 --learning_rate 2e-3
+"""
+
+import sys
+
+from teenytinyllama.arguments import build, read_values
+from teenytinyllama.checks import is_main_process, run_main
+from teenytinyllama.publishing.cards import write_model_card
+from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.pretrain import pretrain
+from teenytinyllama.training.ranks import prepare_rank
+
+
+def main() -> None:
+    prepare_rank()
+    values = read_values(PretrainConfig, sys.argv[1:])
+    folder = pretrain(build(PretrainConfig, values), values)
+    if is_main_process():
+        write_model_card(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

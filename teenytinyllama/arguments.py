@@ -1,0 +1,247 @@
+"""Configs: a dataclass filled from a flat YAML file and `--key value` overrides, strictly.
+
+An unknown key, a wrong type, a key given twice and a missing required key are refused before any work starts.
+"""
+
+import dataclasses
+import enum
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+from .checks import InputError, ensure, ensure_file, near_name
+
+Config = TypeVar("Config")
+
+# Keys that users of older libraries still write, and what they are called today.
+RENAMED_KEYS = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps (a float below 1 is a ratio)",
+    "no_cuda": "use_cpu",
+    "torch_dtype": "bf16, fp16 or neither",
+    "block_size": "context (of `ttl pack`)",
+    "max_seq_length": "context (of `ttl pack`)",
+    "tokenizer_name_or_path": "tokenizer",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2's numbers and booleans, and no key twice.
+
+    YAML 1.1 reads `6e-4` as text and `no` as false, which surprises everybody who writes a learning rate or a
+    country.
+    """
+
+
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        ensure(
+            key not in seen,
+            f"{key}: given twice in the YAML (line {key_node.start_mark.line + 1}). Keep one of the two lines.",
+        )
+        seen.add(key)
+    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep))
+
+
+def _without_yaml_1_1(resolvers: dict[str, list[tuple[str, Any]]]) -> dict[str, list[tuple[str, Any]]]:
+    dropped = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+    return {first: [(tag, regexp) for tag, regexp in rules if tag not in dropped] for first, rules in resolvers.items()}
+
+
+_StrictLoader.yaml_implicit_resolvers = _without_yaml_1_1(yaml.SafeLoader.yaml_implicit_resolvers)
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+)$"),
+    list("-+.0123456789"),
+)
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def _load_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _describe(hint: Any) -> str:
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(str(member.value) for member in hint)
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_describe(part) for part in typing.get_args(hint)))
+    if hint is type(None):
+        return "null"
+    if hint is bool:
+        return "true or false"
+    names = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
+    origin = typing.get_origin(hint) or hint
+    inner = f" of {_describe(typing.get_args(hint)[0])}" if origin is list and typing.get_args(hint) else ""
+    return names.get(origin, str(hint)) + inner
+
+
+_REFUSED = object()
+
+
+def _convert(value: Any, hint: Any) -> Any:  # noqa: C901, PLR0911  (one branch a kind of type)
+    """Return `value` as the type hint wants it, or `_REFUSED`."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        parts = sorted(typing.get_args(hint), key=lambda part: part is str)  # text takes anything quoted: try it last
+        return next((out for part in parts if (out := _convert(value, part)) is not _REFUSED), _REFUSED)
+    if origin is Literal:
+        return value if value in typing.get_args(hint) and not isinstance(value, bool) else _REFUSED
+    if hint in (None, type(None)):
+        return None if value is None else _REFUSED
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value if value in {member.value for member in hint} else _REFUSED
+    if origin is list or hint is list:
+        items = value if isinstance(value, list) else [value] if isinstance(value, str) else _REFUSED
+        inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
+        if items is _REFUSED:
+            return _REFUSED
+        converted = [_convert(item, inner) for item in items]
+        return _REFUSED if any(item is _REFUSED for item in converted) else converted
+    if origin is dict or hint is dict:
+        return value if isinstance(value, dict) else _REFUSED
+    if hint is float:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _REFUSED
+    if hint is int:
+        if isinstance(value, float) and value.is_integer():  # 3.28e9 tokens
+            return int(value)
+        return value if isinstance(value, int) and not isinstance(value, bool) else _REFUSED
+    return value if isinstance(hint, type) and isinstance(value, hint) else _REFUSED
+
+
+def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values converted to the types of the dataclass's fields.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), a key that `cls.REFUSED_KEYS` explains, or a value
+            of a wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls) if field.init}
+    refused: dict[str, str] = getattr(cls, "REFUSED_KEYS", {})
+    checked = {}
+    for key, value in values.items():
+        if key in refused:
+            raise InputError(f"{key}={value}: {refused[key]}")
+        if key not in known:
+            renamed = f" It is now called {RENAMED_KEYS[key]}." if key in RENAMED_KEYS else near_name(str(key), known)
+            raise InputError(f"{key}: unknown key.{renamed} `--help` lists the keys.")
+        checked[key] = _convert(value, hints[key])
+        ensure(
+            checked[key] is not _REFUSED,
+            f"{key}={value!r}: wrong type ({type(value).__name__}). It must be {_describe(hints[key])}.",
+        )
+    return checked
+
+
+def _read_overrides(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
+    """Return `--key value`, `--key=value`, `--key a b c` (a list) and a bare `--key` (true) as a dict."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            key, equals, value = word[2:].partition("=")
+            groups.append((key.replace("-", "_"), [value] if equals else []))
+        else:
+            ensure(groups, f"{word}: a value without a key. Write --key value, or --config file.yaml.")
+            groups[-1][1].append(word)
+    overrides: dict[str, Any] = {}
+    for key, words in groups:
+        ensure(key not in overrides, f"--{key}: given twice on the command line. Keep one.")
+        text_only = hints.get(key) in (str, str | None, list[str], list[str] | None)
+        parsed = [word if text_only and word != "null" else _load_yaml(word, f"--{key} {word}") for word in words]
+        overrides[key] = True if not words else parsed[0] if len(parsed) == 1 else parsed
+    return overrides
+
+
+def read_values(cls: type, argv: list[str]) -> dict[str, Any]:
+    """Return the checked values of `--config file.yaml` with the overrides of the command line on top.
+
+    Raises:
+        InputError: see `check_types`; also a file that is not YAML or not a flat mapping.
+        MissingFileError: the YAML file does not exist.
+    """
+    overrides = _read_overrides(argv, typing.get_type_hints(cls))
+    path = overrides.pop("config", None)
+    values: dict[str, Any] = {}
+    if path is not None:
+        ensure(isinstance(path, str), f"--config {path}: must be one YAML file.")
+        file = ensure_file("config", path, "Give the path of a YAML file; `ttl init DIR` copies examples.")
+        ensure(file.is_file(), f"config={path}: is a folder. Give a YAML file in it.")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"config={path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
+        values = _load_yaml(text, str(path)) or {}
+        ensure(isinstance(values, dict), f"config={path}: must hold `key: value` lines, not a {type(values).__name__}.")
+    return check_types(cls, {**values, **overrides})
+
+
+def build(cls: type[Config], values: dict[str, Any]) -> Config:
+    """Return the dataclass made from checked values.
+
+    Raises:
+        InputError: a required key is missing, or the class refuses a value.
+    """
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.init
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and field.name not in values
+    ]
+    ensure(not missing, f"{', '.join(missing)}: missing. Write it in the YAML file or give --{(missing or [''])[0]}.")
+    return cls(**values)
+
+
+def parse(cls: type[Config], argv: list[str]) -> Config:
+    """Return the config for a command line: `--config file.yaml`, then `--key value` overrides.
+
+    Raises:
+        InputError: see `read_values` and `build`.
+    """
+    return build(cls, read_values(cls, argv))
+
+
+def describe_keys(cls: type, own_only: bool = False) -> str:
+    """Return a help text: every key of the config with its type, default and meaning.
+
+    Args:
+        cls: a config dataclass.
+        own_only: leave out the keys inherited from a library's class and list only their names.
+    """
+    hints = typing.get_type_hints(cls)
+    own, inherited = [], []
+    for field in dataclasses.fields(cls):
+        text = str(field.metadata.get("help", "")).replace("%%", "%")
+        if own_only and field.name not in cls.__annotations__:
+            inherited.append(field.name)
+            continue
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        tail = "required" if required else f"default {default}"
+        own.append(f"  --{field.name}  ({_describe(hints[field.name])}; {tail})\n        {text}")
+    lines = "\n".join(own)
+    if inherited:
+        lines += "\n\nalso every key of transformers.TrainingArguments:\n  " + ", ".join(sorted(inherited))
+    return lines
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    """Write a flat config as YAML, keys in the order given."""
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")

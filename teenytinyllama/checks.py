@@ -1,0 +1,105 @@
+"""Refusals of bad input: one message that names the field, the value and the fix, and exit code 2.
+
+Everything a user can get wrong raises `InputError`; everything else is a failure of the program and keeps its
+traceback. Exit codes follow the design: 0 done, 1 failed, 2 bad input, 75 stopped and resumable.
+"""
+
+import difflib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
+
+
+class InputError(ValueError):
+    """Bad input by the user: the message names the field, the value, what is allowed and the fix."""
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A path given by the user does not exist."""
+
+
+class MissingPackageError(InputError, ImportError):
+    """An optional package is needed for what the user asked; the message has the pip line."""
+
+
+class RunFailedError(RuntimeError):
+    """The work failed for a reason that the message explains; a traceback would add nothing. Exit code 1."""
+
+
+class StoppedResumable(Exception):  # noqa: N818  (an outcome, not an error)
+    """A signal stopped the work after everything was saved; the same command resumes it."""
+
+
+def ensure(condition: object, message: str) -> None:
+    """Raise `InputError(message)` unless the condition holds.
+
+    Raises:
+        InputError: the condition is false.
+    """
+    if not condition:
+        raise InputError(message)
+
+
+def near_name(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def ensure_file(field: str, path: str | Path, fix: str) -> Path:
+    """Return `path` as a Path that exists.
+
+    Raises:
+        MissingFileError: nothing is there; `fix` says which command makes it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingFileError(f"{field}={path}: no such file or folder. {fix}")
+    return path
+
+
+def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: str) -> None:
+    """Check that the disk that will hold `folder` has `needed_bytes` free, plus five per cent.
+
+    Raises:
+        InputError: the disk is too full.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free_bytes = shutil.disk_usage(existing).free
+    ensure(
+        free_bytes > needed_bytes * 1.05,
+        f"{field}={folder}: about {needed_bytes / 1e9:.2f} GB are needed there and {free_bytes / 1e9:.2f} GB are free. "
+        f"{fix}",
+    )
+
+
+def is_main_process() -> bool:
+    """Return whether this process is rank 0 (or the only one), as the launcher's environment says."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """Run a program's main function and return its exit code; only outcomes of known cause become one message.
+
+    Every rank of a distributed run meets the same bad input, so only rank 0 prints.
+    """
+    try:
+        return main() or EXIT_DONE
+    except InputError as error:
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except StoppedResumable as stop:
+        if is_main_process():
+            print(f"stopped: {stop}", file=sys.stderr)
+        return EXIT_RESUMABLE
+    except RunFailedError as failure:
+        if is_main_process():
+            print(f"failed: {failure}", file=sys.stderr)
+        return EXIT_FAILED

@@ -1,0 +1,174 @@
+"""`ttl VERB --config x.yaml --key value`: thin verbs over the functions that the recipes call.
+
+Nothing heavy is imported before a verb needs it.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, ensure, near_name, run_main
+
+
+def recipes_folder() -> Path:
+    """Return the folder of recipes: inside the installed package, or at the top of a checkout."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "recipes"
+
+
+def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
+    """Return the command line without `--name value`, and the value; for options that are no key of a config."""
+    rest, value, words = [], None, iter(argv)
+    for word in words:
+        key, equals, inline = word.partition("=")
+        if key.replace("-", "_") != f"__{name}":
+            rest.append(word)
+            continue
+        ensure(value is None, f"--{name}: given twice on the command line. Keep one.")
+        value = inline if equals else next(words, None)
+        ensure(value and not value.startswith("--"), f"--{name}: needs a value.")
+    return rest, value
+
+
+def _single_path(verb: str, argv: list[str], what: str) -> str:
+    ensure(len(argv) == 1 and not argv[0].startswith("--"), f"ttl {verb}: takes exactly one argument, {what}.")
+    return argv[0]
+
+
+def init(argv: list[str]) -> None:
+    """Copy the recipes and configs to DIR/recipes, to read and to change."""
+    from .initialise import copy_recipes
+
+    copy_recipes(recipes_folder(), Path(_single_path("init", argv, "the folder to make")))
+
+
+def tokenizer(argv: list[str]) -> None:
+    """Train a Portuguese tokenizer and audit it on held-out documents."""
+    from .arguments import parse
+    from .data.vocabulary import TokenizerConfig, build_tokenizer
+
+    build_tokenizer(parse(TokenizerConfig, argv))
+
+
+def pack(argv: list[str]) -> None:
+    """Turn documents into fixed rows of tokens."""
+    from .arguments import parse
+    from .data.packing import PackConfig, print_summary
+    from .data.packing import pack as pack_corpus
+
+    print_summary(pack_corpus(parse(PackConfig, argv)))
+
+
+def pretrain(argv: list[str]) -> int:
+    """Pretrain from a preset or continue a model: [--accelerate NAME|FILE] [--num_processes N]."""
+    argv, accelerate_file = _take_option(argv, "accelerate")
+    argv, ranks = _take_option(argv, "num_processes")
+    ensure(ranks is None or ranks.isdigit(), f"--num_processes {ranks}: must be a positive integer.")
+    from .arguments import read_values
+    from .training.config import PretrainConfig
+
+    values = read_values(PretrainConfig, argv)
+    return start_pretraining(values, accelerate_file, int(ranks) if ranks else None)
+
+
+def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_processes: int | None) -> int:
+    """Check everything in this process, pack `inputs` if there are any, then start the ranks and supervise them.
+
+    Returns:
+        0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
+
+    Raises:
+        InputError: the config is refused; no rank was started and nothing is written.
+    """
+    from .arguments import write_yaml
+    from .launcher import launch, plan_ranks
+    from .manifest import command_line
+    from .training.plan import check_before_launch, pack_inputs
+
+    script = recipes_folder() / "pretrain.py"
+    ranks = plan_ranks(script, [], accelerate_file, num_processes)
+    values = pack_inputs(values)
+    if check_before_launch(values, ranks.num_processes) == "complete":
+        print(f"{values['output_dir']} is complete; a larger max_tokens would make it longer")
+        return EXIT_DONE
+    os.environ.setdefault("TTL_COMMAND", command_line())
+    with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
+        config = Path(folder) / "config.yaml"
+        write_yaml(config, values)
+        return launch(script, ["--config", str(config)], accelerate_file, num_processes)
+
+
+def demo(argv: list[str]) -> int:
+    """Make a tiny Portuguese model from the embedded stories, offline, in minutes: [--output_dir DIR] [--max_tokens N]."""
+    from .demo import run_demo
+
+    return run_demo(argv, start_pretraining, recipes_folder())
+
+
+def card(argv: list[str]) -> None:
+    """Write the model card (README.md) of a run again from the run's files."""
+    from .publishing.cards import write_model_card
+
+    print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
+
+
+VERBS: dict[str, Callable[[list[str]], int | None]] = {
+    "demo": demo,
+    "init": init,
+    "tokenizer": tokenizer,
+    "pack": pack,
+    "pretrain": pretrain,
+    "card": card,
+}
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    return (
+        f"ttl {__version__}: open Portuguese language models from raw text to the Hub\n\n"
+        f"usage: ttl VERB [--config file.yaml] [--key value ...]\n\n{verbs}\n\n"
+        "`ttl VERB --help` lists the keys of a verb. Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped, resumable."
+    )
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return EXIT_DONE if argv else EXIT_BAD_INPUT
+    if argv[0] == "--version":
+        print(__version__)
+        return EXIT_DONE
+    if argv[0] not in VERBS:
+        raise InputError(f"{argv[0]}: unknown verb.{near_name(argv[0], VERBS)} `ttl --help` lists them.")
+    verb = VERBS[argv[0]]
+    if argv[1:] and argv[1] in ("--help", "-h"):
+        print(f"ttl {argv[0]}: {(verb.__doc__ or '').strip()}\n\n{_describe_verb(argv[0])}")
+        return EXIT_DONE
+    return verb(argv[1:]) or EXIT_DONE
+
+
+def _describe_verb(verb: str) -> str:
+    from .arguments import describe_keys
+
+    if verb == "tokenizer":
+        from .data.vocabulary import TokenizerConfig
+
+        return describe_keys(TokenizerConfig)
+    if verb == "pack":
+        from .data.packing import PackConfig
+
+        return describe_keys(PackConfig)
+    if verb == "pretrain":
+        from .training.config import PretrainConfig
+
+        return describe_keys(PretrainConfig, own_only=True)
+    return ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the `ttl` command and return its exit code."""
+    return run_main(lambda: _run(sys.argv[1:] if argv is None else argv))

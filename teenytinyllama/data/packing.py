@@ -1,0 +1,385 @@
+"""Packing: documents become rows of tokens that training maps into memory.
+
+    documents   <s> a a a </s>   <s> b b b b b </s>   <s> c </s>
+    stream      s a a a e s b b b b b e s c e
+    rows of 4   [s a a a] [e s b b] [b b b e]  (the last, partial row of the corpus is dropped)
+
+A packed folder holds, all readable with numpy alone:
+
+* `train.npy`: (rows, context) token ids, uint16 if the vocabulary allows, rows shuffled once by `seed`;
+* `validation.npy`: the held-out documents one after another, each `<s> … </s>`, never cut;
+* `validation_documents.npy`: offset, tokens, bytes of text and source of each of them;
+* `run.json`: what made it, with counts, licences and hashes. Written last.
+
+There are no labels: for a causal model they are the inputs, and the collator makes them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import InputError, ensure, ensure_disk_space
+from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
+from .sources import Corpus, CorpusConfig, Document, source_statistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK_BYTES = 8_000_000  # text tokenized between two marks of progress: what a kill can lose, a few seconds
+PIECE_BYTES = 1_000_000  # longer documents are tokenized in pieces, which bounds memory and uses all cores
+PACK_FIX = "Make it with `ttl pack`."
+DOCUMENT_DTYPE = np.dtype([("offset", "<i8"), ("num_tokens", "<i8"), ("num_bytes", "<i8"), ("source", "<i4")])
+
+
+@dataclass
+class PackConfig(CorpusConfig):
+    """`ttl pack`: which documents, with which tokenizer, into rows of which length."""
+
+    tokenizer: str = field(default="", metadata={"help": "folder or Hub id of the tokenizer (`ttl tokenizer`)"})
+    output_dir: str = field(default="", metadata={"help": "folder for the packed rows"})
+    context: int = field(default=2048, metadata={"help": "tokens a row: the context that the model is trained on"})
+    seed: int = field(default=42, metadata={"help": "of the one shuffle of the rows"})
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be packed.
+
+        Raises:
+            InputError: no tokenizer, no output folder, or a row shorter than 8 tokens.
+        """
+        super().__post_init__()
+        ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote, or a Hub id.")
+        ensure(self.output_dir, "output_dir: missing. Give a folder for the packed rows.")
+        ensure(self.context >= 8, f"context={self.context}: a row needs at least 8 tokens. 2048 is usual.")
+
+
+@dataclass
+class _Totals:
+    """Counts over the documents packed so far; one is written per chunk, so that a kill loses one chunk."""
+
+    chunks: int = 0
+    documents: int = 0  # read, in order, of both splits: where to go on after a kill
+    train_tokens: int = 0
+    validation_tokens: int = 0
+    sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
+
+    def count(self, split: str, document: Document, num_bytes: int, num_tokens: int) -> None:
+        record = self.sources[split].setdefault(document.source, source_statistics())
+        record["documents"] += 1
+        record["bytes"] += num_bytes
+        record["tokens"] += num_tokens
+        if document.license and document.license not in record["licenses"]:
+            record["licenses"].append(document.license)
+
+
+def split_long_text(text: str, piece_bytes: int = PIECE_BYTES) -> list[str]:
+    """Cut a long text before single spaces between letters, where no token of ours (or of a GPT's) ever crosses.
+
+    The concatenation of the pieces is the text, and so is that of their token ids.
+    """
+    pieces, start = [], 0
+    while len(text) - start > piece_bytes:
+        cut = start + piece_bytes
+        while cut < len(text) and not (text[cut] == " " and text[cut - 1].isalpha() and text[cut + 1 : cut + 2].isalpha()):
+            cut += 1
+        pieces.append(text[start:cut])
+        start = cut
+    return [*pieces, text[start:]] if start < len(text) or not pieces else pieces
+
+
+def encode_documents(tokenizer: "PreTrainedTokenizerBase", texts: list[str], dtype: Any) -> list[NDArray[Any]]:
+    """Return `<s> text </s>` as token ids for each text; special tokens typed in a text are plain characters."""
+    from ..tokenizer import encode_texts
+
+    pieces = [split_long_text(text) for text in texts]
+    encoded = iter(encode_texts(tokenizer, [piece for parts in pieces for piece in parts]))
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [
+        np.asarray([*start, *(token for _ in parts for token in next(encoded)), tokenizer.eos_token_id], dtype=dtype)
+        for parts in pieces
+    ]
+
+
+def _chunks(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    """Group documents until `CHUNK_BYTES` of text; the same groups on every run."""
+    chunk: list[tuple[str, Document]] = []
+    size = 0
+    for item in documents:
+        chunk.append(item)
+        size += len(item[1].text)
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+class _Journal:
+    """The unfinished folder `.partial`: token files that only grow, and one line of totals per finished chunk."""
+
+    def __init__(self, folder: Path, plan: str, dtype: Any) -> None:
+        self.folder, self.dtype = folder, dtype
+        self.totals = _Totals()
+        marks = folder / "journal.jsonl"
+        if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "plan").write_text(plan)
+        lines = marks.read_text().split("\n") if marks.exists() else []
+        whole = [line for line in lines[:-1] if line]  # a kill can leave a last line without its end
+        if whole:
+            self.totals = _Totals(**json.loads(whole[-1]))
+        marks.write_text("".join(line + "\n" for line in whole))
+        self.files = {name: self._open(name) for name in ("train", "validation", "documents")}
+        self.marks = marks.open("a")
+
+    def _open(self, name: str) -> Any:
+        path = self.folder / f"{name}.bin"
+        path.touch()
+        length = {
+            "train": self.totals.train_tokens * np.dtype(self.dtype).itemsize,
+            "validation": self.totals.validation_tokens * np.dtype(self.dtype).itemsize,
+            "documents": sum(r["documents"] for r in self.totals.sources["validation"].values())
+            * DOCUMENT_DTYPE.itemsize,
+        }[name]
+        os.truncate(path, length)
+        return path.open("ab")
+
+    def append(self, chunk: list[tuple[str, Document]], encoded: list[NDArray[Any]]) -> None:
+        """Add a chunk's documents to the token files and mark it done."""
+        totals = self.totals
+        names = list(totals.sources["validation"])
+        for (split, document), ids in zip(chunk, encoded, strict=True):
+            num_bytes = len(document.text.encode())
+            totals.count(split, document, num_bytes, len(ids))
+            self.files[split].write(ids.tobytes())
+            if split == "train":
+                totals.train_tokens += len(ids)
+                continue
+            if document.source not in names:
+                names.append(document.source)
+            row = (totals.validation_tokens, len(ids), num_bytes, names.index(document.source))
+            self.files["documents"].write(np.array([row], dtype=DOCUMENT_DTYPE).tobytes())
+            totals.validation_tokens += len(ids)
+        totals.documents += len(chunk)
+        totals.chunks += 1
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.marks.write(json.dumps(asdict(totals)) + "\n")
+        self.marks.flush()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in [*self.files.values(), self.marks]:
+            file.close()
+
+
+def _load_tokenizer(config: PackConfig) -> "PreTrainedTokenizerBase":
+    from ..published import load_tokenizer
+
+    tokenizer = load_tokenizer("tokenizer", config.tokenizer)
+    ensure(
+        tokenizer.eos_token_id is not None,
+        f"tokenizer={config.tokenizer}: has no end token, so documents could not be told apart. Use one with eos_token.",
+    )
+    return tokenizer
+
+
+def pack(config: PackConfig) -> Path:
+    """Pack a corpus and return the folder; a second call with the same inputs finds it done, and a kill is resumed.
+
+    Raises:
+        InputError: bad inputs, a folder that holds other rows, no room on the disk, or no document at all.
+    """
+    from ..tokenizer import tokenizer_fingerprint
+
+    output = Path(config.output_dir)
+    corpus = Corpus(config)
+    tokenizer = _load_tokenizer(config)
+    plan = {
+        "inputs": corpus.fingerprint(),
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+        **{key: getattr(config, key) for key in ("context", "seed", "validation_fraction", "text_column", "txt_unit")},
+        "has_validation_inputs": bool(config.validation_inputs),
+    }
+    if _is_done(output, sha256_json(plan), config):
+        print(f"{output} already holds these rows")
+        return output
+    num_documents, num_bytes = _inspect(corpus)
+    ensure_disk_space("output_dir", output, 2 * 2 * num_bytes // 3, "Free some space or choose another disk.")
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    journal = _Journal(output / ".partial", sha256_json(plan), dtype)
+    if journal.totals.chunks:
+        print(f"going on after {journal.totals.documents} of {num_documents} documents")
+    _encode_all(corpus, tokenizer, journal, num_documents)
+    journal.close()
+    _finish(output, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
+    return output
+
+
+def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
+    if (output / MANIFEST_NAME).exists():
+        found = read_manifest("output_dir", output, "pack", "Choose another folder.")
+        ensure(
+            found["plan_sha256"] == plan_sha256,
+            f"output_dir={config.output_dir}: holds rows of other inputs or settings. Choose another folder, or delete it.",
+        )
+        return True
+    others = [path.name for path in output.iterdir() if path.name != ".partial"] if output.is_dir() else []
+    ensure(
+        not output.exists() or output.is_dir(),
+        f"output_dir={config.output_dir}: is a file. Choose a folder.",
+    )
+    leftovers = {"train.npy", "validation.npy", "validation_documents.npy"}
+    ensure(
+        not set(others) - leftovers - {name + ".partial" for name in [*leftovers, MANIFEST_NAME]},
+        f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose an empty or new folder.",
+    )
+    return False
+
+
+def _inspect(corpus: Corpus) -> tuple[int, int]:
+    """Read everything once before anything is written: bad text is found now, not after an hour."""
+    from tqdm import tqdm
+
+    num_bytes = num_documents = num_train = 0
+    for split, document in tqdm(corpus.documents(), desc="checking documents", unit=" documents", mininterval=1.0):
+        num_documents += 1
+        num_train += split == "train"
+        num_bytes += len(document.text.encode())
+    where = ", ".join(corpus.config.inputs)
+    ensure(num_documents, f"inputs={where}: hold no document with text.")
+    ensure(num_train, f"inputs={where}: all documents are held out. Lower validation_fraction or add documents.")
+    return num_documents, num_bytes
+
+
+def _encode_all(
+    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: _Journal, num_documents: int
+) -> None:
+    from tqdm import tqdm
+
+    done = journal.totals.documents
+    with tqdm(total=num_documents, initial=done, desc="packing", unit=" documents", mininterval=1.0) as bar:
+        for number, chunk in enumerate(_chunks(corpus.documents())):
+            if number < journal.totals.chunks:
+                continue
+            journal.append(chunk, encode_documents(tokenizer, [doc.text for _, doc in chunk], journal.dtype))
+            bar.update(len(chunk))
+
+
+def _finish(output: Path, config: PackConfig, journal: _Journal, plan: dict[str, Any], vocab_size: int) -> None:
+    """Shuffle the rows into place, write the validation arrays, then the manifest, then drop the unfinished folder."""
+    totals, partial = journal.totals, journal.folder
+    num_rows = totals.train_tokens // config.context
+    if num_rows == 0:
+        shutil.rmtree(output)
+        raise InputError(
+            f"context={config.context}: the corpus has only {totals.train_tokens} training tokens, less than one row. "
+            "Add text or choose a smaller context."
+        )
+    stream = np.memmap(partial / "train.bin", dtype=journal.dtype, mode="r")
+    rows = stream[: num_rows * config.context].reshape(num_rows, config.context)
+    order = np.random.default_rng(config.seed).permutation(num_rows)
+    shuffled = np.lib.format.open_memmap(
+        output / "train.npy.partial", mode="w+", dtype=journal.dtype, shape=(num_rows, config.context)
+    )
+    for start in range(0, num_rows, 4096):
+        shuffled[start : start + 4096] = rows[order[start : start + 4096]]
+    shuffled.flush()
+    del shuffled, rows, stream
+    (output / "train.npy.partial").replace(output / "train.npy")
+    np.save(output / "validation.npy", np.fromfile(partial / "validation.bin", dtype=journal.dtype))
+    np.save(output / "validation_documents.npy", np.fromfile(partial / "documents.bin", dtype=DOCUMENT_DTYPE))
+    files = ("train.npy", "validation.npy", "validation_documents.npy")
+    content = {
+        "config": asdict(config),
+        **plan,
+        "tokenizer_sha256": plan["plan"]["tokenizer_sha256"],
+        "vocab_size": vocab_size,
+        "dtype": np.dtype(journal.dtype).name,
+        "context": config.context,
+        "num_rows": num_rows,
+        "train_tokens": num_rows * config.context,
+        "dropped_tokens": totals.train_tokens - num_rows * config.context,
+        "validation_tokens": totals.validation_tokens,
+        "sources": totals.sources["train"],
+        "validation_sources": totals.sources["validation"],
+        "hashes": {name: sha256_file(output / name) for name in files},
+    }
+    write_manifest(output, "pack", content)
+    shutil.rmtree(partial)
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """A packed folder opened for reading; arrays are memory-mapped."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    train: NDArray[Any]  # (rows, context)
+    validation: NDArray[Any]  # (tokens,)
+    documents: NDArray[Any]  # DOCUMENT_DTYPE
+    source_names: list[str]  # of `documents["source"]`
+
+
+def packed_manifest(folder: str | Path, key: str = "packed") -> dict[str, Any]:
+    """Return the manifest of a packed folder.
+
+    Raises:
+        InputError: it is missing, unfinished, or something else.
+    """
+    return read_manifest(key, folder, "pack", PACK_FIX)
+
+
+def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
+    """Open a packed folder.
+
+    Raises:
+        InputError: it is missing or unfinished, or a file's size or type disagrees with the manifest.
+    """
+    folder = Path(folder)
+    manifest = packed_manifest(folder, key)
+    arrays = []
+    for name in ("train.npy", "validation.npy", "validation_documents.npy"):
+        try:
+            # allow_pickle stays False: a packed folder can come from outside.
+            arrays.append(np.load(folder / name, mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            if name != "train.npy" and manifest["validation_tokens"] == 0:  # an empty array cannot be mapped
+                arrays.append(np.load(folder / name, allow_pickle=False))
+                continue
+            raise InputError(f"{key}={folder}: {name} is missing or damaged ({error}). {PACK_FIX}") from error
+    train, validation, documents = arrays
+    ensure(
+        train.shape == (manifest["num_rows"], manifest["context"]) and validation.size == manifest["validation_tokens"],
+        f"{key}={folder}: the arrays' sizes {train.shape}, {validation.shape} disagree with {MANIFEST_NAME}. {PACK_FIX}",
+    )
+    return PackedCorpus(folder, manifest, train, validation, documents, list(manifest["validation_sources"]))
+
+
+def print_summary(folder: Path) -> None:
+    """Print what a packed folder holds: a line a source and the totals."""
+    manifest = packed_manifest(folder)
+    print(f"{'source':24} {'documents':>10} {'MB':>8} {'tokens':>12} {'held out':>9}  licences")
+    for name, record in manifest["sources"].items():
+        held_out = manifest["validation_sources"].get(name, {"documents": 0})["documents"]
+        print(
+            f"{name[:24]:24} {record['documents']:10,} {record['bytes'] / 1e6:8.1f} {record['tokens']:12,} "
+            f"{held_out:9,}  {', '.join(record['licenses'])[:60]}"
+        )
+    print(
+        f"{manifest['num_rows']:,} rows of {manifest['context']} tokens ({manifest['dtype']}) in {folder}; "
+        f"{manifest['validation_tokens']:,} held-out tokens; {manifest['dropped_tokens']} tokens dropped at the end"
+    )
+    if not manifest["validation_tokens"]:
+        print("no document is held out, so training cannot be evaluated: raise validation_fraction or add documents")
+
+
+__all__ = ["PackConfig", "PackedCorpus", "load_packed", "pack", "packed_manifest", "print_summary"]

@@ -1,0 +1,58 @@
+"""The embedded sample corpus: short Portuguese stories and facts, instructions and questions, all our own writing.
+
+It needs no download and no folder, and is the same on every machine. The stories come from a small grammar (`grammar`,
+`lexicon`, `plots`), so that agreement and copying can be measured on what a model trained on them writes
+(`teenytinyllama.evaluation.stories`).
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from teenytinyllama.checks import ensure
+from teenytinyllama.data.sample.facts import HELD_OUT_FACTS, TRAIN_FACTS
+from teenytinyllama.data.sample.lessons import PROMPTS, sample_instructions, sample_questions
+from teenytinyllama.data.sample.storyteller import write_story
+
+__all__ = ["DEFAULT_NUM_DOCUMENTS", "PROMPTS", "sample_documents", "sample_instructions", "sample_questions"]
+
+DEFAULT_NUM_DOCUMENTS = {"train": 10_000, "validation": 200}
+STORY_METADATA = "source: historias; license: Apache-2.0"
+FACT_METADATA = "source: curiosidades; license: Apache-2.0"
+STORIES_PER_FACT = {"train": 40, "validation": 20}
+"""One fact follows each so many stories, until all facts have been told once."""
+
+
+def sample_documents(
+    split: Literal["train", "validation"], num_documents: int | None = None, seed: int = 0
+) -> Iterator[dict[str, str]]:
+    """Yield the documents of a split: stories, with a fact (`curiosidades`) now and then.
+
+    Document i does not depend on how many are asked for. The validation stories use plots, and pairs of hero and
+    object, that train never has; the validation facts are not in train either.
+
+    Args:
+        split: "train" or "validation".
+        num_documents: how many to yield; None for `DEFAULT_NUM_DOCUMENTS` (about 0.9 million words of train).
+        seed: another seed gives other stories (the facts stay).
+
+    Yields:
+        `{"text": ..., "metadata": "source: ...; license: Apache-2.0"}`
+
+    Raises:
+        InputError: the split is unknown or `num_documents` is negative.
+    """
+    ensure(split in DEFAULT_NUM_DOCUMENTS, f"split={split!r}: must be 'train' or 'validation'. Use one of the two.")
+    wanted = DEFAULT_NUM_DOCUMENTS[split] if num_documents is None else num_documents
+    ensure(wanted >= 0, f"num_documents={num_documents}: must be 0 or more. Leave it out for {DEFAULT_NUM_DOCUMENTS[split]}.")
+    return _generate(split, wanted, seed)
+
+
+def _generate(split: Literal["train", "validation"], num_documents: int, seed: int) -> Iterator[dict[str, str]]:
+    facts = TRAIN_FACTS if split == "train" else HELD_OUT_FACTS
+    period = STORIES_PER_FACT[split] + 1
+    for index in range(num_documents):
+        place = index // period
+        if index % period == period - 1 and place < len(facts):
+            yield {"text": facts[place], "metadata": FACT_METADATA}
+        else:
+            yield {"text": write_story(split, index, seed).text, "metadata": STORY_METADATA}

@@ -1,0 +1,101 @@
+"""Write one story of the embedded corpus from a split, an index and a seed: always the same text, on every machine.
+
+Validation never shares a plot with train, nor a pair (hero, object): one pair in `HELD_OUT_EVERY` belongs to validation,
+and no object of a story may form a pair of the other split with its hero.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from teenytinyllama.data.sample.grammar import Entity, Narrator, character, tidy
+from teenytinyllama.data.sample.lexicon import NAMES, NOUNS, Name, Noun, adjectives_for
+from teenytinyllama.data.sample.plots import HELD_OUT_PLOTS, TRAIN_PLOTS, Plot
+from teenytinyllama.data.sample.sentences import RULES
+
+Split = Literal["train", "validation"]
+
+MIN_WORDS, MAX_WORDS = 60, 140
+HELD_OUT_EVERY = 5
+_KIDS = {gender: tuple(noun for noun in NOUNS["kid"] if noun.gender == gender) for gender in "fm"}
+_BOUND_CLASSES = {"e": "kin", "room": "indoor", "treat": "recipe", "crop": "veg", "pet": "pet"}
+
+
+@dataclass(frozen=True)
+class Story:
+    """A story with what it was made from: plot name, hero and main object."""
+
+    text: str
+    plot: str
+    hero: str
+    thing: str
+
+
+def is_held_out_pair(hero: str, thing: str) -> bool:
+    """Return whether a hero and an object may meet only in the validation split.
+
+    The rule reads letters, not list positions, so that a longer word list moves no pair between the splits.
+    """
+    letters = hero + thing
+    return sum(ord(letter) * (place + 1) for place, letter in enumerate(letters)) % HELD_OUT_EVERY == 0
+
+
+@cache
+def _nouns_beside(hero: str, split: Split) -> frozenset[str]:
+    """Return the nouns that may stand in a story about the hero: all but the objects kept for the other split."""
+    kept_away = {noun.singular for noun in NOUNS["obj"] if is_held_out_pair(hero, noun.singular) != (split == "validation")}
+    return frozenset(noun.singular for nouns in NOUNS.values() for noun in nouns) - kept_away
+
+
+@cache
+def _candidates(hero: str, split: Split, kind: str) -> tuple[Noun, ...]:
+    """Return the nouns of a class that may stand beside the hero."""
+    return tuple(noun for noun in NOUNS[kind] if noun.singular in _nouns_beside(hero, split))
+
+
+@cache
+def _heroes(split: Split, kind: str) -> tuple[Name, ...]:
+    """Return the names that may meet at least one main object of the class."""
+    return tuple(name for name in NAMES if _candidates(name.text, split, kind))
+
+
+def _bind(rng: random.Random, plot: Plot, split: Split) -> tuple[Name, Narrator]:
+    """Draw the characters, places and main object of a story."""
+    narrator = Narrator(rng, RULES, {})
+    hero = friend = narrator.pick(_heroes(split, plot.thing))
+    while friend == hero:
+        friend = narrator.pick(NAMES)
+    narrator.allowed = _nouns_beside(hero.text, split)
+    narrator.bound |= {"h": character(hero), "f": character(friend), "kid": character(narrator.pick(_KIDS[hero.gender]))}
+    for slot, kind in (*_BOUND_CLASSES.items(), ("j", plot.helper), ("where", plot.where), ("thing", plot.thing)):
+        noun = narrator.pick(_candidates(hero.text, split, kind))
+        narrator.bound[slot] = Entity(noun.gender, noun, adjective=narrator.pick(adjectives_for(noun.kind)))
+        narrator.used.add(noun.singular)
+    return hero, narrator
+
+
+def _join(parts: list[str]) -> str:
+    """Return the parts as paragraphs: a part that starts with a dash (speech) is a paragraph of its own."""
+    text, after_speech = "", False
+    for part in filter(None, parts):
+        speech = part.startswith("—")
+        text += ("\n" if text and (speech or after_speech) else " ") + part
+        after_speech = speech
+    return tidy(text)
+
+
+def write_story(split: Split, index: int, seed: int = 0) -> Story:
+    """Return story number `index` of a split, 60 to 140 words long.
+
+    All randomness comes from (seed, split, index); stories do not depend on one another.
+    """
+    plots = HELD_OUT_PLOTS if split == "validation" else TRAIN_PLOTS
+    rng = random.Random((seed * 1_000_003 + index) * 2 + (split == "validation"))
+    while True:
+        name = list(plots)[int(rng.random() * len(plots))]
+        hero, narrator = _bind(rng, plots[name], split)
+        text = _join([narrator.expand(narrator.pick(stage)) for stage in plots[name].stages])
+        if MIN_WORDS <= len(text.split()) <= MAX_WORDS:
+            thing = narrator.bound["thing"].noun
+            return Story(text, name, hero.text, thing.singular if thing else "")

@@ -1,0 +1,243 @@
+"""Where documents come from: local parquet, jsonl and txt files, Hub datasets at a pinned commit, the embedded sample.
+
+An input is one of:
+
+* a file, a folder (searched for files of the known kinds) or a glob;
+* `hf://datasets/user/name@COMMIT[/pattern]`: files of a Hub dataset at a 40-digit commit;
+* `sample`: the embedded corpus, which has its own held-out stories.
+"""
+
+import fnmatch
+import functools
+import glob
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..checks import InputError, ensure
+from ..hub_client import hub_errors
+from ..manifest import sha256_file
+from .readers import SUFFIXES, Row, read_rows
+
+Split = Literal["train", "validation"]
+SAMPLE = "sample"
+_HUB_INPUT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)(?:/(?P<pattern>.+))?$")
+_METADATA_FIELD = re.compile(r"\b(source|license|licence)\s*:\s*([^;]+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, with the source it counts under and the licence it carries (empty when unknown)."""
+
+    text: str
+    source: str
+    license: str = ""
+
+
+@dataclass
+class CorpusConfig:
+    """Which documents a stage reads, and which of them are held out."""
+
+    inputs: list[str] = field(
+        metadata={"help": "files, folders, globs, hf://datasets/user/name@commit, or `sample` (the embedded corpus)"}
+    )
+    validation_inputs: list[str] | None = field(
+        default=None, metadata={"help": "held-out documents of their own; then nothing of `inputs` is held out"}
+    )
+    validation_fraction: float = field(
+        default=0.01,
+        metadata={"help": "share of the documents held out, chosen by a hash of the text, so that it stays the same "
+                          "when the corpus grows"},
+    )  # fmt: skip
+    text_column: str = field(default="text", metadata={"help": "column (parquet) or key (jsonl) that holds the text"})
+    metadata_column: str = field(
+        default="metadata", metadata={"help": "optional column with `source: …; license: …` or a mapping of the two"}
+    )
+    txt_unit: Literal["file", "line"] = field(
+        default="file", metadata={"help": "what one document is in a txt file: the whole file, or each line"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that no corpus can have.
+
+        Raises:
+            InputError: no input, or a fraction outside [0, 0.5].
+        """
+        ensure(self.inputs, "inputs=[]: empty. Give at least one file, folder or dataset.")
+        ensure(
+            0.0 <= self.validation_fraction <= 0.5,
+            f"validation_fraction={self.validation_fraction}: must lie between 0 and 0.5. 0.01 is usual.",
+        )
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read, under the name that a user would know it by."""
+
+    name: str
+    path: Path
+
+
+def resolve_files(key: str, inputs: list[str]) -> list[SourceFile]:
+    """Return the files that the inputs stand for, in a fixed order; `sample` has none.
+
+    Raises:
+        InputError: an input matches nothing, is of an unknown kind, or is a Hub dataset without a pinned commit.
+    """
+    files: list[SourceFile] = []
+    for text in inputs:
+        if text == SAMPLE:
+            continue
+        if text.startswith("hf://"):
+            files += _hub_files(key, text)
+            continue
+        paths = [Path(text)] if Path(text).exists() else [Path(match) for match in sorted(glob.glob(text))]
+        ensure(
+            paths,
+            f"{key}={text}: no such file or folder, and no file matches it as a glob. A Hub dataset is written "
+            "hf://datasets/user/name@commit.",
+        )
+        for path in paths:
+            found = sorted(file for file in path.rglob("*") if _is_known(file)) if path.is_dir() else [path]
+            ensure(found, f"{key}={text}: the folder holds no {', '.join(SUFFIXES)} file.")
+            ensure(
+                all(map(_is_known, found)),
+                f"{key}={path}: unknown kind of file. Known are {', '.join(SUFFIXES)}.",
+            )
+            files += [SourceFile(str(file.relative_to(path.parent)) if path.is_dir() else file.name, file)
+                      for file in found]  # fmt: skip
+    return files
+
+
+def _is_known(path: Path) -> bool:
+    # run.json and audits of our own folders are .json, which is not a corpus format here.
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+
+
+def _hub_files(key: str, text: str) -> list[SourceFile]:
+    """Download the text files of a Hub dataset at its pinned commit, one by one.
+
+    A whole-snapshot download answers a server error with whatever lies in the cache; per-file downloads fail.
+    """
+    match = _HUB_INPUT.match(text)
+    ensure(match, f"{key}={text}: not of the form hf://datasets/user/name@commit or …@commit/pattern.")
+    assert match is not None
+    repo, revision, pattern = match["repo"], match["revision"], match["pattern"] or "*"
+    ensure(
+        re.fullmatch(r"[0-9a-f]{40}", revision),
+        f"{key}={text}: {revision!r} can move. Pin the 40-digit commit that the dataset's page shows under "
+        "'Files and versions'.",
+    )
+    from huggingface_hub import HfApi, hf_hub_download
+
+    try:
+        names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+        wanted = [name for name in sorted(names) if name.lower().endswith(SUFFIXES) and fnmatch.fnmatch(name, pattern)]
+        ensure(wanted, f"{key}={text}: no {', '.join(SUFFIXES)} file there matches {pattern!r}.")
+        return [
+            SourceFile(f"{repo}/{name}", Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision)))
+            for name in wanted
+        ]
+    except hub_errors() as error:
+        raise InputError(
+            f"{key}={text}: could not be read from the Hub: {type(error).__name__}: {str(error).splitlines()[0]} "
+            "Check the name, the commit, `hf auth login` for a private dataset, and the network."
+        ) from error
+
+
+def parse_metadata(metadata: Any, default_source: str) -> tuple[str, str]:
+    """Return (source, licence) from a metadata cell: a mapping, or text such as `source: x; license: y`."""
+    if isinstance(metadata, dict):
+        found = {str(name).lower(): str(value) for name, value in metadata.items() if value is not None}
+    else:
+        found = {name.lower(): value.strip() for name, value in _METADATA_FIELD.findall(str(metadata or ""))}
+    return found.get("source") or default_source, found.get("license") or found.get("licence") or ""
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Return whether a document belongs to the validation split, by a hash of its text.
+
+    The decision needs no other document: it stays the same when the corpus grows, and equal documents never fall
+    on both sides.
+    """
+    digest = hashlib.sha256(b"teenytinyllama split\0" + text.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+class Corpus:
+    """The documents of a config: resolved and checked files, read as often as needed in a fixed order."""
+
+    def __init__(self, config: CorpusConfig) -> None:
+        """Resolve the inputs to files.
+
+        Raises:
+            InputError: see `resolve_files`.
+        """
+        self.config = config
+        self.files = resolve_files("inputs", config.inputs)
+        self.validation_files = resolve_files("validation_inputs", config.validation_inputs or [])
+        self.has_sample = SAMPLE in config.inputs
+
+    def documents(self) -> Iterator[tuple[Split, Document]]:
+        """Yield every non-empty document with its split, in the order of the files.
+
+        Raises:
+            InputError: a file cannot be read as text (see `readers.read_rows`).
+        """
+        fraction = 0.0 if self.config.validation_inputs else self.config.validation_fraction
+        for file in self.files:
+            for document in self._read("inputs", file):
+                yield "validation" if is_held_out(document.text, fraction) else "train", document
+        for file in self.validation_files:
+            for document in self._read("validation_inputs", file):
+                yield "validation", document
+        if self.has_sample:
+            yield from _sample_documents()
+
+    def _read(self, key: str, file: SourceFile) -> Iterator[Document]:
+        stem = file.path.name.split(".")[0]
+        rows: Iterator[Row] = read_rows(
+            key, file.path, self.config.text_column, self.config.metadata_column, self.config.txt_unit
+        )
+        for text, metadata in rows:
+            if text.strip():
+                yield Document(text, *parse_metadata(metadata, stem))
+
+    def fingerprint(self, on_bytes: Any = None) -> dict[str, str]:
+        """Return the sha256 of every file read, by name, and of the embedded sample's generator."""
+        hashes = {file.name: sha256_file(file.path, on_bytes) for file in [*self.files, *self.validation_files]}
+        if self.has_sample:
+            hashes[SAMPLE] = _sample_sha256()
+        return hashes
+
+    def num_bytes(self) -> int:
+        """Return the size of the files on disk in bytes, compressed as they are."""
+        return sum(file.path.stat().st_size for file in [*self.files, *self.validation_files])
+
+
+@functools.cache  # the stages of the demo read it several times in one process; it is about 5 MB
+def _sample_documents() -> list[tuple[Split, Document]]:
+    from .sample import sample_documents
+
+    splits: tuple[Split, Split] = ("train", "validation")
+    return [
+        (split, Document(row["text"], *parse_metadata(row["metadata"], SAMPLE)))
+        for split in splits
+        for row in sample_documents(split)
+    ]
+
+
+def _sample_sha256() -> str:
+    """Return the sha256 of the generator's code, which decides its texts and is read faster than they are made."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "sample").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def source_statistics() -> dict[str, Any]:
+    """Return an empty record of one source's documents, bytes, tokens and licences, for a stage to fill."""
+    return {"documents": 0, "bytes": 0, "tokens": 0, "licenses": []}

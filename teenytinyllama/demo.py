@@ -1,0 +1,178 @@
+"""`ttl demo`: the whole main job at size `tiny` on the embedded stories, offline, in minutes on two CPU cores."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checks import EXIT_DONE, RunFailedError
+from .manifest import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NUM_STORIES = 50
+STORY_TOKENS = 160
+REPORT_NAME = "stories.json"
+
+# Run in a process that cannot know this package: `-I` ignores PYTHONPATH and the working directory, and the check at
+# the end would notice the package if anything imported it.
+_RELOAD = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+folder, prompt = sys.argv[1:]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+set_seed(1)
+output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=60, do_sample=True, temperature=0.8)
+assert "teenytinyllama" not in sys.modules
+print(type(model).__name__ + "\\t" + tokenizer.decode(output[0], skip_special_tokens=True).replace("\\n", " "))
+"""
+
+
+def run_demo(argv: list[str], start_pretraining: Callable[..., int], recipes: Path) -> int:
+    """Run every stage in `output_dir`; a stage that is already complete there is not repeated.
+
+    Args:
+        argv: `--output_dir DIR` (default runs/demo) and any key of the pretraining config, such as `--max_tokens`.
+        start_pretraining: starts and supervises the training process and returns its exit code.
+        recipes: folder with `configs/tiny/pretrain.yaml`.
+
+    Returns:
+        0, or the exit code of a training that did not end well.
+    """
+    from .arguments import read_values
+    from .data.packing import PackConfig, pack, print_summary
+    from .data.vocabulary import TokenizerConfig, build_tokenizer
+    from .presets import PRESETS
+    from .training.config import PretrainConfig
+
+    start = time.time()
+    config = str(recipes / "configs" / "tiny" / "pretrain.yaml")
+    values = read_values(PretrainConfig, ["--output_dir", "runs/demo", *argv, "--config", config])
+    folder = Path(values["output_dir"])
+    preset = PRESETS["tiny"]
+    _say("1/5 tokenizer, trained on the embedded stories and audited on held-out ones")
+    tokenizer = build_tokenizer(
+        TokenizerConfig(inputs=["sample"], vocab_size=preset.vocab_size, output_dir=str(folder / "tokenizer"))
+    )
+    _say("2/5 packing: documents to rows of tokens")
+    packed = pack(
+        PackConfig(
+            inputs=["sample"],
+            tokenizer=str(tokenizer),
+            context=preset.max_position_embeddings,
+            output_dir=str(folder / "packed"),
+        )
+    )
+    print_summary(packed)
+    _say("3/5 pretraining")
+    run = folder / "base"
+    values |= {"tokenizer": str(tokenizer), "packed": str(packed), "output_dir": str(run)}
+    code = start_pretraining(values, None, None)
+    if code != EXIT_DONE:
+        return code
+    _say(f"4/5 {NUM_STORIES} stories by the model, measured against the training stories and their grammar")
+    report = _story_report(run, values)
+    _say("5/5 reloading in a fresh process, with transformers alone")
+    reloaded = reload_elsewhere(run)
+    _print_summary(folder, run, report, reloaded, time.time() - start)
+    return EXIT_DONE
+
+
+def _say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def generate_stories(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", seed: int = 0) -> list[str]:
+    """Return `NUM_STORIES` texts sampled from `<s>` alone at temperature 0.8, all in one batch."""
+    import torch
+
+    start = torch.full((NUM_STORIES, 1), tokenizer.bos_token_id)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        output = model.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=STORY_TOKENS,
+            do_sample=True,
+            temperature=0.8,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return [str(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+
+
+def _story_report(run: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Measure 50 stories of the trained model and of the same model before training; keep them in `stories.json`."""
+    from .data.sample import sample_documents
+    from .evaluation.stories import story_report
+    from .manifest import sha256_file
+
+    model_sha256 = sha256_file(run / "model.safetensors")
+    path = run / REPORT_NAME
+    if path.exists():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["model_sha256"] == model_sha256:
+            return dict(report)
+    from transformers import AutoModelForCausalLM, set_seed
+
+    from .published import from_pretrained
+
+    trained, tokenizer = from_pretrained(run)
+    set_seed(values.get("seed", 42))
+    untrained = AutoModelForCausalLM.from_config(trained.config)
+    train_texts = [row["text"] for row in sample_documents("train")]
+    report = {"model_sha256": model_sha256}
+    for name, model in (("trained", trained), ("untrained", untrained)):
+        stories = generate_stories(model, tokenizer)
+        report[name] = {**story_report(stories, train_texts), "stories": stories}
+    write_json(path, report)
+    return report
+
+
+def reload_elsewhere(run: Path, prompt: str = "Era uma vez") -> str:
+    """Load the run's model in a process of its own without our package and return its class and a continuation.
+
+    Raises:
+        RunFailedError: it does not load.
+    """
+    command = [sys.executable, "-I", "-c", _RELOAD, str(run.resolve()), prompt]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode:
+        raise RunFailedError(f"{run} does not load with transformers alone:\n{done.stderr[-2000:]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def _share(value: float | None) -> str:
+    return "  n/a" if value is None else f"{100 * value:5.1f} %"
+
+
+def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: str, seconds: float) -> None:
+    manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    training, results = manifest["training"], manifest["results"]
+    before, after = results["initial"], results["final"]
+    class_name, _, continuation = reloaded.partition("\t")
+    print(f"\n{'=' * 78}\nA Portuguese model of {manifest['model']['num_parameters']:,} parameters in {seconds:.0f} s\n")
+    print(f"{'':34}{'untrained':>12}{'trained':>12}   goal")
+    if before and after:
+        print(f"{'held-out bits per byte':34}{before['bits_per_byte']:12.3f}{after['bits_per_byte']:12.3f}")
+        print(f"{'held-out perplexity':34}{before['perplexity']:12.1f}{after['perplexity']:12.1f}")
+    print(f"{'training loss (first, last)':34}{training['first_loss']:12.3f}{training['last_loss']:12.3f}")
+    for label, key, goal in (
+        ("words in the training lexicon", "lexicon_share", "95 % or more"),
+        ("8-grams copied from training", "copied_share", "20 % or less"),
+        ("agreement by the grammar", "agreement_share", "80 % or more"),
+    ):
+        print(f"{label:34}{_share(report['untrained'][key]):>12}{_share(report['trained'][key]):>12}   {goal}")
+    print("\nTwo of its stories:")
+    for story in report["trained"]["stories"][:2]:
+        print("  | " + story.strip().replace("\n", "\n  | ") + "\n")
+    print(f"Reloaded as {class_name} without this package: {continuation}\n")
+    print(f"{training['tokens']:,} tokens in {training['steps']} steps, {training['tokens_per_second']:,.0f} tokens/s, ")
+    print(f"{training['peak_memory_gb']:.1f} GB of memory in the training process\n")
+    print(f"model     {run}   (from_pretrained loads it)")
+    print(f"card      {run}/README.md\nplot      {run}/loss.png\nmetrics   {run}/metrics.jsonl\nenergy    {run}/emissions.csv")
+    print(f"tokenizer {folder}/tokenizer   audit {folder}/tokenizer/audit.json\n")
+    print("Next: ttl init my-model, put Portuguese texts into my-model/corpus and follow recipes/reproduce.sh")

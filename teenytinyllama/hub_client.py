@@ -1,0 +1,17 @@
+"""What the Hub client can raise, by name, for the two majors of huggingface_hub that we admit."""
+
+from importlib.util import find_spec
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions by which a read from the Hub fails: HTTP answers, transport, a file that is not cached.
+
+    The transport is httpx in huggingface_hub 1 and httpx2 in 2 (measured: a dead server raises its ConnectError).
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if find_spec("httpx2"):
+        import httpx2 as transport
+    else:
+        import httpx as transport
+    return (HfHubHTTPError, LocalEntryNotFoundError, transport.HTTPError, ConnectionError)

@@ -1,0 +1,225 @@
+"""Model shapes by name, their Llama configuration, and the two counts that plans and speed reports need.
+
+A preset is shape only. Vocabulary size and special ids come from the tokenizer, so a model and its tokenizer cannot
+disagree. What is built from a preset is a plain `LlamaConfig`: a reader of the saved model needs nothing from here.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from .checks import InputError, ensure, near_name
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+# Special ids of the project's tokenizers (and of the published TeenyTinyLlama ones): <unk> 0, <s> 1, </s> 2, <pad> 3.
+# LlamaConfig has no field for <unk>.
+BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID = 1, 2, 3
+
+
+class LlamaShape(Protocol):
+    """What the counts read: a `Preset` has it, and so has a `LlamaConfig`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width inside the gated MLP."""
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of transformer blocks."""
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Query heads in a block."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key and value heads in a block."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest context in tokens."""
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether input and output embeddings are one matrix."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The shape of a model, with LlamaConfig's field names.
+
+    Attributes:
+        num_parameters: parameters with `vocab_size` entries, embedding and head both counted.
+        vocab_size: entries when no tokenizer is given.
+        max_position_embeddings: context in tokens.
+        source: where the shape comes from.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_parameters: int
+    source: str
+    vocab_size: int = 32_000
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_parameters=2_557_632,
+        vocab_size=2048,
+        max_position_embeddings=256,
+        source="this project: trains on a laptop CPU in minutes",
+    ),
+    "160m": Preset(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+        num_parameters=162_417_408,
+        source="config.json of nicholasKluge/TeenyTinyLlama-160m (arXiv 2401.16640)",
+    ),
+    "460m": Preset(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        num_parameters=468_239_360,
+        source="config.json of nicholasKluge/TeenyTinyLlama-460m (arXiv 2401.16640)",
+    ),
+    "1b1": Preset(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        num_parameters=1_100_048_384,
+        source="TinyLlama-1.1B (arXiv 2401.02385)",
+    ),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """Return the preset called `name`.
+
+    Raises:
+        InputError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise InputError(f"preset={name}: must be one of {', '.join(PRESETS)}.{near_name(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_config(name: str, tokenizer: "PreTrainedTokenizerBase | None" = None) -> "LlamaConfig":
+    """Return the plain LlamaConfig of a preset.
+
+    Args:
+        name: a key of `PRESETS`.
+        tokenizer: gives the vocabulary size and the special ids; without it the preset's own size and ids 1, 2, 3
+            (beginning, end, padding) are used.
+
+    Raises:
+        InputError: unknown name, or a tokenizer without a beginning, end or padding token, or with ids beyond its
+            length.
+    """
+    from transformers import LlamaConfig
+
+    preset = get_preset(name)
+    vocab_size, special_ids = preset.vocab_size, (BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID)
+    if tokenizer is not None:
+        vocab_size, special_ids = len(tokenizer), _special_ids(tokenizer)
+    bos_token_id, eos_token_id, pad_token_id = special_ids
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=preset.hidden_size,
+        intermediate_size=preset.intermediate_size,
+        num_hidden_layers=preset.num_hidden_layers,
+        num_attention_heads=preset.num_attention_heads,
+        num_key_value_heads=preset.num_key_value_heads,
+        max_position_embeddings=preset.max_position_embeddings,
+        rms_norm_eps=preset.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": preset.rope_theta},
+        tie_word_embeddings=preset.tie_word_embeddings,
+        bos_token_id=bos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+
+
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int, int]:
+    """Return the ids of the beginning, end and padding tokens; refuse a tokenizer that a model cannot be sized by."""
+    ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    missing = [f"{role}_token" for role, token_id in ids.items() if token_id is None]
+    ensure(
+        not missing,
+        f"tokenizer={tokenizer.name_or_path or type(tokenizer).__name__}: has no {', '.join(missing)}. "
+        "All of bos_token, eos_token and pad_token must be set; `ttl tokenizer` trains one that has them.",
+    )
+    # len() counts entries: a vocabulary with gaps has ids that would fall outside an embedding of that many rows.
+    largest_id = max(tokenizer.get_vocab().values())
+    ensure(
+        largest_id < len(tokenizer),
+        f"tokenizer={tokenizer.name_or_path or type(tokenizer).__name__}: the largest id is {largest_id}, but there "
+        f"are only {len(tokenizer)} entries. Ids must be 0 to {len(tokenizer) - 1} without gaps; train the tokenizer "
+        "again with `ttl tokenizer`.",
+    )
+    return ids["bos"], ids["eos"], ids["pad"]
+
+
+def count_parameters(config: LlamaShape) -> int:
+    """Return the number of parameters of a Llama of this shape, without building it.
+
+    Embedding and head are both counted unless tied. Per layer: query and output projections (hidden x heads x head),
+    key and value projections (hidden x kv heads x head), three MLP matrices and two norms; one final norm.
+    Biases are not counted: no preset has them.
+
+    Source: the weight shapes of transformers' LlamaForCausalLM (tests compare with the model on the meta device).
+    """
+    hidden = config.hidden_size
+    head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    attention = 2 * hidden * head_size * (config.num_attention_heads + config.num_key_value_heads)
+    layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
+    embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+    return embeddings + config.num_hidden_layers * layer + hidden
+
+
+def flops_per_token(config: LlamaShape, context: int | None = None) -> int:
+    """Return the training FLOPs (forward and backward) for one token, by convention A.
+
+    6 N + 12 L h T, where N counts every parameter (the input embedding too), L is the layers, h the hidden size and
+    T the context: attention is counted in full, not only its causal half. It is the convention of published MFU
+    figures and above what a causal kernel computes (1.201 against 0.940 GFLOP for 160m): name it beside the number.
+
+    Source: PaLM (arXiv 2204.02311), appendix B, with N for all parameters.
+
+    Args:
+        config: shape of the model.
+        context: tokens a row; the config's longest by default.
+
+    Raises:
+        InputError: the context is not positive.
+    """
+    tokens = config.max_position_embeddings if context is None else context
+    ensure(tokens > 0, f"context={tokens}: must be at least 1 token. Use {config.max_position_embeddings}.")
+    return 6 * count_parameters(config) + 12 * config.num_hidden_layers * config.hidden_size * tokens

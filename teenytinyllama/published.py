@@ -1,0 +1,250 @@
+"""Load a model and its tokenizer by short name, Hub repository or folder, without ever running a repository's code.
+
+A Hub revision is resolved once, with config.json, and everything else is read at that commit, so model and tokenizer
+cannot come from two versions. Weights are read from safetensors only: pickle files can run code when they are read.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .checks import InputError, MissingFileError, ensure, near_name
+from .hub_client import hub_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The repositories of the published TeenyTinyLlama models (arXiv 2401.16640).
+PUBLISHED_MODELS: dict[str, str] = {
+    "160m": "nicholasKluge/TeenyTinyLlama-160m",
+    "460m": "nicholasKluge/TeenyTinyLlama-460m",
+    "460m-chat": "nicholasKluge/TeenyTinyLlama-460m-Chat",
+}
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the files of one model are: a folder, or a Hub repository at a commit (a revision until it is resolved)."""
+
+    name: str
+    folder: Path | None = None
+    revision: str = "main"
+
+    def find(self, *names: str) -> Path | None:
+        """Return the first of these files that exists, downloaded if need be, or None."""
+        if self.folder is not None:
+            return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
+        from huggingface_hub import try_to_load_from_cache
+
+        # The cache first: offline, the Hub client cannot tell a file that the repository lacks from one not cached.
+        for name in names:
+            cached = try_to_load_from_cache(self.name, name, revision=self.revision)
+            if isinstance(cached, str):
+                return Path(cached)
+        downloads = (_download(self.name, name, self.revision) for name in names)
+        return next((path for path in downloads if path is not None), None)
+
+
+def from_pretrained(
+    name_or_path: str | Path, revision: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return a causal language model, in evaluation mode and the dtype it was saved in, and its tokenizer.
+
+    Args:
+        name_or_path: a folder (a run, a checkpoint), a Hub repository `owner/name`, or a short name of
+            `PUBLISHED_MODELS`. A folder that exists wins over a name.
+        revision: branch, tag or commit of a Hub repository; `main` by default.
+
+    Raises:
+        InputError: the name is unknown, the folder or repository cannot be read or lacks config.json, safetensors
+            weights or a tokenizer, the model needs code of its own, or a revision is given for a folder.
+    """
+    source = _locate(str(name_or_path), revision)
+    _check_config(source)
+    ensure(
+        source.find(*WEIGHT_FILES),
+        f"name_or_path={source.name}: holds no weights in safetensors ({' or '.join(WEIGHT_FILES)}). Pickle files such "
+        "as pytorch_model.bin are refused because reading them can run code. Use a repository or revision with "
+        "safetensors, or convert the weights with `save_pretrained` where you trust them.",
+    )
+    ensure(
+        source.find(*TOKENIZER_FILES),
+        f"name_or_path={source.name}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). Save one beside the model "
+        "with `tokenizer.save_pretrained`.",
+    )
+    # Only now, so that a refusal does not wait for torch.
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.name, trust_remote_code=False, use_safetensors=True, **place
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"name_or_path={source.name}: transformers cannot read its files: {error} Download or copy the model again."
+        ) from error
+    return model, tokenizer
+
+
+def _locate(name: str, revision: str | None) -> _Source:
+    """Return where the model is; for a Hub repository this asks the Hub for the commit of the revision."""
+    path = Path(name).expanduser()
+    if path.exists():
+        ensure(
+            revision is None,
+            f"revision={revision}: name_or_path={name} is a folder on this machine, and only a Hub repository has "
+            "revisions. Leave revision out, or give the repository as owner/name.",
+        )
+        ensure(path.is_dir(), f"name_or_path={name}: is a file. Give the folder that holds config.json.")
+        return _Source(str(path), folder=path)
+    if name.startswith((os.sep, ".", "~")):
+        raise MissingFileError(
+            f"name_or_path={name}: no such folder. Give a folder made by `ttl pretrain` or `save_pretrained`."
+        )
+    repository = PUBLISHED_MODELS.get(name, name)
+    if "/" not in repository:
+        raise InputError(
+            f"name_or_path={name}: neither a folder nor one of the short names {', '.join(PUBLISHED_MODELS)}."
+            f"{near_name(name, PUBLISHED_MODELS)} A Hub repository is given as owner/name."
+        )
+    config_path = _download(repository, "config.json", revision or "main")
+    if config_path is None:
+        raise InputError(
+            f"name_or_path={repository}: revision {revision or 'main'} holds no config.json, so it is no transformers "
+            "model (an adapter or a GGUF file alone cannot be loaded). Give the repository of the model itself."
+        )
+    # The cache keeps every file under snapshots/<commit>/: the folder's name is the commit that was resolved.
+    return _Source(repository, revision=config_path.parent.name)
+
+
+def _check_config(source: _Source) -> None:
+    """Refuse a model without config.json, or one that transformers knows only by running the repository's code."""
+    config_path = source.find("config.json")
+    if config_path is None:
+        checkpoints = [path.parent for path in source.folder.glob("checkpoint-*/config.json")] if source.folder else []
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+        hint = f" Its newest checkpoint is {newest}." if newest else ""
+        raise MissingFileError(
+            f"name_or_path={source.name}: holds no config.json. Give the folder of a finished run or of a checkpoint."
+            f"{hint}"
+        )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"name_or_path={source.name}: config.json is no JSON ({error}). Copy it again.") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    ensure(
+        model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        f"name_or_path={source.name}: model_type={model_type} in config.json is no causal language model of "
+        "transformers, and code that comes with a repository is never run. Use a model of a built-in type such as "
+        "llama.",
+    )
+
+
+def _download(repository: str, filename: str, revision: str) -> Path | None:
+    """Return the cached or downloaded path of a repository's file, or None when that revision has no such file.
+
+    Raises:
+        InputError: the repository or revision does not exist, access is refused, or the Hub cannot be reached and
+            the file is not cached.
+    """
+    from huggingface_hub import constants, get_token, hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(repository, filename, revision=revision))
+    except RemoteEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        message = "is neither a folder here nor a Hub repository id. Write owner/name, with one slash."
+        raise InputError(f"name_or_path={repository}: {message}") from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"revision={revision}: {repository} has no branch, tag or commit of that name. The list is at "
+            f"{constants.ENDPOINT}/{repository}/tree/main; leave revision out for the final model."
+        ) from error
+    except GatedRepoError as error:
+        raise InputError(
+            f"name_or_path={repository}: access to this repository has to be granted (HTTP "
+            f"{error.response.status_code}). Ask for it at {constants.ENDPOINT}/{repository}, then log in with "
+            "`hf auth login` or set HF_TOKEN."
+        ) from error
+    except hub_errors() as error:
+        # Several failures come as "not in the cache", with the Hub's answer as the cause.
+        answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
+        status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else None
+        # To a stranger the Hub answers 401 for a missing repository as well as for a private one.
+        is_hidden = isinstance(error, RepositoryNotFoundError) or (status == 401 and get_token() is None)
+        raise InputError(_refusal(repository, filename, status, is_hidden, constants.ENDPOINT)) from error
+
+
+def _refusal(repository: str, filename: str, status: int | None, is_hidden: bool, endpoint: str) -> str:
+    """Return the message for a file that the Hub did not give, by HTTP status (None: no answer came)."""
+    if is_hidden:
+        return (
+            f"name_or_path={repository}: no such folder here, and no such repository on {endpoint} that you may read "
+            f"(HTTP {status}). Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN to a "
+            "token that can read it."
+        )
+    if status in (401, 403):
+        return (
+            f"name_or_path={repository}: {endpoint} refuses your token (HTTP {status}). Log in again with "
+            "`hf auth login`, or set HF_TOKEN to a valid token that can read this repository."
+        )
+    reason = "no Hub can be reached there (or HF_HUB_OFFLINE is set)" if status is None else f"it answers HTTP {status}"
+    return (
+        f"name_or_path={repository}: {filename} is not in the local cache, and {endpoint} cannot give it: {reason}. "
+        f"Run `hf download {repository}` once while online, or give a folder."
+    )
+
+
+def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a folder, a Hub repository or a short name.
+
+    Args:
+        key: the config key that names it, for the message.
+        name_or_path: see `from_pretrained`.
+        revision: branch, tag or commit of a Hub repository.
+
+    Raises:
+        InputError: nothing is there, or what is there holds no tokenizer.
+    """
+    path = Path(name_or_path).expanduser()
+    is_folder = path.exists() or name_or_path.startswith((os.sep, ".", "~"))
+    if is_folder or name_or_path.count("/") != 1:
+        ensure(
+            path.is_dir() or name_or_path in PUBLISHED_MODELS,
+            f"{key}={name_or_path}: no such folder, and not a Hub repository (owner/name). "
+            "`ttl tokenizer` makes a tokenizer.",
+        )
+    source = _Source(str(path), folder=path) if path.is_dir() else _locate(name_or_path, revision)
+    ensure(
+        source.find(*TOKENIZER_FILES),
+        f"{key}={name_or_path}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). `ttl tokenizer` makes one.",
+    )
+    from transformers import AutoTokenizer
+
+    from .tokenizer import make_portable
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    try:
+        return make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}={name_or_path}: its tokenizer cannot be read: {error}") from error

@@ -1,0 +1,133 @@
+"""What a card reads in a run folder, checked before anything is rendered: run.json and samples.jsonl."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..checks import InputError, MissingFileError, ensure
+from ..manifest import MANIFEST_NAME
+
+STAGES = ("pretrain", "sft", "dpo")
+SAMPLES_NAME = "samples.jsonl"
+_FIX = "It was written by another version or changed since: train again into a new output_dir."
+_MAX_SAMPLES, _MAX_SAMPLE_CHARACTERS = 4, 1000
+
+_NUMBER = (int, float)
+_OPTIONAL_NUMBER = (int, float, type(None))
+_OPTIONAL_TEXT = (str, type(None))
+# What a card reads in run.json, by dotted key, with the types that are allowed there.
+_REQUIRED: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("package_version", "command", "created"), (str,)),
+    "commit": _OPTIONAL_TEXT,
+    "config": (dict,),
+    "model.preset": _OPTIONAL_TEXT,
+    "model.base_model": _OPTIONAL_TEXT,
+    **dict.fromkeys(
+        ("model.num_parameters", "model.num_hidden_layers", "model.hidden_size", "model.vocab_size", "model.context"),
+        (int,),
+    ),
+    "data.packed_sha256": (str,),
+    "data.tokenizer_sha256": (str,),
+    "data.sources": (dict,),
+    "data.train_tokens": (int,),
+    "data.validation_documents": (int,),
+    **dict.fromkeys(("training.steps", "training.tokens", "training.tokens_per_step", "training.world_size"), (int,)),
+    **dict.fromkeys(("training.epochs", "training.seconds", "training.tokens_per_second"), _NUMBER),
+    **dict.fromkeys(("training.backend", "training.precision", "training.hardware"), (str,)),
+    "training.zero_stage": (int, type(None)),
+    **dict.fromkeys(("results.initial.bits_per_byte", "results.initial.perplexity"), _OPTIONAL_NUMBER),
+    **dict.fromkeys(("results.final.bits_per_byte", "results.final.perplexity"), _OPTIONAL_NUMBER),
+    "results.final.per_source": (dict,),
+    "hashes": (dict,),
+    "versions": (dict,),
+}
+_REQUIRED_OF_SOURCE: dict[str, tuple[type, ...]] = {
+    "documents": (int,),
+    "bytes": (int,),
+    "tokens": (int,),
+    "licenses": (list,),
+}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return run.json with every key of `_REQUIRED` checked.
+
+    Raises:
+        InputError: no run folder, an unfinished run, a stage without a card, or a key that is missing or wrong.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        if not folder.is_dir():
+            raise MissingFileError(f"run_folder={folder}: no such folder. Give the output_dir of `ttl pretrain`.")
+        is_begun = any(folder.glob("checkpoint-*")) or (folder / "metrics.jsonl").exists()
+        raise InputError(
+            f"run_folder={folder}: the run is not complete, {MANIFEST_NAME} is written at its end. Run the same "
+            "command again to resume it."
+            if is_begun
+            else f"run_folder={folder}: is not a run folder, it has no {MANIFEST_NAME}. Give the output_dir of "
+            "`ttl pretrain`."
+        )
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}). {_FIX}") from error
+    ensure(isinstance(run, dict), f"{path}: must hold a JSON object. {_FIX}")
+    _check_key(path, run, ("stage",), (str,))
+    stages = ", ".join(STAGES)
+    ensure(run["stage"] in STAGES, f"{path}: stage={run['stage']} has no model card. It must be one of {stages}.")
+    for key, types in _REQUIRED.items():
+        _check_key(path, run, tuple(key.split(".")), types)
+    for name in run["data"]["sources"]:
+        for what, types in _REQUIRED_OF_SOURCE.items():
+            _check_key(path, run["data"]["sources"], (name, what), types, "data.sources.")
+    for name in run["results"]["final"]["per_source"]:
+        for what in ("bits_per_byte", "perplexity"):
+            per_source = run["results"]["final"]["per_source"]
+            _check_key(path, per_source, (name, what), _OPTIONAL_NUMBER, "results.final.per_source.")
+    return dict(run)
+
+
+def _check_key(path: Path, content: Any, keys: tuple[str, ...], types: tuple[type, ...], prefix: str = "") -> None:
+    """Refuse a file in which the key, nested as `keys`, is missing or of another type."""
+    shown, value = prefix + ".".join(keys), content
+    for key in keys:
+        ensure(
+            isinstance(value, dict) and key in value,
+            f"{path}: key {shown} is missing. {_FIX}",
+        )
+        value = value[key]
+    # Exact types: to isinstance, true would be an int.
+    allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
+    ensure(
+        type(value) in types and (not isinstance(value, float) or math.isfinite(value)),
+        f"{path}: key {shown} is {value!r}, but must be a finite {allowed}. {_FIX}"
+        if set(types) & {int, float}
+        else f"{path}: key {shown} is {value!r}, but must be {allowed}. {_FIX}",
+    )
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Return the samples of the last step, at most a few and not endless; [] without a file.
+
+    Raises:
+        InputError: a line is not JSON or lacks `step`, `prompt` or `text`.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} is not valid JSON ({error}). Remove that line.") from error
+        for key, types in {"step": (int,), "prompt": (str,), "text": (str,)}.items():
+            _check_key(Path(f"{path}, line {number}"), row, (key,), types)
+        text = row["text"]  # the prompt and its continuation, decoded together
+        if len(text) > _MAX_SAMPLE_CHARACTERS:
+            text = text[:_MAX_SAMPLE_CHARACTERS] + " […]"
+        rows.append({"step": row["step"], "text": text})
+    last_step = max((row["step"] for row in rows), default=None)
+    return [row for row in rows if row["step"] == last_step][:_MAX_SAMPLES]

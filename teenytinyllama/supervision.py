@@ -1,0 +1,155 @@
+"""Supervise child processes that belong together: hand on signals, end all when one fails, return one exit code."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
+
+# The process id of `ttl`, for `training.ranks.prepare_rank`.
+SUPERVISOR_VARIABLE = "TTL_SUPERVISOR_PID"
+
+# Signals that mean "save and stop". HUP is a lost terminal; USR1 is Slurm's usual warning before a job ends.
+_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+_INSISTING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_POLL_SECONDS = 0.05
+# How long the other ranks may go on after one failed: they mostly wait for it in a collective that never ends.
+_FAILURE_GRACE_SECONDS = 5.0
+# Bad input is met by every rank, but not at the same moment.
+_BAD_INPUT_GRACE_SECONDS = 30.0
+
+
+def supervise(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
+    """Run one process per environment and return the exit code of the whole.
+
+    Each process has a session of its own, so the terminal's Ctrl-C reaches only this process, and what a rank started
+    ends with it. TERM, INT, USR1 and HUP are handed on once, as TERM: all mean "save and stop", and TERM ends a rank
+    without a traceback as long as it has nothing to save. A second TERM or INT kills.
+
+    Args:
+        command: the same for all ranks.
+        environments: whole environment of each rank, in order of rank.
+
+    Returns:
+        0: all done. 2: a rank refused its input. 75: stopped by a signal, the same command resumes (or starts again,
+        if the signal came before training began). 1: anything else, with one line on stderr.
+    """
+    ranks: list[subprocess.Popen[bytes]] = []
+    with _received_signals() as received:
+        try:
+            for environment in environments:
+                environment = environment | {SUPERVISOR_VARIABLE: str(os.getpid())}
+                ranks.append(
+                    subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+                )
+            return _watch(ranks, received)
+        finally:
+            _kill(ranks)
+
+
+@contextlib.contextmanager
+def _received_signals() -> Iterator[list[signal.Signals]]:
+    """Collect the stop signals in a list instead of ending; one that is ignored (nohup) stays ignored."""
+    received: list[signal.Signals] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    caught = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, receive) for number in caught}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _watch(ranks: list[subprocess.Popen[bytes]], received: list[signal.Signals]) -> int:
+    """Wait for the ranks, hand on signals, and end those that wait for a dead one."""
+    seen, deadline, first_failed = 0, float("inf"), None
+    while any(rank.poll() is None for rank in ranks):
+        time.sleep(_POLL_SECONDS)
+        new, stopping = received[seen:], seen > 0
+        seen += len(new)
+        if stopping and any(number in _INSISTING_SIGNALS for number in new):
+            _say("killed at the second signal: what was computed after the last complete checkpoint is lost.")
+            return EXIT_FAILED
+        if new and not stopping:
+            _say(f"{new[0].name}: asking {_all_of(ranks)} to save and stop; send it again to kill.")
+            _send(ranks, signal.SIGTERM)
+        if first_failed is None:
+            first_failed = _first_failed(ranks, stopping=seen > 0)
+            if first_failed is not None:
+                refused = ranks[first_failed].returncode == EXIT_BAD_INPUT
+                deadline = time.monotonic() + (_BAD_INPUT_GRACE_SECONDS if refused else _FAILURE_GRACE_SECONDS)
+        if time.monotonic() > deadline:
+            _kill(ranks)
+    if first_failed is None:
+        first_failed = _first_failed(ranks, stopping=seen > 0)
+    return _outcome(ranks, first_failed, stopping=seen > 0)
+
+
+def _first_failed(ranks: list[subprocess.Popen[bytes]], *, stopping: bool) -> int | None:
+    """Return the rank to blame among those that have ended, or None.
+
+    A crash of one rank soon makes the others fail too, so a death by signal goes before bad input, and that before
+    other exit codes. A rank that dies of our own TERM before it could handle it is the last to blame.
+    """
+
+    def blame(rank: int) -> int:
+        code = ranks[rank].returncode
+        if stopping and code == -signal.SIGTERM:
+            return 3
+        return 0 if code < 0 else 1 if code == EXIT_BAD_INPUT else 2
+
+    failed = [i for i, rank in enumerate(ranks) if rank.poll() not in (None, EXIT_DONE, EXIT_RESUMABLE)]
+    return min(failed, key=blame, default=None)
+
+
+def _outcome(ranks: list[subprocess.Popen[bytes]], failed: int | None, *, stopping: bool) -> int:
+    """Return the exit code of the whole once all ranks have ended, and say why if none of them could."""
+    if failed is None:
+        return EXIT_RESUMABLE if any(rank.returncode == EXIT_RESUMABLE for rank in ranks) else EXIT_DONE
+    code = ranks[failed].returncode
+    if code == EXIT_BAD_INPUT:
+        return EXIT_BAD_INPUT
+    if stopping and code == -signal.SIGTERM:
+        _say("stopped while not training: nothing on disk was lost, the same command starts again or resumes.")
+        return EXIT_RESUMABLE
+    who = f"rank {failed} of {len(ranks)}" if len(ranks) > 1 else "the training process"
+    others = "; the other ranks were ended" if len(ranks) > 1 else ""
+    if code < 0:
+        hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
+        _say(f"error: {who} was killed by {signal.Signals(-code).name}{hint}{others}.")
+    else:
+        _say(f"error: {who} ended with exit code {code}, its message is above{others}.")
+    return EXIT_FAILED
+
+
+def _all_of(ranks: list[subprocess.Popen[bytes]]) -> str:
+    return f"all {len(ranks)} ranks" if len(ranks) > 1 else "the training"
+
+
+def _send(ranks: list[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
+
+
+def _kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Kill what is left of the ranks and of all that they started, and wait for the ranks."""
+    for rank in ranks:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(rank.pid, signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

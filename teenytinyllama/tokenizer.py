@@ -1,0 +1,210 @@
+"""The Portuguese tokenizer: byte-pair encoding with byte fallback, equal id for id to SentencePiece and llama.cpp.
+
+Rules, all of them held by the vocabulary itself and so independent of who loads it: a space is always `▁` at the
+start of a piece, with no prefix added to the text; a digit stands alone; a character outside the alphabet becomes its
+UTF-8 bytes (`<0x00>` to `<0xFF>`), so there is no unknown text and decoding is exact on any string. One exception: a
+literal `▁` (U+2581) decodes to a space, because it is the mark for one. There is no normalizer: NFC is the work of the
+corpus stage, once, where it can be seen.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from teenytinyllama.checks import ensure
+from teenytinyllama.tokenizer_audit import audit_tokenizer, format_audit
+from teenytinyllama.tokenizer_io import (
+    encode_texts,
+    load_tokenizer,
+    make_portable,
+    save_tokenizer,
+    tokenizer_fingerprint,
+)
+from teenytinyllama.tokenizer_sample import TextSample, TextWithSource, sample_texts
+from teenytinyllama.tokenizer_vocabulary import (
+    ALWAYS_IN_ALPHABET,
+    BOS_ID,
+    BOS_TOKEN,
+    BYTE_TOKENS,
+    END_INSTRUCTION_ID,
+    END_INSTRUCTION_TOKEN,
+    EOS_ID,
+    EOS_TOKEN,
+    FIRST_BYTE_ID,
+    INSTRUCTION_ID,
+    INSTRUCTION_TOKEN,
+    NUM_RESERVED_TOKENS,
+    PAD_ID,
+    PAD_TOKEN,
+    RESERVED_TOKENS,
+    SPACE_MARK,
+    SPECIAL_TOKENS,
+    UNK_ID,
+    UNK_TOKEN,
+    choose_alphabet,
+    keep_reachable,
+    known_parts,
+    list_merges,
+    number_entries,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "BOS_ID",
+    "BOS_TOKEN",
+    "BYTE_TOKENS",
+    "END_INSTRUCTION_ID",
+    "END_INSTRUCTION_TOKEN",
+    "EOS_ID",
+    "EOS_TOKEN",
+    "FIRST_BYTE_ID",
+    "INSTRUCTION_ID",
+    "INSTRUCTION_TOKEN",
+    "NUM_RESERVED_TOKENS",
+    "PAD_ID",
+    "PAD_TOKEN",
+    "SPECIAL_TOKENS",
+    "UNK_ID",
+    "UNK_TOKEN",
+    "TextSample",
+    "audit_tokenizer",
+    "encode_texts",
+    "format_audit",
+    "load_tokenizer",
+    "make_portable",
+    "sample_texts",
+    "save_tokenizer",
+    "tokenizer_fingerprint",
+    "train_tokenizer",
+]
+
+logger = logging.getLogger(__name__)
+
+# Longest piece, in characters. Longer ones are template lines of one site; the longest common words of Portuguese
+# ("responsabilidade", "desenvolvimento") stay below 20.
+MAX_PIECE_CHARS = 32
+MIN_PAIR_COUNT = 2  # a pair seen once says nothing about the language
+
+
+def train_tokenizer(
+    texts: "Iterable[str | TextWithSource] | TextSample",
+    vocab_size: int = 32_000,
+    *,
+    max_bytes: int = 1_000_000_000,
+    seed: int = 0,
+) -> "PreTrainedTokenizerBase":
+    """Train the tokenizer on a sample of the texts.
+
+    Same texts in the same order and same seed: same vocabulary, in any process.
+
+    Args:
+        texts: `str` items, documents with `.text` and `.source`, or a sample made by `sample_texts`.
+        vocab_size: entries in all; `len(tokenizer)` is exactly this. Keep it a multiple of 128 for fast embeddings.
+        max_bytes: the most text to train on, in bytes of UTF-8; ignored for a ready sample.
+        seed: of the sampling; ignored for a ready sample.
+
+    Returns:
+        A fast tokenizer that adds `<s>` at the start, pads on the right and saves itself portably.
+
+    Raises:
+        InputError: no text, an item that is not text, invalid Unicode, `max_bytes` below 1, `vocab_size` too small for
+            the reserved entries and the alphabet, or larger than the texts support.
+    """
+    smallest = NUM_RESERVED_TOKENS + len(ALWAYS_IN_ALPHABET)  # known before anything is read
+    ensure(vocab_size >= smallest, _too_small(vocab_size, smallest))
+    sample = texts if isinstance(texts, TextSample) else sample_texts(texts, max_bytes, seed)
+    kept, seen = sum(sample.kept_bytes.values()), sum(sample.seen_bytes.values())
+    logger.info("training on %.1f MB of %.1f MB, %d sources", kept / 1e6, seen / 1e6, len(sample.seen_bytes))
+    alphabet = choose_alphabet(sample.texts())
+    first_piece = NUM_RESERVED_TOKENS + len(alphabet)
+    ensure(vocab_size >= first_piece, _too_small(vocab_size, first_piece))
+    learnt = _learn_pieces(sample.texts(), alphabet, vocab_size)
+    vocabulary = keep_reachable([*RESERVED_TOKENS, *alphabet], learnt, vocab_size)
+    ensure(
+        len(vocabulary) == vocab_size,
+        f"vocab_size={vocab_size}: larger than these texts support; they give {len(vocabulary)} entries. "
+        f"Use at most {len(vocabulary)}, or more text.",
+    )
+    return _wrap(_build_backend(vocabulary))
+
+
+def _too_small(vocab_size: int, smallest: int) -> str:
+    return (
+        f"vocab_size={vocab_size}: too small for {NUM_RESERVED_TOKENS} reserved entries and an alphabet of "
+        f"{smallest - NUM_RESERVED_TOKENS} characters. Use at least {smallest}."
+    )
+
+
+def _learn_pieces(texts: Iterable[str], alphabet: list[str], vocab_size: int) -> list[str]:
+    """Return the learnt pieces of two or more characters, best first, with some to spare for those that get dropped."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=True),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size + vocab_size // 50 + 64,
+        min_frequency=MIN_PAIR_COUNT,
+        special_tokens=list(RESERVED_TOKENS),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        max_token_length=MAX_PIECE_CHARS,
+        show_progress=sys.stderr.isatty(),
+    )
+    backend.train_from_iterator(known_parts(texts, alphabet), trainer)
+    pieces = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    return [piece for piece, _ in pieces[NUM_RESERVED_TOKENS + len(alphabet) :]]
+
+
+def _build_backend(vocabulary: list[str]) -> "Tokenizer":
+    """Return the Rust tokenizer of a finished vocabulary."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    backend = Tokenizer(
+        models.BPE(
+            vocab=number_entries(vocabulary),
+            merges=list_merges(vocabulary),
+            unk_token=UNK_TOKEN,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    # No digit rule here: no piece holds a digit with anything else, so the vocabulary already has it. Splitting at
+    # spaces changes no id either, but lets the model keep the ids of words it has seen.
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=True)
+    backend.decoder = decoders.Sequence([decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS_TOKEN}:0 $A:0",
+        pair=f"{BOS_TOKEN}:0 $A:0 {BOS_TOKEN}:1 $B:1",
+        special_tokens=[(BOS_TOKEN, BOS_ID)],
+    )
+    # The byte tokens are left out on purpose: as added tokens, a typed "<0x41>" would become a byte.
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return backend
+
+
+def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":
+    """Return the transformers tokenizer around the backend."""
+    from teenytinyllama.tokenizer_class import PreTrainedTokenizerFast
+
+    build: Any = PreTrainedTokenizerFast  # transformers leaves its constructor untyped
+    tokenizer: PreTrainedTokenizerBase = build(
+        tokenizer_object=backend,
+        unk_token=UNK_TOKEN,
+        bos_token=BOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        add_prefix_space=False,  # read by LlamaTokenizer, should someone load the folder with that class
+        model_input_names=["input_ids", "attention_mask"],  # the generic default has token_type_ids: Llama refuses it
+    )
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Training with the Hugging Face Trainer: configs, pretraining, callbacks, checkpoints."""

@@ -1,0 +1,135 @@
+"""Callbacks beside the metrics: samples of the model's Portuguese, and the energy meter."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..emissions import EnergyMeter
+from ..tokenizer import encode_texts
+from .metrics import append_jsonl, rewind_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLES_NAME = "samples.jsonl"
+_FLUSH_SECONDS = 60.0
+
+
+def generate_texts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[str],
+    new_tokens: int,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    synced_gpus: bool | None = None,
+) -> list[str]:
+    """Return each prompt with its continuation by the model.
+
+    Randomness comes from `seed` alone and the global random state is left as it was, so that sampling during training
+    does not change the training. Prompts are encoded as plain text after `<s>`.
+    """
+    import torch
+
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    texts = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        for ids in encode_texts(tokenizer, prompts):
+            input_ids = torch.tensor([start + ids], device=model.device)
+            room = model.config.max_position_embeddings - input_ids.shape[1]
+            output = model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=max(1, min(new_tokens, room)),
+                do_sample=True,
+                temperature=temperature,
+                top_k=top_k,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                synced_gpus=synced_gpus,
+            )
+            texts.append(str(tokenizer.decode(output[0], skip_special_tokens=True)))
+    return texts
+
+
+class SampleCallback(TrainerCallback):
+    """Continue a few Portuguese prompts at every evaluation and append them to `samples.jsonl`."""
+
+    def __init__(self, folder: Path, tokenizer: Any, prompts: list[str], new_tokens: int, zero_stage: int) -> None:
+        """Sample `new_tokens` tokens after each prompt."""
+        self.path = folder / SAMPLES_NAME
+        self.tokenizer, self.prompts, self.new_tokens = tokenizer, prompts, new_tokens
+        # Under ZeRO 3 every rank holds a part of each layer, so all ranks have to generate together.
+        self.all_ranks = zero_stage == 3
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop the samples of steps that will be repeated."""
+        if state.is_world_process_zero:
+            rewind_jsonl(self.path, state.global_step)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sample with the same seed each time, so that only the model changes."""
+        if not self.prompts or not (self.all_ranks or state.is_world_process_zero):
+            return
+        texts = generate_texts(
+            kwargs["model"], self.tokenizer, self.prompts, self.new_tokens, args.seed, synced_gpus=self.all_ranks
+        )
+        if state.is_world_process_zero:
+            for prompt, text in zip(self.prompts, texts, strict=True):
+                append_jsonl(self.path, {"step": state.global_step, "prompt": prompt, "text": text})
+
+
+class EnergyCallback(TrainerCallback):
+    """Measure the machine's energy on local rank 0, written at every save, evaluation and about once a minute."""
+
+    def __init__(self, folder: Path, country_iso_code: str) -> None:
+        """Append to the `emissions.csv` of `folder`; nothing is measured on the machine's other ranks."""
+        self.folder, self.country_iso_code = folder, country_iso_code
+        self.kwh = self.kg = 0.0
+        self._meter: EnergyMeter | None = None
+        self._flushed = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the tracker."""
+        if args.local_process_index == 0:
+            self._meter = EnergyMeter(self.folder, self.country_iso_code)
+            self._meter.start()
+            self._flushed = time.monotonic()
+
+    def _flush(self) -> None:
+        if self._meter is not None:
+            self.kwh, self.kg = self._meter.flush()
+            self._flushed = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write a row if the last one is old."""
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._flush()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write a row, so that a score has its energy."""
+        self._flush()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write a row, so that a checkpoint has its energy."""
+        self._flush()
+
+    def stop(self) -> None:
+        """Write the last row; called when the run's work, the final evaluation included, is done or given up."""
+        if self._meter is not None:
+            self.kwh, self.kg = self._meter.stop()
+            self._meter = None

@@ -1,0 +1,245 @@
+"""The pretraining config: the Trainer's own arguments, plus what a language model from scratch needs."""
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from transformers import TrainingArguments
+
+from ..checks import InputError, ensure
+from ..data.packing import packed_manifest
+from ..data.sources import CorpusConfig
+from .hardware import choose_precision, has_accelerator
+
+DEFAULT_PROMPTS = ["Era uma vez", "A capital do Brasil", "O menino abriu a porta e", "Segundo a lei,"]
+_DERIVED = "is derived from tokens_per_step and the number of ranks. Leave it out; set per_device_train_batch_size."
+
+
+@dataclass
+class PretrainConfig(TrainingArguments):
+    """`ttl pretrain`: a preset (or a model to continue), packed rows, and how to optimise.
+
+    Batch and length are stated in tokens; accumulation and steps are derived, so the same config optimises the same
+    on one rank or many. All other keys are TrainingArguments' own; defaults that differ from it are given below.
+    """
+
+    REFUSED_KEYS: ClassVar[dict[str, str]] = {
+        "gradient_accumulation_steps": _DERIVED,
+        "deepspeed": "ZeRO is chosen by the accelerate file alone: `ttl pretrain --accelerate zero2 …`.",
+        "fsdp": "not supported; use `--accelerate zero1`, `zero2` or `zero3`.",
+        "push_to_hub": "training never writes to the network; publish the run folder afterwards.",
+        "hub_token": "secrets never stand in a config. Use `hf auth login` or the HF_TOKEN variable.",
+        "enable_jit_checkpoint": "signals are handled by our own callback, which is safe with several ranks.",
+        "group_by_length": "all rows are equally long.",
+        "dataloader_drop_last": "every step is whole by construction, and it would drop held-out documents as well.",
+        "ignore_data_skip": "a resumed run must go on with the rows it has not seen.",
+        "auto_find_batch_size": "would change the number of tokens a step. Set per_device_train_batch_size.",
+        "resume_from_checkpoint": "the same command resumes by itself from the latest complete checkpoint.",
+        "remove_unused_columns": "packed rows have one column.",
+        "train_sampling_strategy": "rows are shuffled when packed, once and for all.",
+        "num_train_epochs": "state the length in tokens: max_tokens.",
+        "load_best_model_at_end": "one pass over held-out text has no best epoch; every checkpoint is kept on its own.",
+    }
+
+    preset: str | None = field(default=None, metadata={"help": "model shape: tiny, 160m, 460m, 1b1"})
+    shape: dict[str, int] | None = field(
+        default=None, metadata={"help": "changes to the preset's shape, LlamaConfig's names: {num_hidden_layers: 6}"}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "continue from this model (folder or Hub id) instead of a preset"}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "branch or commit of model_name_or_path"})
+    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub id of the tokenizer of the rows"})
+    packed: str | None = field(default=None, metadata={"help": "folder of packed rows (`ttl pack`)"})
+    inputs: list[str] | None = field(
+        default=None, metadata={"help": "instead of packed: texts that `ttl pretrain` packs before the ranks start"}
+    )
+    validation_inputs: list[str] | None = field(default=None, metadata={"help": "with inputs: see `ttl pack`"})
+    validation_fraction: float = field(default=0.01, metadata={"help": "with inputs: see `ttl pack`"})
+    text_column: str = field(default="text", metadata={"help": "with inputs: see `ttl pack`"})
+    txt_unit: Literal["file", "line"] = field(default="file", metadata={"help": "with inputs: see `ttl pack`"})
+    context: int | None = field(default=None, metadata={"help": "with inputs: tokens a row; default the preset's"})
+    tokens_per_step: int = field(default=262_144, metadata={"help": "global batch of one optimizer step, in tokens"})
+    max_tokens: int | None = field(default=None, metadata={"help": "length of the run in tokens (or give max_steps)"})
+    decay_fraction: float = field(
+        default=0.2, metadata={"help": "warmup_stable_decay: share of the steps in which the rate falls to zero"}
+    )
+    eval_max_tokens: int | None = field(
+        default=200_000, metadata={"help": "held-out tokens scored during training; the final score uses all"}
+    )
+    sample_prompts: list[str] | None = field(
+        default=None, metadata={"help": "texts continued at every evaluation, written to samples.jsonl"}
+    )
+    sample_new_tokens: int = field(default=60, metadata={"help": "tokens generated for each prompt"})
+    country_iso_code: str = field(
+        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
+    )
+    license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+
+    # TrainingArguments' own, with other defaults.
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "rows a rank computes at once; default the largest fitting number up to 8"}
+    )
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "held-out windows a rank scores at once"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, warmup_stable_decay, linear, …"})
+    warmup_steps: float = field(default=0.02, metadata={"help": "steps, or below 1 a share of all steps"})
+    weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
+    logging_steps: float = field(default=10, metadata={"help": "steps between two log lines"})
+    eval_strategy: str = field(default="steps", metadata={"help": "steps or no"})
+    eval_steps: float | None = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
+    save_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
+    save_total_limit: int | None = field(default=3, metadata={"help": "complete checkpoints kept; null keeps all"})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "the Trainer's filter asks the GPU at every micro-batch; we check when logging"}
+    )
+    bf16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})  # type: ignore[assignment]
+    fp16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})  # type: ignore[assignment]
+
+    precision_reason: str = field(init=False, default="")
+    rows_per_step: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Derive batch, steps and precision, then hand over to TrainingArguments.
+
+        Everything is derived *before* the parent's `__post_init__`, because DeepSpeed's `auto` values are frozen in it.
+
+        Raises:
+            InputError: see the checks below; TrainingArguments' own refusals are turned into one.
+        """
+        self._check_choices()
+        manifest = packed_manifest(str(self.packed))
+        self.context = manifest["context"]
+        self._derive_batch(int(os.environ.get("WORLD_SIZE", "1")))
+        self._derive_steps()
+        self._choose_precision()
+        if not has_accelerator():
+            # Without this, DeepSpeed on a machine without GPU has a world of two and the Trainer a world of one.
+            self.use_cpu = True
+        self.train_sampling_strategy = "sequential"
+        self.remove_unused_columns = False
+        self.save_checkpoints_kept, self.save_total_limit = self.save_total_limit, None  # rotation is ours
+        if not manifest["validation_tokens"]:
+            self.eval_strategy = "no"
+        self.eval_on_start = self.eval_strategy != "no"
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise InputError(f"config: {error}") from error
+        ensure(
+            self.n_gpu <= 1,
+            f"{self.n_gpu} GPUs and one process: start one rank a GPU with `ttl pretrain` or `accelerate launch`.",
+        )
+
+    def _check_choices(self) -> None:
+        ensure(
+            (self.preset is None) != (self.model_name_or_path is None),
+            f"preset={self.preset}, model_name_or_path={self.model_name_or_path}: give exactly one of the two.",
+        )
+        ensure(self.shape is None or self.preset, "shape: changes a preset's shape, so it needs preset.")
+        ensure(self.output_dir, "output_dir: missing. Give the folder of the run.")
+        ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote.")
+        ensure(
+            self.packed is not None,
+            "packed: missing. Give the folder that `ttl pack` wrote"
+            + (
+                "; `inputs` are packed by `ttl pretrain` before the ranks start, never by a rank."
+                if self.inputs
+                else ", or `inputs` with `ttl pretrain`."
+            ),
+        )
+        reports = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        ensure(
+            not {"all", "codecarbon"} & set(reports),
+            f"report_to={self.report_to}: would start a second energy tracker beside ours. Name the tracker you want.",
+        )
+        ensure(
+            len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
+            f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
+        )
+        ensure(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: must lie in (0, 1].")
+
+    def _derive_batch(self, world_size: int) -> None:
+        assert self.context is not None
+        self.rows_per_step, self.per_device_train_batch_size, self.gradient_accumulation_steps = derive_batch(
+            self.tokens_per_step, self.context, self.per_device_train_batch_size, world_size
+        )
+
+    def _derive_steps(self) -> None:
+        if self.max_tokens is not None:
+            ensure(self.max_tokens > 0, f"max_tokens={self.max_tokens}: must be positive.")
+            steps = max(1, round(self.max_tokens / self.tokens_per_step))
+            ensure(
+                self.max_steps in (-1, steps),
+                f"max_steps={self.max_steps}, max_tokens={self.max_tokens}: disagree ({steps} steps). Give one of them.",
+            )
+            self.max_steps = steps
+        ensure(self.max_steps > 0, "max_tokens: missing. Give the length of the run in tokens (or max_steps).")
+        if self.lr_scheduler_type == "warmup_stable_decay":
+            given = self.lr_scheduler_kwargs if isinstance(self.lr_scheduler_kwargs, dict) else {}
+            decay = {"num_decay_steps": max(1, round(self.decay_fraction * self.max_steps)), "decay_type": "linear"}
+            self.lr_scheduler_kwargs = {**decay, **given}
+
+    def _choose_precision(self) -> None:
+        if self.bf16 is None and self.fp16 is None:
+            precision, self.precision_reason = ("fp32", "use_cpu") if self.use_cpu else choose_precision()
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        else:
+            self.precision_reason = "as configured"
+            self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
+
+    @property
+    def precision(self) -> str:
+        """Return bf16, fp16 or fp32."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+    def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys that say what this run is: those given, and our own with their defaults; no derived ones."""
+        derived = {"context", "max_steps", "per_device_train_batch_size", "lr_scheduler_kwargs", "bf16", "fp16"}
+        own = [item.name for item in fields(self) if item.init and item.name in PretrainConfig.__annotations__]
+        values = {name: getattr(self, name) for name in own if name not in derived and name not in given}
+        values = {name: getattr(value, "value", value) for name, value in values.items()}  # enums by their value
+        if "save_total_limit" not in given:
+            values["save_total_limit"] = self.save_checkpoints_kept
+        return {**given, **{name: value for name, value in values.items() if value is not None}}
+
+
+def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, world_size: int) -> tuple[int, int, int]:
+    """Return rows a step, rows a rank computes at once, and accumulation: rows = micro-batch x accumulation x ranks.
+
+    Args:
+        tokens_per_step: global batch in tokens.
+        context: tokens a row.
+        micro_batch: rows a rank computes at once; None: the largest fitting number up to 8.
+        world_size: number of ranks.
+
+    Raises:
+        InputError: the numbers do not divide; the message names those that do.
+    """
+    ensure(
+        tokens_per_step > 0 and tokens_per_step % context == 0,
+        f"tokens_per_step={tokens_per_step}: must be a positive multiple of the row length {context}. "
+        f"Use {max(1, round(tokens_per_step / context)) * context}.",
+    )
+    rows = tokens_per_step // context
+    ensure(
+        rows % world_size == 0,
+        f"tokens_per_step={tokens_per_step}: its {rows} rows cannot be shared by {world_size} ranks. "
+        f"Use {-(-rows // world_size) * world_size * context}.",
+    )
+    rows_per_rank = rows // world_size
+    divisors = [n for n in range(1, rows_per_rank + 1) if rows_per_rank % n == 0]
+    micro = max(n for n in divisors if n <= 8) if micro_batch is None else micro_batch
+    ensure(
+        micro in divisors,
+        f"per_device_train_batch_size={micro}: must divide the {rows_per_rank} rows that each of {world_size} rank(s) "
+        f"computes in a step of {tokens_per_step} tokens. Use one of {', '.join(map(str, divisors))}.",
+    )
+    return rows, micro, rows_per_rank // micro
+
+
+def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return those values of a pretraining config that say what to pack."""
+    names = {item.name for item in fields(CorpusConfig)} | {"tokenizer", "context"}
+    return {name: value for name, value in values.items() if name in names and value is not None}

@@ -1,0 +1,75 @@
+"""What the machine offers: precision, peak speed and a name for the reports."""
+
+import platform
+import time
+from typing import Literal
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+# Dense bf16 (Turing: fp16) tensor-core peaks in FLOP/s without sparsity, from NVIDIA's data sheets: H100/H200 SXM
+# 989.4e12, A100 312e12, L4 121e12, T4 65e12, RTX 4090 165.2e12 and RTX 3090 71e12 (fp32 accumulation).
+PEAK_FLOPS = {
+    "H200": 989.4e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+    "L4": 121e12,
+    "T4": 65e12,
+}
+
+
+def has_accelerator() -> bool:
+    """Return whether torch sees a GPU (CUDA, ROCm, Apple or other)."""
+    import torch
+
+    return bool(torch.accelerator.is_available())
+
+
+def choose_precision() -> tuple[Precision, str]:
+    """Return the training precision that suits this machine, and why."""
+    import torch
+
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        if torch.cuda.get_device_capability() >= (8, 0):
+            return "bf16", f"{name} computes bf16 natively, which needs no loss scaling"
+        return "fp16", f"{name} has no native bf16 (compute capability below 8.0); fp16 with a loss scaler instead"
+    if has_accelerator():
+        return "fp32", f"mixed precision is not tested on {torch.accelerator.current_accelerator()}"
+    return "fp32", "CPU: bf16 is emulated on most processors and slower there"
+
+
+def device_name() -> str:
+    """Return the GPU's name, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def peak_flops(device: str) -> tuple[float, str]:
+    """Return the peak of one device in FLOP/s and where the figure is from.
+
+    A GPU's comes from `PEAK_FLOPS`; for anything else it is measured by a short float32 matrix product with the
+    threads that training uses, which is what a CPU can really reach.
+    """
+    for name, flops in PEAK_FLOPS.items():
+        if name in device:
+            return flops, f"data sheet of the {name}"
+    import torch
+
+    size = 1024
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best, f"measured: float32 product of {size} x {size} matrices"

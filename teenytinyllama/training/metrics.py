@@ -1,0 +1,226 @@
+"""What a run reports while it trains: metrics.jsonl, the console line, loss.png."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..checks import RunFailedError
+from ..presets import flops_per_token
+from .hardware import device_name, peak_flops
+
+METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"
+MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddings, full attention)"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a jsonl file; a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def rewind_jsonl(path: Path, step: int) -> None:
+    """Drop the records after `step`: they will be made again by the resumed run."""
+    kept = [record for record in read_jsonl(path) if record["step"] <= step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Add one record to a jsonl file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def plot_loss(metrics_path: Path, plot_path: Path) -> None:
+    """Draw training loss (nats per token) and held-out bits per byte against tokens."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # no display needed
+    from matplotlib import pyplot
+
+    records = read_jsonl(metrics_path)
+    train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
+    held_out = [(r["tokens"], r["bits_per_byte"]) for r in records if "bits_per_byte" in r]
+    figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
+    lines = axis.plot(*zip(*train, strict=True), color="tab:blue", label="training loss") if train else []
+    axis.set_xlabel("tokens")
+    axis.set_ylabel("training loss (nats per token)", color="tab:blue")
+    axis.grid(alpha=0.3)
+    if held_out:
+        right = axis.twinx()
+        lines += right.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label="held-out bits per byte")
+        right.set_ylabel("held-out bits per byte", color="tab:red")
+        right.set_ylim(bottom=0)
+    axis.set_ylim(bottom=0)
+    axis.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
+    figure.tight_layout()
+    partial = plot_path.with_name("partial-" + plot_path.name)
+    figure.savefig(partial)
+    pyplot.close(figure)
+    partial.replace(plot_path)
+
+
+class MetricsCallback(TrainerCallback):
+    """Write `metrics.jsonl` and one console line per logging step, draw `loss.png`, stop on a loss that is not finite.
+
+    Time spent in evaluation, sampling and saving is not counted in tokens/s.
+    """
+
+    def __init__(self, folder: Path, tokens_per_step: int, evaluation: Any, energy: Any, bytes_per_token: float) -> None:
+        """Report about the run in `folder`.
+
+        Args:
+            folder: the run's folder.
+            tokens_per_step: tokens of one optimizer step, over all ranks.
+            evaluation: has `last`, the newest held-out summary.
+            energy: the energy callback, has `kwh` and `kg`.
+            bytes_per_token: of the training text, to state the loss in bits per byte.
+        """
+        self.path, self.plot_path = folder / METRICS_NAME, folder / PLOT_NAME
+        self.tokens_per_step, self.evaluation, self.energy = tokens_per_step, evaluation, energy
+        self.bytes_per_token = bytes_per_token
+        self._bar: Any = None
+        self._eval_bar: Any = None
+        self._flops_per_token = 0.0
+        self._peak = 1.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go back to the resumed step and start the clock and the bar."""
+        if not state.is_world_process_zero:
+            return
+        rewind_jsonl(self.path, state.global_step)
+        config = kwargs["model"].config
+        self._flops_per_token = flops_per_token(config, config.max_position_embeddings)
+        self._peak = peak_flops(device_name())[0] * args.world_size
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
+        self._first_step = self._logged_step = state.global_step
+        self._start = self._logged_time = self._step_end = time.perf_counter()
+        self._paused = self._paused_total = 0.0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the bar."""
+        if self._bar is not None:
+            self._bar.update(1)
+            self._step_end = time.perf_counter()
+
+    def _pause(self) -> None:
+        """Count the time since the last event as not training."""
+        now = time.perf_counter()
+        self._paused += now - self._step_end
+        self._paused_total += now - self._step_end
+        self._step_end = now
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Report a training loss.
+
+        Raises:
+            RunFailedError: the loss is not finite. Every rank sees the same loss, so all of them stop.
+        """
+        if not logs or "loss" not in logs:
+            return
+        loss = logs["loss"]
+        if not math.isfinite(loss):
+            raise RunFailedError(
+                f"loss={loss} at step {state.global_step}: training has diverged. The last complete checkpoint is from "
+                "before; lower learning_rate or lengthen warmup_steps and start in a new folder."
+            )
+        if not state.is_world_process_zero:
+            return
+        now = time.perf_counter()
+        seconds = max(now - self._logged_time - self._paused, 1e-9)
+        tokens_per_second = (state.global_step - self._logged_step) * self.tokens_per_step / seconds
+        active = now - self._start - self._paused_total
+        eta = active / max(state.global_step - self._first_step, 1) * (state.max_steps - state.global_step)
+        record = {
+            "step": state.global_step,
+            "tokens": state.global_step * self.tokens_per_step,
+            "loss": loss,
+            "train_bits_per_byte": loss / math.log(2) / self.bytes_per_token,
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * self._flops_per_token / self._peak,
+            "kwh": self.energy.kwh,
+            "kg_co2e": self.energy.kg,
+            "seconds": now - self._start,
+        }
+        append_jsonl(self.path, record)
+        self._logged_time, self._logged_step, self._paused = now, state.global_step, 0.0
+        self._bar.write(_console_line(record, state.max_steps, eta))
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the evaluation's bar."""
+        if not state.is_world_process_zero:
+            return
+        if self._eval_bar is None:
+            self._eval_bar = tqdm(total=len(kwargs["eval_dataloader"]), desc="evaluating", unit=" batches", leave=False)
+        self._eval_bar.update(1)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report the held-out score."""
+        if self._eval_bar is not None:
+            self._eval_bar.close()
+            self._eval_bar = None
+        self.evaluation.last_step = state.global_step
+        if not state.is_world_process_zero:
+            return
+        tokens = state.global_step * self.tokens_per_step
+        append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **self.evaluation.last,
+                                 "kwh": self.energy.kwh, "kg_co2e": self.energy.kg})  # fmt: skip
+        if self._bar is not None:
+            last = self.evaluation.last
+            self._bar.write(
+                f"held out  step {state.global_step}  {last['bits_per_byte']:.4f} bits per byte  "
+                f"perplexity {last['perplexity']:.2f}  ({last['documents']} documents, {last['scored_tokens']:,} tokens)"
+            )
+            plot_loss(self.path, self.plot_path)
+            self._pause()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take the saving time out of the speed."""
+        if self._bar is not None:
+            self._pause()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar and draw the curve."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+            plot_loss(self.path, self.plot_path)
+
+
+def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float) -> str:
+    step, grad_norm = record["step"], record["grad_norm"]
+    hours, minutes = divmod(int(eta_seconds / 60), 60)
+    return (
+        f"step {step:>6}/{max_steps}  {100 * step / max_steps:5.1f} %  {record['tokens'] / 1e6:9.2f}M tokens  "
+        f"loss {record['loss']:.4f}  bpb {record['train_bits_per_byte']:.3f}  lr {record['learning_rate']:.2e}  "
+        f"grad {grad_norm if grad_norm is None else format(grad_norm, '.2f')}  "
+        f"{record['tokens_per_second']:,.0f} tok/s  MFU {100 * record['mfu']:.1f} %  "
+        f"{record['kwh']:.4f} kWh  ETA {hours}:{minutes:02d} h"
+    )

@@ -1,0 +1,153 @@
+"""What is checked before a run starts; nothing is written here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import build
+from ..checks import InputError, ensure, ensure_disk_space
+from ..data.packing import PackConfig, PackedCorpus, load_packed
+from ..data.packing import pack as pack_corpus
+from ..emissions import grid_intensity
+from ..presets import count_parameters, get_preset, preset_config
+from ..published import load_tokenizer
+from ..tokenizer import tokenizer_fingerprint
+from .checkpoints import check_run_folder, complete_checkpoints, run_identity
+from .config import PretrainConfig, corpus_config_values, derive_batch
+from .metrics import METRICS_NAME, read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that was checked before work starts."""
+
+    folder: Path
+    state: str  # new, resume or complete
+    packed: PackedCorpus
+    tokenizer: "PreTrainedTokenizerBase"
+    model_config: "LlamaConfig"
+    identity: dict[str, Any]
+
+
+def plan_run(config: PretrainConfig) -> RunPlan:
+    """Check a config against its files and its run folder; writes nothing.
+
+    Raises:
+        InputError: tokenizer, rows and model disagree, rows longer than the context, unknown country, a folder that
+            holds another run, or a full disk.
+    """
+    grid_intensity(config.country_iso_code)
+    packed = load_packed(str(config.packed))
+    tokenizer = load_tokenizer("tokenizer", str(config.tokenizer))
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    ensure(
+        fingerprint == packed.manifest["tokenizer_sha256"],
+        f"tokenizer={config.tokenizer}: is not the one that packed={config.packed} was made with "
+        f"({packed.manifest['config']['tokenizer']}). Give that one, or pack again.",
+    )
+    model_config = _model_config(config, tokenizer, fingerprint)
+    context = packed.manifest["context"]
+    ensure(
+        context <= model_config.max_position_embeddings,
+        f"packed={config.packed}: its rows of {context} tokens are longer than the model's context of "
+        f"{model_config.max_position_embeddings}. Pack again with context={model_config.max_position_embeddings} or less.",
+    )
+    model_config.max_position_embeddings = context  # a model must not promise a context it has never seen
+    folder = Path(str(config.output_dir))
+    identity = run_identity(config, packed.manifest["hashes"]["train.npy"], fingerprint)
+    state = check_run_folder(folder, identity)
+    if state == "complete" and read_jsonl(folder / METRICS_NAME)[-1]["step"] < config.max_steps:
+        state = "resume"  # a longer run goes on where the shorter one ended
+    _check_space(config, folder, count_parameters(model_config))
+    return RunPlan(folder, state, packed, tokenizer, model_config, identity)
+
+
+def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", fingerprint: str) -> "LlamaConfig":
+    if config.preset is not None:
+        model_config = preset_config(config.preset, tokenizer)
+        known = model_config.to_dict()
+        for name, value in (config.shape or {}).items():
+            ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.")
+            ensure(isinstance(value, int) and value > 0, f"shape={{{name}: {value}}}: must be a positive integer.")
+            setattr(model_config, name, value)
+        heads, kv_heads = model_config.num_attention_heads, model_config.num_key_value_heads
+        ensure(
+            model_config.hidden_size % heads == 0 and heads % kv_heads == 0,
+            f"shape={config.shape}: {heads} heads must divide hidden_size={model_config.hidden_size}, and {kv_heads} "
+            "num_key_value_heads must divide the heads.",
+        )
+        if config.shape and "head_dim" not in config.shape:
+            model_config.head_dim = model_config.hidden_size // heads
+        return model_config
+    from transformers import AutoConfig
+
+    place = str(config.model_name_or_path)
+    own = load_tokenizer("model_name_or_path", place, config.model_revision)
+    ensure(
+        tokenizer_fingerprint(own) == fingerprint,
+        f"tokenizer={config.tokenizer}: differs from the tokenizer of model_name_or_path={place}. Continued training "
+        "keeps the model's own: pack the rows with it.",
+    )
+    try:
+        found = AutoConfig.from_pretrained(place, revision=config.model_revision or "main")
+    except (OSError, ValueError) as error:
+        raise InputError(f"model_name_or_path={place}: no readable config.json ({error}).") from error
+    ensure(
+        found.vocab_size >= len(tokenizer),
+        f"model_name_or_path={place}: has {found.vocab_size} embeddings for {len(tokenizer)} tokens. Embeddings are "
+        "never resized silently; use a model and tokenizer that belong together.",
+    )
+    return found
+
+
+def _check_space(config: PretrainConfig, folder: Path, num_parameters: int) -> None:
+    """A checkpoint holds weights, AdamW's two moments and, under bf16, fp32 masters; one more than are kept."""
+    checkpoint_bytes = num_parameters * (4 + 8 if config.precision == "fp32" else 2 + 4 + 8)
+    kept = config.save_checkpoints_kept or 10
+    written = len(complete_checkpoints(folder)) if folder.exists() else 0
+    ensure_disk_space(
+        "output_dir",
+        folder,
+        checkpoint_bytes * max(1, kept + 1 - written) + 4 * num_parameters,
+        f"{kept} checkpoints of {checkpoint_bytes / 1e9:.2f} GB are kept: lower save_total_limit or free some space.",
+    )
+
+
+
+def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:
+    """Pack the `inputs` of a pretraining config into `packed` in its run folder, and return the config that reads them.
+
+    Values without `inputs` come back as they are.
+
+    Raises:
+        InputError: `inputs` beside `packed`, no output folder, no shape to take the context from, or see `pack`.
+    """
+    if not values.get("inputs"):
+        return values
+    ensure(not values.get("packed"), "packed, inputs: give one of the two.")
+    ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
+    packing = corpus_config_values(values)
+    if "context" not in packing:
+        ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
+        packing["context"] = get_preset(values["preset"]).max_position_embeddings
+    folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
+    only_for_packing = set(packing) - {"tokenizer"}
+    kept = {name: value for name, value in values.items() if name not in only_for_packing}
+    return {**kept, "packed": str(folder)}
+
+
+def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
+    """Check a config for a number of ranks without starting any; return the run folder's state.
+
+    The config is built for the CPU, so that the process that supervises the ranks holds no GPU memory.
+
+    Raises:
+        InputError: see `PretrainConfig` and `plan_run`.
+    """
+    config = build(PretrainConfig, {**values, "use_cpu": True})
+    assert config.context is not None
+    derive_batch(config.tokens_per_step, config.context, values.get("per_device_train_batch_size"), num_processes)
+    return plan_run(config).state

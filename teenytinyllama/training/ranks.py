@@ -1,0 +1,75 @@
+"""What each rank does before it trains: prepare the process, and check that the ranks know of each other."""
+
+import os
+import signal
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from ..checks import ensure
+from ..supervision import SUPERVISOR_VARIABLE
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+# The op that DeepSpeed's gloo backend compiles when it starts on a CPU: about a minute, and a lock file that makes
+# later runs hang if it is interrupted. Only `inference_all_reduce` calls it (tensor-parallel inference); training
+# reduces with torch.distributed. Source: deepspeed 0.19.8, comm/torch.py, `build_shm_op` and `TorchBackend.all_reduce`.
+_UNUSED_CPU_OP = "deepspeed_shm_comm"
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <linux/prctl.h>
+
+
+def prepare_rank() -> None:
+    """Prepare this process as a rank; call it before TrainingArguments are made, whichever launcher started it.
+
+    * Under `ttl`: ask Linux for a SIGTERM when `ttl` dies, even of `kill -9`, so that no rank is left alone; a training
+      then saves and stops.
+    * DeepSpeed without a GPU: leave out the compilation of an op that training never calls.
+    * DeepSpeed: silence torch's deprecation warnings about calls that DeepSpeed makes.
+
+    Raises:
+        SystemExit: `ttl` is already gone.
+    """
+    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+    if supervisor and sys.platform == "linux":
+        _end_with(int(supervisor))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        _prepare_deepspeed()
+
+
+def _end_with(supervisor: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != supervisor:
+        raise SystemExit(f"the process {supervisor} that started this rank is gone")
+
+
+def _prepare_deepspeed() -> None:
+    import deepspeed
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    if deepspeed.get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__[_UNUSED_CPU_OP] = False
+
+
+def check_ranks(arguments: "TrainingArguments") -> None:
+    """Check that launcher, torch and Trainer count the same ranks; call it once TrainingArguments are made.
+
+    DeepSpeed on a machine without GPU connects two ranks while the Trainer, unless `use_cpu` is set, believes to be
+    alone: every rank then trains on the same data, and nothing says so.
+
+    Raises:
+        InputError: the counts differ.
+    """
+    import torch
+
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    connected = torch.distributed.get_world_size() if joined else 1
+    ensure(
+        launched == connected == arguments.world_size,
+        f"WORLD_SIZE={launched}: torch connected {connected} rank(s) and the Trainer works with "
+        f"{arguments.world_size}, so ranks would train on the same data. On a machine without GPU set use_cpu: true.",
+    )

@@ -1,0 +1,109 @@
+"""What a run says about itself: the banner before it starts, and the manifest's records after it ends."""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from ..emissions import EMISSIONS_NAME, grid_intensity, read_emissions
+from ..presets import count_parameters
+from .config import PretrainConfig
+from .hardware import device_name, peak_flops
+from .metrics import MFU_CONVENTION
+from .plan import RunPlan
+
+
+def live_zero_stage(trainer: Trainer) -> int:
+    """Return the ZeRO stage that accelerate's plugin will run (0 without DeepSpeed)."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return int(plugin.zero_stage) if plugin is not None else 0
+
+
+def print_banner(trainer: Trainer, config: PretrainConfig, plan: RunPlan, checkpoint: Path | None) -> None:
+    """Print what will run: ranks, backend and ZeRO stage from the live objects, precision, sizes, arithmetic."""
+    import torch.distributed as dist
+
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    tokens = config.max_steps * config.tokens_per_step
+    rows = len(plan.packed.train)
+    backend = dist.get_backend() if dist.is_available() and dist.is_initialized() else "none"
+    peak, peak_source = peak_flops(device_name())
+    lines = {
+        "model": f"{config.preset or config.model_name_or_path}: {parameters:,} parameters, "
+        f"{plan.model_config.num_hidden_layers} layers x {plan.model_config.hidden_size}, "
+        f"context {plan.model_config.max_position_embeddings}, vocabulary {plan.model_config.vocab_size}",
+        "ranks": f"{config.world_size} (backend {backend}, {trainer.accelerator.distributed_type.value}, "
+        f"ZeRO stage {live_zero_stage(trainer) or 'none'}) on {device_name()}",
+        "precision": f"{config.precision} ({config.precision_reason})",
+        "batch": f"{config.tokens_per_step:,} tokens a step = {config.per_device_train_batch_size} rows x "
+        f"{config.gradient_accumulation_steps} accumulation x {config.world_size} ranks x {config.context} tokens",
+        "length": f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / parameters:.1f} per parameter = "
+        f"{config.max_steps * config.rows_per_step / rows:.2f} epochs of {rows:,} rows",
+        "MFU": f"{MFU_CONVENTION}; peak {peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
+        "energy": f"offline, grid of {config.country_iso_code} at {grid_intensity(config.country_iso_code):.1f} "
+        "g CO2e/kWh (country_iso_code)",
+        "start": f"resumed from {checkpoint}" if checkpoint else "from the beginning",
+        "folder": str(plan.folder),
+    }
+    print("\n".join(f"{name:10} {text}" for name, text in lines.items()), flush=True)
+
+
+def describe_model(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:
+    """Return the manifest's record of the model."""
+    return {
+        "preset": config.preset,
+        "base_model": config.model_name_or_path,
+        "num_parameters": count_parameters(plan.model_config),
+        "num_hidden_layers": plan.model_config.num_hidden_layers,
+        "hidden_size": plan.model_config.hidden_size,
+        "vocab_size": plan.model_config.vocab_size,
+        "context": plan.model_config.max_position_embeddings,
+    }
+
+
+def describe_data(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:
+    """Return the manifest's record of the packed rows and where they come from."""
+    manifest = plan.packed.manifest
+    return {
+        "packed": str(config.packed),
+        "inputs": manifest["plan"]["inputs"],
+        "tokenizer_sha256": manifest["tokenizer_sha256"],
+        "packed_sha256": manifest["hashes"]["train.npy"],
+        "sources": manifest["sources"],
+        "validation_sources": manifest["validation_sources"],
+        "train_tokens": manifest["train_tokens"],
+        "validation_documents": len(plan.packed.documents),
+    }
+
+
+def describe_training(
+    trainer: Trainer, config: PretrainConfig, plan: RunPlan, records: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """Return the manifest's record of the run; speeds are medians over the logged intervals of all starts."""
+    import torch.distributed as dist
+
+    train = [record for record in records if "loss" in record]
+    energy = read_emissions(plan.folder / EMISSIONS_NAME)
+    speeds = sorted(record["tokens_per_second"] for record in train)
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.global_step * config.tokens_per_step,
+        "tokens_per_step": config.tokens_per_step,
+        "epochs": trainer.state.global_step * config.rows_per_step / len(plan.packed.train),
+        "seconds": energy.duration_seconds if energy else seconds,  # of all starts, repeated steps included
+        "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "mfu": sorted(record["mfu"] for record in train)[len(train) // 2] if train else None,
+        "mfu_convention": MFU_CONVENTION,
+        "first_loss": train[0]["loss"] if train else None,
+        "last_loss": train[-1]["loss"] if train else None,
+        "world_size": config.world_size,
+        "backend": dist.get_backend() if dist.is_available() and dist.is_initialized() else "none",
+        "zero_stage": live_zero_stage(trainer),
+        "precision": config.precision,
+        "precision_reason": config.precision_reason,
+        "hardware": device_name(),
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+

@@ -1,0 +1,73 @@
+"""Fixtures that the suites share. No test reaches the network: the Hub client is offline before anything imports it."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def sample_texts() -> list[str]:
+    """A few hundred short Portuguese texts."""
+    from teenytinyllama.data.sample import sample_documents
+
+    return [row["text"] for row in sample_documents("train", 300)]
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two jsonl sources of a few hundred documents."""
+    from teenytinyllama.data.sample import sample_documents
+
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = list(sample_documents("train", 400))
+    for name, part in (("contos", rows[:300]), ("curtas", rows[300:])):
+        lines = [
+            json.dumps({"text": row["text"], "metadata": f"source: {name}; license: CC0-1.0"}, ensure_ascii=False)
+            for row in part
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, sample_texts: list[str]) -> Path:
+    """A saved tokenizer of 600 entries."""
+    from teenytinyllama import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(sample_texts, vocab_size=600).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed_folder(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path, tokenizer_folder: Path) -> Path:
+    """Packed rows of 32 tokens, with about a tenth of the documents held out."""
+    from teenytinyllama.data.packing import PackConfig, pack
+
+    folder = tmp_path_factory.mktemp("pack") / "packed"
+    return pack(
+        PackConfig(
+            inputs=[str(corpus_folder)],
+            tokenizer=str(tokenizer_folder),
+            output_dir=str(folder),
+            context=32,
+            validation_fraction=0.1,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real Portuguese data; tests that need it are skipped without it."""
+    folder = Path(os.environ.get("TTL_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "corpus").is_dir():
+        pytest.skip("no real data: set TTL_REAL_DATA")
+    return folder

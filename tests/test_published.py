@@ -1,0 +1,267 @@
+"""Loading by short name, repository or folder: over HTTP against a small Hub on loopback, and from local folders."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+
+from teenytinyllama.checks import InputError, MissingFileError
+from teenytinyllama.published import from_pretrained
+
+ROOT = Path(__file__).parents[1]
+
+# Runs each case (name, revision, token) and prints one JSON line: what was loaded, or the refusal.
+CLIENT = """
+import json, os, sys
+from teenytinyllama.checks import InputError
+from teenytinyllama.published import from_pretrained
+for name, revision, token in json.loads(sys.argv[1]):
+    os.environ.pop("HF_TOKEN", None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    try:
+        model, tokenizer = from_pretrained(name, revision=revision)
+        bias = float(model.lm_head.weight[0, 0])
+        row = {"type": model.config.model_type, "name": model.name_or_path, "first": bias, "entries": len(tokenizer)}
+    except InputError as error:
+        row = {"refused": str(error)}
+    print(json.dumps(row))
+"""
+
+
+def _load(server: HubServer, home: Path, cases: list[tuple], **environment: str) -> list[dict]:
+    """Run the cases in one client process with the cache `home` and return its rows."""
+    run = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(cases)],
+        env=server.environment(home, PYTHONPATH=str(ROOT), **environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def _save_model(folder: Path, first_weight: float) -> Path:
+    """Save a 1-layer Llama and a tokenizer; `first_weight` tells this version from others."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=6, **sizes))
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = first_weight
+    model.save_pretrained(folder)
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, "bom": 4, "dia": 5}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a served tree: the published names, a branch, and repositories that must be refused."""
+    folder = tmp_path_factory.mktemp("hub")
+    models = folder / "models"
+    published = _save_model(models / "nicholasKluge/TeenyTinyLlama-160m/main", 0.25)
+    _save_model(models / "nicholasKluge/TeenyTinyLlama-160m/step100000", 0.5)
+    for name in ("nicholasKluge/TeenyTinyLlama-460m-Chat", "ana/segredo", "ana/restrito"):
+        shutil.copytree(published, models / name / "main")
+    pickled = shutil.copytree(published, models / "ana/picles/main")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    adapter = models / "ana/adaptador/main"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    coded = shutil.copytree(published, models / "ana/codigo/main")
+    own_type = {"model_type": "capivara", "auto_map": {"AutoModelForCausalLM": "modeling.Capivara"}}
+    (coded / "config.json").write_text(json.dumps(own_type), encoding="utf-8")
+    (coded / "modeling.py").write_text("raise SystemExit('code of a repository was run')", encoding="utf-8")
+    # A built-in model and tokenizer with code beside them: loaded as built in, the code is left alone.
+    mapped = shutil.copytree(published, models / "ana/mapeado/main")
+    for file, auto_map in {
+        "config.json": {"AutoModelForCausalLM": "modeling.Capivara"},
+        "tokenizer_config.json": {"AutoTokenizer": [None, "modeling.Capivara"]},
+    }.items():
+        content = json.loads((mapped / file).read_text(encoding="utf-8"))
+        (mapped / file).write_text(json.dumps({**content, "auto_map": auto_map}), encoding="utf-8")
+    shutil.copy(coded / "modeling.py", mapped)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(hub_folder: Path):
+    """Serve the tree with a private and a gated repository."""
+    people = {"tokens": {"hf_ana": "ana", "hf_rui": "rui"}, "private": {"ana/segredo": {"ana"}}}
+    with HubServer(hub_folder, gated={"ana/restrito": {"ana"}}, **people) as running:
+        yield running
+
+
+def test_short_names_branches_commits_and_tokens_load(server: HubServer, tmp_path: Path):
+    repository = "nicholasKluge/TeenyTinyLlama-160m"
+    commit = server.commit(repository, "step100000")
+    rows = _load(
+        server,
+        tmp_path,
+        [
+            ("160m", None, None),
+            ("460m-chat", None, None),
+            (repository, "step100000", None),
+            ("160m", commit, None),
+            ("ana/segredo", None, "hf_ana"),
+            ("ana/restrito", "main", "hf_ana"),
+            ("ana/mapeado", None, None),
+        ],
+    )
+    assert [row.get("first") for row in rows] == [0.25, 0.25, 0.5, 0.5, 0.25, 0.25, 0.25], rows
+    assert {row["type"] for row in rows} == {"llama"}
+    assert {row["entries"] for row in rows} == {6}
+    assert [row["name"] for row in rows[:2]] == [repository, "nicholasKluge/TeenyTinyLlama-460m-Chat"]
+    # No Python and no pickle is even asked for, and nothing after config.json is read at a moving branch.
+    asked = [request.path for request in server.requests]
+    assert not [path for path in asked if path.endswith((".py", ".bin", ".pt"))]
+    assert not [path for path in asked if "/resolve/main/" in path and not path.endswith("/config.json")]
+    # Storage is another host: the token must not be sent there.
+    assert {request.user for request in server.requests if request.path.startswith("/storage/")} == {None}
+
+
+REFUSED = {
+    "repository not found, no token": ("ana/nada", None, None, "no such folder here, and no such repository on http"),
+    "repository not found, token": ("ana/nada", None, "hf_ana", "no such repository on .* that you may read .HTTP 404"),
+    "private, no token": ("ana/segredo", None, None, r"HTTP 401.*if it is private, log in with `hf auth login`"),
+    "private, other user": ("ana/segredo", None, "hf_rui", r"HTTP 404.*set HF_TOKEN to a token that can read it"),
+    "gated, no token": ("ana/restrito", None, None, r"access to this repository has to be granted .HTTP 401"),
+    "gated, other user": ("ana/restrito", None, "hf_rui", r"has to be granted .HTTP 403.*Ask for it at http"),
+    "token not valid": ("160m", None, "hf_falso", r"refuses your token .HTTP 401.*Log in again"),
+    "branch not found": ("160m", "step7", None, "revision=step7: nicholasKluge/TeenyTinyLlama-160m has no branch"),
+    "commit not found": ("160m", "0" * 40, None, "revision=0{40}: .* has no branch, tag or commit of that name"),
+    "pickle only": ("ana/picles", None, None, "holds no weights in safetensors .*Pickle files .* are refused"),
+    "no config.json": ("ana/adaptador", None, None, "revision main holds no config.json, so it is no transformers"),
+    "code of its own": ("ana/codigo", None, None, "model_type=capivara .* is never run"),
+    "not an id": ("a/b/c", None, None, "neither a folder here nor a Hub repository id. Write owner/name"),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(server: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """Run all cases of REFUSED in one client process."""
+    rows = _load(server, tmp_path_factory.mktemp("home"), [case[:3] for case in REFUSED.values()])
+    return dict(zip(REFUSED, rows, strict=True))
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_over_http(case: str, refusals: dict[str, dict]):
+    assert re.search(REFUSED[case][3], refusals[case].get("refused", "loaded")), refusals[case]
+
+
+def test_offline(server: HubServer, tmp_path: Path):
+    (not_cached,) = _load(server, tmp_path, [("160m", None, None)], HF_HUB_OFFLINE="1")
+    assert "config.json is not in the local cache" in not_cached["refused"]
+    assert "HF_HUB_OFFLINE is set" in not_cached["refused"]
+    assert "Run `hf download nicholasKluge/TeenyTinyLlama-160m` once while online" in not_cached["refused"]
+    _load(server, tmp_path, [("160m", None, None)])
+    before = len(server.requests)
+    (cached,) = _load(server, tmp_path, [("160m", None, None)], HF_HUB_OFFLINE="1")
+    assert cached["first"] == 0.25
+    assert len(server.requests) == before
+
+
+def test_code_in_a_folder_is_never_run(hub_folder: Path):
+    model, _ = from_pretrained(hub_folder / "models/ana/mapeado/main")
+    assert type(model).__module__.startswith("transformers.")
+    with pytest.raises(InputError, match=r"model_type=capivara .* is never run"):
+        from_pretrained(hub_folder / "models/ana/codigo/main")
+
+
+def test_local_folder(hub_folder: Path):
+    model, tokenizer = from_pretrained(hub_folder / "models/nicholasKluge/TeenyTinyLlama-160m/main")
+    assert model.lm_head.weight[0, 0].item() == 0.25
+    assert len(tokenizer) == 6
+    assert not model.training
+
+
+def test_refuses_a_revision_for_a_folder(hub_folder: Path):
+    with pytest.raises(InputError, match=r"revision=main: .* only a Hub repository has revisions. Leave revision out"):
+        from_pretrained(hub_folder, revision="main")
+
+
+def test_refuses_a_folder_without_config_and_names_its_checkpoint(tmp_path: Path):
+    with pytest.raises(
+        MissingFileError, match=r"holds no config.json. Give the folder of a finished run.*checkpoint\.$"
+    ):
+        from_pretrained(tmp_path)
+    for number in (90, 100):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        (tmp_path / f"checkpoint-{number}" / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(MissingFileError, match=r"Its newest checkpoint is .*checkpoint-100\.$"):
+        from_pretrained(tmp_path)
+
+
+def test_refuses_missing_folders_files_and_unknown_short_names(tmp_path: Path):
+    with pytest.raises(MissingFileError, match=r"nada: no such folder"):
+        from_pretrained(tmp_path / "nada")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"config.json: is a file. Give the folder"):
+        from_pretrained(tmp_path / "config.json")
+    with pytest.raises(
+        InputError, match=r"=460m-chta: .*short names 160m, 460m, 460m-chat. Did you mean '460m-chat'\?"
+    ):
+        from_pretrained("460m-chta")
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "message"),
+    [
+        ("config.json", "{", r"config.json is no JSON .*Copy it again"),
+        ("model.safetensors", "", r"transformers cannot read its files: .*Download or copy the model again"),
+        ("tokenizer.json", None, r"holds no tokenizer .*`tokenizer.save_pretrained`"),
+        ("model.safetensors", None, r"holds no weights in safetensors"),
+    ],
+)
+def test_refuses_damaged_folders(hub_folder: Path, tmp_path: Path, broken: str, content: str | None, message: str):
+    folder = shutil.copytree(hub_folder / "models/nicholasKluge/TeenyTinyLlama-160m/main", tmp_path / "modelo")
+    (folder / broken).unlink()
+    if content is not None:
+        (folder / broken).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        from_pretrained(folder)
+
+
+def test_clients_list_files_at_branches_and_commits(tmp_path: Path):
+    """The server speaks enough for HfApi: models and datasets, pages, refs, file contents."""
+    data = tmp_path / "hub/datasets/ana/corpus"
+    for revision, text in {"main": "a", "v2": "b", "c" * 40: "c"}.items():
+        (data / revision / "data").mkdir(parents=True)
+        for number in range(3):
+            (data / revision / f"data/parte-{number}.jsonl").write_text(text * (number + 1), encoding="utf-8")
+        (data / revision / "data/treino.parquet").write_bytes(text.encode() * 10)
+    client = """
+from huggingface_hub import HfApi, hf_hub_download
+api, kind = HfApi(), {"repo_type": "dataset"}
+names = ["data/parte-0.jsonl", "data/parte-1.jsonl", "data/parte-2.jsonl", "data/treino.parquet"]
+assert api.list_repo_files("ana/corpus", **kind) == names, api.list_repo_files("ana/corpus", **kind)
+tree = list(api.list_repo_tree("ana/corpus", revision="v2", recursive=True, **kind))
+assert [(entry.path, getattr(entry, "size", None)) for entry in tree][1:] == list(zip(names, [1, 2, 3, 10]))
+assert tree[-1].lfs.size == 10 and [entry.path for entry in api.list_repo_tree("ana/corpus", **kind)] == ["data"]
+assert [ref.name for ref in api.list_repo_refs("ana/corpus", **kind).branches] == ["main", "v2"]
+commit = api.dataset_info("ana/corpus", revision="v2").sha
+assert api.get_paths_info("ana/corpus", names[:1], revision=commit, **kind)[0].size == 1
+for revision, text in {commit: "b", "main": "a", "c" * 40: "c"}.items():
+    for name in names[2:]:
+        path = hf_hub_download("ana/corpus", name, revision=revision, **kind)
+        assert set(open(path).read()) == {text}, (revision, path)
+print("ok")
+"""
+    with HubServer(tmp_path / "hub", page_size=2) as server:
+        environment = server.environment(tmp_path / "home")
+        run = subprocess.run(
+            [sys.executable, "-c", client], env=environment, capture_output=True, text=True, check=False
+        )
+        assert run.stdout == "ok\n", run.stderr
+        assert [request.path for request in server.requests if "cursor=2" in request.path]
+        assert {request.status for request in server.requests} == {200, 302}

@@ -1,0 +1,135 @@
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from teenytinyllama.checks import InputError
+from teenytinyllama.data.sources import Corpus, CorpusConfig, Document, is_held_out, parse_metadata
+
+TEXTS = ["Olá, mundo 🙂", "São Paulo\né grande.", "último texto"]
+
+
+def read(*inputs: Path | str, **options: object) -> list[tuple[str, Document]]:
+    return list(Corpus(CorpusConfig(inputs=[str(path) for path in inputs], **options)).documents())  # type: ignore[arg-type]
+
+
+def jsonl(texts: list[str]) -> bytes:
+    return "".join(json.dumps({"text": text, "metadata": "source: a; license: MIT"}) + "\n" for text in texts).encode()
+
+
+def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": TEXTS, "metadata": ["source: a; license: MIT"] * 3})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_bytes(jsonl(TEXTS))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(jsonl(TEXTS)))
+    with pyarrow.CompressedOutputStream(str(tmp_path / "d.jsonl.zst"), "zstd") as stream:
+        stream.write(jsonl(TEXTS))
+    expected = [Document(text, "a", "MIT") for text in TEXTS]
+    for name in ("a.parquet", "b.jsonl", "c.jsonl.gz", "d.jsonl.zst"):
+        assert [document for _, document in read(tmp_path / name)] == expected, name
+    assert len(read(tmp_path)) == len(read(tmp_path / "*.*")) == 12
+
+
+def test_txt_is_one_document_or_one_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "livro.txt"
+    path.write_bytes("\ufeffPrimeira linha\n\nSegunda".encode())
+    assert [document for _, document in read(path)] == [Document("Primeira linha\n\nSegunda", "livro")]
+    path.write_bytes("Primeira linha\r\n\nSegunda".encode())
+    assert [document.text for _, document in read(path, txt_unit="line")] == ["Primeira linha", "Segunda"]
+
+
+def test_empty_texts_and_nulls_are_left_out(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "  \n", "b"]}), tmp_path / "a.parquet")
+    assert [document.text for _, document in read(tmp_path)] == ["a", "b"]
+
+
+def test_metadata_forms() -> None:
+    assert parse_metadata("source: x y; license: CC-BY-4.0", "z") == ("x y", "CC-BY-4.0")
+    assert parse_metadata({"Source": "x", "licence": "MIT"}, "z") == ("x", "MIT")
+    assert parse_metadata(None, "z") == parse_metadata("anything", "z") == ("z", "")
+
+
+def test_split_is_by_document_and_stable_when_the_corpus_grows(tmp_path: Path) -> None:
+    texts = [f"documento número {number}" for number in range(2000)]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(texts))
+    first = {document.text for split, document in read(tmp_path, validation_fraction=0.1) if split == "validation"}
+    assert 150 < len(first) < 250
+    (tmp_path / "0.jsonl").write_bytes(jsonl([f"outro {number}" for number in range(500)] + texts[:50]))
+    grown = read(tmp_path, validation_fraction=0.1)
+    assert {d.text for split, d in grown if split == "validation" and d.text.startswith("documento")} == first
+    assert not {d.text for s, d in grown if s == "train"} & {d.text for s, d in grown if s == "validation"}
+    assert not is_held_out("x", 0.0)
+
+
+def test_validation_inputs_replace_the_hash(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(TEXTS * 50))
+    (tmp_path / "held.txt").write_text("guardado")
+    found = read(tmp_path / "a.jsonl", validation_inputs=[str(tmp_path / "held.txt")], validation_fraction=0.5)
+    assert [document.text for split, document in found if split == "validation"] == ["guardado"]
+    assert len(found) == 151
+
+
+def test_the_embedded_sample_has_its_own_split() -> None:
+    splits = [split for split, _ in read("sample")]
+    assert set(splits) == {"train", "validation"}
+
+
+def bad_parquet(folder: Path) -> None:
+    column = pyarrow.array([b"bom", b"ruim \xe3"], type=pyarrow.binary()).cast(pyarrow.string(), safe=False)
+    binary = pyarrow.Array.from_buffers(pyarrow.string(), 2, pyarrow.array([b"bom", b"ruim \xe3"]).buffers())
+    del column
+    pyarrow.parquet.write_table(pyarrow.table({"text": binary}), folder / "bad.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "coração".encode("latin-1"), "inputs=.*a.txt: byte 4 is not valid UTF-8 .byte 0xe7.*iconv"),
+        ("a.jsonl", jsonl(["a"]) + b'{"text": "\xe3"}\n', "line 2 is not valid UTF-8"),
+        ("a.jsonl", jsonl(["a"]) + b"{oops\n", "line 2 is not JSON"),
+        ("a.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+        ("a.jsonl", b'{"texto": "a"}\n', "text_column=text: line 1 of .* has no such key. It has texto"),
+        ("a.jsonl", b'{"text": 3}\n', "text_column=text: row 1 of .* holds int, not text"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "row 1 is not valid UTF-8 .character 0 is half of a surrogate"),
+        ("a.jsonl.gz", gzip.compress(jsonl(TEXTS * 99))[:200], "damaged compressed file"),
+        ("a.parquet", b"PAR1 no", "not a readable parquet file"),
+        ("a.csv", b"a,b\n", "unknown kind of file. Known are .parquet"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name)
+
+
+def test_bad_parquet_rows_are_named(tmp_path: Path) -> None:
+    bad_parquet(tmp_path)
+    with pytest.raises(InputError, match="row 2 is not valid UTF-8"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="text_column=texto: .* has no such column. It has text"):
+        read(tmp_path, text_column="texto")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["nowhere"], "inputs=nowhere: no such file or folder"),
+        ([], "inputs=..: empty"),
+        (["hf://datasets/user/name"], "not of the form hf://datasets/user/name@commit"),
+        (["hf://datasets/user/name@main"], "'main' can move. Pin the 40-digit commit"),
+    ],
+)
+def test_bad_inputs_are_refused(inputs: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(*inputs)
+
+
+def test_a_folder_without_texts_and_a_wild_fraction_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a")
+    with pytest.raises(InputError, match="the folder holds no .parquet"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="validation_fraction=0.9: must lie between 0 and 0.5"):
+        read("sample", validation_fraction=0.9)
