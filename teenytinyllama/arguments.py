@@ -67,7 +67,7 @@ _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 def _load_yaml(text: str, name: str) -> Any:
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -92,7 +92,7 @@ def _describe(hint: Any) -> str:
 _REFUSED = object()
 
 
-def _convert(value: Any, hint: Any) -> Any:  # noqa: C901, PLR0911  (one branch a kind of type)
+def _convert(value: Any, hint: Any) -> Any:
     """Return `value` as the type hint wants it, or `_REFUSED`."""
     origin = typing.get_origin(hint)
     if hint is Any:
@@ -107,10 +107,10 @@ def _convert(value: Any, hint: Any) -> Any:  # noqa: C901, PLR0911  (one branch 
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return value if value in {member.value for member in hint} else _REFUSED
     if origin is list or hint is list:
-        items = value if isinstance(value, list) else [value] if isinstance(value, str) else _REFUSED
-        inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
-        if items is _REFUSED:
+        if not isinstance(value, list | str):
             return _REFUSED
+        items = value if isinstance(value, list) else [value]
+        inner = typing.get_args(hint)[0] if typing.get_args(hint) else Any
         converted = [_convert(item, inner) for item in items]
         return _REFUSED if any(item is _REFUSED for item in converted) else converted
     if origin is dict or hint is dict:

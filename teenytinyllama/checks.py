@@ -30,7 +30,7 @@ class RunFailedError(RuntimeError):
     """The work failed for a reason that the message explains; a traceback would add nothing. Exit code 1."""
 
 
-class StoppedResumable(Exception):  # noqa: N818  (an outcome, not an error)
+class StoppedResumable(Exception):
     """A signal stopped the work after everything was saved; the same command resumes it."""
 
 

@@ -103,7 +103,7 @@ def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_p
 
 
 def demo(argv: list[str]) -> int:
-    """Make a tiny Portuguese model from the embedded stories, offline, in minutes: [--output_dir DIR] [--max_tokens N]."""
+    """Make a tiny Portuguese model from the embedded stories, offline: [--output_dir DIR] [--max_tokens N]."""
     from .demo import run_demo
 
     return run_demo(argv, start_pretraining, recipes_folder())

@@ -91,9 +91,10 @@ def generate_stories(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
     import torch
 
     start = torch.full((NUM_STORIES, 1), tokenizer.bos_token_id)
+    generator: Any = model  # transformers types `generate` as a tensor
     torch.manual_seed(seed)
     with torch.no_grad():
-        output = model.generate(
+        output = generator.generate(
             start,
             attention_mask=torch.ones_like(start),
             max_new_tokens=STORY_TOKENS,
@@ -154,9 +155,11 @@ def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: st
     training, results = manifest["training"], manifest["results"]
     before, after = results["initial"], results["final"]
     class_name, _, continuation = reloaded.partition("\t")
-    print(f"\n{'=' * 78}\nA Portuguese model of {manifest['model']['num_parameters']:,} parameters in {seconds:.0f} s\n")
+    print(
+        f"\n{'=' * 78}\nA Portuguese model of {manifest['model']['num_parameters']:,} parameters in {seconds:.0f} s\n"
+    )
     print(f"{'':34}{'untrained':>12}{'trained':>12}   goal")
-    if before and after:
+    if after["bits_per_byte"] is not None:
         print(f"{'held-out bits per byte':34}{before['bits_per_byte']:12.3f}{after['bits_per_byte']:12.3f}")
         print(f"{'held-out perplexity':34}{before['perplexity']:12.1f}{after['perplexity']:12.1f}")
     print(f"{'training loss (first, last)':34}{training['first_loss']:12.3f}{training['last_loss']:12.3f}")
@@ -170,9 +173,12 @@ def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: st
     for story in report["trained"]["stories"][:2]:
         print("  | " + story.strip().replace("\n", "\n  | ") + "\n")
     print(f"Reloaded as {class_name} without this package: {continuation}\n")
-    print(f"{training['tokens']:,} tokens in {training['steps']} steps, {training['tokens_per_second']:,.0f} tokens/s, ")
+    print(
+        f"{training['tokens']:,} tokens in {training['steps']} steps, {training['tokens_per_second']:,.0f} tokens/s, "
+    )
     print(f"{training['peak_memory_gb']:.1f} GB of memory in the training process\n")
     print(f"model     {run}   (from_pretrained loads it)")
-    print(f"card      {run}/README.md\nplot      {run}/loss.png\nmetrics   {run}/metrics.jsonl\nenergy    {run}/emissions.csv")
+    print(f"card      {run}/README.md\nplot      {run}/loss.png")
+    print(f"metrics   {run}/metrics.jsonl\nenergy    {run}/emissions.csv")
     print(f"tokenizer {folder}/tokenizer   audit {folder}/tokenizer/audit.json\n")
     print("Next: ttl init my-model, put Portuguese texts into my-model/corpus and follow recipes/reproduce.sh")

@@ -1,5 +1,6 @@
 """What the Hub client can raise, by name, for the two majors of huggingface_hub that we admit."""
 
+from importlib import import_module
 from importlib.util import find_spec
 
 
@@ -10,8 +11,5 @@ def hub_errors() -> tuple[type[Exception], ...]:
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    if find_spec("httpx2"):
-        import httpx2 as transport
-    else:
-        import httpx as transport
+    transport = import_module("httpx2" if find_spec("httpx2") else "httpx")
     return (HfHubHTTPError, LocalEntryNotFoundError, transport.HTTPError, ConnectionError)

@@ -17,7 +17,16 @@ from . import __version__
 from .checks import InputError, ensure
 
 MANIFEST_NAME = "run.json"
-_VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "deepspeed", "huggingface_hub", "numpy", "codecarbon")
+_VERSIONED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "deepspeed",
+    "huggingface_hub",
+    "numpy",
+    "codecarbon",
+)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -52,7 +61,12 @@ def package_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip() or None
 
 

@@ -41,8 +41,8 @@ class LlamaShape(Protocol):
         """Query heads in a block."""
 
     @property
-    def num_key_value_heads(self) -> int:
-        """Key and value heads in a block."""
+    def num_key_value_heads(self) -> int | None:
+        """Key and value heads in a block (None: as many as query heads)."""
 
     @property
     def max_position_embeddings(self) -> int:
@@ -198,7 +198,8 @@ def count_parameters(config: LlamaShape) -> int:
     """
     hidden = config.hidden_size
     head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    attention = 2 * hidden * head_size * (config.num_attention_heads + config.num_key_value_heads)
+    kv_heads = config.num_key_value_heads or config.num_attention_heads
+    attention = 2 * hidden * head_size * (config.num_attention_heads + kv_heads)
     layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
     return embeddings + config.num_hidden_layers * layer + hidden

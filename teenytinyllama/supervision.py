@@ -55,19 +55,24 @@ def supervise(command: Sequence[str], environments: Sequence[dict[str, str]]) ->
 
 @contextlib.contextmanager
 def _received_signals() -> Iterator[list[signal.Signals]]:
-    """Collect the stop signals in a list instead of ending; one that is ignored (nohup) stays ignored."""
+    """Collect the stop signals in a list instead of ending; under nohup HUP stays ignored."""
     received: list[signal.Signals] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    caught = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, receive) for number in caught}
+    # A script's background job is started with INT ignored, but whoever sends one to this process means it.
+    kept = {getattr(signal, "SIGHUP", None)} if _ignores_hangup() else set()
+    previous = {number: signal.signal(number, receive) for number in _STOP_SIGNALS if number not in kept}
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _ignores_hangup() -> bool:
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]], received: list[signal.Signals]) -> int:

@@ -184,6 +184,23 @@ def test_a_signal_before_training_loses_nothing_and_leaves_nobody(tmp_path: Path
     assert "stopped while not training" in errors
 
 
+def test_a_lost_terminal_under_nohup_and_a_signal_that_the_shell_ignores(tmp_path: Path) -> None:
+    """A shell starts background jobs with INT ignored, and nohup its command with HUP ignored."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        supervised = Supervised(tmp_path, 1, "save")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    supervised.send(signal.SIGHUP)
+    time.sleep(0.3)
+    assert supervised.process.poll() is None
+    supervised.send(signal.SIGINT)
+    code, errors = supervised.end()
+    assert code == EXIT_RESUMABLE
+    assert errors == "SIGINT: asking the training to save and stop; send it again to kill.\n"
+
+
 def test_the_second_signal_kills(tmp_path: Path) -> None:
     supervised = Supervised(tmp_path, 2, "deaf")
     supervised.send(signal.SIGTERM)
@@ -474,6 +491,21 @@ def uninterrupted_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float
     return seen["losses"]
 
 
+def check_training(folder: Path, name: str, expected_losses: list[float]) -> None:
+    """Check what train.py wrote after it was stopped by a signal to the last rank alone, and resumed."""
+    count, deepspeed = 1 if name == "single" else 2, name.startswith("zero")
+    alone = "LlamaForCausalLM" if count == 1 else "DistributedDataParallel"
+    for rank in range(count):
+        seen = json.loads((folder / f"rank_{rank}.json").read_text())
+        assert seen["world_sizes"] == [count] * 3
+        assert seen["engine"] == ("DeepSpeedEngine" if deepspeed else alone)
+        assert seen["zero_stage"] == (int(name[-1]) if deepspeed else 0)
+        assert seen["stopped"] == [True, False]
+        assert seen["handler_restored"]
+        assert seen["losses"] == pytest.approx(expected_losses, abs=2e-6)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
 @pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", ["single", "cpu2", "ddp", "zero1", "zero2", "zero3"])
@@ -485,22 +517,25 @@ def test_stopped_by_a_signal_to_one_rank_and_resumed_equals_one_process_uninterr
     name: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Two real ranks: world sizes, engine, stop by a signal to the last rank alone, complete checkpoint, resume."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
     assert launch(recipes / "train.py", [str(tmp_path)], name, None if name == "single" else 2) == EXIT_DONE
-    output = capfd.readouterr()
-    count = 1 if name == "single" else 2
-    for rank in range(count):
-        seen = json.loads((tmp_path / f"rank_{rank}.json").read_text())
-        assert seen["world_sizes"] == [count] * 3
-        assert seen["stopped"] == [True, False]
-        assert seen["handler_restored"]
-        assert seen["losses"] == pytest.approx(uninterrupted_losses, abs=2e-6)
-        deepspeed = name.startswith("zero")
-        alone = "LlamaForCausalLM" if count == 1 else "DistributedDataParallel"
-        assert seen["engine"] == ("DeepSpeedEngine" if deepspeed else alone)
-        assert seen["zero_stage"] == (int(name[-1]) if deepspeed else 0)
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    check_training(tmp_path, name, uninterrupted_losses)
     assert not (tmp_path / "compiled").exists(), "DeepSpeed compiled an op"
-    assert "FutureWarning" not in output.err
+    assert "FutureWarning" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_accelerate_launch_trains_the_same_from_the_folder_that_holds_recipes(
+    recipes: Path, tmp_path: Path, uninterrupted_losses: list[float]
+) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/zero2.yaml"]
+    subprocess.run(
+        [*command, "recipes/train.py", str(tmp_path)],
+        check=True,
+        cwd=recipes.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
+    check_training(tmp_path, "zero2", uninterrupted_losses)

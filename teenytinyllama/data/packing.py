@@ -86,7 +86,9 @@ def split_long_text(text: str, piece_bytes: int = PIECE_BYTES) -> list[str]:
     pieces, start = [], 0
     while len(text) - start > piece_bytes:
         cut = start + piece_bytes
-        while cut < len(text) and not (text[cut] == " " and text[cut - 1].isalpha() and text[cut + 1 : cut + 2].isalpha()):
+        while cut < len(text) and not (
+            text[cut] == " " and text[cut - 1].isalpha() and text[cut + 1 : cut + 2].isalpha()
+        ):
             cut += 1
         pieces.append(text[start:cut])
         start = cut
@@ -187,7 +189,7 @@ def _load_tokenizer(config: PackConfig) -> "PreTrainedTokenizerBase":
     tokenizer = load_tokenizer("tokenizer", config.tokenizer)
     ensure(
         tokenizer.eos_token_id is not None,
-        f"tokenizer={config.tokenizer}: has no end token, so documents could not be told apart. Use one with eos_token.",
+        f"tokenizer={config.tokenizer}: has no end token to tell documents apart. Use one with eos_token.",
     )
     return tokenizer
 
@@ -229,7 +231,7 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
         found = read_manifest("output_dir", output, "pack", "Choose another folder.")
         ensure(
             found["plan_sha256"] == plan_sha256,
-            f"output_dir={config.output_dir}: holds rows of other inputs or settings. Choose another folder, or delete it.",
+            f"output_dir={config.output_dir}: holds rows of other inputs or settings. Choose another folder.",
         )
         return True
     others = [path.name for path in output.iterdir() if path.name != ".partial"] if output.is_dir() else []
@@ -240,7 +242,7 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
     leftovers = {"train.npy", "validation.npy", "validation_documents.npy"}
     ensure(
         not set(others) - leftovers - {name + ".partial" for name in [*leftovers, MANIFEST_NAME]},
-        f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose an empty or new folder.",
+        f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose a new folder.",
     )
     return False
 
@@ -260,9 +262,7 @@ def _inspect(corpus: Corpus) -> tuple[int, int]:
     return num_documents, num_bytes
 
 
-def _encode_all(
-    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: _Journal, num_documents: int
-) -> None:
+def _encode_all(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: _Journal, num_documents: int) -> None:
     from tqdm import tqdm
 
     done = journal.totals.documents
@@ -359,7 +359,7 @@ def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
     train, validation, documents = arrays
     ensure(
         train.shape == (manifest["num_rows"], manifest["context"]) and validation.size == manifest["validation_tokens"],
-        f"{key}={folder}: the arrays' sizes {train.shape}, {validation.shape} disagree with {MANIFEST_NAME}. {PACK_FIX}",
+        f"{key}={folder}: the arrays' sizes {train.shape}, {validation.shape} are not {MANIFEST_NAME}'s. {PACK_FIX}",
     )
     return PackedCorpus(folder, manifest, train, validation, documents, list(manifest["validation_sources"]))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from teenytinyllama.data.sample.lexicon import (
+from ..data.sample.lexicon import (
     DETERMINERS,
     NOUNS,
     Agreement,
@@ -29,14 +29,14 @@ _PRONOUNS: dict[str, Agreement] = {
     "eles": frozenset({("m", "p")}), "elas": frozenset({("f", "p")}),
 }  # fmt: skip
 _SINGULAR_VERBS = "era estava ficou parecia continuava é está fica acordou levantou voltou dormiu adormeceu chegou saiu"
-_PLURAL_VERBS = "eram estavam ficaram pareciam continuavam são estão ficam acordaram voltaram dormiram chegaram saíram foram"
+_PLURAL_VERBS = "eram estavam ficaram pareciam continuavam são estão ficam acordaram voltaram chegaram saíram foram"
 _SPEECH_VERBS = frozenset(
-    "disse falou contou explicou comentou avisou afirmou sussurrou lembrou perguntou saber indagou gritou exclamou "
-    "festejou respondeu murmurou garantiu prometeu".split()
+    {"disse", "falou", "contou", "explicou", "comentou", "avisou", "afirmou", "sussurrou", "lembrou", "perguntou"}
+    | {"saber", "indagou", "gritou", "exclamou", "festejou", "respondeu", "murmurou", "garantiu", "prometeu"}
 )
-_LINK_VERBS = {verb: "s" for verb in _SINGULAR_VERBS.split()} | {verb: "p" for verb in _PLURAL_VERBS.split()}
-_DEGREE_WORDS = frozenset("muito tão bem mais ainda sempre embora já bastante".split())
-_CLAUSE_STARTS = frozenset("que quando mas porque enquanto onde então pois e se".split())
+_LINK_VERBS = dict.fromkeys(_SINGULAR_VERBS.split(), "s") | dict.fromkeys(_PLURAL_VERBS.split(), "p")
+_DEGREE_WORDS = frozenset(["muito", "tão", "bem", "mais", "ainda", "sempre", "embora", "já", "bastante"])
+_CLAUSE_STARTS = frozenset(["que", "quando", "mas", "porque", "enquanto", "onde", "então", "pois", "e", "se"])
 _ADVERB_OR_DETERMINER = frozenset({"muito", "pouco", "quanto", "mesmo", "primeiro", "certo", "todo"})
 """Masculine singular forms that are more often adverbs (`muito tarde`): not counted as determiners."""
 _MAX_DETERMINERS = 3
@@ -71,7 +71,8 @@ def _person_nouns() -> frozenset[str]:
 @cache
 def _plain_determiners() -> frozenset[str]:
     """Return the determiners without a preposition inside: only these can open a subject."""
-    return frozenset(form for forms, _, before_name in DETERMINERS.values() if not before_name for form in forms if form)
+    plain = [forms for forms, _, before_name in DETERMINERS.values() if not before_name]
+    return frozenset(form for forms in plain for form in forms if form)
 
 
 class _Reader:
@@ -200,7 +201,7 @@ def _predicate_pairs(reader: _Reader) -> Iterator[Pair]:
 
 
 def _speech_pair(reader: _Reader, verb: int) -> Iterator[Pair]:
-    """Yield the pair of `disse Ana, contente.` or `disse o avô, contente.`"""
+    """Yield the pair of the two words `Ana` and `contente` in `— disse Ana, contente.`, if the verb is such a one."""
     for end in range(verb + 2, verb + 5):
         adjective = reader.word(end + 1)
         if reader.word(end) != "," or adjective not in adjective_forms() or reader.word(end + 2) not in _SENTENCE_END:

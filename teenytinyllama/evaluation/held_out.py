@@ -15,15 +15,15 @@ compares models with different tokenizers; perplexity = exp(nats per text token)
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
 
 from ..data.packing import PackedCorpus
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,16 @@ def make_windows(offset: int, num_tokens: int, document: int, context: int, stri
     return windows
 
 
-class HeldOutWindows:
+class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
     """A map-style dataset of windows over the held-out documents, the longest first, with labels for scored tokens."""
 
     def __init__(
-        self, packed: PackedCorpus, context: int, stride: int | None = None, max_tokens: int | None = None, seed: int = 0
+        self,
+        packed: PackedCorpus,
+        context: int,
+        stride: int | None = None,
+        max_tokens: int | None = None,
+        seed: int = 0,
     ) -> None:
         """Choose documents and cut windows.
 
@@ -127,16 +132,13 @@ def _language_modeling_metrics(sums: NDArray[Any], num_bytes: NDArray[Any]) -> d
     }
 
 
-def window_nats(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+def window_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return (batch, 2): summed nats of the scored tokens of each row, and their number.
 
     Args:
         logits: (batch, tokens, vocabulary), of any float type; raised to float32 row by row to bound memory.
         labels: (batch, tokens), -100 where nothing is scored; labels[t] is predicted by logits[t - 1].
     """
-    import torch
-    from torch.nn.functional import cross_entropy
-
     rows = [
         cross_entropy(row_logits[:-1].float(), row_labels[1:], ignore_index=-100, reduction="sum")
         for row_logits, row_labels in zip(logits, labels, strict=True)

@@ -7,8 +7,8 @@ nothing to measure, as with an untrained model that writes no noun at all.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from teenytinyllama.checks import ensure
-from teenytinyllama.evaluation.agreement import agreement_pairs
+from ..checks import ensure
+from .agreement import agreement_pairs
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 COPY_NGRAM_WORDS = 8

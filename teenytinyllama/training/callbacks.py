@@ -36,13 +36,14 @@ def generate_texts(
 
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     texts = []
+    generator: Any = model  # transformers types `generate` as a tensor
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         for ids in encode_texts(tokenizer, prompts):
             input_ids = torch.tensor([start + ids], device=model.device)
             room = model.config.max_position_embeddings - input_ids.shape[1]
-            output = model.generate(
+            output = generator.generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 max_new_tokens=max(1, min(new_tokens, room)),
@@ -65,6 +66,7 @@ class SampleCallback(TrainerCallback):
         self.tokenizer, self.prompts, self.new_tokens = tokenizer, prompts, new_tokens
         # Under ZeRO 3 every rank holds a part of each layer, so all ranks have to generate together.
         self.all_ranks = zero_stage == 3
+        self._sampled_step = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -73,10 +75,11 @@ class SampleCallback(TrainerCallback):
         if state.is_world_process_zero:
             rewind_jsonl(self.path, state.global_step)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Sample with the same seed each time, so that only the model changes."""
+        if self._sampled_step == state.global_step:  # the final evaluation scores more documents of the same model
+            return
+        self._sampled_step = state.global_step
         if not self.prompts or not (self.all_ranks or state.is_world_process_zero):
             return
         texts = generate_texts(
@@ -111,16 +114,12 @@ class EnergyCallback(TrainerCallback):
             self.kwh, self.kg = self._meter.flush()
             self._flushed = time.monotonic()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row if the last one is old."""
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._flush()
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row, so that a score has its energy."""
         self._flush()
 

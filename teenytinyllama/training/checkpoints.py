@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checks import InputError, ensure
 from ..manifest import MANIFEST_NAME, write_json
 
-_HELD_LOCKS: list[Any] = []  # a lock that is collected is released
 MARKER_NAME = "complete.json"
 ENVIRONMENT_NAME = "environment.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
@@ -46,8 +46,8 @@ def latest_complete_checkpoint(folder: Path, max_step: int, world_size: int, zer
     ensure(
         same or (marker["zero_stage"] == 0 and zero_stage == 0),
         f"output_dir={folder}: {found[-1].name} was saved by {marker['world_size']} rank(s) under ZeRO stage "
-        f"{marker['zero_stage']}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed cannot "
-        "load it: start as before, or convert it with `python -m deepspeed.checkpoint.ds_to_universal`.",
+        f"{marker['zero_stage']}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed "
+        "cannot load it: start as before, or convert it with `python -m deepspeed.checkpoint.ds_to_universal`.",
     )
     return found[-1]
 
@@ -73,7 +73,9 @@ class CheckpointCallback(TrainerCallback):
         write_json(newest / MARKER_NAME, marker)
         complete = [path for _, path in complete_checkpoints(folder)]
         old = complete[: -self.keep] if self.keep else []
-        half_written = [path for step, path in list_checkpoints(folder) if step < state.global_step and path not in complete]
+        half_written = [
+            path for step, path in list_checkpoints(folder) if step < state.global_step and path not in complete
+        ]
         for path in [*old, *half_written]:
             if path != newest:
                 (path / MARKER_NAME).unlink(missing_ok=True)  # a killed deletion must not look complete
@@ -91,21 +93,19 @@ def run_identity(config: Any, packed_sha256: str, tokenizer_sha256: str) -> dict
     return {**values, "packed_sha256": packed_sha256, "tokenizer_sha256": tokenizer_sha256}
 
 
-def lock_run_folder(folder: Path) -> None:
-    """Make the folder and hold it until this process ends, so that two starts of one command cannot mix.
+def lock_run_folder(folder: Path) -> FileLock:
+    """Make the folder and hold it for this process, so that two starts of one command cannot mix; release it after.
 
     Raises:
         InputError: another process holds it.
     """
-    from filelock import FileLock, Timeout
-
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(f"output_dir={folder}: another process is training there. Wait for it or stop it.") from error
-    _HELD_LOCKS.append(lock)
+    return lock
 
 
 def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
@@ -122,7 +122,8 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
         others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "packed"))
         ensure(
             not others,
-            f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). Choose another folder.",
+            f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). "
+            "Choose another folder.",
         )
         return "new"
     try:

@@ -92,7 +92,8 @@ class PretrainConfig(TrainingArguments):
     save_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
     save_total_limit: int | None = field(default=3, metadata={"help": "complete checkpoints kept; null keeps all"})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "the Trainer's filter asks the GPU at every micro-batch; we check when logging"}
+        default=False,
+        metadata={"help": "the Trainer's filter asks the GPU at every micro-batch; we check when logging"},
     )
     bf16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})  # type: ignore[assignment]
     fp16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})  # type: ignore[assignment]
@@ -172,7 +173,7 @@ class PretrainConfig(TrainingArguments):
             steps = max(1, round(self.max_tokens / self.tokens_per_step))
             ensure(
                 self.max_steps in (-1, steps),
-                f"max_steps={self.max_steps}, max_tokens={self.max_tokens}: disagree ({steps} steps). Give one of them.",
+                f"max_steps={self.max_steps}, max_tokens={self.max_tokens}: disagree ({steps} steps). Give one.",
             )
             self.max_steps = steps
         ensure(self.max_steps > 0, "max_tokens: missing. Give the length of the run in tokens (or max_steps).")

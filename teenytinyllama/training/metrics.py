@@ -74,7 +74,9 @@ class MetricsCallback(TrainerCallback):
     Time spent in evaluation, sampling and saving is not counted in tokens/s.
     """
 
-    def __init__(self, folder: Path, tokens_per_step: int, evaluation: Any, energy: Any, bytes_per_token: float) -> None:
+    def __init__(
+        self, folder: Path, tokens_per_step: int, evaluation: Any, energy: Any, bytes_per_token: float
+    ) -> None:
         """Report about the run in `folder`.
 
         Args:
@@ -107,9 +109,7 @@ class MetricsCallback(TrainerCallback):
         self._start = self._logged_time = self._step_end = time.perf_counter()
         self._paused = self._paused_total = 0.0
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar."""
         if self._bar is not None:
             self._bar.update(1)
@@ -177,9 +177,7 @@ class MetricsCallback(TrainerCallback):
             self._eval_bar = tqdm(total=len(kwargs["eval_dataloader"]), desc="evaluating", unit=" batches", leave=False)
         self._eval_bar.update(1)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report the held-out score."""
         if self._eval_bar is not None:
             self._eval_bar.close()
@@ -194,7 +192,7 @@ class MetricsCallback(TrainerCallback):
             last = self.evaluation.last
             self._bar.write(
                 f"held out  step {state.global_step}  {last['bits_per_byte']:.4f} bits per byte  "
-                f"perplexity {last['perplexity']:.2f}  ({last['documents']} documents, {last['scored_tokens']:,} tokens)"
+                f"perplexity {last['perplexity']:.2f}  ({last['documents']} documents)"
             )
             plot_loss(self.path, self.plot_path)
             self._pause()

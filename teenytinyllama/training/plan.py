@@ -53,7 +53,7 @@ def plan_run(config: PretrainConfig) -> RunPlan:
     ensure(
         context <= model_config.max_position_embeddings,
         f"packed={config.packed}: its rows of {context} tokens are longer than the model's context of "
-        f"{model_config.max_position_embeddings}. Pack again with context={model_config.max_position_embeddings} or less.",
+        f"{model_config.max_position_embeddings}. Pack again with a context of that or less.",
     )
     model_config.max_position_embeddings = context  # a model must not promise a context it has never seen
     folder = Path(str(config.output_dir))
@@ -73,7 +73,8 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
             ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.")
             ensure(isinstance(value, int) and value > 0, f"shape={{{name}: {value}}}: must be a positive integer.")
             setattr(model_config, name, value)
-        heads, kv_heads = model_config.num_attention_heads, model_config.num_key_value_heads
+        heads = model_config.num_attention_heads
+        kv_heads = model_config.num_key_value_heads or heads
         ensure(
             model_config.hidden_size % heads == 0 and heads % kv_heads == 0,
             f"shape={config.shape}: {heads} heads must divide hidden_size={model_config.hidden_size}, and {kv_heads} "
@@ -85,16 +86,16 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
     from transformers import AutoConfig
 
     place = str(config.model_name_or_path)
+    try:
+        found = AutoConfig.from_pretrained(place, revision=config.model_revision or "main")
+    except (OSError, ValueError) as error:
+        raise InputError(f"model_name_or_path={place}: no readable config.json ({error}).") from error
     own = load_tokenizer("model_name_or_path", place, config.model_revision)
     ensure(
         tokenizer_fingerprint(own) == fingerprint,
         f"tokenizer={config.tokenizer}: differs from the tokenizer of model_name_or_path={place}. Continued training "
         "keeps the model's own: pack the rows with it.",
     )
-    try:
-        found = AutoConfig.from_pretrained(place, revision=config.model_revision or "main")
-    except (OSError, ValueError) as error:
-        raise InputError(f"model_name_or_path={place}: no readable config.json ({error}).") from error
     ensure(
         found.vocab_size >= len(tokenizer),
         f"model_name_or_path={place}: has {found.vocab_size} embeddings for {len(tokenizer)} tokens. Embeddings are "
@@ -114,7 +115,6 @@ def _check_space(config: PretrainConfig, folder: Path, num_parameters: int) -> N
         checkpoint_bytes * max(1, kept + 1 - written) + 4 * num_parameters,
         f"{kept} checkpoints of {checkpoint_bytes / 1e9:.2f} GB are kept: lower save_total_limit or free some space.",
     )
-
 
 
 def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:

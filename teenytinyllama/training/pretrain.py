@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, set_seed
 
 from ..arguments import write_yaml
@@ -25,6 +26,9 @@ from .signals import StopCallback
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+
+_NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
 
 
 class Pretrainer(Trainer):
@@ -49,7 +53,7 @@ class HeldOutEvaluation:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Return the flat figures; the per-source ones are in `last`."""
-        self.last = self.windows.summarise(prediction.predictions)
+        self.last = self.windows.summarise(np.asarray(prediction.predictions))
         return {name: self.last[name] for name in ("bits_per_byte", "perplexity", "nats_per_token")}
 
 
@@ -138,7 +142,9 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
     run = build_run(config, plan)
     trainer = run.trainer
     checkpoint = latest_complete_checkpoint(plan.folder, config.max_steps, config.world_size, live_zero_stage(trainer))
+    lock = None
     if trainer.is_world_process_zero():
+        lock = lock_run_folder(plan.folder)
         _open_run_folder(config, plan, given)
         print_banner(trainer, config, plan, checkpoint)
     config.eval_on_start = config.eval_on_start and checkpoint is None
@@ -152,12 +158,13 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
         _finish(run, config, plan, time.time() - start)
     finally:
         run.energy.stop()
+        if lock is not None:
+            lock.release()
     return plan.folder
 
 
 def _open_run_folder(config: PretrainConfig, plan: RunPlan, given: dict[str, Any]) -> None:
     """Write what is known before training; the manifest of a shorter, complete run is taken away."""
-    lock_run_folder(plan.folder)
     (plan.folder / MANIFEST_NAME).unlink(missing_ok=True)
     write_yaml(plan.folder / "config.yaml", config.to_yaml_values(given))
     environment = {
@@ -173,7 +180,7 @@ def _open_run_folder(config: PretrainConfig, plan: RunPlan, given: dict[str, Any
 def _finish(run: Run, config: PretrainConfig, plan: RunPlan, seconds: float) -> None:
     """Score all held-out documents, save the final model, and write the manifest last."""
     trainer, evaluation = run.trainer, run.evaluation
-    final = None
+    final: dict[str, Any] | None = None
     if config.eval_strategy != "no":
         everything = HeldOutWindows(plan.packed, plan.packed.manifest["context"])
         if len(everything) > len(evaluation.windows) or evaluation.last_step != trainer.state.global_step:
@@ -192,7 +199,7 @@ def _finish(run: Run, config: PretrainConfig, plan: RunPlan, seconds: float) -> 
         "model": describe_model(config, plan),
         "data": describe_data(config, plan),
         "training": describe_training(trainer, config, plan, records, seconds),
-        "results": {"initial": initial, "final": final},
+        "results": {"initial": initial or _NOT_EVALUATED, "final": final or _NOT_EVALUATED},
         "hashes": {path.name: sha256_file(path) for path in sorted(plan.folder.glob("*.safetensors"))},
     }
     write_manifest(plan.folder, "pretrain", manifest)

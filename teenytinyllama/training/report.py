@@ -24,7 +24,7 @@ def print_banner(trainer: Trainer, config: PretrainConfig, plan: RunPlan, checkp
     """Print what will run: ranks, backend and ZeRO stage from the live objects, precision, sizes, arithmetic."""
     import torch.distributed as dist
 
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    parameters = count_parameters(plan.model_config)  # under ZeRO 3 a rank's own count would be of its part
     tokens = config.max_steps * config.tokens_per_step
     rows = len(plan.packed.train)
     backend = dist.get_backend() if dist.is_available() and dist.is_initialized() else "none"
@@ -105,5 +105,3 @@ def describe_training(
         "hardware": device_name(),
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
-
-

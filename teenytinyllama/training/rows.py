@@ -1,15 +1,14 @@
 """What the Trainer reads: packed rows in their fixed order, and batches of them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import torch
+from torch.utils.data import Dataset
 
 
-class TrainingRows:
+class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
     """A map-style dataset of exactly the rows of a run: the packed rows, repeated as often as the run needs.
 
     The first epoch is the packed order (shuffled once when packing); each later one is a permutation of its own.
@@ -20,7 +19,8 @@ class TrainingRows:
     def __init__(self, rows: NDArray[Any], num_rows: int, seed: int) -> None:
         """Show `num_rows` rows of the array (rows, context), going round as often as needed."""
         self.rows, self.num_rows, self.seed = rows, num_rows, seed
-        self._epoch, self._order = 0, None
+        self._epoch = 0
+        self._order: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return self.num_rows
@@ -48,10 +48,8 @@ class CausalCollator:
         """Pad with `pad_token_id`."""
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: list[dict[str, NDArray[np.int64]]]) -> dict[str, "torch.Tensor"]:
+    def __call__(self, rows: list[dict[str, NDArray[np.int64]]]) -> dict[str, torch.Tensor]:
         """Return `input_ids` and `labels`, both (rows, longest row)."""
-        import torch
-
         length = max(len(row["input_ids"]) for row in rows)
         input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
         labels = np.full((len(rows), length), -100, dtype=np.int64)

@@ -15,7 +15,7 @@ from teenytinyllama.data.sample.storyteller import write_story
 
 __all__ = ["DEFAULT_NUM_DOCUMENTS", "PROMPTS", "sample_documents", "sample_instructions", "sample_questions"]
 
-DEFAULT_NUM_DOCUMENTS = {"train": 10_000, "validation": 200}
+DEFAULT_NUM_DOCUMENTS = {"train": 8_000, "validation": 200}
 STORY_METADATA = "source: historias; license: Apache-2.0"
 FACT_METADATA = "source: curiosidades; license: Apache-2.0"
 STORIES_PER_FACT = {"train": 40, "validation": 20}
@@ -32,7 +32,7 @@ def sample_documents(
 
     Args:
         split: "train" or "validation".
-        num_documents: how many to yield; None for `DEFAULT_NUM_DOCUMENTS` (about 0.9 million words of train).
+        num_documents: how many to yield; None for `DEFAULT_NUM_DOCUMENTS` (about 0.7 million words of train).
         seed: another seed gives other stories (the facts stay).
 
     Yields:

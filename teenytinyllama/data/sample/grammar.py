@@ -15,35 +15,43 @@ plural without one (`{* animal}`).
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
+from typing import Any, TypeVar
 
 from teenytinyllama.data.sample.lexicon import (
     ADJECTIVES,
     DETERMINERS,
     NOUNS,
+    FourForms,
     Name,
     Noun,
     adjectives_for,
     inflect_adjective,
 )
 
-Node = str | tuple[str, tuple]  # type: ignore[type-arg]
+T = TypeVar("T")
+Node = str | tuple[str, tuple[Any, ...]]
+"""Plain text, or ("slot", words), ("rule", words), ("alt", alternatives), each alternative a tuple of nodes."""
 CHARACTERS = frozenset("hfej")
 """Slots of the persons of a story: hero, friend, relative, and somebody with a job."""
-MAX_DRAWS = 20
-"""Draws of a fresh noun that a story may not use (used before, or kept for the other split) before giving in."""
+MAX_DRAWS = 8
+"""Draws of a noun that the story has used before giving in."""
 
 
 @dataclass
 class Entity:
-    """Something a story is about: a named person, or a noun with its adjective fixed for the whole story."""
+    """Something a story is about: a named person, or a noun with its adjective fixed for the whole story.
+
+    With `introduction`, the first mention of a person says who it is (`a amiga Rita`): the slot `bond` has to be bound.
+    """
 
     gender: str
     noun: Noun | None = None
     name: str = ""
-    adjective: tuple[str, str, str, str] | None = None
+    adjective: FourForms | None = None
+    introduction: bool = False
 
 
 def form_index(gender: str, number: str) -> int:
@@ -78,13 +86,34 @@ def _parse(text: str, position: int, closing: str) -> tuple[list[list[Node]], in
     return alternatives, position
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse_template(template: str) -> tuple[Node, ...]:
     """Return the nodes of a template (cached: every template is read once)."""
     alternatives, _ = _parse(template, 0, "")
     if len(alternatives) != 1:
         raise ValueError(f"template {template!r}: alternatives need square brackets around them")
     return tuple(alternatives[0])
+
+
+@cache
+def plan_phrase(words: tuple[str, ...]) -> tuple[str, tuple[FourForms, ...], str, str, str]:
+    """Read the slot of a noun phrase once.
+
+    Returns:
+        Its slot or class name; the four forms of each word before; what stays before a first name (`do` -> `de `);
+        "s" or "p"; and `adj`, `adj?`, a group of adjectives, or nothing.
+    """
+    head = next(word for word in words if word not in DETERMINERS)
+    before, after = words[: words.index(head)], words[words.index(head) + 1 :]
+    determiners = [DETERMINERS[word] for word in before]
+    before_name = " ".join(left for _, _, left in determiners if left)
+    return (
+        head,
+        tuple(forms for forms, _, _ in determiners if forms[0] or forms[2]),
+        before_name + " " if before_name else "",
+        "p" if any(number == "p" for _, number, _ in determiners) else "s",
+        after[0] if after else "",
+    )
 
 
 @dataclass
@@ -95,19 +124,19 @@ class Narrator:
         rng: source of all choices of the story.
         rules: rule name -> templates.
         bound: slot name (`h`, `f`, `thing`, ...) -> entity of the story.
-        allowed: says whether a fresh noun may appear in this story.
+        nouns: noun class -> the nouns of it that may appear in this story.
     """
 
     rng: random.Random
     rules: Mapping[str, tuple[str, ...]]
     bound: dict[str, Entity]
-    allowed: frozenset[str] | None = None
+    nouns: Callable[[str], tuple[Noun, ...]] = NOUNS.__getitem__
     used: set[str] = field(default_factory=set)
     present: set[str] = field(default_factory=set)
     told: set[tuple[str, str]] = field(default_factory=set)
     last_form: int = 0
 
-    def pick(self, options):  # type: ignore[no-untyped-def]
+    def pick(self, options: Sequence[T]) -> T:
         """Return one of the options; one multiplication, the same on every Python version."""
         return options[int(self.rng.random() * len(options))]
 
@@ -167,36 +196,30 @@ class Narrator:
 
     def _noun_phrase(self, words: tuple[str, ...]) -> str:
         """Return determiner + (adjective) + noun + (adjective) with everything agreeing."""
-        head = next(word for word in words if word in self.bound or word in NOUNS)
-        before, after = words[: words.index(head)], words[words.index(head) + 1 :]
-        entity = self.bound[head] if head in self.bound else self._fresh(head)
-        if head in CHARACTERS:
+        head, before, before_name, number, after = plan_phrase(words)
+        entity = self.bound.get(head) or self._fresh(head)
+        if head in CHARACTERS and head not in self.present:
             self.present.add(head)
+            if entity.introduction:
+                return f"{self._noun_phrase((*(words[: words.index(head)] or ('o',)), 'bond'))} {entity.name}"
         if entity.noun is None:
-            kept = [DETERMINERS[word][2] if word in DETERMINERS else word for word in before]
-            return " ".join([word for word in kept if word] + [entity.name])
-        number = "p" if any(word in DETERMINERS and DETERMINERS[word][1] == "p" for word in before) else "s"
+            return before_name + entity.name
         place = self.last_form = form_index(entity.gender, number)
-        out = []
-        for word in before:
-            if word in ADJECTIVES:
-                out.append(self.pick(ADJECTIVES[word])[place])
-            else:
-                out.append(DETERMINERS[word][0][place] if word in DETERMINERS else word)
-        out.append(entity.noun.plural if number == "p" else entity.noun.singular)
-        if after and (not after[0].endswith("?") or self.rng.random() < 0.5):
-            group = ADJECTIVES.get(after[0].rstrip("?"))
+        parts = [forms[place] for forms in before]
+        parts.append(entity.noun.plural if number == "p" else entity.noun.singular)
+        if after and (not after.endswith("?") or self.rng.random() < 0.5):
+            group = ADJECTIVES.get(after.rstrip("?"))
             adjective = self.pick(group) if group else entity.adjective or self.pick(adjectives_for(entity.noun.kind))
-            out.append(adjective[place])
-        return " ".join(filter(None, out))
+            parts.append(adjective[place])
+        return " ".join(parts)
 
     def _fresh(self, kind: str) -> Entity:
-        """Return a noun of the class that the story has not used yet and may use."""
-        noun = self.pick(NOUNS[kind])
+        """Return a noun of the class that the story may use, if possible one it has not used yet."""
+        options = self.nouns(kind)
         for _ in range(MAX_DRAWS):
-            if noun.singular not in self.used and (self.allowed is None or noun.singular in self.allowed):
+            noun = self.pick(options)
+            if noun.singular not in self.used:
                 break
-            noun = self.pick(NOUNS[kind])
         self.used.add(noun.singular)
         return Entity(noun.gender, noun)
 
@@ -210,7 +233,6 @@ def character(who: Name | Noun) -> Entity:
 
 _SPACE_BEFORE_MARK = re.compile(r"\s+([,.!?;:])")
 _SENTENCE_START = re.compile(r"(^|[.!?…]\s+|\n\s*|—\s|“)([a-zà-ú])")
-_AFTER_SPEECH = re.compile(r"([!?…,.]) — ([A-ZÀ-Ú])")
 
 
 def tidy(text: str) -> str:

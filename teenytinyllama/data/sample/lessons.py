@@ -1,7 +1,7 @@
 """Story openings, instructions with answers and multiple-choice questions in Portuguese, all our own writing."""
 
 PROMPTS: tuple[str, ...] = (
-    "Era uma vez uma menina curiosa",
+    "Era uma vez uma menina",
     "Numa manhã de chuva,",
     "Pedro morava perto do rio",
     "Depois da aula, Helena",

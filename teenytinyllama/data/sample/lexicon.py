@@ -10,9 +10,10 @@ A list entry is one word, or `singular/plural` (nouns) or `ms/fs/mp/fp` (adjecti
 from dataclasses import dataclass
 from functools import cache
 
-from teenytinyllama.data.sample.words import ADJECTIVE_LISTS, ADJECTIVES_OF_CLASS, NAME_LISTS, NOUN_LISTS, UNIONS
+from teenytinyllama.data.sample.modifiers import ADJECTIVE_LISTS, ADJECTIVES_OF_CLASS, NAME_LISTS
+from teenytinyllama.data.sample.words import NOUN_LISTS, UNIONS
 
-MASCULINE, FEMININE = "m", "f"
+FourForms = tuple[str, str, str, str]
 FORM_KEYS = (("m", "s"), ("f", "s"), ("m", "p"), ("f", "p"))
 """Order of the four forms everywhere: masculine singular, feminine singular, masculine plural, feminine plural."""
 
@@ -90,7 +91,7 @@ def pluralise(singular: str) -> str:
     return singular + ("es" if singular[-1] in "rz" else "s")
 
 
-def inflect_adjective(entry: str) -> tuple[str, str, str, str]:
+def inflect_adjective(entry: str) -> FourForms:
     """Return (ms, fs, mp, fp) of an adjective entry.
 
     Example:
@@ -119,13 +120,24 @@ def _read_nouns(kind: str) -> tuple[Noun, ...]:
 
 NOUNS: dict[str, tuple[Noun, ...]] = {kind: _read_nouns(kind) for kind in NOUN_LISTS}
 NOUNS |= {union: tuple(noun for kind in kinds.split() for noun in NOUNS[kind]) for union, kinds in UNIONS.items()}
-ADJECTIVES: dict[str, tuple[tuple[str, str, str, str], ...]] = {
+ADJECTIVES: dict[str, tuple[FourForms, ...]] = {
     group: tuple(inflect_adjective(entry) for entry in words.split()) for group, words in ADJECTIVE_LISTS.items()
 }
 NAMES: tuple[Name, ...] = tuple(
     Name(text, gender) for gender, words in NAME_LISTS.items() for text in words.split()
 )
-DETERMINERS: dict[str, tuple[tuple[str, str, str, str], str, str]] = {}
+
+
+def _read_determiners() -> dict[str, tuple[FourForms, str, str]]:
+    table: dict[str, tuple[FourForms, str, str]] = {"*": (("", "", "", ""), "p", "")}
+    for forms, before_name in _DETERMINER_TABLE:
+        masculine, feminine, plural_m, plural_f = (form.strip("-") for form in forms.split())
+        four = (masculine, feminine, plural_m, plural_f)
+        table |= {four[index]: (four, number, before_name) for index, number in ((0, "s"), (2, "p")) if four[index]}
+    return table
+
+
+DETERMINERS: dict[str, tuple[FourForms, str, str]] = _read_determiners()
 """Template key -> (four forms, number of the key, what is left before a first name); `*` is a plural without one."""
 for _forms, _before_name in _DETERMINER_TABLE:
     _four = tuple(_forms.split())
@@ -136,7 +148,7 @@ DETERMINERS["*"] = (("", "", "", ""), "p", "")
 
 
 @cache
-def adjectives_for(kind: str) -> tuple[tuple[str, str, str, str], ...]:
+def adjectives_for(kind: str) -> tuple[FourForms, ...]:
     """Return the adjectives that make sense with nouns of a class, in a fixed order."""
     return tuple(forms for group in ADJECTIVES_OF_CLASS[kind].split() for forms in ADJECTIVES[group])
 
@@ -149,7 +161,7 @@ def _index_forms(four_forms: tuple[tuple[str, ...], ...]) -> dict[str, Agreement
     table: dict[str, set[tuple[str, str]]] = {}
     for forms in four_forms:
         for form, key in zip(forms, FORM_KEYS, strict=True):
-            if form not in ("-", ""):
+            if form:
                 table.setdefault(form, set()).add(key)
     return {form: frozenset(keys) for form, keys in table.items()}
 

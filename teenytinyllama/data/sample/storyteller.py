@@ -6,20 +6,23 @@ and no object of a story may form a pair of the other split with its hero.
 
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 from teenytinyllama.data.sample.grammar import Entity, Narrator, character, tidy
 from teenytinyllama.data.sample.lexicon import NAMES, NOUNS, Name, Noun, adjectives_for
-from teenytinyllama.data.sample.plots import HELD_OUT_PLOTS, TRAIN_PLOTS, Plot
+from teenytinyllama.data.sample.plots import HELD_OUT_PLOTS, TRAIN_PLOTS
+from teenytinyllama.data.sample.plots_home import Plot
 from teenytinyllama.data.sample.sentences import RULES
 
 Split = Literal["train", "validation"]
 
 MIN_WORDS, MAX_WORDS = 60, 140
 HELD_OUT_EVERY = 5
-_KIDS = {gender: tuple(noun for noun in NOUNS["kid"] if noun.gender == gender) for gender in "fm"}
-_BOUND_CLASSES = {"e": "kin", "room": "indoor", "treat": "recipe", "crop": "veg", "pet": "pet"}
+_KIDS, _BONDS = (
+    {gender: tuple(noun for noun in NOUNS[kind] if noun.gender == gender) for gender in "fm"} for kind in ("kid", "bond")
+)
+_BOUND_CLASSES = {"e": "kin", "room": "chamber", "treat": "recipe", "crop": "veg", "pet": "pet"}
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,15 @@ def _nouns_beside(hero: str, split: Split) -> frozenset[str]:
 
 @cache
 def _candidates(hero: str, split: Split, kind: str) -> tuple[Noun, ...]:
-    """Return the nouns of a class that may stand beside the hero."""
-    return tuple(noun for noun in NOUNS[kind] if noun.singular in _nouns_beside(hero, split))
+    """Return the nouns of a class that may stand beside the hero; where all are kept away, any object that may."""
+    allowed = _nouns_beside(hero, split)
+    return tuple(noun for noun in NOUNS[kind] if noun.singular in allowed) or _candidates(hero, split, "obj")
 
 
 @cache
 def _heroes(split: Split, kind: str) -> tuple[Name, ...]:
     """Return the names that may meet at least one main object of the class."""
-    return tuple(name for name in NAMES if _candidates(name.text, split, kind))
+    return tuple(name for name in NAMES if any(noun.singular in _nouns_beside(name.text, split) for noun in NOUNS[kind]))
 
 
 def _bind(rng: random.Random, plot: Plot, split: Split) -> tuple[Name, Narrator]:
@@ -66,10 +70,12 @@ def _bind(rng: random.Random, plot: Plot, split: Split) -> tuple[Name, Narrator]
     hero = friend = narrator.pick(_heroes(split, plot.thing))
     while friend == hero:
         friend = narrator.pick(NAMES)
-    narrator.allowed = _nouns_beside(hero.text, split)
+    narrator.nouns = partial(_candidates, hero.text, split)
     narrator.bound |= {"h": character(hero), "f": character(friend), "kid": character(narrator.pick(_KIDS[hero.gender]))}
+    narrator.bound["f"].introduction = plot.friend_known
+    narrator.bound["bond"] = character(narrator.pick(_BONDS[friend.gender]))
     for slot, kind in (*_BOUND_CLASSES.items(), ("j", plot.helper), ("where", plot.where), ("thing", plot.thing)):
-        noun = narrator.pick(_candidates(hero.text, split, kind))
+        noun = narrator.pick(narrator.nouns(kind))
         narrator.bound[slot] = Entity(noun.gender, noun, adjective=narrator.pick(adjectives_for(noun.kind)))
         narrator.used.add(noun.singular)
     return hero, narrator

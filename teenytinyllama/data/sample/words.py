@@ -1,4 +1,4 @@
-"""Word lists of the embedded corpus (our own selection): what `lexicon` turns into nouns, adjectives and names."""
+"""Nouns of the embedded corpus by meaning and gender (our own selection); `lexicon` adds their plurals."""
 
 NOUN_LISTS: dict[str, dict[str, str]] = {
     "toy": {
@@ -20,7 +20,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
     },
     "bigbox": {
         "m": "baú caixote cesto balaio barril caldeirão",
-        "f": "caixa mala cesta caçamba",
+        "f": "caixa mala cesta arca",
     },
     "pan": {
         "m": "caldeirão tacho prato pilão",
@@ -36,6 +36,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
         "m": "chapéu boné cachecol anel colar lenço casaco cinto vestido avental macacão gorro colete xale turbante poncho",
         "f": "pulseira camisa saia capa blusa jaqueta touca bermuda tiara gravata",
     },
+    "blanket": {"m": "pano cobertor lençol", "f": "toalha manta colcha"},
     "pair": {
         "m": "sapato chinelo tênis/tênis tamanco óculos/óculos",
         "f": "luva meia bota sandália galocha alpargata",
@@ -58,7 +59,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
         "tangerina ameixa framboesa",
     },
     "pet": {
-        "m": "gato cachorro coelho papagaio jabuti periquito hamster/hamsters gatinho cachorrinho filhote",
+        "m": "gato cachorro coelho papagaio jabuti periquito hamster/hamsters gatinho cachorrinho",
         "f": "gata cachorra coelha tartaruga calopsita gatinha cachorrinha",
     },
     "farm": {
@@ -80,7 +81,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
         "f": "capivara onça anta cutia lontra raposa arara maritaca paca jaguatirica ema seriema jiboia",
     },
     "outdoor": {
-        "m": "parque jardim quintal bosque sítio campo pomar morro vale porto lago rio riacho pátio mirante "
+        "m": "parque jardim quintal bosque sítio campo pomar morro porto lago rio riacho pátio mirante "
         "gramado pasto canteiro",
         "f": "praia praça rua ponte floresta mata lagoa montanha colina fazenda horta feira estrada trilha vila ilha "
         "caverna calçada cachoeira clareira plantação chácara",
@@ -104,16 +105,20 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
     },
     "water": {"m": "rio lago riacho açude", "f": "lagoa represa"},
     "far": {
-        "m": "porto vale morro mirante rio bosque",
+        "m": "porto morro mirante rio bosque",
         "f": "ilha montanha floresta cachoeira praia caverna vila fazenda lagoa mata",
     },
     "garden": {
         "m": "regador ancinho carrinho balde",
-        "f": "enxada pá mangueirinha peneira cesta",
+        "f": "enxada pá peneira cesta",
     },
     "keepsake": {
         "m": "selo botão cartão adesivo",
         "f": "moeda concha pedra figurinha tampinha bolinha fita chave miçanga",
+    },
+    "chamber": {
+        "m": "quarto sótão/sótãos porão corredor ateliê celeiro galpão",
+        "f": "cozinha sala garagem varanda despensa oficina biblioteca cabana lavanderia",
     },
     "under": {
         "m": "sofá banco berço piano",
@@ -131,6 +136,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
         "m": "portão muro poço galinheiro barril tronco arbusto cercado tanque balanço",
         "f": "cerca roseira carroça caixa-d'água/caixas-d'água carroceria fonte",
     },
+    "bond": {"m": "amigo vizinho", "f": "amiga vizinha"},
     "kid": {"m": "menino garoto", "f": "menina garota"},
     "kin": {
         "m": "avô pai tio padrinho irmão/irmãos primo bisavô",
@@ -148,7 +154,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
     "rescuer": {"m": "bombeiro veterinário enfermeiro vizinho", "f": "veterinária enfermeira bombeira vizinha"},
     "teacher": {"m": "professor diretor porteiro bibliotecário", "f": "professora diretora bibliotecária porteira"},
     "postal": {"m": "carteiro porteiro vizinho mensageiro", "f": "vizinha porteira mensageira"},
-    "guide": {"m": "barqueiro pescador maquinista guarda", "f": "pescadora barqueira bióloga"},
+    "guide": {"m": "barqueiro pescador maquinista", "f": "pescadora barqueira bióloga"},
     "artist": {"m": "músico pintor palhaço/palhaços", "f": "pintora bordadeira cantora bailarina rendeira médica"},
     "sway": {
         "m": "galho capim coqueiro bambu girassol cipó arbusto",
@@ -166,31 +172,23 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
         "m": "girassol manjericão lírio cravo",
         "f": "roseira margarida orquídea violeta samambaia hortelã/hortelãs tulipa dália",
     },
+    # Nouns that the sentences name themselves; the checker needs their gender.
     "literal": {
         "m": "dia domingo sábado feriado sol vento calor frio fim começo meio almoço lanche verão inverno outono céu "
-        "coração sorriso susto silêncio abraço barulho cheiro pé/pés olho dedo bolso caminho lado lugar pedaço gole "
-        "nome segredo presente conselho plano problema momento instante minuto grupo bicho animal amigo menino garoto "
-        "rapaz ar ruído assobio pulo salto passo aniversário mês/meses ano fundo canto alto desejo medo orgulho "
-        "motivo trabalho cabelo braço joelho rosto nariz som tempo bairro povo mundo telhado chão teto sonho jogo "
-        "desenho papel conserto machucado caco jeito favor cuidado espaço ramo broto prêmio lugarzinho vencedor time "
-        "trem ônibus/ônibus barco vagão bilheteiro recado aviso erro avesso par dono ensaio palco espetáculo "
-        "público aplauso tesouro rastro norte sul remo nó leme mastro casco rumo cometa planeta eclipse lençol "
-        "cobertor bico rabo focinho pescoço ovo filhote galpão estômago apetite sabor forno fogo ingrediente "
-        "garfo guardanapo punhado relâmpago trovão raio temporal pulmão sinal sino zumbido estalo suspiro "
-        "pedido troco preço cliente visitante vapor degrau",
-        "f": "manhã tarde noite madrugada semana férias/férias chuva festa aula sesta vez ideia história surpresa alegria "
-        "saudade vontade pressa ajuda água lua estrela sorte hora voz mão/mãos perna boca cabeça orelha barriga pele "
-        "cara lágrima risada gargalhada música canção dança brincadeira conversa palavra pergunta resposta notícia "
-        "promessa viagem visita família amiga moça criança pessoa gente turma casa cidade aldeia "
-        "vizinhança luz escuridão pista dona marca linha cor ponta beira frente asa pata toca teia colmeia "
-        "semente terra muda colheita raizinha receita massa farinha mesada moedinha corrida largada chegada "
-        "medalha partida torcida bandeira segunda terça quarta quinta sexta ferramenta cola peça roda tinta "
-        "madeira lata palha lã coisa parte metade fatia migalha merenda paisagem janelinha "
-        "passagem neblina poça gota tempestade goteira vela fogueira coragem paciência calma amizade "
-        "verdade mentira desculpa culpa tristeza dor memória lembrança foto mensagem letra página jangada "
-        "margem correnteza âncora tábua expedição seta cruz pá constelação luneta galáxia "
-        "cantiga distância direção fila fantasia plateia cena fala rotina companhia preguiça ninhada "
-        "barraca banca atenção saída entrada",
+        "sorriso silêncio abraço barulho cheiro pé olho dedo caminho lado pedaço nome presente conselho problema "
+        "momento instante minuto grupo bicho ruído pulo passo aniversário mês/meses ano fundo canto alto medo "
+        "trabalho joelho rosto som tempo bairro mundo jogo desenho papel caco jeito cuidado prêmio trem "
+        "ônibus/ônibus barco recado dono ensaio tesouro nó cometa fogo punhado trovão temporal estalo suspiro "
+        "pedido troco saco vidro buraco leite castelo concurso cartaz convite capitão/capitães tijolo poema "
+        "pássaro arco-íris/arco-íris tamanho truque couro algodão sobrado prédio apartamento gemido carinho "
+        "queixo fôlego dinheiro bichinho linho tricô crochê elevador",
+        "f": "manhã tarde noite semana férias/férias chuva festa aula sesta vez ideia história surpresa alegria "
+        "saudade vontade pressa ajuda água lua estrela sorte hora voz mão/mãos perna cabeça orelha canção "
+        "pergunta resposta notícia viagem família criança gente turma casa luz linha ponta frente pata terra "
+        "receita farinha corrida largada segunda terça quarta quinta sexta ferramenta cola peça roda tinta "
+        "madeira lã coisa passagem gota vela coragem paciência calma verdade desculpa foto letra jangada margem "
+        "correnteza tábua seta cruz companhia barraca banca atenção entrada comida cova piada véspera pitada "
+        "rampa diversão delicadeza palma graça fome paz sombra",
     },
 }
 """Semantic class -> gender ("m" or "f") -> nouns in the singular (`singular/plural` where irregular)."""
@@ -211,92 +209,3 @@ UNIONS: dict[str, str] = {
     "place": "outdoor indoor",
 }
 """Class made of several others; the members keep their own class, hence their own adjectives."""
-
-ADJECTIVE_LISTS: dict[str, str] = {
-    "color": "vermelho azul verde amarelo roxo branco preto cinzento marrom dourado prateado alaranjado lilás/lilás/"
-    "lilases/lilases rosado",
-    "look": "bonito colorido brilhante listrado manchado enfeitado simples/simples/simples/simples delicado estranho "
-    "misterioso raro lindo engraçado encantador diferente quadriculado",
-    "size": "pequeno grande enorme minúsculo pesado leve comprido",
-    "state": "velho novo antigo limpo sujo empoeirado enferrujado amassado esquecido perdido remendado resistente "
-    "frágil/frágil/frágeis/frágeis gasto",
-    "cloth": "largo apertado macio florido bordado desbotado elegante quentinho xadrez/xadrez/xadrez/xadrez",
-    "taste": "fresco saboroso gostoso delicioso cheiroso caprichado perfumado caseiro",
-    "warm": "quente morno quentinho cremoso",
-    "crisp": "crocante macio dourado redondo recheado",
-    "ripe": "maduro suculento azedo cheiroso amarelo pequeno enorme fresco perfumado gostoso",
-    "beast": "pequeno manso arisco esperto curioso branco preto cinzento velho barulhento preguiçoso assustado brincalhão/"
-    "brincalhona/brincalhões/brincalhonas dorminhoco faminto magro enorme elegante atrevido",
-    "fur": "peludo gordo malhado fofo",
-    "scene": "calmo tranquilo silencioso movimentado ensolarado enorme antigo pequeno vazio bonito florido distante "
-    "fresco escuro iluminado deserto barulhento agradável",
-    "room": "arrumado bagunçado quieto empoeirado apertado espaçoso claro escuro antigo cheiroso aconchegante vazio "
-    "iluminado silencioso",
-    "trait": "curioso corajoso tímido alegre paciente teimoso esperto gentil bondoso distraído atento calmo apressado "
-    "falante risonho sonhador trabalhador brincalhão/brincalhona/brincalhões/brincalhonas quieto generoso cuidadoso "
-    "sincero inteligente animado inventivo educado",
-    "joy": "feliz contente alegre animado orgulhoso satisfeito radiante aliviado encantado emocionado sorridente "
-    "entusiasmado maravilhado tranquilo",
-    "surprise": "surpreso admirado espantado boquiaberto curioso maravilhado impressionado",
-    "sad": "triste chateado desanimado preocupado aflito magoado decepcionado pensativo nervoso inquieto desapontado "
-    "cabisbaixo",
-    "fear": "assustado nervoso trêmulo paralisado apavorado inquieto alerta/alerta/alertas/alertas desconfiado",
-    "tired": "cansado exausto sonolento faminto suado despenteado ofegante molhado",
-    "leafy": "seco verde novo molhado caído amarelado alto pequeno",
-    "trunk": "alto florido velho torto enorme antigo frondoso seco carregado",
-    "grown": "verde pequeno enorme viçoso bonito forte alto frágil/frágil/frágeis/frágeis",
-    "nice": "bonito lindo especial engraçado divertido bem-feito caprichado legal/legal/legais/legais",
-    "other": "frio nublado chuvoso ventoso sozinho junto pronto cheio coberto feito escondido quebrado inteiro aberto fechado próximo melhor/melhor/melhores/melhores lento rápido "
-    "baixo doce gelado limpo estrelado longo curto bom/boa/bons/boas mau/má/maus/más famoso "
-    "mágico possível incrível secreto preso solto machucado ferido acordado deitado sentado parado certo errado "
-    "salvo perfeito especial importante difícil/difícil/difíceis/difíceis fácil/fácil/fáceis/fáceis",
-}
-"""Group -> adjectives in the masculine singular (`ms/fs/mp/fp` where irregular)."""
-
-ADJECTIVES_OF_CLASS: dict[str, str] = {
-    "toy": "color look state size",
-    "instrument": "color look state size",
-    "device": "color look state size",
-    "container": "color look state size",
-    "thing": "color look state size",
-    "bigbox": "color look state size",
-    "pan": "color state size",
-    "wear": "color look cloth",
-    "pair": "color cloth",
-    "snack": "taste crisp",
-    "dish": "taste warm",
-    "recipe": "taste warm",
-    "fruit": "ripe",
-    "pet": "beast fur",
-    "farm": "beast fur",
-    "singer": "beast",
-    "critter": "beast",
-    "wild": "beast",
-    "outdoor": "scene",
-    "indoor": "room",
-    "shop": "room scene",
-    "under": "color state",
-    "furniture": "color state",
-    "outspot": "color state",
-    "tree": "trunk",
-    **dict.fromkeys(("kid", "kin", *UNIONS["job"].split()), "trait"),
-    **dict.fromkeys(("yard", "square", "water", "far"), "scene"),
-    "garden": "color state size",
-    "keepsake": "color look",
-    "sway": "leafy",
-    "blow": "leafy",
-    "veg": "grown",
-    "flower": "grown",
-    "literal": "look",
-}
-"""Noun class -> groups of adjectives that make sense after its nouns."""
-
-NAME_LISTS: dict[str, str] = {
-    "f": "Ana Bia Dora Elisa Gabriela Helena Iara Joana Júlia Lara Laura Lívia Luana Luísa Luzia Malu Marina Mariana "
-    "Nina Olívia Paula Rafaela Rita Sara Sofia Tainá Teresa Valentina Alice Beatriz Cecília Camila Carolina Catarina "
-    "Isabel Letícia Manuela Raquel Janaína Antônia Eduarda Fernanda Jurema Zélia",
-    "m": "André Antônio Artur Bento Bruno Carlos Daniel Davi Diego Eduardo Felipe Francisco Gabriel Guilherme Heitor "
-    "Hugo Igor Ivo João Joaquim Jorge José Lucas Luís Marcelo Mateus Miguel Murilo Nicolau Otávio Paulo Pedro Rafael "
-    "Raul Renato Ricardo Samuel Tadeu Tiago Tomás Ubirajara Vicente Vítor Zeca Cauã Benjamim",
-}
-"""Gender -> first names."""

@@ -1,11 +1,10 @@
-"""Encode, save, load and fingerprint a tokenizer: what every stage shares."""
+"""Encode with a tokenizer, make it portable, fingerprint it: what every stage shares."""
 
 import hashlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teenytinyllama.checks import InputError, ensure
+from ..checks import ensure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,52 +55,22 @@ def make_portable(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerB
     """
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-    from teenytinyllama.tokenizer_class import PreTrainedTokenizerFast
+    from .portable import PreTrainedTokenizerFast
 
     if type(tokenizer) is TokenizersBackend:
         tokenizer.__class__ = PreTrainedTokenizerFast  # adds no state, so changing the class is safe
     return tokenizer
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> None:
-    """Write the tokenizer to `folder` so that `AutoTokenizer` of transformers 4 and 5 reads it without this package.
-
-    For tokenizers from `train_tokenizer` or `load_tokenizer` plain `save_pretrained` writes the same files.
-    """
-    make_portable(tokenizer).save_pretrained(str(folder))
-
-
-def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a folder or a Hub id, ready to be saved again by us or by the Trainer.
-
-    Raises:
-        InputError: there is no tokenizer to load.
-    """
-    from transformers import AutoTokenizer
-
-    fix = "Give a folder with tokenizer.json (`ttl tokenizer` writes one) or a Hub id."
-    path = Path(name_or_folder)
-    if path.is_dir():
-        known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-        ensure(any((path / name).exists() for name in known), f"tokenizer={path}: no tokenizer in this folder. {fix}")
-    try:
-        return make_portable(AutoTokenizer.from_pretrained(str(name_or_folder)))
-    except OSError as error:
-        raise InputError(f"tokenizer={name_or_folder}: cannot be loaded. {fix}") from error
-
-
-def tokenizer_fingerprint(tokenizer_or_folder: "PreTrainedTokenizerBase | str | Path") -> str:
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the SHA-256 (64 hexadecimal digits) of all that decides ids: equal before saving and after loading.
 
     Covers vocabulary, merges, added tokens, normalizer, pre-tokenizer and post-processor; not the chat template, the
-    decoder, padding or truncation. A folder is loaded first, because what counts is the tokenizer that will encode.
+    decoder, padding or truncation.
 
     Raises:
-        InputError: nothing to load, or a tokenizer without a Rust backend.
+        InputError: a tokenizer without a Rust backend.
     """
-    tokenizer: Any = tokenizer_or_folder
-    if isinstance(tokenizer_or_folder, (str, Path)):
-        tokenizer = load_tokenizer(tokenizer_or_folder)
     ensure(
         tokenizer.is_fast,
         f"tokenizer={type(tokenizer).__name__}: only a fast tokenizer has a fingerprint. Convert it to tokenizer.json.",

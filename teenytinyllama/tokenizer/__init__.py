@@ -12,17 +12,15 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from teenytinyllama.checks import ensure
-from teenytinyllama.tokenizer_audit import audit_tokenizer, format_audit
-from teenytinyllama.tokenizer_io import (
+from ..checks import ensure
+from .audit import audit_tokenizer, format_audit
+from .encoding import (
     encode_texts,
-    load_tokenizer,
     make_portable,
-    save_tokenizer,
     tokenizer_fingerprint,
 )
-from teenytinyllama.tokenizer_sample import TextSample, TextWithSource, sample_texts
-from teenytinyllama.tokenizer_vocabulary import (
+from .sampling import TextSample, TextWithSource, sample_texts
+from .vocabulary import (
     ALWAYS_IN_ALPHABET,
     BOS_ID,
     BOS_TOKEN,
@@ -74,10 +72,8 @@ __all__ = [
     "audit_tokenizer",
     "encode_texts",
     "format_audit",
-    "load_tokenizer",
     "make_portable",
     "sample_texts",
-    "save_tokenizer",
     "tokenizer_fingerprint",
     "train_tokenizer",
 ]
@@ -193,7 +189,7 @@ def _build_backend(vocabulary: list[str]) -> "Tokenizer":
 
 def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":
     """Return the transformers tokenizer around the backend."""
-    from teenytinyllama.tokenizer_class import PreTrainedTokenizerFast
+    from .portable import PreTrainedTokenizerFast
 
     build: Any = PreTrainedTokenizerFast  # transformers leaves its constructor untyped
     tokenizer: PreTrainedTokenizerBase = build(
@@ -205,6 +201,6 @@ def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":
         padding_side="right",
         clean_up_tokenization_spaces=False,
         add_prefix_space=False,  # read by LlamaTokenizer, should someone load the folder with that class
-        model_input_names=["input_ids", "attention_mask"],  # the generic default has token_type_ids: Llama refuses it
+        model_input_names=["input_ids", "attention_mask"],  # else transformers 4 adds token_type_ids
     )
     return tokenizer

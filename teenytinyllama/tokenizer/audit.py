@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from teenytinyllama.checks import ensure
-from teenytinyllama.tokenizer_io import encode_texts
-from teenytinyllama.tokenizer_sample import TextWithSource, encode_utf8, text_and_source
+from ..checks import ensure
+from .encoding import encode_texts
+from .sampling import TextWithSource, encode_utf8, text_and_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

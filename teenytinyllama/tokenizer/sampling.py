@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from teenytinyllama.checks import InputError, ensure
+from ..checks import InputError, ensure
 
 DEFAULT_SOURCE = "text"  # the source of items that are plain strings
 PIECE_BYTES = 65_536  # long documents are sampled in parts, so that one book cannot fill the sample

@@ -1,0 +1,228 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from teenytinyllama.checks import InputError
+from teenytinyllama.data import packing
+from teenytinyllama.data.packing import PackConfig, load_packed, pack, split_long_text
+from teenytinyllama.data.sources import Corpus, CorpusConfig
+from teenytinyllama.published import load_tokenizer
+
+
+def config(corpus: Path, tokenizer: Path, output: Path, **changes: Any) -> PackConfig:
+    values = {"context": 32, "validation_fraction": 0.1, **changes}
+    return PackConfig(inputs=[str(corpus)], tokenizer=str(tokenizer), output_dir=str(output), **values)
+
+
+def unshuffled_stream(folder: Path) -> list[int]:
+    """The training tokens in corpus order, read with numpy alone."""
+    manifest = json.loads((folder / "run.json").read_text())
+    rows = np.load(folder / "train.npy", mmap_mode="r")
+    order = np.random.default_rng(manifest["config"]["seed"]).permutation(len(rows))
+    stream = np.empty_like(rows)
+    stream[order] = rows
+    return stream.reshape(-1).tolist()
+
+
+def test_rows_are_the_corpus(packed_folder: Path, corpus_folder: Path, tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
+    documents = list(Corpus(CorpusConfig(inputs=[str(corpus_folder)], validation_fraction=0.1)).documents())
+    expected = {"train": [], "validation": []}  # type: dict[str, list[int]]
+    for split, document in documents:
+        expected[split] += [1, *tokenizer(document.text, add_special_tokens=False)["input_ids"], 2]
+    packed = load_packed(packed_folder)
+    kept = len(packed.train) * 32
+    assert packed.train.dtype == np.uint16
+    assert packed.train.shape[1] == 32
+    assert 0 <= len(expected["train"]) - kept < 32, "more than the last, partial row was dropped"
+    assert unshuffled_stream(packed_folder) == expected["train"][:kept]
+    assert packed.train.reshape(-1).tolist() != expected["train"][:kept], "the rows are not shuffled"
+    assert packed.validation.tolist() == expected["validation"]
+    assert packed.manifest["dropped_tokens"] == len(expected["train"]) - kept
+    held_out = [document for split, document in documents if split == "validation"]
+    assert packed.documents["num_bytes"].tolist() == [len(document.text.encode()) for document in held_out]
+    assert [packed.source_names[i] for i in packed.documents["source"]] == [document.source for document in held_out]
+    for row in packed.documents:
+        tokens = packed.validation[row["offset"] : row["offset"] + row["num_tokens"]]
+        assert (tokens[0], tokens[-1]) == (1, 2)
+    assert packed.manifest["sources"]["contos"]["licenses"] == ["CC0-1.0"]
+    assert sorted(path.name for path in packed_folder.iterdir()) == [
+        "run.json", "train.npy", "validation.npy", "validation_documents.npy",
+    ]  # fmt: skip
+
+
+def test_special_tokens_in_a_text_are_plain_characters(tmp_path: Path, tokenizer_folder: Path) -> None:
+    lines = [json.dumps({"text": f"linha {n} </s> <s> <unk> <instruction> <0x41>"}) for n in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    packed = load_packed(pack(config(tmp_path / "a.jsonl", tokenizer_folder, tmp_path / "out")))
+    tokens = np.concatenate([packed.validation, np.array(unshuffled_stream(tmp_path / "out"))])
+    assert (tokens == 0).sum() == (tokens == 260).sum() == 0
+    num_documents = sum(r["documents"] for r in packed.manifest["sources"].values()) + len(packed.documents)
+    assert num_documents - 2 <= (tokens == 2).sum() <= num_documents  # the last row is dropped
+
+
+def test_the_same_call_again_does_nothing_and_other_settings_are_refused(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
+    before = (output / "train.npy").stat().st_mtime_ns
+    assert pack(config(corpus_folder, tokenizer_folder, tmp_path / "p")) == output
+    assert (output / "train.npy").stat().st_mtime_ns == before
+    assert "already holds these rows" in capsys.readouterr().out
+    with pytest.raises(InputError, match="output_dir=.*: holds rows of other inputs or settings"):
+        pack(config(corpus_folder, tokenizer_folder, tmp_path / "p", context=64))
+
+
+KILLED = """
+import os, sys
+from teenytinyllama.data import packing
+packing.CHUNK_BYTES = 5_000
+append, count = packing._Journal.append, [0]
+def killing(self, chunk, encoded):
+    count[0] += 1
+    if count[0] == 4:  # in the middle of writing a chunk
+        self.files["train"].write(b"half")
+        self.files["train"].flush()
+        self.marks.write('{"chunks": 4, "docu')
+        self.marks.flush()
+        os._exit(9)
+    append(self, chunk, encoded)
+packing._Journal.append = killing
+packing.pack(packing.PackConfig(inputs=[sys.argv[1]], tokenizer=sys.argv[2], output_dir=sys.argv[3], context=32,
+                                validation_fraction=0.1))
+"""
+
+
+def test_a_kill_is_resumed_to_the_same_rows(
+    tmp_path: Path,
+    corpus_folder: Path,
+    tokenizer_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 5_000)
+    whole = pack(config(corpus_folder, tokenizer_folder, tmp_path / "whole"))
+    arguments = [str(corpus_folder), str(tokenizer_folder), str(tmp_path / "killed")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    assert not (tmp_path / "killed" / "run.json").exists()
+    with pytest.raises(InputError, match="has no run.json"):
+        load_packed(tmp_path / "killed")
+    encoded: list[int] = []
+    encode = packing.encode_documents
+    monkeypatch.setattr(packing, "encode_documents", lambda *a: encoded.append(len(a[1])) or encode(*a))
+    resumed = pack(config(corpus_folder, tokenizer_folder, tmp_path / "killed"))
+    assert "going on after" in capsys.readouterr().out
+    assert sum(encoded) < 400, "finished chunks were tokenized again"
+    for name in ("train.npy", "validation.npy", "validation_documents.npy"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+def test_chunks_do_not_change_the_rows(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(packing, "PIECE_BYTES", 100)
+    output = pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
+    assert (output / "train.npy").read_bytes() == (packed_folder / "train.npy").read_bytes()
+
+
+def test_long_texts_are_cut_where_no_token_crosses(sample_texts: list[str], tokenizer_folder: Path) -> None:
+    text = "\n\n".join(sample_texts[:50]) + "  fim   " + "x" * 500
+    pieces = split_long_text(text, 200)
+    assert len(pieces) > 20
+    assert "".join(pieces) == text
+    tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
+    joined = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    assert joined == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert split_long_text("", 10) == [""]
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path) -> None:
+    large = tmp_path / "large"
+    tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
+    tokenizer.add_tokens([f"palavra{n}" for n in range(66_000)])
+    tokenizer.save_pretrained(large)
+    packed = load_packed(pack(config(corpus_folder / "curtas.jsonl", large, tmp_path / "p")))
+    assert packed.train.dtype == np.uint32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 4}, "context=4: a row needs at least 8 tokens"),
+        ({"tokenizer": "nowhere"}, "tokenizer=nowhere: no such folder"),
+        ({"tokenizer": ""}, "tokenizer: missing"),
+        ({"output_dir": ""}, "output_dir: missing"),
+        ({"context": 10_000_000}, "the corpus has only .* training tokens, less than one row"),
+        ({"text_column": "texto"}, "text_column=texto: line 1 of .* has no such key"),
+    ],
+)
+def test_bad_input_writes_nothing(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    values = {"tokenizer": str(tokenizer_folder), "output_dir": str(tmp_path / "p"), "context": 32, **changes}
+    with pytest.raises(InputError, match=message):
+        pack(PackConfig(inputs=[str(corpus_folder)], **values))
+    assert not (tmp_path / "p").exists()
+
+
+def test_bad_text_deep_in_the_corpus_writes_nothing(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path
+) -> None:
+    shutil.copytree(corpus_folder, tmp_path / "c")
+    with (tmp_path / "c" / "curtas.jsonl").open("ab") as file:
+        file.write('{"text": "maçã"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match="line 101 is not valid UTF-8"):
+        pack(config(tmp_path / "c", tokenizer_folder, tmp_path / "p"))
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_empty_corpus_and_a_foreign_folder_are_refused(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path
+) -> None:
+    (tmp_path / "empty.jsonl").write_text('{"text": "  "}\n')
+    with pytest.raises(InputError, match="inputs=.*empty.jsonl: hold no document with text"):
+        pack(config(tmp_path / "empty.jsonl", tokenizer_folder, tmp_path / "p"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="output_dir=.*mine: is not empty .thesis.txt"):
+        pack(config(corpus_folder, tokenizer_folder, tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    with pytest.raises(InputError, match="output_dir=.*thesis.txt: is a file"):
+        pack(config(corpus_folder, tokenizer_folder, tmp_path / "mine" / "thesis.txt"))
+
+
+def test_a_full_disk_is_refused(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    with pytest.raises(InputError, match="output_dir=.*: about .* GB are needed there and 0.00 GB are free"):
+        pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
+    assert not (tmp_path / "p").exists()
+
+
+def test_damaged_rows_are_refused(tmp_path: Path, packed_folder: Path) -> None:
+    with pytest.raises(InputError, match="packed=nowhere: no such folder. Make it with `ttl pack`"):
+        load_packed("nowhere")
+    copy = shutil.copytree(packed_folder, tmp_path / "p")
+    np.save(copy / "train.npy", np.zeros((3, 32), dtype=np.uint16))
+    with pytest.raises(InputError, match="the arrays' sizes"):
+        load_packed(copy)
+    (copy / "train.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match="train.npy is missing or damaged"):
+        load_packed(copy)
+    (copy / "run.json").write_text("{")
+    with pytest.raises(InputError, match="run.json is damaged"):
+        load_packed(copy)
+    (copy / "run.json").write_text('{"stage": "tokenizer"}')
+    with pytest.raises(InputError, match="was made by 'tokenizer', not by 'pack'"):
+        load_packed(copy)

@@ -1,0 +1,420 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from teenytinyllama.arguments import build, check_types
+from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
+from teenytinyllama.manifest import sha256_file
+from teenytinyllama.published import load_tokenizer
+from teenytinyllama.publishing.cards import write_model_card
+from teenytinyllama.training import config as config_module
+from teenytinyllama.training import pretrain as pretrain_module
+from teenytinyllama.training.checkpoints import complete_checkpoints
+from teenytinyllama.training.config import PretrainConfig, derive_batch
+from teenytinyllama.training.metrics import read_jsonl
+from teenytinyllama.training.plan import check_before_launch, pack_inputs, plan_run
+from teenytinyllama.training.pretrain import build_run, pretrain
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2}  # fmt: skip
+
+
+def make_values(folder: Path, packed: Path, tokenizer: Path) -> dict[str, Any]:
+    """A config of a run of 8 steps of 8 rows of 32 tokens."""
+    return {
+        "preset": "tiny", "shape": SHAPE, "tokenizer": str(tokenizer), "packed": str(packed),
+        "output_dir": str(folder / "run"), "tokens_per_step": 256, "max_tokens": 2048, "warmup_steps": 2,
+        "logging_steps": 1, "eval_steps": 4, "save_steps": 4, "sample_new_tokens": 8, "sample_prompts": ["Era uma vez"],
+        "learning_rate": 3e-3, "eval_max_tokens": 2000,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def values(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+    return make_values(tmp_path, packed_folder, tokenizer_folder)
+
+
+def run(values: dict[str, Any]) -> Path:
+    return pretrain(build(PretrainConfig, check_types(PretrainConfig, values)), values)
+
+
+def plan(values: dict[str, Any]) -> Any:
+    return plan_run(build(PretrainConfig, check_types(PretrainConfig, values)))
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, packed_folder: Path, tokenizer_folder: Path
+) -> tuple[Path, dict[str, Any]]:
+    """An uninterrupted run, to look at and to compare with; tests do not write into it."""
+    values = make_values(tmp_path_factory.mktemp("finished"), packed_folder, tokenizer_folder)
+    return run(values), values
+
+
+def test_the_run_folder_says_everything(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, values = finished
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "config.yaml", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "metrics.jsonl", "samples.jsonl", "loss.png", "emissions.csv", "environment.json",
+        "run.json", "checkpoint-4", "checkpoint-8",
+    } <= names  # fmt: skip
+    assert "training_args.bin" not in names
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["training"]["steps"] == 8
+    assert manifest["training"]["tokens"] == 2048
+    assert manifest["hashes"]["model.safetensors"] == sha256_file(folder / "model.safetensors")
+    final, initial = manifest["results"]["final"], manifest["results"]["initial"]
+    assert final["bits_per_byte"] < initial["bits_per_byte"]
+    assert set(final["per_source"]) == {"contos", "curtas"}
+    records = read_jsonl(folder / "metrics.jsonl")
+    train = [record for record in records if "loss" in record]
+    assert [record["step"] for record in train] == list(range(1, 9))
+    assert all(record["tokens"] == 256 * record["step"] for record in records)
+    assert all(record["tokens_per_second"] > 0 and 0 < record["mfu"] < 1 for record in train)
+    assert train[-1]["kwh"] > 0
+    assert [r["step"] for r in records if "bits_per_byte" in r] == [0, 4, 8, 8]  # the last one is on all documents
+    assert [row["step"] for row in read_jsonl(folder / "samples.jsonl")][:3] == [0, 4, 8]
+    assert all(row["text"].startswith("Era uma vez") for row in read_jsonl(folder / "samples.jsonl"))
+    with (folder / "emissions.csv").open() as file:
+        assert len({row["run_id"] for row in csv.DictReader(file)}) == 1
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert str(values["tokenizer"]) in (folder / "config.yaml").read_text()
+
+
+def test_the_card_is_written_from_it(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    text = write_model_card(copy).read_text()
+    final = json.loads((copy / "run.json").read_text())["results"]["final"]
+    assert f"{final['bits_per_byte']:.4f}" in text
+    assert "language: pt" in text
+
+
+def test_it_loads_in_a_process_without_our_package(finished: tuple[Path, dict[str, Any]]) -> None:
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "for folder in sys.argv[1:]:\n"
+        "    model = AutoModelForCausalLM.from_pretrained(folder); tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "    out = model.generate(**tokenizer('Era uma vez', return_tensors='pt'), max_new_tokens=5)\n"
+        "    print(type(model).__name__, model.config.model_type, model.generation_config.eos_token_id, len(out[0]))\n"
+        "assert 'teenytinyllama' not in sys.modules and not hasattr(model.config, 'auto_map')\n"
+    )
+    folders = [str(finished[0]), str(finished[0] / "checkpoint-4")]
+    done = subprocess.run([sys.executable, "-I", "-c", code, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[:3] for line in done.stdout.splitlines()] == [["LlamaForCausalLM", "llama", "2"]] * 2
+
+
+def test_norms_and_embeddings_are_not_decayed(values: dict[str, Any]) -> None:
+    config = build(PretrainConfig, values)
+    trainer = build_run(config, plan_run(config)).trainer
+    optimizer = trainer.create_optimizer()
+    assert optimizer.defaults["betas"] == (0.9, 0.95)
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    plain = {names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert plain == {name for name in names.values() if "norm" in name or "embed_tokens" in name}
+    assert decayed == set(names.values()) - plain
+    assert len(plain) == 2 * 2 + 2
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.1}
+    assert config.max_grad_norm == 1.0
+
+
+class SignalAt(TrainerCallback):
+    """Send this process a signal in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def interrupted_run(values: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build_with_signal(*arguments: Any) -> Any:
+        built = build_run(*arguments)
+        built.trainer.add_callback(SignalAt(step))
+        return built
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "build_run", build_with_signal)
+        with pytest.raises(StoppedResumable, match=f"saved .*/checkpoint-{step}; the same command goes on"):
+            run(values)
+
+
+def test_a_stopped_run_resumes_to_the_same_losses_and_weights(
+    values: dict[str, Any], finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(values["output_dir"])
+    interrupted_run(values, 5, monkeypatch)
+    assert not (folder / "run.json").exists()
+    assert [step for step, _ in complete_checkpoints(folder)] == [4, 5]
+    shutil.copytree(folder / "checkpoint-5", folder / "checkpoint-6")  # a newer one, but left without its marker
+    (folder / "checkpoint-6" / "complete.json").unlink()
+    (folder / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
+    with (folder / "metrics.jsonl").open("a") as file:  # what a killed run may have logged after its checkpoint
+        file.write('{"step": 6, "tokens": 1536, "loss": 99.0}\n{"step": 7, "tok')
+    run(values)
+    assert losses(folder) == losses(finished[0])
+    assert sha256_file(folder / "model.safetensors") == sha256_file(finished[0] / "model.safetensors")
+    with (folder / "emissions.csv").open() as file:  # energy is never rewound
+        assert len({row["run_id"] for row in csv.DictReader(file)}) == 2
+
+
+def test_a_complete_run_is_left_alone_and_can_be_made_longer(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values |= {"lr_scheduler_type": "warmup_stable_decay", "decay_fraction": 0.5, "save_total_limit": 1}
+    folder = run(values)
+    rates = [record["learning_rate"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
+    assert rates[2] == rates[3] == pytest.approx(3e-3)
+    assert rates[4] > rates[5] > rates[6] > rates[7] >= 0
+    assert [step for step, _ in complete_checkpoints(folder)] == [8]
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    run(values)
+    assert "is complete: 8 steps are done" in capsys.readouterr().out
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    run({**values, "max_tokens": 256 * 10})
+    assert json.loads((folder / "run.json").read_text())["training"]["steps"] == 10
+    assert [record["step"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record] == list(range(1, 11))
+
+
+def test_accumulation_does_not_change_the_losses(values: dict[str, Any], finished: tuple[Path, dict[str, Any]]) -> None:
+    folder = run({**values, "per_device_train_batch_size": 1})
+    assert losses(folder) == pytest.approx(losses(finished[0]), abs=1e-5)
+
+
+def test_continued_pretraining_starts_from_the_model(
+    values: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    base = finished[0]
+    more = {key: value for key, value in values.items() if key not in ("preset", "shape")}
+    folder = run({**more, "model_name_or_path": str(base), "max_tokens": 512, "learning_rate": 1e-9})
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["model"]["base_model"] == str(base)
+    before = json.loads((base / "run.json").read_text())["results"]["final"]["bits_per_byte"]
+    assert manifest["results"]["final"]["bits_per_byte"] == pytest.approx(before, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(values: dict[str, Any]) -> None:
+    with pytest.raises(RunFailedError, match="loss=(nan|inf) at step .*: training has diverged"):
+        run({**values, "learning_rate": 1e30, "max_grad_norm": 0.0})
+
+
+def test_without_held_out_documents_there_is_no_evaluation(values: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "livro.txt"
+    text.write_text(" ".join(f"palavra {n}" for n in range(3000)), encoding="utf-8")
+    packing = {**values, "packed": None, "inputs": [str(text)], "context": 32, "max_tokens": 512}
+    packed = pack_inputs({key: value for key, value in packing.items() if value is not None})
+    assert packed["packed"] == str(tmp_path / "run" / "packed")
+    assert not {"inputs", "context"} & set(packed)
+    folder = run(packed)
+    assert json.loads((folder / "run.json").read_text())["results"]["final"]["bits_per_byte"] is None
+    assert write_model_card(folder).exists()
+
+
+def test_precision_is_chosen_from_the_hardware(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = build(PretrainConfig, values)
+    assert (chosen.precision, chosen.use_cpu) == ("fp32", True)
+    assert "bf16 is emulated" in chosen.precision_reason
+    asked = build(PretrainConfig, {**values, "bf16": True})
+    assert (asked.precision, asked.precision_reason) == ("bf16", "as configured")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "NVIDIA Made Up")
+    for capability, precision in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a, found=capability: found)
+        assert config_module.choose_precision()[0] == precision
+
+
+def test_batch_arithmetic() -> None:
+    assert derive_batch(524_288, 2048, 8, 4) == (256, 8, 8)
+    assert derive_batch(524_288, 2048, None, 1) == (256, 8, 32)
+    assert derive_batch(7 * 2048, 2048, None, 1) == (7, 7, 1)
+    with pytest.raises(InputError, match="tokens_per_step=1000: must be a positive multiple .* 2048. Use 2048"):
+        derive_batch(1000, 2048, None, 1)
+    with pytest.raises(InputError, match="its 3 rows cannot be shared by 2 ranks. Use 8192"):
+        derive_batch(3 * 2048, 2048, None, 2)
+    with pytest.raises(
+        InputError, match="per_device_train_batch_size=3: must divide the 8 rows .* Use one of 1, 2, 4, 8"
+    ):
+        derive_batch(8 * 2048, 2048, 3, 1)
+
+
+def test_max_steps_of_the_user_is_kept(values: dict[str, Any]) -> None:
+    del values["max_tokens"]
+    assert build(PretrainConfig, {**values, "max_steps": 3}).max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "tinny"}, "preset=tinny: must be one of .* Did you mean 'tiny'"),
+        ({"preset": None}, "preset=None, model_name_or_path=None: give exactly one"),
+        ({"model_name_or_path": "x/y"}, "give exactly one of the two"),
+        ({"shape": {"hiden_size": 3}}, "LlamaConfig has no such field"),
+        ({"shape": {"hidden_size": 0}}, "must be a positive integer"),
+        ({"shape": {"num_attention_heads": 5}}, "5 heads must divide hidden_size=192"),
+        ({"tokenizer": None}, "tokenizer: missing"),
+        ({"tokenizer": "nowhere"}, "tokenizer=nowhere: no such folder"),
+        ({"packed": None}, "packed: missing. Give the folder that `ttl pack` wrote, or `inputs`"),
+        ({"packed": None, "inputs": ["a"]}, "`inputs` are packed by `ttl pretrain` before the ranks start, never by"),
+        ({"packed": "nowhere"}, "packed=nowhere: no such folder. Make it with `ttl pack`"),
+        ({"output_dir": None}, "output_dir: missing"),
+        ({"max_tokens": None}, "max_tokens: missing"),
+        ({"max_tokens": -5}, "max_tokens=-5: must be positive"),
+        ({"max_steps": 3}, "max_steps=3, max_tokens=2048: disagree .8 steps."),
+        ({"report_to": "all"}, "report_to=..all..: would start a second energy tracker"),
+        ({"report_to": ["tensorboard", "codecarbon"]}, "second energy tracker"),
+        ({"country_iso_code": "Brasil"}, "country_iso_code=Brasil: must be three capital letters"),
+        ({"country_iso_code": "BRX"}, "country_iso_code=BRX: unknown country"),
+        ({"decay_fraction": 0.0}, "decay_fraction=0.0: must lie in"),
+        ({"lr_scheduler_type": "cosin"}, "config: cosin is not a valid SchedulerType"),
+        ({"eval_strategy": "step"}, "config: step is not a valid IntervalStrategy"),
+    ],
+)
+def test_bad_configs_write_nothing(values: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    values |= changes
+    with pytest.raises(InputError, match=message):
+        plan({key: value for key, value in values.items() if value is not None})
+    assert not Path(str(values["output_dir"])).exists()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "gradient_accumulation_steps",
+        "deepspeed",
+        "push_to_hub",
+        "hub_token",
+        "num_train_epochs",
+        "dataloader_drop_last",
+    ],
+)
+def test_refused_keys_say_why(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(InputError, match=f"{key}=.: {PretrainConfig.REFUSED_KEYS[key][:30]}".replace("(", ".")):
+        plan({**values, key: 1})
+
+
+def test_rows_tokenizer_and_model_must_agree(
+    values: dict[str, Any], sample_texts: list[str], tmp_path: Path, finished: tuple[Path, dict[str, Any]]
+) -> None:
+    from teenytinyllama import train_tokenizer
+
+    other = tmp_path / "other"
+    train_tokenizer(sample_texts[:100], vocab_size=500).save_pretrained(other)
+    with pytest.raises(InputError, match="tokenizer=.*other: is not the one that packed=.* was made with"):
+        plan({**values, "tokenizer": str(other)})
+    with pytest.raises(InputError, match="its rows of 32 tokens are longer than the model's context of 16"):
+        plan({**values, "shape": {**SHAPE, "max_position_embeddings": 16}})
+    assert plan(values).model_config.max_position_embeddings == 32
+    base = shutil.copytree(finished[0], tmp_path / "base")
+    more = {key: value for key, value in values.items() if key not in ("preset", "shape")}
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    with pytest.raises(InputError, match="has 100 embeddings for 600 tokens"):
+        plan({**more, "model_name_or_path": str(base)})
+    (base / "config.json").write_text("{")
+    with pytest.raises(InputError, match="no readable config.json"):
+        plan({**more, "model_name_or_path": str(base)})
+    (base / "config.json").write_text(json.dumps(config))
+    load_tokenizer("x", str(other)).save_pretrained(base)
+    with pytest.raises(InputError, match="differs from the tokenizer of model_name_or_path="):
+        plan({**more, "model_name_or_path": str(base)})
+
+
+def test_folders_of_others_are_refused(
+    values: dict[str, Any], finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="holds another run; different: learning_rate .there 0.003, now 0.1."):
+        plan({**values, "output_dir": str(finished[0]), "learning_rate": 0.1})
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="is not empty and holds no run of ours .thesis.txt"):
+        plan({**values, "output_dir": str(mine)})
+    with pytest.raises(InputError, match="output_dir=.*thesis.txt: is a file"):
+        plan({**values, "output_dir": str(mine / "thesis.txt")})
+    damaged = shutil.copytree(finished[0], tmp_path / "damaged")
+    (damaged / "environment.json").write_text("{}")
+    with pytest.raises(InputError, match="environment.json is damaged"):
+        plan({**values, "output_dir": str(damaged)})
+
+
+def test_two_processes_cannot_train_in_one_folder(values: dict[str, Any]) -> None:
+    from filelock import FileLock
+
+    folder = Path(values["output_dir"])
+    folder.mkdir()
+    with FileLock(folder / ".lock"), pytest.raises(InputError, match="another process is training there"):
+        run(values)
+
+
+def test_zero_checkpoints_of_other_ranks_are_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_run(values, 2, monkeypatch)
+    marker = Path(values["output_dir"]) / "checkpoint-2" / "complete.json"
+    marker.write_text(json.dumps({"step": 2, "world_size": 2, "zero_stage": 2}))
+    with pytest.raises(
+        InputError, match="checkpoint-2 was saved by 2 rank.s. under ZeRO stage 2, and this start has 1"
+    ):
+        run(values)
+
+
+def test_a_full_disk_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="output_dir=.*3 checkpoints of .* are kept: lower save_total_limit"):
+        plan(values)
+
+
+def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:
+    assert check_before_launch(values, 2) == "new"
+    with pytest.raises(InputError, match="its 8 rows cannot be shared by 3 ranks"):
+        check_before_launch(values, 3)
+    with pytest.raises(InputError, match="packed, inputs: give one of the two"):
+        pack_inputs({**values, "inputs": ["a"]})
+    with pytest.raises(InputError, match="context: missing"):
+        pack_inputs({"inputs": ["a"], "output_dir": "x", "model_name_or_path": "y"})
+    with pytest.raises(InputError, match="output_dir: missing"):
+        pack_inputs({"inputs": ["a"]})
+
+
+def test_several_gpus_in_one_process_are_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PretrainConfig, "n_gpu", property(lambda self: 2))
+    with pytest.raises(InputError, match="2 GPUs and one process"):
+        build(PretrainConfig, values)
+
+
+def test_rows_are_the_same_on_any_number_of_ranks(values: dict[str, Any]) -> None:
+    """What accelerate's sharding hands to each of 1, 2 and 4 ranks, put together, is the same for every step."""
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    from teenytinyllama.training.rows import CausalCollator, TrainingRows
+
+    rows = TrainingRows(np.arange(64 * 4, dtype=np.uint16).reshape(64, 4), 64, 0)
+    steps: list[list[set[int]]] = []
+    for world, micro in ((1, 8), (1, 2), (2, 2), (4, 2)):
+        found: list[set[int]] = [set() for _ in range(8)]
+        for rank in range(world):
+            loader = DataLoader(rows, batch_size=micro, collate_fn=CausalCollator(0))  # type: ignore[arg-type]
+            batches = list(prepare_data_loader(loader, num_processes=world, process_index=rank, put_on_device=False))
+            for place, batch in enumerate(batches):
+                found[place * micro * world // 8] |= set(batch["input_ids"][:, 0].tolist())
+        steps.append(found)
+    assert all(found == steps[0] for found in steps)
+    assert [len(rows) for rows in steps[0]] == [8] * 8
