@@ -175,6 +175,9 @@ def read_values(cls: type, argv: list[str]) -> dict[str, Any]:
         InputError: see `check_types`; also a file that is not YAML or not a flat mapping.
         MissingFileError: the YAML file does not exist.
     """
+    if {"--help", "-h"} & set(argv):
+        print(describe_keys(cls))
+        raise SystemExit(0)
     overrides = _read_overrides(argv, typing.get_type_hints(cls))
     path = overrides.pop("config", None)
     values: dict[str, Any] = {}

@@ -51,8 +51,9 @@ def run_demo(argv: list[str], start_pretraining: Callable[..., int], recipes: Pa
 
     start = time.time()
     config = str(recipes / "configs" / "tiny" / "pretrain.yaml")
-    values = read_values(PretrainConfig, ["--output_dir", "runs/demo", *argv, "--config", config])
-    folder = Path(values["output_dir"])
+    given = read_values(PretrainConfig, argv)
+    folder = Path(given.pop("output_dir", "runs/demo"))
+    values = {**read_values(PretrainConfig, ["--config", config]), **given}
     preset = PRESETS["tiny"]
     _say("1/5 tokenizer, trained on the embedded stories and audited on held-out ones")
     tokenizer = build_tokenizer(

@@ -100,6 +100,8 @@ def test_a_limit_takes_whole_documents_and_the_same_ones(packed_folder: Path) ->
     assert first.windows == second.windows
     assert 0 < packed.documents["num_tokens"][first.document_ids].sum() <= 1000
     assert len(first.document_ids) < len(packed.documents)
+    one_short = HeldOutWindows(packed, 32, max_tokens=1).document_ids
+    assert one_short.tolist() == [int(packed.documents["num_tokens"].argmin())]
 
 
 def test_a_lost_window_is_noticed(packed_folder: Path) -> None:

@@ -49,6 +49,15 @@ def make_windows(offset: int, num_tokens: int, document: int, context: int, stri
     return windows
 
 
+def _draw_documents(num_tokens: NDArray[Any], max_tokens: int, seed: int) -> NDArray[np.int64]:
+    drawn, room = [], max_tokens
+    for index in np.random.default_rng(seed).permutation(len(num_tokens)):
+        if num_tokens[index] <= room:
+            drawn.append(index)
+            room -= int(num_tokens[index])
+    return np.array(drawn or [np.argmin(num_tokens)], dtype=np.int64)
+
+
 class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
     """A map-style dataset of windows over the held-out documents, the longest first, with labels for scored tokens."""
 
@@ -66,16 +75,15 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
             packed: the packed corpus.
             context: tokens the model sees at once.
             stride: tokens a window moves on; default half a context.
-            max_tokens: use whole documents, drawn by `seed`, up to about so many tokens; default all.
+            max_tokens: use whole documents, drawn by `seed`, that fit into so many tokens; default all. (One book can
+                be longer than that; if nothing fits, the shortest document is used.)
             seed: of that draw, so that every evaluation of a run scores the same documents.
         """
         self.packed = packed
         stride = stride or max(1, context // 2)
         order = np.arange(len(packed.documents))
         if max_tokens is not None:
-            order = np.random.default_rng(seed).permutation(len(order))
-            budget = np.cumsum(packed.documents["num_tokens"][order]) <= max_tokens
-            order = order[: max(1, int(budget.sum()))]
+            order = _draw_documents(packed.documents["num_tokens"], max_tokens, seed)
         self.document_ids = np.sort(order)
         windows = [
             window

@@ -85,7 +85,7 @@ def story_report(samples: Sequence[str], train_texts: Iterable[str]) -> dict[str
         train_texts: the texts the model was trained on; read once.
 
     Returns:
-        `lexicon_share`, `copied_ngrams_share`, `agreement_share`, and `num_samples`, `num_words`, `num_ngrams`,
+        `lexicon_share`, `copied_share`, `agreement_share`, and `num_samples`, `num_words`, `num_ngrams`,
         `num_agreement_pairs`.
     """
     documents = [story_words(sample) for sample in samples]
@@ -96,7 +96,7 @@ def story_report(samples: Sequence[str], train_texts: Iterable[str]) -> dict[str
     num_agree, num_pairs = sum(agree for agree, _ in checks), sum(pairs for _, pairs in checks)
     return {
         "lexicon_share": _share(sum(word in known for word in words), len(words)),
-        "copied_ngrams_share": _share(sum(ngram in copied for ngram in ngrams), len(ngrams)),
+        "copied_share": _share(sum(ngram in copied for ngram in ngrams), len(ngrams)),
         "agreement_share": _share(num_agree, num_pairs),
         "num_samples": len(samples),
         "num_words": len(words),

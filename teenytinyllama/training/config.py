@@ -87,6 +87,7 @@ class PretrainConfig(TrainingArguments):
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
     logging_steps: float = field(default=10, metadata={"help": "steps between two log lines"})
+    logging_first_step: bool = field(default=True, metadata={"help": "also log the first step, before any learning"})
     eval_strategy: str = field(default="steps", metadata={"help": "steps or no"})
     eval_steps: float | None = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
     save_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
@@ -94,6 +95,9 @@ class PretrainConfig(TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "the Trainer's filter asks the GPU at every micro-batch; we check when logging"},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "a Llama uses all its parameters; looking for unused ones costs time"}
     )
     bf16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})  # type: ignore[assignment]
     fp16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})  # type: ignore[assignment]

@@ -110,7 +110,9 @@ class MetricsCallback(TrainerCallback):
         self._paused = self._paused_total = 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the bar."""
+        """Advance the bar; the last step is always logged."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         if self._bar is not None:
             self._bar.update(1)
             self._step_end = time.perf_counter()

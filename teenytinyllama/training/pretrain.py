@@ -158,6 +158,7 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
         _finish(run, config, plan, time.time() - start)
     finally:
         run.energy.stop()
+        run.stop.restore_handlers()
         if lock is not None:
             lock.release()
     return plan.folder

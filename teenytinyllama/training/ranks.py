@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import ensure
 from ..supervision import SUPERVISOR_VARIABLE
+from .hardware import has_accelerator
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -25,6 +26,7 @@ def prepare_rank() -> None:
 
     * Under `ttl`: ask Linux for a SIGTERM when `ttl` dies, even of `kill -9`, so that no rank is left alone; a training
       then saves and stops.
+    * Without a GPU: tell DeepSpeed so (transformers imports it whenever it is installed), or it warns about it.
     * DeepSpeed without a GPU: leave out the compilation of an op that training never calls.
     * DeepSpeed: silence torch's deprecation warnings about calls that DeepSpeed makes.
 
@@ -34,6 +36,8 @@ def prepare_rank() -> None:
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
     if supervisor and sys.platform == "linux":
         _end_with(int(supervisor))
+    if not has_accelerator():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         _prepare_deepspeed()
 

@@ -49,6 +49,7 @@ ADJECTIVES_OF_CLASS: dict[str, str] = {
     "toy": "color look state size",
     "instrument": "color look state size",
     "device": "color look state size",
+    "optic": "color look state size",
     "container": "color look state size",
     "thing": "color look state size",
     "bigbox": "color look state size",

@@ -22,8 +22,9 @@ TRAIN_PLOTS: dict[str, Plot] = HOME_PLOTS | {
         ("{s} [abriu|achou|encontrou] {um thing adj} <inpos>, {= cheio} de {* toy}.", "{o e} [trouxe|abriu|mostrou] {um thing adj} com {dois toy} e {um obj adj}."),
         ("— vamos [fingir|imaginar] que {o thing} é {um outdoor adj}! ~ <cried> {h}<hmanner>.", "— [isto|tudo|aquilo] era {do meu kin} ~ <said> {o e}<emanner>."),
         ("com {o obj} e {um wear adj}, {s} virou {job} {do outdoor adj?}, e {f} fez de conta que era {creature}.",
-         "{h} e {f} [montaram|fizeram] [uma cabana|um barco|um castelo|um trem] com {dois obj adj} e {o thing}.",
-         "{o inspot adj} virou {outdoor}, e {o inspot adj} virou {place}."),
+         "{h} e {f} [montaram|fizeram|resolveram construir] [uma cabana|uma jangada|um barco|um castelo|um trem] com {dois obj adj} e {o thing}.",
+         "{o inspot adj} virou {outdoor}, e {o inspot adj} virou {place}.",
+         "{h} foi o capitão, {f} [jogou|lançou|puxou] a corda, e {um pet adj} remou <how>."),
         SCENE, ("{um pet adj} também quis brincar e [virou|imitou] {wild}.", *TALK),
         ("<then>, a chuva [parou|passou|acabou], e [nasceu|apareceu] um arco-íris sobre {o outdoor adj?}.",
          "<then>, a luz [voltou|acabou], e {o e} [acendeu|buscou] [uma vela|uma lanterna|um lampião] {no room}."),
@@ -32,7 +33,7 @@ TRAIN_PLOTS: dict[str, Plot] = HOME_PLOTS | {
     "contest": Plot((
         ("<opening> naquele dia, havia um concurso de {snack} {no where}.",
          "{o j} [organizou|inventou|anunciou] uma corrida de [sacos|bicicletas|patinetes|triciclos|carrinhos|barquinhos] {no where adj?}, e {h} [quis|resolveu] participar."),
-        ("o prêmio era {um keepsake nice} e {dois bite}.", "{s} [treinou|ensaiou|praticou] [toda tarde|toda manhã|cinco dias] com {o thing adj}.",
+        ("o prêmio era {um keepsake nice} e {dois bite}.", "{s} [treinou|ensaiou|praticou] [toda tarde|toda manhã|cinco dias|cada passo|dez passos] com {o thing adj}.",
          "{s} [vestiu|amarrou|usou] {o thing adj} e ficou {fear h}."),
         ("{f} [largou|começou|saiu] na frente, {um pet} [correu|pulou|foi] ao lado, e {h} [seguiu|veio] <how>.",
          "na largada, {o j} tocou {um instrument adj}, <amb>.", *SCENE),
@@ -60,7 +61,7 @@ TRAIN_PLOTS: dict[str, Plot] = HOME_PLOTS | {
         ("a carta [dizia|contava|explicava] que {f} [morava|estava] {num place adj} e queria {um thing nice}.",
          "dentro havia {um blow}, um desenho {do creature} e [um pedido|um convite|uma pergunta].", "a letra era {do e}, que [viajava|trabalhava] {num outdoor adj}."),
         ("{s} [leu|mostrou] tudo {ao e} <how> e [pegou|buscou] papel e {um thing adj}.", "{s} [sentou|ficou] {no room}, perto {do inspot}, para [responder|escrever], <amb>."),
-        ("{s} [escreveu|contou] sobre {um creature adj}, {o place} e {um dish adj}.", "{s} [desenhou|pintou] {um wild adj}, {dois obj} e {um outdoor adj}.", "— o que [eu conto|escrevo|respondo]? ~ <asked> {h}<hmanner>."),
+        ("{s} [escreveu|contou] sobre {um creature adj}, {o place} e {um dish adj}.", "{s} [desenhou|pintou] [um mapa|um cometa|{um wild adj}], {dois obj} e {um outdoor adj}.", "— o que [eu conto|escrevo|respondo]? ~ <asked> {h}<hmanner>."),
         TALK, SCENE,
         ("[dois|três|cinco] dias depois, {o j} [voltou|apareceu] com {um container adj} e [um recado|um bilhete] {do f}.", "<then>, {f} [respondeu|chegou] com {um bite adj} e [abraçou|procurou] {o h}.",
          "a resposta veio [num|dentro de um] envelope [verde|roxo|grande|perfumado], com {dois blow} {do where}."),
@@ -97,9 +98,9 @@ HELD_OUT_PLOTS: dict[str, Plot] = {
     "stars": Plot((
         ("numa noite [clara|fria|calma], {h} levou {o thing adj} {ao where} para [olhar|contar] as estrelas.", "<described> certa noite, {o e} [falou|contou] de um cometa."),
         ("{s} [viu|encontrou|inventou] [no céu|entre as nuvens] {um creature}, {um obj} e {um wild adj}.", "{f} [apontou|mostrou] uma luz [azul|verde|branca] sobre {o where adj?}."),
-        ("— aquela [estrela|luz] [parece|lembra] {um obj adj} ~ <said> {f}<fmanner>.", "— [quantas|onde] estão as estrelas? ~ <asked> {h}<hmanner>."), SCENE, TALK,
+        ("— aquela [estrela|luz] [parece|lembra] {um obj adj} ~ <said> {f}<fmanner>.", "— [quantas são|onde estão] as estrelas? ~ <asked> {h}<hmanner>."), SCENE, TALK,
         ("<then>, uma nuvem [cobriu|escondeu] a lua, e {um singer adj} [cantou|se calou] <outpos>.", "<then>, o cometa [passou|brilhou|surgiu] [por cima|por trás] {do where adj}."),
         ("{s} fez um pedido: [queria|sonhava em] <play>.", *CHEER), END,
-    ), thing="device", where="far"),
+    ), thing="optic", where="far"),
 }
 """Plots of the validation split only."""

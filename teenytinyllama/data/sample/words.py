@@ -11,8 +11,12 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
         "f": "flauta sanfona gaita corneta viola",
     },
     "device": {
-        "m": "relógio rádio telescópio regador guarda-chuva binóculo ventilador gravador lampião microscópio projetor",
-        "f": "lanterna luminária bússola máquina peneira balança vitrola",
+        "m": "relógio rádio regador guarda-chuva ventilador gravador lampião microscópio projetor",
+        "f": "luminária bússola máquina peneira balança vitrola",
+    },
+    "optic": {
+        "m": "telescópio binóculo caleidoscópio",
+        "f": "lanterna luneta lupa câmera",
     },
     "container": {
         "m": "balde baú pote jarro vaso caixote cesto balaio",
@@ -184,7 +188,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
         "queixo fôlego dinheiro bichinho linho tricô crochê elevador",
         "f": "manhã tarde noite semana férias/férias chuva festa aula sesta vez ideia história surpresa alegria "
         "saudade vontade pressa ajuda água lua estrela sorte hora voz mão/mãos perna cabeça orelha canção "
-        "pergunta resposta notícia viagem família criança gente turma casa luz linha ponta frente pata terra "
+        "pergunta resposta notícia viagem família placa pista criança gente turma casa luz linha ponta frente pata terra "
         "receita farinha corrida largada segunda terça quarta quinta sexta ferramenta cola peça roda tinta "
         "madeira lã coisa passagem gota vela coragem paciência calma verdade desculpa foto letra jangada margem "
         "correnteza tábua seta cruz companhia barraca banca atenção entrada comida cova piada véspera pitada "
@@ -194,7 +198,7 @@ NOUN_LISTS: dict[str, dict[str, str]] = {
 """Semantic class -> gender ("m" or "f") -> nouns in the singular (`singular/plural` where irregular)."""
 
 UNIONS: dict[str, str] = {
-    "obj": "toy instrument device container thing wear garden pan keepsake",
+    "obj": "toy instrument device optic container thing wear garden pan keepsake",
     "fixable": "toy instrument device",
     "gift": "toy instrument wear keepsake",
     "spot": "under furniture tree outspot",

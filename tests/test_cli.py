@@ -1,0 +1,139 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from teenytinyllama import __version__
+from teenytinyllama.arguments import check_types
+from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE
+from teenytinyllama.cli import VERBS, main, recipes_folder
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == EXIT_DONE
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in text for verb in VERBS)
+    assert main(["--version"]) == EXIT_DONE
+    assert capsys.readouterr().out.strip() == __version__
+    for verb, key in (("tokenizer", "--vocab_size"), ("pack", "--context"), ("pretrain", "--tokens_per_step")):
+        assert main([verb, "--help"]) == EXIT_DONE
+        assert key in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["pretrian"], "error: pretrian: unknown verb. Did you mean 'pretrain'?"),
+        (["pack", "--input", "x"], "error: input: unknown key. Did you mean 'inputs'?"),
+        (["pack"], "error: inputs: missing."),
+        (["tokenizer", "--inputs", "x", "--vocab_size", "many"], "error: vocab_size='many': wrong type (str)."),
+        (["tokenizer", "--inputs", "sample"], "error: output_dir: missing."),
+        (["tokenizer", "--inputs", "sample", "--output_dir", "x", "--max_bytes", "0"], "error: max_bytes=0: must be positive."),
+        (["init"], "error: ttl init: takes exactly one argument, the folder to make."),
+        (["card", "nowhere"], "error: "),
+        (["pretrain", "--num_processes", "two"], "error: --num_processes two: must be a positive integer."),
+        (["pretrain", "--accelerate"], "error: --accelerate: needs a value."),
+        (["pretrain", "--accelerate", "a", "--accelerate", "b"], "error: --accelerate: given twice"),
+        (["pretrain", "--accelerate", "zero9", "--preset", "tiny"], "error: accelerate=zero9: must be the path of"),
+    ],
+)  # fmt: skip
+def test_bad_commands_end_with_one_message(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_verb_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == EXIT_BAD_INPUT
+    assert "usage: ttl VERB" in capsys.readouterr().out
+
+
+def test_init_copies_every_recipe_with_its_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "meu")]) == EXIT_DONE
+    copied = tmp_path / "meu" / "recipes"
+    originals = [path for path in recipes_folder().rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert len(originals) > 20
+    for original in originals:
+        text = (copied / original.relative_to(recipes_folder())).read_text()
+        if original.suffix != ".json":
+            assert f"# from teenytinyllama {__version__}\n" in text.split("\n\n")[0] + "\n"
+    script = copied / "reproduce.sh"
+    assert script.read_text().startswith("#!/usr/bin/env bash\n# from teenytinyllama")
+    assert script.stat().st_mode & 0o111
+    (copied / "pretrain.py").write_text("# mine")
+    capsys.readouterr()
+    assert main(["init", str(tmp_path / "meu")]) == EXIT_BAD_INPUT
+    assert "exists already and may hold your changes" in capsys.readouterr().err
+    assert (copied / "pretrain.py").read_text() == "# mine"
+
+
+def test_every_shipped_config_is_accepted_by_its_stage() -> None:
+    from teenytinyllama.data.packing import PackConfig
+    from teenytinyllama.data.vocabulary import TokenizerConfig
+    from teenytinyllama.presets import PRESETS
+    from teenytinyllama.training.config import PretrainConfig, derive_batch
+
+    classes = {"tokenizer": TokenizerConfig, "pack": PackConfig, "pretrain": PretrainConfig}
+    files = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
+    assert len(files) == 3 * len(PRESETS)
+    for file in files:
+        values = check_types(classes[file.stem], yaml.safe_load(file.read_text()))
+        assert file.parent.name in str(values["output_dir"])
+        if file.stem == "pretrain":
+            assert values["preset"] == file.parent.name
+            context = PRESETS[values["preset"]].max_position_embeddings
+            for ranks in (1, 2, 4, 8):
+                micro = values.get("per_device_train_batch_size")
+                derive_batch(values["tokens_per_step"], context, micro, ranks)
+        else:
+            classes[file.stem](**values)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "pack", "train_tokenizer"])
+def test_recipes_are_commands_with_the_same_refusals(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "recipes" / f"{name}.py")]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([*command, "--oops", "1"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert (done.returncode, "oops: unknown key" in done.stderr) == (EXIT_BAD_INPUT, True), done.stderr
+    assert "Traceback" not in done.stderr
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert shown.returncode == 0
+    assert "--output_dir" in shown.stdout
+
+
+def test_tokenizer_and_pack_from_the_command_line(
+    tmp_path: Path, corpus_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, packed = str(tmp_path / "t"), str(tmp_path / "p")
+    train = ["tokenizer", "--inputs", str(corpus_folder), "--vocab_size", "500", "--output_dir", tokenizer]
+    train += ["--validation_fraction", "0.1"]
+    assert main(train) == EXIT_DONE
+    output = capsys.readouterr().out
+    assert "learning 500 entries from" in output
+    assert "contos" in output
+    audit = json.loads((tmp_path / "t" / "audit.json").read_text())
+    assert audit["overall"]["unknown_rate"] == audit["overall"]["round_trip_failures"] == 0
+    manifest = json.loads((tmp_path / "t" / "run.json").read_text())
+    assert manifest["vocab_size"] == 500
+    assert set(manifest["sample"]["kept_bytes"]) == {"contos", "curtas"}
+    assert main(train) == EXIT_DONE
+    assert "already holds this tokenizer" in capsys.readouterr().out
+    assert main([*train, "--seed", "3"]) == EXIT_BAD_INPUT
+    assert "holds a tokenizer of other inputs or settings" in capsys.readouterr().err
+    command = ["pack", "--inputs", str(corpus_folder), "--tokenizer", tokenizer, "--context", "32", "--output_dir", packed]
+    assert main(command) == EXIT_DONE
+    assert "rows of 32 tokens (uint16)" in capsys.readouterr().out
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("x")
+    assert main(["tokenizer", "--inputs", str(corpus_folder), "--output_dir", str(tmp_path / "mine")]) == EXIT_BAD_INPUT
+    assert "is not empty (a.txt)" in capsys.readouterr().err
