@@ -103,10 +103,14 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
 def test_recipes_are_commands_with_the_same_refusals(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "recipes" / f"{name}.py")]
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([*command, "--oops", "1"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [*command, "--oops", "1"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
     assert (done.returncode, "oops: unknown key" in done.stderr) == (EXIT_BAD_INPUT, True), done.stderr
     assert "Traceback" not in done.stderr
-    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    shown = subprocess.run(
+        [*command, "--help"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
     assert shown.returncode == 0
     assert "--output_dir" in shown.stdout
 
@@ -130,7 +134,17 @@ def test_tokenizer_and_pack_from_the_command_line(
     assert "already holds this tokenizer" in capsys.readouterr().out
     assert main([*train, "--seed", "3"]) == EXIT_BAD_INPUT
     assert "holds a tokenizer of other inputs or settings" in capsys.readouterr().err
-    command = ["pack", "--inputs", str(corpus_folder), "--tokenizer", tokenizer, "--context", "32", "--output_dir", packed]
+    command = [
+        "pack",
+        "--inputs",
+        str(corpus_folder),
+        "--tokenizer",
+        tokenizer,
+        "--context",
+        "32",
+        "--output_dir",
+        packed,
+    ]
     assert main(command) == EXIT_DONE
     assert "rows of 32 tokens (uint16)" in capsys.readouterr().out
     (tmp_path / "mine").mkdir()

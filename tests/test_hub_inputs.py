@@ -23,7 +23,9 @@ except InputError as error:
 
 def read(server: HubServer, home: Path, text: str, **more: str) -> list | str:
     environment = {**server.environment(home, **more), "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", CLIENT, text], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, text], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -128,7 +128,9 @@ def test_stories_are_well_formed():
 
 
 def test_contractions_are_always_made():
-    unmade = re.compile(r"\b(de|em|por) (o|a|os|as)\b|\b(de|em) (este|esta|esse|essa|aquele|aquela)s?\b|\ba (o|a|os|as)\b")
+    unmade = re.compile(
+        r"\b(de|em|por) (o|a|os|as)\b|\b(de|em) (este|esta|esse|essa|aquele|aquela)s?\b|\ba (o|a|os|as)\b"
+    )
     for story in TRAIN + HELD_OUT:
         assert not unmade.search(story.text), story.text
 
@@ -254,7 +256,10 @@ def test_slots_inflect():
     ana = next(name for name in NAMES if name.text == "Ana")
     grandmother = next(noun for noun in NOUNS["kin"] if noun.singular == "avó")
     narrator = Narrator(random.Random(0), RULES, {"h": character(ana), "e": character(grandmother)})
-    assert narrator.expand("{do h} {ao h} {o h} {do e} {ao e} {seu e} {os e}") == "de Ana a Ana Ana da avó à avó sua avó as avós"
+    assert (
+        narrator.expand("{do h} {ao h} {o h} {do e} {ao e} {seu e} {os e}")
+        == "de Ana a Ana Ana da avó à avó sua avó as avós"
+    )
     assert narrator.expand("obrigad{h o/a}") == "obrigada"
     assert narrator.expand("{joy h}") in [forms[1] for forms in ADJECTIVES["joy"]]
     assert narrator.expand("{joy h e}") in [forms[3] for forms in ADJECTIVES["joy"]]
@@ -275,7 +280,9 @@ def test_pronoun_only_where_nobody_else_could_be_meant():
 
 
 def test_tidy_capitalises_after_ends_and_dashes_only():
-    assert tidy("ana riu. — que bom! ~ disse  ana , feliz.") == "Ana riu. — Que bom! — disse  ana, feliz.".replace("  ", " ")
+    assert tidy("ana riu. — que bom! ~ disse  ana , feliz.") == "Ana riu. — Que bom! — disse  ana, feliz.".replace(
+        "  ", " "
+    )
 
 
 # ---- the checker
@@ -302,7 +309,10 @@ def test_corrupted_stories_score_clearly_lower():
         ("Viu uma casa pequena.", "Viu uma casa pequeno."),
         ("Pegou os dois livros.", "Pegou as dois livros."),
         ("Foi pela ponte antiga.", "Foi pelo ponte antiga."),
-        ("Ana ficou muito contente e cansada. Ana ficou cansada.", "Ana ficou muito contente e cansada. Ana ficou cansado."),
+        (
+            "Ana ficou muito contente e cansada. Ana ficou cansada.",
+            "Ana ficou muito contente e cansada. Ana ficou cansado.",
+        ),
         ("Ana e Pedro estavam nervosos.", "Ana e Pedro estavam nervosas."),
         ("Ana e Rita estavam nervosas.", "Ana e Rita estavam nervosos."),
         ("A avó estava cansada.", "A avó estava cansado."),

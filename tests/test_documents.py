@@ -1,0 +1,101 @@
+"""The READMEs: every command and every Python block is executed, and both languages give the same ones."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+READMES = ("README.md", "README.pt-BR.md")
+STEPS = {"ttl demo", "ttl pretrain", "accelerate launch", "recipes/reproduce.sh"}  # take --max_tokens: a few steps do
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (REPOSITORY / name).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(name: str) -> list[str]:
+    return [line for block in blocks(name, "bash") for line in block.splitlines()]
+
+
+def test_both_readmes_have_the_same_commands_and_code() -> None:
+    assert commands(READMES[0]) == commands(READMES[1])
+    assert blocks(READMES[0], "python") == blocks(READMES[1], "python")
+    assert len(commands(READMES[0])) > 10
+
+
+def test_presets_in_the_readmes_are_the_presets() -> None:
+    from teenytinyllama import PRESETS
+
+    for name in READMES:
+        text = (REPOSITORY / name).read_text(encoding="utf-8").replace(".", ",")
+        for preset, shape in PRESETS.items():
+            row = next(line for line in text.splitlines() if line.startswith(f"| `{preset}` |"))
+            assert f"| {shape.num_hidden_layers} x {shape.hidden_size} |" in row
+            assert f"| {shape.num_attention_heads} ({shape.num_key_value_heads}) |" in row
+            assert f"| {shape.num_parameters:,} |" in row
+            assert f"| {shape.max_position_embeddings:,} |" in row
+
+
+def test_files_that_documents_name_exist_and_nothing_local_is_named() -> None:
+    tracked = [path for path in REPOSITORY.rglob("*.md") if ".venv" not in path.parts and "outputs" not in path.parts]
+    assert len(tracked) >= 5
+    for path in tracked:
+        text = path.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
+            assert (path.parent / link).exists(), f"{path.name}: {link}"
+        assert not re.search(r"(?<![\w.])/(?:root|home|tmp|work)/\w", text), path
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment with `ttl`, `python` and `accelerate` of this interpreter first on the path."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name, module in (("ttl", "teenytinyllama"), ("accelerate", "accelerate.commands.accelerate_cli")):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+        script.chmod(0o755)
+    (folder / "python").symlink_to(sys.executable)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_readme_word_for_word(shell: dict[str, str], tmp_path: Path) -> None:
+    where = tmp_path
+    for command in commands(READMES[0]):
+        if command.startswith("make "):  # CI runs them whole; here: what they would do
+            done = subprocess.run(
+                ["make", "-n", command.split()[1]], cwd=REPOSITORY, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            continue
+        if command.startswith("pip install"):
+            assert command == "pip install teenytinyllama"  # test_package installs the wheel
+            continue
+        if command.startswith("cd "):
+            where = where / command[3:]
+            continue
+        if any(command.startswith(step) for step in STEPS):
+            command += " --max_tokens 16384"
+        if command.startswith("recipes/reproduce.sh"):
+            shutil.rmtree(where / "outputs")  # the stages before have made the same folders
+        done = subprocess.run(command, shell=True, cwd=where, env=shell, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    for block in blocks(READMES[0], "python"):
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=where, env=shell, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
+
+
+def test_reproduce_names_the_sizes(shell: dict[str, str], tmp_path: Path) -> None:
+    script = REPOSITORY / "recipes" / "reproduce.sh"
+    done = subprocess.run([script, "tinny"], env=shell, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "tinny: no such size. Use one of 160m 1b1 460m tiny" in done.stderr

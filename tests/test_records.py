@@ -1,0 +1,107 @@
+"""Manifests, metric files, samples: what a run leaves, and how it is cut back when a run resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from teenytinyllama.checks import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    InputError,
+    RunFailedError,
+    StoppedResumable,
+    run_main,
+)
+from teenytinyllama.manifest import read_manifest, sha256_file, sha256_json, write_json, write_manifest
+from teenytinyllama.published import load_tokenizer
+from teenytinyllama.training.callbacks import generate_texts
+from teenytinyllama.training.metrics import append_jsonl, plot_loss, read_jsonl, rewind_jsonl
+
+
+def test_manifest_round_trip_and_hashes(tmp_path: Path) -> None:
+    write_manifest(tmp_path, "pack", {"rows": 3})
+    manifest = read_manifest("packed", tmp_path, "pack", "fix")
+    assert manifest["rows"] == 3
+    assert {"package_version", "command", "commit", "created", "versions"} <= set(manifest)
+    assert not list(tmp_path.glob("*.partial"))
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1})
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"old": True})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"new": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": True}
+
+
+def test_metrics_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_jsonl(path, {"step": step, "loss": 1.0})
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [record["step"] for record in read_jsonl(path)] == [1, 2, 3]
+    rewind_jsonl(path, 2)
+    assert path.read_text() == '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n'
+    rewind_jsonl(tmp_path / "none.jsonl", 0)
+    assert (tmp_path / "none.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("records", [[], [{"step": 1, "tokens": 9, "loss": 3.0}],
+                         [{"step": 0, "tokens": 0, "bits_per_byte": 3.0}, {"step": 1, "tokens": 9, "loss": 3.0}]])  # fmt: skip
+def test_the_plot_needs_neither_curve(tmp_path: Path, records: list[dict]) -> None:
+    for record in records:
+        append_jsonl(tmp_path / "m.jsonl", record)
+    plot_loss(tmp_path / "m.jsonl", tmp_path / "loss.png")
+    assert [path.name for path in tmp_path.glob("*.png")] == ["loss.png"]
+
+
+def test_sampling_depends_on_its_seed_alone_and_leaves_the_random_state(tokenizer_folder: Path) -> None:
+    tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=600, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                         max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=3)  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    state = torch.get_rng_state()
+    first = generate_texts(model, tokenizer, ["Era uma vez", "</s> é texto"], 12, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert generate_texts(model, tokenizer, ["Era uma vez", "</s> é texto"], 12, seed=1) == first
+    assert generate_texts(model, tokenizer, ["Era uma vez", "</s> é texto"], 12, seed=2) != first
+    assert first[1].startswith("</s> é texto")
+    assert generate_texts(model, tokenizer, ["palavra " * 30], 500, seed=1)[0].startswith("palavra")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InputError("x=1: no"), EXIT_BAD_INPUT, "error: x=1: no"),
+        (RunFailedError("diverged"), EXIT_FAILED, "failed: diverged"),
+        (StoppedResumable("saved"), EXIT_RESUMABLE, "stopped: saved"),
+    ],
+)
+def test_known_outcomes_are_one_line_on_rank_zero(
+    error: Exception, code: int, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert run_main(fail) == code
+    assert capsys.readouterr().err == text + "\n"
+    monkeypatch.setenv("RANK", "1")
+    assert run_main(fail) == code
+    assert capsys.readouterr().err == ""
+
+
+def test_unknown_failures_keep_their_traceback() -> None:
+    def fail() -> None:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        run_main(fail)
