@@ -8,7 +8,8 @@ import sys
 
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import run_main
-from teenytinyllama.data.packing import PackConfig, pack, print_summary
+from teenytinyllama.data.packed import print_summary
+from teenytinyllama.data.packing import PackConfig, pack
 
 
 def main() -> None:

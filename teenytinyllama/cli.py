@@ -57,7 +57,8 @@ def tokenizer(argv: list[str]) -> None:
 def pack(argv: list[str]) -> None:
     """Turn documents into fixed rows of tokens."""
     from .arguments import parse
-    from .data.packing import PackConfig, print_summary
+    from .data.packed import print_summary
+    from .data.packing import PackConfig
     from .data.packing import pack as pack_corpus
 
     print_summary(pack_corpus(parse(PackConfig, argv)))

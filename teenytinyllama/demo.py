@@ -44,7 +44,8 @@ def run_demo(argv: list[str], start_pretraining: Callable[..., int], recipes: Pa
         0, or the exit code of a training that did not end well.
     """
     from .arguments import read_values
-    from .data.packing import PackConfig, pack, print_summary
+    from .data.packed import print_summary
+    from .data.packing import PackConfig, pack
     from .data.vocabulary import TokenizerConfig, build_tokenizer
     from .presets import PRESETS
     from .training.config import PretrainConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from teenytinyllama.data.packing import load_packed
+from teenytinyllama.data.packed import load_packed
 from teenytinyllama.evaluation.held_out import HeldOutWindows, make_windows, window_nats
 from teenytinyllama.training.rows import CausalCollator, TrainingRows
 

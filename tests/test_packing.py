@@ -11,7 +11,8 @@ import pytest
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.data import packing
-from teenytinyllama.data.packing import PackConfig, load_packed, pack, split_long_text
+from teenytinyllama.data.packed import load_packed
+from teenytinyllama.data.packing import PackConfig, pack, split_long_text
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.published import load_tokenizer
 
@@ -84,7 +85,7 @@ KILLED = """
 import os, sys
 from teenytinyllama.data import packing
 packing.CHUNK_BYTES = 5_000
-append, count = packing._Journal.append, [0]
+append, count = packing.Journal.append, [0]
 def killing(self, chunk, encoded):
     count[0] += 1
     if count[0] == 4:  # in the middle of writing a chunk
@@ -94,7 +95,7 @@ def killing(self, chunk, encoded):
         self.marks.flush()
         os._exit(9)
     append(self, chunk, encoded)
-packing._Journal.append = killing
+packing.Journal.append = killing
 packing.pack(packing.PackConfig(inputs=[sys.argv[1]], tokenizer=sys.argv[2], output_dir=sys.argv[3], context=32,
                                 validation_fraction=0.1))
 """

@@ -14,8 +14,6 @@ A packed folder holds, all readable with numpy alone:
 There are no labels: for a causal model they are the inputs, and the collator makes them.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,15 +25,14 @@ from numpy.typing import NDArray
 
 from ..checks import InputError, ensure, ensure_disk_space
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
-from .sources import Corpus, CorpusConfig, Document, source_statistics
+from .journal import DOCUMENT_DTYPE, Journal
+from .sources import Corpus, CorpusConfig, Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK_BYTES = 8_000_000  # text tokenized between two marks of progress: what a kill can lose, a few seconds
 PIECE_BYTES = 1_000_000  # longer documents are tokenized in pieces, which bounds memory and uses all cores
-PACK_FIX = "Make it with `ttl pack`."
-DOCUMENT_DTYPE = np.dtype([("offset", "<i8"), ("num_tokens", "<i8"), ("num_bytes", "<i8"), ("source", "<i4")])
 
 
 @dataclass
@@ -57,25 +54,6 @@ class PackConfig(CorpusConfig):
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote, or a Hub id.")
         ensure(self.output_dir, "output_dir: missing. Give a folder for the packed rows.")
         ensure(self.context >= 8, f"context={self.context}: a row needs at least 8 tokens. 2048 is usual.")
-
-
-@dataclass
-class _Totals:
-    """Counts over the documents packed so far; one is written per chunk, so that a kill loses one chunk."""
-
-    chunks: int = 0
-    documents: int = 0  # read, in order, of both splits: where to go on after a kill
-    train_tokens: int = 0
-    validation_tokens: int = 0
-    sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
-
-    def count(self, split: str, document: Document, num_bytes: int, num_tokens: int) -> None:
-        record = self.sources[split].setdefault(document.source, source_statistics())
-        record["documents"] += 1
-        record["bytes"] += num_bytes
-        record["tokens"] += num_tokens
-        if document.license and document.license not in record["licenses"]:
-            record["licenses"].append(document.license)
 
 
 def split_long_text(text: str, piece_bytes: int = PIECE_BYTES) -> list[str]:
@@ -122,67 +100,6 @@ def _chunks(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[st
         yield chunk
 
 
-class _Journal:
-    """The unfinished folder `.partial`: token files that only grow, and one line of totals per finished chunk."""
-
-    def __init__(self, folder: Path, plan: str, dtype: Any) -> None:
-        self.folder, self.dtype = folder, dtype
-        self.totals = _Totals()
-        marks = folder / "journal.jsonl"
-        if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / "plan").write_text(plan)
-        lines = marks.read_text().split("\n") if marks.exists() else []
-        whole = [line for line in lines[:-1] if line]  # a kill can leave a last line without its end
-        if whole:
-            self.totals = _Totals(**json.loads(whole[-1]))
-        marks.write_text("".join(line + "\n" for line in whole))
-        self.files = {name: self._open(name) for name in ("train", "validation", "documents")}
-        self.marks = marks.open("a")
-
-    def _open(self, name: str) -> Any:
-        path = self.folder / f"{name}.bin"
-        path.touch()
-        length = {
-            "train": self.totals.train_tokens * np.dtype(self.dtype).itemsize,
-            "validation": self.totals.validation_tokens * np.dtype(self.dtype).itemsize,
-            "documents": sum(r["documents"] for r in self.totals.sources["validation"].values())
-            * DOCUMENT_DTYPE.itemsize,
-        }[name]
-        os.truncate(path, length)
-        return path.open("ab")
-
-    def append(self, chunk: list[tuple[str, Document]], encoded: list[NDArray[Any]]) -> None:
-        """Add a chunk's documents to the token files and mark it done."""
-        totals = self.totals
-        names = list(totals.sources["validation"])
-        for (split, document), ids in zip(chunk, encoded, strict=True):
-            num_bytes = len(document.text.encode())
-            totals.count(split, document, num_bytes, len(ids))
-            self.files[split].write(ids.tobytes())
-            if split == "train":
-                totals.train_tokens += len(ids)
-                continue
-            if document.source not in names:
-                names.append(document.source)
-            row = (totals.validation_tokens, len(ids), num_bytes, names.index(document.source))
-            self.files["documents"].write(np.array([row], dtype=DOCUMENT_DTYPE).tobytes())
-            totals.validation_tokens += len(ids)
-        totals.documents += len(chunk)
-        totals.chunks += 1
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        self.marks.write(json.dumps(asdict(totals)) + "\n")
-        self.marks.flush()
-
-    def close(self) -> None:
-        """Close all files."""
-        for file in [*self.files.values(), self.marks]:
-            file.close()
-
-
 def _load_tokenizer(config: PackConfig) -> "PreTrainedTokenizerBase":
     from ..published import load_tokenizer
 
@@ -217,7 +134,7 @@ def pack(config: PackConfig) -> Path:
     num_documents, num_bytes = _inspect(corpus)
     ensure_disk_space("output_dir", output, 2 * 2 * num_bytes // 3, "Free some space or choose another disk.")
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    journal = _Journal(output / ".partial", sha256_json(plan), dtype)
+    journal = Journal(output / ".partial", sha256_json(plan), dtype)
     if journal.totals.chunks:
         print(f"going on after {journal.totals.documents} of {num_documents} documents")
     _encode_all(corpus, tokenizer, journal, num_documents)
@@ -262,7 +179,7 @@ def _inspect(corpus: Corpus) -> tuple[int, int]:
     return num_documents, num_bytes
 
 
-def _encode_all(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: _Journal, num_documents: int) -> None:
+def _encode_all(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: Journal, num_documents: int) -> None:
     from tqdm import tqdm
 
     done = journal.totals.documents
@@ -274,7 +191,7 @@ def _encode_all(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: _
             bar.update(len(chunk))
 
 
-def _finish(output: Path, config: PackConfig, journal: _Journal, plan: dict[str, Any], vocab_size: int) -> None:
+def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, Any], vocab_size: int) -> None:
     """Shuffle the rows into place, write the validation arrays, then the manifest, then drop the unfinished folder."""
     totals, partial = journal.totals, journal.folder
     num_rows = totals.train_tokens // config.context
@@ -315,71 +232,3 @@ def _finish(output: Path, config: PackConfig, journal: _Journal, plan: dict[str,
     }
     write_manifest(output, "pack", content)
     shutil.rmtree(partial)
-
-
-@dataclass(frozen=True)
-class PackedCorpus:
-    """A packed folder opened for reading; arrays are memory-mapped."""
-
-    folder: Path
-    manifest: dict[str, Any]
-    train: NDArray[Any]  # (rows, context)
-    validation: NDArray[Any]  # (tokens,)
-    documents: NDArray[Any]  # DOCUMENT_DTYPE
-    source_names: list[str]  # of `documents["source"]`
-
-
-def packed_manifest(folder: str | Path, key: str = "packed") -> dict[str, Any]:
-    """Return the manifest of a packed folder.
-
-    Raises:
-        InputError: it is missing, unfinished, or something else.
-    """
-    return read_manifest(key, folder, "pack", PACK_FIX)
-
-
-def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
-    """Open a packed folder.
-
-    Raises:
-        InputError: it is missing or unfinished, or a file's size or type disagrees with the manifest.
-    """
-    folder = Path(folder)
-    manifest = packed_manifest(folder, key)
-    arrays = []
-    for name in ("train.npy", "validation.npy", "validation_documents.npy"):
-        try:
-            # allow_pickle stays False: a packed folder can come from outside.
-            arrays.append(np.load(folder / name, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            if name != "train.npy" and manifest["validation_tokens"] == 0:  # an empty array cannot be mapped
-                arrays.append(np.load(folder / name, allow_pickle=False))
-                continue
-            raise InputError(f"{key}={folder}: {name} is missing or damaged ({error}). {PACK_FIX}") from error
-    train, validation, documents = arrays
-    ensure(
-        train.shape == (manifest["num_rows"], manifest["context"]) and validation.size == manifest["validation_tokens"],
-        f"{key}={folder}: the arrays' sizes {train.shape}, {validation.shape} are not {MANIFEST_NAME}'s. {PACK_FIX}",
-    )
-    return PackedCorpus(folder, manifest, train, validation, documents, list(manifest["validation_sources"]))
-
-
-def print_summary(folder: Path) -> None:
-    """Print what a packed folder holds: a line a source and the totals."""
-    manifest = packed_manifest(folder)
-    print(f"{'source':24} {'documents':>10} {'MB':>8} {'tokens':>12} {'held out':>9}  licences")
-    for name, record in manifest["sources"].items():
-        held_out = manifest["validation_sources"].get(name, {"documents": 0})["documents"]
-        print(
-            f"{name[:24]:24} {record['documents']:10,} {record['bytes'] / 1e6:8.1f} {record['tokens']:12,} "
-            f"{held_out:9,}  {', '.join(record['licenses'])[:60]}"
-        )
-    print(
-        f"{manifest['num_rows']:,} rows of {manifest['context']} tokens ({manifest['dtype']}) in {folder}; "
-        f"{manifest['validation_tokens']:,} held-out tokens; {manifest['dropped_tokens']} tokens dropped at the end"
-    )
-    if not manifest["validation_tokens"]:
-        print("no document is held out, so training cannot be evaluated: raise validation_fraction or add documents")
-
-
-__all__ = ["PackConfig", "PackedCorpus", "load_packed", "pack", "packed_manifest", "print_summary"]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from ..data.packing import PackedCorpus
+from ..data.packed import PackedCorpus
 
 
 @dataclass(frozen=True)

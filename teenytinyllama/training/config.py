@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from transformers import TrainingArguments
 
 from ..checks import InputError, ensure
-from ..data.packing import packed_manifest
+from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from .hardware import choose_precision, has_accelerator
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checks import InputError, ensure, ensure_disk_space
-from ..data.packing import PackConfig, PackedCorpus, load_packed
+from ..data.packed import PackedCorpus, load_packed
+from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..emissions import grid_intensity
 from ..presets import count_parameters, get_preset, preset_config

@@ -1,0 +1,96 @@
+"""The unfinished part of a packed folder, and how far it has come: what lets packing go on after a kill."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .sources import Document, source_statistics
+
+DOCUMENT_DTYPE = np.dtype([("offset", "<i8"), ("num_tokens", "<i8"), ("num_bytes", "<i8"), ("source", "<i4")])
+
+
+@dataclass
+class Totals:
+    """Counts over the documents packed so far; one is written per chunk, so that a kill loses one chunk."""
+
+    chunks: int = 0
+    documents: int = 0  # read, in order, of both splits: where to go on after a kill
+    train_tokens: int = 0
+    validation_tokens: int = 0
+    sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
+
+    def count(self, split: str, document: Document, num_bytes: int, num_tokens: int) -> None:
+        """Add one document."""
+        record = self.sources[split].setdefault(document.source, source_statistics())
+        record["documents"] += 1
+        record["bytes"] += num_bytes
+        record["tokens"] += num_tokens
+        if document.license and document.license not in record["licenses"]:
+            record["licenses"].append(document.license)
+
+
+class Journal:
+    """The unfinished folder `.partial`: token files that only grow, and one line of totals per finished chunk."""
+
+    def __init__(self, folder: Path, plan: str, dtype: Any) -> None:
+        self.folder, self.dtype = folder, dtype
+        self.totals = Totals()
+        marks = folder / "journal.jsonl"
+        if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "plan").write_text(plan)
+        lines = marks.read_text().split("\n") if marks.exists() else []
+        whole = [line for line in lines[:-1] if line]  # a kill can leave a last line without its end
+        if whole:
+            self.totals = Totals(**json.loads(whole[-1]))
+        marks.write_text("".join(line + "\n" for line in whole))
+        self.files = {name: self._open(name) for name in ("train", "validation", "documents")}
+        self.marks = marks.open("a")
+
+    def _open(self, name: str) -> Any:
+        path = self.folder / f"{name}.bin"
+        path.touch()
+        length = {
+            "train": self.totals.train_tokens * np.dtype(self.dtype).itemsize,
+            "validation": self.totals.validation_tokens * np.dtype(self.dtype).itemsize,
+            "documents": sum(r["documents"] for r in self.totals.sources["validation"].values())
+            * DOCUMENT_DTYPE.itemsize,
+        }[name]
+        os.truncate(path, length)
+        return path.open("ab")
+
+    def append(self, chunk: list[tuple[str, Document]], encoded: list[NDArray[Any]]) -> None:
+        """Add a chunk's documents to the token files and mark it done."""
+        totals = self.totals
+        names = list(totals.sources["validation"])
+        for (split, document), ids in zip(chunk, encoded, strict=True):
+            num_bytes = len(document.text.encode())
+            totals.count(split, document, num_bytes, len(ids))
+            self.files[split].write(ids.tobytes())
+            if split == "train":
+                totals.train_tokens += len(ids)
+                continue
+            if document.source not in names:
+                names.append(document.source)
+            row = (totals.validation_tokens, len(ids), num_bytes, names.index(document.source))
+            self.files["documents"].write(np.array([row], dtype=DOCUMENT_DTYPE).tobytes())
+            totals.validation_tokens += len(ids)
+        totals.documents += len(chunk)
+        totals.chunks += 1
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.marks.write(json.dumps(asdict(totals)) + "\n")
+        self.marks.flush()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in [*self.files.values(), self.marks]:
+            file.close()
