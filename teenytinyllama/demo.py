@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 folder, prompt = sys.argv[1:]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 set_seed(1)
-output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=60, do_sample=True, temperature=0.8)
+output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=60, do_sample=True, temperature=0.8, top_k=50)
 assert "teenytinyllama" not in sys.modules
 print(type(model).__name__ + "\\t" + tokenizer.decode(output[0], skip_special_tokens=True).replace("\\n", " "))
 """
@@ -102,6 +102,7 @@ def generate_stories(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
             max_new_tokens=STORY_TOKENS,
             do_sample=True,
             temperature=0.8,
+            top_k=50,
             pad_token_id=tokenizer.pad_token_id,
         )
     return [str(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]

@@ -146,10 +146,26 @@ class SignalAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def interrupted_run(values: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+class SignalInEvaluation(TrainerCallback):
+    """Send this process a signal in the middle of the evaluation after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.batches = step, 0
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.batches += 1
+            if self.batches == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert self.batches <= 2, "the evaluation went on"
+
+
+def interrupted_run(
+    values: dict[str, Any], step: int, monkeypatch: pytest.MonkeyPatch, callback: type[TrainerCallback] = SignalAt
+) -> None:
     def build_with_signal(*arguments: Any) -> Any:
         built = build_run(*arguments)
-        built.trainer.add_callback(SignalAt(step))
+        built.trainer.add_callback(callback(step))
         return built
 
     with monkeypatch.context() as patch:
@@ -175,6 +191,14 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_weights(
     assert sha256_file(folder / "model.safetensors") == sha256_file(finished[0] / "model.safetensors")
     with (folder / "emissions.csv").open() as file:  # energy is never rewound
         assert len({row["run_id"] for row in csv.DictReader(file)}) == 2
+
+
+def test_a_signal_ends_an_evaluation_too(
+    values: dict[str, Any], finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted_run(values, 4, monkeypatch, SignalInEvaluation)
+    run(values)
+    assert losses(Path(values["output_dir"])) == losses(finished[0])
 
 
 def test_a_complete_run_is_left_alone_and_can_be_made_longer(
@@ -269,7 +293,7 @@ def test_max_steps_of_the_user_is_kept(values: dict[str, Any]) -> None:
         ({"model_name_or_path": "x/y"}, "give exactly one of the two"),
         ({"shape": {"hiden_size": 3}}, "LlamaConfig has no such field"),
         ({"shape": {"hidden_size": 0}}, "must be a positive integer"),
-        ({"shape": {"num_attention_heads": 5}}, "5 heads must divide hidden_size=192"),
+        ({"shape": {"num_attention_heads": 5}}, "5 heads must divide hidden_size=128"),
         ({"tokenizer": None}, "tokenizer: missing"),
         ({"tokenizer": "nowhere"}, "tokenizer=nowhere: no such folder"),
         ({"packed": None}, "packed: missing. Give the folder that `ttl pack` wrote, or `inputs`"),

@@ -169,7 +169,9 @@ def _inspect(corpus: Corpus) -> tuple[int, int]:
     from tqdm import tqdm
 
     num_bytes = num_documents = num_train = 0
-    for split, document in tqdm(corpus.documents(), desc="checking documents", unit=" documents", mininterval=1.0):
+    for split, document in tqdm(
+        corpus.documents(), desc="checking documents", unit=" documents", mininterval=1.0, disable=None
+    ):
         num_documents += 1
         num_train += split == "train"
         num_bytes += len(document.text.encode())
@@ -183,7 +185,9 @@ def _encode_all(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: J
     from tqdm import tqdm
 
     done = journal.totals.documents
-    with tqdm(total=num_documents, initial=done, desc="packing", unit=" documents", mininterval=1.0) as bar:
+    with tqdm(
+        total=num_documents, initial=done, desc="packing", unit=" documents", mininterval=1.0, disable=None
+    ) as bar:
         for number, chunk in enumerate(_chunks(corpus.documents())):
             if number < journal.totals.chunks:
                 continue

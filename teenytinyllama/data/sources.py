@@ -206,16 +206,18 @@ class Corpus:
             if text.strip():
                 yield Document(text, *parse_metadata(metadata, stem))
 
-    def fingerprint(self, on_bytes: Any = None) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """Return the sha256 of every file read, by name, and of the embedded sample's generator."""
-        hashes = {file.name: sha256_file(file.path, on_bytes) for file in [*self.files, *self.validation_files]}
+        from tqdm import tqdm
+
+        files = [*self.files, *self.validation_files]
+        size = sum(file.path.stat().st_size for file in files)
+        # disable=None: a bar on a terminal, nothing in a log file.
+        with tqdm(total=size, desc="hashing inputs", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            hashes = {file.name: sha256_file(file.path, bar.update) for file in files}
         if self.has_sample:
             hashes[SAMPLE] = _sample_sha256()
         return hashes
-
-    def num_bytes(self) -> int:
-        """Return the size of the files on disk in bytes, compressed as they are."""
-        return sum(file.path.stat().st_size for file in [*self.files, *self.validation_files])
 
 
 @functools.cache  # the stages of the demo read it several times in one process; it is about 5 MB

@@ -93,7 +93,7 @@ def _is_done(output: Path, plan_sha256: str) -> bool:
 def _documents(corpus: Corpus, split: Split, description: str) -> Iterator[Document]:
     from tqdm import tqdm
 
-    documents: Any = tqdm(corpus.documents(), desc=description, unit=" documents", mininterval=1.0)
+    documents: Any = tqdm(corpus.documents(), desc=description, unit=" documents", mininterval=1.0, disable=None)
     return (document for found, document in documents if found == split)
 
 

@@ -55,7 +55,9 @@ def _draw_documents(num_tokens: NDArray[Any], max_tokens: int, seed: int) -> NDA
         if num_tokens[index] <= room:
             drawn.append(index)
             room -= int(num_tokens[index])
-    return np.array(drawn or [np.argmin(num_tokens)], dtype=np.int64)
+    if not drawn and len(num_tokens):
+        drawn = [num_tokens.argmin()]
+    return np.array(drawn, dtype=np.int64)
 
 
 class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):

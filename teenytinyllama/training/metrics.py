@@ -104,7 +104,7 @@ class MetricsCallback(TrainerCallback):
         config = kwargs["model"].config
         self._flops_per_token = flops_per_token(config, config.max_position_embeddings)
         self._peak = peak_flops(device_name())[0] * args.world_size
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps")
+        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps", disable=None)
         self._first_step = self._logged_step = state.global_step
         self._start = self._logged_time = self._step_end = time.perf_counter()
         self._paused = self._paused_total = 0.0
@@ -176,7 +176,9 @@ class MetricsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if self._eval_bar is None:
-            self._eval_bar = tqdm(total=len(kwargs["eval_dataloader"]), desc="evaluating", unit=" batches", leave=False)
+            self._eval_bar = tqdm(
+                total=len(kwargs["eval_dataloader"]), desc="evaluating", unit=" batches", leave=False, disable=None
+            )
         self._eval_bar.update(1)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

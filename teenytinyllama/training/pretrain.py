@@ -21,7 +21,7 @@ from .plan import RunPlan, plan_run
 from .ranks import check_ranks
 from .report import describe_data, describe_model, describe_training, live_zero_stage, print_banner
 from .rows import CausalCollator, TrainingRows
-from .signals import StopCallback
+from .signals import EvaluationInterruptedError, StopCallback
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ _NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "pe
 
 
 class Pretrainer(Trainer):
-    """The Trainer, with its rule for weight decay narrowed."""
+    """The Trainer, with its rule for weight decay narrowed and an evaluation that a signal can end."""
 
     def get_decay_parameter_names(self, model: "nn.Module") -> list[str]:
         """Return the parameters that weight decay applies to: the Trainer's (no norms, no biases), less embeddings.
@@ -40,6 +40,13 @@ class Pretrainer(Trainer):
         Source: OLMo 2 (arXiv 2501.00656) leaves embeddings out, for stability at equal quality.
         """
         return [name for name in super().get_decay_parameter_names(model) if "embed_tokens" not in name]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the Trainer's metrics, or none when a signal ended the evaluation."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except EvaluationInterruptedError:
+            return {}
 
 
 class HeldOutEvaluation:

@@ -23,13 +23,17 @@ _INSIST_SECONDS = 3.0
 _CPU_BACKENDS = ("gloo", "mpi")
 
 
+class EvaluationInterruptedError(Exception):
+    """A signal came during an evaluation, and all ranks have agreed to leave it."""
+
+
 class StopCallback(TrainerCallback):
     """Save and stop at the end of the step in which any rank received TERM, INT or USR1.
 
     The signal may reach the ranks at different times, or one of them alone, whereas saving is collective: so the ranks
     agree on it after every optimizer step. That is one reduction of four bytes a step, which waits for the GPU; with
     one rank there is none. After training, `stopped` says whether to leave with exit code 75. An evaluation that was
-    due after that step is left out: whoever sent the signal may not wait for it.
+    due after that step is left out, and one that is under way is left: whoever sent the signal may not wait for it.
 
     A second TERM or INT more than three seconds after the first acts as if there was no callback.
 
@@ -63,6 +67,18 @@ class StopCallback(TrainerCallback):
             logger.warning("%s: saving a checkpoint at step %d and stopping", reason, state.global_step)
         self.stopped = control.should_save = control.should_training_stop = True
         control.should_evaluate = False
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave an evaluation too: it can last longer than whoever sent the signal waits.
+
+        Raises:
+            EvaluationInterruptedError: for `Pretrainer.evaluate`, after which the Trainer saves.
+        """
+        if self._previous and self._any_rank_received(args.device):
+            self.stopped = control.should_save = control.should_training_stop = True
+            raise EvaluationInterruptedError
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
