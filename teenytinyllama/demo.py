@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 folder, prompt = sys.argv[1:]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 set_seed(1)
-output = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=60, do_sample=True, temperature=0.8, top_k=50)
+inputs = tokenizer(prompt, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=60, do_sample=True, temperature=0.8, top_k=50)
 assert "teenytinyllama" not in sys.modules
 print(type(model).__name__ + "\\t" + tokenizer.decode(output[0], skip_special_tokens=True).replace("\\n", " "))
 """

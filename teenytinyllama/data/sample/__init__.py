@@ -8,10 +8,10 @@ It needs no download and no folder, and is the same on every machine. The storie
 from collections.abc import Iterator
 from typing import Literal
 
-from teenytinyllama.checks import ensure
-from teenytinyllama.data.sample.facts import HELD_OUT_FACTS, TRAIN_FACTS
-from teenytinyllama.data.sample.lessons import PROMPTS, sample_instructions, sample_questions
-from teenytinyllama.data.sample.storyteller import write_story
+from ...checks import ensure
+from .facts import HELD_OUT_FACTS, TRAIN_FACTS
+from .lessons import PROMPTS, sample_instructions, sample_questions
+from .storyteller import write_story
 
 __all__ = ["DEFAULT_NUM_DOCUMENTS", "PROMPTS", "sample_documents", "sample_instructions", "sample_questions"]
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
 
-from teenytinyllama.data.sample.lexicon import (
+from .lexicon import (
     ADJECTIVES,
     DETERMINERS,
     NOUNS,

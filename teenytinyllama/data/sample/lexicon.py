@@ -10,8 +10,8 @@ A list entry is one word, or `singular/plural` (nouns) or `ms/fs/mp/fp` (adjecti
 from dataclasses import dataclass
 from functools import cache
 
-from teenytinyllama.data.sample.modifiers import ADJECTIVE_LISTS, ADJECTIVES_OF_CLASS, NAME_LISTS
-from teenytinyllama.data.sample.words import NOUN_LISTS, UNIONS
+from .modifiers import ADJECTIVE_LISTS, ADJECTIVES_OF_CLASS, NAME_LISTS
+from .words import NOUN_LISTS, UNIONS
 
 FourForms = tuple[str, str, str, str]
 FORM_KEYS = (("m", "s"), ("f", "s"), ("m", "p"), ("f", "p"))

@@ -1,6 +1,6 @@
 """Adjectives and first names of the embedded corpus (our own selection); see `words` for the nouns."""
 
-from teenytinyllama.data.sample.words import UNIONS
+from .words import UNIONS
 
 ADJECTIVE_LISTS: dict[str, str] = {
     "color": "vermelho azul verde amarelo roxo branco preto cinzento marrom dourado prateado alaranjado lilás/lilás/"

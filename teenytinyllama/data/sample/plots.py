@@ -1,6 +1,6 @@
 """All plots of the embedded corpus; `HELD_OUT_PLOTS` are told only in the validation split."""
 
-from teenytinyllama.data.sample.plots_home import ADMIRE, CHEER, END, HINT, HOME_PLOTS, SCENE, TALK, Plot
+from .plots_home import ADMIRE, CHEER, END, HINT, HOME_PLOTS, SCENE, TALK, Plot
 
 TRAIN_PLOTS: dict[str, Plot] = HOME_PLOTS | {
     "trip": Plot((

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal
 
-from teenytinyllama.data.sample.grammar import Entity, Narrator, character, tidy
-from teenytinyllama.data.sample.lexicon import NAMES, NOUNS, Name, Noun, adjectives_for
-from teenytinyllama.data.sample.plots import HELD_OUT_PLOTS, TRAIN_PLOTS
-from teenytinyllama.data.sample.plots_home import Plot
-from teenytinyllama.data.sample.sentences import RULES
+from .grammar import Entity, Narrator, character, tidy
+from .lexicon import NAMES, NOUNS, Name, Noun, adjectives_for
+from .plots import HELD_OUT_PLOTS, TRAIN_PLOTS
+from .plots_home import Plot
+from .sentences import RULES
 
 Split = Literal["train", "validation"]
 
