@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLES_NAME = "samples.jsonl"
-_FLUSH_SECONDS = 60.0
+_FLUSH_SECONDS = 30.0
 
 
 def generate_texts(
@@ -91,7 +91,7 @@ class SampleCallback(TrainerCallback):
 
 
 class EnergyCallback(TrainerCallback):
-    """Measure the machine's energy on local rank 0, written at every save, evaluation and about once a minute."""
+    """Measure the machine's energy on local rank 0, written at every save, evaluation and about every half minute."""
 
     def __init__(self, folder: Path, country_iso_code: str) -> None:
         """Append to the `emissions.csv` of `folder`; nothing is measured on the machine's other ranks."""

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -218,11 +219,10 @@ class MetricsCallback(TrainerCallback):
 
 def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float) -> str:
     step, grad_norm = record["step"], record["grad_norm"]
-    hours, minutes = divmod(int(eta_seconds / 60), 60)
     return (
         f"step {step:>6}/{max_steps}  {100 * step / max_steps:5.1f} %  {record['tokens'] / 1e6:9.2f}M tokens  "
         f"loss {record['loss']:.4f}  bpb {record['train_bits_per_byte']:.3f}  lr {record['learning_rate']:.2e}  "
         f"grad {grad_norm if grad_norm is None else format(grad_norm, '.2f')}  "
         f"{record['tokens_per_second']:,.0f} tok/s  MFU {100 * record['mfu']:.1f} %  "
-        f"{record['kwh']:.4f} kWh  ETA {hours}:{minutes:02d} h"
+        f"{record['kwh']:.4f} kWh  ETA {timedelta(seconds=int(eta_seconds))}"
     )
