@@ -46,6 +46,7 @@ def plot_loss(metrics_path: Path, plot_path: Path) -> None:
 
     mpl.use("Agg")  # no display needed
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     records = read_jsonl(metrics_path)
     train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
@@ -53,6 +54,7 @@ def plot_loss(metrics_path: Path, plot_path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
     lines = axis.plot(*zip(*train, strict=True), color="tab:blue", label="training loss") if train else []
     axis.set_xlabel("tokens")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_ylabel("training loss (nats per token)", color="tab:blue")
     axis.grid(alpha=0.3)
     if held_out:
