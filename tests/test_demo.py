@@ -20,6 +20,7 @@ def demo(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
 
 
+@pytest.mark.slow
 def test_the_whole_job_offline_and_quick_the_second_time(tmp_path: Path) -> None:
     first = demo(tmp_path, "--max_tokens", "16384")
     assert first.returncode == 0, first.stderr

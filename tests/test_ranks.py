@@ -50,7 +50,8 @@ def test_two_ranks_train_as_one(
     arguments, folder = start(tmp_path, packed_folder, tokenizer_folder)
     done = ttl("--accelerate", name, "--num_processes", "2", *arguments)
     assert done.returncode == 0, done.stderr
-    assert f"2 (backend gloo, {kind}, ZeRO stage {stage or 'none'})" in done.stdout
+    engine = "DeepSpeedEngine" if stage else "DistributedDataParallel"
+    assert f"2 (backend gloo, {kind}, ZeRO stage {stage or 'none'}, {engine})" in done.stdout
     training = json.loads((folder / "run.json").read_text())["training"]
     assert (training["world_size"], training["backend"], training["zero_stage"]) == (2, "gloo", stage)
     assert losses(folder) == pytest.approx(losses(one_process), abs=2e-5)
@@ -75,7 +76,7 @@ def test_the_recipe_under_accelerate_launch(
     done = subprocess.run([*command, "recipes/pretrain.py", *arguments], env=ENVIRONMENT, cwd=REPOSITORY,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "2 (backend gloo, DEEPSPEED, ZeRO stage 2)" in done.stdout
+    assert "2 (backend gloo, DEEPSPEED, ZeRO stage 2, DeepSpeedEngine)" in done.stdout
     assert losses(folder) == pytest.approx(losses(one_process), abs=2e-5)
 
 

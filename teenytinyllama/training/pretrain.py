@@ -19,7 +19,7 @@ from .hardware import device_name
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .plan import RunPlan, plan_run
 from .ranks import check_ranks
-from .report import describe_data, describe_model, describe_training, live_zero_stage, print_banner
+from .report import BannerCallback, describe_data, describe_model, describe_training, planned_zero_stage
 from .rows import CausalCollator, TrainingRows
 from .signals import EvaluationInterruptedError, StopCallback
 
@@ -72,6 +72,7 @@ class Run:
     evaluation: HeldOutEvaluation
     energy: EnergyCallback
     stop: StopCallback
+    banner: BannerCallback
 
 
 def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
@@ -92,14 +93,16 @@ def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
     )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
-    zero_stage = live_zero_stage(trainer)
+    zero_stage = planned_zero_stage(trainer)
     prompts = DEFAULT_PROMPTS if config.sample_prompts is None else config.sample_prompts
     sources = plan.packed.manifest["sources"].values()
     bytes_per_token = sum(source["bytes"] for source in sources) / sum(source["tokens"] for source in sources)
     energy, stop = EnergyCallback(plan.folder, config.country_iso_code), StopCallback()
+    banner = BannerCallback(trainer, config, plan)
     # The order matters: energy is flushed before it is reported, sampling is over before the clock goes on, and a
     # checkpoint is marked complete after everything else has written into the folder.
     for callback in (
+        banner,
         stop,
         energy,
         SampleCallback(plan.folder, plan.tokenizer, prompts, config.sample_new_tokens, zero_stage),
@@ -107,7 +110,7 @@ def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
         CheckpointCallback(config.save_checkpoints_kept, zero_stage),
     ):
         trainer.add_callback(callback)
-    return Run(trainer, evaluation, energy, stop)
+    return Run(trainer, evaluation, energy, stop, banner)
 
 
 def _build_model(config: PretrainConfig, plan: RunPlan) -> "PreTrainedModel":
@@ -148,12 +151,13 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
     check_ranks(config)
     run = build_run(config, plan)
     trainer = run.trainer
-    checkpoint = latest_complete_checkpoint(plan.folder, config.max_steps, config.world_size, live_zero_stage(trainer))
+    zero_stage = planned_zero_stage(trainer)
+    checkpoint = latest_complete_checkpoint(plan.folder, config.max_steps, config.world_size, zero_stage)
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)
         _open_run_folder(config, plan, given)
-        print_banner(trainer, config, plan, checkpoint)
+    run.banner.checkpoint = checkpoint
     config.eval_on_start = config.eval_on_start and checkpoint is None
     start = time.time()
     try:

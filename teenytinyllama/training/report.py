@@ -4,8 +4,9 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..checks import RunFailedError
 from ..emissions import EMISSIONS_NAME, grid_intensity, read_emissions
 from ..presets import count_parameters
 from .config import PretrainConfig
@@ -14,14 +15,43 @@ from .metrics import MFU_CONVENTION
 from .plan import RunPlan
 
 
-def live_zero_stage(trainer: Trainer) -> int:
-    """Return the ZeRO stage that accelerate's plugin will run (0 without DeepSpeed)."""
+def planned_zero_stage(trainer: Trainer) -> int:
+    """Return the ZeRO stage that accelerate's plugin asks for (0 without DeepSpeed), before there is an engine."""
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     return int(plugin.zero_stage) if plugin is not None else 0
 
 
+def live_zero_stage(trainer: Trainer) -> int:
+    """Return the ZeRO stage of the engine that trains (0 without DeepSpeed); there is one once training begins."""
+    engine: Any = trainer.model_wrapped
+    return int(engine.zero_optimization_stage()) if hasattr(engine, "zero_optimization_stage") else 0
+
+
+class BannerCallback(TrainerCallback):
+    """Print what will run when the engine is there to be asked, and refuse one that is not what was asked for."""
+
+    def __init__(self, trainer: Trainer, config: PretrainConfig, plan: RunPlan) -> None:
+        """Describe this run; set `checkpoint` to what it resumes from."""
+        self.trainer, self.config, self.plan = trainer, config, plan
+        self.checkpoint: Path | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Print the banner on rank 0.
+
+        Raises:
+            RunFailedError: accelerate's file asks for a ZeRO stage that the engine does not run.
+        """
+        planned, live = planned_zero_stage(self.trainer), live_zero_stage(self.trainer)
+        if planned != live:
+            raise RunFailedError(f"ZeRO stage {planned} was asked for and the engine runs stage {live}.")
+        if state.is_world_process_zero:
+            print_banner(self.trainer, self.config, self.plan, self.checkpoint)
+
+
 def print_banner(trainer: Trainer, config: PretrainConfig, plan: RunPlan, checkpoint: Path | None) -> None:
-    """Print what will run: ranks, backend and ZeRO stage from the live objects, precision, sizes, arithmetic."""
+    """Print ranks, backend and ZeRO stage as the live objects have them, precision, sizes, arithmetic."""
     import torch.distributed as dist
 
     parameters = count_parameters(plan.model_config)  # under ZeRO 3 a rank's own count would be of its part
@@ -34,7 +64,7 @@ def print_banner(trainer: Trainer, config: PretrainConfig, plan: RunPlan, checkp
         f"{plan.model_config.num_hidden_layers} layers x {plan.model_config.hidden_size}, "
         f"context {plan.model_config.max_position_embeddings}, vocabulary {plan.model_config.vocab_size}",
         "ranks": f"{config.world_size} (backend {backend}, {trainer.accelerator.distributed_type.value}, "
-        f"ZeRO stage {live_zero_stage(trainer) or 'none'}) on {device_name()}",
+        f"ZeRO stage {live_zero_stage(trainer) or 'none'}, {type(trainer.model_wrapped).__name__}) on {device_name()}",
         "precision": f"{config.precision} ({config.precision_reason})",
         "batch": f"{config.tokens_per_step:,} tokens a step = {config.per_device_train_batch_size} rows x "
         f"{config.gradient_accumulation_steps} accumulation x {config.world_size} ranks x {config.context} tokens",
