@@ -19,6 +19,7 @@ from teenytinyllama.training.ranks import prepare_rank
 
 
 def main() -> None:
+    """Run one rank: the config from the command line, training, and on rank 0 the card."""
     prepare_rank()
     values = read_values(PretrainConfig, sys.argv[1:])
     folder = pretrain(build(PretrainConfig, values), values)

@@ -5,7 +5,7 @@ disagree. What is built from a preset is a plain `LlamaConfig`: a reader of the 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from .checks import InputError, ensure, near_name
 
@@ -15,42 +15,6 @@ if TYPE_CHECKING:
 # Special ids of the project's tokenizers (and of the published TeenyTinyLlama ones): <unk> 0, <s> 1, </s> 2, <pad> 3.
 # LlamaConfig has no field for <unk>.
 BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID = 1, 2, 3
-
-
-class LlamaShape(Protocol):
-    """What the counts read: a `Preset` has it, and so has a `LlamaConfig`."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-
-    @property
-    def intermediate_size(self) -> int:
-        """Width inside the gated MLP."""
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of transformer blocks."""
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Query heads in a block."""
-
-    @property
-    def num_key_value_heads(self) -> int | None:
-        """Key and value heads in a block (None: as many as query heads)."""
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Longest context in tokens."""
-
-    @property
-    def tie_word_embeddings(self) -> bool:
-        """Whether input and output embeddings are one matrix."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +151,7 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int, int]:
     return ids["bos"], ids["eos"], ids["pad"]
 
 
-def count_parameters(config: LlamaShape) -> int:
+def count_parameters(config: "Preset | LlamaConfig") -> int:
     """Return the number of parameters of a Llama of this shape, without building it.
 
     Embedding and head are both counted unless tied. Per layer: query and output projections (hidden x heads x head),
@@ -205,7 +169,7 @@ def count_parameters(config: LlamaShape) -> int:
     return embeddings + config.num_hidden_layers * layer + hidden
 
 
-def flops_per_token(config: LlamaShape, context: int | None = None) -> int:
+def flops_per_token(config: "Preset | LlamaConfig", context: int | None = None) -> int:
     """Return the training FLOPs (forward and backward) for one token, by convention A.
 
     6 N + 12 L h T, where N counts every parameter (the input embedding too), L is the layers, h the hidden size and

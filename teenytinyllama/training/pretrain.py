@@ -114,8 +114,7 @@ def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
 
 
 def _build_model(config: PretrainConfig, plan: RunPlan) -> "PreTrainedModel":
-    import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
     from ..published import from_pretrained
@@ -126,7 +125,8 @@ def _build_model(config: PretrainConfig, plan: RunPlan) -> "PreTrainedModel":
         model, _ = from_pretrained(config.model_name_or_path, config.model_revision)
         model.config.max_position_embeddings = plan.model_config.max_position_embeddings
         return model.float()
-    model = AutoModelForCausalLM.from_config(plan.model_config, dtype=torch.float32)
+    # Not AutoModel.from_config: under ZeRO 3 that initialises inside deepspeed.zero.Init, which draws other weights.
+    model = LlamaForCausalLM(plan.model_config)
     model.generation_config.pad_token_id = plan.model_config.pad_token_id
     return model
 
