@@ -112,6 +112,26 @@ def test_a_signal_to_ttl_saves_on_both_ranks_and_the_same_command_resumes(
     assert losses(folder) == pytest.approx(losses(whole), abs=1e-7)
 
 
+def test_inputs_are_packed_before_the_ranks_start(tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path) -> None:
+    arguments, folder = start(tmp_path, Path("unused"), tokenizer_folder)
+    values = yaml.safe_load((tmp_path / "x.yaml").read_text())
+    del values["packed"]
+    values |= {"inputs": [str(corpus_folder)], "context": 32, "validation_fraction": 0.1, "max_tokens": 512}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+    done = ttl("--accelerate", "cpu2", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("rows of 32 tokens") < done.stdout.index("2 (backend gloo")
+    assert json.loads((folder / "packed" / "run.json").read_text())["stage"] == "pack"
+    assert json.loads((folder / "run.json").read_text())["training"]["world_size"] == 2
+    again = ttl("--accelerate", "cpu2", *arguments)
+    assert "already holds these rows" in again.stdout
+    assert "is complete" in again.stdout
+    direct = subprocess.run([sys.executable, "recipes/pretrain.py", *arguments], env=ENVIRONMENT, cwd=REPOSITORY,
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert direct.returncode == 2
+    assert "`inputs` are packed by `ttl pretrain` before the ranks start" in direct.stderr
+
+
 def test_bad_input_is_refused_before_a_rank_starts(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> None:
     arguments, folder = start(tmp_path, packed_folder, tokenizer_folder, "--learnig_rate", "1e-3")
     done = ttl("--accelerate", "zero1", *arguments)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checks import InputError, ensure, ensure_disk_space
-from ..data.packed import PackedCorpus, load_packed
+from ..data.packed import PackedCorpus, load_packed, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..emissions import grid_intensity
@@ -135,6 +135,7 @@ def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
         packing["context"] = get_preset(values["preset"]).max_position_embeddings
     folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
+    print_summary(folder)
     only_for_packing = set(packing) - {"tokenizer"}
     kept = {name: value for name, value in values.items() if name not in only_for_packing}
     return {**kept, "packed": str(folder)}
