@@ -18,7 +18,7 @@ from .config import DEFAULT_PROMPTS, PretrainConfig
 from .hardware import device_name
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .plan import RunPlan, plan_run
-from .ranks import check_ranks
+from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_data, describe_model, describe_training, planned_zero_stage
 from .rows import CausalCollator, TrainingRows
 from .signals import EvaluationInterruptedError, StopCallback
@@ -162,16 +162,18 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
     start = time.time()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if run.stop.stopped:
-            raise StoppedResumable(
-                f"saved {plan.folder}/checkpoint-{trainer.state.global_step}; the same command goes on from there"
-            )
-        _finish(run, config, plan, time.time() - start)
+        if not run.stop.stopped:
+            _finish(run, config, plan, time.time() - start)
     finally:
         run.energy.stop()
         run.stop.restore_handlers()
         if lock is not None:
             lock.release()
+    leave_ranks()
+    if run.stop.stopped:
+        raise StoppedResumable(
+            f"saved {plan.folder}/checkpoint-{trainer.state.global_step}; the same command goes on from there"
+        )
     return plan.folder
 
 

@@ -77,3 +77,16 @@ def check_ranks(arguments: "TrainingArguments") -> None:
         f"WORLD_SIZE={launched}: torch connected {connected} rank(s) and the Trainer works with "
         f"{arguments.world_size}, so ranks would train on the same data. On a machine without GPU set use_cpu: true.",
     )
+
+
+def leave_ranks() -> None:
+    """Wait for the other ranks and close the connections; call it on every rank when its work is done.
+
+    A process that ends with open gloo connections can abort while the others still close theirs ("terminate called
+    without an active exception", seen under ZeRO-2), which would turn a finished training into a failed one.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()

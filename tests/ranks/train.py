@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from teenytinyllama.training.ranks import check_ranks, prepare_rank
+from teenytinyllama.training.ranks import check_ranks, leave_ranks, prepare_rank
 from teenytinyllama.training.signals import StopCallback
 
 ROWS_PER_STEP, STEPS, STOP_AFTER = 4, 6, 3
@@ -76,6 +76,7 @@ def main():
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     (folder / f"rank_{arguments.process_index}.json").write_text(json.dumps(seen))
+    leave_ranks()
 
 
 main()
