@@ -221,6 +221,7 @@ def test_a_rank_saves_and_stops_when_its_supervisor_is_killed(tmp_path: Path) ->
     supervised = Supervised(tmp_path, 2, "tied")
     supervised.send(signal.SIGKILL)
     wait_for(tmp_path / "saved_0", tmp_path / "saved_1")
+    assert sorted(path.name for path in tmp_path.glob("saved_*")) == ["saved_0", "saved_1"]
     supervised.end()
 
 

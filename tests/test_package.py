@@ -49,7 +49,7 @@ def test_wheel_and_sdist_carry_everything(built: Path) -> None:
     assert "License-Expression: Apache-2.0" in metadata
 
 
-def use_it(ttl: Path, python: Path, folder: Path) -> None:
+def check_first_use(ttl: Path, python: Path, folder: Path) -> None:
     """What a new user does first: recipes, a demo of a few steps, one card."""
     run(ttl, "init", "meu-modelo", cwd=folder)
     project = folder / "meu-modelo"
@@ -78,7 +78,7 @@ def test_an_installed_wheel_works_outside_the_repository(built: Path, tmp_path: 
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     # Behind the wheel on the path, and as plain lines: an editable install of this repository is not followed.
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    use_it(venv / "bin" / "ttl", python, tmp_path)
+    check_first_use(venv / "bin" / "ttl", python, tmp_path)
 
 
 @pytest.mark.install
@@ -94,4 +94,4 @@ def test_an_empty_environment_gets_all_it_needs(built: Path, tmp_path: Path) -> 
     torch = [line for line in constraints.read_text().splitlines() if line.startswith("torch==")]
     run(python, "-m", "pip", "install", "--quiet", *(["--index-url", index] if index else []), *torch, cwd=tmp_path)
     run(python, "-m", "pip", "install", "--quiet", "-c", constraints, wheel, cwd=tmp_path)
-    use_it(venv / "bin" / "ttl", python, tmp_path)
+    check_first_use(venv / "bin" / "ttl", python, tmp_path)
