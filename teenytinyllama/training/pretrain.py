@@ -112,8 +112,9 @@ def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
         HeldOutWindows(plan.packed, plan.packed.manifest["context"], max_tokens=config.eval_max_tokens)
     )
     pad_token_id = plan.tokenizer.pad_token_id
+    model = _build_model(config, plan)
     trainer = Pretrainer(
-        model=_build_model(config, plan),
+        model=model,
         args=config,
         data_collator=CausalCollator(0 if pad_token_id is None else pad_token_id),
         train_dataset=TrainingRows(plan.packed.train, config.max_steps * config.rows_per_step, config.seed),
@@ -127,7 +128,7 @@ def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
     zero_stage = planned_zero_stage(trainer)
     flops = flops_per_token(plan.model_config, plan.model_config.max_position_embeddings)
     trainer.speed = plan_speed(config, flops * config.tokens_per_step * config.max_steps, zero_stage)
-    apply_speed(trainer.model, trainer.speed)
+    apply_speed(model, trainer.speed)
     trainer.preprocess_logits_for_metrics = already_scored if trainer.speed.chunked_loss else window_nats
     prompts = DEFAULT_PROMPTS if config.sample_prompts is None else config.sample_prompts
     sources = plan.packed.manifest["sources"].values()
