@@ -14,6 +14,7 @@ from teenytinyllama.tokenizer.sampling import SOURCE_EXPONENT, TextSample, sampl
 from teenytinyllama.tokenizer.superwords import (
     FUNCTION_WORDS,
     MAX_WORDS,
+    function_word_pieces,
     learn_superwords,
     superword_parts,
 )
@@ -172,12 +173,13 @@ def test_the_largest_vocabulary_named_is_right_with_superwords(num_superwords):
 
 
 def test_superwords_come_from_runs_of_whole_words():
-    vocabulary = [*RESERVED_TOKENS, "▁", "▁de", "▁um", "▁que", "▁o"]
+    pieces = function_word_pieces([*RESERVED_TOKENS, "▁", "▁de", "▁um", "▁que", "▁o", "▁x", "de"])
+    assert sorted(pieces) == ["▁de", "▁o", "▁que", "▁um"]
     texts = ["x de um, o de umbigo que-o que\no o", "x de um. que", "x que o"] * 3
-    assert sorted(learn_superwords(texts, vocabulary, 10)) == ["▁de▁um", "▁o▁de", "▁que▁o"]
-    assert learn_superwords(texts, vocabulary[:-1], 0) == []
-    assert learn_superwords(["de um"] * 5, vocabulary, 10) == []  # no space before the first word
-    assert learn_superwords(["x de um que o de um que"] * 5, vocabulary, 50)[-1].count("▁") <= MAX_WORDS
+    assert sorted(learn_superwords(texts, pieces, 10)) == ["▁de▁um", "▁o▁de", "▁que▁o"]
+    assert learn_superwords(texts, pieces, 0) == []
+    assert learn_superwords(["de um"] * 5, pieces, 10) == []  # no space before the first word
+    assert learn_superwords(["x de um que o de um que"] * 5, pieces, 50)[-1].count("▁") <= MAX_WORDS
 
 
 def test_text_is_split_where_no_superword_can_cross(tokenizer):

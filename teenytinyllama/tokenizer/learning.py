@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 
 from .sampling import TextSample
-from .superwords import default_num_superwords, learn_superwords
+from .superwords import default_num_superwords, function_word_pieces, learn_superwords
 from .vocabulary import NUM_RESERVED_TOKENS, RESERVED_TOKENS, SPACE_MARK, keep_reachable, known_parts
 
 # Longest piece, in characters. Longer ones are template lines of one site; the longest common words of Portuguese
@@ -37,7 +37,7 @@ def learn_entries(sample: TextSample, alphabet: list[str], vocab_size: int, num_
         room = min(wanted, vocab_size - len(head))
         start = vocab_size - room
     every = -(-sum(sample.kept_bytes.values()) // SUPERWORD_BYTES)
-    found = learn_superwords(sample.weighted_texts(every), entries[:start], room)
+    found = learn_superwords(sample.weighted_texts(every), function_word_pieces(entries[:start]), room)
     superwords = keep_reachable(entries[:start], found, vocab_size)[start:]
     return [*entries[: vocab_size - len(superwords)], *superwords]
 

@@ -37,8 +37,8 @@ nada mesmo mesma mesmos mesmas tal tais
 pode podem deve devem vai
 """.split()  # noqa: SIM905
 FUNCTION_WORDS = tuple(dict.fromkeys([*_WORDS, *(word.capitalize() for word in _WORDS)]))
-# Where a text can be split without changing an id (Oniguruma, for `tokenizers`): before a space that follows anything but
-# a letter, since every part of a superword ends with a letter. Naming the words here instead was exact too, and slower.
+# Where a text can be split without changing an id (Oniguruma, for `tokenizers`): before a space that follows anything
+# but a letter, since every part of a superword ends with a letter. Naming the words here was exact too, but slower.
 SPLIT_PATTERN = rf"(?<=[^\p{{L}}]){SPACE_MARK}"
 _FIRST_CODE = 0xE000  # private use area: each function word becomes one character while sequences are learnt
 
@@ -54,24 +54,24 @@ def function_word_pieces(vocabulary: Iterable[str]) -> list[str]:
     return [SPACE_MARK + word for word in FUNCTION_WORDS if SPACE_MARK + word in pieces]
 
 
-def learn_superwords(texts: Iterable[str], vocabulary: list[str], how_many: int) -> list[str]:
-    """Learn the most useful sequences of 2 to 4 function words, best first.
+def learn_superwords(texts: Iterable[str], pieces: list[str], how_many: int) -> list[str]:
+    """Learn the most frequent sequences of 2 to 4 of the words, best first.
 
-    Byte-pair encoding one level up: its text are runs of function words, its characters are those words.
+    Byte-pair encoding one level up: its texts are runs of such words, its characters are the words.
 
     Args:
         texts: the texts to count in, read once.
-        vocabulary: the entries so far; only function words that are whole pieces take part.
+        pieces: the words to join, each a whole piece of the vocabulary and with its mark: `function_word_pieces`.
         how_many: the most superwords wanted; fewer when the texts have fewer.
 
     Returns:
-        Superwords that the vocabulary reaches, such as `▁de▁um`.
+        Superwords such as `▁de▁um`.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    words = [piece[1:] for piece in function_word_pieces(vocabulary)]
-    if not words or how_many < 1:
+    if not pieces or how_many < 1:
         return []
+    words = [piece[1:] for piece in pieces]
     codes = {word: chr(_FIRST_CODE + index) for index, word in enumerate(words)}
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
