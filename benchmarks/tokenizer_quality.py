@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.tokenizer import TextSample, choose_alphabet, list_merges, number_entries, sample_texts
 from teenytinyllama.tokenizer.learning import MAX_PIECE_CHARS, MIN_PAIR_COUNT, learn_entries
-from teenytinyllama.tokenizer.superwords import FUNCTION_WORDS, SPLIT_PATTERN, learn_superwords, superword_parts
+from teenytinyllama.tokenizer.superwords import (
+    FUNCTION_WORDS,
+    SPLIT_PATTERN,
+    function_word_pieces,
+    learn_superwords,
+    superword_parts,
+)
 from teenytinyllama.tokenizer.vocabulary import (
     NUM_RESERVED_TOKENS,
     RESERVED_TOKENS,
@@ -47,6 +54,11 @@ class Material:
     sample: TextSample
     alphabet: list[str]
     vocab_size: int
+
+    @cached_property
+    def entries(self) -> list[str]:
+        """The vocabulary of `train_tokenizer` without superwords, learnt once for the designs that add them."""
+        return learn_entries(self.sample, self.alphabet, self.vocab_size, 0)
 
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -122,24 +134,22 @@ def once_a_document(sample: TextSample) -> Iterator[str]:
         yield " " + " ".join(sorted(set(text.split(" "))))
 
 
-def default(num_superwords: int | None) -> Callable[[Material], Tokenizer]:
-    """Return the design of `train_tokenizer`."""
-    return lambda material: encoder(
-        learn_entries(material.sample, material.alphabet, material.vocab_size, num_superwords)
-    )
-
-
-def any_words(how_many_words: int, num_superwords: int) -> Callable[[Material], Tokenizer]:
-    """Return the design: superwords of the first learnt, so most frequent, whole words, whatever they mean."""
+def superwords(
+    num_superwords: int, choose: Callable[[list[str]], list[str]] = function_word_pieces
+) -> Callable[[Material], Tokenizer]:
+    """Return the design of `train_tokenizer`, with so many superwords of the pieces that `choose` takes."""
 
     def design(material: Material) -> Tokenizer:
-        entries = learn_entries(material.sample, material.alphabet, material.vocab_size, 0)
-        entries = entries[: material.vocab_size - num_superwords]
-        words = [piece for piece in entries if piece[0] == SPACE_MARK and piece[1:].isalpha()][:how_many_words]
-        found = learn_superwords(material.sample.weighted_texts(3), words, num_superwords)
+        entries = material.entries[: material.vocab_size - num_superwords]
+        found = learn_superwords(material.sample.weighted_texts(3), choose(entries), num_superwords)
         return encoder([*entries, *found])
 
     return design
+
+
+def most_frequent(how_many: int) -> Callable[[list[str]], list[str]]:
+    """Return the choice of the first learnt, so most frequent, whole words, whatever they mean."""
+    return lambda entries: [piece for piece in entries if piece[0] == SPACE_MARK and piece[1:].isalpha()][:how_many]
 
 
 def unigram(material: Material) -> Tokenizer:
@@ -173,12 +183,12 @@ DESIGNS: dict[str, Callable[[Material], Tokenizer]] = {
     "distinct_lines": on_texts(distinct_lines),
     "once_a_document": on_texts(once_a_document),
     "unigram": unigram,
-    "no_superwords": default(0),
-    "superwords_500": default(500),
-    "default": default(None),
-    "superwords_2000": default(2_000),
-    "frequent_150": any_words(150, 1_500),
-    "frequent_6000": any_words(6_000, 4_000),
+    "no_superwords": superwords(0),
+    "superwords_500": superwords(500),
+    "superwords_1000": superwords(1_000),  # the default of 32,000
+    "superwords_2000": superwords(2_000),
+    "frequent_150": superwords(1_500, most_frequent(150)),
+    "frequent_6000": superwords(4_000, most_frequent(6_000)),
 }
 
 
