@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.data import packing
+from teenytinyllama.data import packing, workers
 from teenytinyllama.data.packed import load_packed
-from teenytinyllama.data.packing import PackConfig, pack, split_long_text
+from teenytinyllama.data.packing import PackConfig, pack
 from teenytinyllama.data.sources import Corpus, CorpusConfig
+from teenytinyllama.data.workers import split_long_text
 from teenytinyllama.published import load_tokenizer
 
 
@@ -117,8 +118,8 @@ def test_a_kill_is_resumed_to_the_same_rows(
     with pytest.raises(InputError, match="has no run.json"):
         load_packed(tmp_path / "killed")
     encoded: list[int] = []
-    encode = packing.encode_documents
-    monkeypatch.setattr(packing, "encode_documents", lambda *a: encoded.append(len(a[1])) or encode(*a))
+    append = packing.Journal.append
+    monkeypatch.setattr(packing.Journal, "append", lambda *a: encoded.append(len(a[1])) or append(*a))
     resumed = pack(config(corpus_folder, tokenizer_folder, tmp_path / "killed"))
     assert "going on after" in capsys.readouterr().out
     assert sum(encoded) < 400, "finished chunks were tokenized again"
@@ -130,7 +131,7 @@ def test_chunks_do_not_change_the_rows(
     tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(packing, "PIECE_BYTES", 100)
+    monkeypatch.setattr(workers, "PIECE_CHARS", 100)
     output = pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
     assert (output / "train.npy").read_bytes() == (packed_folder / "train.npy").read_bytes()
 

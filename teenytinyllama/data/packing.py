@@ -14,6 +14,7 @@ A packed folder holds, all readable with numpy alone:
 There are no labels: for a causal model they are the inputs, and the collator makes them.
 """
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,18 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..checks import InputError, ensure, ensure_disk_space
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from .journal import DOCUMENT_DTYPE, Journal
 from .sources import Corpus, CorpusConfig, Document
+from .workers import Chunk, DocumentEncoder, available_cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHUNK_BYTES = 8_000_000  # text tokenized between two marks of progress: what a kill can lose, a few seconds
-PIECE_BYTES = 1_000_000  # longer documents are tokenized in pieces, which bounds memory and uses all cores
+CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
+SMALL_BYTES = 8_000_000  # below, starting worker processes takes longer than they save
 
 
 @dataclass
@@ -43,52 +44,29 @@ class PackConfig(CorpusConfig):
     output_dir: str = field(default="", metadata={"help": "folder for the packed rows"})
     context: int = field(default=2048, metadata={"help": "tokens a row: the context that the model is trained on"})
     seed: int = field(default=42, metadata={"help": "of the one shuffle of the rows"})
+    num_workers: int | None = field(
+        default=None, metadata={"help": "processes that encode; null: one a core. The rows are the same"}
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be packed.
 
         Raises:
-            InputError: no tokenizer, no output folder, or a row shorter than 8 tokens.
+            InputError: no tokenizer, no output folder, a row shorter than 8 tokens, or no worker.
         """
         super().__post_init__()
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote, or a Hub id.")
         ensure(self.output_dir, "output_dir: missing. Give a folder for the packed rows.")
         ensure(self.context >= 8, f"context={self.context}: a row needs at least 8 tokens. 2048 is usual.")
+        ensure(
+            self.num_workers is None or self.num_workers >= 1,
+            f"num_workers={self.num_workers}: must be at least 1. Leave it out for one process a core.",
+        )
 
 
-def split_long_text(text: str, piece_bytes: int = PIECE_BYTES) -> list[str]:
-    """Cut a long text before single spaces between letters, where no token of ours (or of a GPT's) ever crosses.
-
-    The concatenation of the pieces is the text, and so is that of their token ids.
-    """
-    pieces, start = [], 0
-    while len(text) - start > piece_bytes:
-        cut = start + piece_bytes
-        while cut < len(text) and not (
-            text[cut] == " " and text[cut - 1].isalpha() and text[cut + 1 : cut + 2].isalpha()
-        ):
-            cut += 1
-        pieces.append(text[start:cut])
-        start = cut
-    return [*pieces, text[start:]] if start < len(text) or not pieces else pieces
-
-
-def encode_documents(tokenizer: "PreTrainedTokenizerBase", texts: list[str], dtype: Any) -> list[NDArray[Any]]:
-    """Return `<s> text </s>` as token ids for each text; special tokens typed in a text are plain characters."""
-    from ..tokenizer import encode_texts
-
-    pieces = [split_long_text(text) for text in texts]
-    encoded = iter(encode_texts(tokenizer, [piece for parts in pieces for piece in parts]))
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [
-        np.asarray([*start, *(token for _ in parts for token in next(encoded)), tokenizer.eos_token_id], dtype=dtype)
-        for parts in pieces
-    ]
-
-
-def _chunks(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    """Group documents until `CHUNK_BYTES` of text; the same groups on every run."""
-    chunk: list[tuple[str, Document]] = []
+def _chunks(documents: Iterator[tuple[str, Document]]) -> Iterator[Chunk]:
+    """Group documents until `CHUNK_BYTES` of text."""
+    chunk: Chunk = []
     size = 0
     for item in documents:
         chunk.append(item)
@@ -137,7 +115,9 @@ def pack(config: PackConfig) -> Path:
     journal = Journal(output / ".partial", sha256_json(plan), dtype)
     if journal.totals.chunks:
         print(f"going on after {journal.totals.documents} of {num_documents} documents")
-    _encode_all(corpus, tokenizer, journal, num_documents)
+    num_workers = config.num_workers or (1 if num_bytes < SMALL_BYTES else available_cores())
+    with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
+        _encode_all(corpus, encoder, journal, num_documents)
     journal.close()
     _finish(output, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
     return output
@@ -181,17 +161,16 @@ def _inspect(corpus: Corpus) -> tuple[int, int]:
     return num_documents, num_bytes
 
 
-def _encode_all(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", journal: Journal, num_documents: int) -> None:
+def _encode_all(corpus: Corpus, encoder: DocumentEncoder, journal: Journal, num_documents: int) -> None:
     from tqdm import tqdm
 
     done = journal.totals.documents
+    waiting = _chunks(itertools.islice(corpus.documents(), done, None))
     with tqdm(
         total=num_documents, initial=done, desc="packing", unit=" documents", mininterval=1.0, disable=None
     ) as bar:
-        for number, chunk in enumerate(_chunks(corpus.documents())):
-            if number < journal.totals.chunks:
-                continue
-            journal.append(chunk, encode_documents(tokenizer, [doc.text for _, doc in chunk], journal.dtype))
+        for chunk, encoded in encoder.encode_chunks(waiting):
+            journal.append(chunk, encoded)
             bar.update(len(chunk))
 
 

@@ -10,6 +10,7 @@ from ..checks import InputError, ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from .hardware import choose_precision, has_accelerator
+from .speed import check_speed
 
 DEFAULT_PROMPTS = ["Era uma vez", "A capital do Brasil", "O menino abriu a porta e", "Segundo a lei,"]
 _DERIVED = "is derived from tokens_per_step and the number of ranks. Leave it out; set per_device_train_batch_size."
@@ -38,6 +39,7 @@ class PretrainConfig(TrainingArguments):
         "remove_unused_columns": "packed rows have one column.",
         "train_sampling_strategy": "rows are shuffled when packed, once and for all.",
         "num_train_epochs": "state the length in tokens: max_tokens.",
+        "torch_compile": "compiles the whole model, which costs attention its fast kernel. Set compile_layers.",
         "load_best_model_at_end": "one pass over held-out text has no best epoch; every checkpoint is kept on its own.",
     }
 
@@ -63,6 +65,15 @@ class PretrainConfig(TrainingArguments):
     max_tokens: int | None = field(default=None, metadata={"help": "length of the run in tokens (or give max_steps)"})
     decay_fraction: float = field(
         default=0.2, metadata={"help": "warmup_stable_decay: share of the steps in which the rate falls to zero"}
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "sdpa, eager; on a GPU also flash_attention_2, flash_attention_3"}
+    )
+    chunked_loss: bool | None = field(
+        default=None, metadata={"help": "loss without whole logits; null: where torch has it (2.13) and Liger is off"}
+    )
+    compile_layers: bool | None = field(
+        default=None, metadata={"help": "compile each layer with torch; null: when the run is long enough to pay"}
     )
     eval_max_tokens: int | None = field(
         default=200_000, metadata={"help": "held-out tokens scored during training; the final score uses all"}
@@ -122,6 +133,9 @@ class PretrainConfig(TrainingArguments):
         if not has_accelerator():
             # Without this, DeepSpeed on a machine without GPU has a world of two and the Trainer a world of one.
             self.use_cpu = True
+        elif isinstance(self.accelerator_config, dict | None):
+            # A blocking copy to the GPU waits for all work queued before it, once per micro-batch.
+            self.accelerator_config = {"non_blocking": True, **(self.accelerator_config or {})}
         self.train_sampling_strategy = "sequential"
         self.remove_unused_columns = False
         self.save_checkpoints_kept, self.save_total_limit = self.save_total_limit, None  # rotation is ours
@@ -164,6 +178,7 @@ class PretrainConfig(TrainingArguments):
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
         )
         ensure(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: must lie in (0, 1].")
+        check_speed(self)
 
     def _derive_batch(self, world_size: int) -> None:
         assert self.context is not None

@@ -1,6 +1,9 @@
 """Pretraining: a checked plan, a Trainer with our callbacks, and a run folder that says everything about the run."""
 
+import contextlib
+import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,20 +13,24 @@ from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trai
 
 from ..arguments import write_yaml
 from ..checks import StoppedResumable, is_main_process
-from ..evaluation.held_out import HeldOutWindows, window_nats
+from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
+from ..presets import flops_per_token
 from .callbacks import EnergyCallback, SampleCallback
 from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, latest_complete_checkpoint, lock_run_folder
+from .clock import Clock
 from .config import DEFAULT_PROMPTS, PretrainConfig
 from .hardware import device_name
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .plan import RunPlan, plan_run
 from .ranks import check_ranks, leave_ranks
-from .report import BannerCallback, describe_data, describe_model, describe_training, planned_zero_stage
+from .report import BannerCallback, describe_data, describe_model, describe_time, describe_training, planned_zero_stage
 from .rows import CausalCollator, TrainingRows
 from .signals import EvaluationInterruptedError, StopCallback
+from .speed import SpeedPlan, apply_speed, eager, plan_speed
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -32,7 +39,10 @@ _NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "pe
 
 
 class Pretrainer(Trainer):
-    """The Trainer, with its rule for weight decay narrowed and an evaluation that a signal can end."""
+    """The Trainer, with its rule for weight decay narrowed, its time measured, and an evaluation that a signal ends."""
+
+    speed: SpeedPlan
+    clock: Clock
 
     def get_decay_parameter_names(self, model: "nn.Module") -> list[str]:
         """Return the parameters that weight decay applies to: the Trainer's (no norms, no biases), less embeddings.
@@ -41,12 +51,33 @@ class Pretrainer(Trainer):
         """
         return [name for name in super().get_decay_parameter_names(model) if "embed_tokens" not in name]
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: "torch.device"
+    ) -> tuple[list[Any], int | None]:
+        """Return the micro-batches of a step and their scored tokens over all ranks.
+
+        The number is known, because rows are full and of one length; counting it would be a reduction per
+        micro-batch and a collective per step.
+        """
+        with self.clock.part("data"):
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        return batches, sum(batch["labels"][:, 1:].numel() for batch in batches) * self.args.world_size
+
+    def compute_loss(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the Trainer's loss, computed without the cache that generation would use and that costs copies."""
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the Trainer's metrics, or none when a signal ended the evaluation."""
         try:
-            return super().evaluate(*args, **kwargs)
+            with self.clock.part("evaluation"), eager() if self.speed.compile_layers else contextlib.nullcontext():
+                return super().evaluate(*args, **kwargs)
         except EvaluationInterruptedError:
             return {}
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
+        with self.clock.part("saving"):
+            super()._save_checkpoint(*args, **kwargs)
 
 
 class HeldOutEvaluation:
@@ -89,11 +120,15 @@ def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
         eval_dataset=evaluation.windows if config.eval_strategy != "no" else None,
         processing_class=plan.tokenizer,
         compute_metrics=evaluation,
-        preprocess_logits_for_metrics=window_nats,
     )
+    trainer.clock = Clock()
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     zero_stage = planned_zero_stage(trainer)
+    flops = flops_per_token(plan.model_config, plan.model_config.max_position_embeddings)
+    trainer.speed = plan_speed(config, flops * config.tokens_per_step * config.max_steps, zero_stage)
+    apply_speed(trainer.model, trainer.speed)
+    trainer.preprocess_logits_for_metrics = already_scored if trainer.speed.chunked_loss else window_nats
     prompts = DEFAULT_PROMPTS if config.sample_prompts is None else config.sample_prompts
     sources = plan.packed.manifest["sources"].values()
     bytes_per_token = sum(source["bytes"] for source in sources) / sum(source["tokens"] for source in sources)
@@ -109,7 +144,8 @@ def build_run(config: PretrainConfig, plan: RunPlan) -> Run:
         MetricsCallback(plan.folder, config.tokens_per_step, evaluation, energy, bytes_per_token),
         CheckpointCallback(config.save_checkpoints_kept, zero_stage),
     ):
-        trainer.add_callback(callback)
+        part = "samples" if isinstance(callback, SampleCallback) else "callbacks"
+        trainer.add_callback(trainer.clock.watch(callback, part))
     return Run(trainer, evaluation, energy, stop, banner)
 
 
@@ -124,9 +160,11 @@ def _build_model(config: PretrainConfig, plan: RunPlan) -> "PreTrainedModel":
     if config.model_name_or_path is not None:
         model, _ = from_pretrained(config.model_name_or_path, config.model_revision)
         model.config.max_position_embeddings = plan.model_config.max_position_embeddings
+        model.set_attn_implementation(config.attn_implementation)
         return model.float()
     # Not AutoModel.from_config: under ZeRO 3 that initialises inside deepspeed.zero.Init, which draws other weights.
     model = LlamaForCausalLM(plan.model_config)
+    model.set_attn_implementation(config.attn_implementation)
     model.generation_config.pad_token_id = plan.model_config.pad_token_id
     return model
 
@@ -161,7 +199,8 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
     config.eval_on_start = config.eval_on_start and checkpoint is None
     start = time.time()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with trainer.clock.part("training"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not run.stop.stopped:
             _finish(run, config, plan, time.time() - start)
     finally:
@@ -217,3 +256,4 @@ def _finish(run: Run, config: PretrainConfig, plan: RunPlan, seconds: float) -> 
         "hashes": {path.name: sha256_file(path) for path in sorted(plan.folder.glob("*.safetensors"))},
     }
     write_manifest(plan.folder, "pretrain", manifest)
+    print("time       " + describe_time(trainer.clock.seconds), flush=True)

@@ -13,6 +13,7 @@ from .config import PretrainConfig
 from .hardware import device_name, peak_flops
 from .metrics import MFU_CONVENTION
 from .plan import RunPlan
+from .speed import SpeedPlan
 
 
 def planned_zero_stage(trainer: Trainer) -> int:
@@ -30,7 +31,7 @@ def live_zero_stage(trainer: Trainer) -> int:
 class BannerCallback(TrainerCallback):
     """Print what will run when the engine is there to be asked, and refuse one that is not what was asked for."""
 
-    def __init__(self, trainer: Trainer, config: PretrainConfig, plan: RunPlan) -> None:
+    def __init__(self, trainer: Any, config: PretrainConfig, plan: RunPlan) -> None:
         """Describe this run; set `checkpoint` to what it resumes from."""
         self.trainer, self.config, self.plan = trainer, config, plan
         self.checkpoint: Path | None = None
@@ -50,7 +51,7 @@ class BannerCallback(TrainerCallback):
             print_banner(self.trainer, self.config, self.plan, self.checkpoint)
 
 
-def print_banner(trainer: Trainer, config: PretrainConfig, plan: RunPlan, checkpoint: Path | None) -> None:
+def print_banner(trainer: Any, config: PretrainConfig, plan: RunPlan, checkpoint: Path | None) -> None:
     """Print ranks, backend and ZeRO stage as the live objects have them, precision, sizes, arithmetic."""
     import torch.distributed as dist
 
@@ -70,6 +71,7 @@ def print_banner(trainer: Trainer, config: PretrainConfig, plan: RunPlan, checkp
         f"{config.gradient_accumulation_steps} accumulation x {config.world_size} ranks x {config.context} tokens",
         "length": f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / parameters:.1f} per parameter = "
         f"{config.max_steps * config.rows_per_step / rows:.2f} epochs of {rows:,} rows",
+        "speed": describe_speed(trainer.speed, config),
         "MFU": f"{MFU_CONVENTION}; peak {peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
         "energy": f"offline, grid of {config.country_iso_code} at {grid_intensity(config.country_iso_code):.1f} "
         "g CO2e/kWh (country_iso_code)",
@@ -77,6 +79,17 @@ def print_banner(trainer: Trainer, config: PretrainConfig, plan: RunPlan, checkp
         "folder": str(plan.folder),
     }
     print("\n".join(f"{name:10} {text}" for name, text in lines.items()), flush=True)
+
+
+def describe_speed(speed: SpeedPlan, config: PretrainConfig) -> str:
+    """Return which ways of computing are used, and why not the others."""
+    parts = [f"attention {config.attn_implementation}"]
+    for what, used, other in (
+        ("loss", speed.chunked_loss, "whole logits"), ("compile", speed.compile_layers, "none")):  # fmt: skip
+        yes = "in chunks" if what == "loss" else "each layer"
+        reason = speed.reasons[what]
+        parts.append(f"{what} {yes if used else other}" + (f" ({reason})" if reason else ""))
+    return ", ".join(parts)
 
 
 def describe_model(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:
@@ -107,8 +120,15 @@ def describe_data(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:
     }
 
 
+def describe_time(seconds: dict[str, float]) -> str:
+    """Return the parts of the time of a start as percentages, the largest first."""
+    whole = sum(seconds.values())
+    parts = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * spent / whole:.2f} %" for name, spent in parts) + f" of {whole:,.0f} s"
+
+
 def describe_training(
-    trainer: Trainer, config: PretrainConfig, plan: RunPlan, records: list[dict[str, Any]], seconds: float
+    trainer: Any, config: PretrainConfig, plan: RunPlan, records: list[dict[str, Any]], seconds: float
 ) -> dict[str, Any]:
     """Return the manifest's record of the run; speeds are medians over the logged intervals of all starts."""
     import torch.distributed as dist
@@ -122,6 +142,8 @@ def describe_training(
         "tokens_per_step": config.tokens_per_step,
         "epochs": trainer.state.global_step * config.rows_per_step / len(plan.packed.train),
         "seconds": energy.duration_seconds if energy else seconds,  # of all starts, repeated steps included
+        "seconds_by_part_of_last_start": {name: round(spent, 3) for name, spent in trainer.clock.seconds.items()},
+        "speed": describe_speed(trainer.speed, config),
         "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
         "mfu": sorted(record["mfu"] for record in train)[len(train) // 2] if train else None,
         "mfu_convention": MFU_CONVENTION,

@@ -1,0 +1,170 @@
+"""What makes a step fast, decided once and said in the banner: chunked loss, compiled layers, attention, Liger."""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..checks import ensure
+from .hardware import device_name, has_accelerator, peak_flops
+from .loss import chunk_loss, has_chunked_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .config import PretrainConfig
+
+# Compiling takes 15 to 40 s on a CPU and saves a tenth of the time, so it pays back after about five minutes.
+COMPILE_PAYS_SECONDS = 600
+_EXPECTED_MFU = 0.3  # for that estimate only
+GPU_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+_PLAIN_CAUSAL = "sdpa_without_mask"
+ATTENTION = ("sdpa", "eager", *GPU_ATTENTION)
+
+
+@dataclass(frozen=True)
+class SpeedPlan:
+    """What is used, each with its reason for the banner."""
+
+    chunked_loss: bool
+    compile_layers: bool
+    reasons: dict[str, str]
+
+
+def check_speed(config: "PretrainConfig") -> None:
+    """Refuse what this machine cannot do, before anything is loaded.
+
+    Raises:
+        InputError: an unknown attention, a GPU-only switch without a GPU, a missing package or compiler.
+    """
+    attention = config.attn_implementation
+    ensure(
+        attention in ATTENTION,
+        f"attn_implementation={attention}: must be one of {', '.join(ATTENTION)}. sdpa fits everywhere.",
+    )
+    if attention in GPU_ATTENTION:
+        _check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
+    if config.use_liger_kernel:
+        _check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
+    ensure(
+        not config.chunked_loss or has_chunked_loss(),
+        "chunked_loss=true: needs torch 2.13 or newer. Leave it out, or on a GPU set use_liger_kernel.",
+    )
+    ensure(
+        not (config.chunked_loss and config.use_liger_kernel),
+        "chunked_loss=true, use_liger_kernel=true: Liger brings a fused loss of its own. Give one of the two.",
+    )
+    missing = missing_compiler()
+    ensure(
+        not config.compile_layers or not missing,
+        f"compile_layers=true: torch needs {missing} to compile, which is not here. Install it, or leave the key out.",
+    )
+
+
+def _check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:
+    ensure(_sees_cuda(), f"{what}: needs an NVIDIA or AMD GPU, and torch sees none. {fix}")
+    ensure(
+        importlib.util.find_spec(module) is not None,
+        f"{what}: needs the package {package}: pip install {package}. Or: {fix}",
+    )
+
+
+def _sees_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def missing_compiler() -> str:
+    """Return what torch lacks here to compile a layer, or an empty text."""
+    if has_accelerator():
+        return "" if importlib.util.find_spec("triton") else "the package triton"
+    command = os.environ.get("CXX", "g++")
+    return "" if shutil.which(command) or shutil.which("clang++") else f"a C++ compiler ({command})"
+
+
+def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int) -> SpeedPlan:
+    """Decide what the config leaves open.
+
+    Args:
+        config: checked by `check_speed`.
+        flops: of the training that is left to do, over all ranks.
+        zero_stage: 3 holds parts of layers, which neither way of computing can see through.
+    """
+    reasons = {}
+    if zero_stage == 3:
+        chunked, compiled = False, False
+        reasons = dict.fromkeys(("loss", "compile"), "ZeRO 3 shares each layer out")
+    else:
+        chunked = has_chunked_loss() and not config.use_liger_kernel
+        reasons["loss"] = "" if chunked else "Liger's" if config.use_liger_kernel else "torch older than 2.13"
+        seconds = flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * config.world_size)
+        compiled, reasons["compile"] = _compile_pays(seconds)
+        if config.chunked_loss is not None:
+            chunked, reasons["loss"] = config.chunked_loss, "as configured"
+        if config.compile_layers is not None:
+            compiled, reasons["compile"] = config.compile_layers, "as configured"
+    return SpeedPlan(chunked, compiled, reasons)
+
+
+def _compile_pays(seconds: float) -> tuple[bool, str]:
+    if missing := missing_compiler():
+        return False, f"{missing} is missing"
+    if seconds < COMPILE_PAYS_SECONDS:
+        return False, f"about {seconds:.0f} s of training, too short to pay for it"
+    return True, "the run is long enough to pay for it"
+
+
+def skip_mask(model: "PreTrainedModel") -> None:
+    """Keep transformers from looking at the position ids for packed sequences, in place.
+
+    Without a mask it does so in every forward pass, and waits for the GPU to hear the answer (`masking_utils`,
+    `find_packed_sequence_indices`, transformers 5.23). An attention for which no mask function is registered is left
+    alone; ours is `sdpa` under another name, for calls that have neither mask, nor position ids, nor a cache.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(_PLAIN_CAUSAL, sdpa_attention_forward)
+    base: Any = model.base_model
+    plain = base.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = [name for name in ("attention_mask", "position_ids", "past_key_values") if kwargs.get(name) is not None]
+        if given or len(args) > 1 or kwargs.get("use_cache") is not False:
+            return plain(*args, **kwargs)
+        base.config._attn_implementation = _PLAIN_CAUSAL
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            base.config._attn_implementation = "sdpa"
+
+    base.forward = forward
+
+
+def apply_speed(model: "PreTrainedModel", plan: SpeedPlan) -> None:
+    """Apply the plan to a fresh model, in place; its weights, their names and what is saved stay the same."""
+    if model.config._attn_implementation == "sdpa":
+        skip_mask(model)
+    if plan.chunked_loss:
+        chunk_loss(model)
+    if plan.compile_layers:
+        # Layer by layer: whole-model compilation with sdpa builds a dense tokens x tokens mask, so attention loses its
+        # fast kernel (transformers issue 48925), and one layer compiles once for all.
+        layers: Any = model.base_model.layers
+        for layer in layers:
+            layer.compile()
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled layers uncompiled: evaluation and sampling bring other shapes, and each would be compiled anew."""
+    import torch
+
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,291 @@
+"""The fast ways of computing change the time of a step and nothing else."""
+
+import json
+import os
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from teenytinyllama.arguments import build, check_types
+from teenytinyllama.checks import InputError
+from teenytinyllama.evaluation.held_out import window_nats
+from teenytinyllama.training import config as config_module
+from teenytinyllama.training import speed
+from teenytinyllama.training.clock import Clock
+from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.loss import chunk_loss, chunk_options, has_chunked_loss
+from teenytinyllama.training.metrics import read_jsonl
+from teenytinyllama.training.plan import plan_run
+from teenytinyllama.training.pretrain import build_run, pretrain
+from tests.test_pretrain import losses, make_values
+
+needs_chunks = pytest.mark.skipif(not has_chunked_loss(), reason="torch before 2.13 has no chunked loss")
+
+
+@pytest.fixture
+def values(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+    return make_values(tmp_path, packed_folder, tokenizer_folder)
+
+
+def run(values: dict[str, Any], **changes: Any) -> Path:
+    values = {**values, **changes}
+    return pretrain(build(PretrainConfig, check_types(PretrainConfig, values)), values)
+
+
+def config(values: dict[str, Any], **changes: Any) -> PretrainConfig:
+    return build(PretrainConfig, check_types(PretrainConfig, {**values, **changes}))
+
+
+def small_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    return LlamaForCausalLM(shape)
+
+
+@needs_chunks
+@pytest.mark.parametrize("num_items", [None, 40])
+def test_the_chunked_loss_is_the_loss(num_items: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teenytinyllama.training.loss.CPU_CHUNK_BYTES", 4 * 300 * 7)  # 7 tokens a chunk
+    ids = torch.randint(0, 300, (3, 12))
+    labels = ids.clone()
+    labels[0, :5], labels[2, -3:] = -100, -100
+    models = small_model(), small_model()
+    chunk_loss(models[1])
+    outputs = [model(input_ids=ids, labels=labels, num_items_in_batch=num_items) for model in models]
+    torch.testing.assert_close(outputs[1].loss, outputs[0].loss, rtol=1e-6, atol=1e-6)
+    assert outputs[1].logits is None
+    for output in outputs:
+        output.loss.backward()
+    for (name, left), right in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(right.grad, left.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@needs_chunks
+def test_evaluation_scores_rows_instead_of_making_logits() -> None:
+    ids = torch.randint(0, 300, (3, 12))
+    labels = ids.clone()
+    labels[1, :6] = -100
+    plain, chunked = small_model().eval(), small_model().eval()
+    chunk_loss(chunked)
+    with torch.no_grad():
+        expected, found = plain(input_ids=ids, labels=labels), chunked(input_ids=ids, labels=labels)
+    torch.testing.assert_close(found.logits, window_nats(expected.logits, labels), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=1e-5)
+
+
+@needs_chunks
+def test_under_autocast_the_head_computes_in_its_precision() -> None:
+    ids = torch.randint(0, 300, (2, 40))
+    plain, chunked = small_model(), small_model()
+    chunk_loss(chunked)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = plain(input_ids=ids, labels=ids).loss, chunked(input_ids=ids, labels=ids).loss
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    exact = small_model()(input_ids=ids, labels=ids).loss
+    assert found.item() != exact.item(), "autocast had no effect"
+
+
+@needs_chunks
+def test_without_labels_the_model_is_as_it_was(tmp_path: Path) -> None:
+    ids = torch.randint(0, 300, (1, 6))
+    plain, chunked = small_model().eval(), small_model().eval()
+    chunk_loss(chunked)
+    torch.testing.assert_close(chunked(ids).logits, plain(ids).logits)
+    generated = [model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0) for model in (plain, chunked)]
+    assert generated[0].tolist() == generated[1].tolist()
+    plain.save_pretrained(tmp_path / "plain")
+    chunked.save_pretrained(tmp_path / "chunked")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "chunked" / name).read_bytes()
+
+
+@needs_chunks
+def test_chunks_fit_the_vocabulary() -> None:
+    assert chunk_options("cpu", 32_000).batch_chunk_size == 500
+    assert chunk_options("cpu", 10**9).batch_chunk_size == 1
+    assert chunk_options("cuda", 32_000).batch_chunk_size is None  # torch chooses
+
+
+@needs_chunks
+def test_a_run_is_the_same_with_whole_logits(values: dict[str, Any]) -> None:
+    folders = [run(values, output_dir=f"{values['output_dir']}{on}", chunked_loss=on) for on in (True, False)]
+    first, second = (losses(folder) for folder in folders)
+    assert first == pytest.approx(second, abs=2e-5)
+    scores = [[r["bits_per_byte"] for r in read_jsonl(f / "metrics.jsonl") if "bits_per_byte" in r] for f in folders]
+    assert len(scores[0]) >= 3
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_with_compiled_layers(values: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    compiled = run(values, output_dir=values["output_dir"] + "compiled", compile_layers=True)
+    assert "compile each layer (as configured)" in capfd.readouterr().out
+    assert losses(compiled) == pytest.approx(losses(run(values)), abs=2e-5)
+    assert sum(torch._dynamo.utils.counters["stats"].values()) > 0, "nothing was compiled"
+    LlamaForCausalLM.from_pretrained(compiled)  # names of weights are those of a plain Llama
+
+
+class CountSyncs(TorchDispatchMode):
+    """Count the operations that make the host wait for a device."""
+
+    WAITING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default,
+               torch.ops.aten.equal.default, torch.ops.aten.nonzero.default}  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if func in self.WAITING:
+            self.found[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Watch(TrainerCallback):
+    """Hold the counting mode over steps 3 and 4, of four micro-batches each, between two log lines."""
+
+    def __init__(self) -> None:
+        self.mode = CountSyncs()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            self.mode.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            self.mode.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("nan_filter", [False, True])
+def test_no_micro_batch_makes_the_host_wait(values: dict[str, Any], nan_filter: bool) -> None:
+    made = config(values, logging_steps=100, per_device_train_batch_size=2, eval_strategy="no", save_strategy="no",
+                  logging_nan_inf_filter=nan_filter)  # fmt: skip
+    built = build_run(made, plan_run(made))
+    watch = Watch()
+    built.trainer.add_callback(watch)
+    try:
+        built.trainer.train()
+    finally:
+        built.energy.stop()
+        built.stop.restore_handlers()
+    assert watch.mode.calls > 500
+    assert bool(watch.mode.found) == nan_filter, watch.mode.found  # the Trainer's filter is what would be seen
+
+
+def test_scored_tokens_are_known_without_counting(values: dict[str, Any]) -> None:
+    made = config(values, per_device_train_batch_size=2)
+    trainer = build_run(made, plan_run(made)).trainer
+    loader = trainer.get_train_dataloader()
+    batches, known = trainer.get_batch_samples(iter(loader), 4, torch.device("cpu"))
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 32)] * 4
+    assert known == int(trainer._get_num_items_in_batch(batches, torch.device("cpu"))) == 8 * 31
+    assert trainer.clock.seconds["data"] > 0
+
+
+def test_time_counts_once() -> None:
+    clock = Clock()
+    with clock.part("outer"):
+        with clock.part("inner"):
+            sum(range(200_000))
+        with clock.part("inner"):
+            sum(range(200_000))
+    assert clock.seconds["inner"] > 10 * clock.seconds["outer"] > 0
+
+    class Busy(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            sum(range(100_000))
+
+    busy = clock.watch(Busy(), "busy")
+    busy.on_step_end(None, None, None)  # not its own method
+    assert "busy" not in clock.seconds
+    busy.on_log(None, None, None)
+    assert clock.seconds["busy"] > 0
+
+
+def test_compiling_waits_for_a_run_that_pays(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "peak_flops", lambda device: (1e10, "test"))
+    short = speed.plan_speed(config(values), 1e10, 0)
+    assert not short.compile_layers
+    assert short.reasons["compile"] == "about 3 s of training, too short to pay for it"
+    assert speed.plan_speed(config(values), 1e14, 0).compile_layers
+    assert speed.plan_speed(config(values, compile_layers=False), 1e14, 0).compile_layers is False
+    zero3 = speed.plan_speed(config(values), 1e14, 3)
+    assert not zero3.compile_layers
+    assert not zero3.chunked_loss
+    monkeypatch.setattr(speed, "missing_compiler", lambda: "a C++ compiler (g++)")
+    assert speed.plan_speed(config(values), 1e14, 0).reasons["compile"] == "a C++ compiler (g++) is missing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attn_implementation": "flash"}, r"attn_implementation=flash: must be one of sdpa, eager, flash_attention_2"),
+        ({"attn_implementation": "flash_attention_2"}, r"attn_implementation=flash_attention_2: needs an NVIDIA or AMD"),
+        ({"attn_implementation": "flash_attention_3"}, r"attn_implementation=flash_attention_3: needs .*Use sdpa"),
+        ({"use_liger_kernel": True}, r"use_liger_kernel=true: needs an NVIDIA or AMD GPU, and torch sees none. Leave it"),
+        ({"torch_compile": True}, r"torch_compile=True: .*Set compile_layers"),
+    ],
+)  # fmt: skip
+def test_refusals(values: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config(values, **changes)
+
+
+def test_refusals_on_a_gpu_without_the_packages(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_sees_cuda", lambda: True)
+    with pytest.raises(InputError, match=r"attn_implementation=flash_attention_2: .* pip install flash-attn. Or: Use"):
+        config(values, attn_implementation="flash_attention_2")
+    with pytest.raises(InputError, match=r"use_liger_kernel=true: .* pip install liger-kernel"):
+        config(values, use_liger_kernel=True)
+    monkeypatch.setattr(speed.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match=r"chunked_loss=true, use_liger_kernel=true: Liger brings a fused loss"):
+        config(values, use_liger_kernel=True, chunked_loss=True)
+
+
+def test_refusals_of_an_old_or_bare_machine(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "has_chunked_loss", lambda: False)
+    with pytest.raises(InputError, match=r"chunked_loss=true: needs torch 2.13 or newer"):
+        config(values, chunked_loss=True)
+    assert not speed.plan_speed(config(values), 1.0, 0).chunked_loss
+    monkeypatch.setenv("PATH", os.devnull)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"compile_layers=true: torch needs a C\+\+ compiler \(g\+\+\) to compile"):
+        config(values, compile_layers=True)
+
+
+def test_flash_attention_reaches_the_model(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_check_gpu_switch", lambda *_: None)
+    monkeypatch.setattr(LlamaForCausalLM, "_flash_attn_can_dispatch", lambda *_, **__: True)
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", lambda *_, **__: None)
+    made = config(values, attn_implementation="flash_attention_2")
+    assert build_run(made, plan_run(made)).trainer.model.config._attn_implementation == "flash_attention_2"
+
+
+def test_liger_reaches_the_trainer(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_check_gpu_switch", lambda *_: None)
+    applied: list[Any] = []
+    monkeypatch.setattr(transformers.trainer, "apply_liger_kernel", lambda model, kernels: applied.append(kernels))
+    kernels = {"fused_linear_cross_entropy": True, "rope": False}
+    folder = run(values, use_liger_kernel=True, liger_kernel_config=kernels)
+    assert applied == [kernels]
+    assert "whole logits (Liger's)" in json.loads((folder / "run.json").read_text())["training"]["speed"]
+
+
+def test_copies_to_a_gpu_do_not_block(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_module, "has_accelerator", lambda: True)
+    assert config(values).accelerator_config.non_blocking is True
+    assert config(values, accelerator_config={"non_blocking": False}).accelerator_config.non_blocking is False
