@@ -5,11 +5,14 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from test_tokenizer import NASTY, hard_strings, real_documents, sentencepiece_of, vocabulary_of  # noqa: F401
 
 from teenytinyllama import tokenizer as tk
 from teenytinyllama.checks import InputError
+from teenytinyllama.data.workers import split_long_text
+from teenytinyllama.tokenizer import words
 from teenytinyllama.tokenizer.sampling import SOURCE_EXPONENT, TextSample, sample_texts
 from teenytinyllama.tokenizer.superwords import (
     FUNCTION_WORDS,
@@ -79,9 +82,9 @@ def test_superwords_are_the_last_entries_and_join_function_words_only(tokenizer)
     assert len(vocabulary) == VOCAB_SIZE
     for superword in superwords:
         assert superword.startswith("▁")
-        words = superword[1:].split("▁")
-        assert 2 <= len(words) <= MAX_WORDS
-        assert set(words) <= set(FUNCTION_WORDS)
+        parts = superword[1:].split("▁")
+        assert 2 <= len(parts) <= MAX_WORDS
+        assert set(parts) <= set(FUNCTION_WORDS)
         assert tk.encode_texts(tokenizer, [superword.replace("▁", " ")]) == [[vocabulary.index(superword)]]
 
 
@@ -140,6 +143,30 @@ def test_a_content_word_never_changes_the_tokens_before_it(tokenizer):
         context, word = text.rsplit(" ", 1)
         before, whole = tk.encode_texts(tokenizer, [context, f"{context} {word}"])
         assert whole[: len(before)] == before
+
+
+@pytest.mark.parametrize("limit", [300_000, 3])
+def test_a_corpus_is_encoded_by_words_and_runs(tokenizer, limit, monkeypatch):
+    monkeypatch.setattr(words, "MAX_RUNS_KEPT", limit)
+    texts = nasty_texts(tokenizer) + TEXTS[:300] + ["de " * 5_000, "", " de um", "de um que"]
+    encoder = words.CorpusEncoder(tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), np.uint16)
+    assert encoder.keeps_words
+    for _ in range(2):
+        encoded = [np.frombuffer(ids, dtype=np.uint16).tolist() for ids in encoder.encode(texts)]
+        assert encoded == tk.encode_texts(tokenizer, texts)
+
+
+def test_long_texts_are_cut_where_no_superword_crosses(tokenizer):
+    text = " ".join(
+        nasty_texts(tokenizer)[:500] + [f"{opening} amanhecer e o que desenho" for opening in _OPENINGS] * 30
+    )
+    text = text.replace("amanhecer", "desenvolvimento")
+    pieces = split_long_text(text, 50)
+    assert len(pieces) > 100
+    assert "".join(pieces) == text
+    assert [index for ids in tk.encode_texts(tokenizer, pieces) for index in ids] == tk.encode_texts(tokenizer, [text])[
+        0
+    ]
 
 
 def test_reload_keeps_the_ids(tokenizer, tmp_path):
