@@ -34,6 +34,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["tokenizer", "--inputs", "x", "--vocab_size", "many"], "error: vocab_size='many': wrong type (str)."),
         (["tokenizer", "--inputs", "sample"], "error: output_dir: missing."),
         (["tokenizer", "--inputs", "sample", "--output_dir", "x", "--max_bytes", "0"], "error: max_bytes=0: must be positive."),
+        (["tokenizer", "--inputs", "sample", "--output_dir", "x", "--num_superwords", "-1"], "error: num_superwords=-1: must be 0 or more."),
         (["init"], "error: ttl init: takes exactly one argument, the folder to make."),
         (["card", "nowhere"], "error: "),
         (["pretrain", "--num_processes", "two"], "error: --num_processes two: must be a positive integer."),

@@ -22,6 +22,10 @@ class TokenizerConfig(CorpusConfig):
         default=1_000_000_000,
         metadata={"help": "bytes of text learnt from: a seeded sample at equal rates from all sources"},
     )
+    num_superwords: int | None = field(
+        default=None,
+        metadata={"help": "most entries for sequences of function words (`de um`); 0: none; null: one entry in 32"},
+    )
     audit_bytes: int = field(default=20_000_000, metadata={"help": "bytes of held-out text audited at most"})
     seed: int = field(default=0, metadata={"help": "of the sample"})
 
@@ -29,12 +33,16 @@ class TokenizerConfig(CorpusConfig):
         """Refuse values that no tokenizer can have.
 
         Raises:
-            InputError: no output folder, or a number that is not positive.
+            InputError: no output folder, a number that is not positive, or a negative number of superwords.
         """
         super().__post_init__()
         ensure(self.output_dir, "output_dir: missing. Give a folder for the tokenizer.")
         for name in ("vocab_size", "max_bytes", "audit_bytes"):
             ensure(getattr(self, name) > 0, f"{name}={getattr(self, name)}: must be positive.")
+        ensure(
+            self.num_superwords is None or self.num_superwords >= 0,
+            f"num_superwords={self.num_superwords}: must be 0 or more. Leave it out for one entry in 32.",
+        )
 
 
 def build_tokenizer(config: TokenizerConfig) -> Path:
@@ -56,7 +64,7 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
     seen, kept = sum(sample.seen_bytes.values()), sum(sample.kept_bytes.values())
     ensure(kept, f"inputs={', '.join(config.inputs)}: hold no training document with text.")
     print(f"learning {config.vocab_size:,} entries from {kept / 1e6:.1f} of {seen / 1e6:.1f} MB of training text")
-    tokenizer = train_tokenizer(sample, config.vocab_size)
+    tokenizer = train_tokenizer(sample, config.vocab_size, num_superwords=config.num_superwords)
     audit = audit_tokenizer(tokenizer, _up_to(_documents(corpus, "validation", "auditing"), config.audit_bytes))
     output.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(output)

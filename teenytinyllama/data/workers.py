@@ -32,15 +32,18 @@ def available_cores() -> int:
 
 
 def split_long_text(text: str, piece_chars: int) -> list[str]:
-    """Cut a long text before single spaces between letters, where no token of ours (or of a GPT's) ever crosses.
+    """Cut a long text where no token of ours (or of a GPT's) ever crosses: before single spaces between letters.
 
-    The concatenation of the pieces is the text, and so is that of their token ids.
+    The word before is longer than any function word, so that no superword crosses either. The concatenation of the
+    pieces is the text, and so is that of their token ids.
     """
-    pieces, start = [], 0
+    from ..tokenizer.superwords import LONGEST_FUNCTION_WORD
+
+    pieces, start, letters = [], 0, LONGEST_FUNCTION_WORD + 1
     while len(text) - start > piece_chars:
-        cut = start + piece_chars
+        cut = start + max(piece_chars, letters)
         while cut < len(text) and not (
-            text[cut] == " " and text[cut - 1].isalpha() and text[cut + 1 : cut + 2].isalpha()
+            text[cut] == " " and text[cut - letters : cut].isalpha() and text[cut + 1 : cut + 2].isalpha()
         ):
             cut += 1
         pieces.append(text[start:cut])

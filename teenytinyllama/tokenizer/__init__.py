@@ -1,14 +1,14 @@
 """The Portuguese tokenizer: byte-pair encoding with byte fallback, equal id for id to SentencePiece and llama.cpp.
 
 Rules, all of them held by the vocabulary itself and so independent of who loads it: a space is always `▁` at the
-start of a piece, with no prefix added to the text; a digit stands alone; a character outside the alphabet becomes its
-UTF-8 bytes (`<0x00>` to `<0xFF>`), so there is no unknown text and decoding is exact on any string. One exception: a
-literal `▁` (U+2581) decodes to a space, because it is the mark for one. There is no normalizer: NFC is the work of the
-corpus stage, once, where it can be seen.
+start of a word, with no prefix added to the text; no piece crosses a space except superwords, which join function
+words only; no piece has three digits in a row; a character outside the alphabet becomes its UTF-8 bytes (`<0x00>` to
+`<0xFF>`), so there is no unknown text and decoding is exact on any string. One exception: a literal `▁` (U+2581)
+decodes to a space, because it is the mark for one. There is no normalizer: NFC is the work of the corpus stage, once,
+where it can be seen.
 """
 
 import logging
-import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ from .encoding import (
     make_portable,
     tokenizer_fingerprint,
 )
+from .learning import learn_entries
 from .sampling import TextSample, TextWithSource, sample_texts
+from .superwords import ENTRIES_PER_SUPERWORD, SPLIT_PATTERN, superword_parts
 from .vocabulary import (
     ALWAYS_IN_ALPHABET,
     BOS_ID,
@@ -35,20 +37,18 @@ from .vocabulary import (
     NUM_RESERVED_TOKENS,
     PAD_ID,
     PAD_TOKEN,
-    RESERVED_TOKENS,
     SPACE_MARK,
     SPECIAL_TOKENS,
     UNK_ID,
     UNK_TOKEN,
     choose_alphabet,
-    keep_reachable,
-    known_parts,
     list_merges,
     number_entries,
 )
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
@@ -80,11 +80,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Longest piece, in characters. Longer ones are template lines of one site; the longest common words of Portuguese
-# ("responsabilidade", "desenvolvimento") stay below 20.
-MAX_PIECE_CHARS = 32
-MIN_PAIR_COUNT = 2  # a pair seen once says nothing about the language
-
 
 def train_tokenizer(
     texts: "Iterable[str | TextWithSource] | TextSample",
@@ -92,6 +87,7 @@ def train_tokenizer(
     *,
     max_bytes: int = 1_000_000_000,
     seed: int = 0,
+    num_superwords: int | None = None,
 ) -> "PreTrainedTokenizerBase":
     """Train the tokenizer on a sample of the texts.
 
@@ -102,14 +98,20 @@ def train_tokenizer(
         vocab_size: entries in all; `len(tokenizer)` is exactly this. Keep it a multiple of 128 for fast embeddings.
         max_bytes: the most text to train on, in bytes of UTF-8; ignored for a ready sample.
         seed: of the sampling; ignored for a ready sample.
+        num_superwords: the most entries given to sequences of function words such as `▁de▁um`; 0 for none, None for one
+            in 32.
 
     Returns:
         A fast tokenizer that adds `<s>` at the start, pads on the right and saves itself portably.
 
     Raises:
         InputError: no text, an item that is not text, invalid Unicode, `max_bytes` below 1, `vocab_size` too small for
-            the reserved entries and the alphabet, or larger than the texts support.
+            the reserved entries and the alphabet, or larger than the texts support, or a negative `num_superwords`.
     """
+    ensure(
+        num_superwords is None or num_superwords >= 0,
+        f"num_superwords={num_superwords}: must be 0 or more. Leave it out for one entry in {ENTRIES_PER_SUPERWORD}.",
+    )
     smallest = NUM_RESERVED_TOKENS + len(ALWAYS_IN_ALPHABET)  # known before anything is read
     ensure(vocab_size >= smallest, _too_small(vocab_size, smallest))
     sample = texts if isinstance(texts, TextSample) else sample_texts(texts, max_bytes, seed)
@@ -118,8 +120,7 @@ def train_tokenizer(
     alphabet = choose_alphabet(sample.texts())
     first_piece = NUM_RESERVED_TOKENS + len(alphabet)
     ensure(vocab_size >= first_piece, _too_small(vocab_size, first_piece))
-    learnt = _learn_pieces(sample.texts(), alphabet, vocab_size)
-    vocabulary = keep_reachable([*RESERVED_TOKENS, *alphabet], learnt, vocab_size)
+    vocabulary = learn_entries(sample, alphabet, vocab_size, num_superwords)
     ensure(
         len(vocabulary) == vocab_size,
         f"vocab_size={vocab_size}: larger than these texts support; they give {len(vocabulary)} entries. "
@@ -135,34 +136,9 @@ def _too_small(vocab_size: int, smallest: int) -> str:
     )
 
 
-def _learn_pieces(texts: Iterable[str], alphabet: list[str], vocab_size: int) -> list[str]:
-    """Return the learnt pieces of two or more characters, best first, with some to spare for those that get dropped."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=True),
-            pre_tokenizers.Digits(individual_digits=True),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size + vocab_size // 50 + 64,
-        min_frequency=MIN_PAIR_COUNT,
-        special_tokens=list(RESERVED_TOKENS),
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        max_token_length=MAX_PIECE_CHARS,
-        show_progress=sys.stderr.isatty(),
-    )
-    backend.train_from_iterator(known_parts(texts, alphabet), trainer)
-    pieces = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    return [piece for piece, _ in pieces[NUM_RESERVED_TOKENS + len(alphabet) :]]
-
-
 def _build_backend(vocabulary: list[str]) -> "Tokenizer":
     """Return the Rust tokenizer of a finished vocabulary."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
     backend = Tokenizer(
         models.BPE(
@@ -173,9 +149,9 @@ def _build_backend(vocabulary: list[str]) -> "Tokenizer":
             byte_fallback=True,
         )
     )
-    # No digit rule here: no piece holds a digit with anything else, so the vocabulary already has it. Splitting at
-    # spaces changes no id either, but lets the model keep the ids of words it has seen.
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=True)
+    # No rule for digits or superwords here: the vocabulary holds them. Splitting changes no id either, but lets the
+    # model keep the ids of words it has seen.
+    backend.pre_tokenizer = _pre_tokenizer(vocabulary)
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS_TOKEN}:0 $A:0",
@@ -185,6 +161,16 @@ def _build_backend(vocabulary: list[str]) -> "Tokenizer":
     # The byte tokens are left out on purpose: as added tokens, a typed "<0x41>" would become a byte.
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return backend
+
+
+def _pre_tokenizer(vocabulary: list[str]) -> "PreTokenizer":
+    from tokenizers import Regex, pre_tokenizers
+
+    joined = bool(superword_parts(vocabulary))
+    mark = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=not joined)
+    if not joined:
+        return mark
+    return pre_tokenizers.Sequence([mark, pre_tokenizers.Split(Regex(SPLIT_PATTERN), "merged_with_next")])
 
 
 def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":

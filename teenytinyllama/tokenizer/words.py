@@ -2,7 +2,8 @@
 
 Most of a batch encoding's time goes into building the tokens of words that were seen before. A tokenizer that splits
 at spaces and nowhere else encodes each word on its own, so its ids can be kept: a document is then a lookup per word.
-Only new words reach `tokenizers`, many at a time, and the result is the same id for id.
+Only new words reach `tokenizers`, many at a time, and the result is the same id for id. Superwords are joined
+afterwards, within runs of function words, and every distinct run is joined once.
 """
 
 import json
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .superwords import SPLIT_PATTERN, superword_parts
 from .vocabulary import SPACE_MARK
 
 if TYPE_CHECKING:
@@ -20,7 +22,15 @@ if TYPE_CHECKING:
 # at once; on 121 MB of mixed Portuguese one word in twelve is new with or without the limit.
 MAX_WORDS_KEPT = 300_000
 BATCH_CHARS = 1_000_000  # of text split into words at a time: words as Python strings take ten times their bytes
+MAX_RUNS_KEPT = 300_000  # distinct runs of function words
 _SPLITS_AT_SPACES = {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": True}
+_SPLITS_AROUND_SUPERWORDS = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {**_SPLITS_AT_SPACES, "split": False},
+        {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "MergedWithNext", "invert": False},
+    ],
+}
 
 
 class CorpusEncoder:
@@ -40,9 +50,17 @@ class CorpusEncoder:
         backend.encode_special_tokens = True  # "encode the special strings as text"
         self.keeps_words = splits_at_spaces(backend)
         self._words: dict[str, bytes] = {}
+        self._runs: dict[bytes, bytes] = {}
         entries = backend.get_vocab()
+        self._whole = backend
+        if json.loads(backend.to_str())["pre_tokenizer"] == _SPLITS_AROUND_SUPERWORDS:
+            self.backend = _split_at_every_space(backend)
         self._starts_word = np.zeros(max(entries.values(), default=0) + 1, dtype=bool)
         self._starts_word[[index for piece, index in entries.items() if piece.startswith(SPACE_MARK)]] = True
+        self._pieces = {index: piece for piece, index in entries.items()}
+        self._joins = np.zeros(len(self._starts_word), dtype=bool)
+        if self.backend is not self._whole:
+            self._joins[[entries[part] for part in superword_parts(sorted(entries, key=entries.__getitem__))]] = True
 
     def encode(self, texts: list[str]) -> list[bytes]:
         """Return the ids of each text as the bytes of an array of `dtype`."""
@@ -65,10 +83,41 @@ class CorpusEncoder:
         self._learn(words)
         known = self._words
         firsts = self._encode_batch([first_and_rest[0] for first_and_rest in parts])
-        return [
+        encoded = [
             self._array(first.ids).tobytes() + b"".join([known[word] for word in first_and_rest[1:]])
             for first, first_and_rest in zip(firsts, parts, strict=True)
         ]
+        return self._join_superwords(encoded) if self._joins.any() else encoded
+
+    def _join_superwords(self, documents: list[bytes]) -> list[bytes]:
+        """Replace each run of two or more function words by its ids as a whole."""
+        size, cuts = self.dtype.itemsize, []
+        for document in documents:
+            joins = self._joins[np.frombuffer(document, dtype=self.dtype)]
+            edges = np.flatnonzero(np.diff(joins, prepend=False, append=False))
+            starts, ends = edges[::2], edges[1::2]
+            long = ends - starts > 1
+            starts, ends = (starts[long] * size).tolist(), (ends[long] * size).tolist()
+            cuts.append((starts, ends, [document[start:end] for start, end in zip(starts, ends, strict=True)]))
+        self._learn_runs({run for _, _, runs in cuts for run in runs})
+        joined = []
+        for document, (starts, ends, runs) in zip(documents, cuts, strict=True):
+            parts, last = [], 0
+            for start, end, run in zip(starts, ends, runs, strict=True):
+                parts += [document[last:start], self._runs[run]]
+                last = end
+            joined.append(b"".join([*parts, document[last:]]))
+        return joined
+
+    def _learn_runs(self, runs: set[bytes]) -> None:
+        """Encode the runs that are new, written out as words: joins inside words have gone before, and stay."""
+        new = [run for run in runs if run not in self._runs]
+        if len(self._runs) + len(new) > MAX_RUNS_KEPT:
+            self._runs.clear()
+            new = list(runs)
+        texts = ["".join(self._pieces[index] for index in np.frombuffer(run, dtype=self.dtype).tolist()) for run in new]
+        encodings = self._whole.encode_batch_fast(texts, add_special_tokens=False) if texts else []
+        self._runs.update((run, self._array(found.ids).tobytes()) for run, found in zip(new, encodings, strict=True))
 
     def _learn(self, words: set[str]) -> None:
         """Encode the words that are new, each as it stands after a space, and keep their ids."""
@@ -98,11 +147,21 @@ class CorpusEncoder:
         return np.asarray(ids, dtype=self.dtype)
 
 
+def _split_at_every_space(backend: "Tokenizer") -> "Tokenizer":
+    """Return a copy that splits at every space, and so gives the ids of words before superwords are joined."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    copy = Tokenizer.from_str(backend.to_str())
+    copy.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=True)
+    copy.encode_special_tokens = True
+    return copy
+
+
 def splits_at_spaces(backend: "Tokenizer") -> bool:
-    """Return whether a tokenizer encodes each word on its own: no normalizer, split before every space, no more."""
+    """Return whether a tokenizer encodes each word on its own, but for superwords: no normalizer, no other split."""
     content = json.loads(backend.to_str())
     return (
         content["normalizer"] is None
-        and content["pre_tokenizer"] == _SPLITS_AT_SPACES
+        and content["pre_tokenizer"] in (_SPLITS_AT_SPACES, _SPLITS_AROUND_SUPERWORDS)
         and all(token["special"] for token in content["added_tokens"])  # others are found in the text, across words
     )
