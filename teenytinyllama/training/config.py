@@ -89,7 +89,7 @@ class PretrainConfig(TrainingArguments):
 
     # TrainingArguments' own, with other defaults.
     per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "rows a rank computes at once; default the largest fitting number up to 8"}
+        default=None, metadata={"help": "rows a rank computes at once; default: chosen from the free memory"}
     )
     per_device_eval_batch_size: int = field(default=4, metadata={"help": "held-out windows a rank scores at once"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
@@ -114,12 +114,17 @@ class PretrainConfig(TrainingArguments):
     fp16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})  # type: ignore[assignment]
 
     precision_reason: str = field(init=False, default="")
+    micro_batch_given: bool = field(init=False, default=False)
+    micro_batch_reason: str = field(init=False, default="")
+    micro_batch_failed_rows: int | None = field(init=False, default=None)
+    micro_batch_free_bytes: int = field(init=False, default=0)
     rows_per_step: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         """Derive batch, steps and precision, then hand over to TrainingArguments.
 
-        Everything is derived *before* the parent's `__post_init__`, because DeepSpeed's `auto` values are frozen in it.
+        Everything is derived *before* the parent's `__post_init__`, which checks it. A micro-batch that is not given is
+        provisional: `micro_batch.settle_micro_batch` chooses it when the ranks are connected.
 
         Raises:
             InputError: see the checks below; TrainingArguments' own refusals are turned into one.
@@ -182,9 +187,18 @@ class PretrainConfig(TrainingArguments):
 
     def _derive_batch(self, world_size: int) -> None:
         assert self.context is not None
+        self.micro_batch_given = self.per_device_train_batch_size is not None
         self.rows_per_step, self.per_device_train_batch_size, self.gradient_accumulation_steps = derive_batch(
             self.tokens_per_step, self.context, self.per_device_train_batch_size, world_size
         )
+
+    def set_micro_batch(self, rows: int, reason: str) -> None:
+        """Compute `rows` at once on each rank, with the accumulation that keeps the tokens of a step.
+
+        Only before the Trainer is made: it reads the two numbers then, and fills DeepSpeed's `auto` values from them.
+        """
+        self.per_device_train_batch_size, self.micro_batch_reason = rows, reason
+        self.gradient_accumulation_steps = self.rows_per_step // self.world_size // rows
 
     def _derive_steps(self) -> None:
         if self.max_tokens is not None:
@@ -231,7 +245,7 @@ def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, wo
     Args:
         tokens_per_step: global batch in tokens.
         context: tokens a row.
-        micro_batch: rows a rank computes at once; None: the largest fitting number up to 8.
+        micro_batch: rows a rank computes at once; None: the largest divisor up to 8, until memory has been looked at.
         world_size: number of ranks.
 
     Raises:
@@ -249,7 +263,7 @@ def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, wo
         f"Use {-(-rows // world_size) * world_size * context}.",
     )
     rows_per_rank = rows // world_size
-    divisors = [n for n in range(1, rows_per_rank + 1) if rows_per_rank % n == 0]
+    divisors = row_divisors(rows_per_rank)
     micro = max(n for n in divisors if n <= 8) if micro_batch is None else micro_batch
     ensure(
         micro in divisors,
@@ -257,6 +271,11 @@ def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, wo
         f"computes in a step of {tokens_per_step} tokens. Use one of {', '.join(map(str, divisors))}.",
     )
     return rows, micro, rows_per_rank // micro
+
+
+def row_divisors(rows_per_rank: int) -> list[int]:
+    """Return the rows that a rank can compute at once, so that whole micro-batches make a step, in rising order."""
+    return [n for n in range(1, rows_per_rank + 1) if rows_per_rank % n == 0]
 
 
 def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:

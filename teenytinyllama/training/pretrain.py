@@ -22,12 +22,14 @@ from .clock import Clock
 from .config import DEFAULT_PROMPTS, PretrainConfig
 from .hardware import device_name
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
+from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch
 from .plan import RunPlan, plan_run
 from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_data, describe_model, describe_time, describe_training, planned_zero_stage
 from .rows import CausalCollator, TrainingRows
 from .signals import EvaluationInterruptedError, StopCallback
 from .speed import SpeedPlan, apply_speed, eager, plan_speed
+from .trial import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +182,7 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
     Raises:
         InputError: see `plan_run`; also a folder in which another process trains.
         StoppedResumable: a signal stopped it after a complete checkpoint.
-        RunFailedError: the loss is not finite.
+        RunFailedError: the loss is not finite, or memory ran out.
     """
     plan = plan_run(config)
     if plan.state == "complete":
@@ -188,6 +190,7 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
             print(f"{plan.folder} is complete: {config.max_steps} steps are done")
         return plan.folder
     check_ranks(config)
+    settle_micro_batch(config, plan)
     run = build_run(config, plan)
     trainer = run.trainer
     zero_stage = planned_zero_stage(trainer)
@@ -204,6 +207,10 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not run.stop.stopped:
             _finish(run, config, plan, time.time() - start)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_failure(error, config, plan.folder) from error
     finally:
         run.energy.stop()
         run.stop.restore_handlers()
@@ -227,6 +234,7 @@ def _open_run_folder(config: PretrainConfig, plan: RunPlan, given: dict[str, Any
         "commit": package_commit(),
         "device": device_name(),
         "precision": config.precision,
+        "micro_batch": micro_batch_record(config),
     }
     write_json(plan.folder / ENVIRONMENT_NAME, environment)
 

@@ -11,6 +11,7 @@ from ..supervision import SUPERVISOR_VARIABLE
 from .hardware import has_accelerator
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainingArguments
 
 # The op that DeepSpeed's gloo backend compiles when it starts on a CPU: about a minute, and a lock file that makes
@@ -77,6 +78,24 @@ def check_ranks(arguments: "TrainingArguments") -> None:
         f"WORLD_SIZE={launched}: torch connected {connected} rank(s) and the Trainer works with "
         f"{arguments.world_size}, so ranks would train on the same data. On a machine without GPU set use_cpu: true.",
     )
+
+
+def ranks_here() -> int:
+    """Return the number of ranks on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+
+
+def least_over_ranks(value: int, device: "torch.device") -> int:
+    """Return the least of a whole number over all ranks; all of them have to call it."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return value
+    on_cpu = distributed.get_backend() in ("gloo", "mpi")  # these take tensors of the CPU only
+    least = torch.tensor(value, dtype=torch.int64, device="cpu" if on_cpu else device)
+    distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
+    return int(least.item())
 
 
 def leave_ranks() -> None:

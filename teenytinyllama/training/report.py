@@ -68,7 +68,8 @@ def print_banner(trainer: Any, config: PretrainConfig, plan: RunPlan, checkpoint
         f"ZeRO stage {live_zero_stage(trainer) or 'none'}, {type(trainer.model_wrapped).__name__}) on {device_name()}",
         "precision": f"{config.precision} ({config.precision_reason})",
         "batch": f"{config.tokens_per_step:,} tokens a step = {config.per_device_train_batch_size} rows x "
-        f"{config.gradient_accumulation_steps} accumulation x {config.world_size} ranks x {config.context} tokens",
+        f"{config.gradient_accumulation_steps} accumulation x {config.world_size} ranks x {config.context} tokens "
+        f"({config.micro_batch_reason})",
         "length": f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / parameters:.1f} per parameter = "
         f"{config.max_steps * config.rows_per_step / rows:.2f} epochs of {rows:,} rows",
         "speed": describe_speed(trainer.speed, config),
@@ -152,6 +153,8 @@ def describe_training(
         "world_size": config.world_size,
         "backend": dist.get_backend() if dist.is_available() and dist.is_initialized() else "none",
         "zero_stage": live_zero_stage(trainer),
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "micro_batch_reason": config.micro_batch_reason,
         "precision": config.precision,
         "precision_reason": config.precision_reason,
         "hardware": device_name(),

@@ -23,6 +23,7 @@ COMPILE_PAYS_SECONDS = 600
 _EXPECTED_MFU = 0.3  # for that estimate only
 GPU_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 _PLAIN_CAUSAL = "sdpa_without_mask"
+_ZERO_3 = "ZeRO 3 shares each layer out"
 ATTENTION = ("sdpa", "eager", *GPU_ATTENTION)
 
 
@@ -96,19 +97,25 @@ def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int) -> Speed
         zero_stage: 3 holds parts of layers, which neither way of computing can see through.
     """
     reasons = {}
+    chunked, reasons["loss"] = uses_chunked_loss(config, zero_stage)
     if zero_stage == 3:
-        chunked, compiled = False, False
-        reasons = dict.fromkeys(("loss", "compile"), "ZeRO 3 shares each layer out")
+        compiled, reasons["compile"] = False, _ZERO_3
     else:
-        chunked = has_chunked_loss() and not config.use_liger_kernel
-        reasons["loss"] = "" if chunked else "Liger's" if config.use_liger_kernel else "torch older than 2.13"
         seconds = flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * config.world_size)
         compiled, reasons["compile"] = _compile_pays(seconds)
-        if config.chunked_loss is not None:
-            chunked, reasons["loss"] = config.chunked_loss, "as configured"
         if config.compile_layers is not None:
             compiled, reasons["compile"] = config.compile_layers, "as configured"
     return SpeedPlan(chunked, compiled, reasons)
+
+
+def uses_chunked_loss(config: "PretrainConfig", zero_stage: int) -> tuple[bool, str]:
+    """Return whether the loss is made in chunks, and why not, or why so against the default."""
+    if zero_stage == 3:
+        return False, _ZERO_3
+    if config.chunked_loss is not None:
+        return config.chunked_loss, "as configured"
+    chunked = has_chunked_loss() and not config.use_liger_kernel
+    return chunked, "" if chunked else "Liger's" if config.use_liger_kernel else "torch older than 2.13"
 
 
 def _compile_pays(seconds: float) -> tuple[bool, str]:

@@ -1,0 +1,239 @@
+"""How much memory is free, and how much a training needs: arithmetic on shapes, checked against measurements.
+
+The benchmark `benchmarks/micro_batch.py` compares it with the peak of real training steps (docs/lab-log.md).
+"""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..presets import count_parameters
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig
+
+# Bytes that the forward pass keeps for the backward pass, for each token and layer, as (hidden, query, key/value,
+# intermediate): per element of the hidden state, of all query heads, of all key or all value heads, and of the MLP.
+# Derivation in the manner of Korthikanti et al. (arXiv 2205.05198, section 4.1), for transformers' LlamaDecoderLayer
+# with attention that keeps no scores; `tests/test_memory.py` counts the saved tensors of real layers:
+#   fp32      4 bytes each: input, normed and scaled input of both norms (6); queries, attention output (2); keys,
+#             values (2); gate, its activation, up, their product (4)
+#   autocast  both norms keep 4 + 4; each of five projections keeps a 16-bit cast of its own (3 x 2 and 2 x 2), because
+#             autocast remembers casts of weights only; all else in 2 bytes
+#   16 bits   both norms keep a float32 copy (4), the normed and the scaled input (2 + 2); all else in 2 bytes
+_LAYER_BYTES = {"fp32": (24, 8, 8, 16), "autocast": (26, 4, 4, 8), "16 bits": (16, 4, 4, 8)}
+
+# Weights, gradients and AdamW's two moments are float32 unless DeepSpeed holds 16-bit weights with float32 masters.
+# Source: Rajbhandari et al. (arXiv 1910.02054), section 3.1, with float32 gradients added up as our ZeRO files ask.
+_STATE_BYTES = {"weights": 4, "gradients": 4, "moments": 8}
+
+# DeepSpeed's two reduction buffers (overlap_comm) of 5e8 elements, made whether the model fills them or not. Source:
+# deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, `setup_buckets`, and its default reduce_bucket_size.
+_ZERO_BUFFER_ELEMENTS = 2 * 500_000_000
+
+# What a process holds beyond tensors once it computes: kernels' workspaces and buffers of the collectives.
+FIXED_BYTES = {"cpu": 100_000_000, "gpu": 1_000_000_000}
+# The loss in chunks holds a few copies of one chunk's logits besides the gradient of the head (training/loss.py).
+_CHUNK_BYTES = 4 * 64_000_000
+
+# The share of the free memory that a choice made from arithmetic may use: predictions were within a quarter of the
+# peaks measured, and other programs live too.
+USED_SHARE = 0.8
+
+# Tokens of a micro-batch beyond which nothing gets faster. CPU: measured (docs/lab-log.md). GPU: not measured yet; the
+# micro-batch of published runs of this size.
+MOST_TOKENS = {"cpu": 4096, "gpu": 65_536}
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What one rank's training holds at its peak, in bytes."""
+
+    state_bytes: int
+    row_bytes: int
+    fixed_bytes: int
+
+    def total_bytes(self, rows: int) -> int:
+        """Return the peak with micro-batches of so many rows."""
+        return self.state_bytes + self.fixed_bytes + rows * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a rank computes, as far as its memory depends on it.
+
+    Attributes:
+        precision: fp32, bf16 or fp16.
+        zero_stage: DeepSpeed's stage, 0 to 3; None without DeepSpeed.
+        world_size: number of ranks.
+        chunked_loss: whether the loss is made without whole logits.
+        attention: transformers' name of the attention; `eager` keeps scores of all pairs of tokens.
+        checkpointing: whether layers are computed again in the backward pass.
+        on_gpu: whether tensors lie on a GPU.
+    """
+
+    precision: str = "fp32"
+    zero_stage: int | None = None
+    world_size: int = 1
+    chunked_loss: bool = False
+    attention: str = "sdpa"
+    checkpointing: bool = False
+    on_gpu: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Return the row of `_LAYER_BYTES`: the Trainer trains 16 bits by autocast, DeepSpeed with 16-bit weights."""
+        return "fp32" if self.precision == "fp32" else "autocast" if self.zero_stage is None else "16 bits"
+
+
+def memory_need(config: "LlamaConfig", context: int, how: Computation) -> MemoryNeed:
+    """Return what training a Llama of this shape on rows of `context` tokens needs on one rank."""
+    fixed = FIXED_BYTES["gpu" if how.on_gpu else "cpu"]
+    if how.chunked_loss:
+        fixed += _CHUNK_BYTES + 4 * config.vocab_size * config.hidden_size
+    state = model_state_bytes(count_parameters(config), how)
+    return MemoryNeed(state, activation_bytes_per_row(config, context, how), fixed)
+
+
+def model_state_bytes(num_parameters: int, how: Computation) -> int:
+    """Return the bytes of weights, gradients, AdamW's moments, masters and reduction buffers on one rank."""
+    ranks, stage = how.world_size, how.zero_stage
+    if stage is None:
+        cast = 0 if how.precision == "fp32" else 2  # autocast's copies of the weights
+        buckets = 4 if ranks > 1 else 0  # DDP reduces copies of the gradients
+        return num_parameters * (sum(_STATE_BYTES.values()) + cast + buckets)
+    low = 4 if how.precision == "fp32" else 2
+    sharded = _STATE_BYTES["weights"] + _STATE_BYTES["moments"]
+    if stage == 3:
+        return num_parameters * (sharded + _STATE_BYTES["gradients"] + 2 * low) // ranks
+    if stage == 2:
+        sharded += _STATE_BYTES["gradients"]
+    added = 0 if stage == 2 else _STATE_BYTES["gradients"]  # stage 1 adds the micro-batches' up whole, in float32
+    buffers = _ZERO_BUFFER_ELEMENTS * (low if stage == 2 else 4) if how.on_gpu else 0  # a CPU's are never filled
+    return num_parameters * (2 * low + added) + num_parameters * sharded // ranks + buffers
+
+
+def activation_bytes_per_row(config: "LlamaConfig", context: int, how: Computation) -> int:
+    """Return the bytes that one row of `context` tokens adds to the peak of a micro-batch.
+
+    The peak is at the start of the backward pass: all layers' activations, and what the loss or the first layer to go
+    back through needs on top of them. Compiled layers keep less.
+    """
+    low = 4 if how.kind == "fp32" else 2
+    stream = 2 if how.kind == "16 bits" else 4  # bytes of an element of the residual stream
+    layer = layer_bytes_per_token(config, context, how)
+    hidden = config.hidden_size
+    layers = config.num_hidden_layers * layer
+    if how.checkpointing:
+        layers = config.num_hidden_layers * stream * hidden + layer
+    last_norm = 3 * 4 * hidden
+    # Whole logits: log-softmax and two gradients in float32, and the model's own logits below it.
+    logits = 12 * config.vocab_size + (0 if low == 4 else 2 * config.vocab_size)
+    loss = 4 * low * hidden if how.chunked_loss else logits
+    backward = 3 * low * config.intermediate_size + 4 * stream * hidden
+    return context * (layers + last_norm + max(loss, backward))
+
+
+def layer_bytes_per_token(config: "LlamaConfig", context: int, how: Computation) -> int:
+    """Return the bytes that one layer keeps for each token of a row of `context` tokens."""
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = config.num_key_value_heads or heads
+    eager = how.attention == "eager"
+    kv_width = heads * head_size if eager else kv_heads * head_size  # eager attention repeats shared keys and values
+    widths = (config.hidden_size, heads * head_size, kv_width, config.intermediate_size)
+    kept = sum(width * size for width, size in zip(widths, _LAYER_BYTES[how.kind], strict=True))
+    # Scores after softmax in float32 and a 16-bit copy of them, or the log-sum-exp of each head alone.
+    kept += heads * context * (4 if how.kind == "fp32" else 6) if eager else 4 * heads
+    return kept + 8  # the root mean squares of both norms
+
+
+def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
+    """Return the bytes that this process may still allocate on a device.
+
+    A GPU is asked, and its memory is this rank's alone. A CPU's is the least of what the system, its containers and
+    this process's own limit leave, shared by the ranks on this machine.
+    """
+    import torch
+
+    if device.type == "cpu":
+        shared = [_available_bytes(), *_cgroup_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
+        own = [_address_space_bytes()] if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY else []
+        return max(0, min([min(shared) // ranks_here, *own]))
+    module: Any = getattr(torch, device.type)
+    if device.type == "mps":
+        return int(module.recommended_max_memory() - module.driver_allocated_memory())
+    return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
+
+
+def _available_bytes() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # macOS counts no free memory that other programs would give up: half of it all
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _cgroup_bytes(listing: Path, mount: Path) -> Iterator[int]:
+    """Yield what each limit of the control groups above this process leaves; file cache that can go counts as free."""
+    try:
+        entries = [line.strip().split(":", 2) for line in listing.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in entries:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+        top = mount / "memory" if controllers else mount
+        group = top / path.lstrip("/")
+        # Inside a container the path may be the host's, and the container's own group is the mount itself.
+        for folder in {top, group, *(parent for parent in group.parents if top in parent.parents)}:
+            limit, used, cache = (_read_figure(folder, name) for name in (*names[:2], "memory.stat " + names[2]))
+            if limit is not None and used is not None:
+                yield limit - used + (cache or 0)
+
+
+def _read_figure(folder: Path, name: str) -> int | None:
+    """Return the number in a control group's file, or in the line of it that a word after the file's name begins."""
+    file, _, key = name.partition(" ")
+    try:
+        text = (folder / file).read_text(encoding="ascii")
+    except OSError:
+        return None
+    if key:
+        text = next((line.split()[1] for line in text.splitlines() if line.split()[0] == key), "")
+    return int(text) if text.strip().isdigit() else None  # "max": no limit
+
+
+def virtual_memory_bytes() -> int:
+    """Return the size of this process's address space; 0 where the system does not say."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+
+
+def _address_space_bytes() -> int:
+    return resource.getrlimit(resource.RLIMIT_AS)[0] - virtual_memory_bytes()
+
+
+def choose_rows(divisors: list[int], need: MemoryNeed, free_bytes: int, context: int, device_type: str) -> int:
+    """Return the largest of `divisors` that fits into the free memory and still makes anything faster; at least 1 row.
+
+    Args:
+        divisors: the rows that a rank can compute at once, in rising order.
+        need: see `memory_need`.
+        free_bytes: see `free_memory_bytes`.
+        context: tokens a row.
+        device_type: `cpu`, or any GPU's.
+    """
+    most_tokens = MOST_TOKENS["cpu" if device_type == "cpu" else "gpu"]
+    useful = [rows for rows in divisors if rows * context <= most_tokens]
+    return max((rows for rows in useful if need.total_bytes(rows) <= USED_SHARE * free_bytes), default=divisors[0])
