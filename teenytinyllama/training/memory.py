@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..presets import count_parameters
+from .loss import CPU_CHUNK_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -38,15 +39,16 @@ _ZERO_BUFFER_ELEMENTS = 2 * 500_000_000
 
 # What a process holds beyond tensors once it computes: kernels' workspaces and buffers of the collectives.
 FIXED_BYTES = {"cpu": 100_000_000, "gpu": 1_000_000_000}
-# The loss in chunks holds a few copies of one chunk's logits besides the gradient of the head (training/loss.py).
-_CHUNK_BYTES = 4 * 64_000_000
+# On a CPU, pieces of freed memory that the C library keeps for itself. Measured: 1.25 to 1.5 times the tensors; with
+# MALLOC_MMAP_THRESHOLD_=200000, which returns them at once, none.
+_HEAP_FACTOR = 1.3
 
-# The share of the free memory that a choice made from arithmetic may use: predictions were within a quarter of the
-# peaks measured, and other programs live too.
+# The share of the free memory that a choice made from arithmetic may use: predictions were within 15 % of the peaks
+# measured, and other programs live too.
 USED_SHARE = 0.8
 
-# Tokens of a micro-batch beyond which nothing gets faster. CPU: measured (docs/lab-log.md). GPU: not measured yet; the
-# micro-batch of published runs of this size.
+# Tokens of a micro-batch beyond which nothing gets faster. CPU: measured, twice as many are slower (docs/lab-log.md).
+# GPU: not measured yet; 32 rows of 2,048, the micro-batch of Tucano-160m on an A100.
 MOST_TOKENS = {"cpu": 4096, "gpu": 65_536}
 
 
@@ -94,10 +96,12 @@ class Computation:
 def memory_need(config: "LlamaConfig", context: int, how: Computation) -> MemoryNeed:
     """Return what training a Llama of this shape on rows of `context` tokens needs on one rank."""
     fixed = FIXED_BYTES["gpu" if how.on_gpu else "cpu"]
-    if how.chunked_loss:
-        fixed += _CHUNK_BYTES + 4 * config.vocab_size * config.hidden_size
-    state = model_state_bytes(count_parameters(config), how)
-    return MemoryNeed(state, activation_bytes_per_row(config, context, how), fixed)
+    if how.chunked_loss:  # the logits of a chunk, and the gradient of the head before it is added to the others
+        fixed += CPU_CHUNK_BYTES + 4 * config.vocab_size * config.hidden_size
+    row = activation_bytes_per_row(config, context, how)
+    return MemoryNeed(
+        model_state_bytes(count_parameters(config), how), row if how.on_gpu else int(_HEAP_FACTOR * row), fixed
+    )
 
 
 def model_state_bytes(num_parameters: int, how: Computation) -> int:
@@ -121,22 +125,20 @@ def model_state_bytes(num_parameters: int, how: Computation) -> int:
 def activation_bytes_per_row(config: "LlamaConfig", context: int, how: Computation) -> int:
     """Return the bytes that one row of `context` tokens adds to the peak of a micro-batch.
 
-    The peak is at the start of the backward pass: all layers' activations, and what the loss or the first layer to go
-    back through needs on top of them. Compiled layers keep less.
+    The peak is at the end of the forward pass, with the loss on top of all layers, or soon after, in the MLP of the
+    last one. torch's own count of allocations agrees within a tenth. Compiled layers keep less.
     """
     low = 4 if how.kind == "fp32" else 2
     stream = 2 if how.kind == "16 bits" else 4  # bytes of an element of the residual stream
-    layer = layer_bytes_per_token(config, context, how)
-    hidden = config.hidden_size
+    layer, hidden = layer_bytes_per_token(config, context, how), config.hidden_size
     layers = config.num_hidden_layers * layer
     if how.checkpointing:
         layers = config.num_hidden_layers * stream * hidden + layer
-    last_norm = 3 * 4 * hidden
-    # Whole logits: log-softmax and two gradients in float32, and the model's own logits below it.
-    logits = 12 * config.vocab_size + (0 if low == 4 else 2 * config.vocab_size)
-    loss = 4 * low * hidden if how.chunked_loss else logits
-    backward = 3 * low * config.intermediate_size + 4 * stream * hidden
-    return context * (layers + last_norm + max(loss, backward))
+    last_norm = {"fp32": 12, "autocast": 10, "16 bits": 8}[how.kind] * hidden
+    # Whole logits: log-softmax and two gradients, in float32. In chunks: the hidden states and their gradient.
+    loss = 8 * hidden if how.chunked_loss else 12 * config.vocab_size
+    backward = 2 * low * config.intermediate_size + 4 * stream * hidden
+    return context * (layers + max(last_norm + loss, backward))
 
 
 def layer_bytes_per_token(config: "LlamaConfig", context: int, how: Computation) -> int:

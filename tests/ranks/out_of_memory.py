@@ -1,0 +1,55 @@
+"""Stands for `recipes/pretrain.py` with memory that runs out: out_of_memory.py KIND LIMIT --config x.yaml …
+
+`rank LIMIT`: on the last rank alone a trial of more than LIMIT rows fails; the others try for real. `space LIMIT`: the
+process may grow by LIMIT MB from here on, as under a real limit. `training LIMIT`: the last rank runs out in step LIMIT.
+"""
+
+import os
+import resource
+import sys
+
+import torch
+
+from teenytinyllama.arguments import build, read_values
+from teenytinyllama.checks import run_main
+from teenytinyllama.training import memory, micro_batch
+from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.pretrain import Pretrainer, pretrain
+from teenytinyllama.training.ranks import prepare_rank
+from teenytinyllama.training.trial import try_rows
+
+KIND, LIMIT = sys.argv[1], int(sys.argv[2])
+LAST_RANK = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+
+
+def try_rows_here(config, plan, need, rows):
+    """Fail on the last rank, try for real on the others."""
+    return "made up" if LAST_RANK and rows > LIMIT else try_rows(config, plan, need, rows)
+
+
+def failing_step(self, *arguments, **named):
+    """Run out of memory in a step of the last rank."""
+    if LAST_RANK and self.state.global_step + 1 == LIMIT:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+    return training_step(self, *arguments, **named)
+
+
+def main():
+    """Train with what fails in place."""
+    global training_step
+    prepare_rank()
+    values = read_values(PretrainConfig, sys.argv[3:])
+    config = build(PretrainConfig, values)
+    if KIND == "rank":
+        micro_batch.SURE_SHARE, micro_batch.try_rows = 0.0, try_rows_here
+    if KIND == "training":
+        training_step, Pretrainer.training_step = Pretrainer.training_step, failing_step
+    if KIND == "space":
+        import teenytinyllama.emissions  # noqa: F401  (what is imported later needs address space too)
+
+        limit = memory.virtual_memory_bytes() + LIMIT * 1_000_000
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    pretrain(config, values)
+
+
+sys.exit(run_main(main))

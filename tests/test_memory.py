@@ -1,0 +1,179 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from teenytinyllama.training import memory
+from teenytinyllama.training.memory import (
+    Computation,
+    MemoryNeed,
+    activation_bytes_per_row,
+    choose_rows,
+    free_memory_bytes,
+    layer_bytes_per_token,
+    memory_need,
+    model_state_bytes,
+)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TOKENS, ROWS = 96, 2
+
+
+def small_config(**changes: Any) -> LlamaConfig:
+    shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 1,
+             "num_attention_heads": 4, "num_key_value_heads": 4}  # fmt: skip
+    return LlamaConfig(**{**shape, **changes})
+
+
+def saved_bytes_per_token(config: LlamaConfig, kind: str) -> float:
+    """Bytes of the tensors that autograd keeps, weights left out, in one forward pass."""
+    model = LlamaForCausalLM(config).train()
+    if kind == "16 bits":
+        model = model.bfloat16()
+    weights = {tuple(p.shape) for p in model.parameters()} | {tuple(p.t().shape) for p in model.parameters()}
+    found: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = torch.randint(0, 64, (ROWS, TOKENS))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
+    ):
+        model(input_ids=ids, labels=ids, use_cache=False)
+    kept = [tensor.untyped_storage().nbytes() for tensor in found.values() if tuple(tensor.shape) not in weights]
+    return sum(kept) / ROWS / TOKENS
+
+
+@pytest.mark.parametrize("kind", ["fp32", "autocast", "16 bits"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_layer_keeps_what_the_formula_says(kind: str, kv_heads: int, attention: str) -> None:
+    how = Computation("fp32" if kind == "fp32" else "bf16", zero_stage=1 if kind == "16 bits" else None,
+                      attention=attention)  # fmt: skip
+    assert how.kind == kind
+    kept = {}
+    for layers in (1, 3):
+        config = small_config(num_key_value_heads=kv_heads, num_hidden_layers=layers, attn_implementation=attention)
+        kept[layers] = saved_bytes_per_token(config, kind)
+    assert (kept[3] - kept[1]) / 2 == pytest.approx(layer_bytes_per_token(config, TOKENS, how), rel=1e-6)
+
+
+def test_what_a_row_needs_beyond_the_layers() -> None:
+    config = small_config(vocab_size=32_000, num_hidden_layers=6)
+    plain = activation_bytes_per_row(config, 100, Computation())
+    layer = layer_bytes_per_token(config, 100, Computation())
+    assert plain == 100 * (6 * layer + 12 * 64 + 12 * 32_000)
+    in_chunks = activation_bytes_per_row(config, 100, Computation(chunked_loss=True))
+    assert in_chunks == 100 * (6 * layer + max(12 * 64 + 8 * 64, 8 * 160 + 16 * 64))
+    recomputed = activation_bytes_per_row(config, 100, Computation(chunked_loss=True, checkpointing=True))
+    assert recomputed == in_chunks - 100 * 5 * layer + 100 * 6 * 4 * 64
+    on_gpu = memory_need(config, 100, Computation(on_gpu=True))
+    assert on_gpu.row_bytes == plain
+    assert memory_need(config, 100, Computation()).row_bytes == int(1.3 * plain)
+    assert on_gpu.total_bytes(3) == on_gpu.state_bytes + on_gpu.fixed_bytes + 3 * plain
+
+
+@pytest.mark.parametrize(
+    ("how", "bytes_per_parameter"),
+    [
+        (Computation(), 16),
+        (Computation("bf16"), 18),
+        (Computation(world_size=4), 20),
+        (Computation("bf16", zero_stage=1, world_size=4), 2 + 2 + 4 + 12 / 4),
+        (Computation("bf16", zero_stage=2, world_size=4), 2 + 2 + 16 / 4),
+        (Computation("bf16", zero_stage=3, world_size=4), 20 / 4),
+        (Computation("fp32", zero_stage=2, world_size=2), 4 + 4 + 16 / 2),
+    ],
+)
+def test_weights_gradients_and_optimizer(how: Computation, bytes_per_parameter: float) -> None:
+    assert model_state_bytes(1_000_000, how) == 1_000_000 * bytes_per_parameter
+
+
+def test_deepspeed_fills_buffers_on_a_gpu() -> None:
+    how = {"precision": "bf16", "world_size": 2}
+    added = [
+        model_state_bytes(1000, Computation(**how, zero_stage=stage, on_gpu=True))  # type: ignore[arg-type]
+        - model_state_bytes(1000, Computation(**how, zero_stage=stage))  # type: ignore[arg-type]
+        for stage in (1, 2, 3)
+    ]
+    assert added == [4_000_000_000, 2_000_000_000, 0]
+
+
+def test_the_choice() -> None:
+    divisors, need = [1, 2, 4, 8, 16], MemoryNeed(state_bytes=100, row_bytes=10, fixed_bytes=20)
+    assert choose_rows(divisors, need, 350, 32, "cpu") == 16  # 280 of 280 usable
+    assert choose_rows(divisors, need, 349, 32, "cpu") == 8
+    assert choose_rows(divisors, need, 10**9, 1024, "cpu") == 4  # more tokens at once are no faster
+    assert choose_rows(divisors, need, 10**9, 8192, "cuda") == 8
+    assert choose_rows(divisors, need, 10, 32, "cpu") == 1
+    assert choose_rows(divisors, need, 10**9, 8192, "cpu") == 1
+
+
+def test_the_least_limit_of_a_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert 10**7 < free_memory_bytes(cpu) < 10**14
+    monkeypatch.setattr(memory, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "_cgroup_bytes", lambda *paths: iter([800, 900]))
+    assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=2)) == (800, 400)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (500, 500))
+    monkeypatch.setattr(memory, "virtual_memory_bytes", lambda: 200)
+    assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=4)) == (300, 200)  # the limit is this process's
+    monkeypatch.setattr(memory, "virtual_memory_bytes", lambda: 600)
+    assert free_memory_bytes(cpu) == 0
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_limits_of_containers(tmp_path: Path) -> None:
+    listing = tmp_path / "cgroup"
+    listing.write_text("0::/a/b\n")
+    write(tmp_path / "v2" / "a", memory__max="1000\n", memory__current="700\n",
+          memory__stat="anon 5\ninactive_file 200\n")  # fmt: skip
+    write(tmp_path / "v2" / "a" / "b", memory__max="max\n", memory__current="700\n")
+    assert list(memory._cgroup_bytes(listing, tmp_path / "v2")) == [500]
+    listing.write_text("4:memory:/host/path\n3:cpuset:/\n0::/\n")  # inside a container: the path is not there
+    write(tmp_path / "v1" / "memory", memory__limit_in_bytes="1000", memory__usage_in_bytes="400")
+    assert list(memory._cgroup_bytes(listing, tmp_path / "v1")) == [600]
+    assert list(memory._cgroup_bytes(tmp_path / "nowhere", tmp_path)) == []
+
+
+def test_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert free_memory_bytes(torch.device("cuda", 0), ranks_here=2) == 1200
+
+
+@pytest.mark.slow
+def test_the_prediction_is_near_the_measured_peak() -> None:
+    command = [
+        sys.executable,
+        "benchmarks/micro_batch.py",
+        "--child",
+        "--preset",
+        "tiny",
+        "--rows",
+        "64",
+        "--steps",
+        "1",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    from teenytinyllama.presets import preset_config
+
+    predicted = memory_need(preset_config("tiny"), 256, Computation()).total_bytes(64)
+    assert json.loads(done.stdout)["peak_bytes"] == pytest.approx(predicted, rel=0.25)
