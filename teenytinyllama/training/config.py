@@ -34,7 +34,7 @@ class PretrainConfig(TrainingArguments):
         "group_by_length": "all rows are equally long.",
         "dataloader_drop_last": "every step is whole by construction, and it would drop held-out documents as well.",
         "ignore_data_skip": "a resumed run must go on with the rows it has not seen.",
-        "auto_find_batch_size": "would change the number of tokens a step. Set per_device_train_batch_size.",
+        "auto_find_batch_size": "would change the tokens a step. Leave it out: the micro-batch fits by itself.",
         "resume_from_checkpoint": "the same command resumes by itself from the latest complete checkpoint.",
         "remove_unused_columns": "packed rows have one column.",
         "train_sampling_strategy": "rows are shuffled when packed, once and for all.",

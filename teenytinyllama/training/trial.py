@@ -56,9 +56,10 @@ def try_rows(config: PretrainConfig, plan: RunPlan, need: MemoryNeed, rows: int)
         RuntimeError: it fails for another reason than memory.
     """
     device = config.device
-    devices = [] if device.type == "cpu" else [device.index or 0]
+    keeps_state = device.type not in ("cpu", "mps")  # Apple's generator has no index; the Trainer seeds it anyway
+    devices, kind = ([device.index or 0], device.type) if keeps_state else ([], "cuda")
     try:
-        with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
+        with torch.random.fork_rng(devices=devices, device_type=kind):
             _try(config, plan, need, rows)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -68,6 +69,8 @@ def try_rows(config: PretrainConfig, plan: RunPlan, need: MemoryNeed, rows: int)
         gc.collect()
         if device.type != "cpu":
             getattr(torch, device.type).empty_cache()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
     return ""
 
 
