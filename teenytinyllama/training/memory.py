@@ -43,7 +43,7 @@ FIXED_BYTES = {"cpu": 100_000_000, "gpu": 1_000_000_000}
 # MALLOC_MMAP_THRESHOLD_=200000, which returns them at once, none.
 _HEAP_FACTOR = 1.3
 
-# The share of the free memory that a choice made from arithmetic may use: predictions were within 15 % of the peaks
+# The share of the free memory that a choice made from arithmetic may use: predictions were at most 16 % below the peaks
 # measured, and other programs live too.
 USED_SHARE = 0.8
 

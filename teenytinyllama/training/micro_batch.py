@@ -20,7 +20,7 @@ from .ranks import least_over_ranks, ranks_here
 from .speed import uses_chunked_loss
 from .trial import describe_out_of_memory, recomputes_layers, try_rows
 
-# A need of up to this share of the free memory is not tried: predictions were within 15 % of measured peaks.
+# A need of up to this share of the free memory is not tried: predictions were at most 16 % below measured peaks.
 SURE_SHARE = 0.5
 _HELP = "Set activation_checkpointing: true, pack rows with a smaller context, or take a smaller preset."
 
