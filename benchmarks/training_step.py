@@ -159,9 +159,7 @@ def main() -> None:
                         arguments.repeats)  # fmt: skip
     base = median(speeds["bare"]) if "bare" in speeds else None
     compiled = median(speeds["bare, layers"]) if "bare, layers" in speeds else None
-    print(
-        f"{os.cpu_count()} cores, {arguments.rows} rows a step, medians of {arguments.repeats} runs"
-    )
+    print(f"{os.cpu_count()} cores, {arguments.rows} rows a step, medians of {arguments.repeats} runs")
     rows = []
     for name, found in speeds.items():
         speed = median(found)
