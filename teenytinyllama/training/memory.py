@@ -39,8 +39,8 @@ _ZERO_BUFFER_ELEMENTS = 2 * 500_000_000
 
 # What a process holds beyond tensors once it computes: kernels' workspaces and buffers of the collectives.
 FIXED_BYTES = {"cpu": 100_000_000, "gpu": 1_000_000_000}
-# On a CPU, pieces of freed memory that the C library keeps for itself. Measured: 1.25 to 1.5 times the tensors; with
-# MALLOC_MMAP_THRESHOLD_=200000, which returns them at once, none.
+# On a CPU, pieces of freed memory that the C library keeps for itself. Measured: 1.2 to 1.8 times the activations;
+# with MALLOC_MMAP_THRESHOLD_=200000, which returns them at once, no more than the activations.
 _HEAP_FACTOR = 1.3
 
 # The share of the free memory that a choice made from arithmetic may use: predictions were at most 16 % below the peaks
