@@ -7,6 +7,7 @@ one process before it starts the ranks as others, so that a refusal costs nothin
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,15 +37,17 @@ def first_step(command: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [*command, "--output_dir", f"{folder}/run"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            [*command, "--output_dir", f"{folder}/run"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
         assert process.stdout is not None
-        seconds = None
+        seconds, output = None, ""
         for line in process.stdout:
+            output += line
             if line.lstrip().startswith("step") and seconds is None:
                 seconds = time.perf_counter() - start
         if process.wait() or seconds is None:
-            raise SystemExit(f"no step was printed by {' '.join(command)}")
+            raise SystemExit(f"no step was printed by {' '.join(command)}\n{output}")
         return seconds
 
 
@@ -56,7 +59,7 @@ def main() -> None:
     arguments = options.parse_args()
     context = json.loads((Path(arguments.packed) / "run.json").read_text())["context"]
     python, ttl = sys.executable, [sys.executable, "-m", "teenytinyllama"]
-    training = ["--preset", "tiny", "--shape", json.dumps(SHAPE), "--tokenizer", arguments.tokenizer]
+    training = ["--preset", "160m", "--shape", json.dumps(SHAPE), "--tokenizer", arguments.tokenizer]
     training += ["--packed", arguments.packed, "--tokens_per_step", str(context), "--max_steps", "2"]
     training += ["--eval_strategy", "no", "--save_strategy", "no"]
     recipe = str(Path(__file__).resolve().parent.parent / "recipes" / "pretrain.py")
