@@ -105,8 +105,8 @@ def main() -> None:
                 results.append(in_child(command))
         seconds = {case: median(result["seconds"] for result in results) for case, results in found.items()}
         memory = {case: median(result["rss_mb"] for result in results) for case, results in found.items()}
-        rows.append([round(size), seconds["A"], seconds["B"], seconds["S"], (seconds["B"] - seconds["S"]) / seconds["A"],
-                     seconds["B"] / seconds["A"], memory["A"], memory["B"]])  # fmt: skip
+        a, b, reading = (seconds[case] for case in ("A", "B", "S"))
+        rows.append([round(size), a, b, reading, (b - reading) / a, b / a, memory["A"], memory["B"]])
         figures.append({"megabytes": size, "seconds": seconds, "rss_mb": memory})
         print(f"done: {size} MB", file=sys.stderr)
     heads = ["MB", "A s", "B s", "of it reading and sampling", "B without reading / A", "B / A", "A MB", "B MB"]

@@ -82,7 +82,8 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     from teenytinyllama.data.packing import PackConfig
     from teenytinyllama.data.vocabulary import TokenizerConfig
     from teenytinyllama.presets import PRESETS
-    from teenytinyllama.training.config import PretrainConfig, derive_batch
+    from teenytinyllama.training.batch import derive_batch
+    from teenytinyllama.training.config import PretrainConfig
 
     classes = {"tokenizer": TokenizerConfig, "pack": PackConfig, "pretrain": PretrainConfig}
     files = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))

@@ -188,7 +188,7 @@ def test_out_of_memory_elsewhere_says_what_to_lower(values: dict[str, Any], monk
         patch.setattr(HeldOutEvaluation, "__call__", failing)
         with pytest.raises(
             RunFailedError,
-            match=r"in an evaluation .*Lower per_device_eval_batch_size .now 4.; the same command starts",
+            match=r"in an evaluation .*Lower per_device_eval_batch_size .now 8.; the same command starts",
         ):
             run(values)
     environment = json.loads((Path(values["output_dir"]) / "environment.json").read_text())

@@ -20,8 +20,9 @@ from teenytinyllama.published import load_tokenizer
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training import config as config_module
 from teenytinyllama.training import pretrain as pretrain_module
+from teenytinyllama.training.batch import derive_batch
 from teenytinyllama.training.checkpoints import complete_checkpoints
-from teenytinyllama.training.config import PretrainConfig, derive_batch
+from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.plan import check_before_launch, pack_inputs, plan_run
 from teenytinyllama.training.pretrain import build_run, pretrain

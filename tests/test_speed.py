@@ -19,10 +19,12 @@ from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
 from teenytinyllama.training import config as config_module
 from teenytinyllama.training import speed
+from teenytinyllama.training.batch import eval_rows
 from teenytinyllama.training.clock import Clock
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.loss import chunk_loss, chunk_options, has_chunked_loss
 from teenytinyllama.training.metrics import read_jsonl
+from teenytinyllama.training.micro_batch import settle_micro_batch
 from teenytinyllama.training.plan import plan_run
 from teenytinyllama.training.pretrain import build_run, pretrain
 from tests.test_pretrain import losses, make_values
@@ -195,6 +197,19 @@ def test_scored_tokens_are_known_without_counting(values: dict[str, Any]) -> Non
     assert trainer.clock.seconds["data"] > 0
 
 
+def test_an_evaluation_takes_the_rows_of_training_unless_its_logits_are_too_many(values: dict[str, Any]) -> None:
+    assert eval_rows(64, 2048, 32_000, whole_logits=False) == 64
+    assert eval_rows(64, 2048, 32_000, whole_logits=True) == 5
+    assert eval_rows(4, 2048, 32_000, whole_logits=True) == 4
+    assert eval_rows(4, 100_000, 256_000, whole_logits=True) == 1
+    made = config(values, per_device_train_batch_size=2)
+    settle_micro_batch(made, plan_run(made))
+    assert made.eval_batch_size == 2
+    made = config(values, per_device_train_batch_size=2, per_device_eval_batch_size=3)
+    settle_micro_batch(made, plan_run(made))
+    assert made.eval_batch_size == 3
+
+
 def test_time_counts_once() -> None:
     clock = Clock()
     with clock.part("outer"):
@@ -221,6 +236,10 @@ def test_compiling_waits_for_a_run_that_pays(values: dict[str, Any], monkeypatch
     assert not short.compile_layers
     assert short.reasons["compile"] == "about 3 s of training, too short to pay for it"
     assert speed.plan_speed(config(values), 1e14, 0).compile_layers
+    assert not speed.plan_speed(config(values), 1e12, 0).compile_layers, "333 s are too short on a CPU"
+    monkeypatch.setattr(speed, "has_accelerator", lambda: True)
+    monkeypatch.setattr(speed, "missing_compiler", lambda: "")
+    assert speed.plan_speed(config(values), 1e12, 0).compile_layers, "and long enough on a GPU"
     assert speed.plan_speed(config(values, compile_layers=False), 1e14, 0).compile_layers is False
     zero3 = speed.plan_speed(config(values), 1e14, 3)
     assert not zero3.compile_layers

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from ..checks import InputError, ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
+from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
 from .speed import check_speed
 
@@ -91,7 +92,10 @@ class PretrainConfig(TrainingArguments):
     per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "rows a rank computes at once; default: chosen from the free memory"}
     )
-    per_device_eval_batch_size: int = field(default=4, metadata={"help": "held-out windows a rank scores at once"})
+    per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "held-out windows a rank scores at once; default: as many as the micro-batch"},
+    )
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, warmup_stable_decay, linear, …"})
     warmup_steps: float = field(default=0.02, metadata={"help": "steps, or below 1 a share of all steps"})
@@ -115,6 +119,7 @@ class PretrainConfig(TrainingArguments):
 
     precision_reason: str = field(init=False, default="")
     micro_batch_given: bool = field(init=False, default=False)
+    eval_batch_given: bool = field(init=False, default=False)
     micro_batch_reason: str = field(init=False, default="")
     micro_batch_failed_rows: int | None = field(init=False, default=None)
     micro_batch_free_bytes: int = field(init=False, default=0)
@@ -188,6 +193,8 @@ class PretrainConfig(TrainingArguments):
     def _derive_batch(self, world_size: int) -> None:
         assert self.context is not None
         self.micro_batch_given = self.per_device_train_batch_size is not None
+        self.eval_batch_given = self.per_device_eval_batch_size is not None
+        self.per_device_eval_batch_size = self.per_device_eval_batch_size or 4  # provisional, like the micro-batch
         self.rows_per_step, self.per_device_train_batch_size, self.gradient_accumulation_steps = derive_batch(
             self.tokens_per_step, self.context, self.per_device_train_batch_size, world_size
         )
@@ -237,45 +244,6 @@ class PretrainConfig(TrainingArguments):
         if "save_total_limit" not in given:
             values["save_total_limit"] = self.save_checkpoints_kept
         return {**given, **{name: value for name, value in values.items() if value is not None}}
-
-
-def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, world_size: int) -> tuple[int, int, int]:
-    """Return rows a step, rows a rank computes at once, and accumulation: rows = micro-batch x accumulation x ranks.
-
-    Args:
-        tokens_per_step: global batch in tokens.
-        context: tokens a row.
-        micro_batch: rows a rank computes at once; None: the largest divisor up to 8, until memory has been looked at.
-        world_size: number of ranks.
-
-    Raises:
-        InputError: the numbers do not divide; the message names those that do.
-    """
-    ensure(
-        tokens_per_step > 0 and tokens_per_step % context == 0,
-        f"tokens_per_step={tokens_per_step}: must be a positive multiple of the row length {context}. "
-        f"Use {max(1, round(tokens_per_step / context)) * context}.",
-    )
-    rows = tokens_per_step // context
-    ensure(
-        rows % world_size == 0,
-        f"tokens_per_step={tokens_per_step}: its {rows} rows cannot be shared by {world_size} ranks. "
-        f"Use {-(-rows // world_size) * world_size * context}.",
-    )
-    rows_per_rank = rows // world_size
-    divisors = row_divisors(rows_per_rank)
-    micro = max(n for n in divisors if n <= 8) if micro_batch is None else micro_batch
-    ensure(
-        micro in divisors,
-        f"per_device_train_batch_size={micro}: must divide the {rows_per_rank} rows that each of {world_size} rank(s) "
-        f"computes in a step of {tokens_per_step} tokens. Use one of {', '.join(map(str, divisors))}.",
-    )
-    return rows, micro, rows_per_rank // micro
-
-
-def row_divisors(rows_per_rank: int) -> list[int]:
-    """Return the rows that a rank can compute at once, so that whole micro-batches make a step, in rising order."""
-    return [n for n in range(1, rows_per_rank + 1) if rows_per_rank % n == 0]
 
 
 def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..checks import InputError, RunFailedError, is_main_process
 from ..manifest import write_json
+from .batch import eval_rows, row_divisors
 from .checkpoints import ENVIRONMENT_NAME, complete_checkpoints
-from .config import PretrainConfig, row_divisors
+from .config import PretrainConfig
 from .hardware import device_name
 from .memory import Computation, MemoryNeed, choose_rows, free_memory_bytes, memory_need
 from .plan import RunPlan
@@ -72,6 +73,10 @@ def settle_micro_batch(config: PretrainConfig, plan: RunPlan) -> None:
         _say(f"micro-batch {rows} ran out of memory before ({plan.folder / ENVIRONMENT_NAME}): {allowed[-1]}")
         rows = allowed[-1]
     config.set_micro_batch(*_shrink_until_it_fits(config, plan, need, rows, reason))
+    if not config.eval_batch_given:
+        rows, vocab_size = config.per_device_train_batch_size, plan.model_config.vocab_size
+        whole_logits = not uses_chunked_loss(config, zero_stage or 0)[0]
+        config.per_device_eval_batch_size = eval_rows(rows, config.context, vocab_size, whole_logits)
 
 
 def _zero_stage(config: PretrainConfig) -> int | None:

@@ -13,8 +13,9 @@ from ..emissions import grid_intensity
 from ..presets import count_parameters, get_preset, preset_config
 from ..published import load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
+from .batch import derive_batch
 from .checkpoints import check_run_folder, complete_checkpoints, run_identity
-from .config import PretrainConfig, corpus_config_values, derive_batch
+from .config import PretrainConfig, corpus_config_values
 from .metrics import METRICS_NAME, read_jsonl
 
 if TYPE_CHECKING:

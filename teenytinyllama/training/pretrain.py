@@ -1,15 +1,12 @@
 """Pretraining: a checked plan, a Trainer with our callbacks, and a run folder that says everything about the run."""
 
-import contextlib
-import itertools
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, set_seed
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, set_seed
 
 from ..arguments import write_yaml
 from ..checks import StoppedResumable, is_main_process
@@ -27,59 +24,16 @@ from .plan import RunPlan, plan_run
 from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_data, describe_model, describe_time, describe_training, planned_zero_stage
 from .rows import CausalCollator, TrainingRows
-from .signals import EvaluationInterruptedError, StopCallback
-from .speed import SpeedPlan, apply_speed, eager, plan_speed
+from .signals import StopCallback
+from .speed import apply_speed, plan_speed
+from .trainer import Pretrainer
 from .trial import is_out_of_memory
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
     from transformers import PreTrainedModel
 
 
 _NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
-
-
-class Pretrainer(Trainer):
-    """The Trainer, with its rule for weight decay narrowed, its time measured, and an evaluation that a signal ends."""
-
-    speed: SpeedPlan
-    clock: Clock
-
-    def get_decay_parameter_names(self, model: "nn.Module") -> list[str]:
-        """Return the parameters that weight decay applies to: the Trainer's (no norms, no biases), less embeddings.
-
-        Source: OLMo 2 (arXiv 2501.00656) leaves embeddings out, for stability at equal quality.
-        """
-        return [name for name in super().get_decay_parameter_names(model) if "embed_tokens" not in name]
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: "torch.device"
-    ) -> tuple[list[Any], int | None]:
-        """Return the micro-batches of a step and their scored tokens over all ranks.
-
-        The number is known, because rows are full and of one length; counting it would be a reduction per
-        micro-batch and a collective per step.
-        """
-        with self.clock.part("data"):
-            batches = list(itertools.islice(epoch_iterator, num_batches))
-        return batches, sum(batch["labels"][:, 1:].numel() for batch in batches) * self.args.world_size
-
-    def compute_loss(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the Trainer's loss, computed without the cache that generation would use and that costs copies."""
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the Trainer's metrics, or none when a signal ended the evaluation."""
-        try:
-            with self.clock.part("evaluation"), eager() if self.speed.compile_layers else contextlib.nullcontext():
-                return super().evaluate(*args, **kwargs)
-        except EvaluationInterruptedError:
-            return {}
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
-        with self.clock.part("saving"):
-            super()._save_checkpoint(*args, **kwargs)
 
 
 class HeldOutEvaluation:

@@ -29,6 +29,11 @@ class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
         epoch, place = divmod(index, len(self.rows))
         return {"input_ids": self.rows[self._place(epoch, place)].astype(np.int64)}
 
+    def __getitems__(self, indices: list[int]) -> NDArray[np.int64]:
+        """Return the rows of a batch, (rows, context), in one read; torch's loader asks for this when it is there."""
+        places = [self._place(*divmod(index, len(self.rows))) for index in indices]
+        return self.rows[places].astype(np.int64)
+
     def _place(self, epoch: int, place: int) -> int:
         if epoch == 0:
             return place
@@ -48,8 +53,11 @@ class CausalCollator:
         """Pad with `pad_token_id`."""
         self.pad_token_id = pad_token_id
 
-    def __call__(self, rows: list[dict[str, NDArray[np.int64]]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids` and `labels`, both (rows, longest row)."""
+    def __call__(self, rows: list[dict[str, NDArray[np.int64]]] | NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Return `input_ids` and `labels`, both (rows, longest row); full rows come as one array."""
+        if isinstance(rows, np.ndarray):
+            full = torch.from_numpy(rows)
+            return {"input_ids": full, "labels": full}
         length = max(len(row["input_ids"]) for row in rows)
         input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
         labels = np.full((len(rows), length), -100, dtype=np.int64)

@@ -1,0 +1,60 @@
+"""The arithmetic of batches: tokens a step into rows a rank computes at once, and accumulation."""
+
+from ..checks import ensure
+
+# Whole logits of an evaluation batch, in bytes: 16-bit ones and the float32 copy that accelerate makes of them.
+EVAL_LOGITS_BYTES = 2_000_000_000
+_BYTES_PER_LOGIT = 6
+
+
+def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, world_size: int) -> tuple[int, int, int]:
+    """Return rows a step, rows a rank computes at once, and accumulation: rows = micro-batch x accumulation x ranks.
+
+    Args:
+        tokens_per_step: global batch in tokens.
+        context: tokens a row.
+        micro_batch: rows a rank computes at once; None: the largest divisor up to 8, until memory has been looked at.
+        world_size: number of ranks.
+
+    Raises:
+        InputError: the numbers do not divide; the message names those that do.
+    """
+    ensure(
+        tokens_per_step > 0 and tokens_per_step % context == 0,
+        f"tokens_per_step={tokens_per_step}: must be a positive multiple of the row length {context}. "
+        f"Use {max(1, round(tokens_per_step / context)) * context}.",
+    )
+    rows = tokens_per_step // context
+    ensure(
+        rows % world_size == 0,
+        f"tokens_per_step={tokens_per_step}: its {rows} rows cannot be shared by {world_size} ranks. "
+        f"Use {-(-rows // world_size) * world_size * context}.",
+    )
+    rows_per_rank = rows // world_size
+    divisors = row_divisors(rows_per_rank)
+    micro = max(n for n in divisors if n <= 8) if micro_batch is None else micro_batch
+    ensure(
+        micro in divisors,
+        f"per_device_train_batch_size={micro}: must divide the {rows_per_rank} rows that each of {world_size} rank(s) "
+        f"computes in a step of {tokens_per_step} tokens. Use one of {', '.join(map(str, divisors))}.",
+    )
+    return rows, micro, rows_per_rank // micro
+
+
+def row_divisors(rows_per_rank: int) -> list[int]:
+    """Return the rows that a rank can compute at once, so that whole micro-batches make a step, in rising order."""
+    return [n for n in range(1, rows_per_rank + 1) if rows_per_rank % n == 0]
+
+
+def eval_rows(micro_batch: int, context: int, vocab_size: int, whole_logits: bool) -> int:
+    """Return the held-out windows that a rank scores at once: as many as it trains on, which need more memory.
+
+    Args:
+        micro_batch: rows of a training step that a rank computes at once.
+        context: tokens a row.
+        vocab_size: entries of the vocabulary.
+        whole_logits: whether an evaluation makes them; training may not.
+    """
+    if not whole_logits:
+        return micro_batch
+    return max(1, min(micro_batch, EVAL_LOGITS_BYTES // (_BYTES_PER_LOGIT * context * vocab_size)))

@@ -1,0 +1,58 @@
+"""The Trainer of pretraining: Hugging Face's, at its own extension points."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+
+from .clock import Clock
+from .signals import EvaluationInterruptedError
+from .speed import SpeedPlan, eager
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Pretrainer(Trainer):
+    """The Trainer, with its rule for weight decay narrowed, its time measured, and an evaluation that a signal ends."""
+
+    speed: SpeedPlan
+    clock: Clock
+
+    def get_decay_parameter_names(self, model: "nn.Module") -> list[str]:
+        """Return the parameters that weight decay applies to: the Trainer's (no norms, no biases), less embeddings.
+
+        Source: OLMo 2 (arXiv 2501.00656) leaves embeddings out, for stability at equal quality.
+        """
+        return [name for name in super().get_decay_parameter_names(model) if "embed_tokens" not in name]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: "torch.device"
+    ) -> tuple[list[Any], int | None]:
+        """Return the micro-batches of a step and their scored tokens over all ranks.
+
+        The number is known, because rows are full and of one length; counting it would be a reduction per
+        micro-batch and a collective per step.
+        """
+        with self.clock.part("data"):
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        return batches, sum(batch["labels"][:, 1:].numel() for batch in batches) * self.args.world_size
+
+    def compute_loss(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the Trainer's loss, computed without the cache that generation would use and that costs copies."""
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the Trainer's metrics, or none when a signal ended the evaluation."""
+        try:
+            with self.clock.part("evaluation"), eager() if self.speed.compile_layers else contextlib.nullcontext():
+                return super().evaluate(*args, **kwargs)
+        except EvaluationInterruptedError:
+            return {}
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
+        with self.clock.part("saving"):
+            super()._save_checkpoint(*args, **kwargs)
