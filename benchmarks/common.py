@@ -28,6 +28,7 @@ def interleave(cases: dict[str, Callable[[], float]], repeats: int) -> dict[str,
     for _ in range(repeats):
         for name, run in cases.items():
             results[name].append(run())
+            print(f"{name}: {results[name][-1]:.6g}", file=sys.stderr, flush=True)  # what is known if it is stopped
     return results
 
 
