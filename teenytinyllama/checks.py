@@ -79,6 +79,11 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
     )
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_main_process() -> bool:
     """Return whether this process is rank 0 (or the only one), as the launcher's environment says."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checks import InputError, MissingFileError, ensure, near_name
+from .checks import InputError, MissingFileError, available_cores, ensure, near_name
 from .supervision import supervise
 
 if TYPE_CHECKING:
@@ -234,5 +234,4 @@ def _first_gpu(gpus: int) -> dict[str, str]:
 
 def _threads(num_processes: int) -> dict[str, str]:
     """Share the processor's cores out among the ranks, unless the user set the number of threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // num_processes)))}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))}

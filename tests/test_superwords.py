@@ -252,7 +252,7 @@ def test_small_sources_weigh_more():
 def test_one_source_is_read_as_it_is():
     sample = sample_texts(TEXTS, 10**9)
     assert list(sample.weighted_texts()) == TEXTS == list(sample.texts())
-    assert sample.piece_sources == []
+    assert sample.piece_sources == ["text"] * len(sample.pieces)
 
 
 def test_the_sources_of_the_pieces_are_remembered():

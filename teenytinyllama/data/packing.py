@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checks import InputError, ensure, ensure_disk_space
+from ..checks import InputError, available_cores, ensure, ensure_disk_space
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from .journal import DOCUMENT_DTYPE, Journal
 from .sources import Corpus, CorpusConfig, Document
-from .workers import Chunk, DocumentEncoder, available_cores
+from .workers import Chunk, DocumentEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -26,11 +26,6 @@ Chunk = list[tuple[str, Document]]  # documents with their splits
 PIECE_CHARS = 1_000_000  # longer documents are encoded in pieces, which bounds the memory
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def split_long_text(text: str, piece_chars: int) -> list[str]:
     """Cut a long text where no token of ours (or of a GPT's) ever crosses: before single spaces between letters.
 

@@ -21,7 +21,8 @@ from .encoding import (
 )
 from .learning import learn_entries
 from .sampling import TextSample, TextWithSource, sample_texts
-from .superwords import ENTRIES_PER_SUPERWORD, SPLIT_PATTERN, superword_parts
+from .splitting import split_around_superwords, split_at_spaces
+from .superwords import ENTRIES_PER_SUPERWORD, superword_parts
 from .vocabulary import (
     ALWAYS_IN_ALPHABET,
     BOS_ID,
@@ -48,7 +49,6 @@ from .vocabulary import (
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
@@ -151,7 +151,7 @@ def _build_backend(vocabulary: list[str]) -> "Tokenizer":
     )
     # No rule for digits or superwords here: the vocabulary holds them. Splitting changes no id either, but lets the
     # model keep the ids of words it has seen.
-    backend.pre_tokenizer = _pre_tokenizer(vocabulary)
+    backend.pre_tokenizer = split_around_superwords() if superword_parts(vocabulary) else split_at_spaces()
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS_TOKEN}:0 $A:0",
@@ -161,16 +161,6 @@ def _build_backend(vocabulary: list[str]) -> "Tokenizer":
     # The byte tokens are left out on purpose: as added tokens, a typed "<0x41>" would become a byte.
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return backend
-
-
-def _pre_tokenizer(vocabulary: list[str]) -> "PreTokenizer":
-    from tokenizers import Regex, pre_tokenizers
-
-    joined = bool(superword_parts(vocabulary))
-    mark = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=not joined)
-    if not joined:
-        return mark
-    return pre_tokenizers.Sequence([mark, pre_tokenizers.Split(Regex(SPLIT_PATTERN), "merged_with_next")])
 
 
 def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Iterable
 
 from .sampling import TextSample
+from .splitting import split_at_spaces
 from .superwords import default_num_superwords, function_word_pieces, learn_superwords
-from .vocabulary import NUM_RESERVED_TOKENS, RESERVED_TOKENS, SPACE_MARK, keep_reachable, known_parts
+from .vocabulary import NUM_RESERVED_TOKENS, RESERVED_TOKENS, keep_reachable, known_parts
 
 # Longest piece, in characters. Longer ones are template lines of one site; the longest common words of Portuguese
 # ("responsabilidade", "desenvolvimento") stay below 20.
@@ -49,7 +50,7 @@ def _learn_pieces(texts: Iterable[str], alphabet: list[str], vocab_size: int) ->
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=True),
+            split_at_spaces(),
             pre_tokenizers.Split(Regex(_TWO_DIGITS), "merged_with_previous"),
         ]
     )

@@ -3,7 +3,7 @@
 import heapq
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..checks import InputError, ensure
@@ -38,13 +38,13 @@ class TextSample:
         pieces: the kept pieces, UTF-8, in the order of the input.
         seen_bytes: bytes of UTF-8 read, by source.
         kept_bytes: bytes of UTF-8 kept, by source.
-        piece_sources: the source of each piece; empty when all are of one.
+        piece_sources: the source of each piece.
     """
 
     pieces: list[bytes]
     seen_bytes: dict[str, int]
     kept_bytes: dict[str, int]
-    piece_sources: list[str] = field(default_factory=list)
+    piece_sources: list[str]
 
     def texts(self) -> Iterator[str]:
         """Yield the kept pieces as `str`, one at a time (a `str` can take four times the memory of its UTF-8)."""
@@ -64,9 +64,7 @@ class TextSample:
         weights = {name: (kept / largest) ** (SOURCE_EXPONENT - 1) for name, kept in self.kept_bytes.items() if kept}
         due = dict.fromkeys(weights, 0.0)
         places = dict.fromkeys(weights, -1)
-        only = next(iter(weights))
-        for index, piece in enumerate(self.pieces):
-            source = self.piece_sources[index] if self.piece_sources else only
+        for piece, source in zip(self.pieces, self.piece_sources, strict=True):
             places[source] += 1
             if places[source] % every:
                 continue
@@ -177,7 +175,7 @@ def sample_texts(texts: Iterable[str | TextWithSource], max_bytes: int, seed: in
         [piece for _, piece, _ in kept],
         {name: source.seen for name, source in sources.items()},
         {name: source.kept for name, source in sources.items()},
-        [name for _, _, name in kept] if len(sources) > 1 else [],
+        [name for _, _, name in kept],
     )
 
 

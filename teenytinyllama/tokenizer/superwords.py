@@ -39,9 +39,6 @@ pode podem deve devem vai
 FUNCTION_WORDS = tuple(dict.fromkeys([*_WORDS, *(word.capitalize() for word in _WORDS)]))
 # A word with more letters than this is no function word: between it and the next one no superword crosses.
 LONGEST_FUNCTION_WORD = max(map(len, FUNCTION_WORDS))
-# Where a text can be split without changing an id (Oniguruma, for `tokenizers`): before a space that follows anything
-# but a letter, since every part of a superword ends with a letter. Naming the words here was exact too, but slower.
-SPLIT_PATTERN = rf"(?<=[^\p{{L}}]){SPACE_MARK}"
 _FIRST_CODE = 0xE000  # private use area: each function word becomes one character while sequences are learnt
 
 

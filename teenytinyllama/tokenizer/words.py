@@ -7,65 +7,52 @@ afterwards, within runs of function words, and every distinct run is joined once
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
-from .superwords import SPLIT_PATTERN, superword_parts
+from .splitting import pre_tokenizer_content, split_around_superwords, split_at_spaces
+from .superwords import superword_parts
 from .vocabulary import SPACE_MARK
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # Distinct words kept, about 200 bytes each: 60 MB. When there are more, all are forgotten and the common ones are back
 # at once; on 121 MB of mixed Portuguese one word in twelve is new with or without the limit.
 MAX_WORDS_KEPT = 300_000
 BATCH_CHARS = 1_000_000  # of text split into words at a time: words as Python strings take ten times their bytes
 MAX_RUNS_KEPT = 300_000  # distinct runs of function words
-_SPLITS_AT_SPACES = {"type": "Metaspace", "replacement": SPACE_MARK, "prepend_scheme": "never", "split": True}
-_SPLITS_AROUND_SUPERWORDS = {
-    "type": "Sequence",
-    "pretokenizers": [
-        {**_SPLITS_AT_SPACES, "split": False},
-        {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "MergedWithNext", "invert": False},
-    ],
-}
 
 
 class CorpusEncoder:
     """Encode documents without special tokens, as `encode_texts` does, into arrays of one integer type."""
 
-    def __init__(self, backend: "Tokenizer", dtype: Any) -> None:
+    def __init__(self, backend: Tokenizer, dtype: Any) -> None:
         """Take a Rust tokenizer; its switch for special strings in texts is set to "plain text".
 
         Args:
-            backend: of any fast tokenizer. One that splits at spaces alone (ours) takes the way described above, any
-                other the batch encoding of `tokenizers`.
+            backend: of any fast tokenizer. Ours takes the way described above, one that splits in other places the
+                batch encoding of `tokenizers`.
             dtype: numpy integer type of the ids.
         """
-        self.backend, self.dtype = backend, np.dtype(dtype)
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = True  # "encode the special strings as text"
-        self.keeps_words = splits_at_spaces(backend)
+        self.backend, self.dtype = _read_plain_text(backend), np.dtype(dtype)
+        self.keeps_words = encodes_word_by_word(backend)
+        entries = backend.get_vocab()
+        self._pieces = {index: piece for piece, index in entries.items()}
+        size = max(self._pieces, default=0) + 1
+        self._starts_word, self._joins = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+        self._starts_word[[index for index, piece in self._pieces.items() if piece.startswith(SPACE_MARK)]] = True
+        self._of_words = backend  # gives the ids of words, before superwords are joined
+        if self.keeps_words and (parts := superword_parts(sorted(entries, key=entries.__getitem__))):
+            self._joins[[entries[part] for part in parts]] = True
+            self._of_words = _read_plain_text(Tokenizer.from_str(backend.to_str()))
+            self._of_words.pre_tokenizer = split_at_spaces()
         self._words: dict[str, bytes] = {}
         self._runs: dict[bytes, bytes] = {}
-        entries = backend.get_vocab()
-        self._whole = backend
-        if json.loads(backend.to_str())["pre_tokenizer"] == _SPLITS_AROUND_SUPERWORDS:
-            self.backend = _split_at_every_space(backend)
-        self._starts_word = np.zeros(max(entries.values(), default=0) + 1, dtype=bool)
-        self._starts_word[[index for piece, index in entries.items() if piece.startswith(SPACE_MARK)]] = True
-        self._pieces = {index: piece for piece, index in entries.items()}
-        self._joins = np.zeros(len(self._starts_word), dtype=bool)
-        if self.backend is not self._whole:
-            self._joins[[entries[part] for part in superword_parts(sorted(entries, key=entries.__getitem__))]] = True
 
     def encode(self, texts: list[str]) -> list[bytes]:
         """Return the ids of each text as the bytes of an array of `dtype`."""
         if not self.keeps_words:
-            return [self._array(encoding.ids).tobytes() for encoding in self._encode_batch(texts)]
+            return self._encode_batch(self.backend, texts)
         encoded, batch, filled = [], [], 0
         for text in texts:
             batch.append(text)
@@ -82,9 +69,9 @@ class CorpusEncoder:
             words.update(first_and_rest[1:])
         self._learn(words)
         known = self._words
-        firsts = self._encode_batch([first_and_rest[0] for first_and_rest in parts])
+        firsts = self._encode_batch(self._of_words, [first_and_rest[0] for first_and_rest in parts])
         encoded = [
-            self._array(first.ids).tobytes() + b"".join([known[word] for word in first_and_rest[1:]])
+            first + b"".join([known[word] for word in first_and_rest[1:]])
             for first, first_and_rest in zip(firsts, parts, strict=True)
         ]
         return self._join_superwords(encoded) if self._joins.any() else encoded
@@ -116,8 +103,7 @@ class CorpusEncoder:
             self._runs.clear()
             new = list(runs)
         texts = ["".join(self._pieces[index] for index in np.frombuffer(run, dtype=self.dtype).tolist()) for run in new]
-        encodings = self._whole.encode_batch_fast(texts, add_special_tokens=False) if texts else []
-        self._runs.update((run, self._array(found.ids).tobytes()) for run, found in zip(new, encodings, strict=True))
+        self._runs.update(zip(new, self._encode_batch(self.backend, texts), strict=True))
 
     def _learn(self, words: set[str]) -> None:
         """Encode the words that are new, each as it stands after a space, and keep their ids."""
@@ -130,38 +116,33 @@ class CorpusEncoder:
         # there can a piece begin with the mark. A word that holds the mark itself would be cut by it, so it goes alone.
         plain = [word for word in new if SPACE_MARK not in word]
         if plain:
-            ids = self._array(self._encode_batch([" " + " ".join(plain)])[0].ids)
-            starts = np.flatnonzero(self._starts_word[ids])
+            stored, size = self._encode_batch(self._of_words, [" " + " ".join(plain)])[0], self.dtype.itemsize
+            starts = np.flatnonzero(self._starts_word[np.frombuffer(stored, dtype=self.dtype)])
             assert len(starts) == len(plain), "a piece crosses a space: this tokenizer does not split there"
-            stored, size = ids.tobytes(), self.dtype.itemsize
             bounds = [*(starts * size).tolist(), len(stored)]
             known.update(zip(plain, map(stored.__getitem__, map(slice, bounds, bounds[1:])), strict=False))
         marked = [word for word in new if SPACE_MARK in word]
-        for word, encoding in zip(marked, self._encode_batch([" " + word for word in marked]), strict=True):
-            known[word] = self._array(encoding.ids).tobytes()
+        known.update(zip(marked, self._encode_batch(self._of_words, [" " + word for word in marked]), strict=True))
 
-    def _encode_batch(self, texts: list[str]) -> list[Any]:
-        return self.backend.encode_batch_fast(texts, add_special_tokens=False) if texts else []
-
-    def _array(self, ids: list[int]) -> NDArray[Any]:
-        return np.asarray(ids, dtype=self.dtype)
+    def _encode_batch(self, backend: Tokenizer, texts: list[str]) -> list[bytes]:
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False) if texts else []
+        return [np.asarray(encoding.ids, dtype=self.dtype).tobytes() for encoding in encodings]
 
 
-def _split_at_every_space(backend: "Tokenizer") -> "Tokenizer":
-    """Return a copy that splits at every space, and so gives the ids of words before superwords are joined."""
-    from tokenizers import Tokenizer, pre_tokenizers
-
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme="never", split=True)
-    copy.encode_special_tokens = True
-    return copy
+def _read_plain_text(backend: Tokenizer) -> Tokenizer:
+    """Set a tokenizer to encode texts whole and as they are, special strings included, and return it."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # "encode the special strings as text"
+    return backend
 
 
-def splits_at_spaces(backend: "Tokenizer") -> bool:
+def encodes_word_by_word(backend: Tokenizer) -> bool:
     """Return whether a tokenizer encodes each word on its own, but for superwords: no normalizer, no other split."""
     content = json.loads(backend.to_str())
+    ours = [pre_tokenizer_content(rule()) for rule in (split_at_spaces, split_around_superwords)]
     return (
         content["normalizer"] is None
-        and content["pre_tokenizer"] in (_SPLITS_AT_SPACES, _SPLITS_AROUND_SUPERWORDS)
+        and content["pre_tokenizer"] in ours
         and all(token["special"] for token in content["added_tokens"])  # others are found in the text, across words
     )

@@ -84,13 +84,12 @@ def print_banner(trainer: Any, config: PretrainConfig, plan: RunPlan, checkpoint
 
 def describe_speed(speed: SpeedPlan, config: PretrainConfig) -> str:
     """Return which ways of computing are used, and why not the others."""
-    parts = [f"attention {config.attn_implementation}"]
-    for what, used, other in (
-        ("loss", speed.chunked_loss, "whole logits"), ("compile", speed.compile_layers, "none")):  # fmt: skip
-        yes = "in chunks" if what == "loss" else "each layer"
-        reason = speed.reasons[what]
-        parts.append(f"{what} {yes if used else other}" + (f" ({reason})" if reason else ""))
-    return ", ".join(parts)
+    loss = "in chunks" if speed.chunked_loss else "whole logits"
+    compiled = "each layer" if speed.compile_layers else "none"
+    reasons = {name: f" ({reason})" if reason else "" for name, reason in speed.reasons.items()}
+    return (
+        f"attention {config.attn_implementation}, loss {loss}{reasons['loss']}, compile {compiled}{reasons['compile']}"
+    )
 
 
 def describe_model(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:

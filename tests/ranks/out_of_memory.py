@@ -1,7 +1,7 @@
 """Stands for `recipes/pretrain.py` with memory that runs out: out_of_memory.py KIND LIMIT --config x.yaml …
 
 `rank LIMIT`: on the last rank alone a trial of more than LIMIT rows fails; the others try for real. `space LIMIT`: the
-process may grow by LIMIT MB from here on, as under a real limit. `training LIMIT`: the last rank runs out in step LIMIT.
+process may grow by LIMIT MB from the choice of the micro-batch on, as under a real limit. `training LIMIT`: the last rank runs out in step LIMIT.
 """
 
 import os
@@ -13,6 +13,7 @@ import torch
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import run_main
 from teenytinyllama.training import memory, micro_batch
+from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import Pretrainer, pretrain
 from teenytinyllama.training.ranks import prepare_rank
@@ -34,9 +35,16 @@ def failing_step(self, *arguments, **named):
     return training_step(self, *arguments, **named)
 
 
+def settle_under_limit(config, plan):
+    """Choose the micro-batch when the process may grow by LIMIT MB only."""
+    limit = memory.virtual_memory_bytes() + LIMIT * 1_000_000
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    settle(config, plan)
+
+
 def main():
     """Train with what fails in place."""
-    global training_step
+    global settle, training_step
     prepare_rank()
     values = read_values(PretrainConfig, sys.argv[3:])
     config = build(PretrainConfig, values)
@@ -45,10 +53,11 @@ def main():
     if KIND == "training":
         training_step, Pretrainer.training_step = Pretrainer.training_step, failing_step
     if KIND == "space":
-        import teenytinyllama.emissions  # noqa: F401  (what is imported later needs address space too)
+        # What the run imports after the choice needs address space too, more or less of it by what is installed.
+        import codecarbon  # noqa: F401
+        import matplotlib.pyplot  # noqa: F401
 
-        limit = memory.virtual_memory_bytes() + LIMIT * 1_000_000
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        settle, pretrain_module.settle_micro_batch = pretrain_module.settle_micro_batch, settle_under_limit
     pretrain(config, values)
 
 
