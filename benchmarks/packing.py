@@ -117,13 +117,13 @@ def pack_folder(inputs: list[str], tokenizer: str, num_workers: int | None, cont
 
 
 def tree_rss_mb(pid: int) -> float:
-    """Return the resident memory of a process and its children, without the pages of mapped files."""
+    """Return the resident memory of a process and its children, added up: what they share counts in each."""
     import psutil
 
     try:
         root = psutil.Process(pid)
         family = [root, *root.children(recursive=True)]
-        return sum(process.memory_info().rss - process.memory_info().shared for process in family) / 1e6
+        return sum(process.memory_info().rss for process in family) / 1e6
     except psutil.NoSuchProcess:
         return 0.0
 

@@ -15,6 +15,7 @@ There are no labels: for a causal model they are the inputs, and the collator ma
 """
 
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import InputError, available_cores, ensure, ensure_disk_space
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
@@ -174,6 +176,23 @@ def _encode_all(corpus: Corpus, encoder: DocumentEncoder, journal: Journal, num_
             bar.update(len(chunk))
 
 
+def _write_rows(stream: Path, target: Path, order: NDArray[Any], context: int, dtype: Any) -> None:
+    """Write the rows of a stream of tokens in another order as a .npy file.
+
+    Read and written with plain calls: the pages of mapped files would count as this process's memory.
+    """
+    row_bytes = context * np.dtype(dtype).itemsize
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False,
+              "shape": (len(order), context)}  # fmt: skip
+    with stream.open("rb") as source, target.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(order), 4096):
+            block = order[start : start + 4096].tolist()
+            file.write(b"".join(os.pread(source.fileno(), row_bytes, row * row_bytes) for row in block))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, Any], vocab_size: int) -> None:
     """Shuffle the rows into place, write the validation arrays, then the manifest, then drop the unfinished folder."""
     totals, partial = journal.totals, journal.folder
@@ -184,16 +203,8 @@ def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, 
             f"context={config.context}: the corpus has only {totals.train_tokens} training tokens, less than one row. "
             "Add text or choose a smaller context."
         )
-    stream = np.memmap(partial / "train.bin", dtype=journal.dtype, mode="r")
-    rows = stream[: num_rows * config.context].reshape(num_rows, config.context)
     order = np.random.default_rng(config.seed).permutation(num_rows)
-    shuffled = np.lib.format.open_memmap(
-        output / "train.npy.partial", mode="w+", dtype=journal.dtype, shape=(num_rows, config.context)
-    )
-    for start in range(0, num_rows, 4096):
-        shuffled[start : start + 4096] = rows[order[start : start + 4096]]
-    shuffled.flush()
-    del shuffled, rows, stream
+    _write_rows(partial / "train.bin", output / "train.npy.partial", order, config.context, journal.dtype)
     (output / "train.npy.partial").replace(output / "train.npy")
     np.save(output / "validation.npy", np.fromfile(partial / "validation.bin", dtype=journal.dtype))
     np.save(output / "validation_documents.npy", np.fromfile(partial / "documents.bin", dtype=DOCUMENT_DTYPE))
