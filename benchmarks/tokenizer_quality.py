@@ -29,9 +29,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.tokenizer import TextSample, choose_alphabet, list_merges, number_entries, sample_texts
 from teenytinyllama.tokenizer.learning import MAX_PIECE_CHARS, MIN_PAIR_COUNT, learn_entries
+from teenytinyllama.tokenizer.reading import known_parts
+from teenytinyllama.tokenizer.splitting import SPLIT_PATTERN
 from teenytinyllama.tokenizer.superwords import (
     FUNCTION_WORDS,
-    SPLIT_PATTERN,
     function_word_pieces,
     learn_superwords,
     superword_parts,
@@ -41,7 +42,6 @@ from teenytinyllama.tokenizer.vocabulary import (
     RESERVED_TOKENS,
     SPACE_MARK,
     keep_reachable,
-    known_parts,
 )
 
 UNIGRAM_BYTES = 20_000_000  # of training text: its trainer is several times slower
@@ -82,7 +82,7 @@ def learn_bpe(
         max_token_length=MAX_PIECE_CHARS,
         show_progress=False,
     )
-    backend.train_from_iterator(known_parts(texts, material.alphabet), trainer)
+    backend.train_from_iterator(known_parts(texts, material.alphabet, cut_numbers=False), trainer)
     found = sorted(backend.get_vocab(), key=backend.get_vocab().__getitem__)
     head = NUM_RESERVED_TOKENS + len(material.alphabet)
     return keep_reachable(found[:head], found[head:], size)
@@ -165,7 +165,7 @@ def unigram(material: Material) -> Tokenizer:
         show_progress=False,
     )
     every = 1 + sum(material.sample.kept_bytes.values()) // UNIGRAM_BYTES
-    backend.train_from_iterator(known_parts(material.sample.weighted_texts(every), material.alphabet), trainer)
+    backend.train_from_iterator(known_parts(material.sample.weighted_texts(every), material.alphabet, False), trainer)
     content = json.loads(backend.to_str())
     content["model"]["byte_fallback"] = True
     return Tokenizer.from_str(json.dumps(content))

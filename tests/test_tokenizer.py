@@ -17,15 +17,14 @@ import pytest
 from teenytinyllama import tokenizer as tk
 from teenytinyllama.checks import InputError
 from teenytinyllama.published import load_tokenizer
+from teenytinyllama.tokenizer.reading import choose_alphabet, known_parts
 from teenytinyllama.tokenizer.sampling import PIECE_BYTES, sample_texts
 from teenytinyllama.tokenizer.superwords import FUNCTION_WORDS
 from teenytinyllama.tokenizer.vocabulary import (
     ALWAYS_IN_ALPHABET,
     NUM_RESERVED_TOKENS,
     RESERVED_TOKENS,
-    choose_alphabet,
     keep_reachable,
-    known_parts,
     list_merges,
 )
 
@@ -454,6 +453,20 @@ def test_rare_characters_stay_out_of_the_alphabet():
     assert {"▁", "ã", "Ü", "9"} <= set(alphabet)
     assert "東" in choose_alphabet(["東京 " * 10])
     assert list(known_parts(["ab東cd"], alphabet)) == ["ab", "cd"]
+
+
+def test_parts_are_the_text_without_strange_characters_and_cut_in_numbers():
+    draw = random.Random(3)
+    alphabet = choose_alphabet(["a maçã é doce, 12.345 " * 5_000])
+    texts = ["".join(draw.choices("ab ,\n1234567890é東\U0010ffff", k=draw.randint(0, 40))) for _ in range(3_000)]
+    known = "".join(alphabet) + " "
+    for text in texts:
+        stretches = re.split(f"[^{re.escape(known)}]+", text)
+        pairs = [re.sub("([0-9]{2})(?=[0-9])", "\\1|", stretch) for stretch in stretches]
+        expected = [part for pair in pairs for part in pair.split("|") if part]
+        assert list(known_parts([text], alphabet)) == expected
+        assert list(known_parts([text], alphabet, cut_numbers=False)) == [part for part in stretches if part]
+    assert list(known_parts(texts, alphabet)) == [part for text in texts for part in known_parts([text], alphabet)]
 
 
 # --- audit

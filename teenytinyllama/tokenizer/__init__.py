@@ -20,6 +20,7 @@ from .encoding import (
     tokenizer_fingerprint,
 )
 from .learning import learn_entries
+from .reading import choose_alphabet
 from .sampling import TextSample, TextWithSource, sample_texts
 from .splitting import split_around_superwords, split_at_spaces
 from .superwords import ENTRIES_PER_SUPERWORD, superword_parts
@@ -42,7 +43,6 @@ from .vocabulary import (
     SPECIAL_TOKENS,
     UNK_ID,
     UNK_TOKEN,
-    choose_alphabet,
     list_merges,
     number_entries,
 )

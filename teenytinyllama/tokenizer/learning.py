@@ -3,19 +3,17 @@
 import sys
 from collections.abc import Iterable
 
+from .reading import known_parts
 from .sampling import TextSample
 from .splitting import split_at_spaces
 from .superwords import default_num_superwords, function_word_pieces, learn_superwords
-from .vocabulary import NUM_RESERVED_TOKENS, RESERVED_TOKENS, keep_reachable, known_parts
+from .vocabulary import NUM_RESERVED_TOKENS, RESERVED_TOKENS, keep_reachable
 
 # Longest piece, in characters. Longer ones are template lines of one site; the longest common words of Portuguese
 # ("responsabilidade", "desenvolvimento") stay below 20.
 MAX_PIECE_CHARS = 32
 MIN_PAIR_COUNT = 2  # a pair seen once says nothing about the language
-# No piece has three digits in a row: "2026" is "20", "26", and a number never becomes an entry of its own. Against free
-# pieces this costs 0.15 % tokens, single digits 1.4 % (27 % on gazettes when they also stand alone; docs/lab-log.md).
-_TWO_DIGITS = "[0-9][0-9](?=[0-9])"
-SUPERWORD_BYTES = 50_000_000  # of text that superwords are counted in: a quarter of 121 MB gave the same as all
+SUPERWORD_BYTES = 25_000_000  # of text that superwords are counted in: a quarter of 121 MB gave the same as all
 
 
 def learn_entries(sample: TextSample, alphabet: list[str], vocab_size: int, num_superwords: int | None) -> list[str]:
@@ -45,15 +43,10 @@ def learn_entries(sample: TextSample, alphabet: list[str], vocab_size: int, num_
 
 def _learn_pieces(texts: Iterable[str], alphabet: list[str], vocab_size: int) -> list[str]:
     """Return the learnt pieces of two or more characters, best first, with some to spare for those that get dropped."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, trainers
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            split_at_spaces(),
-            pre_tokenizers.Split(Regex(_TWO_DIGITS), "merged_with_previous"),
-        ]
-    )
+    backend.pre_tokenizer = split_at_spaces()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size + vocab_size // 50 + 64,
         min_frequency=MIN_PAIR_COUNT,

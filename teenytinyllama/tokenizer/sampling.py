@@ -52,16 +52,17 @@ class TextSample:
             yield piece.decode("utf-8")
 
     def weighted_texts(self, every: int = 1) -> Iterator[str]:
-        """Yield the kept pieces, those of small sources more than once, so that small sources weigh more.
+        """Yield pieces of small sources more than once and leave out some of large ones, so that small ones weigh more.
 
-        Each source then has its bytes to the power `SOURCE_EXPONENT`, on the scale where the largest is whole. Weights
-        that are not whole numbers are met on the average over the pieces of the source.
+        Each source then has its bytes to the power `SOURCE_EXPONENT`, on the scale where all together have as many
+        bytes as were kept. Weights that are not whole numbers are met on the average over the pieces of the source.
 
         Args:
             every: take only each n-th piece of each source, for counts that need less text.
         """
-        largest = max(self.kept_bytes.values())
-        weights = {name: (kept / largest) ** (SOURCE_EXPONENT - 1) for name, kept in self.kept_bytes.items() if kept}
+        shares = {name: kept**SOURCE_EXPONENT for name, kept in self.kept_bytes.items() if kept}
+        scale = sum(self.kept_bytes.values()) / sum(shares.values())
+        weights = {name: scale * share / self.kept_bytes[name] for name, share in shares.items()}
         due = dict.fromkeys(weights, 0.0)
         places = dict.fromkeys(weights, -1)
         for piece, source in zip(self.pieces, self.piece_sources, strict=True):

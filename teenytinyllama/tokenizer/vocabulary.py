@@ -1,12 +1,5 @@
 """The entries of the tokenizer: the reserved ones at fixed ids, the alphabet, and the merges that pieces imply."""
 
-import re
-import sys
-from collections.abc import Iterable, Iterator
-from itertools import chain
-
-import numpy as np
-
 UNK_TOKEN, BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<unk>", "<s>", "</s>", "<pad>"
 UNK_ID, BOS_ID, EOS_ID, PAD_ID = 0, 1, 2, 3
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))  # ordinary entries, ids 4 to 259
@@ -24,44 +17,6 @@ DIGITS = "0123456789"
 ALWAYS_IN_ALPHABET = frozenset(
     SPACE_MARK + DIGITS + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" + _ACCENTED + _ACCENTED.upper()
 )
-# Share of the sampled characters that the alphabet must cover; the rest go through bytes. SentencePiece's default is
-# 0.9995 (trainer_spec.character_coverage). Ours is a little higher because the difference is cheap in Portuguese: on
-# 121 MB of mixed text 0.9995 gives 106 characters, 0.9999 gives 123, and everything 483, most of them seen once.
-CHARACTER_COVERAGE = 0.9999
-
-
-def choose_alphabet(texts: Iterable[str], coverage: float = CHARACTER_COVERAGE) -> list[str]:
-    """Return the characters that get entries of their own, in code point order.
-
-    The most frequent ones, until they cover `coverage` of all characters, plus digits and Portuguese letters always.
-    Rare ones (an ideogram seen twice) would take the places of useful pieces; they are written in bytes instead. A
-    space counts as `▁`.
-    """
-    counts = np.zeros(sys.maxunicode + 1, dtype=np.int64)
-    batch: list[str] = []
-    for text in chain(texts, [None]):
-        if text is not None:
-            batch.append(text)
-        if batch and (text is None or len(batch) >= 256):
-            codes = np.frombuffer("".join(batch).encode("utf-32-le"), dtype=np.uint32)
-            counts += np.bincount(codes, minlength=len(counts))
-            batch.clear()
-    counts[ord(SPACE_MARK)] += counts[ord(" ")]
-    counts[ord(" ")] = 0
-    order = np.argsort(-counts, kind="stable")  # ties: lower code point first
-    before = np.cumsum(counts[order]) - counts[order]  # characters covered by the more frequent ones
-    frequent = order[(before < coverage * counts.sum()) & (counts[order] > 0)]
-    return sorted(ALWAYS_IN_ALPHABET | {chr(code) for code in frequent})
-
-
-def known_parts(texts: Iterable[str], alphabet: list[str]) -> Iterator[str]:
-    """Yield the stretches of text inside the alphabet.
-
-    The trainer leaves characters outside it out of a word, and would learn a pair across the gap that no text has.
-    """
-    outside = re.compile("[^" + re.escape("".join(alphabet)) + " ]+")
-    for text in texts:
-        yield from filter(None, outside.split(text))
 
 
 def number_entries(vocabulary: list[str]) -> dict[str, int]:
