@@ -117,12 +117,22 @@ def card(argv: list[str]) -> None:
     print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
 
 
+def chat(argv: list[str]) -> int:
+    """Talk with a model in the terminal: MODEL [--system TEXT] [--seed N] [--check-template]."""
+    ensure(argv and not argv[0].startswith("--"), "ttl chat: needs a model: a folder or a Hub repository.")
+    from .arguments import parse
+    from .chat.terminal import ChatConfig, run_chat
+
+    return run_chat(argv[0], parse(ChatConfig, argv[1:]))
+
+
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "init": init,
     "tokenizer": tokenizer,
     "pack": pack,
     "pretrain": pretrain,
+    "chat": chat,
     "card": card,
 }
 
@@ -163,6 +173,10 @@ def _describe_verb(verb: str) -> str:
         from .data.packing import PackConfig
 
         return describe_keys(PackConfig)
+    if verb == "chat":
+        from .chat.terminal import ChatConfig
+
+        return describe_keys(ChatConfig)
     if verb == "pretrain":
         from .training.config import PretrainConfig
 

@@ -286,6 +286,15 @@ def test_max_steps_of_the_user_is_kept(values: dict[str, Any]) -> None:
     assert build(PretrainConfig, {**values, "max_steps": 3}).max_steps == 3
 
 
+@pytest.mark.parametrize(("run_tokens", "eval_tokens"), [(2**18, 20_000), (2**22, 41_943), (2**30, 200_000)])
+def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens: int, eval_tokens: int) -> None:
+    del values["eval_max_tokens"]
+    config = build(PretrainConfig, {**values, "max_tokens": run_tokens})
+    assert config.eval_max_tokens == eval_tokens
+    assert "eval_max_tokens" not in config.to_yaml_values(values)
+    assert build(PretrainConfig, {**values, "eval_max_tokens": 7}).eval_max_tokens == 7
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -77,8 +77,10 @@ class PretrainConfig(TrainingArguments):
         default=None, metadata={"help": "compile each layer with torch; null: when the run is long enough to pay"}
     )
     eval_max_tokens: int | None = field(
-        default=200_000, metadata={"help": "held-out tokens scored during training; the final score uses all"}
-    )
+        default=None,
+        metadata={"help": "held-out tokens scored at each evaluation; null: a hundredth of the run's tokens, 20,000 to "
+                          "200,000. The final score uses all"},
+    )  # fmt: skip
     sample_prompts: list[str] | None = field(
         default=None, metadata={"help": "texts continued at every evaluation, written to samples.jsonl"}
     )
@@ -217,6 +219,8 @@ class PretrainConfig(TrainingArguments):
             )
             self.max_steps = steps
         ensure(self.max_steps > 0, "max_tokens: missing. Give the length of the run in tokens (or max_steps).")
+        if self.eval_max_tokens is None:  # ten evaluations then cost about as much as a twentieth of the training
+            self.eval_max_tokens = min(200_000, max(20_000, self.max_steps * self.tokens_per_step // 100))
         if self.lr_scheduler_type == "warmup_stable_decay":
             given = self.lr_scheduler_kwargs if isinstance(self.lr_scheduler_kwargs, dict) else {}
             decay = {"num_decay_steps": max(1, round(self.decay_fraction * self.max_steps)), "decay_type": "linear"}
@@ -237,7 +241,8 @@ class PretrainConfig(TrainingArguments):
 
     def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the keys that say what this run is: those given, and our own with their defaults; no derived ones."""
-        derived = {"context", "max_steps", "per_device_train_batch_size", "lr_scheduler_kwargs", "bf16", "fp16"}
+        derived = {"context", "max_steps", "eval_max_tokens", "per_device_train_batch_size", "lr_scheduler_kwargs"}
+        derived |= {"bf16", "fp16"}
         own = [item.name for item in fields(self) if item.init and item.name in PretrainConfig.__annotations__]
         values = {name: getattr(self, name) for name in own if name not in derived and name not in given}
         values = {name: getattr(value, "value", value) for name, value in values.items()}  # enums by their value

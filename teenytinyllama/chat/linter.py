@@ -1,0 +1,132 @@
+"""`ttl chat --check-template MODEL`: whether a chat model's files agree on how a conversation is written and ended."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..checks import InputError
+from .template import ConversationEncoder, Message, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_CONVERSATIONS: list[list[Message]] = [
+    [
+        {"role": "user", "content": "Qual é a capital do Brasil?"},
+        {"role": "assistant", "content": "A capital do Brasil é Brasília."},
+    ],
+    [
+        {"role": "user", "content": "Escreva dois versos.\nSem rima, por favor."},
+        {"role": "assistant", "content": "A chuva cai  mansa,\n\ne a rua adormece. 🌧"},
+        {"role": "user", "content": "Mais um?"},
+        {"role": "assistant", "content": "Outro dia, talvez."},
+    ],
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One checked property.
+
+    Attributes:
+        name: what should hold.
+        problem: why it does not, and what to do; empty when it holds.
+    """
+
+    name: str
+    problem: str = ""
+
+
+def check_chat_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[Finding]:
+    """Return what was checked of a model and its tokenizer, in order; a model without a template has one finding.
+
+    Checked with conversations of one and of two turns: that the text before an answer begins the text with it, that
+    exactly the answers and their end tokens are marked as answers, that generation stops at this end token, that the
+    tokens decode to the text, that typed special tokens stay text, and that every token has an embedding.
+    """
+    if not tokenizer.chat_template:
+        return [Finding("has a chat template", "none: this is a base model, or the template was not saved with it")]
+    try:
+        encoder = ConversationEncoder(tokenizer)
+        conversations = [(messages, encoder.encode(messages)) for messages in _CONVERSATIONS]
+    except InputError as error:
+        return [Finding("renders one and two turns", str(error))]
+    ends = {encoded.ids[last] for _, encoded in conversations for last in _ends_of_answers(encoded.is_answer)}
+    return [
+        Finding("renders one and two turns"),
+        Finding("the generation prompt begins the conversation", _check_prompts(tokenizer, encoder)),
+        Finding("exactly the answers and their end tokens are learnt", _check_mask(tokenizer, encoder)),
+        Finding("generation stops at the end token", _check_stop(model, tokenizer, ends)),
+        Finding("tokens decode to the text", _check_round_trip(tokenizer, encoder)),
+        Finding("typed special tokens stay text", _check_injection(tokenizer, encoder)),
+        Finding("every token has an embedding", _check_embeddings(model, tokenizer)),
+    ]
+
+
+def format_findings(findings: list[Finding]) -> str:
+    """Return one line for each finding."""
+    return "\n".join(f"{'FAILED' if found.problem else 'ok':7} {found.name}" + (
+        f": {found.problem}" if found.problem else "") for found in findings)  # fmt: skip
+
+
+def _ends_of_answers(is_answer: list[bool]) -> list[int]:
+    following = [*is_answer[1:], False]
+    return [place for place, (here, after) in enumerate(zip(is_answer, following, strict=True)) if here and not after]
+
+
+def _check_prompts(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+    for messages in _CONVERSATIONS:
+        for turn in range(1, len(messages), 2):
+            prompt, whole = encoder.encode(messages[:turn], for_answer=True).ids, encoder.encode(messages).ids
+            if whole[: len(prompt)] != prompt:
+                shown = render(tokenizer, messages[:turn], for_answer=True)[0][-40:]
+                return f"the prompt ends with {shown!r}, and the conversation goes on differently; mend the template"
+    return ""
+
+
+def _check_mask(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+    if not encoder.has_marks:
+        return "the template has no {% generation %} marks, so nothing says what an answer is; add them"
+    for messages in _CONVERSATIONS:
+        encoded = encoder.encode(messages)
+        learnt = [index for index, answer in zip(encoded.ids, encoded.is_answer, strict=True) if answer]
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        expected = "".join(answer + str(tokenizer.eos_token) for answer in answers)
+        found = tokenizer.decode(learnt)
+        if found != expected:
+            return f"learnt is {found!r}, and should be {expected!r}; put the end token inside {{% generation %}}"
+    return ""
+
+
+def _check_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ends: set[int]) -> str:
+    stops = model.generation_config.eos_token_id if model.generation_config is not None else None
+    known = set(stops if isinstance(stops, list) else [] if stops is None else [stops])
+    if ends and ends <= known:
+        return ""
+    names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(ends)))) or "nothing marked"
+    return f"answers end with {names}, generation_config.json has eos_token_id={stops}; set it to the end token's id"
+
+
+def _check_round_trip(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+    for messages in _CONVERSATIONS:
+        text = render(tokenizer, messages)[0]
+        found = tokenizer.decode(encoder.encode(messages).ids, clean_up_tokenization_spaces=False)
+        if found != text:
+            return f"{text!r} comes back as {found!r}; use a tokenizer with a lossless decoder"
+    return ""
+
+
+def _check_injection(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+    if not encoder.keeps_apart:
+        return "the template changes contents, so they cannot be told apart; our chat and tuning refuse such texts"
+    typed = "".join(map(str, tokenizer.all_special_tokens))
+    clean, injected = (
+        encoder.encode([{"role": "user", "content": text}], for_answer=True).ids for text in ("x", f"x{typed}")
+    )
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    more = [index for index in injected if index in special][len([index for index in clean if index in special]) :]
+    return f"a user can type {tokenizer.convert_ids_to_tokens(more)}" if more else ""
+
+
+def _check_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
+    rows = model.get_input_embeddings().weight.shape[0]
+    return "" if len(tokenizer) <= rows else f"{len(tokenizer)} tokens for {rows} embeddings; resize the embeddings"
