@@ -1,5 +1,6 @@
-"""Rows of text out of one file: parquet, jsonl (plain, gz or zst) and txt, with errors that name the place."""
+"""Rows of one file: parquet, jsonl (plain, gz or zst), json, txt; errors name the file and the place in it."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import IO, Any
 
 from ..checks import InputError, ensure
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")  # of texts
+RECORD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json")  # of rows with several columns
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
 
@@ -51,7 +53,8 @@ def _invalid_utf8(key: str, path: Path, where: str, error: UnicodeDecodeError) -
     )
 
 
-def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
+@contextlib.contextmanager
+def _open_parquet(key: str, path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
@@ -60,6 +63,24 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{key}={path}: not a readable parquet file ({str(error).splitlines()[0]}).") from error
     with file:
+        yield file
+
+
+def _batches(key: str, path: Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
+    """Yield the record batches of an open parquet file; None: with all columns."""
+    import pyarrow
+
+    row = 0
+    try:
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            yield batch
+            row += batch.num_rows
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{key}={path}: damaged after row {row} ({str(error).splitlines()[0]}).") from error
+
+
+def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
+    with _open_parquet(key, path) as file:
         names = file.schema_arrow.names
         ensure(
             text_column in names,
@@ -68,15 +89,49 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
         columns = [text_column] + ([metadata_column] if metadata_column in names else [])
         row = 0
         try:
-            for batch in file.iter_batches(batch_size=256, columns=columns):
+            for batch in _batches(key, path, file, columns):
                 metadata = batch.column(1) if len(columns) > 1 else None
                 for index, cell in enumerate(batch.column(0)):
                     row += 1
                     yield cell.as_py(), metadata[index].as_py() if metadata is not None else None
         except UnicodeDecodeError as error:
             raise _invalid_utf8(key, path, f"row {row}", error) from error
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise InputError(f"{key}={path}: damaged after row {row} ({str(error).splitlines()[0]}).") from error
+
+
+def read_records(key: str, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield every row of a parquet, jsonl or json file (one list of objects) as a mapping of all its columns.
+
+    Raises:
+        InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
+    """
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        with _open_parquet(key, path) as file:
+            row = 0
+            try:
+                for batch in _batches(key, path, file, None):
+                    yield from batch.to_pylist()
+                    row += batch.num_rows
+            except UnicodeDecodeError as error:
+                raise _invalid_utf8(key, path, f"a row after row {row}", error) from error
+    elif name.endswith(".json"):
+        yield from _read_json(key, path)
+    else:
+        yield from (record for _, record in _json_lines(key, path))
+
+
+def _read_json(key: str, path: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise _invalid_utf8(key, path, f"byte {error.start}", error) from error
+    except ValueError as error:
+        raise InputError(f"{key}={path}: not JSON ({error}). One object a line is a .jsonl file.") from error
+    ensure(
+        isinstance(content, list) and all(isinstance(record, dict) for record in content),
+        f"{key}={path}: must be one list of JSON objects.",
+    )
+    return list(content)
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
@@ -106,7 +161,8 @@ def _lines(key: str, path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def _read_jsonl(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
+def _json_lines(key: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a jsonl file with the numbers of their lines; empty lines are left out."""
     for number, line in enumerate(_lines(key, path), start=1):
         if not line.strip():
             continue
@@ -117,6 +173,11 @@ def _read_jsonl(key: str, path: Path, text_column: str, metadata_column: str) ->
         except ValueError as error:
             raise InputError(f"{key}={path}: line {number} is not JSON ({error}). One JSON object a line.") from error
         ensure(isinstance(record, dict), f"{key}={path}: line {number} is not a JSON object.")
+        yield number, record
+
+
+def _read_jsonl(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
+    for number, record in _json_lines(key, path):
         ensure(
             text_column in record,
             f"text_column={text_column}: line {number} of {path} has no such key. It has {', '.join(record)}.",

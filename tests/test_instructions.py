@@ -1,0 +1,161 @@
+"""Rows of many forms become conversations."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teenytinyllama.checks import InputError
+from teenytinyllama.data import instructions as data
+from teenytinyllama.data.instructions import Conversation, Counts, RowError, read_conversation, read_conversations
+from teenytinyllama.data.readers import read_records
+
+USER, ASSISTANT = {"role": "user", "content": "Oi?"}, {"role": "assistant", "content": "Olá."}
+SYSTEM = {"role": "system", "content": "Seja breve."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, ASSISTANT]},
+        {"conversations": [{"from": "human", "value": " Oi? "}, {"from": "gpt", "value": "Olá.\n"}], "source": "x"},
+        {"instruction": "Oi?", "input": "", "output": "Olá."},
+        {"instruction": "Oi?", "input": None, "output": "Olá."},
+        {"prompt": "Oi?", "completion": "Olá."},
+        {"prompt": "Oi?", "response": "Olá.", "messages": None},
+        {"prompt": [USER], "completion": [ASSISTANT]},
+    ],
+)
+def test_every_form_gives_the_same_turns(row: dict[str, Any]) -> None:
+    assert read_conversation(row) == [USER, ASSISTANT]
+
+
+def test_inputs_and_system_texts() -> None:
+    assert read_conversation({"instruction": "Some.", "input": "1 e 2", "output": "3", "system": "Conte."}) == [
+        {"role": "system", "content": "Conte."},
+        {"role": "user", "content": "Some.\n\n1 e 2"},
+        {"role": "assistant", "content": "3"},
+    ]
+    turns = [SYSTEM, USER, ASSISTANT, {"role": "user", "content": "E?"}, ASSISTANT]
+    assert read_conversation({"messages": turns}) == turns
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": "Oi"}, data.UNKNOWN_FORM),
+        ({"prompt": "Oi", "chosen": "a", "rejected": "b"}, data.UNKNOWN_FORM),
+        ({"messages": ["Oi"]}, data.NOT_TEXT),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, data.NOT_TEXT),
+        ({"prompt": "Oi", "completion": 3}, data.NOT_TEXT),
+        ({"instruction": "Oi", "input": 3, "output": "a"}, data.NOT_TEXT),
+        ({"messages": [{"role": "tool", "content": "x"}, ASSISTANT]}, data.UNKNOWN_ROLE),
+        ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, data.EMPTY_TURN),
+        ({"messages": [ASSISTANT, USER]}, data.BAD_ORDER),
+        ({"messages": [USER, USER, ASSISTANT]}, data.BAD_ORDER),
+        ({"messages": [USER, SYSTEM, ASSISTANT]}, data.BAD_ORDER),
+        ({"messages": [USER, ASSISTANT, USER]}, data.NO_ANSWER),
+        ({"messages": [SYSTEM]}, data.NO_ANSWER),
+        ({"messages": []}, data.NO_ANSWER),
+    ],
+)
+def test_rows_that_are_no_conversation_have_a_reason(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(RowError) as error:
+        read_conversation(row)
+    assert str(error.value) == reason
+
+
+def test_duplicates_and_bad_rows_are_counted_with_their_first_place() -> None:
+    rows: list[tuple[str, str, dict[str, Any]]] = [
+        ("a:1", "a", {"messages": [USER, ASSISTANT]}),
+        ("a:2", "a", {"prompt": "oi? ", "completion": "OLÁ."}),  # the same but for case and space
+        ("a:3", "a", {"prompt": "Oi?", "completion": "Outra."}),
+        ("a:4", "a", {"text": "x"}),
+        ("b:1", "b", {"text": "x"}),
+        ("b:2", "b", {"prompt": "Oi?", "completion": "Mais.", "source": "s"}),
+    ]
+    counts = Counts()
+    kept = list(read_conversations(rows, counts, 0.0))
+    for split, conversation, _ in kept:
+        counts.keep(split, conversation)
+    assert [place for _, _, place in kept] == ["a:1", "a:3", "b:2"]
+    assert counts.kept["train"] == {"a": 2, "s": 1}
+    assert counts.dropped == {data.DUPLICATE: 1, data.UNKNOWN_FORM: 2}
+    assert counts.first_dropped == {data.DUPLICATE: "a:2", data.UNKNOWN_FORM: "a:4"}
+
+
+def test_the_split_is_by_the_first_question() -> None:
+    rows = [(f"a:{i}", "a", {"prompt": f"Pergunta {i % 200}?", "completion": f"Resposta {i}."}) for i in range(1_000)]
+    sides: dict[str, set[str]] = {}
+    for split, conversation, _ in read_conversations(rows, Counts(), 0.2):
+        sides.setdefault(conversation.first_question(), set()).add(split)
+    assert all(len(found) == 1 for found in sides.values())
+    assert 20 < sum(found == {"validation"} for found in sides.values()) < 60
+    half = {c.first_question(): s for s, c, _ in read_conversations(rows[:500], Counts(), 0.2)}
+    assert all(sides[question] == {split} for question, split in half.items()), "more data moved a question"
+
+
+def test_a_conversation_is_split_where_it_fits() -> None:
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": "x" * n} for i, n in enumerate([1, 1, 3, 3, 9, 9, 1, 2, 1, 1])
+    ]
+
+    def fits(messages: list[dict[str, str]]) -> bool:
+        return sum(len(message["content"]) for message in messages) <= 10 + len(SYSTEM["content"])
+
+    parts, left_out = data.split_to_fit(Conversation([SYSTEM, *turns], "s"), fits)
+    assert [part.messages for part in parts] == [[SYSTEM, *turns[:4]], [SYSTEM, *turns[6:]]]
+    assert left_out == 1
+    assert {part.source for part in parts} == {"s"}
+    assert data.split_to_fit(Conversation(turns[4:6]), fits) == ([Conversation(turns[4:6])], 0)
+
+
+def test_rows_of_all_files_are_the_same(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"prompt": "Oi?", "completion": "Olá."}, {"prompt": "É?", "completion": "É."}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "c.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 4
+    assert all(list(read_records("inputs", file)) == rows for file in files)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"{", "inputs=.*a.json: not JSON .*One object a line is a .jsonl file"),
+        ("a.json", b"{}", "inputs=.*a.json: must be one list of JSON objects"),
+        ("a.json", b'["x"]', "must be one list of JSON objects"),
+        ("a.json", b'["\xff"]', "byte 2 is not valid UTF-8"),
+        ("a.jsonl", b"[1]\n", "line 1 is not a JSON object"),
+        ("a.jsonl", b"{}\n{", "line 2 is not JSON"),
+        ("a.parquet", b"x", "not a readable parquet file"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_records("inputs", tmp_path / name))
+
+
+def test_real_instructions(real_data: Path) -> None:
+    counts = Counts()
+    folder = real_data / "instruct"
+    rows = (
+        (f"{path.name}:{number}", path.stem, row)
+        for path in sorted(folder.glob("*.parquet"))
+        if "preference" not in path.name
+        for number, row in enumerate(read_records("inputs", path), start=1)
+    )
+    for split, conversation, _ in read_conversations(rows, counts, 0.03):
+        counts.keep(split, conversation)
+    assert sum(counts.kept["train"].values()) > 17_000
+    assert 300 < sum(counts.kept["validation"].values()) < 900
+    assert sum(counts.dropped.values()) < 10
