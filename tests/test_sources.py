@@ -1,5 +1,9 @@
 import gzip
 import json
+import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -133,3 +137,36 @@ def test_a_folder_without_texts_and_a_wild_fraction_are_refused(tmp_path: Path) 
         read(tmp_path)
     with pytest.raises(InputError, match="validation_fraction=0.9: must lie between 0 and 0.5"):
         read("sample", validation_fraction=0.9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_one_large_row_group_is_read_in_parts(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    texts = [draw.randbytes(2_500).hex() for _ in range(12_000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False)
+    metadata = pyarrow.parquet.ParquetFile(tmp_path / "a.parquet").metadata
+    assert metadata.num_row_groups == 1
+    assert metadata.row_group(0).total_byte_size > 50e6
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b.parquet")
+    code = """
+import pathlib, re, sys
+from teenytinyllama.data.readers import read_rows
+
+def characters(path):
+    return sum(len(text) for text, _ in read_rows("inputs", pathlib.Path(path), "text", "metadata", "file"))
+
+def peak_kb():  # not getrusage: its peak begins with that of the parent process
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
+characters(sys.argv[2])  # what pyarrow takes for itself
+before = peak_kb()
+length = characters(sys.argv[1])
+print(length, peak_kb() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(str(tmp_path / f"{name}.parquet") for name in "ab")], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    length, grown = map(int, done.stdout.split())
+    assert length == 60_000_000
+    assert grown < 40_000, "kilobytes"

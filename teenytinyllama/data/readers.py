@@ -10,6 +10,7 @@ from ..checks import InputError, ensure
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")  # of texts
 RECORD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json")  # of rows with several columns
+_PARQUET_BUFFER_BYTES = 1 << 20
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
 
@@ -59,7 +60,8 @@ def _open_parquet(key: str, path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        # By default a whole row group is read at once, and many programs write one for the whole file.
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{key}={path}: not a readable parquet file ({str(error).splitlines()[0]}).") from error
     with file:
