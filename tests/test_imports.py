@@ -25,7 +25,7 @@ ALLOWED = {
     "published": CORE,
     "chat": CORE,
     "launcher": BASE | {"supervision"},
-    "data": CORE,
+    "data": CORE | {"chat"},
     "evaluation": CORE | {"data"},
     "training": CORE | {"data", "evaluation", "supervision"},
     "publishing": CORE | {"data", "evaluation", "training"},

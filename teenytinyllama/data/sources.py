@@ -81,8 +81,13 @@ class SourceFile:
     path: Path
 
 
-def resolve_files(key: str, inputs: list[str]) -> list[SourceFile]:
+def resolve_files(key: str, inputs: list[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[SourceFile]:
     """Return the files that the inputs stand for, in a fixed order; `sample` has none.
+
+    Args:
+        key: the config key that names them, for the message.
+        inputs: files, folders, globs, Hub datasets; see the module.
+        suffixes: how files of the wanted kinds end.
 
     Raises:
         InputError: an input matches nothing, is of an unknown kind, or is a Hub dataset without a pinned commit.
@@ -92,7 +97,7 @@ def resolve_files(key: str, inputs: list[str]) -> list[SourceFile]:
         if text == SAMPLE:
             continue
         if text.startswith("hf://"):
-            files += _hub_files(key, text)
+            files += _hub_files(key, text, suffixes)
             continue
         paths = [Path(text)] if Path(text).exists() else [Path(match) for match in sorted(glob.glob(text))]
         ensure(
@@ -101,23 +106,23 @@ def resolve_files(key: str, inputs: list[str]) -> list[SourceFile]:
             "hf://datasets/user/name@commit.",
         )
         for path in paths:
-            found = sorted(file for file in path.rglob("*") if _is_known(file)) if path.is_dir() else [path]
-            ensure(found, f"{key}={text}: the folder holds no {', '.join(SUFFIXES)} file.")
+            found = sorted(file for file in path.rglob("*") if _is_known(file, suffixes)) if path.is_dir() else [path]
+            ensure(found, f"{key}={text}: the folder holds no {', '.join(suffixes)} file.")
             ensure(
-                all(map(_is_known, found)),
-                f"{key}={path}: unknown kind of file. Known are {', '.join(SUFFIXES)}.",
+                all(_is_known(file, suffixes) for file in found),
+                f"{key}={path}: unknown kind of file. Known are {', '.join(suffixes)}.",
             )
             files += [SourceFile(str(file.relative_to(path.parent)) if path.is_dir() else file.name, file)
                       for file in found]  # fmt: skip
     return files
 
 
-def _is_known(path: Path) -> bool:
+def _is_known(path: Path, suffixes: tuple[str, ...]) -> bool:
     # run.json and audits of our own folders are .json, which is not a corpus format here.
-    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+    return path.is_file() and path.name.lower().endswith(suffixes)
 
 
-def _hub_files(key: str, text: str) -> list[SourceFile]:
+def _hub_files(key: str, text: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
     """Download the text files of a Hub dataset at its pinned commit, one by one.
 
     A whole-snapshot download answers a server error with whatever lies in the cache; per-file downloads fail.
@@ -135,8 +140,8 @@ def _hub_files(key: str, text: str) -> list[SourceFile]:
 
     try:
         names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
-        wanted = [name for name in sorted(names) if name.lower().endswith(SUFFIXES) and fnmatch.fnmatch(name, pattern)]
-        ensure(wanted, f"{key}={text}: no {', '.join(SUFFIXES)} file there matches {pattern!r}.")
+        wanted = [name for name in sorted(names) if name.lower().endswith(suffixes) and fnmatch.fnmatch(name, pattern)]
+        ensure(wanted, f"{key}={text}: no {', '.join(suffixes)} file there matches {pattern!r}.")
         return [
             SourceFile(f"{repo}/{name}", Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision)))
             for name in wanted
@@ -208,16 +213,20 @@ class Corpus:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the sha256 of every file read, by name, and of the embedded sample's generator."""
-        from tqdm import tqdm
-
-        files = [*self.files, *self.validation_files]
-        size = sum(file.path.stat().st_size for file in files)
-        # disable=None: a bar on a terminal, nothing in a log file.
-        with tqdm(total=size, desc="hashing inputs", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            hashes = {file.name: sha256_file(file.path, bar.update) for file in files}
+        hashes = hash_files([*self.files, *self.validation_files])
         if self.has_sample:
             hashes[SAMPLE] = _sample_sha256()
         return hashes
+
+
+def hash_files(files: list[SourceFile]) -> dict[str, str]:
+    """Return the sha256 of each file by its name."""
+    from tqdm import tqdm
+
+    size = sum(file.path.stat().st_size for file in files)
+    # disable=None: a bar on a terminal, nothing in a log file.
+    with tqdm(total=size, desc="hashing inputs", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        return {file.name: sha256_file(file.path, bar.update) for file in files}
 
 
 @functools.cache  # the stages of the demo read it several times in one process; it is about 5 MB
