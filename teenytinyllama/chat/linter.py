@@ -1,12 +1,13 @@
 """`ttl chat --check-template MODEL`: whether a chat model's files agree on how a conversation is written and ended."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..checks import InputError
 from .template import ConversationEncoder, Message, render
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _CONVERSATIONS: list[list[Message]] = [
@@ -128,5 +129,5 @@ def _check_injection(tokenizer: "PreTrainedTokenizerBase", encoder: Conversation
 
 
 def _check_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = int(cast("Tensor", model.get_input_embeddings().weight).shape[0])
     return "" if len(tokenizer) <= rows else f"{len(tokenizer)} tokens for {rows} embeddings; resize the embeddings"

@@ -77,8 +77,9 @@ def render(
 
     ensure(tokenizer.chat_template, "tokenizer: has no chat template: it belongs to a base model, which completes.")
     template = tokenizer.get_chat_template()
+    rendering: Any = render_jinja_template  # declared to return a str
     try:
-        texts, spans = render_jinja_template(
+        texts, spans = rendering(
             [messages],
             chat_template=template,
             return_assistant_tokens_mask=has_generation_marks(template),
