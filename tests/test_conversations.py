@@ -144,6 +144,15 @@ def test_bad_inputs_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     config = ConversationsConfig(inputs=[empty], output_dir=str(tmp_path / "out"), context=16)
     with pytest.raises(InputError, match="a.jsonl: hold no conversation to learn from .1 x longer than the context"):
         prepare_conversations(config, tokenizer)
+    config.output_dir = str(tmp_path)
+    with pytest.raises(InputError, match="is not empty .a.jsonl.. Choose an empty or new folder"):
+        prepare_conversations(config, tokenizer)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.parquet").write_text("mine")
+    config.output_dir = str(tmp_path / "mine")
+    with pytest.raises(InputError, match="is not empty .train.parquet."):
+        prepare_conversations(config, tokenizer)
+    assert (tmp_path / "mine" / "train.parquet").read_text() == "mine"
     config.output_dir = empty
     with pytest.raises(InputError, match="output_dir=.*a.jsonl: is a file. Choose a folder"):
         prepare_conversations(config, tokenizer)

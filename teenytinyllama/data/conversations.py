@@ -217,6 +217,9 @@ def _is_done(output: Path, plan_sha256: str) -> bool:
             f"output_dir={output}: holds conversations of other inputs or settings. Choose another folder.",
         )
         return True
+    own = {f"{split}.parquet.partial" for split in SPLITS}  # a train.parquet without run.json may be the user's
+    others = sorted({path.name for path in output.iterdir()} - own) if output.is_dir() else []
+    ensure(not others, f"output_dir={output}: is not empty ({', '.join(others[:3])}). Choose an empty or new folder.")
     return False
 
 
@@ -236,9 +239,8 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
     output.mkdir(parents=True, exist_ok=True)
     summary = {}
     for split in SPLITS:
-        partial = output / f"{split}.parquet.partial"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[split], schema), partial)
-        partial.replace(output / f"{split}.parquet")
+        table = pyarrow.Table.from_pylist(rows[split], schema)
+        pyarrow.parquet.write_table(table, output / f"{split}.parquet.partial")
         lengths = [len(row["input_ids"]) for row in rows[split]]
         summary[split] = {
             "conversations": len(lengths),
@@ -248,6 +250,8 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
             "median_tokens": statistics.median(lengths) if lengths else None,
             "longest_tokens": max(lengths, default=None),
         }
+    for split in SPLITS:
+        (output / f"{split}.parquet.partial").replace(output / f"{split}.parquet")
     content = {
         "plan_sha256": sha256_json(plan),
         "plan": plan,
