@@ -13,3 +13,4 @@ ttl tokenizer --config "$configs/tokenizer.yaml"      # texts -> outputs/SIZE/to
 ttl pack --config "$configs/pack.yaml"                # texts -> outputs/SIZE/packed: rows of tokens
 ttl pretrain --config "$configs/pretrain.yaml" "$@"   # rows -> outputs/SIZE/base: model, metrics, energy, card
 ttl card "outputs/$size/base"                         # the card again, from the run's files
+ttl sft --config "$configs/sft.yaml"                  # instructions -> outputs/SIZE/chat: a model that answers

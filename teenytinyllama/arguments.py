@@ -5,6 +5,7 @@ An unknown key, a wrong type, a key given twice and a missing required key are r
 
 import dataclasses
 import enum
+import inspect
 import re
 import types
 import typing
@@ -221,6 +222,13 @@ def parse(cls: type[Config], argv: list[str]) -> Config:
     return build(cls, read_values(cls, argv))
 
 
+def own_keys(cls: type) -> set[str]:
+    """Return the keys of a config that are ours: defined here or with another default than the library's class."""
+    package = __name__.split(".")[0]
+    ours = [base for base in cls.__mro__ if base.__module__.split(".")[0] == package]
+    return {name for base in ours for name in inspect.get_annotations(base)}
+
+
 def describe_keys(cls: type, own_only: bool = False) -> str:
     """Return a help text: every key of the config with its type, default and meaning.
 
@@ -231,8 +239,10 @@ def describe_keys(cls: type, own_only: bool = False) -> str:
     hints = typing.get_type_hints(cls)
     own, inherited = [], []
     for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
         text = str(field.metadata.get("help", "")).replace("%%", "%")
-        if own_only and field.name not in cls.__annotations__:
+        if own_only and field.name not in own_keys(cls):
             inherited.append(field.name)
             continue
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -241,7 +251,7 @@ def describe_keys(cls: type, own_only: bool = False) -> str:
         own.append(f"  --{field.name}  ({_describe(hints[field.name])}; {tail})\n        {text}")
     lines = "\n".join(own)
     if inherited:
-        lines += "\n\nalso every key of transformers.TrainingArguments:\n  " + ", ".join(sorted(inherited))
+        lines += "\n\nalso every key of the library's arguments:\n  " + ", ".join(sorted(inherited))
     return lines
 
 

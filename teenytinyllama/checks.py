@@ -5,6 +5,7 @@ traceback. Exit codes follow the design: 0 done, 1 failed, 2 bad input, 75 stopp
 """
 
 import difflib
+import importlib.util
 import os
 import shutil
 import sys
@@ -48,6 +49,19 @@ def near_name(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def ensure_packages(extra: str, *names: str) -> None:
+    """Check that the packages of an extra are installed, without importing them.
+
+    Raises:
+        MissingPackageError: one is not; the message has the pip line.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f"{', '.join(missing)}: not installed. Install what this needs: pip install 'teenytinyllama[{extra}]'"
+        )
 
 
 def ensure_file(field: str, path: str | Path, fix: str) -> Path:

@@ -64,20 +64,71 @@ def pack(argv: list[str]) -> None:
     print_summary(pack_corpus(parse(PackConfig, argv)))
 
 
-def pretrain(argv: list[str]) -> int:
-    """Pretrain from a preset or continue a model: [--accelerate NAME|FILE] [--num_processes N]."""
+def _take_ranks(argv: list[str]) -> tuple[list[str], str | None, int | None]:
+    """Return the command line without the options of the ranks, the accelerate file, and the number of ranks."""
     argv, accelerate_file = _take_option(argv, "accelerate")
     argv, ranks = _take_option(argv, "num_processes")
     ensure(ranks is None or ranks.isdigit(), f"--num_processes {ranks}: must be a positive integer.")
+    return argv, accelerate_file, int(ranks) if ranks else None
+
+
+def pretrain(argv: list[str]) -> int:
+    """Pretrain from a preset or continue a model: [--accelerate NAME|FILE] [--num_processes N]."""
+    argv, accelerate_file, ranks = _take_ranks(argv)
     from .arguments import read_values
     from .training.config import PretrainConfig
 
-    values = read_values(PretrainConfig, argv)
-    return start_pretraining(values, accelerate_file, int(ranks) if ranks else None)
+    return start_pretraining(read_values(PretrainConfig, argv), accelerate_file, ranks)
 
 
 def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_processes: int | None) -> int:
-    """Check everything in this process, pack `inputs` if there are any, then start the ranks and supervise them.
+    """Check a pretraining, pack its `inputs` if there are any, and run it; see `_start`."""
+    from .training.plan import check_before_launch, pack_inputs
+
+    return _start("pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch)
+
+
+def conversations(argv: list[str]) -> None:
+    """Turn instruction files into tokens with labels, to be tuned on."""
+    from .arguments import parse
+    from .data.conversations import ConversationsConfig
+    from .tuning.plan import prepare, print_summary
+
+    print_summary(prepare(parse(ConversationsConfig, argv)))
+
+
+def sft(argv: list[str]) -> int:
+    """Tune a model on instructions, all weights or LoRA: [--accelerate NAME|FILE] [--num_processes N]."""
+    argv, accelerate_file, ranks = _take_ranks(argv)
+    from .arguments import read_values
+    from .tuning.config import SftConfig
+    from .tuning.plan import check_before_launch, prepare_inputs
+
+    values = read_values(SftConfig, argv)
+    return _start("sft.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
+
+
+def dpo(argv: list[str]) -> int:
+    """Tune a chat model on preferences, pairs of answers: [--accelerate NAME|FILE] [--num_processes N]."""
+    argv, accelerate_file, ranks = _take_ranks(argv)
+    from .arguments import read_values
+    from .tuning.dpo_config import DpoConfig
+
+    values = read_values(DpoConfig, argv)
+    from .tuning.dpo import check_before_launch, prepare_inputs
+
+    return _start("dpo.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
+
+
+def _start(
+    recipe: str,
+    values: dict[str, Any],
+    accelerate_file: str | None,
+    num_processes: int | None,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]],
+    check: Callable[[dict[str, Any], int], str],
+) -> int:
+    """Check everything in this process, prepare the data, then start the ranks and supervise them.
 
     Returns:
         0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
@@ -88,13 +139,12 @@ def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_p
     from .arguments import write_yaml
     from .launcher import launch, plan_ranks
     from .manifest import command_line
-    from .training.plan import check_before_launch, pack_inputs
 
-    script = recipes_folder() / "pretrain.py"
+    script = recipes_folder() / recipe
     ranks = plan_ranks(script, [], accelerate_file, num_processes)
-    values = pack_inputs(values)
-    if check_before_launch(values, ranks.num_processes) == "complete":
-        print(f"{values['output_dir']} is complete; a larger max_tokens would make it longer")
+    values = prepare(values)
+    if check(values, ranks.num_processes) == "complete":
+        print(f"{values['output_dir']} is complete; a longer run would go on from it")
         return EXIT_DONE
     os.environ.setdefault("TTL_COMMAND", command_line())
     with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
@@ -117,6 +167,18 @@ def card(argv: list[str]) -> None:
     print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
 
 
+def merge(argv: list[str]) -> None:
+    """Add a LoRA adapter into its base model: ADAPTER FOLDER [--base_model MODEL]."""
+    argv, base_model = _take_option(argv, "base_model")
+    ensure(
+        len(argv) == 2 and not any(word.startswith("--") for word in argv),
+        "ttl merge: takes two arguments, the adapter and the folder for the whole model.",
+    )
+    from .published import merge_adapter
+
+    print(merge_adapter(argv[0], Path(argv[1]), base_model))
+
+
 def chat(argv: list[str]) -> int:
     """Talk with a model in the terminal: MODEL [--system TEXT] [--seed N] [--check-template]."""
     ensure(argv and not argv[0].startswith("--"), "ttl chat: needs a model: a folder or a Hub repository.")
@@ -132,13 +194,17 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "tokenizer": tokenizer,
     "pack": pack,
     "pretrain": pretrain,
+    "conversations": conversations,
+    "sft": sft,
+    "dpo": dpo,
+    "merge": merge,
     "chat": chat,
     "card": card,
 }
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:13} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
     return (
         f"ttl {__version__}: open Portuguese language models from raw text to the Hub\n\n"
         f"usage: ttl VERB [--config file.yaml] [--key value ...]\n\n{verbs}\n\n"
@@ -173,6 +239,18 @@ def _describe_verb(verb: str) -> str:
         from .data.packing import PackConfig
 
         return describe_keys(PackConfig)
+    if verb == "conversations":
+        from .data.conversations import ConversationsConfig
+
+        return describe_keys(ConversationsConfig)
+    if verb == "sft":
+        from .tuning.config import SftConfig
+
+        return describe_keys(SftConfig, own_only=True)
+    if verb == "dpo":
+        from .tuning.dpo_config import DpoConfig
+
+        return describe_keys(DpoConfig, own_only=True)
     if verb == "chat":
         from .chat.terminal import ChatConfig
 

@@ -4,17 +4,19 @@ A Hub revision is resolved once, with config.json, and everything else is read a
 cannot come from two versions. Weights are read from safetensors only: pickle files can run code when they are read.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .checks import InputError, MissingFileError, ensure, near_name
+from .checks import InputError, MissingFileError, ensure, ensure_packages, near_name
 from .hub_client import hub_errors
+from .manifest import write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # The repositories of the published TeenyTinyLlama models (arXiv 2401.16640).
 PUBLISHED_MODELS: dict[str, str] = {
@@ -25,6 +27,9 @@ PUBLISHED_MODELS: dict[str, str] = {
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# An adapter (LoRA, DoRA) and what we record of the model that it belongs to.
+ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+BASE_RECORD_NAME = "base_model.json"
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,27 @@ class _Source:
 
 
 def from_pretrained(
-    name_or_path: str | Path, revision: str | None = None
+    name_or_path: str | Path, revision: str | None = None, base_model: str | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return a causal language model, in evaluation mode and the dtype it was saved in, and its tokenizer.
 
+    A LoRA adapter comes back merged into its base model.
+
     Args:
-        name_or_path: a folder (a run, a checkpoint), a Hub repository `owner/name`, or a short name of
+        name_or_path: a folder (a run, a checkpoint, an adapter), a Hub repository `owner/name`, or a short name of
             `PUBLISHED_MODELS`. A folder that exists wins over a name.
         revision: branch, tag or commit of a Hub repository; `main` by default.
+        base_model: for an adapter: where its base model is, if it is not where the adapter says.
 
     Raises:
         InputError: the name is unknown, the folder or repository cannot be read or lacks config.json, safetensors
-            weights or a tokenizer, the model needs code of its own, or a revision is given for a folder.
+            weights or a tokenizer, the model needs code of its own, or a revision is given for a folder; an adapter of
+            another base model; a base model for what is no adapter.
     """
     source = _locate(str(name_or_path), revision)
+    if _is_adapter(source):
+        return _load_adapter(source, base_model)
+    ensure(base_model is None, f"base_model={base_model}: {name_or_path} is a whole model, no adapter. Leave it out.")
     _check_config(source)
     ensure(
         source.find(*WEIGHT_FILES),
@@ -115,14 +127,145 @@ def _locate(name: str, revision: str | None) -> _Source:
             f"name_or_path={name}: neither a folder nor one of the short names {', '.join(PUBLISHED_MODELS)}."
             f"{near_name(name, PUBLISHED_MODELS)} A Hub repository is given as owner/name."
         )
-    config_path = _download(repository, "config.json", revision or "main")
+    config_path = _download(repository, "config.json", revision or "main") or _download(
+        repository, ADAPTER_CONFIG_NAME, revision or "main"
+    )
     if config_path is None:
         raise InputError(
             f"name_or_path={repository}: revision {revision or 'main'} holds no config.json, so it is no transformers "
-            "model (an adapter or a GGUF file alone cannot be loaded). Give the repository of the model itself."
+            f"model, and no {ADAPTER_CONFIG_NAME} (a GGUF file alone cannot be loaded). Give the repository of the "
+            "model itself."
         )
     # The cache keeps every file under snapshots/<commit>/: the folder's name is the commit that was resolved.
     return _Source(repository, revision=config_path.parent.name)
+
+
+def _is_adapter(source: _Source) -> bool:
+    return source.find("config.json") is None and source.find(ADAPTER_CONFIG_NAME) is not None
+
+
+def _load_adapter(source: _Source, base_model: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return an adapter merged into its base model, and its tokenizer."""
+    ensure_packages("sft", "peft")
+    found = source.find(ADAPTER_CONFIG_NAME)
+    assert found is not None
+    try:
+        adapter: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
+        recorded = str(adapter["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"name_or_path={source.name}: {ADAPTER_CONFIG_NAME} is damaged ({error!r}).") from error
+    ensure(
+        source.find(ADAPTER_WEIGHTS_NAME),
+        f"name_or_path={source.name}: holds no {ADAPTER_WEIGHTS_NAME}. Pickle files such as adapter_model.bin are "
+        "refused because reading them can run code.",
+    )
+    name = base_model or recorded
+    try:
+        model, tokenizer = from_pretrained(name, None if base_model else adapter.get("revision"))
+    except InputError as error:
+        where = f"base_model={name}" if base_model else f"name_or_path={source.name}: its base model is {name}"
+        raise InputError(f"{where}: {error} Give its place with --base_model.") from error
+    record = source.find(BASE_RECORD_NAME)
+    expected = json.loads(record.read_text(encoding="utf-8")) if record else {}
+    other = f"name_or_path={source.name}: is an adapter of another base model than {name}"
+    ensure(
+        expected.get("fingerprint") in (None, base_fingerprint(model)),
+        f"{other}: it was trained on {expected.get('base_model')}. Give that one with --base_model.",
+    )
+    from peft import PeftModel
+
+    if source.find(*TOKENIZER_FILES):
+        tokenizer = load_tokenizer("name_or_path", source.name, None if source.folder else source.revision)
+    resize_embeddings(model, tokenizer)
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, str(found.parent))
+    except (RuntimeError, ValueError) as error:  # sizes or names of layers that do not fit
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{other} ({reason}). Give its own with --base_model.") from error
+    merged: PreTrainedModel = adapted.merge_and_unload().eval()
+    if merged.generation_config is not None and expected.get("eos_token_id") is not None:
+        merged.generation_config.eos_token_id = expected["eos_token_id"]
+    return merged, tokenizer
+
+
+def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None) -> Path:
+    """Write an adapter and its base model as one whole model, with its tokenizer, and return the folder.
+
+    Raises:
+        InputError: no adapter, a folder that is not empty, or see `from_pretrained`.
+    """
+    ensure(
+        _is_adapter(_locate(name_or_path, None)),
+        f"adapter={name_or_path}: is a whole model already, there is nothing to merge.",
+    )
+    ensure(
+        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+        f"folder={folder}: is not empty. Give a new folder.",
+    )
+    model, tokenizer = from_pretrained(name_or_path, base_model=base_model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def base_fingerprint(model: "PreTrainedModel") -> str:
+    """Return a hash that tells models of one shape apart, quickly: of the weights of their norms.
+
+    Every training moves them, and they are a few kilobytes. Two models that differ in other weights alone, such as one
+    with a merged adapter, are taken for the same.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.dim() == 1:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_base_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write which model the adapter in a folder belongs to, and how its answers end."""
+    write_json(folder / BASE_RECORD_NAME, record)
+
+
+def resize_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give every token of the tokenizer an embedding, in place; nothing happens when all have one.
+
+    New rows are drawn around the mean of the others, so that they start as plausible tokens (transformers' default). A
+    vocabulary that was a multiple of 64 stays one, because matrix products are faster then; its last rows belong to no
+    token. Global randomness decides the draw: seed it first.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if rows < needed:
+        multiple = 64 if rows % 64 == 0 else None
+        model.resize_token_embeddings(needed, pad_to_multiple_of=multiple, mean_resizing=True)
+
+
+def load_config(key: str, name_or_path: str, revision: str | None = None) -> "PreTrainedConfig":
+    """Return the config of a whole model.
+
+    Args:
+        key: the config key that names it, for the message.
+        name_or_path: see `from_pretrained`.
+        revision: branch, tag or commit of a Hub repository.
+
+    Raises:
+        InputError: see `from_pretrained`; also an adapter.
+    """
+    source = _locate(name_or_path, revision)
+    ensure(
+        not _is_adapter(source),
+        f"{key}={name_or_path}: is an adapter. Add it into its base model first: ttl merge {name_or_path} FOLDER",
+    )
+    _check_config(source)
+    from transformers import AutoConfig
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    try:
+        return AutoConfig.from_pretrained(source.name, trust_remote_code=False, **place)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}={name_or_path}: transformers cannot read its config.json: {error}") from error
 
 
 def _check_config(source: _Source) -> None:

@@ -28,9 +28,10 @@ ALLOWED = {
     "data": CORE | {"chat"},
     "evaluation": CORE | {"data"},
     "training": CORE | {"data", "evaluation", "supervision"},
+    "tuning": CORE | {"chat", "data", "evaluation", "training"},
     "publishing": CORE | {"data", "evaluation", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
-    "cli": CORE | {"data", "evaluation", "training", "publishing", "demo", "launcher", "initialise", "chat"},
+    "cli": CORE | {"data", "evaluation", "training", "publishing", "demo", "launcher", "initialise", "chat", "tuning"},
     "__main__": {"cli"},
     "__init__": {"presets", "published", "tokenizer"},
 }

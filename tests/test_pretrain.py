@@ -18,8 +18,8 @@ from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.manifest import sha256_file
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.publishing.cards import write_model_card
-from teenytinyllama.training import config as config_module
 from teenytinyllama.training import pretrain as pretrain_module
+from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training.batch import derive_batch
 from teenytinyllama.training.checkpoints import complete_checkpoints
 from teenytinyllama.training.config import PretrainConfig
@@ -264,7 +264,7 @@ def test_precision_is_chosen_from_the_hardware(values: dict[str, Any], monkeypat
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "NVIDIA Made Up")
     for capability, precision in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a, found=capability: found)
-        assert config_module.choose_precision()[0] == precision
+        assert settings_module.choose_precision()[0] == precision
 
 
 def test_batch_arithmetic() -> None:

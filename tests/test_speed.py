@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
-from teenytinyllama.training import config as config_module
+from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training import speed
 from teenytinyllama.training.batch import eval_rows
 from teenytinyllama.training.clock import Clock
@@ -305,6 +305,6 @@ def test_liger_reaches_the_trainer(values: dict[str, Any], monkeypatch: pytest.M
 
 
 def test_copies_to_a_gpu_do_not_block(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "has_accelerator", lambda: True)
+    monkeypatch.setattr(settings_module, "has_accelerator", lambda: True)
     assert config(values).accelerator_config.non_blocking is True
     assert config(values, accelerator_config={"non_blocking": False}).accelerator_config.non_blocking is False

@@ -18,6 +18,9 @@ class ChatConfig(Sampling):
 
     system: str = field(default="", metadata={"help": "what the model is told before the first message"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub repository"})
+    base_model: str | None = field(
+        default=None, metadata={"help": "for an adapter: its base model, if it is not where it was"}
+    )
     check_template: bool = field(
         default=False, metadata={"help": "do not talk: check that template, tokens and end token belong together"}
     )
@@ -34,7 +37,7 @@ def run_chat(name_or_path: str, config: ChatConfig, lines: IO[str] | None = None
     Raises:
         InputError: no such model, or a system text for a base model.
     """
-    model, tokenizer = from_pretrained(name_or_path, config.revision)
+    model, tokenizer = from_pretrained(name_or_path, config.revision, config.base_model)
     if config.check_template:
         findings = check_chat_model(model, tokenizer)
         print(format_findings(findings))

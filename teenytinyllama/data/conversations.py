@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat.template import ConversationEncoder
 from ..checks import InputError, ensure
-from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
+from ..manifest import read_manifest, sha256_json
 from ..tokenizer import tokenizer_fingerprint
+from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
 from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, read_conversations, split_to_fit
-from .readers import RECORD_SUFFIXES, read_records
-from .sources import SourceFile, hash_files, resolve_files
+from .readers import RECORD_SUFFIXES
+from .sample import sample_conversations
+from .sources import SAMPLE, SourceFile, hash_files, resolve_files, sample_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a token that is not learnt; transformers' convention
 CUT = "cut at the context"
 HELD_OUT = "asked in validation_inputs too"
-SPLITS = ("train", "validation")
+_NOT_OF_THE_DATA = {"output_dir", "model_name_or_path", "model_revision"}  # the tokenizer's hash says more
 
 
 @dataclass
@@ -35,10 +37,15 @@ class ConversationsConfig:
     """Which conversations, and what becomes of long and bad ones."""
 
     inputs: list[str] = field(
-        metadata={"help": "files, folders, globs or hf://datasets/user/name@commit; rows of conversations, "
+        metadata={"help": "files, folders, globs, hf://datasets/user/name@commit or `sample`; rows of conversations, "
                           "messages, instruction and output, or prompt and completion"}
     )  # fmt: skip
     output_dir: str = field(default="", metadata={"help": "folder for the tokens"})
+    model_name_or_path: str = field(
+        default="",
+        metadata={"help": "the model to be tuned: folder or Hub id; its tokenizer and chat template are used"},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "branch or commit of model_name_or_path"})
     context: int = field(default=2048, metadata={"help": "most tokens of a conversation"})
     validation_inputs: list[str] | None = field(
         default=None, metadata={"help": "held-out conversations of their own; then nothing of `inputs` is held out"}
@@ -141,19 +148,17 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
     held_out = resolve_files("validation_inputs", config.validation_inputs or [], RECORD_SUFFIXES)
     output = Path(config.output_dir)
     plan = {
-        **{name: value for name, value in asdict(config).items() if name != "output_dir"},
-        "hashes": hash_files([*train, *held_out]),
+        **{name: value for name, value in asdict(config).items() if name not in _NOT_OF_THE_DATA},
+        "hashes": hash_files([*train, *held_out]) | sample_hash(config.inputs),
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat_template_sha256": sha256_json(tokenizer.chat_template),
     }
-    if _is_done(output, sha256_json(plan)):
+    if examples_are_done(output, "conversations", plan):
         return output
     counts = Counts()
     rows = _rows(config, train, held_out, encoder, counts)
-    _refuse_bad_rows(config, counts)
-    ensure(
-        rows["train"], f"inputs={', '.join(config.inputs)}: hold no conversation to learn from ({_reasons(counts)})."
-    )
+    refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE, TOO_LONG, CUT, HELD_OUT))
+    ensure(rows["train"], f"inputs={', '.join(config.inputs)}: hold no conversation to learn from ({reasons(counts)}).")
     _write(output, rows, counts, plan)
     return output
 
@@ -172,7 +177,7 @@ def _rows(
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     questions: set[str] = set()
     for key, files in (("validation_inputs", held_out), ("inputs", train)):
-        found = read_conversations(_records(key, files), counts, fraction)
+        found = read_conversations(records(key, files), counts, fraction)
         bar = tqdm(found, desc="reading conversations", unit=" rows", mininterval=1.0, leave=False, disable=None)
         for split, conversation, place in bar:
             side = "validation" if key == "validation_inputs" else split
@@ -184,80 +189,57 @@ def _rows(
             for row in preparation.rows(conversation, place):
                 rows[side].append(row)
                 counts.keep(side, conversation)
+    if SAMPLE in config.inputs:
+        for split in SPLITS:
+            told = ((f"{SAMPLE}:{number}", SAMPLE, row) for number, row in enumerate(sample_conversations(split), 1))
+            for _, conversation, place in read_conversations(told, counts, 0.0):
+                rows[split] += preparation.rows(conversation, place)
     return rows
 
 
-def _records(key: str, files: list[SourceFile]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for file in files:
-        stem = file.path.name.split(".")[0]
-        for number, record in enumerate(read_records(key, file.path), start=1):
-            yield f"{file.name}:{number}", stem, record
-
-
-def _reasons(counts: Counts) -> str:
-    found = counts.dropped.most_common()
-    texts = [f"{number:,} x {reason}, first {counts.first_dropped[reason]}" for reason, number in found]
-    return "; ".join(texts) or "no row at all"
-
-
-def _refuse_bad_rows(config: ConversationsConfig, counts: Counts) -> None:
-    bad = {reason: n for reason, n in counts.dropped.items() if reason not in (DUPLICATE, TOO_LONG, CUT, HELD_OUT)}
-    ensure(
-        not bad or config.invalid_rows == "drop",
-        f"inputs={', '.join(config.inputs)}: {sum(bad.values()):,} rows are no conversation ({_reasons(counts)}). Mend "
-        "them, or set invalid_rows: drop to leave them out.",
-    )
-
-
-def _is_done(output: Path, plan_sha256: str) -> bool:
-    if (output / MANIFEST_NAME).exists():
-        found = read_manifest("output_dir", output, "conversations", "Choose another folder.")
-        ensure(
-            found["plan_sha256"] == plan_sha256,
-            f"output_dir={output}: holds conversations of other inputs or settings. Choose another folder.",
+def _by_source(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what cards tell of each source: conversations, bytes of their contents, tokens, and answer tokens."""
+    sources: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        source = sources.setdefault(
+            row["source"], {"documents": 0, "bytes": 0, "tokens": 0, "answer_tokens": 0, "licenses": []}
         )
-        return True
-    own = {f"{split}.parquet.partial" for split in SPLITS}  # a train.parquet without run.json may be the user's
-    others = sorted({path.name for path in output.iterdir()} - own) if output.is_dir() else []
-    ensure(not others, f"output_dir={output}: is not empty ({', '.join(others[:3])}). Choose an empty or new folder.")
-    return False
+        source["documents"] += 1
+        source["bytes"] += sum(len(message["content"].encode()) for message in row["messages"])
+        source["tokens"] += len(row["input_ids"])
+        source["answer_tokens"] += sum(label != IGNORED for label in row["labels"])
+    return sources
+
+
+def conversations_manifest(folder: str | Path, key: str = "conversations") -> dict[str, Any]:
+    """Return the manifest of a folder of conversations.
+
+    Raises:
+        InputError: it is missing, unfinished, or something else.
+    """
+    return read_manifest(key, folder, "conversations", "Make it with `ttl conversations`.")
 
 
 def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, plan: dict[str, Any]) -> None:
     import pyarrow
-    import pyarrow.parquet
 
-    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     schema = pyarrow.schema(
         [
-            ("messages", pyarrow.list_(message)),
+            ("messages", messages_type()),
             ("source", pyarrow.string()),
             ("input_ids", pyarrow.list_(pyarrow.int32())),
             ("labels", pyarrow.list_(pyarrow.int32())),
         ]
     )
-    output.mkdir(parents=True, exist_ok=True)
     summary = {}
     for split in SPLITS:
-        table = pyarrow.Table.from_pylist(rows[split], schema)
-        pyarrow.parquet.write_table(table, output / f"{split}.parquet.partial")
         lengths = [len(row["input_ids"]) for row in rows[split]]
         summary[split] = {
             "conversations": len(lengths),
-            "sources": dict(counts.kept[split]),
+            "sources": _by_source(rows[split]),
             "tokens": sum(lengths),
             "answer_tokens": sum(label != IGNORED for row in rows[split] for label in row["labels"]),
             "median_tokens": statistics.median(lengths) if lengths else None,
             "longest_tokens": max(lengths, default=None),
         }
-    for split in SPLITS:
-        (output / f"{split}.parquet.partial").replace(output / f"{split}.parquet")
-    content = {
-        "plan_sha256": sha256_json(plan),
-        "plan": plan,
-        **summary,
-        "dropped": dict(counts.dropped),
-        "first_dropped": counts.first_dropped,
-        "hashes": {f"{split}.parquet": sha256_file(output / f"{split}.parquet") for split in SPLITS},
-    }
-    write_manifest(output, "conversations", content)
+    write_examples(output, "conversations", schema, rows, plan, summary, counts)

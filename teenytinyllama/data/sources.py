@@ -213,10 +213,7 @@ class Corpus:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the sha256 of every file read, by name, and of the embedded sample's generator."""
-        hashes = hash_files([*self.files, *self.validation_files])
-        if self.has_sample:
-            hashes[SAMPLE] = _sample_sha256()
-        return hashes
+        return hash_files([*self.files, *self.validation_files]) | sample_hash(self.config.inputs)
 
 
 def hash_files(files: list[SourceFile]) -> dict[str, str]:
@@ -241,12 +238,17 @@ def _sample_documents() -> list[tuple[Split, Document]]:
     ]
 
 
-def _sample_sha256() -> str:
-    """Return the sha256 of the generator's code, which decides its texts and is read faster than they are made."""
+def sample_hash(inputs: list[str]) -> dict[str, str]:
+    """Return, where the inputs name the embedded sample, the sha256 of its generator's code by its name.
+
+    The code decides the texts and is read faster than they are made.
+    """
+    if SAMPLE not in inputs:
+        return {}
     digest = hashlib.sha256()
     for path in sorted((Path(__file__).parent / "sample").glob("*.py")):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return {SAMPLE: digest.hexdigest()}
 
 
 def source_statistics() -> dict[str, Any]:

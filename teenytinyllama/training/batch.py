@@ -7,7 +7,9 @@ EVAL_LOGITS_BYTES = 2_000_000_000
 _BYTES_PER_LOGIT = 6
 
 
-def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, world_size: int) -> tuple[int, int, int]:
+def derive_batch(
+    tokens_per_step: int, context: int, micro_batch: int | None, world_size: int, key: str = "tokens_per_step"
+) -> tuple[int, int, int]:
     """Return rows a step, rows a rank computes at once, and accumulation: rows = micro-batch x accumulation x ranks.
 
     Args:
@@ -15,19 +17,20 @@ def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, wo
         context: tokens a row.
         micro_batch: rows a rank computes at once; None: the largest divisor up to 8, until memory has been looked at.
         world_size: number of ranks.
+        key: what the config calls the global batch; in pairs (`pairs_per_step`), a row counts as 1.
 
     Raises:
         InputError: the numbers do not divide; the message names those that do.
     """
     ensure(
         tokens_per_step > 0 and tokens_per_step % context == 0,
-        f"tokens_per_step={tokens_per_step}: must be a positive multiple of the row length {context}. "
+        f"{key}={tokens_per_step}: must be a positive multiple of the row length {context}. "
         f"Use {max(1, round(tokens_per_step / context)) * context}.",
     )
     rows = tokens_per_step // context
     ensure(
         rows % world_size == 0,
-        f"tokens_per_step={tokens_per_step}: its {rows} rows cannot be shared by {world_size} ranks. "
+        f"{key}={tokens_per_step}: its {rows} rows cannot be shared by {world_size} ranks. "
         f"Use {-(-rows // world_size) * world_size * context}.",
     )
     rows_per_rank = rows // world_size
@@ -36,7 +39,7 @@ def derive_batch(tokens_per_step: int, context: int, micro_batch: int | None, wo
     ensure(
         micro in divisors,
         f"per_device_train_batch_size={micro}: must divide the {rows_per_rank} rows that each of {world_size} rank(s) "
-        f"computes in a step of {tokens_per_step} tokens. Use one of {', '.join(map(str, divisors))}.",
+        f"computes in a step ({key}={tokens_per_step}). Use one of {', '.join(map(str, divisors))}.",
     )
     return rows, micro, rows_per_rank // micro
 

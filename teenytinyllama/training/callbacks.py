@@ -1,6 +1,7 @@
 """Callbacks beside the metrics: samples of the model's Portuguese, and the energy meter."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,26 +24,51 @@ def generate_texts(
     prompts: list[str],
     new_tokens: int,
     seed: int,
+    synced_gpus: bool | None = None,
+) -> list[str]:
+    """Return each prompt with its continuation by the model; prompts are encoded as plain text after `<s>`."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows = [start + ids for ids in encode_texts(tokenizer, prompts)]
+    written = generate_ids(model, tokenizer, rows, new_tokens, seed, synced_gpus=synced_gpus)
+    return [str(tokenizer.decode(row + new, skip_special_tokens=True)) for row, new in zip(rows, written, strict=True)]
+
+
+def generate_ids(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[list[int]],
+    new_tokens: int,
+    seed: int,
     temperature: float = 0.8,
     top_k: int = 50,
     synced_gpus: bool | None = None,
-) -> list[str]:
-    """Return each prompt with its continuation by the model.
+) -> list[list[int]]:
+    """Return the tokens that a model writes after each row, up to and with its end token.
 
     Randomness comes from `seed` alone and the global random state is left as it was, so that sampling during training
-    does not change the training. Prompts are encoded as plain text after `<s>`.
+    does not change the training.
+
+    Args:
+        model: the model.
+        tokenizer: gives the padding.
+        rows: token ids, of any lengths.
+        new_tokens: most tokens written; the model's context may allow fewer.
+        seed: of the sampling.
+        temperature: 0 for the likeliest token each time.
+        top_k: sample from the likeliest tokens alone.
+        synced_gpus: whether all ranks generate together, as under ZeRO 3.
     """
     import torch
 
-    if not prompts:
+    if not rows:
         return []
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [start + ids for ids in encode_texts(tokenizer, prompts)]
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     longest = max(map(len, rows))
     # All prompts at once, padded on the left: a batch takes about as long as one text.
     input_ids = torch.tensor([[pad_token_id] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else greedy
     generator: Any = model  # transformers types `generate` as a tensor
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
@@ -51,23 +77,43 @@ def generate_texts(
             input_ids,
             attention_mask=mask,
             max_new_tokens=max(1, min(new_tokens, model.config.max_position_embeddings - longest)),
-            do_sample=True,
-            temperature=temperature,
-            top_k=top_k,
+            **sampling,
             pad_token_id=pad_token_id,
             synced_gpus=synced_gpus,
         )
-    starts = [longest - len(row) for row in rows]
-    return [
-        str(tokenizer.decode(ids[start:], skip_special_tokens=True)) for ids, start in zip(output, starts, strict=True)
-    ]
+    ends = end_token_ids(model, tokenizer)
+    return [_until_end(ids[longest:].tolist(), ends) for ids in output]
+
+
+def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the tokens that end a text, by the model's generation config or else by the tokenizer."""
+    config = model.generation_config
+    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
+    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _until_end(ids: list[int], ends: set[int]) -> list[int]:
+    length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:length]  # behind it there is padding
 
 
 class SampleCallback(TrainerCallback):
-    """Continue a few Portuguese prompts at every evaluation and append them to `samples.jsonl`."""
+    """Continue a few Portuguese prompts at every evaluation and append them to `samples.jsonl`.
 
-    def __init__(self, folder: Path, tokenizer: Any, prompts: list[str], new_tokens: int, zero_stage: int) -> None:
+    With an `encode`, prompts are questions: the answers alone are kept, with whether the model ended them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        prompts: list[str],
+        new_tokens: int,
+        zero_stage: int,
+        encode: Callable[[str], list[int]] | None = None,
+    ) -> None:
         """Sample `new_tokens` tokens after each prompt."""
+        self.encode = encode
         self.path = folder / SAMPLES_NAME
         self.tokenizer, self.prompts, self.new_tokens = tokenizer, prompts, new_tokens
         # Under ZeRO 3 every rank holds a part of each layer, so all ranks have to generate together.
@@ -88,12 +134,22 @@ class SampleCallback(TrainerCallback):
         self._sampled_step = state.global_step
         if not self.prompts or not (self.all_ranks or state.is_world_process_zero):
             return
-        texts = generate_texts(
-            kwargs["model"], self.tokenizer, self.prompts, self.new_tokens, args.seed, synced_gpus=self.all_ranks
-        )
+        samples = self._sample(kwargs["model"], args.seed)
         if state.is_world_process_zero:
-            for prompt, text in zip(self.prompts, texts, strict=True):
-                append_jsonl(self.path, {"step": state.global_step, "prompt": prompt, "text": text})
+            for prompt, sample in zip(self.prompts, samples, strict=True):
+                append_jsonl(self.path, {"step": state.global_step, "prompt": prompt, **sample})
+
+    def _sample(self, model: "PreTrainedModel", seed: int) -> list[dict[str, Any]]:
+        if self.encode is None:
+            texts = generate_texts(model, self.tokenizer, self.prompts, self.new_tokens, seed, self.all_ranks)
+            return [{"text": text} for text in texts]
+        rows = [self.encode(prompt) for prompt in self.prompts]
+        answers = generate_ids(model, self.tokenizer, rows, self.new_tokens, seed, synced_gpus=self.all_ranks)
+        ends = end_token_ids(model, self.tokenizer)
+        return [
+            {"text": self.tokenizer.decode(ids, skip_special_tokens=True), "ended": bool(ids) and ids[-1] in ends}
+            for ids in answers
+        ]
 
 
 class EnergyCallback(TrainerCallback):

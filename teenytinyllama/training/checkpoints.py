@@ -82,15 +82,16 @@ class CheckpointCallback(TrainerCallback):
                 shutil.rmtree(path)
 
 
-def run_identity(config: Any, packed_sha256: str, tokenizer_sha256: str) -> dict[str, Any]:
-    """Return what makes two starts the same run: everything that decides the weights, but not the length."""
-    names = (
-        "preset shape model_name_or_path model_revision tokens_per_step learning_rate lr_scheduler_type warmup_steps "
-        "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed"
-    )
-    values = {name: getattr(config, name) for name in names.split()}
-    values = {name: str(getattr(value, "value", value)) for name, value in values.items()}
-    return {**values, "packed_sha256": packed_sha256, "tokenizer_sha256": tokenizer_sha256}
+def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[str, Any]:
+    """Return what makes two starts the same run: everything that decides the weights, but not the length.
+
+    Args:
+        config: has these names.
+        names: keys that decide the weights.
+        hashes: of the data and the tokenizer.
+    """
+    values = {name: getattr(config, name) for name in names}
+    return {**{name: str(getattr(value, "value", value)) for name, value in values.items()}, **hashes}
 
 
 def lock_run_folder(folder: Path) -> FileLock:
@@ -119,7 +120,11 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
         return "new"
     environment = folder / ENVIRONMENT_NAME
     if not environment.is_file():
-        others = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "packed"))
+        others = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.name not in (".lock", "packed", "conversations", "preferences")
+        )
         ensure(
             not others,
             f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). "

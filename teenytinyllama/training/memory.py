@@ -77,6 +77,8 @@ class Computation:
         attention: transformers' name of the attention; `eager` keeps scores of all pairs of tokens.
         checkpointing: whether layers are computed again in the backward pass.
         on_gpu: whether tensors lie on a GPU.
+        frozen_share: share of the parameters that have no gradient and no optimizer state.
+        reference_models: models beside the trained one, weights alone.
     """
 
     precision: str = "fp32"
@@ -86,6 +88,8 @@ class Computation:
     attention: str = "sdpa"
     checkpointing: bool = False
     on_gpu: bool = False
+    frozen_share: float = 0.0
+    reference_models: int = 0
 
     @property
     def kind(self) -> str:
@@ -99,9 +103,11 @@ def memory_need(config: "LlamaConfig", context: int, how: Computation) -> Memory
     if how.chunked_loss:  # the logits of a chunk, and the gradient of the head before it is added to the others
         fixed += CPU_CHUNK_BYTES + 4 * config.vocab_size * config.hidden_size
     row = activation_bytes_per_row(config, context, how)
-    return MemoryNeed(
-        model_state_bytes(count_parameters(config), how), row if how.on_gpu else int(_HEAP_FACTOR * row), fixed
-    )
+    parameters = count_parameters(config)
+    frozen = int(how.frozen_share * parameters)
+    state = model_state_bytes(parameters - frozen, how)
+    state += _STATE_BYTES["weights"] * (frozen + how.reference_models * parameters)
+    return MemoryNeed(state, row if how.on_gpu else int(_HEAP_FACTOR * row), fixed)
 
 
 def model_state_bytes(num_parameters: int, how: Computation) -> int:

@@ -40,8 +40,14 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def plot_loss(metrics_path: Path, plot_path: Path) -> None:
-    """Draw training loss (nats per token) and held-out bits per byte against tokens."""
+def plot_loss(
+    metrics_path: Path,
+    plot_path: Path,
+    held_out_key: str = "bits_per_byte",
+    held_out_label: str = "held-out bits per byte",
+    loss_unit: str = "nats per token",
+) -> None:
+    """Draw the training loss and a held-out figure against tokens."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # no display needed
@@ -50,17 +56,17 @@ def plot_loss(metrics_path: Path, plot_path: Path) -> None:
 
     records = read_jsonl(metrics_path)
     train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
-    held_out = [(r["tokens"], r["bits_per_byte"]) for r in records if "bits_per_byte" in r]
+    held_out = [(r["tokens"], r[held_out_key]) for r in records if held_out_key in r]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
     lines = axis.plot(*zip(*train, strict=True), color="tab:blue", label="training loss") if train else []
     axis.set_xlabel("tokens")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_ylabel("training loss (nats per token)", color="tab:blue")
+    axis.set_ylabel(f"training loss ({loss_unit})", color="tab:blue")
     axis.grid(alpha=0.3)
     if held_out:
         right = axis.twinx()
-        lines += right.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label="held-out bits per byte")
-        right.set_ylabel("held-out bits per byte", color="tab:red")
+        lines += right.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label=held_out_label)
+        right.set_ylabel(held_out_label, color="tab:red")
         right.set_ylim(bottom=0)
     axis.set_ylim(bottom=0)
     axis.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
@@ -78,20 +84,32 @@ class MetricsCallback(TrainerCallback):
     """
 
     def __init__(
-        self, folder: Path, tokens_per_step: int, evaluation: Any, energy: Any, bytes_per_token: float
+        self,
+        folder: Path,
+        tokens_per_step: int,
+        evaluation: Any,
+        energy: Any,
+        bytes_per_token: float | None = None,
+        logged: tuple[str, ...] = (),
+        knows_flops: bool = True,
+        loss_unit: str = "nats per token",
     ) -> None:
         """Report about the run in `folder`.
 
         Args:
             folder: the run's folder.
             tokens_per_step: tokens of one optimizer step, over all ranks.
-            evaluation: has `last`, the newest held-out summary.
+            evaluation: see `run.Evaluation`.
             energy: the energy callback, has `kwh` and `kg`.
-            bytes_per_token: of the training text, to state the loss in bits per byte.
+            bytes_per_token: of the training text, to state the loss in bits per byte; None: the loss is no such loss.
+            logged: more figures that the Trainer logs and that are kept, by its names.
+            knows_flops: whether the arithmetic of a full training applies, for MFU.
+            loss_unit: unit of the training loss.
         """
         self.path, self.plot_path = folder / METRICS_NAME, folder / PLOT_NAME
         self.tokens_per_step, self.evaluation, self.energy = tokens_per_step, evaluation, energy
-        self.bytes_per_token = bytes_per_token
+        self.bytes_per_token, self.logged = bytes_per_token, logged
+        self.knows_flops, self.loss_unit = knows_flops, loss_unit
         self._bar: Any = None
         self._eval_bar: Any = None
         self._flops_per_token = 0.0
@@ -159,11 +177,12 @@ class MetricsCallback(TrainerCallback):
             "step": state.global_step,
             "tokens": state.global_step * self.tokens_per_step,
             "loss": loss,
-            "train_bits_per_byte": loss / math.log(2) / self.bytes_per_token,
+            **({"train_bits_per_byte": loss / math.log(2) / self.bytes_per_token} if self.bytes_per_token else {}),
+            **{_key(name): logs[name] for name in self.logged if name in logs},
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * self._flops_per_token / self._peak,
+            "mfu": tokens_per_second * self._flops_per_token / self._peak if self.knows_flops else None,
             "kwh": self.energy.kwh,
             "kg_co2e": self.energy.kg,
             "seconds": now - self._start,
@@ -196,12 +215,8 @@ class MetricsCallback(TrainerCallback):
         append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **self.evaluation.last,
                                  "kwh": self.energy.kwh, "kg_co2e": self.energy.kg})  # fmt: skip
         if self._bar is not None:
-            last = self.evaluation.last
-            self._bar.write(
-                f"held out  step {state.global_step}  {last['bits_per_byte']:.4f} bits per byte  "
-                f"perplexity {last['perplexity']:.2f}  ({last['documents']} documents)"
-            )
-            plot_loss(self.path, self.plot_path)
+            self._bar.write(f"held out  step {state.global_step}  {self.evaluation.describe()}")
+            self._plot()
             self._pause()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -216,15 +231,32 @@ class MetricsCallback(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-            plot_loss(self.path, self.plot_path)
+            self._plot()
+
+    def _plot(self) -> None:
+        plot_loss(
+            self.path, self.plot_path, self.evaluation.plot_key, self.evaluation.plot_label, self.loss_unit
+        )  # fmt: skip
+
+
+def _key(name: str) -> str:
+    """Return the name under which a figure of the Trainer is recorded."""
+    return name.removeprefix("rewards/").replace("/", "_")
 
 
 def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float) -> str:
     step, grad_norm = record["step"], record["grad_norm"]
     return (
         f"step {step:>6}/{max_steps}  {100 * step / max_steps:5.1f} %  {record['tokens'] / 1e6:9.2f}M tokens  "
-        f"loss {record['loss']:.4f}  bpb {record['train_bits_per_byte']:.3f}  lr {record['learning_rate']:.2e}  "
-        f"grad {grad_norm if grad_norm is None else format(grad_norm, '.2f')}  "
-        f"{record['tokens_per_second']:,.0f} tok/s  MFU {100 * record['mfu']:.1f} %  "
+        f"loss {record['loss']:.4f}  {_some(record, 'train_bits_per_byte', 'bpb {:.3f}  ')}"
+        f"{_some(record, 'margins', 'margin {:.3f}  ')}{_some(record, 'accuracies', 'accuracy {:.3f}  ')}"
+        f"lr {record['learning_rate']:.2e}  grad {grad_norm if grad_norm is None else format(grad_norm, '.2f')}  "
+        f"{record['tokens_per_second']:,.0f} tok/s  {_some(record, 'mfu', 'MFU {:.1%}  ')}"
         f"{record['kwh']:.4f} kWh  ETA {timedelta(seconds=int(eta_seconds))}"
     )
+
+
+def _some(record: dict[str, Any], name: str, form: str) -> str:
+    """Return a figure in its form, or nothing where the record has none."""
+    value = record.get(name)
+    return "" if value is None else form.format(value).replace("%", " %")

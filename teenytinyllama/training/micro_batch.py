@@ -13,20 +13,18 @@ from ..checks import InputError, RunFailedError, is_main_process
 from ..manifest import write_json
 from .batch import eval_rows, row_divisors
 from .checkpoints import ENVIRONMENT_NAME, complete_checkpoints
-from .config import PretrainConfig
 from .hardware import device_name
 from .memory import Computation, MemoryNeed, choose_rows, free_memory_bytes, memory_need
 from .plan import RunPlan
 from .ranks import least_over_ranks, ranks_here
-from .speed import uses_chunked_loss
 from .trial import describe_out_of_memory, recomputes_layers, try_rows
 
 # A need of up to this share of the free memory is not tried: predictions were at most 16 % below measured peaks.
 SURE_SHARE = 0.5
-_HELP = "Set activation_checkpointing: true, pack rows with a smaller context, or take a smaller preset."
+_HELP = "Set activation_checkpointing: true, take rows of a smaller context, or a smaller model."
 
 
-def settle_micro_batch(config: PretrainConfig, plan: RunPlan) -> None:
+def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     """Set the micro-batch of a run, in place; call it on every rank once they are connected and before the Trainer.
 
     Not given, it is chosen from what is free on the rank with least, or is as before in a resumed run, so that sums
@@ -35,7 +33,7 @@ def settle_micro_batch(config: PretrainConfig, plan: RunPlan) -> None:
     values are filled in from it.
 
     Args:
-        config: changed in place: the micro-batch, the accumulation, and why.
+        config: a `RunSettings`, changed in place: the micro-batch, the accumulation, and why.
         plan: the checked plan.
 
     Raises:
@@ -49,12 +47,14 @@ def settle_micro_batch(config: PretrainConfig, plan: RunPlan) -> None:
         precision=config.precision,
         zero_stage=zero_stage,
         world_size=config.world_size,
-        chunked_loss=uses_chunked_loss(config, zero_stage or 0)[0] or config.use_liger_kernel,
+        chunked_loss=config.loss_in_chunks(zero_stage or 0) or config.use_liger_kernel,
         attention=config.attn_implementation,
         checkpointing=recomputes_layers(config),
         on_gpu=device.type != "cpu",
+        frozen_share=config.frozen_share,
+        reference_models=config.reference_models,
     )
-    need = memory_need(plan.model_config, config.context, how)
+    need = memory_need(plan.model_config, config.longest_row, how)
     least_over_ranks(0, device)  # the first collective makes buffers of its own: before the free memory is read
     free_bytes = least_over_ranks(free_memory_bytes(device, ranks_here()), device)
     before = _before(plan.folder, config, free_bytes)
@@ -64,7 +64,7 @@ def settle_micro_batch(config: PretrainConfig, plan: RunPlan) -> None:
     allowed = [n for n in divisors if failed is None or n < failed] or divisors[:1]
     config.micro_batch_failed_rows, config.micro_batch_free_bytes = failed, free_bytes
     if not config.micro_batch_given:
-        rows = choose_rows(allowed, need, free_bytes, config.context, device.type)
+        rows = choose_rows(allowed, need, free_bytes, config.longest_row, device.type)
         reason = f"chosen: about {need.total_bytes(rows) / 1e9:.2f} of {free_bytes / 1e9:.1f} GB free"
         if before.get("rows") in allowed and need.total_bytes(before["rows"]) <= free_bytes:
             rows, reason = before["rows"], "as before"
@@ -75,23 +75,22 @@ def settle_micro_batch(config: PretrainConfig, plan: RunPlan) -> None:
     config.set_micro_batch(*_shrink_until_it_fits(config, plan, need, rows, reason))
     if not config.eval_batch_given:
         rows, vocab_size = config.per_device_train_batch_size, plan.model_config.vocab_size
-        whole_logits = not uses_chunked_loss(config, zero_stage or 0)[0]
-        config.per_device_eval_batch_size = eval_rows(rows, config.context, vocab_size, whole_logits)
+        whole_logits = not config.loss_in_chunks(zero_stage or 0)
+        config.per_device_eval_batch_size = eval_rows(rows, config.longest_row, vocab_size, whole_logits)
 
 
-def _zero_stage(config: PretrainConfig) -> int | None:
+def _zero_stage(config: Any) -> int | None:
     plugin: Any = config.deepspeed_plugin
     return None if plugin is None else int(plugin.zero_stage)
 
 
-def _shrink_until_it_fits(
-    config: PretrainConfig, plan: RunPlan, need: MemoryNeed, rows: int, reason: str
-) -> tuple[int, str]:
+def _shrink_until_it_fits(config: Any, plan: RunPlan, need: MemoryNeed, rows: int, reason: str) -> tuple[int, str]:
     free_bytes, device = config.micro_batch_free_bytes, config.device
     while True:
         sure = need.total_bytes(rows) <= SURE_SHARE * free_bytes and plan.model_config.model_type == "llama"
-        # Under ZeRO 3 no rank could hold the whole model that a trial before the engine needs.
-        if sure or _zero_stage(config) == 3:
+        # Under ZeRO 3 no rank could hold the whole model that a trial before the engine needs, and a trial knows of no
+        # frozen weights and of no second model.
+        if sure or _zero_stage(config) == 3 or config.frozen_share or config.reference_models:
             return rows, reason
         failure = try_rows(config, plan, need, rows)
         if least_over_ranks(int(not failure), device):
@@ -100,7 +99,7 @@ def _shrink_until_it_fits(
         failure = failure or "on another rank"
         if not smaller:
             raise InputError(
-                f"packed={config.packed}: not even one row of {config.context} tokens fits into memory ({failure}; "
+                f"context={config.context}: not even one row of so many tokens fits into memory ({failure}; "
                 f"{free_bytes / 1e9:.1f} GB were free, weights, gradients and optimizer states need about "
                 f"{need.state_bytes / 1e9:.1f}). {_HELP}"
             )
@@ -109,7 +108,7 @@ def _shrink_until_it_fits(
         rows = smaller[-1]
 
 
-def _before(folder: Path, config: PretrainConfig, free_bytes: int) -> dict[str, Any]:
+def _before(folder: Path, config: Any, free_bytes: int) -> dict[str, Any]:
     """Return what the last start of this run on the same hardware recorded, if that still tells anything."""
     path = folder / ENVIRONMENT_NAME
     record = json.loads(path.read_text(encoding="utf-8")).get("micro_batch", {}) if path.is_file() else {}
@@ -120,7 +119,7 @@ def _before(folder: Path, config: PretrainConfig, free_bytes: int) -> dict[str, 
     return dict(record)
 
 
-def micro_batch_record(config: PretrainConfig) -> dict[str, Any]:
+def micro_batch_record(config: Any) -> dict[str, Any]:
     """Return what `environment.json` keeps for the next start."""
     return {
         "rows": config.per_device_train_batch_size,
@@ -131,7 +130,7 @@ def micro_batch_record(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def out_of_memory_failure(error: BaseException, config: PretrainConfig, folder: Path) -> RunFailedError:
+def out_of_memory_failure(error: BaseException, config: Any, folder: Path) -> RunFailedError:
     """Return what to end with when memory ran out in training; the next start then takes a smaller micro-batch.
 
     The rank that it happened to may not be rank 0, which alone prints what it raises, so it says so itself.

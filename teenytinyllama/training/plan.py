@@ -17,24 +17,37 @@ from .batch import derive_batch
 from .checkpoints import check_run_folder, complete_checkpoints, run_identity
 from .config import PretrainConfig, corpus_config_values
 from .metrics import METRICS_NAME, read_jsonl
+from .settings import RunSettings
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 
+_IDENTITY = (
+    "preset shape model_name_or_path model_revision tokens_per_step learning_rate lr_scheduler_type warmup_steps "
+    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed"
+)
+
+
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that was checked before work starts."""
+    """What was checked before any training starts."""
 
     folder: Path
     state: str  # new, resume or complete
-    packed: PackedCorpus
     tokenizer: "PreTrainedTokenizerBase"
     model_config: "LlamaConfig"
     identity: dict[str, Any]
 
 
-def plan_run(config: PretrainConfig) -> RunPlan:
+@dataclass(frozen=True)
+class PretrainPlan(RunPlan):
+    """What was checked before pretraining starts."""
+
+    packed: PackedCorpus
+
+
+def plan_run(config: PretrainConfig) -> PretrainPlan:
     """Check a config against its files and its run folder; writes nothing.
 
     Raises:
@@ -59,12 +72,23 @@ def plan_run(config: PretrainConfig) -> RunPlan:
     )
     model_config.max_position_embeddings = context  # a model must not promise a context it has never seen
     folder = Path(str(config.output_dir))
-    identity = run_identity(config, packed.manifest["hashes"]["train.npy"], fingerprint)
+    hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
+    identity = run_identity(config, _IDENTITY.split(), hashes)
+    state = run_state(folder, identity, config.max_steps)
+    check_space(config, folder, count_parameters(model_config))
+    return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
+
+
+def run_state(folder: Path, identity: dict[str, Any], max_steps: int) -> str:
+    """Return new, resume or complete; a run that is complete but shorter than asked for is resumed.
+
+    Raises:
+        InputError: see `check_run_folder`.
+    """
     state = check_run_folder(folder, identity)
-    if state == "complete" and read_jsonl(folder / METRICS_NAME)[-1]["step"] < config.max_steps:
-        state = "resume"  # a longer run goes on where the shorter one ended
-    _check_space(config, folder, count_parameters(model_config))
-    return RunPlan(folder, state, packed, tokenizer, model_config, identity)
+    if state == "complete" and read_jsonl(folder / METRICS_NAME)[-1]["step"] < max_steps:
+        return "resume"  # a longer run goes on where the shorter one ended
+    return state
 
 
 def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", fingerprint: str) -> "LlamaConfig":
@@ -106,8 +130,14 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
     return found
 
 
-def _check_space(config: PretrainConfig, folder: Path, num_parameters: int) -> None:
-    """A checkpoint holds weights, AdamW's two moments and, under bf16, fp32 masters; one more than are kept."""
+def check_space(config: RunSettings, folder: Path, num_parameters: int) -> None:
+    """Check that the disk has room for the checkpoints that are kept, one more, and the final model.
+
+    A checkpoint holds weights, AdamW's two moments and, under bf16, fp32 masters.
+
+    Raises:
+        InputError: it has not.
+    """
     checkpoint_bytes = num_parameters * (4 + 8 if config.precision == "fp32" else 2 + 4 + 8)
     kept = config.save_checkpoints_kept or 10
     written = len(complete_checkpoints(folder)) if folder.exists() else 0

@@ -9,10 +9,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..checks import RunFailedError
 from ..emissions import EMISSIONS_NAME, grid_intensity, read_emissions
 from ..presets import count_parameters
-from .config import PretrainConfig
 from .hardware import device_name, peak_flops
 from .metrics import MFU_CONVENTION
-from .plan import RunPlan
+from .plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan
 
 
@@ -31,9 +30,9 @@ def live_zero_stage(trainer: Trainer) -> int:
 class BannerCallback(TrainerCallback):
     """Print what will run when the engine is there to be asked, and refuse one that is not what was asked for."""
 
-    def __init__(self, trainer: Any, config: PretrainConfig, plan: RunPlan) -> None:
-        """Describe this run; set `checkpoint` to what it resumes from."""
-        self.trainer, self.config, self.plan = trainer, config, plan
+    def __init__(self, trainer: Any, config: Any, plan: RunPlan, lines: dict[str, str]) -> None:
+        """Describe this run, with lines of its kind; set `checkpoint` to what it resumes from."""
+        self.trainer, self.config, self.plan, self.lines = trainer, config, plan, lines
         self.checkpoint: Path | None = None
 
     def on_train_begin(
@@ -48,31 +47,27 @@ class BannerCallback(TrainerCallback):
         if planned != live:
             raise RunFailedError(f"ZeRO stage {planned} was asked for and the engine runs stage {live}.")
         if state.is_world_process_zero:
-            print_banner(self.trainer, self.config, self.plan, self.checkpoint)
+            print_banner(self.trainer, self.config, self.plan, self.lines, self.checkpoint)
 
 
-def print_banner(trainer: Any, config: PretrainConfig, plan: RunPlan, checkpoint: Path | None) -> None:
+def print_banner(trainer: Any, config: Any, plan: RunPlan, more: dict[str, str], checkpoint: Path | None) -> None:
     """Print ranks, backend and ZeRO stage as the live objects have them, precision, sizes, arithmetic."""
     import torch.distributed as dist
 
     parameters = count_parameters(plan.model_config)  # under ZeRO 3 a rank's own count would be of its part
-    tokens = config.max_steps * config.tokens_per_step
-    rows = len(plan.packed.train)
     backend = dist.get_backend() if dist.is_available() and dist.is_initialized() else "none"
     peak, peak_source = peak_flops(device_name())
     lines = {
-        "model": f"{config.preset or config.model_name_or_path}: {parameters:,} parameters, "
+        "model": f"{getattr(config, 'preset', None) or config.model_name_or_path}: {parameters:,} parameters, "
         f"{plan.model_config.num_hidden_layers} layers x {plan.model_config.hidden_size}, "
         f"context {plan.model_config.max_position_embeddings}, vocabulary {plan.model_config.vocab_size}",
         "ranks": f"{config.world_size} (backend {backend}, {trainer.accelerator.distributed_type.value}, "
         f"ZeRO stage {live_zero_stage(trainer) or 'none'}, {type(trainer.model_wrapped).__name__}) on {device_name()}",
         "precision": f"{config.precision} ({config.precision_reason})",
-        "batch": f"{config.tokens_per_step:,} tokens a step = {config.per_device_train_batch_size} rows x "
-        f"{config.gradient_accumulation_steps} accumulation x {config.world_size} ranks x {config.context} tokens "
-        f"({config.micro_batch_reason})",
-        "length": f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / parameters:.1f} per parameter = "
-        f"{config.max_steps * config.rows_per_step / rows:.2f} epochs of {rows:,} rows",
-        "speed": describe_speed(trainer.speed, config),
+        "batch": f"{config.rows_per_step * config.tokens_per_row:,} tokens a step = "
+        f"{config.per_device_train_batch_size} rows x {config.gradient_accumulation_steps} accumulation x "
+        f"{config.world_size} ranks x {config.tokens_per_row} tokens ({config.micro_batch_reason})",
+        **more,
         "MFU": f"{MFU_CONVENTION}; peak {peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
         "energy": f"offline, grid of {config.country_iso_code} at {grid_intensity(config.country_iso_code):.1f} "
         "g CO2e/kWh (country_iso_code)",
@@ -82,7 +77,16 @@ def print_banner(trainer: Any, config: PretrainConfig, plan: RunPlan, checkpoint
     print("\n".join(f"{name:10} {text}" for name, text in lines.items()), flush=True)
 
 
-def describe_speed(speed: SpeedPlan, config: PretrainConfig) -> str:
+def describe_length(config: Any, plan: RunPlan, rows: int) -> str:
+    """Return steps, tokens and epochs of a run over so many rows of data."""
+    tokens = config.max_steps * config.rows_per_step * config.tokens_per_row
+    return (
+        f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / count_parameters(plan.model_config):.1f} per "
+        f"parameter = {config.max_steps * config.rows_per_step / rows:.2f} epochs of {rows:,} rows"
+    )
+
+
+def describe_speed(speed: SpeedPlan, config: Any) -> str:
     """Return which ways of computing are used, and why not the others."""
     loss = "in chunks" if speed.chunked_loss else "whole logits"
     compiled = "each layer" if speed.compile_layers else "none"
@@ -92,10 +96,10 @@ def describe_speed(speed: SpeedPlan, config: PretrainConfig) -> str:
     )
 
 
-def describe_model(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:
+def describe_model(config: Any, plan: RunPlan) -> dict[str, Any]:
     """Return the manifest's record of the model."""
     return {
-        "preset": config.preset,
+        "preset": getattr(config, "preset", None),
         "base_model": config.model_name_or_path,
         "num_parameters": count_parameters(plan.model_config),
         "num_hidden_layers": plan.model_config.num_hidden_layers,
@@ -105,7 +109,7 @@ def describe_model(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def describe_data(config: PretrainConfig, plan: RunPlan) -> dict[str, Any]:
+def describe_data(config: Any, plan: PretrainPlan) -> dict[str, Any]:
     """Return the manifest's record of the packed rows and where they come from."""
     manifest = plan.packed.manifest
     return {
@@ -128,24 +132,28 @@ def describe_time(seconds: dict[str, float]) -> str:
 
 
 def describe_training(
-    trainer: Any, config: PretrainConfig, plan: RunPlan, records: list[dict[str, Any]], seconds: float
+    trainer: Any, config: Any, plan: RunPlan, records: list[dict[str, Any]], seconds: float, rows: int
 ) -> dict[str, Any]:
-    """Return the manifest's record of the run; speeds are medians over the logged intervals of all starts."""
+    """Return the manifest's record of a run over so many rows of data.
+
+    Speeds are medians over the logged intervals of all starts.
+    """
     import torch.distributed as dist
 
     train = [record for record in records if "loss" in record]
     energy = read_emissions(plan.folder / EMISSIONS_NAME)
     speeds = sorted(record["tokens_per_second"] for record in train)
+    mfu = sorted(record["mfu"] for record in train if record["mfu"] is not None)
+    tokens_per_step = config.rows_per_step * config.tokens_per_row
     return {
         "steps": trainer.state.global_step,
-        "tokens": trainer.state.global_step * config.tokens_per_step,
-        "tokens_per_step": config.tokens_per_step,
-        "epochs": trainer.state.global_step * config.rows_per_step / len(plan.packed.train),
+        "tokens": trainer.state.global_step * tokens_per_step,
+        "tokens_per_step": tokens_per_step,
+        "epochs": trainer.state.global_step * config.rows_per_step / rows,
         "seconds": energy.duration_seconds if energy else seconds,  # of all starts, repeated steps included
         "seconds_by_part_of_last_start": {name: round(spent, 3) for name, spent in trainer.clock.seconds.items()},
-        "speed": describe_speed(trainer.speed, config),
         "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
-        "mfu": sorted(record["mfu"] for record in train)[len(train) // 2] if train else None,
+        "mfu": mfu[len(mfu) // 2] if mfu else None,
         "mfu_convention": MFU_CONVENTION,
         "first_loss": train[0]["loss"] if train else None,
         "last_loss": train[-1]["loss"] if train else None,

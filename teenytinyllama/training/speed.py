@@ -43,13 +43,7 @@ def check_speed(config: "PretrainConfig") -> None:
     Raises:
         InputError: an unknown attention, a GPU-only switch without a GPU, a missing package or compiler.
     """
-    attention = config.attn_implementation
-    ensure(
-        attention in ATTENTION,
-        f"attn_implementation={attention}: must be one of {', '.join(ATTENTION)}. sdpa fits everywhere.",
-    )
-    if attention in GPU_ATTENTION:
-        _check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
+    check_attention(config.attn_implementation)
     if config.use_liger_kernel:
         _check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
     ensure(
@@ -65,6 +59,20 @@ def check_speed(config: "PretrainConfig") -> None:
         not config.compile_layers or not missing,
         f"compile_layers=true: torch needs {missing} to compile, which is not here. Install it, or leave the key out.",
     )
+
+
+def check_attention(attention: str) -> None:
+    """Refuse an attention that is unknown or that this machine cannot compute.
+
+    Raises:
+        InputError: it is.
+    """
+    ensure(
+        attention in ATTENTION,
+        f"attn_implementation={attention}: must be one of {', '.join(ATTENTION)}. sdpa fits everywhere.",
+    )
+    if attention in GPU_ATTENTION:
+        _check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
 
 
 def _check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:

@@ -1,4 +1,4 @@
-"""The Trainer of pretraining: Hugging Face's, at its own extension points."""
+"""The Trainers: Hugging Face's, at their own extension points."""
 
 import contextlib
 import itertools
@@ -16,18 +16,42 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Pretrainer(Trainer):
-    """The Trainer, with its rule for weight decay narrowed, its time measured, and an evaluation that a signal ends."""
+class RunTrainer:
+    """Mixed into a Trainer's class, in front of it: time measured, weight decay narrowed, evaluations that signals end.
 
-    speed: SpeedPlan
+    Attributes:
+        clock: where the time goes.
+        compiles: whether layers are compiled, which evaluations then do without.
+    """
+
     clock: Clock
+    compiles = False
 
     def get_decay_parameter_names(self, model: "nn.Module") -> list[str]:
         """Return the parameters that weight decay applies to: the Trainer's (no norms, no biases), less embeddings.
 
         Source: OLMo 2 (arXiv 2501.00656) leaves embeddings out, for stability at equal quality.
         """
-        return [name for name in super().get_decay_parameter_names(model) if "embed_tokens" not in name]
+        names: list[str] = super().get_decay_parameter_names(model)  # type: ignore[misc]
+        return [name for name in names if "embed_tokens" not in name]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the Trainer's metrics, or none when a signal ended the evaluation."""
+        try:
+            with self.clock.part("evaluation"), eager() if self.compiles else contextlib.nullcontext():
+                return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+        except EvaluationInterruptedError:
+            return {}
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
+        with self.clock.part("saving"):
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+
+class Pretrainer(RunTrainer, Trainer):
+    """The Trainer of pretraining, whose rows are full and of one length."""
+
+    speed: SpeedPlan
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: "torch.device"
@@ -44,15 +68,3 @@ class Pretrainer(Trainer):
     def compute_loss(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the Trainer's loss, computed without the cache that generation would use and that costs copies."""
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the Trainer's metrics, or none when a signal ended the evaluation."""
-        try:
-            with self.clock.part("evaluation"), eager() if self.speed.compile_layers else contextlib.nullcontext():
-                return super().evaluate(*args, **kwargs)
-        except EvaluationInterruptedError:
-            return {}
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
-        with self.clock.part("saving"):
-            super()._save_checkpoint(*args, **kwargs)

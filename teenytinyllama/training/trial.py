@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from .config import PretrainConfig
+from .loss import has_chunked_loss
 from .memory import MemoryNeed, virtual_memory_bytes
 from .plan import RunPlan
-from .speed import SpeedPlan, apply_speed, uses_chunked_loss
+from .speed import SpeedPlan, apply_speed
 
 # A GPU's allocator cannot use the last of its memory for one large tensor.
 _FRAGMENTED_SHARE = 0.02
@@ -38,13 +38,13 @@ def describe_out_of_memory(error: BaseException) -> str:
     return f"no room for {match[1]}" if match else f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
 
 
-def recomputes_layers(config: PretrainConfig) -> bool:
+def recomputes_layers(config: Any) -> bool:
     """Return whether layers are computed again in the backward pass; transformers renamed the key."""
     names = ("activation_checkpointing", "gradient_checkpointing")
     return any(bool(getattr(config, name, False)) for name in names)
 
 
-def try_rows(config: PretrainConfig, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
+def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
     """Compute one micro-batch of random rows with the memory of the optimizer held back.
 
     Random numbers go on afterwards as if nothing had been.
@@ -74,7 +74,7 @@ def try_rows(config: PretrainConfig, plan: RunPlan, need: MemoryNeed, rows: int)
     return ""
 
 
-def _try(config: PretrainConfig, plan: RunPlan, need: MemoryNeed, rows: int) -> None:
+def _try(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> None:
     assert config.context is not None
     device, own_weights = config.device, config.deepspeed_plugin is not None
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
@@ -105,7 +105,7 @@ def _try(config: PretrainConfig, plan: RunPlan, need: MemoryNeed, rows: int) -> 
     del held_back
 
 
-def _build_model(config: PretrainConfig, plan: RunPlan) -> Any:
+def _build_model(config: Any, plan: RunPlan) -> Any:
     """Return a model that needs the memory of the one that will be trained; its weights are of no use.
 
     Its layers are not compiled: that takes long, and only lessens what they keep.
@@ -114,7 +114,7 @@ def _build_model(config: PretrainConfig, plan: RunPlan) -> Any:
 
     model = AutoModelForCausalLM.from_config(copy.deepcopy(plan.model_config)).float()
     model.set_attn_implementation(config.attn_implementation)
-    apply_speed(model, SpeedPlan(uses_chunked_loss(config, 0)[0], False, {}))
+    apply_speed(model, SpeedPlan(config.loss_in_chunks(0) and has_chunked_loss(), False, {}))
     if config.use_liger_kernel:
         from transformers.integrations.liger import apply_liger_kernel
 

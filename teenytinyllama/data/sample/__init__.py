@@ -13,11 +13,19 @@ from .facts import HELD_OUT_FACTS, TRAIN_FACTS
 from .lessons import PROMPTS, sample_instructions, sample_questions
 from .storyteller import write_story
 
-__all__ = ["DEFAULT_NUM_DOCUMENTS", "PROMPTS", "sample_documents", "sample_instructions", "sample_questions"]
+__all__ = [
+    "DEFAULT_NUM_DOCUMENTS",
+    "PROMPTS",
+    "sample_conversations",
+    "sample_documents",
+    "sample_instructions",
+    "sample_questions",
+]
 
 DEFAULT_NUM_DOCUMENTS = {"train": 8_000, "validation": 200}
 STORY_METADATA = "source: historias; license: Apache-2.0"
 FACT_METADATA = "source: curiosidades; license: Apache-2.0"
+NUM_TOLD_STORIES = {"train": 1_500, "validation": 60}
 STORIES_PER_FACT = {"train": 40, "validation": 20}
 """One fact follows each so many stories, until all facts have been told once."""
 
@@ -56,3 +64,22 @@ def _generate(split: Literal["train", "validation"], num_documents: int, seed: i
             yield {"text": facts[place], "metadata": FACT_METADATA}
         else:
             yield {"text": write_story(split, index, seed).text, "metadata": STORY_METADATA}
+
+
+def sample_conversations(split: Literal["train", "validation"]) -> Iterator[dict[str, object]]:
+    """Yield the conversations of a split: stories told from their first sentence on and, in train, the instructions.
+
+    The stories are those of `sample_documents`, so a model pretrained on the sample knows how to tell them.
+
+    Yields:
+        `{"messages": [...], "source": "historias" | "perguntas"}`
+    """
+    for row in sample_documents(split, NUM_TOLD_STORIES[split]):
+        first, _, rest = row["text"].partition("\n")
+        begin, stop, more = first.partition(". ")
+        if row["metadata"] == STORY_METADATA and more:
+            question = f"Conte uma história que comece assim: {begin}{stop.strip()}"
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"{more}\n{rest}".strip()}]
+            yield {"messages": turns, "source": "historias"}
+    if split == "train":
+        yield from ({**row, "source": "perguntas"} for row in sample_instructions())

@@ -1,0 +1,32 @@
+"""Tune a base model on instructions: all weights, or LoRA adapters.
+
+One process, or what fits the machine:      ttl sft --config recipes/configs/160m/sft.yaml
+Two CPU ranks under ZeRO-2:                 ttl sft --accelerate zero2 --config recipes/configs/tiny/sft.yaml
+The same without `ttl`, here on eight GPUs, on conversations that `ttl conversations` has prepared:
+  accelerate launch --config_file recipes/accelerate/zero1.yaml --num_processes 8 \
+    recipes/sft.py --config recipes/configs/160m/sft.yaml --conversations outputs/160m/conversations
+Every key of the YAML can be overridden: --learning_rate 1e-3 --lora_r 16
+"""
+
+import sys
+
+from teenytinyllama.arguments import build, read_values
+from teenytinyllama.checks import is_main_process, run_main
+from teenytinyllama.publishing.cards import write_model_card
+from teenytinyllama.training.ranks import prepare_rank
+
+
+def main() -> None:
+    """Run one rank: the config from the command line, tuning, and on rank 0 the card."""
+    prepare_rank()
+    from teenytinyllama.tuning.config import SftConfig  # TRL is an extra: its absence is a message, no traceback
+    from teenytinyllama.tuning.sft import sft
+
+    values = read_values(SftConfig, sys.argv[1:])
+    folder = sft(build(SftConfig, values), values)
+    if is_main_process():
+        write_model_card(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,197 @@
+"""One training from its checked plan to its finished folder, whatever is trained: locks, callbacks, resume, signals."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from transformers import PrinterCallback, ProgressCallback
+
+from ..arguments import write_yaml
+from ..checks import StoppedResumable, is_main_process
+from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
+from .callbacks import EnergyCallback, SampleCallback
+from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, latest_complete_checkpoint, lock_run_folder
+from .clock import Clock
+from .hardware import device_name
+from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
+from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch
+from .plan import RunPlan
+from .ranks import check_ranks, leave_ranks
+from .report import BannerCallback, describe_time, planned_zero_stage
+from .signals import StopCallback
+from .trial import is_out_of_memory
+
+Plan = TypeVar("Plan", bound=RunPlan)
+
+
+class Evaluation(Protocol):
+    """What the metrics callback needs of a held-out evaluation.
+
+    Attributes:
+        last: the newest summary, or None.
+        last_step: the step of that summary.
+        plot_key: the figure of a summary that is drawn.
+        plot_label: its name and unit.
+    """
+
+    last: dict[str, Any] | None
+    last_step: int
+    plot_key: str
+    plot_label: str
+
+    def describe(self) -> str:
+        """Return the newest summary as a line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The live objects of a run in one process."""
+
+    trainer: Any
+    evaluation: Any
+    energy: EnergyCallback
+    stop: StopCallback
+    banner: BannerCallback
+
+
+def assemble_run(
+    trainer: Any,
+    config: Any,
+    plan: RunPlan,
+    evaluation: Evaluation,
+    samples: SampleCallback,
+    banner_lines: dict[str, str],
+    **metrics: Any,
+) -> Run:
+    """Return a run: the Trainer with our callbacks in place of its printing ones.
+
+    Args:
+        trainer: a `RunTrainer`.
+        config: a `RunSettings`.
+        plan: the checked plan.
+        evaluation: what scores held-out data.
+        samples: what shows the model's texts.
+        banner_lines: lines of this kind of training, beside those of every run.
+        metrics: more arguments of `MetricsCallback`.
+    """
+    trainer.clock = Clock()
+    for default in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(default)
+    energy, stop = EnergyCallback(plan.folder, config.country_iso_code), StopCallback()
+    banner = BannerCallback(trainer, config, plan, banner_lines)
+    tokens_per_step = config.rows_per_step * config.tokens_per_row
+    # The order matters: energy is flushed before it is reported, sampling is over before the clock goes on, and a
+    # checkpoint is marked complete after everything else has written into the folder.
+    for callback in (
+        banner,
+        stop,
+        energy,
+        samples,
+        MetricsCallback(plan.folder, tokens_per_step, evaluation, energy, **metrics),
+        CheckpointCallback(config.save_checkpoints_kept, planned_zero_stage(trainer)),
+    ):
+        part = "samples" if callback is samples else "callbacks"
+        trainer.add_callback(trainer.clock.watch(callback, part))
+    return Run(trainer, evaluation, energy, stop, banner)
+
+
+def execute(
+    config: Any,
+    plan: Plan,
+    given: dict[str, Any],
+    build: Callable[[Any, Plan], Run],
+    finish: Callable[[Run, Any, Plan, float], None],
+) -> Path:
+    """Train by a plan in this process (one of its ranks), or go on with it, and return the run's folder.
+
+    Args:
+        config: a `RunSettings`, with everything derived.
+        plan: the checked plan.
+        given: the keys as the user gave them, for `config.yaml`.
+        build: makes the run once the micro-batch is settled.
+        finish: what is left to do after the last step, with the seconds of training; not called after a signal.
+
+    Raises:
+        InputError: a folder in which another process trains, or ranks or memory that do not fit.
+        StoppedResumable: a signal stopped it after a complete checkpoint.
+        RunFailedError: the loss is not finite, or memory ran out.
+    """
+    if plan.state == "complete":
+        if is_main_process():
+            print(f"{plan.folder} is complete: {config.max_steps} steps are done")
+        return plan.folder
+    check_ranks(config)
+    settle_micro_batch(config, plan)
+    run = build(config, plan)
+    trainer = run.trainer
+    zero_stage = planned_zero_stage(trainer)
+    checkpoint = latest_complete_checkpoint(plan.folder, config.max_steps, config.world_size, zero_stage)
+    lock = None
+    if trainer.is_world_process_zero():
+        lock = lock_run_folder(plan.folder)
+        _open_run_folder(config, plan, given)
+    run.banner.checkpoint = checkpoint
+    config.eval_on_start = config.eval_on_start and checkpoint is None
+    start = time.time()
+    try:
+        with trainer.clock.part("training"):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not run.stop.stopped:
+            finish(run, config, plan, time.time() - start)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory_failure(error, config, plan.folder) from error
+    finally:
+        run.energy.stop()
+        run.stop.restore_handlers()
+        if lock is not None:
+            lock.release()
+    leave_ranks()
+    if run.stop.stopped:
+        raise StoppedResumable(
+            f"saved {plan.folder}/checkpoint-{trainer.state.global_step}; the same command goes on from there"
+        )
+    return plan.folder
+
+
+def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
+    """Write what is known before training; the manifest of a shorter, complete run is taken away."""
+    (plan.folder / MANIFEST_NAME).unlink(missing_ok=True)
+    write_yaml(plan.folder / "config.yaml", config.to_yaml_values(given))
+    environment = {
+        "identity": plan.identity,
+        "versions": versions(),
+        "commit": package_commit(),
+        "device": device_name(),
+        "precision": config.precision,
+        "micro_batch": micro_batch_record(config),
+    }
+    write_json(plan.folder / ENVIRONMENT_NAME, environment)
+
+
+def close_run_folder(
+    run: Run, config: Any, plan: RunPlan, stage: str, describe: Callable[[list[dict[str, Any]]], dict[str, Any]]
+) -> None:
+    """Write the manifest of a run whose model is saved, as the last thing, and say where the time went.
+
+    Args:
+        run: the run; its energy meter is stopped here, after all work.
+        config: its config.
+        plan: its plan.
+        stage: `pretrain`, `sft` or `dpo`.
+        describe: makes what the manifest records from the records of `metrics.jsonl`; called on rank 0 alone.
+    """
+    run.energy.stop()
+    if not run.trainer.is_world_process_zero():
+        return
+    (plan.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+    manifest = {
+        "config": config.to_yaml_values({}),
+        **describe(read_jsonl(plan.folder / METRICS_NAME)),
+        "hashes": {path.name: sha256_file(path) for path in sorted(plan.folder.glob("*.safetensors"))},
+    }
+    write_manifest(plan.folder, stage, manifest)
+    print("time       " + describe_time(run.trainer.clock.seconds), flush=True)

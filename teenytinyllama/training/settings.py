@@ -1,0 +1,214 @@
+"""The keys and rules that every training shares, mixed into the Trainer's own arguments."""
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from ..arguments import own_keys
+from ..checks import InputError, ensure
+from .batch import derive_batch
+from .hardware import choose_precision, has_accelerator
+
+_DERIVED = "is derived from tokens_per_step and the number of ranks. Leave it out; set per_device_train_batch_size."
+REFUSED_KEYS = {
+    "gradient_accumulation_steps": _DERIVED,
+    "deepspeed": "ZeRO is chosen by the accelerate file alone: `--accelerate zero2`.",
+    "fsdp": "not supported; use `--accelerate zero1`, `zero2` or `zero3`.",
+    "push_to_hub": "training never writes to the network; publish the run folder afterwards.",
+    "hub_token": "secrets never stand in a config. Use `hf auth login` or the HF_TOKEN variable.",
+    "enable_jit_checkpoint": "signals are handled by our own callback, which is safe with several ranks.",
+    "group_by_length": "rows are shuffled once and for all.",
+    "dataloader_drop_last": "every step is whole by construction, and it would drop held-out documents as well.",
+    "ignore_data_skip": "a resumed run must go on with the rows it has not seen.",
+    "auto_find_batch_size": "would change the tokens a step. Leave it out: the micro-batch fits by itself.",
+    "resume_from_checkpoint": "the same command resumes by itself from the latest complete checkpoint.",
+    "remove_unused_columns": "the columns are ours.",
+    "train_sampling_strategy": "rows are shuffled once and for all.",
+    "torch_compile": "compiles the whole model, which costs attention its fast kernel. Set compile_layers.",
+    "load_best_model_at_end": "every checkpoint is kept on its own; choose one by metrics.jsonl.",
+}
+
+
+@dataclass
+class RunSettings:
+    """Mixed into a dataclass of TrainingArguments, in front of it: `class PretrainConfig(RunSettings, …)`.
+
+    A subclass checks its own keys in `__post_init__`, derives batch and steps, and calls `_hand_over` last.
+    """
+
+    REFUSED_KEYS: ClassVar[dict[str, str]] = REFUSED_KEYS
+    # Keys that follow from others or from the machine, and so say nothing about a run.
+    DERIVED_KEYS: ClassVar[frozenset[str]] = frozenset(
+        {"max_steps", "per_device_train_batch_size", "lr_scheduler_kwargs", "bf16", "fp16"}
+    )
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "continue from this model (folder or Hub id)"}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "branch or commit of model_name_or_path"})
+    decay_fraction: float = field(
+        default=0.2, metadata={"help": "warmup_stable_decay: share of the steps in which the rate falls to zero"}
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "sdpa, eager; on a GPU also flash_attention_2, flash_attention_3"}
+    )
+    sample_prompts: list[str] | None = field(
+        default=None, metadata={"help": "texts continued (or answered) at every evaluation, written to samples.jsonl"}
+    )
+    sample_new_tokens: int = field(default=60, metadata={"help": "tokens generated for each prompt"})
+    country_iso_code: str = field(
+        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
+    )
+    license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+
+    # TrainingArguments' own, with other defaults.
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "rows a rank computes at once; default: chosen from the free memory"}
+    )
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "held-out rows a rank scores at once; default: as many as the micro-batch"},
+    )
+    logging_steps: float = field(default=10, metadata={"help": "steps between two log lines"})
+    logging_first_step: bool = field(default=True, metadata={"help": "also log the first step, before any learning"})
+    eval_strategy: str = field(default="steps", metadata={"help": "steps or no"})
+    eval_steps: float | None = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
+    save_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
+    save_total_limit: int | None = field(default=3, metadata={"help": "complete checkpoints kept; null keeps all"})
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "the Trainer's filter asks the GPU at every micro-batch; we check when logging"},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "a Llama uses all its parameters; looking for unused ones costs time"}
+    )
+    bf16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})
+    fp16: bool | None = field(default=None, metadata={"help": "null: chosen from the hardware"})
+
+    context: int | None = field(init=False, default=None)
+    rows_per_step: int = field(init=False, default=0)
+    precision_reason: str = field(init=False, default="")
+    micro_batch_given: bool = field(init=False, default=False)
+    eval_batch_given: bool = field(init=False, default=False)
+    micro_batch_reason: str = field(init=False, default="")
+    micro_batch_failed_rows: int | None = field(init=False, default=None)
+    micro_batch_free_bytes: int = field(init=False, default=0)
+
+    def _check_common(self) -> None:
+        arguments: Any = self
+        ensure(arguments.output_dir, "output_dir: missing. Give the folder of the run.")
+        reports = [arguments.report_to] if isinstance(arguments.report_to, str) else arguments.report_to or []
+        ensure(
+            not {"all", "codecarbon"} & set(reports),
+            f"report_to={arguments.report_to}: would start a second energy tracker beside ours. Name the tracker you "
+            "want.",
+        )
+        ensure(
+            len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
+            f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
+        )
+        ensure(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: must lie in (0, 1].")
+
+    def _share_batch(self, tokens_per_step: int, row_tokens: int, key: str = "tokens_per_step") -> None:
+        """Derive rows a step, the micro-batch (provisional when not given) and accumulation."""
+        self.micro_batch_given = self.per_device_train_batch_size is not None
+        self.eval_batch_given = self.per_device_eval_batch_size is not None
+        self.per_device_eval_batch_size = self.per_device_eval_batch_size or 4  # provisional, like the micro-batch
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rows_per_step, self.per_device_train_batch_size, self.gradient_accumulation_steps = derive_batch(
+            tokens_per_step, row_tokens, self.per_device_train_batch_size, ranks, key
+        )
+
+    def set_micro_batch(self, rows: int, reason: str) -> None:
+        """Compute `rows` at once on each rank, with the accumulation that keeps the tokens of a step.
+
+        Only before the Trainer is made: it reads the two numbers then, and fills DeepSpeed's `auto` values from them.
+        """
+        arguments: Any = self
+        self.per_device_train_batch_size, self.micro_batch_reason = rows, reason
+        self.gradient_accumulation_steps = self.rows_per_step // arguments.world_size // rows
+
+    def _set_decay(self, max_steps: int) -> None:
+        """Give warmup_stable_decay the length of its decay, which it has no default for."""
+        arguments: Any = self
+        if arguments.lr_scheduler_type == "warmup_stable_decay":
+            given = arguments.lr_scheduler_kwargs if isinstance(arguments.lr_scheduler_kwargs, dict) else {}
+            decay = {"num_decay_steps": max(1, round(self.decay_fraction * max_steps)), "decay_type": "linear"}
+            arguments.lr_scheduler_kwargs = {**decay, **given}
+
+    def _hand_over(self, has_validation: bool) -> None:
+        """Settle device and precision, then let the library's class check what was derived.
+
+        Raises:
+            InputError: the library refuses a value, or one process sees several GPUs.
+        """
+        arguments: Any = self
+        self._choose_precision()
+        if not has_accelerator():
+            # Without this, DeepSpeed on a machine without GPU has a world of two and the Trainer a world of one.
+            arguments.use_cpu = True
+        elif isinstance(arguments.accelerator_config, dict | None):
+            # A blocking copy to the GPU waits for all work queued before it, once per micro-batch.
+            arguments.accelerator_config = {"non_blocking": True, **(arguments.accelerator_config or {})}
+        arguments.train_sampling_strategy = "sequential"
+        arguments.remove_unused_columns = False
+        self.save_checkpoints_kept, self.save_total_limit = self.save_total_limit, None  # rotation is ours
+        if not has_validation:
+            self.eval_strategy = "no"
+        arguments.eval_on_start = self.eval_strategy != "no"
+        try:
+            super().__post_init__()  # type: ignore[misc]
+        except ValueError as error:
+            raise InputError(f"config: {error}") from error
+        ensure(
+            arguments.n_gpu <= 1,
+            f"{arguments.n_gpu} GPUs and one process: start one rank a GPU with `ttl` or `accelerate launch`.",
+        )
+
+    def _choose_precision(self) -> None:
+        if self.bf16 is None and self.fp16 is None:
+            on_cpu = getattr(self, "use_cpu", False)
+            precision, self.precision_reason = ("fp32", "use_cpu") if on_cpu else choose_precision()
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        else:
+            self.precision_reason = "as configured"
+            self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
+
+    @property
+    def precision(self) -> str:
+        """Return bf16, fp16 or fp32."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Return the tokens that one row stands for in the figures of a step."""
+        return self.longest_row
+
+    @property
+    def longest_row(self) -> int:
+        """Return the most tokens that one row can hold, which its memory depends on."""
+        assert self.context is not None
+        return self.context
+
+    def loss_in_chunks(self, zero_stage: int) -> bool:
+        """Return whether training and evaluation make no whole logits."""
+        return True
+
+    @property
+    def frozen_share(self) -> float:
+        """Return the share of the parameters that are not trained."""
+        return 0.0
+
+    @property
+    def reference_models(self) -> int:
+        """Return how many models beside the trained one are held in memory."""
+        return 0
+
+    def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys that say what this run is: those given, and our own with their defaults; no derived ones."""
+        own = [item.name for item in fields(self) if item.init and item.name in own_keys(type(self))]
+        values = {name: getattr(self, name) for name in own if name not in self.DERIVED_KEYS and name not in given}
+        values = {name: getattr(value, "value", value) for name, value in values.items()}  # enums by their value
+        if "save_total_limit" not in given:
+            values["save_total_limit"] = self.save_checkpoints_kept
+        return {**given, **{name: value for name, value in values.items() if value is not None}}

@@ -1,0 +1,1 @@
+"""Tuning a base model: instructions (`sft`), preferences (`dpo`), all weights or LoRA adapters."""

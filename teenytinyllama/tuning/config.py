@@ -1,0 +1,187 @@
+"""The config of instruction tuning: TRL's arguments, plus what conversations, packing and adapters need."""
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from ..checks import ensure, ensure_packages
+from ..data.conversations import ConversationsConfig, conversations_manifest
+from ..training.loss import has_chunked_loss
+from ..training.settings import REFUSED_KEYS, RunSettings
+from ..training.speed import check_attention
+from .adapters import LoraSettings
+from .rows import load_rows
+
+ensure_packages("sft", "trl", "peft", "datasets")
+from trl import SFTConfig  # noqa: E402  # after the message about the extra
+
+# 64 rows of 2,048 tokens: small models take larger batches no better (SmolLM's recipes use 128 rows).
+_MOST_TOKENS_PER_STEP = 131_072
+_LEAST_STEPS_PER_EPOCH = 32  # fewer leave no room for a warm-up
+
+# TRL's keys that our data preparation replaces, and the model's that our loading does.
+TRL_REFUSED_KEYS = {
+    **dict.fromkeys(
+        ("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "shuffle_dataset", "completion_only_loss",
+         "truncation_mode", "pad_to_multiple_of", "pad_token", "eos_token"),
+        "the conversations are prepared before TRL sees them (`ttl conversations`). Leave it out.",
+    ),
+    "max_length": "is called context.",
+    "chat_template_path": "the model's own chat template is used, or ours where it has none.",
+    "model_init_kwargs": "give model_name_or_path, model_revision and attn_implementation.",
+    "trust_remote_code": "code that comes with a model is never run.",
+    "router_aux_loss_coef": "there are no mixtures of experts here.",
+    "activation_offloading": "not supported; set activation_checkpointing: true.",
+}  # fmt: skip
+
+
+@dataclass
+class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
+    """`ttl sft`: a base model, conversations, and how to tune on them.
+
+    The batch is stated in tokens and the length in epochs; accumulation and steps are derived. All other keys are those
+    of TRL's SFTConfig; defaults that differ from it are given below.
+    """
+
+    REFUSED_KEYS: ClassVar[dict[str, str]] = {
+        **REFUSED_KEYS,
+        **TRL_REFUSED_KEYS,
+        "packing_strategy": "whole conversations share rows (best-fit decreasing); none is cut.",
+        "padding_free": "set packing.",
+        "eval_packing": "held-out conversations are scored one by one.",
+        "loss_type": "the negative log-likelihood is used.",
+    }
+    DERIVED_KEYS: ClassVar[frozenset[str]] = RunSettings.DERIVED_KEYS | {"tokens_per_step"}
+
+    conversations: str | None = field(default=None, metadata={"help": "folder of tokens (`ttl conversations`)"})
+    inputs: list[str] | None = field(
+        default=None,
+        metadata={"help": "instead of conversations: instruction files that `ttl sft` prepares before the ranks start"},
+    )
+    context: int | None = field(
+        default=None, metadata={"help": "with inputs: most tokens of a conversation and of a row; default the model's"}
+    )
+    validation_inputs: list[str] | None = field(default=None, metadata={"help": "with inputs: see `ttl conversations`"})
+    validation_fraction: float = field(default=0.03, metadata={"help": "with inputs: see `ttl conversations`"})
+    long_conversations: Literal["split", "drop", "cut"] = field(
+        default="split", metadata={"help": "with inputs: see `ttl conversations`"}
+    )
+    invalid_rows: Literal["refuse", "drop"] = field(
+        default="refuse", metadata={"help": "with inputs: see `ttl conversations`"}
+    )
+    assistant_only_loss: bool = field(default=True, metadata={"help": "with inputs: see `ttl conversations`"})
+    packing: bool = field(
+        default=True, metadata={"help": "several conversations share a row, none sees another; false: one a row"}
+    )
+    tokens_per_step: int | None = field(
+        default=None,
+        metadata={"help": "global batch of one optimizer step, in tokens of whole rows; null: 131,072, or less so that "
+                          "an epoch has 32 steps"},
+    )  # fmt: skip
+    eval_max_tokens: int = field(
+        default=100_000, metadata={"help": "held-out tokens scored at each evaluation; the final score uses all"}
+    )
+    final_answers: int = field(
+        default=32, metadata={"help": "held-out questions answered after tuning, written to answers.jsonl; 0: none"}
+    )
+    final_answer_tokens: int = field(default=256, metadata={"help": "most tokens of such an answer"})
+    check_first_loss: bool = field(
+        default=True,
+        metadata={
+            "help": "stop at once when the base model predicts answers no better than their frequent tokens would"
+        },
+    )
+
+    # TRL's and the Trainer's own, with other defaults.
+    num_train_epochs: float = field(default=3.0, metadata={"help": "how often each conversation is seen"})
+    learning_rate: float = field(
+        default=3e-4, metadata={"help": "peak learning rate; models this small take 3e-4 to 1e-3"}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, warmup_stable_decay, linear, …"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # TRL turns it on
+        default=None, metadata={"help": "the old name of activation_checkpointing"}
+    )
+    sample_new_tokens: int = field(default=100, metadata={"help": "most tokens of an answer to each sample prompt"})
+
+    packs: bool = field(init=False, default=True)
+    learns_answers: bool = field(init=False, default=True)
+    row_tokens: int = field(init=False, default=0)
+    num_rows: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Derive batch, steps and precision, then hand over to TRL's class.
+
+        Raises:
+            InputError: see the checks below; the library's own refusals are turned into one.
+        """
+        self._check_common()
+        self._check_lora()
+        check_attention(self.attn_implementation)
+        ensure(self.model_name_or_path, "model_name_or_path: missing. Give the base model: a folder or a Hub id.")
+        ensure(
+            self.conversations,
+            "conversations: missing. Give the folder that `ttl conversations` wrote"
+            + (
+                "; `inputs` are prepared by `ttl sft` before the ranks start, never by a rank."
+                if self.inputs
+                else ", or `inputs` with `ttl sft`."
+            ),
+        )
+        ensure(self.num_train_epochs > 0, f"num_train_epochs={self.num_train_epochs}: must be positive. 3 is usual.")
+        ensure(self.final_answers >= 0, f"final_answers={self.final_answers}: must be 0 (none) or more.")
+        manifest = conversations_manifest(str(self.conversations))
+        self.context = manifest["plan"]["context"]
+        self.assistant_only_loss = manifest["plan"]["assistant_only_loss"]
+        self._derive_batch(manifest)
+        self._hand_over_to_trl(bool(manifest["validation"]["conversations"]))
+
+    def _derive_batch(self, manifest: dict[str, Any]) -> None:
+        assert self.context is not None
+        rows = load_rows(Path(str(self.conversations)) / "train.parquet", self.context, self.packing)
+        self.num_rows = len(rows)
+        # Unpacked, a row holds one conversation and much padding: a step takes as many as hold its tokens.
+        row_tokens = self.context if self.packing else max(1, round(manifest["train"]["tokens"] / self.num_rows))
+        self.row_tokens = row_tokens
+        wanted = self.tokens_per_step
+        if wanted is None:
+            most = min(_MOST_TOKENS_PER_STEP // row_tokens, self.num_rows // _LEAST_STEPS_PER_EPOCH)
+            ranks = int(os.environ.get("WORLD_SIZE", "1"))
+            rows = 1 << (max(1, most).bit_length() - 1)
+            wanted = -(-rows // ranks) * ranks * row_tokens
+        elif not self.packing:
+            wanted = max(1, round(wanted / row_tokens)) * row_tokens
+        self._share_batch(wanted, row_tokens)
+        if self.max_steps <= 0:
+            self.max_steps = max(1, -(-round(self.num_rows * self.num_train_epochs) // self.rows_per_step))
+        self._set_decay(self.max_steps)
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Return the tokens that one row stands for in the figures of a step: without packing, the mean."""
+        return self.row_tokens
+
+    def loss_in_chunks(self, zero_stage: int) -> bool:
+        """Return whether training and evaluation make no whole logits."""
+        return has_chunked_loss() and zero_stage != 3
+
+    def _hand_over_to_trl(self, has_validation: bool) -> None:
+        """TRL is given rows that are ready: it must neither mask, cut nor pack them again."""
+        self.packs, self.learns_answers = self.packing, self.assistant_only_loss
+        self.packing, self.assistant_only_loss = False, False
+        self.max_length, self.dataset_kwargs = None, {"skip_prepare_dataset": True}
+        self._hand_over(has_validation)
+
+    def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys that say what this run is; see `RunSettings`."""
+        values = super().to_yaml_values(given)
+        own = {"packing": self.packs, "assistant_only_loss": self.learns_answers}
+        return {**values, **{name: value for name, value in own.items() if name not in given}}
+
+
+def conversations_config_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return those values of a tuning's config that say which conversations to prepare, and how."""
+    names = {item.name for item in fields(ConversationsConfig)} - {"output_dir"}
+    return {name: value for name, value in values.items() if name in names and value is not None}

@@ -1,0 +1,250 @@
+"""Preference tuning: TRL's DPOTrainer on pairs of answers, in a run folder like pretraining's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import torch
+from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from ..arguments import build
+from ..chat.template import ConversationEncoder
+from ..checks import ensure
+from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
+from ..emissions import grid_intensity
+from ..presets import count_parameters
+from ..training.batch import derive_batch
+from ..training.callbacks import SampleCallback
+from ..training.checkpoints import run_identity
+from ..training.plan import RunPlan, check_space, run_state
+from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
+from ..training.run import Run, assemble_run, close_run_folder, execute
+from .adapters import lora_config, save_model
+from .base import Base, build_model, check_fits, load_base
+from .dpo_config import DpoConfig, preferences_config_values
+from .pairs import HeldOutPairs, PairEvaluation
+from .plan import check_tokens_of
+from .rows import order_rows
+from .sft import TrlTrainer, describe_weights, sample_questions
+
+_IDENTITY = (
+    "model_name_or_path model_revision pairs_per_step learning_rate lr_scheduler_type warmup_steps weight_decay "
+    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed beta lora_r lora_alpha lora_dropout lora_targets "
+    "use_dora"
+)
+_USUAL_CONTEXT = 1024
+_NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
+_LOGGED = tuple(f"rewards/{name}" for name in ("margins", "accuracies", "chosen", "rejected"))
+
+
+@dataclass(frozen=True)
+class DpoPlan(RunPlan):
+    """What was checked before preference tuning starts."""
+
+    base: Base
+    preferences: Path
+    manifest: dict[str, Any]  # of the preferences
+
+
+def plan_dpo(config: DpoConfig) -> DpoPlan:
+    """Check a config against its files and its run folder; writes nothing.
+
+    Raises:
+        InputError: model and pairs do not belong together, a base model without a chat template, an unknown country, a
+            folder that holds another run, or a full disk.
+    """
+    grid_intensity(config.country_iso_code)
+    base = _chat_model(str(config.model_name_or_path), config.model_revision)
+    manifest = preferences_manifest(str(config.preferences))
+    fingerprint = check_tokens_of(base, manifest, f"preferences={config.preferences}", "ttl dpo --inputs …")
+    assert config.context is not None
+    check_fits(base, config.context, "context")
+    folder = Path(str(config.output_dir))
+    hashes = {"preferences_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
+    identity = run_identity(config, _IDENTITY.split(), hashes)
+    state = run_state(folder, identity, config.max_steps)
+    model_config: Any = base.config
+    check_space(config, folder, count_parameters(model_config))
+    return DpoPlan(folder, state, base.tokenizer, model_config, identity, base, Path(str(config.preferences)), manifest)
+
+
+def _chat_model(name: str, revision: str | None) -> Base:
+    base = load_base("model_name_or_path", name, revision)
+    ensure(
+        base.had_template,
+        f"model_name_or_path={name}: is a base model without a chat template. Tune it on instructions first, with "
+        "`ttl sft`.",
+    )
+    return base
+
+
+def prepare_inputs(values: dict[str, Any]) -> dict[str, Any]:
+    """Prepare the `inputs` of a config in its run folder, and return the config that reads the result.
+
+    Values without `inputs` come back as they are.
+
+    Raises:
+        InputError: `inputs` beside `preferences`, no output folder, no chat model, or see `prepare_preferences`.
+    """
+    if not values.get("inputs"):
+        return values
+    ensure(not values.get("preferences"), "preferences, inputs: give one of the two.")
+    ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
+    ensure(values.get("model_name_or_path"), "model_name_or_path: missing. Give the chat model: a folder or a Hub id.")
+    base = _chat_model(values["model_name_or_path"], values.get("model_revision"))
+    chosen = preferences_config_values(values)
+    longest = getattr(base.config, "max_position_embeddings", None) or _USUAL_CONTEXT
+    chosen.setdefault("context", min(int(longest), _USUAL_CONTEXT))
+    check_fits(base, chosen["context"], "context")
+    output = str(Path(values["output_dir"]) / "preferences")
+    folder = prepare_preferences(build(PreferencesConfig, {**chosen, "output_dir": output}), base.tokenizer)
+    manifest = preferences_manifest(folder)
+    for split in ("train", "validation"):
+        part = manifest[split]
+        print(f"{split:10} {part['pairs']:,} pairs, {part['tokens']:,} tokens; longest {part['longest_tokens']}")
+    for reason, number in manifest["dropped"].items():
+        print(f"left out   {number:,} x {reason} (first: {manifest['first_dropped'][reason]})")
+    only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"}
+    kept = {name: value for name, value in values.items() if name not in only_for_preparing}
+    return {**kept, "preferences": str(folder)}
+
+
+def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
+    """Check a config for a number of ranks without starting any; return the run folder's state.
+
+    Raises:
+        InputError: see `DpoConfig` and `plan_dpo`.
+    """
+    config = build(DpoConfig, {**values, "use_cpu": True})
+    if values.get("pairs_per_step"):  # otherwise it is derived for the ranks there are
+        micro_batch = values.get("per_device_train_batch_size")
+        derive_batch(config.rows_per_step, 1, micro_batch, num_processes, "pairs_per_step")
+    return plan_dpo(config).state
+
+
+class PreferenceTrainer(TrlTrainer, DPOTrainer):
+    """DPOTrainer on tokens that are ready, whose evaluation returns log probabilities of each pair."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Leave the dataset alone: `data.preferences` has made its tokens, safe from typed special tokens."""
+        return dataset
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the loss, (pairs, 4) log probabilities (see `pairs.summarise_pairs`), and something for labels."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        known = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**known, labels=labels, use_cache=False, fused_lm_head=True)
+        own = output.log_probs.float().sum(dim=1).chunk(2)  # chosen answers first, then rejected ones
+        reference = [part.float() for part in self.compute_ref_log_probs(self.ref_model or model, inputs)]
+        scores = torch.stack([*own, *reference], dim=1)
+        margins = self.beta * ((scores[:, 0] - scores[:, 2]) - (scores[:, 1] - scores[:, 3]))
+        loss = -torch.nn.functional.logsigmoid(margins).mean()
+        return loss, scores, torch.zeros(len(scores), device=scores.device)
+
+
+def build_run(config: DpoConfig, plan: DpoPlan) -> Run:
+    """Return the trainer of a checked plan with its callbacks."""
+    import datasets
+
+    half = torch.bfloat16 if config.bf16 and config.lora_r else torch.float32
+
+    def load() -> Any:
+        return build_model(plan.base, config.seed, config.attn_implementation, half)
+
+    model, record = load()
+    # A model of its own: TRL would look for one by the model's name. Adapters are switched off to get the reference.
+    reference = None if config.lora_r else load()[0]
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
+    table = pyarrow.parquet.read_table(plan.preferences / "train.parquet", columns=columns)
+    held_out = HeldOutPairs(pyarrow.parquet.read_table(plan.preferences / "validation.parquet").to_pylist())
+    evaluation = PairEvaluation(held_out, config.beta)
+    rows = order_rows(datasets.Dataset(table), config.max_steps * config.rows_per_step, config.seed)
+    trainer = PreferenceTrainer(
+        model=model,
+        ref_model=reference,
+        args=config,
+        data_collator=DataCollatorForPreference(pad_token_id=plan.tokenizer.pad_token_id or 0),
+        train_dataset=rows.with_format(None),  # TRL's collator adds lists
+        eval_dataset=held_out if config.eval_strategy != "no" else None,
+        processing_class=plan.tokenizer,
+        compute_metrics=evaluation,
+        peft_config=lora_config(config, []),
+    )
+    trainer.base = record
+    encoder = ConversationEncoder(plan.tokenizer)
+    samples = SampleCallback(
+        plan.folder,
+        plan.tokenizer,
+        sample_questions(held_out.rows) if config.sample_prompts is None else config.sample_prompts,
+        config.sample_new_tokens,
+        planned_zero_stage(trainer),
+        encode=lambda text: encoder.encode([{"role": "user", "content": text}], for_answer=True).ids,
+    )
+    train = plan.manifest["train"]
+    lines = {
+        "length": describe_length(config, plan, config.num_rows),
+        "tuning": f"{describe_weights(config)}; {train['pairs']:,} pairs, beta {config.beta}",
+    }
+    return assemble_run(
+        trainer,
+        config,
+        plan,
+        evaluation,
+        samples,
+        lines,
+        logged=_LOGGED,
+        knows_flops=False,
+        loss_unit="-log sigmoid of the margin",
+    )
+
+
+def dpo(config: DpoConfig, given: dict[str, Any]) -> Path:
+    """Run or resume a preference tuning in this process (one of its ranks) and return its folder.
+
+    Args:
+        config: the config, with everything derived.
+        given: the keys as the user gave them, for `config.yaml`.
+
+    Raises:
+        InputError: see `plan_dpo`; also a folder in which another process trains.
+        StoppedResumable: a signal stopped it after a complete checkpoint.
+        RunFailedError: the loss is not finite, or memory ran out.
+    """
+    return execute(config, plan_dpo(config), given, build_run, _finish)
+
+
+def _finish(run: Run, config: DpoConfig, plan: DpoPlan, seconds: float) -> None:
+    """Score the held-out pairs, save the model, and write the manifest last."""
+    trainer, evaluation = run.trainer, run.evaluation
+    if config.eval_strategy != "no" and evaluation.last_step != trainer.state.global_step:
+        trainer.evaluate(metric_key_prefix="final")
+    save_model(trainer, plan.folder, config.merge)
+    manifest = plan.manifest
+
+    def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
+        initial = next((record for record in records if "preference_loss" in record and record["step"] == 0), None)
+        return {
+            "model": describe_model(config, plan),
+            "data": {
+                "preferences": str(config.preferences),
+                "inputs": manifest["plan"]["inputs"],
+                "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
+                "packed_sha256": manifest["hashes"]["train.parquet"],
+                "sources": manifest["train"]["sources"],
+                "train_tokens": manifest["train"]["tokens"],
+                "validation_documents": manifest["validation"]["pairs"],
+                "dropped": manifest["dropped"],
+            },
+            "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
+            "results": {
+                "initial": _NOT_EVALUATED,
+                "final": _NOT_EVALUATED,
+                "preferences": {"initial": initial, "final": evaluation.last},
+            },
+        }
+
+    close_run_folder(run, config, plan, "dpo", describe)
