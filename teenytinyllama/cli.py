@@ -181,6 +181,8 @@ def merge(argv: list[str]) -> None:
 
 def chat(argv: list[str]) -> int:
     """Talk with a model in the terminal: MODEL [--system TEXT] [--seed N] [--check-template]."""
+    if argv and argv[0].replace("-", "_") == "__check_template":
+        argv = [*argv[1:], argv[0]]
     ensure(argv and not argv[0].startswith("--"), "ttl chat: needs a model: a folder or a Hub repository.")
     from .arguments import parse
     from .chat.terminal import ChatConfig, run_chat

@@ -326,7 +326,8 @@ def test_the_terminal_says_that_a_base_model_completes(
 
 def test_the_command(chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["chat", str(chat_folder), "--check-template"]) == 0
-    assert capsys.readouterr().out.count("ok ") == 7
+    assert cli.main(["chat", "--check-template", str(chat_folder)]) == 0
+    assert capsys.readouterr().out.count("ok ") == 2 * 7
     generation = json.loads((chat_folder / "generation_config.json").read_text())
     copytree(chat_folder, tmp_path / "x")
     (tmp_path / "x" / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 3}))

@@ -84,10 +84,13 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     from teenytinyllama.presets import PRESETS
     from teenytinyllama.training.batch import derive_batch
     from teenytinyllama.training.config import PretrainConfig
+    from teenytinyllama.tuning.config import SftConfig
+    from teenytinyllama.tuning.dpo_config import DpoConfig
 
-    classes = {"tokenizer": TokenizerConfig, "pack": PackConfig, "pretrain": PretrainConfig}
+    classes = {"tokenizer": TokenizerConfig, "pack": PackConfig, "pretrain": PretrainConfig, "sft": SftConfig,
+               "dpo": DpoConfig}  # fmt: skip
     files = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
-    assert len(files) == 3 * len(PRESETS)
+    assert len(files) == 5 * len(PRESETS) - 1  # no preferences for the tiny model
     for file in files:
         values = check_types(classes[file.stem], yaml.safe_load(file.read_text()))
         assert file.parent.name in str(values["output_dir"])
@@ -97,11 +100,14 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
             for ranks in (1, 2, 4, 8):
                 micro = values.get("per_device_train_batch_size")
                 derive_batch(values["tokens_per_step"], context, micro, ranks)
+        elif file.stem in ("sft", "dpo"):  # they need the model of the stage before
+            before = {"sft": "base", "dpo": "chat"}[file.stem]
+            assert values["model_name_or_path"] == f"outputs/{file.parent.name}/{before}"
         else:
             classes[file.stem](**values)
 
 
-@pytest.mark.parametrize("name", ["pretrain", "pack", "train_tokenizer"])
+@pytest.mark.parametrize("name", ["pretrain", "pack", "train_tokenizer", "sft", "dpo"])
 def test_recipes_are_commands_with_the_same_refusals(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "recipes" / f"{name}.py")]
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}

@@ -106,7 +106,7 @@ def test_one_row_that_does_not_fit_is_refused(values: dict[str, Any], monkeypatc
     monkeypatch.setattr(micro_batch_module, "try_rows", lambda *arguments: "no room for 3 GiB")
     with pytest.raises(
         InputError,
-        match="context=32: not even one row of 32 tokens fits into memory .no room for 3 GiB; .*activation_checkpointing: true",
+        match="context=32: not even one row of so many tokens fits into memory .no room for 3 GiB; .*activation_checkpointing: true",
     ):
         settled(values)
     assert not Path(values["output_dir"]).exists()

@@ -64,6 +64,24 @@ def _save_model(folder: Path, first_weight: float) -> Path:
     return folder
 
 
+def _save_adapter(base: Path, folder: Path, base_name: str) -> None:
+    """Save a LoRA adapter that changes the head's first weight to 0.75."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(base), LoraConfig(r=1, lora_alpha=1, target_modules=["lm_head"])
+    )
+    head = model.base_model.model.lm_head
+    with torch.no_grad():
+        head.lora_A["default"].weight.zero_()
+        head.lora_B["default"].weight.zero_()
+        head.lora_A["default"].weight[0, 0] = head.lora_B["default"].weight[0, 0] = 0.5**0.5
+    model.peft_config["default"].base_model_name_or_path = base_name
+    model.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a served tree: the published names, a branch, and repositories that must be refused."""
@@ -78,6 +96,9 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter = models / "ana/adaptador/main"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (models / "ana/vazio/main").mkdir(parents=True)
+    (models / "ana/vazio/main/README.md").write_text("só um cartão", encoding="utf-8")
+    _save_adapter(published, models / "ana/lora/main", "nicholasKluge/TeenyTinyLlama-160m")
     coded = shutil.copytree(published, models / "ana/codigo/main")
     own_type = {"model_type": "capivara", "auto_map": {"AutoModelForCausalLM": "modeling.Capivara"}}
     (coded / "config.json").write_text(json.dumps(own_type), encoding="utf-8")
@@ -116,16 +137,18 @@ def test_short_names_branches_commits_and_tokens_load(server: HubServer, tmp_pat
             ("ana/segredo", None, "hf_ana"),
             ("ana/restrito", "main", "hf_ana"),
             ("ana/mapeado", None, None),
+            ("ana/lora", None, None),
         ],
     )
-    assert [row.get("first") for row in rows] == [0.25, 0.25, 0.5, 0.5, 0.25, 0.25, 0.25], rows
+    assert [row.get("first") for row in rows] == pytest.approx([0.25, 0.25, 0.5, 0.5, 0.25, 0.25, 0.25, 0.75]), rows
     assert {row["type"] for row in rows} == {"llama"}
     assert {row["entries"] for row in rows} == {6}
     assert [row["name"] for row in rows[:2]] == [repository, "nicholasKluge/TeenyTinyLlama-460m-Chat"]
     # No Python and no pickle is even asked for, and nothing after config.json is read at a moving branch.
     asked = [request.path for request in server.requests]
     assert not [path for path in asked if path.endswith((".py", ".bin", ".pt"))]
-    assert not [path for path in asked if "/resolve/main/" in path and not path.endswith("/config.json")]
+    first = ("/config.json", "/lora/resolve/main/adapter_config.json")
+    assert not [path for path in asked if "/resolve/main/" in path and not path.endswith(first)]
     # Storage is another host: the token must not be sent there.
     assert {request.user for request in server.requests if request.path.startswith("/storage/")} == {None}
 
@@ -141,7 +164,8 @@ REFUSED = {
     "branch not found": ("160m", "step7", None, "revision=step7: nicholasKluge/TeenyTinyLlama-160m has no branch"),
     "commit not found": ("160m", "0" * 40, None, "revision=0{40}: .* has no branch, tag or commit of that name"),
     "pickle only": ("ana/picles", None, None, "holds no weights in safetensors .*Pickle files .* are refused"),
-    "no config.json": ("ana/adaptador", None, None, "revision main holds no config.json, so it is no transformers"),
+    "no config.json": ("ana/vazio", None, None, "revision main holds no config.json, so it is no transformers"),
+    "an adapter": ("ana/adaptador", None, None, "adapter_config.json is damaged .*base_model_name_or_path"),
     "code of its own": ("ana/codigo", None, None, "model_type=capivara .* is never run"),
     "not an id": ("a/b/c", None, None, "neither a folder here nor a Hub repository id. Write owner/name"),
 }

@@ -76,8 +76,8 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_random_state(tokenize
     assert generate_texts(model, tokenizer, ["Era uma vez", "</s> é texto"], 12, seed=2) != first
     assert first[1].startswith("</s> é texto")
     prompts = ["Era", "uma vez uma menina que morava", "O"]  # of different lengths: padded, and none sees the padding
-    alone = [generate_texts(model, tokenizer, [prompt], 12, seed=1, top_k=1)[0] for prompt in prompts]
-    assert generate_texts(model, tokenizer, prompts, 12, seed=1, top_k=1) == alone
+    alone = [generate_texts(model, tokenizer, [prompt], 12, seed=1, temperature=0)[0] for prompt in prompts]
+    assert generate_texts(model, tokenizer, prompts, 12, seed=1, temperature=0) == alone
     assert generate_texts(model, tokenizer, [], 12, seed=1) == []
     assert generate_texts(model, tokenizer, ["palavra " * 30], 500, seed=1)[0].startswith("palavra")
 

@@ -24,12 +24,13 @@ def generate_texts(
     prompts: list[str],
     new_tokens: int,
     seed: int,
+    temperature: float = 0.8,
     synced_gpus: bool | None = None,
 ) -> list[str]:
     """Return each prompt with its continuation by the model; prompts are encoded as plain text after `<s>`."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rows = [start + ids for ids in encode_texts(tokenizer, prompts)]
-    written = generate_ids(model, tokenizer, rows, new_tokens, seed, synced_gpus=synced_gpus)
+    written = generate_ids(model, tokenizer, rows, new_tokens, seed, temperature, synced_gpus=synced_gpus)
     return [str(tokenizer.decode(row + new, skip_special_tokens=True)) for row, new in zip(rows, written, strict=True)]
 
 
@@ -141,7 +142,9 @@ class SampleCallback(TrainerCallback):
 
     def _sample(self, model: "PreTrainedModel", seed: int) -> list[dict[str, Any]]:
         if self.encode is None:
-            texts = generate_texts(model, self.tokenizer, self.prompts, self.new_tokens, seed, self.all_ranks)
+            texts = generate_texts(
+                model, self.tokenizer, self.prompts, self.new_tokens, seed, synced_gpus=self.all_ranks
+            )
             return [{"text": text} for text in texts]
         rows = [self.encode(prompt) for prompt in self.prompts]
         answers = generate_ids(model, self.tokenizer, rows, self.new_tokens, seed, synced_gpus=self.all_ranks)
