@@ -231,7 +231,7 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
             ("labels", pyarrow.list_(pyarrow.int32())),
         ]
     )
-    summary = {}
+    summary: dict[str, Any] = {}
     for split in SPLITS:
         lengths = [len(row["input_ids"]) for row in rows[split]]
         summary[split] = {

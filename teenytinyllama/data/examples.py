@@ -11,12 +11,12 @@ from ..checks import ensure
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from .instructions import Counts
 from .readers import read_records
-from .sources import SourceFile
+from .sources import SourceFile, Split
 
 if TYPE_CHECKING:
     import pyarrow
 
-SPLITS = ("train", "validation")
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 def records(key: str, files: list[SourceFile]) -> Iterator[tuple[str, str, dict[str, Any]]]:

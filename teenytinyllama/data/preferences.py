@@ -192,7 +192,7 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
         [("messages", messages_type()), ("source", pyarrow.string()), ("prompt_ids", ids), ("chosen_ids", ids),
          ("rejected_ids", ids)]
     )  # fmt: skip
-    summary = {}
+    summary: dict[str, Any] = {}
     for split in SPLITS:
         lengths = [_tokens(row) for row in rows[split]]
         summary[split] = {

@@ -91,7 +91,7 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
     flatten = config.packs and config.attn_implementation in GPU_ATTENTION
     if config.packs:
         if flatten:
-            model.cuda()  # flash attention has no other kernels
+            model.to("cuda")  # type: ignore[arg-type]  # flash attention has no other kernels
         check_no_leaks(model, config.attn_implementation, flatten)
     plugin: Any = config.deepspeed_plugin
     chunked = config.loss_in_chunks(0 if plugin is None else int(plugin.zero_stage))

@@ -6,7 +6,7 @@ It needs no download and no folder, and is the same on every machine. The storie
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from ...checks import ensure
 from .facts import HELD_OUT_FACTS, TRAIN_FACTS
@@ -66,7 +66,7 @@ def _generate(split: Literal["train", "validation"], num_documents: int, seed: i
             yield {"text": write_story(split, index, seed).text, "metadata": STORY_METADATA}
 
 
-def sample_conversations(split: Literal["train", "validation"]) -> Iterator[dict[str, object]]:
+def sample_conversations(split: Literal["train", "validation"]) -> Iterator[dict[str, Any]]:
     """Yield the conversations of a split: stories told from their first sentence on and, in train, the instructions.
 
     The stories are those of `sample_documents`, so a model pretrained on the sample knows how to tell them.
