@@ -30,7 +30,8 @@ ALLOWED = {
     "training": CORE | {"data", "evaluation", "supervision"},
     "publishing": CORE | {"data", "evaluation", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
-    "cli": CORE | {"data", "evaluation", "training", "publishing", "demo", "launcher", "initialise", "chat"},
+    "app": CORE | {"chat", "data"},
+    "cli": CORE | {"data", "evaluation", "training", "publishing", "demo", "launcher", "initialise", "chat", "app"},
     "__main__": {"cli"},
     "__init__": {"presets", "published", "tokenizer"},
 }
