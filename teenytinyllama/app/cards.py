@@ -1,4 +1,7 @@
-"""Search results as HTML. Texts of the data and of the model are escaped: they are data, never markup."""
+"""Conversations and search results as HTML. Texts of the data and of the model are escaped: data, never markup.
+
+Gradio's own chatbot speaks English to screen readers and has a button that empties the page but not the session.
+"""
 
 import html
 
@@ -15,6 +18,16 @@ def as_text(text: str) -> str:
 def as_note(text: str) -> str:
     """Return a sentence of the page."""
     return f'<p class="ttl-note">{as_text(text)}</p>'
+
+
+def as_conversation(messages: list[dict[str, str]]) -> str:
+    """Return the messages of a conversation; white space as it was written."""
+    return "".join(
+        f'<div class="ttl-message ttl-{"user" if message["role"] == "user" else "model"}">'
+        f"<strong>{'Você' if message['role'] == 'user' else 'Modelo'}</strong>"
+        f'<p class="ttl-text">{as_text(message["content"])}</p></div>'
+        for message in messages
+    )
 
 
 def as_cards(matches: list[Match], text: str) -> str:

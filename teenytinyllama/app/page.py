@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .cards import as_cards, as_note, as_text
+from .cards import as_cards, as_conversation, as_note, as_text
 from .config import AppConfig
 from .search import SearchIndex
 from .talk import FAILED, Session, Speaker, View, accept, begin_again, stop
@@ -13,11 +13,15 @@ _STYLE = Path(__file__).with_name("page.css")
 _RESULTS = 5
 _WAITING_AT_MOST = 32  # messages; more are refused at once
 
-# The page's language for screen readers, and the status as a region that they read aloud when it changes.
+# For screen readers: the page's language, what the two regions are, and that the status is read aloud when it changes.
 _ON_LOAD = """() => {
   document.documentElement.lang = 'pt-BR';
-  const status = document.querySelector('#ttl-status');
-  if (status) { status.setAttribute('role', 'status'); status.setAttribute('aria-live', 'polite'); }
+  const name = (id, attributes) => {
+    const element = document.querySelector(id);
+    for (const [key, value] of Object.entries(attributes)) element?.setAttribute(key, value);
+  };
+  name('#ttl-shown .html-container', {role: 'region', 'aria-label': 'Conversa', tabindex: '0'});
+  name('#ttl-status', {role: 'status', 'aria-live': 'polite'});
 }"""
 
 _HOW_TO_SEARCH = (
@@ -61,7 +65,7 @@ def build_page(speaker: Speaker, name: str, config: AppConfig, index: SearchInde
     import gradio
 
     with gradio.Blocks(title=f"Conversa com {name}", analytics_enabled=False, fill_width=False) as page:
-        session = gradio.State(Session)
+        session = gradio.State(Session())
         gradio.HTML(_heading(name, speaker.is_chat), elem_id="ttl-heading")
         with gradio.Tabs():
             with gradio.Tab("Conversa", id="chat"):
@@ -87,10 +91,7 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gradio.Row(elem_id="ttl-columns"):
         with gradio.Column(scale=3, min_width=300):
-            shown = gradio.Chatbot(
-                label="Conversa", show_label=False, height="50vh", min_height=280, render_markdown=False, buttons=[],
-                latex_delimiters=[], allow_tags=False, feedback_options=None, layout="bubble", elem_id="ttl-shown",
-            )  # fmt: skip
+            shown = gradio.HTML("", elem_id="ttl-shown", autoscroll=True, max_height="52vh")
             status = gradio.HTML("", elem_id="ttl-status")
             box = gradio.Textbox(
                 label="Mensagem" if speaker.is_chat else "Texto a continuar", lines=1, max_lines=8, autofocus=True,
@@ -111,7 +112,7 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
             controls = _build_controls(config)
 
     def update(session: Session, view: View) -> tuple[Any, Any, Any]:
-        return session.shown, as_note(view.status), gradio.skip() if view.box is None else view.box
+        return as_conversation(session.shown), as_note(view.status), gradio.skip() if view.box is None else view.box
 
     def on_answer(session: Session, system: str, *values: float | None) -> Iterator[tuple[Any, Any, Any]]:
         found = dict(zip(controls, values, strict=True))

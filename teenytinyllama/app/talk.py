@@ -1,9 +1,9 @@
 """The conversations of the page: one session a browser tab, one model for all. Nothing here knows about Gradio."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from ..chat.generation import Chat, Reply, Sampling
 from ..checks import InputError
@@ -36,9 +36,8 @@ RULES = {
 _LARGEST_SEED = 2**31 - 1
 
 
-@dataclass
 class Session:
-    """What one browser tab holds.
+    """What one browser tab holds; no dataclass, because Gradio copies those, and the model with them.
 
     Attributes:
         shown: the messages on the page, role and content each; also those that left the model's context.
@@ -48,11 +47,12 @@ class Session:
         chat: the model's side of the conversation.
     """
 
-    shown: list[dict[str, str]] = field(default_factory=list)
-    pending: str | None = None
-    stopped: bool = False
-    conversation: int = 0
-    chat: Chat | None = None
+    def __init__(self) -> None:
+        self.shown: list[dict[str, str]] = []
+        self.pending: str | None = None
+        self.stopped = False
+        self.conversation = 0
+        self.chat: Chat | None = None
 
     def last_answer(self) -> str:
         """Return the newest answer, or an empty text."""
@@ -143,7 +143,7 @@ class Speaker:
         turn = {"role": "assistant", "content": ""}
         session.shown.append(turn)
         try:
-            with closing(iter(reply)) as pieces:
+            with closing(cast("Generator[str, None, None]", iter(reply))) as pieces:
                 for piece in pieces if not session.stopped else ():
                     if session.stopped:
                         break
