@@ -1,10 +1,11 @@
 """`ttl app MODEL`: checks, loads, serves."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from ..checks import ensure
-from ..published import from_pretrained
+from ..published import PUBLISHED_MODELS, from_pretrained
 from .config import AppConfig, check_address, check_packages, is_loopback
 from .search import SearchIndex, read_pairs
 from .space import write_space
@@ -39,10 +40,16 @@ def run_app(model: str, config: AppConfig) -> int:
     from .page import build_page, launch_arguments
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
-    page: Any = build_page(speaker, model, config, index)
+    page: Any = build_page(speaker, _title(model), config, index)
     print(f"http://{config.host}:{config.port}  (Ctrl-C ends)", flush=True)
     page.launch(server_name=config.host, server_port=config.port, **launch_arguments())
     return 0
+
+
+def _title(model: str) -> str:
+    """Return a model's name for the page: of a folder its last part, since where it lies is nobody's business."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else PUBLISHED_MODELS.get(model, model)
 
 
 def _read_index(instructions: list[str]) -> SearchIndex | None:
