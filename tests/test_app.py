@@ -519,7 +519,7 @@ def serve(folder: Path, log: Path, *options: str) -> Iterator[tuple[str, Path]]:
     with (log / "log.txt").open("w") as output:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
-            deadline = time.monotonic() + 180
+            deadline = time.monotonic() + 400
             while not answers(port):
                 assert server.poll() is None, (log / "log.txt").read_text()
                 assert time.monotonic() < deadline, "the page did not start"

@@ -91,7 +91,7 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gradio.Row(elem_id="ttl-columns"):
         with gradio.Column(scale=3, min_width=300):
-            shown = gradio.HTML("", elem_id="ttl-shown", autoscroll=True, max_height="52vh")
+            shown = gradio.HTML("", elem_id="ttl-shown", autoscroll=True, max_height=420)
             status = gradio.HTML("", elem_id="ttl-status")
             box = gradio.Textbox(
                 label="Mensagem" if speaker.is_chat else "Texto a continuar", lines=1, max_lines=8, autofocus=True,
