@@ -92,7 +92,7 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
     with gradio.Row(elem_id="ttl-columns"):
         with gradio.Column(scale=3, min_width=300):
             shown = gradio.HTML("", elem_id="ttl-shown", autoscroll=True, max_height=420)
-            status = gradio.HTML("", elem_id="ttl-status")
+            status = gradio.HTML("", elem_id="ttl-status", padding=False)
             box = gradio.Textbox(
                 label="Mensagem" if speaker.is_chat else "Texto a continuar", lines=1, max_lines=8, autofocus=True,
                 placeholder="Enter envia, Shift+Enter muda de linha", elem_id="ttl-box",
@@ -165,7 +165,7 @@ def _build_search(index: SearchIndex | None) -> None:
     if index is None:
         gradio.HTML(as_note(_HOW_TO_SEARCH), elem_id="ttl-how")
         return
-    gradio.HTML(as_note(f"{len(index.pairs):n} perguntas com resposta. 100 % é o mesmo texto."))
+    gradio.HTML(as_note(f"{len(index.pairs):,} perguntas com resposta. 100 % é o mesmo texto.".replace(",", ".")))
     query = gradio.Textbox(
         label="Texto a procurar", lines=1, max_lines=8, placeholder="Enter procura", elem_id="ttl-query"
     )
