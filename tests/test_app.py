@@ -300,6 +300,16 @@ def test_what_cannot_be_answered_is_explained(heart_folder: Path) -> None:
     assert "sem sistema" in view.status
 
 
+def test_after_a_failure_the_next_message_can_be_sent(heart_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaker, session = speaker_of(heart_folder), Session()
+    monkeypatch.setattr(speaker, "_reply", lambda *a: (_ for _ in ()).throw(RuntimeError("broken")))
+    accept(session, QUESTION)
+    with pytest.raises(RuntimeError, match="broken"):
+        list(speaker.answer(session, GREEDY, ""))
+    assert talk.fail(session).status == talk.FAILED
+    assert accept(session, QUESTION).status == talk.WAITING
+
+
 @pytest.mark.parametrize("name", list(talk.RULES))
 def test_controls_outside_their_range_are_explained(name: str) -> None:
     for value in (None, -1):

@@ -7,7 +7,7 @@ from typing import Any
 from .cards import as_cards, as_conversation, as_note, as_text
 from .config import AppConfig
 from .search import SearchIndex
-from .talk import FAILED, Session, Speaker, View, accept, begin_again, stop
+from .talk import Session, Speaker, View, accept, begin_again, fail, stop
 
 _STYLE = Path(__file__).with_name("page.css")
 _RESULTS = 5
@@ -129,7 +129,7 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
         on_answer, [session, system, *controls.values()], outputs, concurrency_limit=1, concurrency_id="model",
         **private,
     )  # fmt: skip
-    answered.failure(lambda: as_note(FAILED), None, [status], queue=False, **private)
+    answered.failure(lambda s: as_note(fail(s).status), [session], [status], queue=False, **private)
     halt.click(lambda s: as_note(stop(s).status), [session], [status], queue=False, **private)
     new.click(lambda s: (*update(s, begin_again(s)), ""), [session], [*outputs, nearest], queue=False, **private)
     if index is not None:

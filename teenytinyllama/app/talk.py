@@ -86,6 +86,12 @@ def stop(session: Session) -> View:
     return View(STOPPING)
 
 
+def fail(session: Session) -> View:
+    """Give a message up whose answer met an error, so that the next one can be sent."""
+    session.pending = None
+    return View(FAILED)
+
+
 def begin_again(session: Session) -> View:
     """Forget the conversation; an answer that is being written ends and is not shown."""
     session.conversation += 1
