@@ -190,6 +190,16 @@ def chat(argv: list[str]) -> int:
     return run_chat(argv[0], parse(ChatConfig, argv[1:]))
 
 
+def app(argv: list[str]) -> int:
+    """Serve a page to talk with a model: MODEL [--instructions FILES] [--host H] [--port N] [--space_dir DIR]."""
+    ensure(argv and not argv[0].startswith("--"), "ttl app: needs a model: a folder or a Hub repository.")
+    from .app.config import AppConfig
+    from .app.serve import run_app
+    from .arguments import parse
+
+    return run_app(argv[0], parse(AppConfig, argv[1:]))
+
+
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "init": init,
@@ -201,6 +211,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "dpo": dpo,
     "merge": merge,
     "chat": chat,
+    "app": app,
     "card": card,
 }
 
@@ -257,6 +268,10 @@ def _describe_verb(verb: str) -> str:
         from .chat.terminal import ChatConfig
 
         return describe_keys(ChatConfig)
+    if verb == "app":
+        from .app.config import AppConfig
+
+        return describe_keys(AppConfig)
     if verb == "pretrain":
         from .training.config import PretrainConfig
 

@@ -162,7 +162,9 @@ def build_run(config: DpoConfig, plan: DpoPlan) -> Run:
     table = pyarrow.parquet.read_table(plan.preferences / "train.parquet", columns=columns)
     held_out = HeldOutPairs(pyarrow.parquet.read_table(plan.preferences / "validation.parquet").to_pylist())
     evaluation = PairEvaluation(held_out, config.beta)
-    rows = order_rows(datasets.Dataset(table), config.max_steps * config.rows_per_step, config.seed)
+    rows = order_rows(
+        datasets.Dataset(table, fingerprint="pairs"), config.max_steps * config.rows_per_step, config.seed
+    )
     trainer = PreferenceTrainer(
         model=model,
         ref_model=reference,

@@ -36,8 +36,9 @@ def load_rows(path: Path, context: int, packing: bool) -> "Dataset":
     from trl import pack_dataset
 
     datasets.disable_progress_bars()
-    found = datasets.Dataset(pyarrow.parquet.read_table(path, columns=["input_ids", "labels"]))
-    return pack_dataset(found, context, "bfd") if packing else found
+    # Fingerprints are given, for nothing is cached: datasets makes them by pickling, which fails with pyarrow 26.
+    found = datasets.Dataset(pyarrow.parquet.read_table(path, columns=["input_ids", "labels"]), fingerprint="rows")
+    return pack_dataset(found, context, "bfd", {"new_fingerprint": "packed"}) if packing else found
 
 
 def order_rows(rows: "Dataset", count: int, seed: int) -> "Dataset":

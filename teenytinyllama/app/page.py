@@ -1,0 +1,183 @@
+"""The page: components, what they do, how they look. Gradio is imported inside, after its telemetry was turned off."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .cards import as_cards, as_conversation, as_note, as_text
+from .config import AppConfig
+from .search import SearchIndex
+from .talk import Session, Speaker, View, accept, begin_again, fail, stop
+
+_STYLE = Path(__file__).with_name("page.css")
+_RESULTS = 5
+_WAITING_AT_MOST = 32  # messages; more are refused at once
+
+# For screen readers: the page's language, what the two regions are, and that the status is read aloud when it changes.
+_ON_LOAD = """() => {
+  document.documentElement.lang = 'pt-BR';
+  const name = (id, attributes) => {
+    const element = document.querySelector(id);
+    for (const [key, value] of Object.entries(attributes)) element?.setAttribute(key, value);
+  };
+  name('#ttl-shown .html-container', {role: 'region', 'aria-label': 'Conversa', tabindex: '0'});
+  name('#ttl-status', {role: 'status', 'aria-live': 'polite'});
+}"""
+
+_HOW_TO_SEARCH = (
+    "A busca está desligada: faltam os dados de instrução. Quem serve a página os dá assim: "
+    "ttl app MODELO --instructions dados.parquet"
+)
+
+
+def launch_arguments() -> dict[str, Any]:
+    """Return the arguments of `launch` that keep the page on its own: nothing is asked of another host."""
+    import gradio
+
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+    mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+    return {
+        "theme": gradio.themes.Default(primary_hue="emerald", font=sans, font_mono=mono),  # no web font
+        "css": _STYLE.read_text(encoding="utf-8"),
+        "js": _ON_LOAD,
+        "footer_links": [],
+        "run_history": False,  # would keep the conversations in the browser
+        "share": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "enable_monitoring": False,
+        "inbrowser": False,
+        "quiet": True,
+        "show_error": False,
+    }
+
+
+def build_page(speaker: Speaker, name: str, config: AppConfig, index: SearchIndex | None) -> Any:
+    """Return the page as `gradio.Blocks`.
+
+    Args:
+        speaker: answers.
+        name: of the model, for the title.
+        config: the first values of the controls.
+        index: of the instruction data, or None.
+    """
+    import gradio
+
+    with gradio.Blocks(title=f"Conversa com {name}", analytics_enabled=False, fill_width=False) as page:
+        session = gradio.State(Session())
+        gradio.HTML(_heading(name, speaker.is_chat), elem_id="ttl-heading")
+        with gradio.Tabs():
+            with gradio.Tab("Conversa", id="chat"):
+                _build_chat(speaker, config, index, session)
+            with gradio.Tab("Busca nos dados", id="search"):
+                _build_search(index)
+    page.queue(max_size=_WAITING_AT_MOST, api_open=False)
+    return page
+
+
+def _heading(name: str, is_chat: bool) -> str:
+    what = (
+        "As respostas são de um modelo pequeno: podem estar erradas."
+        if is_chat
+        else "Este é um modelo base, sem modelo de conversa: ele não responde, continua o texto que você escrever."
+    )
+    return f"<h1>{as_text(name)}</h1>{as_note(what)}"
+
+
+def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, session: Any) -> None:
+    import gradio
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    with gradio.Row(elem_id="ttl-columns"):
+        with gradio.Column(scale=3, min_width=300):
+            shown = gradio.HTML("", elem_id="ttl-shown", autoscroll=True, max_height=420)
+            status = gradio.HTML("", elem_id="ttl-status", padding=False)
+            box = gradio.Textbox(
+                label="Mensagem" if speaker.is_chat else "Texto a continuar", lines=1, max_lines=8, autofocus=True,
+                placeholder="Enter envia, Shift+Enter muda de linha", elem_id="ttl-box",
+            )  # fmt: skip
+            with gradio.Row(elem_id="ttl-buttons"):
+                send = gradio.Button("Enviar", variant="primary", min_width=90)
+                halt = gradio.Button("Parar", variant="stop", min_width=90)
+                new = gradio.Button("Nova conversa", min_width=120)
+            compare = gradio.Button(
+                "Comparar a última resposta com os dados", visible=index is not None, elem_id="ttl-compare"
+            )
+            nearest = gradio.HTML("", elem_id="ttl-nearest")
+        with gradio.Column(scale=1, min_width=240), gradio.Accordion("Ajustes", open=True, elem_id="ttl-settings"):
+            system = gradio.Textbox(
+                label="Texto de sistema", value=config.system, lines=2, max_lines=6, visible=speaker.is_chat
+            )
+            controls = _build_controls(config)
+
+    def update(session: Session, view: View) -> tuple[Any, Any, Any]:
+        return as_conversation(session.shown), as_note(view.status), gradio.skip() if view.box is None else view.box
+
+    def on_answer(session: Session, system: str, *values: float | None) -> Iterator[tuple[Any, Any, Any]]:
+        found = dict(zip(controls, values, strict=True))
+        for view in speaker.answer(session, found, system):
+            yield update(session, view)
+
+    outputs = [shown, status, box]
+    # Taken at once, so that the message is seen while it waits; answered one at a time, whichever tab it is from.
+    accepted = gradio.on(
+        [box.submit, send.click], lambda s, text: update(s, accept(s, text)), [session, box], outputs, queue=False,
+        **private,
+    )  # fmt: skip
+    answered = accepted.then(
+        on_answer, [session, system, *controls.values()], outputs, concurrency_limit=1, concurrency_id="model",
+        **private,
+    )  # fmt: skip
+    answered.failure(lambda s: as_note(fail(s).status), [session], [status], queue=False, **private)
+    halt.click(lambda s: as_note(stop(s).status), [session], [status], queue=False, **private)
+    new.click(lambda s: (*update(s, begin_again(s)), ""), [session], [*outputs, nearest], queue=False, **private)
+    if index is not None:
+        compare.click(
+            lambda s: as_cards(index.nearest(s.last_answer(), "answers", _RESULTS), s.last_answer()),
+            [session], [nearest], **private,
+        )  # fmt: skip
+
+
+def _build_controls(config: AppConfig) -> dict[str, Any]:
+    """Return the controls of the sampling by the names of its fields."""
+    import gradio
+
+    whole: dict[str, Any] = {"precision": 0, "step": 1, "min_width": 100}
+    part: dict[str, Any] = {"step": 0.05, "min_width": 100}
+    return {
+        "max_new_tokens": gradio.Number(config.max_new_tokens, label="Máximo de tokens", **whole),
+        "temperature": gradio.Number(
+            config.temperature, label="Temperatura", info="0: sempre a palavra mais provável", **part
+        ),
+        "top_k": gradio.Number(config.top_k, label="Top-k", info="0: sem limite", **whole),
+        "top_p": gradio.Number(config.top_p, label="Top-p", info="acima de 0, até 1", **part),
+        "repetition_penalty": gradio.Number(
+            config.repetition_penalty, label="Penalidade de repetição", info="1: nenhuma", **part
+        ),
+        "seed": gradio.Number(config.seed, label="Semente", info="a mesma dá as mesmas respostas", **whole),
+    }
+
+
+def _build_search(index: SearchIndex | None) -> None:
+    import gradio
+
+    if index is None:
+        gradio.HTML(as_note(_HOW_TO_SEARCH), elem_id="ttl-how")
+        return
+    gradio.HTML(as_note(f"{len(index.pairs):,} perguntas com resposta. 100 % é o mesmo texto.".replace(",", ".")))
+    query = gradio.Textbox(
+        label="Texto a procurar", lines=1, max_lines=8, placeholder="Enter procura", elem_id="ttl-query"
+    )
+    side = gradio.Radio(
+        [("Respostas", "answers"), ("Perguntas", "questions")],
+        value="answers",
+        label="Comparar com",
+        elem_id="ttl-side",
+    )
+    button = gradio.Button("Procurar", variant="primary")
+    found = gradio.HTML("", elem_id="ttl-found")
+    gradio.on(
+        [query.submit, button.click], lambda text, side: as_cards(index.nearest(text, side, _RESULTS), text),
+        [query, side], [found], api_visibility="private", show_progress="hidden",
+    )  # fmt: skip
