@@ -65,7 +65,9 @@ class PlanConfig:
                 value is None or (value > 0 and math.isfinite(value)),
                 f"{name}={value}: must be more than 0. Leave it out if you do not want to set it.",
             )
-        ensure(self.mfu is None or self.mfu <= 1, f"mfu={self.mfu}: is a share of the peak, at most 1. Write 40 % as 0.4.")
+        ensure(
+            self.mfu is None or self.mfu <= 1, f"mfu={self.mfu}: is a share of the peak, at most 1. Write 40 % as 0.4."
+        )
         ensure(self.pue >= 1, f"pue={self.pue}: a building draws at least what the machine does. Give 1 or more.")
         ensure(
             self.preset is None or self.preset in PLANNED_PRESETS,

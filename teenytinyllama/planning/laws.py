@@ -42,19 +42,25 @@ class LossLaw:
 
 LAWS: dict[str, LossLaw] = {
     "hoffmann": LossLaw(
-        "Hoffmann", 1.69, 406.4, 410.7, 0.34, 0.28, "Hoffmann et al. 2022 (arXiv 2203.15556), equation 10, as printed"
+        "printed", 1.69, 406.4, 410.7, 0.34, 0.28, "Hoffmann et al. 2022 (arXiv 2203.15556), equation 10, as printed"
     ),
     "hoffmann_tex": LossLaw(
-        "its TeX",
+        "TeX",
         1.6934,
         406.4,
         410.7,
         0.3392,
         0.2849,
-        "the same paper's TeX source, with more digits (by Besiroglu et al., arXiv 2404.10102)",
+        "the same, with the digits of its TeX source (in arXiv 2404.10102)",
     ),
     "besiroglu": LossLaw(
-        "refit", 1.8172, 482.01, 2085.43, 0.3478, 0.3658, "Besiroglu et al. 2024 (arXiv 2404.10102), the refit"
+        "refit",
+        1.8172,
+        482.01,
+        2085.43,
+        0.3478,
+        0.3658,
+        "Besiroglu et al. 2024 (arXiv 2404.10102), refitted to the same runs",
     ),
     "muennighoff": LossLaw(
         "repeats",
@@ -63,7 +69,7 @@ LAWS: dict[str, LossLaw] = {
         math.exp(7.3049974),
         0.3526596,
         0.3526596,
-        "Muennighoff et al. 2023 (arXiv 2305.16264), C4 fit of huggingface/datablations",
+        "Muennighoff et al. 2023 (arXiv 2305.16264), data-constrained, C4",
         repeats=True,
     ),
 }
@@ -100,9 +106,8 @@ def effective_epochs(epochs: float) -> float:
 
 def effective_parameters(law: LossLaw, num_parameters: float, unique_tokens: float) -> float:
     """Return the parameters that count: those beyond what the unique tokens can feed lose their worth."""
-    fed = min(
-        num_parameters, (unique_tokens * law.balance) ** (law.data_exponent / law.size_exponent) * law.balance
-    )  # fmt: skip
+    feedable = (unique_tokens * law.balance) ** (law.data_exponent / law.size_exponent) * law.balance
+    fed = min(num_parameters, feedable)
     surplus = num_parameters / fed - 1
     worth = _SURPLUS_PARAMETERS_WORTH * (1 - math.exp(-surplus / _SURPLUS_PARAMETERS_WORTH))
     return float(fed * (1 + worth))
@@ -116,6 +121,18 @@ def optimum(law: LossLaw, compute_flops: float) -> tuple[float, float]:
     share = law.data_exponent / (law.size_exponent + law.data_exponent)
     num_parameters = law.balance * (compute_flops / 6) ** share
     return num_parameters, compute_flops / 6 / num_parameters
+
+
+def unique_optimum(law: LossLaw, compute_flops: float, unique_tokens: float) -> tuple[float, float]:
+    """Return the parameters and the tokens with the lowest loss for C = 6 N D FLOPs when tokens have to be repeated.
+
+    There is no closed form: sizes from a thirtieth to thirty times
+    the optimum for fresh tokens are tried in steps of 1 %.
+    """
+    fresh, _ = optimum(law, compute_flops)
+    sizes = [fresh * 1.01**step for step in range(-342, 343)]
+    best = min(sizes, key=lambda size: predicted_loss(law, size, compute_flops / 6 / size, unique_tokens))
+    return best, compute_flops / 6 / best
 
 
 def optimal_batch_tokens(tokens: float) -> float:

@@ -139,11 +139,12 @@ def check_space(config: RunSettings, folder: Path, num_parameters: int) -> None:
     """
     kept = config.save_checkpoints_kept or 10
     written = len(complete_checkpoints(folder)) if folder.exists() else 0
+    each_gb = checkpoint_bytes(num_parameters, config.precision) / 1e9
     ensure_disk_space(
         "output_dir",
         folder,
         disk_bytes(num_parameters, config.precision, max(1, kept + 1 - written)),
-        f"{kept} checkpoints of {checkpoint_bytes(num_parameters, config.precision) / 1e9:.2f} GB are kept: lower save_total_limit or free some space.",
+        f"{kept} checkpoints of {each_gb:.2f} GB are kept: lower save_total_limit or free some space.",
     )
 
 
