@@ -1,6 +1,5 @@
 """The question to a plan: limits, machine, data and what to write."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ..presets import PRESETS
 # The demo's preset learns 2,048 tokens of vocabulary from short stories: nothing that anybody rents a GPU for.
 PLANNED_PRESETS = tuple(name for name in PRESETS if name != "tiny")
 LIMITS = ("budget", "hours", "kwh")
+_MOST, _MOST_GPUS = 1e15, 512  # beyond any question; rows of the largest recipe's step (1b1)
 
 
 @dataclass
@@ -62,9 +62,13 @@ class PlanConfig:
         for name in (*LIMITS, "tokens", "price", "mfu", "watts", "pue", "gpus", "unique_tokens"):
             value = getattr(self, name)
             ensure(
-                value is None or (value > 0 and math.isfinite(value)),
-                f"{name}={value}: must be more than 0. Leave it out if you do not want to set it.",
+                value is None or 0 < value <= _MOST,
+                f"{name}={value}: must be more than 0 and at most {_MOST:g}. Leave it out if it does not matter.",
             )
+        ensure(
+            self.gpus <= _MOST_GPUS,
+            f"gpus={self.gpus}: is more than the rows of a step can feed. Give {_MOST_GPUS} or fewer.",
+        )
         ensure(
             self.mfu is None or self.mfu <= 1, f"mfu={self.mfu}: is a share of the peak, at most 1. Write 40 % as 0.4."
         )

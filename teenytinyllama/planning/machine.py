@@ -9,10 +9,10 @@ from ..gpus import get_gpu
 from .calibration import MeasuredRun, choose_run
 from .config import PlanConfig
 
-Origin = Literal["given", "measured", "data sheet", "assumed"]
+Origin = Literal["given", "measured", "data sheet", "table", "assumed"]
 
-# By 6 N + 12 L h T. On an H100 the published figures at 100M to 500M parameters are 40 to 46 % (llm.c, nanochat) and this
-# project's own is 40.4 % (docs/lab-log.md, preset 160m, layers compiled); on an A100 they are 51 to 63 %.
+# By 6 N + 12 L h T. On an H100 the published figures at 100M to 500M parameters are 40 to 46 % (llm.c, nanochat), and
+# this project's own is 40.4 % (docs/lab-log.md, preset 160m, layers compiled); on an A100 they are 51 to 63 %.
 DEFAULT_MFU = 0.4
 _MFU_REASONS = {
     "h100": "published at this size: 40-46 %; own steps on an H100: 40.4 % (docs/lab-log.md)",
@@ -109,9 +109,7 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         machine = _with_measurements(machine, config, run)
     rest = (
         Assumption("PUE", f"{config.pue:g}", "given" if config.pue != 1 else "assumed", "1 is the machine alone"),
-        Assumption(
-            "grid", f"{config.country} {grams:.1f} g CO2e/kWh", "data sheet", "codecarbon's table of yearly means"
-        ),
+        Assumption("grid", f"{config.country} {grams:.1f} g CO2e/kWh", "table", "codecarbon's table of yearly means"),
     )
     several = Assumption("scaling", f"{config.gpus} x one GPU", "assumed", "no loss to communication; measure it")
     return replace(machine, assumptions=(*machine.assumptions, *((several,) if config.gpus > 1 else ()), *rest))

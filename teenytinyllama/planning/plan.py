@@ -6,60 +6,17 @@ from typing import Any
 
 from ..checks import InputError, ensure
 from ..emissions import grid_intensity
-from ..presets import PRESETS, count_parameters, flops_per_token
+from ..presets import PRESETS
 from .calibration import LEAST_TOKENS_PER_PARAMETER, LossFit, MeasuredRun, choose_run, fit_losses, read_run
-from .config import LIMITS, PLANNED_PRESETS, PlanConfig
+from .config import PLANNED_PRESETS, PlanConfig
 from .laws import LAWS, optimum, predicted_loss, unique_optimum
 from .machine import Machine, build_machine
 from .needs import Needs, run_needs
-from .recipes import Recipe, read_recipe, step_tokens
+from .options import Option, limits_in_hours, preset_options, too_little
+from .recipes import read_recipe
 
-# Tokens a parameter of a run that goes far beyond what is compute-optimal, for a small model that is cheap to use.
-LONG_RUN = 100
-# An option within this of what the limit allows says nothing that the limit's own line does not.
-_NEARLY = 0.95
+# Where the chosen run is also shown: Brazil, Portugal, and countries where many rent GPUs.
 ELSEWHERE = ("BRA", "PRT", "DEU", "USA", "FRA")
-
-
-@dataclass(frozen=True)
-class Option:
-    """A preset and a token count, and what they take.
-
-    Attributes:
-        preset: key of `presets.PRESETS`.
-        num_parameters: all of them.
-        tokens: trained on, in whole steps.
-        tokens_per_step: batch of the recipe, in tokens.
-        steps: optimizer steps.
-        tokens_per_parameter: tokens over parameters.
-        epochs: times each unique token is seen; None: all tokens are taken for new.
-        losses: by law, in nats per token; calibrated where runs were given.
-        flops: by 6 N + 12 L h T.
-        tokens_per_second: of all GPUs.
-        hours: by the clock, of training steps alone.
-        kwh: energy.
-        emissions_kg: kg CO2e.
-        cost_usd: money.
-        left_usd: what is left of the budget; None without one.
-        reason: why so many tokens: the limit that binds, or which target it is.
-    """
-
-    preset: str
-    num_parameters: int
-    tokens: int
-    tokens_per_step: int
-    steps: int
-    tokens_per_parameter: float
-    epochs: float | None
-    losses: dict[str, float]
-    flops: float
-    tokens_per_second: float
-    hours: float
-    kwh: float
-    emissions_kg: float
-    cost_usd: float
-    left_usd: float | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -113,17 +70,20 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
         f"gpu={machine.gpu}, and with less than {LEAST_TOKENS_PER_PARAMETER:g} token a parameter its loss does not "
         "count. Leave --gpu out to plan for its hardware, or leave --calibrate out.",
     )
-    limits = _limits_in_hours(config, machine)
+    limits = limits_in_hours(config, machine)
     options: list[Option] = []
     left_out: dict[str, str] = {}
+    too_small = ""
     for preset in [config.preset] if config.preset else PLANNED_PRESETS:
         recipe = read_recipe(recipes_folder, preset)
-        found = _options(config, machine, recipe, limits, fits)
+        found = preset_options(config, machine, recipe, limits, fits)
         options += found
         if not found:
-            left_out[preset] = _too_little(config, machine, recipe, limits)
+            buys, takes = too_little(config, machine, recipe, limits)
+            left_out[preset] = f"{buys}; it takes {takes}"
+            too_small = too_small or f"{buys}, too few to train anything. It takes {takes}. Raise the limit."
     if not options:
-        raise InputError(next(iter(left_out.values())))  # the smallest preset, or the one asked for
+        raise InputError(too_small)  # of the smallest preset, or the one asked for
     ranked_by = "muennighoff" if config.unique_tokens else "besiroglu"
     choice = min(options, key=lambda option: (option.losses[ranked_by], option.cost_usd))
     kept = read_recipe(recipes_folder, choice.preset).checkpoints_kept
@@ -147,119 +107,6 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
         unique_tokens=config.unique_tokens,
         context=config.context,
     )  # fmt: skip
-
-
-def _limits_in_hours(config: PlanConfig, machine: Machine) -> dict[str, float]:
-    """Return how long each given limit lets the machine run, in hours by the clock."""
-    hourly = {"budget": machine.cost_usd(1.0), "hours": 1.0, "kwh": machine.kwh(1.0)}
-    return {name: getattr(config, name) / hourly[name] for name in LIMITS if getattr(config, name) is not None}
-
-
-def _options(
-    config: PlanConfig, machine: Machine, recipe: Recipe, limits: dict[str, float], fits: dict[str, LossFit]
-) -> list[Option]:
-    """Return the token counts of one preset that are worth a line, fewest first; none if the limits allow too few."""
-    shape, step = PRESETS[recipe.preset], step_tokens(recipe, config.context, config.gpus)
-    parameters = count_parameters(shape)
-    speed = machine.tokens_per_second(flops_per_token(shape, config.context))
-    targets = [(recipe.max_tokens, "recipe"), (LONG_RUN * parameters, f"{LONG_RUN} per param.")]
-    if config.tokens is not None:
-        ensure(
-            config.tokens >= step,
-            f"tokens={config.tokens}: is less than one step of {recipe.preset}, {step:,} tokens. Ask for more.",
-        )
-        targets = [(config.tokens, "tokens")]
-    if limits:
-        binding = min(limits, key=lambda name: limits[name])
-        most = limits[binding] * 3600 * speed
-        if config.tokens is not None and config.tokens <= most:
-            pass
-        elif most < max(LEAST_TOKENS_PER_PARAMETER * parameters, step):
-            return []
-        else:
-            shorter = [] if config.tokens is not None else [item for item in targets if item[0] < _NEARLY * most]
-            targets = [*shorter, (int(most), binding)]
-    return [_option(config, machine, recipe.preset, tokens, step, reason, fits) for tokens, reason in targets]
-
-
-def _option(
-    config: PlanConfig,
-    machine: Machine,
-    preset: str,
-    tokens: int,
-    step: int,
-    reason: str,
-    fits: dict[str, LossFit],
-) -> Option:
-    shape = PRESETS[preset]
-    parameters, flops = count_parameters(shape), flops_per_token(shape, config.context)
-    steps = tokens // step
-    tokens = steps * step
-    speed = machine.tokens_per_second(flops)
-    hours = tokens / speed / 3600
-    cost, kwh = machine.cost_usd(hours), machine.kwh(hours)
-    return Option(
-        preset=preset,
-        num_parameters=parameters,
-        tokens=tokens,
-        tokens_per_step=step,
-        steps=steps,
-        tokens_per_parameter=tokens / parameters,
-        epochs=tokens / config.unique_tokens if config.unique_tokens else None,
-        losses={
-            name: _calibrated(fits, name, predicted_loss(law, parameters, tokens, config.unique_tokens))
-            for name, law in LAWS.items()
-        },
-        flops=float(tokens) * flops,
-        tokens_per_second=speed,
-        hours=hours,
-        kwh=kwh,
-        emissions_kg=machine.emissions_kg(kwh),
-        cost_usd=cost,
-        left_usd=None if config.budget is None else max(0.0, config.budget - cost),
-        reason=reason,
-    )
-
-
-def _calibrated(fits: dict[str, LossFit], law: str, predicted: float) -> float:
-    """Return a law's prediction moved onto the corpus of the runs, if there are any.
-
-    Raises:
-        InputError: that would be no loss any more.
-    """
-    if law not in fits:
-        return predicted
-    loss = fits[law](predicted)
-    ensure(
-        loss > 0,
-        f"calibrate: moves the predicted loss to {loss:.2f}, which cannot be: the runs are too far from the plan. Give "
-        "longer or larger runs.",
-    )
-    return loss
-
-
-def _too_little(config: PlanConfig, machine: Machine, recipe: Recipe, limits: dict[str, float]) -> str:
-    """Return what a limit that is too tight for a preset buys, and what the preset takes."""
-    binding = min(limits, key=lambda name: limits[name])
-    shape = PRESETS[recipe.preset]
-    speed = machine.tokens_per_second(flops_per_token(shape, config.context))
-    parameters = count_parameters(shape)
-
-    def takes(tokens: float) -> str:
-        hours = tokens / speed / 3600
-        amounts = {
-            "budget": f"{machine.cost_usd(hours):,.2f} USD",
-            "hours": f"{hours:,.2f} hours",
-            "kwh": f"{machine.kwh(hours):,.2f} kWh",
-        }
-        return amounts[binding]
-
-    return (
-        f"{binding}={getattr(config, binding):g}: buys {limits[binding] * 3600 * speed / parameters:.2g} tokens a "
-        f"parameter of {recipe.preset}, too few to train anything. {recipe.preset} takes "
-        f"{takes(LEAST_TOKENS_PER_PARAMETER * parameters)} for one token a parameter and {takes(recipe.max_tokens)} "
-        f"for its recipe ({recipe.max_tokens / 1e9:.2f}B tokens). Raise {binding}."
-    )
 
 
 def _optima(compute_flops: float, unique_tokens: int | None, fits: dict[str, LossFit]) -> list[Optimum]:

@@ -52,7 +52,7 @@ def _question(plan: Plan) -> list[str]:
         tightest = min(plan.limits_hours, key=lambda name: plan.limits_hours[name])
         several = len(plan.limits_hours) > 1
         each = [
-            f"{name} allows {_amount(hours)} h{' (binds)' if several and name == tightest else ''}"
+            f"{_amount(hours)} h by {name}{' (the tightest)' if several and name == tightest else ''}"
             for name, hours in plan.limits_hours.items()
         ]
         lines.append("limits: " + ", ".join(each))
@@ -79,7 +79,7 @@ def _options(plan: Plan) -> list[str]:
     return [
         f"what fits, with the {kind} loss by four laws, in nats per token (* lowest by {ranked!r}: worked out below)",
         *align(rows, left=2),
-        *(f"  {text}" for text in plan.left_out.values()),
+        *(f"  left out: {text}" for text in plan.left_out.values()),
     ]
 
 
@@ -97,7 +97,8 @@ def _batch(plan: Plan) -> list[str]:
     choice, rows = plan.choice, plan.choice.tokens_per_step // plan.context
     return [
         f"batch of {choice.preset} over {short(choice.tokens)} tokens",
-        f"  recipe: {choice.tokens_per_step:,} tokens a step = {rows:,} rows, {choice.steps:,} steps (used here)",
+        f"  used:   {choice.tokens_per_step:,} tokens a step = {rows:,} rows, {choice.steps:,} steps "
+        "(the recipe's, in whole rows a GPU)",
         f"  advice: {short(plan.needs.optimal_batch_tokens)} tokens a step = "
         f"{plan.needs.optimal_batch_tokens / plan.context:,.0f} rows, "
         f"{choice.tokens / plan.needs.optimal_batch_tokens:,.0f} steps, by 0.0306 D^0.383 rows of 2,048 "
