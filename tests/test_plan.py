@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -624,6 +625,21 @@ def test_the_table_says_what_a_reader_needs(capsys: pytest.CaptureFixture[str]) 
     assert max(map(len, table.splitlines())) <= 132
 
 
+def test_the_documented_plans_are_what_the_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (REPOSITORY / "docs" / "plan-500-usd.md").read_text(encoding="utf-8")
+    printed: list[str] = []
+    checked = 0
+    for block in re.findall(r"^```console\n(.*?)^```$", text, re.M | re.S):
+        for line in block.splitlines():
+            if line.startswith("$ ttl "):
+                assert main(line.removeprefix("$ ttl ").split()) == EXIT_DONE
+                printed = capsys.readouterr().out.splitlines()
+            else:
+                assert line in printed
+                checked += bool(line)
+    assert checked > 50
+
+
 def test_numbers_are_short_and_aligned() -> None:
     assert [short(value) for value in (999, 1000, 262_144, 3.28e9, 36.97e9, 237.3e9, 999.9e6, 12.0)] == [
         "999", "1.00k", "262k", "3.28B", "37.0B", "237B", "1.00B", "12.0",
@@ -637,7 +653,6 @@ def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{key} " in text for key in ("budget", "gpu", "calibrate", "unique_tokens", "write"))
 
 
-@pytest.mark.slow
 def test_a_real_run_calibrates(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> None:
     """The keys that are read here are those that a training writes."""
     folder = tmp_path / "run"

@@ -95,14 +95,14 @@ def _optima(plan: Plan) -> list[str]:
 
 def _batch(plan: Plan) -> list[str]:
     choice, rows = plan.choice, plan.choice.tokens_per_step // plan.context
+    advice = plan.needs.optimal_batch_tokens
     return [
         f"batch of {choice.preset} over {short(choice.tokens)} tokens",
         f"  used:   {choice.tokens_per_step:,} tokens a step = {rows:,} rows, {choice.steps:,} steps "
         "(the recipe's, in whole rows a GPU)",
-        f"  advice: {short(plan.needs.optimal_batch_tokens)} tokens a step = "
-        f"{plan.needs.optimal_batch_tokens / plan.context:,.0f} rows, "
-        f"{choice.tokens / plan.needs.optimal_batch_tokens:,.0f} steps, by 0.0306 D^0.383 rows of 2,048 "
-        "(arXiv 2505.13738); four times more costs about 0.03 nats",
+        f"  advice: {short(advice)} tokens a step = {advice / plan.context:,.0f} rows, {choice.tokens / advice:,.0f} "
+        "steps, by 0.0306 D^0.383 rows of 2,048 (arXiv 2505.13738);",
+        "          four times as many tokens a step cost about 0.03 nats there",
     ]
 
 
@@ -116,7 +116,13 @@ def _memory(plan: Plan) -> list[str]:
             f"{total / 1e9:.1f}{'!' if needs.usable_bytes is not None and total > needs.usable_bytes else ''}"
             for total in stage.bytes_by_rows.values()
         ]
-        largest = f"{stage.rows} rows" if stage.rows else "not known" if needs.usable_bytes is None else "does not fit"
+        largest = (
+            f"{stage.rows} row{'s' * (stage.rows > 1)}"
+            if stage.rows
+            else "not known"
+            if needs.usable_bytes is None
+            else "does not fit"
+        )
         rows.append([name, f"{stage.state_bytes / 1e9:.1f}", *cells, largest])
     size = "its memory is not known"
     if machine.memory_bytes is not None and needs.usable_bytes is not None:
