@@ -246,7 +246,10 @@ def test_a_cpu_is_measured_and_has_no_price(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.choice.cost_usd == 0
     assert found.needs.usable_bytes == 0.8 * 8e9
     assert "no price" in render(found)
-    assert "measured: test" in render(found)
+    text = render(found)
+    assert re.search(r"peak +1 TFLOP/s +measured +test", text)
+    assert "take no loss from this plan" not in text
+    assert "take no loss from this plan" in render(plan("--tokens", "3e7", "--preset", "160m"))
 
 
 def test_memory_is_that_of_the_training_s_own_arithmetic() -> None:

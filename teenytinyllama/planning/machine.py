@@ -89,82 +89,68 @@ class Machine:
         return kwh * self.grams_per_kwh / 1000
 
 
+@dataclass(frozen=True)
+class _Sheet:
+    """What is known of a GPU, or of this computer, without a run on it; see `gpus.Gpu`."""
+
+    title: str
+    peak_flops: float
+    peak_origin: Origin
+    peak_source: str
+    memory_bytes: float | None
+    watts: float
+    watts_source: str
+    price_usd: float
+    price_source: str
+
+
 def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
-    """Return the machine of a plan, from runs where they ran on it, then from the question, then from tables.
+    """Return the machine of a plan: from the question, from runs on the same hardware, then from tables.
 
     Raises:
-        InputError: unknown GPU or country, a budget for a computer without a price, or a figure that is both given and
-            measured.
+        InputError: unknown GPU or country, a budget for a computer without a price, or a speed both given and measured.
     """
-    gpu = get_gpu(config.gpu)[0] if config.gpu and config.gpu.lower() != "cpu" else config.gpu and "cpu"
-    gpu = gpu or (runs[0].gpu if runs else "h100")
+    gpu = _choose_gpu(config, runs)
     grams = grid_intensity(config.country, "country")
     ensure(
         config.budget is None or config.price is not None or gpu != "cpu",
         f"budget={config.budget}: an hour of gpu=cpu has no price. Give --price, or ask with --hours or --kwh.",
     )
     run = choose_run(runs, gpu)
-    machine = _from_tables(gpu, config, measured_speed=run is not None, grams=grams)
-    if run is not None:
-        machine = _with_measurements(machine, config, run)
-    rest = (
-        Assumption("PUE", f"{config.pue:g}", "given" if config.pue != 1 else "assumed", "1 is the machine alone"),
-        Assumption("grid", f"{config.country} {grams:.1f} g CO2e/kWh", "table", "codecarbon's table of yearly means"),
-    )
-    several = Assumption("scaling", f"{config.gpus} x one GPU", "assumed", "no loss to communication; measure it")
-    return replace(machine, assumptions=(*machine.assumptions, *((several,) if config.gpus > 1 else ()), *rest))
-
-
-def _from_tables(gpu: str, config: PlanConfig, measured_speed: bool, grams: float) -> Machine:
-    """Return the machine without any measurement but that of a CPU's peak, made here and now."""
-    memory_bytes: float | None = None
-    if gpu == "cpu":
-        title, peak, peak_source, watts, watts_source = "cpu", 0.0, "", _CPU_WATTS, _CPU_WATTS_SOURCE
-        price, price_source = 0.0, "your own computer"
-        if not measured_speed:
-            title, peak, peak_source, memory_bytes = _measure_cpu()
-    else:
-        record = get_gpu(gpu)[1]
-        title, peak, peak_source = gpu, record.peak_flops, record.source
-        memory_bytes, watts, watts_source = record.memory_gb * 1e9, record.planned_watts, record.watts_source
-        price, price_source = record.price_usd, record.price_source
+    sheet = _read_sheet(gpu, measure=run is None)
     mfu = DEFAULT_MFU if config.mfu is None else config.mfu
-    reason = next((text for name, text in _MFU_REASONS.items() if gpu.startswith(name)), _MFU_UNKNOWN)
-    speed = (
-        Assumption(
-            "peak", f"{peak / 1e12:.3g} TFLOP/s", "measured" if gpu == "cpu" else "data sheet", peak_source
-        ),
-        Assumption("MFU", f"{100 * mfu:g} %", *_origin(config.mfu, reason), ),
-    )  # fmt: skip
-    given_watts = config.watts is not None
-    return Machine(
+    machine = Machine(
         gpu=gpu,
-        title=title,
+        title=sheet.title,
         num_gpus=config.gpus,
-        memory_bytes=memory_bytes,
+        memory_bytes=sheet.memory_bytes,
         mfu=mfu,
-        flops_per_second=peak * mfu,
-        watts=watts if config.watts is None else config.watts,
+        flops_per_second=sheet.peak_flops * mfu,
+        watts=sheet.watts if config.watts is None else config.watts,
         pue=config.pue,
-        price_usd=price if config.price is None else config.price,
+        price_usd=sheet.price_usd if config.price is None else config.price,
         country_iso_code=config.country,
         grams_per_kwh=grams,
-        assumptions=(
-            *(() if measured_speed else speed),
-            Assumption(
-                "power", f"{config.watts if given_watts else watts:.0f} W each", *_origin(config.watts, watts_source)
-            ),
-            Assumption(
-                "price",
-                f"{price if config.price is None else config.price:.2f} USD an hour each",
-                *_origin(config.price, price_source),
-            ),
-        ),
     )
+    machine = replace(machine, assumptions=_assumptions(machine, config, sheet))
+    return machine if run is None else _with_measurements(machine, config, run)
 
 
-def _origin(given: float | None, reason: str) -> tuple[Origin, str]:
-    return ("assumed", reason) if given is None else ("given", "on the command line")
+def _choose_gpu(config: PlanConfig, runs: list[MeasuredRun]) -> str:
+    if config.gpu is None:
+        return runs[0].gpu if runs else "h100"
+    return "cpu" if config.gpu.lower() == "cpu" else get_gpu(config.gpu)[0]
+
+
+def _read_sheet(gpu: str, measure: bool) -> _Sheet:
+    """Return what the table says of a GPU; a CPU's peak is measured here and now, unless a run has its speed."""
+    if gpu != "cpu":
+        record = get_gpu(gpu)[1]
+        return _Sheet(gpu, record.peak_flops, "data sheet", record.source, record.memory_gb * 1e9,
+                      record.planned_watts, record.watts_source, record.price_usd, record.price_source)  # fmt: skip
+    title, peak, peak_source, memory_bytes = _measure_cpu() if measure else ("cpu", 0.0, "", None)
+    return _Sheet(title, peak, "measured", peak_source, memory_bytes, _CPU_WATTS, _CPU_WATTS_SOURCE,
+                  0.0, "your own computer")  # fmt: skip
 
 
 def _measure_cpu() -> tuple[str, float, str, float]:
@@ -175,12 +161,31 @@ def _measure_cpu() -> tuple[str, float, str, float]:
     from ..training.memory import free_memory_bytes
 
     peak, source = peak_flops("cpu")
-    return (
-        device_name() if not torch.cuda.is_available() else "cpu",
-        peak,
-        source,
-        free_memory_bytes(torch.device("cpu")),
-    )
+    title = "cpu" if torch.cuda.is_available() else device_name()  # which names the GPU where there is one
+    return title, peak, source.removeprefix("measured: "), free_memory_bytes(torch.device("cpu"))
+
+
+def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet) -> tuple[Assumption, ...]:
+    """Return where the numbers of a machine without a run on it come from."""
+
+    def item(name: str, value: str, given: float | None, reason: str) -> Assumption:
+        if given is None:
+            return Assumption(name, value, "assumed", reason)
+        return Assumption(name, value, "given", "on the command line")
+
+    reason = next((text for gpu, text in _MFU_REASONS.items() if machine.gpu.startswith(gpu)), _MFU_UNKNOWN)
+    grid = f"{machine.country_iso_code} {machine.grams_per_kwh:.1f} g CO2e/kWh"
+    found = [
+        Assumption("peak", f"{sheet.peak_flops / 1e12:.3g} TFLOP/s", sheet.peak_origin, sheet.peak_source),
+        item("MFU", f"{100 * (machine.mfu or 0):g} %", config.mfu, reason),
+        item("power", f"{machine.watts:.0f} W each", config.watts, sheet.watts_source),
+        item("price", f"{machine.price_usd:.2f} USD an hour each", config.price, sheet.price_source),
+        item("PUE", f"{config.pue:g}", None if config.pue == 1 else config.pue, "the machine alone"),
+        Assumption("grid", grid, "table", "codecarbon's table of yearly means"),
+    ]
+    if config.gpus > 1:
+        found.append(Assumption("scaling", f"{config.gpus} x one GPU", "assumed", "no loss to communication"))
+    return tuple(found)
 
 
 def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun) -> Machine:
@@ -199,20 +204,17 @@ def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun) -
         "measured",
         f"{run.folder}: {run.num_parameters:,} parameters on {run.num_gpus} x {run.hardware}; scaled by FLOPs a token",
     )
-    kept = tuple(item for item in machine.assumptions if run.watts is None or item.name != "power")
-    watts = machine.watts
-    measured: tuple[Assumption, ...] = (speed,)
+    measured = [speed]
+    replaced = {"peak", "MFU"}
     if run.watts is not None:
-        watts = run.watts
-        measured += (
-            Assumption("power", f"{watts:.0f} W each", "measured", f"{run.folder}: kWh over hours, host included"),
-        )
-    title = run.hardware if machine.gpu == "cpu" else machine.title
+        reason = f"{run.folder}: kWh over hours, host included"
+        measured.append(Assumption("power", f"{run.watts:.0f} W each", "measured", reason))
+        replaced.add("power")
     return replace(
         machine,
-        title=title,
+        title=run.hardware if machine.gpu == "cpu" else machine.title,
         mfu=None,
         flops_per_second=run.flops_per_second,
-        watts=watts,
-        assumptions=(*measured, *kept),
+        watts=machine.watts if run.watts is None else run.watts,
+        assumptions=(*measured, *(item for item in machine.assumptions if item.name not in replaced)),
     )

@@ -182,6 +182,10 @@ def _notes(plan: Plan) -> list[str]:
         lines.append(
             "  Only the law 'repeats' knows that a token seen again teaches less; the others take it for a new one."
         )
+    if plan.choice.tokens_per_parameter < LEAST_TOKENS_PER_PARAMETER:
+        lines.append(
+            "  The laws were not fitted to runs of less than one token a parameter: take no loss from this plan."
+        )
     shares = [run.share_in_steps for run in plan.runs if run.share_in_steps is not None]
     if shares:
         lines.append(f"  Hours are of training steps alone: {100 * min(shares):.0f} % of the calibrating run's time.")
