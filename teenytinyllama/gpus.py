@@ -39,14 +39,13 @@ _RULE = "0.9 x board power + 80 W of the host, the rule that fits H100 and A100"
 _H100_WATTS = "GPU 620-680 W + 80-120 W of the host under training load"
 _A100_WATTS = "GPU 330-370 W + 80 W of the host; TeenyTinyLlama-160m's log has 430 W (arXiv 2401.16640)"
 _HOSTED = "offers of 2 to 3 USD; nanochat plans with 3"
-_RUNPOD = "RunPod's on-demand list, March 2026"
 
 GPUS: dict[str, Gpu] = {
     "h200": Gpu(
         "H200", 989.4e12, 141, 700, 750, 3.6,
         "NVIDIA H200 data sheet, SXM (1,979 TFLOP/s bf16 with sparsity)",
         f"as the H100, whose power limit it shares: {_H100_WATTS}",
-        "RunPod's list, March 2026",
+        "RunPod, March 2026: 3.59 to 6.35 USD (as compared by deploybase.ai)",
     ),
     "h100": Gpu(
         "H100", 989.4e12, 80, 700, 750, 2.5,
@@ -64,31 +63,31 @@ GPUS: dict[str, Gpu] = {
         "A100", 312e12, 40, 400, 450, 1.5,
         "NVIDIA A100 data sheet, SXM 40 GB",
         _A100_WATTS,
-        "Lambda's list, May 2026: 1.48 USD",
+        "Lambda, May 2026: 1.48 USD (as compared by techbytes.app)",
     ),
     "rtx4090": Gpu(
         "RTX 4090", 165.2e12, 24, 450, 485, 0.6,
         "NVIDIA Ada GPU architecture white paper, table of the RTX 4090 (fp32 accumulation)",
         _RULE,
-        _RUNPOD,
+        "RunPod, March 2026: 0.34 to 0.60 USD (as compared by deploybase.ai)",
     ),
     "rtx3090": Gpu(
         "RTX 3090", 71e12, 24, 350, 395, 0.4,
         "NVIDIA Ampere GA102 white paper, table of the RTX 3090 (fp32 accumulation)",
         _RULE,
-        _RUNPOD,
+        "RunPod, March 2026: 0.22 to 0.39 USD (as compared by deploybase.ai)",
     ),
     "l4": Gpu(
         "L4", 121e12, 24, 72, 145, 0.8,
         "NVIDIA L4 data sheet (242 TFLOP/s bf16 with sparsity)",
         _RULE,
-        "Modal's list, May 2026",
+        "Modal, May 2026: 0.80 USD (as compared by techbytes.app)",
     ),
     "t4": Gpu(
         "T4", 65e12, 16, 70, 143, 0.6,
         "NVIDIA T4 data sheet (fp16; Turing has no bf16)",
         _RULE,
-        "Modal's list, May 2026",
+        "Modal, May 2026: 0.59 USD (as compared by techbytes.app)",
     ),
 }  # fmt: skip
 
