@@ -171,7 +171,7 @@ def _notes(plan: Plan) -> list[str]:
         )
     else:
         lines.append(
-            "  Absolute losses do not transfer between corpora and tokenizers: the laws gave 3.18 and 2.74 where the"
+            "  Absolute losses do not transfer between corpora and tokenizers: 'refit' gives 3.18 and 2.74 where the"
         )
         lines.append(
             "  TeenyTinyLlama paper measured 2.80 and 2.47. Differences between lines of one column do, roughly."
