@@ -9,6 +9,7 @@ import inspect
 import re
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -66,7 +67,12 @@ _StrictLoader.add_implicit_resolver(
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
-def _load_yaml(text: str, name: str) -> Any:
+def load_yaml(text: str, name: str) -> Any:
+    """Return what a YAML text holds, read strictly; `name` says where it is from.
+
+    Raises:
+        InputError: not YAML, or a key given twice.
+    """
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
@@ -164,7 +170,7 @@ def _read_overrides(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
     for key, words in groups:
         ensure(key not in overrides, f"--{key}: given twice on the command line. Keep one.")
         text_only = hints.get(key) in (str, str | None, list[str], list[str] | None)
-        parsed = [word if text_only and word != "null" else _load_yaml(word, f"--{key} {word}") for word in words]
+        parsed = [word if text_only and word != "null" else load_yaml(word, f"--{key} {word}") for word in words]
         overrides[key] = True if not words else parsed[0] if len(parsed) == 1 else parsed
     return overrides
 
@@ -190,7 +196,7 @@ def read_values(cls: type, argv: list[str]) -> dict[str, Any]:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"config={path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from error
-        values = _load_yaml(text, str(path)) or {}
+        values = load_yaml(text, str(path)) or {}
         ensure(isinstance(values, dict), f"config={path}: must hold `key: value` lines, not a {type(values).__name__}.")
     return check_types(cls, {**values, **overrides})
 
@@ -255,6 +261,7 @@ def describe_keys(cls: type, own_only: bool = False) -> str:
     return lines
 
 
-def write_yaml(path: Path, values: dict[str, Any]) -> None:
-    """Write a flat config as YAML, keys in the order given."""
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+def write_yaml(path: Path, values: dict[str, Any], comments: Iterable[str] = ()) -> None:
+    """Write a flat config as YAML, keys in the order given, below lines of comment."""
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    path.write_text("".join(f"# {line}\n" for line in comments) + text, encoding="utf-8")

@@ -46,6 +46,15 @@ def init(argv: list[str]) -> None:
     copy_recipes(recipes_folder(), Path(_single_path("init", argv, "the folder to make")))
 
 
+def plan(argv: list[str]) -> None:
+    """Say which model a budget buys, in tokens, hours, kWh, kg CO2e, memory and money, before anything is spent."""
+    from .arguments import parse
+    from .planning.config import PlanConfig
+    from .planning.report import report_plan
+
+    print(report_plan(parse(PlanConfig, argv), recipes_folder()))
+
+
 def tokenizer(argv: list[str]) -> None:
     """Train a Portuguese tokenizer and audit it on held-out documents."""
     from .arguments import parse
@@ -203,6 +212,7 @@ def app(argv: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "init": init,
+    "plan": plan,
     "tokenizer": tokenizer,
     "pack": pack,
     "pretrain": pretrain,
@@ -244,6 +254,10 @@ def _run(argv: list[str]) -> int:
 def _describe_verb(verb: str) -> str:
     from .arguments import describe_keys
 
+    if verb == "plan":
+        from .planning.config import PlanConfig
+
+        return describe_keys(PlanConfig)
     if verb == "tokenizer":
         from .data.vocabulary import TokenizerConfig
 

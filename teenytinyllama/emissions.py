@@ -60,8 +60,12 @@ def read_emissions(path: Path) -> EmissionsTotal | None:
         raise InputError(f"{path}: not a codecarbon file ({error!r}). Move it away; the run writes its own.") from error
 
 
-def grid_intensity(country_iso_code: str) -> float:
+def grid_intensity(country_iso_code: str, key: str = "country_iso_code") -> float:
     """Return a country's grid intensity in g CO2e per kWh, from the tables inside codecarbon (no network).
+
+    Args:
+        country_iso_code: three capital letters (ISO 3166).
+        key: what the config calls the country.
 
     Raises:
         InputError: codecarbon knows no such country.
@@ -71,7 +75,7 @@ def grid_intensity(country_iso_code: str) -> float:
     mix = DataSource().get_global_energy_mix_data()
     ensure(
         country_iso_code in mix,
-        f"country_iso_code={country_iso_code}: unknown country; three capital letters (ISO 3166) such as BRA or PRT."
+        f"{key}={country_iso_code}: unknown country; three capital letters (ISO 3166) such as BRA or PRT."
         f"{near_name(country_iso_code, mix)}",
     )
     return float(mix[country_iso_code]["carbon_intensity"])

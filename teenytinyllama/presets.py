@@ -170,13 +170,7 @@ def count_parameters(config: "Preset | LlamaConfig") -> int:
 
 
 def flops_per_token(config: "Preset | LlamaConfig", context: int | None = None) -> int:
-    """Return the training FLOPs (forward and backward) for one token, by convention A.
-
-    6 N + 12 L h T, where N counts every parameter (the input embedding too), L is the layers, h the hidden size and
-    T the context: attention is counted in full, not only its causal half. It is the convention of published MFU
-    figures and above what a causal kernel computes (1.201 against 0.940 GFLOP for 160m): name it beside the number.
-
-    Source: PaLM (arXiv 2204.02311), appendix B, with N for all parameters.
+    """Return the training FLOPs (forward and backward) for one token of a Llama of this shape; see `training_flops`.
 
     Args:
         config: shape of the model.
@@ -187,4 +181,16 @@ def flops_per_token(config: "Preset | LlamaConfig", context: int | None = None) 
     """
     tokens = config.max_position_embeddings if context is None else context
     ensure(tokens > 0, f"context={tokens}: must be at least 1 token. Use {config.max_position_embeddings}.")
-    return 6 * count_parameters(config) + 12 * config.num_hidden_layers * config.hidden_size * tokens
+    return training_flops(count_parameters(config), config.num_hidden_layers, config.hidden_size, tokens)
+
+
+def training_flops(num_parameters: int, num_hidden_layers: int, hidden_size: int, context: int) -> int:
+    """Return the training FLOPs (forward and backward) for one token, by convention A.
+
+    6 N + 12 L h T, where N counts every parameter (the input embedding too), L is the layers, h the hidden size and
+    T the context in tokens: attention is counted in full, not only its causal half. It is the convention of published
+    MFU figures and above what a causal kernel computes (1.201 against 0.940 GFLOP for 160m): name it beside the number.
+
+    Source: PaLM (arXiv 2204.02311), appendix B, with N for all parameters.
+    """
+    return 6 * num_parameters + 12 * num_hidden_layers * hidden_size * context

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "teenytinyllama"
 
 # A part may import itself and the parts named here: imports point one way.
 BASE = {"checks", "manifest", "__init__"}
-CORE = BASE | {"arguments", "presets", "hub_client", "emissions", "tokenizer", "published"}
+CORE = BASE | {"arguments", "presets", "gpus", "hub_client", "emissions", "tokenizer", "published"}
 ALLOWED = {
     "checks": set(),
     "manifest": {"checks", "__init__"},
@@ -20,6 +20,7 @@ ALLOWED = {
     "initialise": {"checks", "__init__"},
     "arguments": BASE,
     "presets": BASE,
+    "gpus": {"checks"},
     "emissions": BASE,
     "tokenizer": BASE,
     "published": CORE,
@@ -28,15 +29,17 @@ ALLOWED = {
     "data": CORE | {"chat"},
     "evaluation": CORE | {"data"},
     "training": CORE | {"data", "evaluation", "supervision"},
+    "planning": CORE | {"training"},
     "tuning": CORE | {"chat", "data", "evaluation", "training"},
     "publishing": CORE | {"data", "evaluation", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
     "cli": CORE
-    | {"app", "chat", "data", "demo", "evaluation", "initialise", "launcher", "publishing", "training", "tuning"},
+    | {"app", "chat", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing", "training",
+       "tuning"},
     "__main__": {"cli"},
     "__init__": {"presets", "published", "tokenizer"},
-}
+}  # fmt: skip
 
 
 def imported_parts(path: Path) -> set[str]:

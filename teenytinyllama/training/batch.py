@@ -6,6 +6,10 @@ from ..checks import ensure
 EVAL_LOGITS_BYTES = 2_000_000_000
 _BYTES_PER_LOGIT = 6
 
+# Logits of one chunk on a CPU, in bytes of float32: 512 tokens at 32,000 entries. 256 to 1,024 tokens were equally fast
+# (benchmarks/loss.py), torch's own choice of 16 took more than twice as long. On a GPU torch chooses.
+CPU_CHUNK_BYTES = 64_000_000
+
 
 def derive_batch(
     tokens_per_step: int, context: int, micro_batch: int | None, world_size: int, key: str = "tokens_per_step"

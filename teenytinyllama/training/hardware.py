@@ -4,19 +4,9 @@ import platform
 import time
 from typing import Literal
 
-Precision = Literal["bf16", "fp16", "fp32"]
+from ..gpus import find_gpu
 
-# Dense bf16 (Turing: fp16) tensor-core peaks in FLOP/s without sparsity, from NVIDIA's data sheets: H100/H200 SXM
-# 989.4e12, A100 312e12, L4 121e12, T4 65e12, RTX 4090 165.2e12 and RTX 3090 71e12 (fp32 accumulation).
-PEAK_FLOPS = {
-    "H200": 989.4e12,
-    "H100": 989.4e12,
-    "A100": 312e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-    "L4": 121e12,
-    "T4": 65e12,
-}
+Precision = Literal["bf16", "fp16", "fp32"]
 
 
 def has_accelerator() -> bool:
@@ -57,12 +47,12 @@ def device_name() -> str:
 def peak_flops(device: str) -> tuple[float, str]:
     """Return the peak of one device in FLOP/s and where the figure is from.
 
-    A GPU's comes from `PEAK_FLOPS`; for anything else it is measured by a short float32 matrix product with the
+    A GPU's comes from `gpus.GPUS`; for anything else it is measured by a short float32 matrix product with the
     threads that training uses, which is what a CPU can really reach.
     """
-    for name, flops in PEAK_FLOPS.items():
-        if name in device:
-            return flops, f"data sheet of the {name}"
+    found = find_gpu(device)
+    if found is not None:
+        return found[1].peak_flops, f"data sheet of the {found[1].device}"
     import torch
 
     size = 1024

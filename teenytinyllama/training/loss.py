@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .batch import CPU_CHUNK_BYTES
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Logits of one chunk on a CPU, in bytes of float32: 512 tokens at 32,000 entries. 256 to 1,024 tokens were equally fast
-# (benchmarks/loss.py), torch's own choice of 16 took more than twice as long. On a GPU torch chooses.
-CPU_CHUNK_BYTES = 64_000_000
 
 
 def has_chunked_loss() -> bool:

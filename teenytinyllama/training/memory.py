@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..presets import count_parameters
-from .loss import CPU_CHUNK_BYTES
+from ..presets import Preset, count_parameters
+from .batch import CPU_CHUNK_BYTES
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ class Computation:
         return "fp32" if self.precision == "fp32" else "autocast" if self.zero_stage is None else "16 bits"
 
 
-def memory_need(config: "LlamaConfig", context: int, how: Computation) -> MemoryNeed:
+def memory_need(config: "Preset | LlamaConfig", context: int, how: Computation) -> MemoryNeed:
     """Return what training a Llama of this shape on rows of `context` tokens needs on one rank."""
     fixed = FIXED_BYTES["gpu" if how.on_gpu else "cpu"]
     if how.chunked_loss:  # the logits of a chunk, and the gradient of the head before it is added to the others
@@ -128,7 +128,17 @@ def model_state_bytes(num_parameters: int, how: Computation) -> int:
     return num_parameters * (2 * low + added) + num_parameters * sharded // ranks + buffers
 
 
-def activation_bytes_per_row(config: "LlamaConfig", context: int, how: Computation) -> int:
+def checkpoint_bytes(num_parameters: int, precision: str) -> int:
+    """Return the bytes of a checkpoint on the disk: weights, AdamW's two moments and, in 16 bits, float32 masters."""
+    return num_parameters * (4 + 8 if precision == "fp32" else 2 + 4 + 8)
+
+
+def disk_bytes(num_parameters: int, precision: str, num_checkpoints: int) -> int:
+    """Return the bytes on the disk of so many checkpoints and the final model in float32."""
+    return checkpoint_bytes(num_parameters, precision) * num_checkpoints + 4 * num_parameters
+
+
+def activation_bytes_per_row(config: "Preset | LlamaConfig", context: int, how: Computation) -> int:
     """Return the bytes that one row of `context` tokens adds to the peak of a micro-batch.
 
     The peak is at the end of the forward pass, with the loss on top of all layers, or soon after, in the MLP of the
@@ -147,7 +157,7 @@ def activation_bytes_per_row(config: "LlamaConfig", context: int, how: Computati
     return context * (layers + max(last_norm + loss, backward))
 
 
-def layer_bytes_per_token(config: "LlamaConfig", context: int, how: Computation) -> int:
+def layer_bytes_per_token(config: "Preset | LlamaConfig", context: int, how: Computation) -> int:
     """Return the bytes that one layer keeps for each token of a row of `context` tokens."""
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -16,6 +16,7 @@ from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
 from .checkpoints import check_run_folder, complete_checkpoints, run_identity
 from .config import PretrainConfig, corpus_config_values
+from .memory import checkpoint_bytes, disk_bytes
 from .metrics import METRICS_NAME, read_jsonl
 from .settings import RunSettings
 
@@ -133,19 +134,17 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
 def check_space(config: RunSettings, folder: Path, num_parameters: int) -> None:
     """Check that the disk has room for the checkpoints that are kept, one more, and the final model.
 
-    A checkpoint holds weights, AdamW's two moments and, under bf16, fp32 masters.
-
     Raises:
         InputError: it has not.
     """
-    checkpoint_bytes = num_parameters * (4 + 8 if config.precision == "fp32" else 2 + 4 + 8)
     kept = config.save_checkpoints_kept or 10
     written = len(complete_checkpoints(folder)) if folder.exists() else 0
+    each_gb = checkpoint_bytes(num_parameters, config.precision) / 1e9
     ensure_disk_space(
         "output_dir",
         folder,
-        checkpoint_bytes * max(1, kept + 1 - written) + 4 * num_parameters,
-        f"{kept} checkpoints of {checkpoint_bytes / 1e9:.2f} GB are kept: lower save_total_limit or free some space.",
+        disk_bytes(num_parameters, config.precision, max(1, kept + 1 - written)),
+        f"{kept} checkpoints of {each_gb:.2f} GB are kept: lower save_total_limit or free some space.",
     )
 
 

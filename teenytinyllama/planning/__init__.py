@@ -1,0 +1,1 @@
+"""Plans: which model a budget buys, before anything is spent. Arithmetic alone: nothing here loads torch."""

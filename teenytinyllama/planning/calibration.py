@@ -1,0 +1,207 @@
+"""Finished runs as the measure of a plan: their speed, their watts, and where their loss lies beside the laws'."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checks import InputError, ensure
+from ..emissions import EMISSIONS_NAME, read_emissions
+from ..gpus import find_gpu
+from ..manifest import MANIFEST_NAME, read_manifest
+from ..presets import training_flops
+from .laws import LAWS, LossLaw, predicted_loss
+
+_FIX = "Give the output_dir of a finished `ttl pretrain`."
+_STARTED_NAME = "environment.json"  # `training.checkpoints` has this name too, and loads torch
+# A run of fewer tokens a parameter is nowhere near the runs that the laws were fitted to, and still learns at once: its
+# loss says nothing about a long run's.
+LEAST_TOKENS_PER_PARAMETER = 1.0
+# Nats that a law must see between runs for a slope. Two seeds of one design differ by 0.0013 to 0.0019 nats (124M at a
+# loss of 3.28, modded-nanogpt), which is then an error of 4 % in the slope.
+_LEAST_DIFFERENCE = 0.05
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """What a finished run tells a plan.
+
+    Attributes:
+        folder: where it is.
+        hardware: the device's name.
+        gpu: its key in `gpus.GPUS`, or `cpu` for everything else.
+        num_gpus: ranks that trained.
+        flops_per_second: of one rank in a step, by 6 N + 12 L h T.
+        tokens_per_second: of all ranks.
+        watts: of one rank with its share of the host; None: nothing was measured.
+        num_parameters: of its model.
+        tokens: trained on.
+        unique_tokens: in its data.
+        loss: at its end, in nats per token.
+        loss_name: which loss that is.
+        tokenizer_sha256: of its tokenizer.
+        share_in_steps: share of the recorded time that was training steps; None: not known.
+    """
+
+    folder: str
+    hardware: str
+    gpu: str
+    num_gpus: int
+    flops_per_second: float
+    tokens_per_second: float
+    watts: float | None
+    num_parameters: int
+    tokens: int
+    unique_tokens: int
+    loss: float
+    loss_name: str
+    tokenizer_sha256: str
+    share_in_steps: float | None
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """Return the tokens trained on for each parameter."""
+        return self.tokens / self.num_parameters
+
+    def predicted(self, law: LossLaw) -> float:
+        """Return the loss that a law predicts for this run, in nats per token."""
+        return predicted_loss(law, self.num_parameters, self.tokens, min(self.tokens, self.unique_tokens))
+
+
+@dataclass(frozen=True)
+class LossFit:
+    """Where a corpus lies beside a law: loss = slope x prediction + offset, in nats per token."""
+
+    slope: float
+    offset: float
+
+    def __call__(self, predicted: float) -> float:
+        """Return the loss to expect where the law predicts `predicted`."""
+        return self.slope * predicted + self.offset
+
+
+def read_run(folder: str, watts_given: bool) -> MeasuredRun:
+    """Return what a finished pretraining measured.
+
+    Args:
+        folder: its output_dir.
+        watts_given: whether the user gives the power, so that a run without emissions will do.
+
+    Raises:
+        InputError: no folder, not finished, not a pretraining, no speed, or no energy.
+    """
+    path = Path(folder)
+    ensure(
+        (path / MANIFEST_NAME).is_file() or not (path / _STARTED_NAME).is_file(),
+        f"calibrate={folder}: is not finished: it has no {MANIFEST_NAME} yet. Run its command again to the end.",
+    )
+    manifest = read_manifest("calibrate", folder, "pretrain", _FIX)
+    try:
+        model, training = manifest["model"], manifest["training"]
+        speed, num_gpus = training["tokens_per_second"], int(training["world_size"])
+        ensure(speed, f"calibrate={folder}: {MANIFEST_NAME} has no tokens_per_second: nothing was logged. {_FIX}")
+        flops = training_flops(
+            model["num_parameters"], model["num_hidden_layers"], model["hidden_size"], model["context"]
+        )
+        loss, loss_name = _final_loss(manifest)
+        hardware = str(training["hardware"])
+        found = find_gpu(hardware)
+        return MeasuredRun(
+            folder=folder,
+            hardware=hardware,
+            gpu=found[0] if found else "cpu",
+            num_gpus=num_gpus,
+            flops_per_second=speed * flops / num_gpus,
+            tokens_per_second=speed,
+            watts=None if watts_given else _measured_watts(path, num_gpus, on_gpu=found is not None),
+            num_parameters=model["num_parameters"],
+            tokens=training["tokens"],
+            unique_tokens=manifest["data"]["train_tokens"],
+            loss=loss,
+            loss_name=loss_name,
+            tokenizer_sha256=manifest["data"]["tokenizer_sha256"],
+            share_in_steps=_share_in_steps(training),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"calibrate={folder}: {MANIFEST_NAME} lacks what a plan needs ({error!r}). {_FIX}") from error
+
+
+def _final_loss(manifest: dict[str, Any]) -> tuple[float, str]:
+    """Return the loss at the end of a run in nats per token, on held-out text where there is some, and its name."""
+    held_out = manifest["results"]["final"]
+    if isinstance(held_out, dict) and "nats_per_token" in held_out:
+        return float(held_out["nats_per_token"]), "held-out text"
+    return float(manifest["training"]["last_loss"]), "its last training steps"
+
+
+def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
+    """Return the mean power of one rank over a run, with its share of the host, in watts.
+
+    Raises:
+        InputError: there is no measurement, or codecarbon saw no GPU where there was one.
+    """
+    fix = "Give --watts, the power of one GPU with its share of the host."
+    total = read_emissions(folder / EMISSIONS_NAME)
+    if total is None:
+        raise InputError(f"calibrate={folder}: has no {EMISSIONS_NAME} with rows, so its power is not known. {fix}")
+    ensure(
+        total.energy_kwh > 0 and total.duration_seconds > 0,
+        f"calibrate={folder}: {EMISSIONS_NAME} has {total.energy_kwh} kWh in {total.duration_seconds} s, so its power "
+        f"is not known. {fix}",
+    )
+    ensure(
+        total.gpu_kwh > 0 or not on_gpu,
+        f"calibrate={folder}: {EMISSIONS_NAME} has no energy of the GPU (codecarbon could not ask it), so its power is "
+        f"not known. {fix}",
+    )
+    return 1000 * total.energy_kwh / (total.duration_seconds / 3600) / num_gpus
+
+
+def _share_in_steps(training: dict[str, Any]) -> float | None:
+    """Return the share of the last start's time that was training steps, of the parts that the clock names."""
+    parts = training.get("seconds_by_part_of_last_start") or {}
+    whole = sum(parts.values())
+    return parts["training"] / whole if whole and "training" in parts else None
+
+
+def choose_run(runs: list[MeasuredRun], gpu: str) -> MeasuredRun | None:
+    """Return the run whose speed and watts a plan for this GPU uses, the one with the largest model, or None."""
+    return max((run for run in runs if run.gpu == gpu), key=lambda run: run.num_parameters, default=None)
+
+
+def fit_losses(runs: list[MeasuredRun]) -> dict[str, LossFit]:
+    """Return for each law where the runs' corpus lies: an offset from one run, offset and slope from more.
+
+    Runs below `LEAST_TOKENS_PER_PARAMETER` are left out; without any other, nothing is fitted. With two runs or more it
+    is the line of least squares.
+
+    Raises:
+        InputError: tokenizers differ, or the runs are too alike or too noisy for a slope.
+    """
+    long = [run for run in runs if run.tokens_per_parameter >= LEAST_TOKENS_PER_PARAMETER]
+    names = ", ".join(run.folder for run in long)
+    ensure(
+        len({run.tokenizer_sha256 for run in long}) <= 1,
+        f"calibrate={names}: have different tokenizers, so their losses per token cannot be compared. Give runs of one "
+        "tokenizer.",
+    )
+    if not long:
+        return {}
+    return {name: _fit(law, long, names) for name, law in LAWS.items()}
+
+
+def _fit(law: LossLaw, runs: list[MeasuredRun], names: str) -> LossFit:
+    predicted = [run.predicted(law) for run in runs]
+    mean_predicted = sum(predicted) / len(runs)
+    mean_loss = sum(run.loss for run in runs) / len(runs)
+    if len(runs) == 1:
+        return LossFit(1.0, mean_loss - mean_predicted)
+    slope = 0.0
+    if max(predicted) - min(predicted) >= _LEAST_DIFFERENCE:
+        slope = sum((x - mean_predicted) * (run.loss - mean_loss) for x, run in zip(predicted, runs, strict=True))
+        slope /= sum((x - mean_predicted) ** 2 for x in predicted)
+    ensure(
+        slope > 0,
+        f"calibrate={names}: give no slope: their losses do not fall where the law's do, or size and length are too "
+        "alike. Give runs that differ in size or in tokens, or one run.",
+    )
+    return LossFit(slope, mean_loss - slope * mean_predicted)

@@ -1,0 +1,100 @@
+"""The question to a plan: limits, machine, data and what to write."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..checks import ensure, near_name
+from ..presets import PRESETS
+
+# The demo's preset learns 2,048 tokens of vocabulary from short stories: nothing that anybody rents a GPU for.
+PLANNED_PRESETS = tuple(name for name in PRESETS if name != "tiny")
+LIMITS = ("budget", "hours", "kwh")
+_MOST, _MOST_GPUS = 1e15, 512  # beyond any question; rows of the largest recipe's step (1b1)
+
+
+@dataclass
+class PlanConfig:
+    """`ttl plan`: what is given limits the run, and the tightest limit wins; what is not given is computed."""
+
+    budget: float | None = field(default=None, metadata={"help": "money to spend on GPU hours, in USD"})
+    hours: float | None = field(default=None, metadata={"help": "time that the run may take, in hours by the clock"})
+    kwh: float | None = field(default=None, metadata={"help": "energy that the run may take, in kWh"})
+    tokens: int | None = field(default=None, metadata={"help": "tokens to train on, if the limits allow that many"})
+    preset: str | None = field(
+        default=None, metadata={"help": f"one of {', '.join(PLANNED_PRESETS)}; default: all, and the best is named"}
+    )
+    gpu: str | None = field(
+        default=None,
+        metadata={"help": "h200, h100, a100-80gb, a100-40gb, rtx4090, rtx3090, l4, t4, or cpu (measured here); "
+                          "default h100, with calibrate the run's"},
+    )  # fmt: skip
+    gpus: int = field(default=1, metadata={"help": "number of GPUs; the speed is taken to grow with it"})
+    price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; default: a usual price"})
+    mfu: float | None = field(default=None, metadata={"help": "share of the peak that is reached, such as 0.4"})
+    watts: float | None = field(
+        default=None, metadata={"help": "power of one GPU at work with its share of the host, in watts"}
+    )
+    pue: float = field(
+        default=1.0, metadata={"help": "what the building draws for each kWh of the machine; 1 is the machine alone"}
+    )
+    country: str = field(default="BRA", metadata={"help": "three-letter country of the machine, for its grid"})
+    context: int = field(default=2048, metadata={"help": "tokens a row"})
+    unique_tokens: int | None = field(
+        default=None, metadata={"help": "different tokens that there are; more are repeats, which teach less"}
+    )
+    calibrate: list[str] | None = field(
+        default=None, metadata={"help": "folders of finished runs: their speed, watts and loss replace assumptions"}
+    )
+    json: str | None = field(default=None, metadata={"help": "file to write the whole plan to, as JSON"})
+    write: str | None = field(default=None, metadata={"help": "file to write the run's config for `ttl pretrain` to"})
+
+    def __post_init__(self) -> None:
+        """Refuse a question that has no answer.
+
+        Raises:
+            InputError: nothing is asked, a figure that cannot be, an unknown preset, or a file that exists.
+        """
+        asked = (*LIMITS, "tokens", "preset")
+        ensure(
+            any(getattr(self, name) is not None for name in asked),
+            "ttl plan: asks nothing. Give --budget USD, --hours, --kwh, --tokens, --preset, or several of them.",
+        )
+        for name in (*LIMITS, "tokens", "price", "mfu", "watts", "pue", "gpus", "unique_tokens"):
+            value = getattr(self, name)
+            ensure(
+                value is None or 0 < value <= _MOST,
+                f"{name}={value}: must be more than 0 and at most {_MOST:g}. Leave it out if it does not matter.",
+            )
+        ensure(
+            self.gpus <= _MOST_GPUS,
+            f"gpus={self.gpus}: is more than the rows of a step can feed. Give {_MOST_GPUS} or fewer.",
+        )
+        ensure(
+            self.mfu is None or self.mfu <= 1, f"mfu={self.mfu}: is a share of the peak, at most 1. Write 40 % as 0.4."
+        )
+        ensure(self.pue >= 1, f"pue={self.pue}: a building draws at least what the machine does. Give 1 or more.")
+        ensure(
+            self.preset is None or self.preset in PLANNED_PRESETS,
+            f"preset={self.preset}: must be one of {', '.join(PLANNED_PRESETS)}."
+            f"{near_name(str(self.preset), PLANNED_PRESETS)}",
+        )
+        longest = PRESETS[self.preset or PLANNED_PRESETS[0]].max_position_embeddings
+        ensure(
+            8 <= self.context <= longest,
+            f"context={self.context}: must be 8 to {longest} tokens, which the presets are made for.",
+        )
+        self.country = self.country.upper()
+        self._check_files()
+
+    def _check_files(self) -> None:
+        ensure(
+            self.json is None or self.json != self.write,
+            f"json={self.json}, write={self.write}: are the same file. Give two names.",
+        )
+        for name in ("json", "write"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            path = Path(given)
+            ensure(not path.exists(), f"{name}={given}: already exists. Choose another name or delete it.")
+            ensure(path.parent.is_dir(), f"{name}={given}: the folder {path.parent} does not exist. Make it first.")

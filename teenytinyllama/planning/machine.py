@@ -1,0 +1,220 @@
+"""The machine of a plan: speed, power and price of one GPU, each with whether it was measured, given or assumed."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..checks import ensure
+from ..emissions import grid_intensity
+from ..gpus import get_gpu
+from .calibration import MeasuredRun, choose_run
+from .config import PlanConfig
+
+Origin = Literal["given", "measured", "data sheet", "table", "assumed"]
+
+# By 6 N + 12 L h T. On an H100 the published figures at 100M to 500M parameters are 40 to 46 % (llm.c, nanochat), and
+# this project's own is 40.4 % (docs/lab-log.md, preset 160m, layers compiled); on an A100 they are 51 to 63 %.
+DEFAULT_MFU = 0.4
+_MFU_REASONS = {
+    "h100": "published at this size: 40-46 %; own steps on an H100: 40.4 % (docs/lab-log.md)",
+    "h200": "as the H100, which has the same peak",
+    "a100": "careful: published runs of this size reach 51-63 %, the TeenyTinyLlama paper's own 11 %",
+    "cpu": "careful: of the product of two matrices, timed here",
+}
+_MFU_UNKNOWN = "a guess from other cards: no run of this size is published for this one"
+# Source: codecarbon 3.3.2, external/hardware.py, POWER_CONSTANT.
+_CPU_WATTS, _CPU_WATTS_SOURCE = 85.0, "codecarbon's figure for a processor it does not know"
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A number that the plan rests on, where it comes from, and why."""
+
+    name: str
+    value: str
+    origin: Origin
+    reason: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan runs on.
+
+    Attributes:
+        gpu: a key of `gpus.GPUS`, or `cpu`.
+        title: its name for readers.
+        num_gpus: how many.
+        memory_bytes: of each; None: not known.
+        mfu: share of the peak that this is; None: the speed was measured.
+        flops_per_second: that training reaches on each, by 6 N + 12 L h T.
+        watts: of each at work, with its share of the host.
+        pue: kWh of the building for each of the machine.
+        price_usd: of an hour of each; 0 for one's own computer.
+        country_iso_code: where it stands.
+        grams_per_kwh: of the grid there, g CO2e/kWh.
+        assumptions: where all these are from.
+    """
+
+    gpu: str
+    title: str
+    num_gpus: int
+    memory_bytes: float | None
+    mfu: float | None
+    flops_per_second: float
+    watts: float
+    pue: float
+    price_usd: float
+    country_iso_code: str
+    grams_per_kwh: float
+    assumptions: tuple[Assumption, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """Return what `training.hardware.choose_precision` would choose there."""
+        return {"cpu": "fp32", "t4": "fp16"}.get(self.gpu, "bf16")
+
+    def tokens_per_second(self, flops_per_token: float) -> float:
+        """Return the speed of all GPUs for a model of so many FLOPs a token."""
+        return self.num_gpus * self.flops_per_second / flops_per_token
+
+    def kwh(self, hours: float) -> float:
+        """Return the energy of so many hours by the clock."""
+        return hours * self.num_gpus * self.watts * self.pue / 1000
+
+    def cost_usd(self, hours: float) -> float:
+        """Return the money for so many hours by the clock."""
+        return hours * self.num_gpus * self.price_usd
+
+    def emissions_kg(self, kwh: float) -> float:
+        """Return the kg CO2e of so much energy in its country."""
+        return kwh * self.grams_per_kwh / 1000
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """What is known of a GPU, or of this computer, without a run on it; see `gpus.Gpu`."""
+
+    title: str
+    peak_flops: float
+    peak_origin: Origin
+    peak_source: str
+    memory_bytes: float | None
+    watts: float
+    watts_source: str
+    price_usd: float
+    price_source: str
+
+
+def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
+    """Return the machine of a plan: from the question, from runs on the same hardware, then from tables.
+
+    Raises:
+        InputError: unknown GPU or country, a budget for a computer without a price, or a speed both given and measured.
+    """
+    gpu = _choose_gpu(config, runs)
+    grams = grid_intensity(config.country, "country")
+    ensure(
+        config.budget is None or config.price is not None or gpu != "cpu",
+        f"budget={config.budget}: an hour of gpu=cpu has no price. Give --price, or ask with --hours or --kwh.",
+    )
+    run = choose_run(runs, gpu)
+    sheet = _read_sheet(gpu, measure=run is None)
+    mfu = DEFAULT_MFU if config.mfu is None else config.mfu
+    machine = Machine(
+        gpu=gpu,
+        title=sheet.title,
+        num_gpus=config.gpus,
+        memory_bytes=sheet.memory_bytes,
+        mfu=mfu,
+        flops_per_second=sheet.peak_flops * mfu,
+        watts=sheet.watts if config.watts is None else config.watts,
+        pue=config.pue,
+        price_usd=sheet.price_usd if config.price is None else config.price,
+        country_iso_code=config.country,
+        grams_per_kwh=grams,
+    )
+    machine = replace(machine, assumptions=_assumptions(machine, config, sheet))
+    return machine if run is None else _with_measurements(machine, config, run)
+
+
+def _choose_gpu(config: PlanConfig, runs: list[MeasuredRun]) -> str:
+    if config.gpu is None:
+        return runs[0].gpu if runs else "h100"
+    return "cpu" if config.gpu.lower() == "cpu" else get_gpu(config.gpu)[0]
+
+
+def _read_sheet(gpu: str, measure: bool) -> _Sheet:
+    """Return what the table says of a GPU; a CPU's peak is measured here and now, unless a run has its speed."""
+    if gpu != "cpu":
+        record = get_gpu(gpu)[1]
+        return _Sheet(gpu, record.peak_flops, "data sheet", record.source, record.memory_gb * 1e9,
+                      record.planned_watts, record.watts_source, record.price_usd, record.price_source)  # fmt: skip
+    title, peak, peak_source, memory_bytes = _measure_cpu() if measure else ("cpu", 0.0, "", None)
+    return _Sheet(title, peak, "measured", peak_source, memory_bytes, _CPU_WATTS, _CPU_WATTS_SOURCE,
+                  0.0, "your own computer")  # fmt: skip
+
+
+def _measure_cpu() -> tuple[str, float, str, float]:
+    """Return this computer's name, its peak in FLOP/s, how that was measured, and its free memory in bytes."""
+    import torch
+
+    from ..training.hardware import device_name, peak_flops
+    from ..training.memory import free_memory_bytes
+
+    peak, source = peak_flops("cpu")
+    title = "cpu" if torch.cuda.is_available() else device_name()  # which names the GPU where there is one
+    return title, peak, source.removeprefix("measured: "), free_memory_bytes(torch.device("cpu"))
+
+
+def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet) -> tuple[Assumption, ...]:
+    """Return where the numbers of a machine without a run on it come from."""
+
+    def item(name: str, value: str, given: float | None, reason: str) -> Assumption:
+        if given is None:
+            return Assumption(name, value, "assumed", reason)
+        return Assumption(name, value, "given", "on the command line")
+
+    reason = next((text for gpu, text in _MFU_REASONS.items() if machine.gpu.startswith(gpu)), _MFU_UNKNOWN)
+    grid = f"{machine.country_iso_code} {machine.grams_per_kwh:.1f} g CO2e/kWh"
+    found = [
+        Assumption("peak", f"{sheet.peak_flops / 1e12:.3g} TFLOP/s", sheet.peak_origin, sheet.peak_source),
+        item("MFU", f"{100 * (machine.mfu or 0):g} %", config.mfu, reason),
+        item("power", f"{machine.watts:.0f} W each", config.watts, sheet.watts_source),
+        item("price", f"{machine.price_usd:.2f} USD an hour each", config.price, sheet.price_source),
+        item("PUE", f"{config.pue:g}", None if config.pue == 1 else config.pue, "the machine alone"),
+        Assumption("grid", grid, "table", "codecarbon's table of yearly means"),
+    ]
+    if config.gpus > 1:
+        found.append(Assumption("scaling", f"{config.gpus} x one GPU", "assumed", "no loss to communication"))
+    return tuple(found)
+
+
+def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun) -> Machine:
+    """Return the machine with a run's speed and watts in place of the tables'.
+
+    Raises:
+        InputError: `mfu` is given as well.
+    """
+    ensure(
+        config.mfu is None,
+        f"mfu={config.mfu}, calibrate={run.folder}: the run measured the speed of this hardware. Give one of the two.",
+    )
+    speed = Assumption(
+        "speed",
+        f"{run.tokens_per_second:,.0f} tokens/s there",
+        "measured",
+        f"{run.folder}: {run.num_parameters:,} parameters on {run.num_gpus} x {run.hardware}; scaled by FLOPs a token",
+    )
+    measured = [speed]
+    replaced = {"peak", "MFU"}
+    if run.watts is not None:
+        reason = f"{run.folder}: kWh over hours, host included"
+        measured.append(Assumption("power", f"{run.watts:.0f} W each", "measured", reason))
+        replaced.add("power")
+    return replace(
+        machine,
+        title=run.hardware if machine.gpu == "cpu" else machine.title,
+        mfu=None,
+        flops_per_second=run.flops_per_second,
+        watts=machine.watts if run.watts is None else run.watts,
+        assumptions=(*measured, *(item for item in machine.assumptions if item.name not in replaced)),
+    )

@@ -1,0 +1,194 @@
+"""A plan as text for the terminal."""
+
+from collections.abc import Sequence
+
+from .calibration import LEAST_TOKENS_PER_PARAMETER
+from .laws import LAWS
+from .plan import Plan
+
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def short(number: float) -> str:
+    """Return a count in three digits and a unit: 3.28B, 36.9B, 262k."""
+    scale, unit = next(((scale, unit) for scale, unit in _UNITS if abs(number) >= scale * 0.9995), (1.0, ""))
+    value = number / scale
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{digits}f}{unit}"
+
+
+def _amount(number: float) -> str:
+    """Return an amount with about three digits, never as a power of ten."""
+    return f"{number:,.{3 if number < 0.1 else 2 if number < 10 else 1 if number < 1000 else 0}f}"
+
+
+def align(rows: Sequence[Sequence[str]], left: int = 1, indent: str = "  ") -> list[str]:
+    """Return rows of cells as lines: the first `left` columns and the last one flush left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    last = len(widths) - 1
+
+    def cell(text: str, column: int) -> str:
+        return text.ljust(widths[column]) if column < left or column == last else text.rjust(widths[column])
+
+    return [(indent + "  ".join(cell(text, column) for column, text in enumerate(row))).rstrip() for row in rows]
+
+
+def render(plan: Plan) -> str:
+    """Return the whole plan as text."""
+    parts = [_question(plan), _options(plan), _optima(plan), _batch(plan), _memory(plan), _disk(plan), _elsewhere(plan)]
+    parts += [_sources(plan), _notes(plan)]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _question(plan: Plan) -> list[str]:
+    machine = plan.machine
+    price = f"{machine.price_usd:.2f} USD an hour each" if machine.price_usd else "no price"
+    speed = "measured speed" if machine.mfu is None else f"{100 * machine.mfu:g} % MFU (6 N + 12 L h T)"
+    lines = [
+        f"{machine.num_gpus} x {machine.title}: {speed}, {price}, {machine.watts:.0f} W each, PUE {machine.pue:g}, "
+        f"grid of {machine.country_iso_code}; rows of {plan.context:,} tokens"
+    ]
+    if plan.limits_hours:
+        tightest = min(plan.limits_hours, key=lambda name: plan.limits_hours[name])
+        several = len(plan.limits_hours) > 1
+        each = [
+            f"{_amount(hours)} h by {name}{' (the tightest)' if several and name == tightest else ''}"
+            for name, hours in plan.limits_hours.items()
+        ]
+        lines.append("limits: " + ", ".join(each))
+    return lines
+
+
+def _options(plan: Plan) -> list[str]:
+    has_budget = plan.choice.left_usd is not None
+    head = ["", "preset", "tokens", "per param.", *(["epochs"] if plan.unique_tokens else [])]
+    head += [law.title for law in LAWS.values()]
+    head += ["tokens/s", "hours", "kWh", "kg CO2e", "USD", *(["left"] if has_budget else []), "set by"]
+    rows = [head]
+    for option in plan.options:
+        row = ["*" if option == plan.choice else "", option.preset, short(option.tokens)]
+        row += [_amount(option.tokens_per_parameter)]
+        row += [] if option.epochs is None else [f"{option.epochs:.2f}"]
+        row += [f"{loss:.3f}" for loss in option.losses.values()]
+        row += [short(option.tokens_per_second), *map(_amount, (option.hours, option.kwh, option.emissions_kg))]
+        row += [f"{option.cost_usd:,.2f}"]
+        row += [] if option.left_usd is None else [f"{option.left_usd:,.2f}"]
+        rows.append([*row, option.reason])
+    kind = "calibrated" if plan.fits else "predicted"
+    ranked = LAWS[plan.ranked_by].title
+    return [
+        f"what fits, with the {kind} loss by four laws, in nats per token (* lowest by {ranked!r}: worked out below)",
+        *align(rows, left=2),
+        *(f"  left out: {text}" for text in plan.left_out.values()),
+    ]
+
+
+def _optima(plan: Plan) -> list[str]:
+    rows = [["law", "parameters", "tokens", "per param.", "loss", ""]]
+    for found in plan.optima:
+        law = LAWS[found.law]
+        rows.append([law.title, short(found.num_parameters), short(found.tokens),
+                     _amount(found.tokens / found.num_parameters), f"{found.loss:.3f}", law.source])  # fmt: skip
+    compute = f"{plan.compute_flops:.2e}".replace("e+", "e")
+    return [f"compute-optimal size and data for the compute of * (6 N D = {compute} FLOPs)", *align(rows)]
+
+
+def _batch(plan: Plan) -> list[str]:
+    choice, rows = plan.choice, plan.choice.tokens_per_step // plan.context
+    advice = plan.needs.optimal_batch_tokens
+    return [
+        f"batch of {choice.preset} over {short(choice.tokens)} tokens",
+        f"  used:   {choice.tokens_per_step:,} tokens a step = {rows:,} rows, {choice.steps:,} steps "
+        "(the recipe's, in whole rows a GPU)",
+        f"  advice: {short(advice)} tokens a step = {advice / plan.context:,.0f} rows, {choice.tokens / advice:,.0f} "
+        "steps, by 0.0306 D^0.383 rows of 2,048 (arXiv 2505.13738);",
+        "          four times as many tokens a step cost about 0.03 nats there",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    needs, machine = plan.needs, plan.machine
+    counts = list(needs.stages[0].bytes_by_rows)
+    rows = [["ZeRO stage", "without rows", *(f"{count} row{'s' * (count > 1)}" for count in counts), "largest useful"]]
+    for stage in needs.stages:
+        name = "0 (none)" if stage.zero_stage == 0 else str(stage.zero_stage)
+        cells = [
+            f"{total / 1e9:.1f}{'!' if needs.usable_bytes is not None and total > needs.usable_bytes else ''}"
+            for total in stage.bytes_by_rows.values()
+        ]
+        largest = (
+            f"{stage.rows} row{'s' * (stage.rows > 1)}"
+            if stage.rows
+            else "not known"
+            if needs.usable_bytes is None
+            else "does not fit"
+        )
+        rows.append([name, f"{stage.state_bytes / 1e9:.1f}", *cells, largest])
+    size = "its memory is not known"
+    if machine.memory_bytes is not None and needs.usable_bytes is not None:
+        memory_gb, usable_gb = machine.memory_bytes / 1e9, needs.usable_bytes / 1e9
+        size = f"of {memory_gb:.0f} GB, {usable_gb:.0f} GB are planned with; ! is more"
+    return [f"memory of {plan.choice.preset} on each {machine.title} in GB, by rows at once ({size})", *align(rows)]
+
+
+def _disk(plan: Plan) -> list[str]:
+    needs = plan.needs
+    return [
+        f"disk: {needs.checkpoints_bytes / 1e9:.1f} GB for {needs.checkpoints_kept} checkpoints, one being written and "
+        f"the final model; {needs.packed_bytes / 1e9:.1f} GB for the packed rows"
+    ]
+
+
+def _elsewhere(plan: Plan) -> list[str]:
+    each = [f"{country} {_amount(kg)}" for country, kg in plan.elsewhere_kg.items()]
+    return [f"the same {_amount(plan.choice.kwh)} kWh elsewhere, in kg CO2e: " + ", ".join(each)]
+
+
+def _sources(plan: Plan) -> list[str]:
+    rows = [[item.name, item.value, item.origin, item.reason] for item in plan.machine.assumptions]
+    for run in plan.runs:
+        counted = run.tokens_per_parameter >= LEAST_TOKENS_PER_PARAMETER
+        reason = f"{run.folder}: {run.loss_name}, {short(run.num_parameters)} parameters, {short(run.tokens)} tokens"
+        if not counted:
+            reason += f"; not used: {run.tokens_per_parameter:.2g} tokens a parameter are too few"
+        rows.append(["loss", f"{run.loss:.3f} nats", "measured", reason])
+    for name, fit in plan.fits.items():
+        value = f"{fit.offset:+.3f}" if fit.slope == 1 else f"{fit.slope:.3f} x {fit.offset:+.3f}"
+        rows.append([f"law {LAWS[name].title}", value, "measured", "added to its prediction" if fit.slope == 1
+                     else "slope times its prediction, plus offset"])  # fmt: skip
+    if not plan.fits:
+        rows.append(
+            ["loss", "four laws", "assumed", "fitted to other corpora and tokenizers; --calibrate RUN measures"]
+        )
+    return ["where the numbers come from", *align(rows, left=4)]
+
+
+def _notes(plan: Plan) -> list[str]:
+    lines = ["how to read this"]
+    if plan.fits:
+        lines.append(
+            "  Losses are moved onto the corpus and tokenizer of the calibrating runs; far from their size they drift."
+        )
+    else:
+        lines.append(
+            "  Absolute losses do not transfer between corpora and tokenizers: 'refit' gives 3.18 and 2.74 where the"
+        )
+        lines.append(
+            "  TeenyTinyLlama paper measured 2.80 and 2.47. Differences between lines of one column do, roughly."
+        )
+    if plan.unique_tokens is None:
+        lines.append("  All tokens are taken to be different ones: give --unique_tokens with a corpus of known size.")
+    else:
+        lines.append(
+            "  Only the law 'repeats' knows that a token seen again teaches less; the others take it for a new one."
+        )
+    if plan.choice.tokens_per_parameter < LEAST_TOKENS_PER_PARAMETER:
+        lines.append(
+            "  The laws were not fitted to runs of less than one token a parameter: take no loss from this plan."
+        )
+    shares = [run.share_in_steps for run in plan.runs if run.share_in_steps is not None]
+    if shares:
+        lines.append(f"  Hours are of training steps alone: {100 * min(shares):.0f} % of the calibrating run's time.")
+    else:
+        lines.append("  Hours are of training steps alone: evaluations, checkpoints, a failed start come on top.")
+    return lines
