@@ -104,7 +104,9 @@ def test_nothing_held_out_is_learnt(tmp_path: Path, tokenizer: Any) -> None:
     assert [row["messages"][0]["content"] for row in rows_of(folder, "train")] == [
         row["prompt"] for row in pairs(5)[3:]
     ]
-    assert read_manifest("x", folder, "conversations", "")["dropped"] == {"asked in validation_inputs too": 4}
+    assert read_manifest("x", folder, "conversations", "")["dropped"] == {
+        "asked or answered in validation_inputs too": 4
+    }
 
 
 def test_bad_rows_are_refused_or_counted(tmp_path: Path, tokenizer: Any) -> None:

@@ -97,6 +97,26 @@ def test_the_split_is_by_the_first_question() -> None:
     assert all(sides[question] == {split} for question, split in half.items()), "more data moved a question"
 
 
+def test_questions_with_the_same_long_answer_stay_on_one_side() -> None:
+    rows = [
+        ("", "s", {"prompt": f"De que modo {number} se pergunta?", "answer": f"Responde-se por extenso, e sempre assim, {number // 5}."})
+        for number in range(500)
+    ]  # fmt: skip
+    # one more question joins the answers 0 and 1 into one family
+    rows.append(("", "s", {"messages": [
+        {"role": "user", "content": "E os dois?"}, {"role": "assistant", "content": rows[0][2]["answer"]},
+        {"role": "user", "content": "E mais?"}, {"role": "assistant", "content": rows[5][2]["answer"].upper()},
+    ]}))  # fmt: skip
+    sides: dict[str, set[str]] = {}
+    for split, conversation, _ in read_conversations(rows, Counts(), 0.3):
+        sides.setdefault(conversation.messages[-1]["content"].casefold(), set()).add(split)
+    assert all(len(found) == 1 for found in sides.values())
+    assert sides[rows[0][2]["answer"].casefold()] == sides[rows[5][2]["answer"].casefold()]
+    assert {next(iter(found)) for found in sides.values()} == {"train", "validation"}
+    short = [("", "s", {"prompt": f"Quanto é {number}?", "answer": "A resposta é 7."}) for number in range(200)]
+    assert {split for split, _, _ in read_conversations(short, Counts(), 0.3)} == {"train", "validation"}
+
+
 def test_a_conversation_is_split_where_it_fits() -> None:
     turns = [
         {"role": ("user", "assistant")[i % 2], "content": "x" * n} for i, n in enumerate([1, 1, 3, 3, 9, 9, 1, 2, 1, 1])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that is not learnt; transformers' convention
 CUT = "cut at the context"
-HELD_OUT = "asked in validation_inputs too"
+HELD_OUT = "asked or answered in validation_inputs too"
 _NOT_OF_THE_DATA = {"output_dir", "model_name_or_path", "model_revision"}  # the tokenizer's hash says more
 
 
@@ -51,7 +51,8 @@ class ConversationsConfig:
         default=None, metadata={"help": "held-out conversations of their own; then nothing of `inputs` is held out"}
     )
     validation_fraction: float = field(
-        default=0.03, metadata={"help": "share of the first questions held out, chosen by a hash of their text"}
+        default=0.03,
+        metadata={"help": "share held out; conversations with an equal question or long answer stay on one side"},
     )
     long_conversations: Literal["split", "drop", "cut"] = field(
         default="split",
@@ -175,15 +176,15 @@ def _rows(
     fraction = 0.0 if held_out else config.validation_fraction
     preparation = _Preparation(config, encoder, counts)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    questions: set[str] = set()
+    held_out_texts: set[str] = set()
     for key, files in (("validation_inputs", held_out), ("inputs", train)):
         found = read_conversations(records(key, files), counts, fraction)
         bar = tqdm(found, desc="reading conversations", unit=" rows", mininterval=1.0, leave=False, disable=None)
         for split, conversation, place in bar:
             side = "validation" if key == "validation_inputs" else split
             if key == "validation_inputs":
-                questions.add(conversation.first_question())
-            elif conversation.first_question() in questions:
+                held_out_texts.update(conversation.telling_texts())
+            elif held_out_texts.intersection(conversation.telling_texts()):
                 counts.drop(HELD_OUT, place)
                 continue
             for row in preparation.rows(conversation, place):

@@ -22,6 +22,8 @@ Message = dict[str, str]
 
 _ROLES = {"system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
           "gpt": "assistant", "bot": "assistant", "model": "assistant"}  # fmt: skip
+# Characters from which on an equal answer is no chance: "A resposta é 73." is shared by questions that differ.
+_TELLING_ANSWER = 40
 _TURN_LISTS = ("messages", "conversations", "conversation")
 _ANSWERS = ("completion", "response", "answer", "output")
 
@@ -51,8 +53,13 @@ class Conversation:
         return sha256_json([[message["role"], _folded(message["content"])] for message in self.messages])
 
     def first_question(self) -> str:
-        """Return what decides the split: conversations that begin with the same question stay on the same side."""
+        """Return the first question, folded: conversations that begin with it stay on one side of the split."""
         return _folded(next(message["content"] for message in self.messages if message["role"] == "user"))
+
+    def telling_texts(self) -> list[str]:
+        """Return the texts, folded, by which another conversation is known to be of the same family."""
+        answers = [_folded(message["content"]) for message in self.messages if message["role"] == "assistant"]
+        return [self.first_question(), *(answer for answer in answers if len(answer) >= _TELLING_ANSWER)]
 
 
 def _folded(text: str) -> str:
@@ -141,12 +148,50 @@ def read_conversations(
 ) -> Iterator[tuple[str, Conversation, str]]:
     """Yield (split, conversation, place) of the rows that are conversations, each once; count the others.
 
+    Conversations that share a first question or a long answer stay on one side: instruction sets ask one question in
+    many ways, and a model that has learnt the answer by heart would look as if it had understood it.
+
     Args:
         rows: (place, default source, row) each.
         counts: filled while reading: what is left out, with its reason. What is kept is counted by who keeps it.
-        validation_fraction: share of the first questions that are held out, by a hash of their text, so that equal
-            questions with different answers stay on one side and the split does not change when data is added.
+        validation_fraction: share of the families (see above) that are held out, by a hash of one of their texts, so
+            that the split does not depend on the order of the rows.
     """
+    found: list[tuple[Conversation, str]] = []
+    families = _Families()
+    for conversation, place in _distinct(rows, counts):
+        found.append((conversation, place))
+        families.join(conversation.telling_texts())
+    for conversation, place in found:
+        held_out = is_held_out(families.name(conversation.first_question()), validation_fraction)
+        yield "validation" if held_out else "train", conversation, place
+
+
+class _Families:
+    """Texts joined into families (union-find); a family is named by the least of its texts."""
+
+    def __init__(self) -> None:
+        self._parents: dict[str, str] = {}
+
+    def join(self, texts: list[str]) -> None:
+        """Put the texts, and all that share a family with them, into one family."""
+        names = sorted({self.name(text) for text in texts})
+        for name in names:
+            self._parents[name] = names[0]
+
+    def name(self, text: str) -> str:
+        """Return the name of the text's family; a text that is new is one of its own."""
+        path = []
+        while (parent := self._parents.get(text, text)) != text:
+            path.append(text)
+            text = parent
+        for passed in path:  # so that the next way is short
+            self._parents[passed] = text
+        return text
+
+
+def _distinct(rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts) -> Iterator[tuple[Conversation, str]]:
+    """Yield (conversation, place) of the rows that are conversations, each once; count the others."""
     seen: set[str] = set()
     for place, default_source, row in rows:
         try:
@@ -160,8 +205,7 @@ def read_conversations(
             counts.drop(DUPLICATE, place)
             continue
         seen.add(fingerprint)
-        held_out = is_held_out(conversation.first_question(), validation_fraction)
-        yield "validation" if held_out else "train", conversation, place
+        yield conversation, place
 
 
 def split_to_fit(conversation: Conversation, fits: Any) -> tuple[list[Conversation], int]:

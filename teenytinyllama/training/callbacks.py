@@ -42,6 +42,7 @@ def generate_ids(
     seed: int,
     temperature: float = 0.8,
     top_k: int = 50,
+    repetition_penalty: float = 1.0,
     synced_gpus: bool | None = None,
 ) -> list[list[int]]:
     """Return the tokens that a model writes after each row, up to and with its end token.
@@ -57,6 +58,7 @@ def generate_ids(
         seed: of the sampling.
         temperature: 0 for the likeliest token each time.
         top_k: sample from the likeliest tokens alone.
+        repetition_penalty: above 1, tokens that were there before get less likely.
         synced_gpus: whether all ranks generate together, as under ZeRO 3.
     """
     import torch
@@ -78,6 +80,7 @@ def generate_ids(
             input_ids,
             attention_mask=mask,
             max_new_tokens=max(1, min(new_tokens, model.config.max_position_embeddings - longest)),
+            repetition_penalty=repetition_penalty,
             **sampling,
             pad_token_id=pad_token_id,
             synced_gpus=synced_gpus,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EvalPrediction
 
+from ..chat.generation import Sampling
 from ..chat.template import ConversationEncoder
 from ..data.conversations import IGNORED
 
@@ -133,7 +134,10 @@ def frequency_entropy(train: NDArray[Any], held_out: NDArray[Any], vocab_size: i
 def write_answers(
     path: Path, answers: HeldOutAnswers, model: Any, tokenizer: Any, count: int, new_tokens: int, batch_size: int
 ) -> dict[str, Any]:
-    """Answer held-out questions, each with the likeliest tokens, write them beside the references, and count.
+    """Answer held-out questions, write the answers beside the references, and count.
+
+    Each answer has the likeliest tokens, under the penalty for repetition that `ttl chat` has: small models, greedy and
+    without it, go round in circles.
 
     Args:
         path: the jsonl file.
@@ -161,7 +165,15 @@ def write_answers(
     ends, records = end_token_ids(model, tokenizer), []
     for begin in range(0, len(kept), batch_size):
         part = kept[begin : begin + batch_size]
-        written = generate_ids(model, tokenizer, [prompts[place] for place in part], new_tokens, 0, temperature=0)
+        written = generate_ids(
+            model,
+            tokenizer,
+            [prompts[place] for place in part],
+            new_tokens,
+            seed=0,
+            temperature=0,
+            repetition_penalty=Sampling().repetition_penalty,
+        )
         for place, ids in zip(part, written, strict=True):
             records.append(
                 {

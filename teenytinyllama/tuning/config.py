@@ -18,7 +18,7 @@ from trl import SFTConfig  # noqa: E402  # after the message about the extra
 
 # 64 rows of 2,048 tokens: small models take larger batches no better (SmolLM's recipes use 128 rows).
 _MOST_TOKENS_PER_STEP = 131_072
-_LEAST_STEPS_PER_EPOCH = 32  # fewer leave no room for a warm-up
+_LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
 
 # TRL's keys that our data preparation replaces, and the model's that our loading does.
 TRL_REFUSED_KEYS = {
@@ -77,7 +77,7 @@ class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
     tokens_per_step: int | None = field(
         default=None,
         metadata={"help": "global batch of one optimizer step, in tokens of whole rows; null: 131,072, or less so that "
-                          "an epoch has 32 steps"},
+                          "an epoch has 100 steps"},
     )  # fmt: skip
     eval_max_tokens: int = field(
         default=100_000, metadata={"help": "held-out tokens scored at each evaluation; the final score uses all"}

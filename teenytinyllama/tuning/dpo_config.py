@@ -15,7 +15,7 @@ ensure_packages("sft", "trl", "peft", "datasets")
 from trl import DPOConfig  # noqa: E402  # after the message about the extra
 
 _MOST_PAIRS_PER_STEP = 128  # SmolLM2's recipes for 135M and 360M (alignment-handbook, recipes/smollm2)
-_LEAST_STEPS_PER_EPOCH = 32
+_LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DpoConfig(LoraSettings, RunSettings, DPOConfig):  # type: ignore[misc]
     pairs_per_step: int | None = field(
         default=None,
         metadata={
-            "help": "global batch of one optimizer step; null: 128 pairs, or fewer so that an epoch has 32 steps"
+            "help": "global batch of one optimizer step; null: 128 pairs, or fewer so that an epoch has 100 steps"
         },
     )
 
