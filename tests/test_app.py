@@ -277,8 +277,10 @@ def test_a_closed_tab_and_a_new_conversation_stop_the_model(endless_folder: Path
     answer = speaker.answer(session, {**GREEDY, "max_new_tokens": 50_000}, "")
     next(answer)
     begin_again(session)
+    accept(session, QUESTION)  # at once, before the old answer has noticed
     assert list(answer) == []
-    assert session.shown == []
+    assert session.shown == turns(QUESTION)
+    assert (session.pending, session.stopped) == (QUESTION, False)
     assert not is_writing()
 
 

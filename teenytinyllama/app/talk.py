@@ -151,7 +151,7 @@ class Speaker:
         try:
             with closing(cast("Generator[str, None, None]", iter(reply))) as pieces:
                 for piece in pieces if not session.stopped else ():
-                    if session.stopped:
+                    if session.stopped or session.conversation != number:  # a next message takes `stopped` back
                         break
                     turn["content"] += piece
                     if piece:
