@@ -623,6 +623,25 @@ def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -
     assert check_before_launch({**values, "tokens_per_step": None}, 3) == "new"
 
 
+def test_zero_3_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        zero_stage = 3
+
+    monkeypatch.setattr(SftConfig, "deepspeed_plugin", Plugin(), raising=False)
+    monkeypatch.setattr(SftConfig, "_hand_over", lambda self, has_validation: None)
+    with pytest.raises(InputError, match=r"accelerate=zero3: tuning is not done under ZeRO-3.*Use zero1, zero2 or ddp"):
+        config_of(values)
+
+
+def test_a_base_without_a_llamas_shape_is_refused(tmp_path: Path, base: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    load_tokenizer("tokenizer", str(base)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(InputError, match=r"is a gpt2 whose config lacks intermediate_size, .*Llama, Mistral, Qwen"):
+        load_base("model_name_or_path", str(tmp_path / "gpt2"), None)
+
+
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == "trl" else object())
     with pytest.raises(MissingPackageError, match=r"trl: not installed. .*pip install 'teenytinyllama\[sft\]'"):

@@ -43,6 +43,15 @@ class LoraSettings:
             ensure(self.lora_r or not value, f"{name}={value}: belongs to LoRA. Give lora_r as well, such as 16.")
         ensure(0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout}: must lie in [0, 1).")
 
+    def _refuse_zero_3(self) -> None:
+        """Called once the library knows its plugins; parts of weights could be neither resized, merged nor tried."""
+        plugin: Any = getattr(self, "deepspeed_plugin", None)
+        ensure(
+            plugin is None or plugin.zero_stage != 3,
+            "accelerate=zero3: tuning is not done under ZeRO-3, which shares each weight out; models that need it are "
+            "beyond this library. Use zero1, zero2 or ddp.",
+        )
+
     @property
     def frozen_share(self) -> float:
         """Return the share of the parameters that are not trained."""

@@ -165,7 +165,7 @@ class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
 
     def loss_in_chunks(self, zero_stage: int) -> bool:
         """Return whether training and evaluation make no whole logits."""
-        return has_chunked_loss() and zero_stage != 3
+        return has_chunked_loss()
 
     def _hand_over_to_trl(self, has_validation: bool) -> None:
         """TRL is given rows that are ready: it must neither mask, cut nor pack them again."""
@@ -173,6 +173,7 @@ class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
         self.packing, self.assistant_only_loss = False, False
         self.max_length, self.dataset_kwargs = None, {"skip_prepare_dataset": True}
         self._hand_over(has_validation)
+        self._refuse_zero_3()
 
     def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the keys that say what this run is; see `RunSettings`."""

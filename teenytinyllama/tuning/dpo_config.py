@@ -100,6 +100,7 @@ class DpoConfig(LoraSettings, RunSettings, DPOConfig):  # type: ignore[misc]
         self._derive_batch()
         self.max_length = None
         self._hand_over(bool(manifest["validation"]["pairs"]))
+        self._refuse_zero_3()
 
     def _derive_batch(self) -> None:
         pairs = self.pairs_per_step

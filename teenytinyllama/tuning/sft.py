@@ -12,7 +12,7 @@ from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
-from ..training.loss import chunk_loss
+from ..training.loss import chunk_loss, has_chunked_loss
 from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
 from ..training.run import Run, assemble_run, close_run_folder, execute
 from ..training.speed import GPU_ATTENTION
@@ -93,8 +93,7 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
         if flatten:
             model.to("cuda")  # type: ignore[arg-type]  # flash attention has no other kernels
         check_no_leaks(model, config.attn_implementation, flatten)
-    plugin: Any = config.deepspeed_plugin
-    chunked = config.loss_in_chunks(0 if plugin is None else int(plugin.zero_stage))
+    chunked = has_chunked_loss()
     if chunked:
         chunk_loss(model)
     evaluation = AnswerEvaluation(
@@ -196,7 +195,7 @@ def _finish(run: Run, config: SftConfig, plan: SftPlan, seconds: float) -> None:
             evaluation.answers = everything
             trainer.evaluate(everything, metric_key_prefix="final")
         final = evaluation.last
-        if config.final_answers and planned_zero_stage(trainer) != 3 and is_main_process():
+        if config.final_answers and is_main_process():
             with trainer.clock.part("answers"):
                 model = trainer.accelerator.unwrap_model(trainer.model).eval()
                 answered = write_answers(
