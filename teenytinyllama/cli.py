@@ -176,6 +176,23 @@ def card(argv: list[str]) -> None:
     print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
 
 
+def emissions(argv: list[str]) -> None:
+    """Report what runs consumed and emitted: RUN ... [--price USD_PER_HOUR] [--elsewhere BRA,PRT]."""
+    argv, price = _take_option(argv, "price")
+    argv, elsewhere = _take_option(argv, "elsewhere")
+    ensure(
+        argv and not any(word.startswith("--") for word in argv),
+        "ttl emissions: takes the folders of one or more runs, --price and --elsewhere.",
+    )
+    try:
+        usd_per_hour = None if price is None else float(price)
+    except ValueError as error:
+        raise InputError(f"price={price}: must be a number, in USD an hour.") from error
+    from .publishing.energy import parse_elsewhere, write_energy_reports
+
+    print(write_energy_reports([Path(word) for word in argv], usd_per_hour, parse_elsewhere(elsewhere)))
+
+
 def merge(argv: list[str]) -> None:
     """Add a LoRA adapter into its base model: ADAPTER FOLDER [--base_model MODEL]."""
     argv, base_model = _take_option(argv, "base_model")
@@ -222,6 +239,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "merge": merge,
     "chat": chat,
     "app": app,
+    "emissions": emissions,
     "card": card,
 }
 

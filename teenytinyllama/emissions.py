@@ -26,6 +26,18 @@ class EmissionsTotal:
     country_iso_code: str
 
 
+@dataclass(frozen=True)
+class EnergyReading:
+    """Sums since one start of the meter; energy in kWh, emissions in kg CO2e, time in seconds."""
+
+    energy_kwh: float
+    cpu_kwh: float
+    gpu_kwh: float
+    ram_kwh: float
+    emissions_kg: float
+    seconds: float
+
+
 def read_emissions(path: Path) -> EmissionsTotal | None:
     """Return the totals of an `emissions.csv`, or None when there is no file or no row.
 
@@ -118,6 +130,32 @@ class EnergyMeter:
         """Append the last row and stop measuring; return (kWh, kg CO2e) over all starts of the run."""
         self._tracker.stop()
         return self._totals()
+
+    def reading(self) -> EnergyReading:
+        """Return the sums of this start as last written."""
+        run_id = str(self._tracker.run_id)
+        with self.path.open(newline="", encoding="utf-8") as file:
+            row = [row for row in csv.DictReader(file) if row["run_id"] == run_id][-1]
+        columns = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
+        return EnergyReading(*(float(row[column]) for column in columns))
+
+    def methods(self) -> list[str]:
+        """Return what is measured and how, as codecarbon calls it: `GPU(...)`, `CPU(Intel RAPL)`, `RAM()`."""
+        found = getattr(self._tracker, "_conf", {}).get("hardware", [])  # it has no public name for this
+        return [str(name) for name in found]
+
+    def warnings(self) -> list[str]:
+        """Return what the figures leave out or guess on this machine."""
+        import torch
+
+        methods = " ".join(self.methods())
+        found = []
+        if torch.cuda.is_available() and "GPU" not in methods:
+            found.append("the GPU's energy is missing: its counters cannot be read (NVML), so it counts as 0")
+        if "RAPL" not in methods and "Power Gadget" not in methods:
+            found.append("the processor's energy is estimated from its load, not measured: it has no readable counter")
+        found.append("the memory's energy is a model of its size, not a measurement")
+        return found
 
     def _totals(self) -> tuple[float, float]:
         # The tracker keeps its figures private until it stops; the file it has just written does not.

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..emissions import EnergyMeter
+from ..ledger import LedgerWriter
 from ..tokenizer import encode_texts
 from .metrics import append_jsonl, rewind_jsonl
+from .ranks import ranks_here
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -166,7 +168,9 @@ class EnergyCallback(TrainerCallback):
         self.folder, self.country_iso_code = folder, country_iso_code
         self.kwh = self.kg = 0.0
         self._meter: EnergyMeter | None = None
+        self._ledger: LedgerWriter | None = None
         self._flushed = 0.0
+        self._step = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -175,28 +179,35 @@ class EnergyCallback(TrainerCallback):
         if args.local_process_index == 0:
             self._meter = EnergyMeter(self.folder, self.country_iso_code)
             self._meter.start()
-            self._flushed = time.monotonic()
+            machine = args.process_index // ranks_here()
+            self._ledger = LedgerWriter(
+                self.folder, machine, state.global_step, self._meter.methods(), self._meter.warnings()
+            )
+            self._flushed, self._step = time.monotonic(), state.global_step
 
-    def _flush(self) -> None:
-        if self._meter is not None:
+    def _flush(self, step: int) -> None:
+        if self._meter is not None and self._ledger is not None:
             self.kwh, self.kg = self._meter.flush()
-            self._flushed = time.monotonic()
+            self._flushed, self._step = time.monotonic(), step
+            self._ledger.write(step, self._meter.reading())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row if the last one is old."""
+        self._step = state.global_step
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._flush()
+            self._flush(state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row, so that a score has its energy."""
-        self._flush()
+        self._flush(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row, so that a checkpoint has its energy."""
-        self._flush()
+        self._flush(state.global_step)
 
     def stop(self) -> None:
         """Write the last row; called when the run's work, the final evaluation included, is done or given up."""
-        if self._meter is not None:
+        if self._meter is not None and self._ledger is not None:
             self.kwh, self.kg = self._meter.stop()
-            self._meter = None
+            self._ledger.write(self._step, self._meter.reading(), last=True)
+            self._meter = self._ledger = None
