@@ -175,6 +175,8 @@ def test_the_chosen_answers_get_likelier(finished: Path) -> None:
     assert from_pretrained(finished)[1].chat_template
     card = write_model_card(finished).read_text()
     assert "tuned on preferences (DPO)" in card
+    assert f"| **after tuning** | **{results['final']['accuracy']:.3f}** |" in card
+    assert "held-out pairs of answers" in card
 
 
 def test_scores_are_the_models_own(finished: Path, chat_model: Path, prepared: Path) -> None:

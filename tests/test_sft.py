@@ -258,6 +258,9 @@ def test_the_tuned_model_is_a_chat_model_with_a_card(finished: Path, tmp_path: P
     card = write_model_card(copy).read_text()
     assert "instruction-tuned" in card
     assert "| onde |" in card
+    assert "held-out conversations, the answers and their end tokens alone" in card
+    assert "% of 4 answers to held-out questions ended within 12 tokens." in card
+    assert "Pergunta: Onde está" in card
 
 
 def test_the_score_is_the_models_own(finished: Path, prepared: Path) -> None:

@@ -126,6 +126,8 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
         for key, types in {"step": (int,), "prompt": (str,), "text": (str,)}.items():
             _check_key(Path(f"{path}, line {number}"), row, (key,), types)
         text = row["text"]  # the prompt and its continuation, decoded together
+        if "ended" in row:  # an answer alone
+            text = f"Pergunta: {row['prompt']}\n\nResposta: {text}"
         if len(text) > _MAX_SAMPLE_CHARACTERS:
             text = text[:_MAX_SAMPLE_CHARACTERS] + " […]"
         rows.append({"step": row["step"], "text": text})
