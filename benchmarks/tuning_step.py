@@ -11,12 +11,11 @@ Forward and backward of a Llama of 6 layers x 256 and 32,000 entries on random t
 but a tenth of the tokens learnt. The four take turns, so that a busy machine slows all of them.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 import torch
-from common import interleave, median, parser, seconds_of
+from common import interleave, median, parser, seconds_of, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -88,8 +87,7 @@ def main() -> None:
     for name, seconds in medians.items():
         print(f"{name:20} {seconds:8.2f} {tokens / seconds:9,.0f} {seconds / ours:6.2f}")
     print(f"losses: {losses['C']:.5f} and {losses['D']:.5f}")
-    if options.json:
-        options.json.write_text(json.dumps({"seconds": medians, "losses": losses}, indent=1), encoding="utf-8")
+    write_results(options.json, {"seconds": medians, "losses": losses})
 
 
 if __name__ == "__main__":
