@@ -61,7 +61,7 @@ class InstructionTrainer(TrlTrainer, SFTTrainer):
     """SFTTrainer with the loss of pretraining (`training.loss`) in place of its own.
 
     TRL computes the head in tiles as well, but also entropy and accuracy, and waits for the device each time: a step
-    took 2.3 to 6.9 times as long on a CPU (docs/lab-log.md). Its evaluation is a mean of means; ours sums nats and tokens.
+    took 2.3 to 6.9 times as long on a CPU (docs/lab-log.md). Its evaluation is a mean of means; ours adds sums up.
     """
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
