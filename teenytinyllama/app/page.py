@@ -1,5 +1,6 @@
 """The page: components, what they do, how they look. Gradio is imported inside, after its telemetry was turned off."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from .cards import as_cards, as_conversation, as_note, as_text
 from .config import AppConfig
 from .search import SearchIndex
-from .talk import Session, Speaker, View, accept, begin_again, fail, stop
+from .talk import WRITING, Session, Speaker, View, accept, begin_again, fail, stop
 
 _STYLE = Path(__file__).with_name("page.css")
 _RESULTS = 5
+_REFRESH_SECONDS = 0.1
 _WAITING_AT_MOST = 32  # messages; more are refused at once
 
 # For screen readers: the page's language, what the two regions are, and that the status is read aloud when it changes.
@@ -116,7 +118,13 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
 
     def on_answer(session: Session, system: str, *values: float | None) -> Iterator[tuple[Any, Any, Any]]:
         found = dict(zip(controls, values, strict=True))
+        shown_at = 0.0
         for view in speaker.answer(session, found, system):
+            # A fast model writes more words a second than a browser can draw; they would queue up, and the end of a
+            # stopped answer would be seen long after.
+            if view.status == WRITING and time.monotonic() - shown_at < _REFRESH_SECONDS:
+                continue
+            shown_at = time.monotonic()
             yield update(session, view)
 
     outputs = [shown, status, box]
