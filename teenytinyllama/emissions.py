@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,10 @@ class EnergyMeter:
 
     def warnings(self) -> list[str]:
         """Return what the figures leave out or guess on this machine."""
-        import torch
-
+        torch = sys.modules.get("torch")  # a stage without it uses no GPU
         methods = " ".join(self.methods())
         found = []
-        if torch.cuda.is_available() and "GPU" not in methods:
+        if torch is not None and torch.cuda.is_available() and "GPU" not in methods:
             found.append("the GPU's energy is missing: its counters cannot be read (NVML), so it counts as 0")
         if "RAPL" not in methods and "Power Gadget" not in methods:
             found.append("the processor's energy is estimated from its load, not measured: it has no readable counter")

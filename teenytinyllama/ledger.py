@@ -12,6 +12,7 @@ it.
 """
 
 import json
+import shutil
 import time
 import uuid
 from dataclasses import asdict, dataclass
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from .checks import InputError, ensure
-from .emissions import EMISSIONS_NAME, EnergyReading, read_emissions
+from .emissions import EMISSIONS_NAME, EnergyMeter, EnergyReading, read_emissions
 
 LEDGER_NAME = "ledger.jsonl"
+FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
 _TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
 
 
@@ -98,6 +100,41 @@ class LedgerWriter:
     def _append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"start": self._start, "time": round(time.time(), 3), **row}) + "\n")
+
+
+class StageMeter:
+    """Measures a stage that trains nothing, such as packing: its files lie in `folder` however it ends."""
+
+    def __init__(self, folder: Path, country_iso_code: str) -> None:
+        """Measure into a folder that exists when the stage begins."""
+        self.folder, self.country_iso_code = folder, country_iso_code
+
+    def __enter__(self) -> "StageMeter":
+        """Begin measuring."""
+        self._meter = EnergyMeter(self.folder, self.country_iso_code)
+        self._meter.start()
+        self._ledger = LedgerWriter(self.folder, 0, 0, self._meter.methods(), self._meter.warnings())
+        self._flushed = time.monotonic()
+        return self
+
+    def tick(self) -> None:
+        """Write a row if the last one is old; call it now and then, so that a kill loses little."""
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._meter.flush()
+            self._ledger.write(0, self._meter.reading())
+            self._flushed = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        """Write the last row."""
+        self._meter.stop()
+        self._ledger.write(0, self._meter.reading(), last=True)
+
+
+def move_energy_files(source: Path, target: Path) -> None:
+    """Move what a stage measured to another folder."""
+    for name in (EMISSIONS_NAME, LEDGER_NAME):
+        if (source / name).is_file():
+            shutil.move(source / name, target / name)
 
 
 def read_ledger(folder: Path) -> Account | None:

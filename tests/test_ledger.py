@@ -182,3 +182,48 @@ def test_files_that_contradict_each_other_are_named_and_not_summed(
     (tmp_path / LEDGER_NAME).write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(InputError, match=r"emissions.csv adds up to \S+ kWh and ledger.jsonl to \S+ One of the two"):
         read_ledger(tmp_path)
+
+
+def test_packing_and_the_tokenizer_are_measured_too(
+    corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from teenytinyllama.data.packing import PackConfig, pack
+    from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+
+    where = {"inputs": [str(corpus_folder)], "country_iso_code": "PRT"}
+    tokenizer = build_tokenizer(TokenizerConfig(**where, vocab_size=500, output_dir=str(tmp_path / "tokenizer")))
+    packed = pack(PackConfig(**where, tokenizer=str(tokenizer), context=32, output_dir=str(tmp_path / "packed")))
+    for folder in (tokenizer, packed):
+        account = read_ledger(folder)
+        total = read_emissions(folder / "emissions.csv")
+        assert account is not None
+        assert total is not None
+        assert total.country_iso_code == "PRT"
+        assert account.repeated_kwh == 0
+        assert account.num_kills == 0
+        assert "The run has no" not in write_energy_report(folder)
+    assert cli.main(["emissions", str(tokenizer), str(packed)]) == 0
+    assert "## All of them" in capsys.readouterr().out
+    # another country is the same tokenizer and the same rows
+    again = TokenizerConfig(**{**where, "country_iso_code": "BRA"}, vocab_size=500, output_dir=str(tokenizer))
+    assert build_tokenizer(again) == tokenizer
+    with pytest.raises(InputError, match="country_iso_code=XXX: unknown country"):
+        pack(
+            PackConfig(**{**where, "country_iso_code": "XXX"}, tokenizer=str(tokenizer), output_dir=str(tmp_path / "x"))
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_stage_that_ticks_leaves_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from teenytinyllama import ledger
+
+    monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0)
+    with ledger.StageMeter(tmp_path, "BRA") as meter:
+        meter.tick()
+        killed = read_ledger(tmp_path)
+        assert killed is not None
+        assert killed.num_kills == 1
+    account = read_ledger(tmp_path)
+    assert account is not None
+    assert len(account.starts[0].points) == 2
+    assert account.num_kills == 0

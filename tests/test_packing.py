@@ -56,7 +56,7 @@ def test_rows_are_the_corpus(packed_folder: Path, corpus_folder: Path, tokenizer
         assert (tokens[0], tokens[-1]) == (1, 2)
     assert packed.manifest["sources"]["contos"]["licenses"] == ["CC0-1.0"]
     assert sorted(path.name for path in packed_folder.iterdir()) == [
-        "run.json", "train.npy", "validation.npy", "validation_documents.npy",
+        "emissions.csv", "ledger.jsonl", "run.json", "train.npy", "validation.npy", "validation_documents.npy",
     ]  # fmt: skip
 
 

@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, available_cores, ensure, ensure_disk_space
+from ..emissions import EMISSIONS_NAME, grid_intensity
+from ..ledger import LEDGER_NAME, StageMeter, move_energy_files
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from .journal import DOCUMENT_DTYPE, Journal
 from .sources import Corpus, CorpusConfig, Document
@@ -48,6 +50,9 @@ class PackConfig(CorpusConfig):
     seed: int = field(default=42, metadata={"help": "of the one shuffle of the rows"})
     num_workers: int | None = field(
         default=None, metadata={"help": "processes that encode; null: one a core. The rows are the same"}
+    )
+    country_iso_code: str = field(
+        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
     )
 
     def __post_init__(self) -> None:
@@ -100,6 +105,7 @@ def pack(config: PackConfig) -> Path:
     from ..tokenizer import tokenizer_fingerprint
 
     output = Path(config.output_dir)
+    grid_intensity(config.country_iso_code)
     corpus = Corpus(config)
     tokenizer = _load_tokenizer(config)
     plan = {
@@ -118,9 +124,10 @@ def pack(config: PackConfig) -> Path:
     if journal.totals.chunks:
         print(f"going on after {journal.totals.documents} of {num_documents} documents")
     num_workers = config.num_workers or (1 if num_bytes < SMALL_BYTES else available_cores())
-    with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
-        _encode_all(corpus, encoder, journal, num_documents)
-    journal.close()
+    with StageMeter(journal.folder, config.country_iso_code) as energy:
+        with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
+            _encode_all(corpus, encoder, journal, num_documents, energy)
+        journal.close()
     _finish(output, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
     return output
 
@@ -138,7 +145,7 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
         not output.exists() or output.is_dir(),
         f"output_dir={config.output_dir}: is a file. Choose a folder.",
     )
-    leftovers = {"train.npy", "validation.npy", "validation_documents.npy"}
+    leftovers = {"train.npy", "validation.npy", "validation_documents.npy", EMISSIONS_NAME, LEDGER_NAME}
     ensure(
         not set(others) - leftovers - {name + ".partial" for name in [*leftovers, MANIFEST_NAME]},
         f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose a new folder.",
@@ -163,7 +170,9 @@ def _inspect(corpus: Corpus) -> tuple[int, int]:
     return num_documents, num_bytes
 
 
-def _encode_all(corpus: Corpus, encoder: DocumentEncoder, journal: Journal, num_documents: int) -> None:
+def _encode_all(
+    corpus: Corpus, encoder: DocumentEncoder, journal: Journal, num_documents: int, energy: StageMeter
+) -> None:
     from tqdm import tqdm
 
     done = journal.totals.documents
@@ -173,6 +182,7 @@ def _encode_all(corpus: Corpus, encoder: DocumentEncoder, journal: Journal, num_
     ) as bar:
         for chunk, encoded in encoder.encode_chunks(waiting):
             journal.append(chunk, encoded)
+            energy.tick()
             bar.update(len(chunk))
 
 
@@ -224,5 +234,6 @@ def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, 
         "validation_sources": totals.sources["validation"],
         "hashes": {name: sha256_file(output / name) for name in files},
     }
+    move_energy_files(partial, output)
     write_manifest(output, "pack", content)
     shutil.rmtree(partial)

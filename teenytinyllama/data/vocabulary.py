@@ -1,13 +1,21 @@
 """The tokenizer stage: train on the training documents, audit on the held-out ones, write a folder."""
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure, ensure_disk_space
+from ..emissions import EMISSIONS_NAME, grid_intensity
+from ..ledger import LEDGER_NAME, StageMeter, move_energy_files
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_json, write_json, write_manifest
 from .sources import Corpus, CorpusConfig, Document, Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..tokenizer import TextSample
 
 AUDIT_NAME = "audit.json"
 
@@ -28,6 +36,9 @@ class TokenizerConfig(CorpusConfig):
     )
     audit_bytes: int = field(default=20_000_000, metadata={"help": "bytes of held-out text audited at most"})
     seed: int = field(default=0, metadata={"help": "of the sample"})
+    country_iso_code: str = field(
+        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that no tokenizer can have.
@@ -51,22 +62,23 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
     Raises:
         InputError: bad inputs, a folder that holds something else, or a vocabulary that the text cannot fill.
     """
-    from ..tokenizer import audit_tokenizer, format_audit, sample_texts, tokenizer_fingerprint, train_tokenizer
+    from ..tokenizer import format_audit, tokenizer_fingerprint
 
     output = Path(config.output_dir)
+    grid_intensity(config.country_iso_code)
     corpus = Corpus(config)
-    plan = {**{k: v for k, v in asdict(config).items() if k != "output_dir"}, "hashes": corpus.fingerprint()}
+    deciding = {name: value for name, value in asdict(config).items() if name not in ("output_dir", "country_iso_code")}
+    plan = {**deciding, "hashes": corpus.fingerprint()}
     if _is_done(output, sha256_json(plan)):
         print(f"{output} already holds this tokenizer")
         return output
     ensure_disk_space("output_dir", output, 50_000_000, "Free some space or choose another disk.")
-    sample = sample_texts(_documents(corpus, "train", "sampling"), config.max_bytes, config.seed)
-    seen, kept = sum(sample.seen_bytes.values()), sum(sample.kept_bytes.values())
-    ensure(kept, f"inputs={', '.join(config.inputs)}: hold no training document with text.")
-    print(f"learning {config.vocab_size:,} entries from {kept / 1e6:.1f} of {seen / 1e6:.1f} MB of training text")
-    tokenizer = train_tokenizer(sample, config.vocab_size, num_superwords=config.num_superwords)
-    audit = audit_tokenizer(tokenizer, _up_to(_documents(corpus, "validation", "auditing"), config.audit_bytes))
-    output.mkdir(parents=True, exist_ok=True)
+    # Nothing is written into the folder before the tokenizer is known to work.
+    with tempfile.TemporaryDirectory(prefix="ttl-") as scratch:
+        with StageMeter(Path(scratch), config.country_iso_code):
+            tokenizer, sample, audit = _learn(config, corpus)
+        output.mkdir(parents=True, exist_ok=True)
+        move_energy_files(Path(scratch), output)
     tokenizer.save_pretrained(output)
     write_json(output / AUDIT_NAME, audit)
     print(format_audit(audit) if audit["overall"]["documents"] else "no held-out document to audit with")
@@ -83,6 +95,19 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
     return output
 
 
+def _learn(config: TokenizerConfig, corpus: Corpus) -> "tuple[PreTrainedTokenizerBase, TextSample, dict[str, Any]]":
+    """Return the tokenizer, the sample that it learnt from, and its audit."""
+    from ..tokenizer import audit_tokenizer, sample_texts, train_tokenizer
+
+    sample = sample_texts(_documents(corpus, "train", "sampling"), config.max_bytes, config.seed)
+    seen, kept = sum(sample.seen_bytes.values()), sum(sample.kept_bytes.values())
+    ensure(kept, f"inputs={', '.join(config.inputs)}: hold no training document with text.")
+    print(f"learning {config.vocab_size:,} entries from {kept / 1e6:.1f} of {seen / 1e6:.1f} MB of training text")
+    tokenizer = train_tokenizer(sample, config.vocab_size, num_superwords=config.num_superwords)
+    audit = audit_tokenizer(tokenizer, _up_to(_documents(corpus, "validation", "auditing"), config.audit_bytes))
+    return tokenizer, sample, audit
+
+
 def _is_done(output: Path, plan_sha256: str) -> bool:
     ensure(not output.exists() or output.is_dir(), f"output_dir={output}: is a file. Choose a folder.")
     if (output / MANIFEST_NAME).exists():
@@ -92,7 +117,14 @@ def _is_done(output: Path, plan_sha256: str) -> bool:
             f"output_dir={output}: holds a tokenizer of other inputs or settings. Choose another folder, or delete it.",
         )
         return True
-    own = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", AUDIT_NAME}
+    own = {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        AUDIT_NAME,
+        EMISSIONS_NAME,
+        LEDGER_NAME,
+    }
     others = sorted({path.name for path in output.iterdir()} - own) if output.is_dir() else []
     ensure(not others, f"output_dir={output}: is not empty ({', '.join(others[:3])}). Choose an empty or new folder.")
     return False

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checks import InputError, ensure
 from ..emissions import EMISSIONS_NAME, EmissionsTotal, grid_intensity, read_emissions
-from ..ledger import LEDGER_NAME, Account, read_ledger
+from ..ledger import FLUSH_SECONDS, LEDGER_NAME, Account, read_ledger
 from ..manifest import MANIFEST_NAME, write_json
 from ..training.metrics import METRICS_NAME, read_jsonl
 
@@ -18,7 +18,6 @@ ELSEWHERE = ("BRA", "PRT", "FRA", "DEU", "USA")
 # "The average passenger vehicle emits about 400 grams of CO2 per mile": US EPA, Greenhouse Gas Emissions from a Typical
 # Passenger Vehicle (EPA-420-F-23-014, 2023). A mile is 1.609344 km.
 CAR_GRAMS_PER_KM = 400 / 1.609344
-FLUSH_SECONDS = 30  # at most so much time is missing after a kill (`training.callbacks`)
 
 
 def write_energy_report(folder: Path, usd_per_hour: float | None = None, elsewhere: tuple[str, ...] = ELSEWHERE) -> str:

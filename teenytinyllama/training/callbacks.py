@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..emissions import EnergyMeter
-from ..ledger import LedgerWriter
+from ..ledger import FLUSH_SECONDS, LedgerWriter
 from ..tokenizer import encode_texts
 from .metrics import append_jsonl, rewind_jsonl
 from .ranks import ranks_here
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLES_NAME = "samples.jsonl"
-_FLUSH_SECONDS = 30.0
 
 
 def generate_texts(
@@ -194,7 +193,7 @@ class EnergyCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row if the last one is old."""
         self._step = state.global_step
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._flush(state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -161,12 +161,14 @@ def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:
     ensure(not values.get("packed"), "packed, inputs: give one of the two.")
     ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
     packing = corpus_config_values(values)
+    if values.get("country_iso_code"):
+        packing["country_iso_code"] = values["country_iso_code"]
     if "context" not in packing:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
         packing["context"] = get_preset(values["preset"]).max_position_embeddings
     folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
     print_summary(folder)
-    only_for_packing = set(packing) - {"tokenizer"}
+    only_for_packing = set(packing) - {"tokenizer", "country_iso_code"}
     kept = {name: value for name, value in values.items() if name not in only_for_packing}
     return {**kept, "packed": str(folder)}
 
