@@ -138,7 +138,7 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
         **private,
     )  # fmt: skip
     answered.failure(lambda s: as_note(fail(s).status), [session], [status], queue=False, **private)
-    halt.click(lambda s: as_note(stop(s).status), [session], [status], queue=False, **private)
+    halt.click(stop, [session], None, queue=False, **private)
     new.click(lambda s: (*update(s, begin_again(s)), ""), [session], [*outputs, nearest], queue=False, **private)
     if index is not None:
         compare.click(

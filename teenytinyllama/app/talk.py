@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 WAITING = "Aguardando a vez…"
 WRITING = "Escrevendo…"
-STOPPING = "Parando…"
 DONE = "Resposta completa."
 STOPPED = "Resposta interrompida."
 CUT = "Resposta cortada no máximo de tokens."
@@ -44,6 +43,7 @@ class Session:
         pending: the message that waits for its answer or is being answered.
         stopped: the answer shall end.
         conversation: grows with each new conversation, so that an answer to an older one is not shown in it.
+        status: what the page says of the newest message or conversation.
         chat: the model's side of the conversation.
     """
 
@@ -52,6 +52,7 @@ class Session:
         self.pending: str | None = None
         self.stopped = False
         self.conversation = 0
+        self.status = ""
         self.chat: Chat | None = None
 
     def last_answer(self) -> str:
@@ -75,15 +76,16 @@ def accept(session: Session, text: str) -> View:
         return View(EMPTY)
     session.pending, session.stopped = text.strip(), False
     session.shown.append({"role": "user", "content": session.pending})
+    session.status = WAITING
     return View(WAITING, box="")
 
 
-def stop(session: Session) -> View:
-    """Ask the answer that is being written to end; it ends before the next token."""
-    if session.pending is None:
-        return View("")
-    session.stopped = True
-    return View(STOPPING)
+def stop(session: Session) -> None:
+    """Ask the answer that is being written to end; it ends before the next token, and then says so itself.
+
+    A word of ours here could reach the page after the answer's last one, and would then stay there.
+    """
+    session.stopped = session.pending is not None
 
 
 def fail(session: Session) -> View:
@@ -97,7 +99,7 @@ def begin_again(session: Session) -> View:
     session.conversation += 1
     session.stopped = True
     session.pending = None
-    session.shown, session.chat = [], None
+    session.shown, session.chat, session.status = [], None, NEW
     return View(NEW)
 
 
@@ -161,7 +163,9 @@ class Speaker:
                 session.pending = None
                 chat.keep(text, turn["content"])
         if session.conversation == number:
-            yield View(_ending(session, chat, reply, self.is_chat))
+            session.status = _ending(session, chat, reply, self.is_chat)
+        # Also of a conversation that was left: its last words may have reached the page after it was cleared.
+        yield View(session.status)
 
     def _reply(self, session: Session, text: str, sampling: Sampling, system: str) -> tuple[Chat, Reply]:
         system = system.strip() if self.is_chat else ""
