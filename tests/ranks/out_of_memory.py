@@ -13,7 +13,7 @@ import torch
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import run_main
 from teenytinyllama.training import memory, micro_batch
-from teenytinyllama.training import pretrain as pretrain_module
+from teenytinyllama.training import run as run_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import Pretrainer, pretrain
 from teenytinyllama.training.ranks import prepare_rank
@@ -57,7 +57,7 @@ def main():
         import codecarbon  # noqa: F401
         import matplotlib.pyplot  # noqa: F401
 
-        settle, pretrain_module.settle_micro_batch = pretrain_module.settle_micro_batch, settle_under_limit
+        settle, run_module.settle_micro_batch = run_module.settle_micro_batch, settle_under_limit
     pretrain(config, values)
 
 
