@@ -20,15 +20,12 @@ from .report import (
     planned_zero_stage,
 )
 from .rows import CausalCollator, TrainingRows
-from .run import Run, assemble_run, close_run_folder, execute
+from .run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from .speed import apply_speed, plan_speed
 from .trainer import Pretrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-_NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
 
 
 class HeldOutEvaluation:
@@ -143,7 +140,7 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
             "model": describe_model(config, plan),
             "data": describe_data(config, plan),
             "training": {**training, "speed": describe_speed(trainer.speed, config)},
-            "results": {"initial": initial or _NOT_EVALUATED, "final": final or _NOT_EVALUATED},
+            "results": {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED},
         }
 
     close_run_folder(run, config, plan, "pretrain", describe)

@@ -23,6 +23,9 @@ from .report import BannerCallback, describe_time, planned_zero_stage
 from .signals import StopCallback
 from .trial import is_out_of_memory
 
+# What a manifest says of scores that were not taken.
+NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
+
 Plan = TypeVar("Plan", bound=RunPlan)
 
 

@@ -37,7 +37,41 @@ TRL_REFUSED_KEYS = {
 
 
 @dataclass
-class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
+class TuningSettings(LoraSettings, RunSettings):
+    """The keys and rules that instruction and preference tuning share, mixed into TRL's arguments."""
+
+    gradient_checkpointing: bool | None = field(  # TRL turns it on
+        default=None, metadata={"help": "the old name of activation_checkpointing"}
+    )
+    sample_new_tokens: int = field(default=100, metadata={"help": "most tokens of an answer to each sample prompt"})
+    num_rows: int = field(init=False, default=0)
+
+    def _check_tuning(self, what: str) -> None:
+        arguments: Any = self
+        self._check_common()
+        self._check_lora()
+        check_attention(self.attn_implementation)
+        ensure(self.model_name_or_path, f"model_name_or_path: missing. Give the {what}: a folder or a Hub id.")
+        ensure(
+            arguments.num_train_epochs > 0,
+            f"num_train_epochs={arguments.num_train_epochs}: must be positive. 2 or 3 is usual.",
+        )
+
+    def _usual_rows_a_step(self, most: int) -> int:
+        """Return a power of two that leaves an epoch enough steps, raised to whole rows for every rank."""
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        rows = 1 << (max(1, min(most, self.num_rows // _LEAST_STEPS_PER_EPOCH)).bit_length() - 1)
+        return -(-rows // ranks) * ranks
+
+    def _derive_steps(self) -> None:
+        arguments: Any = self
+        if arguments.max_steps <= 0:
+            arguments.max_steps = max(1, -(-round(self.num_rows * arguments.num_train_epochs) // self.rows_per_step))
+        self._set_decay(arguments.max_steps)
+
+
+@dataclass
+class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
     """`ttl sft`: a base model, conversations, and how to tune on them.
 
     The batch is stated in tokens and the length in epochs; accumulation and steps are derived. All other keys are those
@@ -101,15 +135,10 @@ class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, warmup_stable_decay, linear, …"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # TRL turns it on
-        default=None, metadata={"help": "the old name of activation_checkpointing"}
-    )
-    sample_new_tokens: int = field(default=100, metadata={"help": "most tokens of an answer to each sample prompt"})
 
     packs: bool = field(init=False, default=True)
     learns_answers: bool = field(init=False, default=True)
     row_tokens: int = field(init=False, default=0)
-    num_rows: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         """Derive batch, steps and precision, then hand over to TRL's class.
@@ -117,10 +146,7 @@ class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
         Raises:
             InputError: see the checks below; the library's own refusals are turned into one.
         """
-        self._check_common()
-        self._check_lora()
-        check_attention(self.attn_implementation)
-        ensure(self.model_name_or_path, "model_name_or_path: missing. Give the base model: a folder or a Hub id.")
+        self._check_tuning("base model")
         ensure(
             self.conversations,
             "conversations: missing. Give the folder that `ttl conversations` wrote"
@@ -130,7 +156,6 @@ class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
                 else ", or `inputs` with `ttl sft`."
             ),
         )
-        ensure(self.num_train_epochs > 0, f"num_train_epochs={self.num_train_epochs}: must be positive. 3 is usual.")
         ensure(self.final_answers >= 0, f"final_answers={self.final_answers}: must be 0 (none) or more.")
         manifest = conversations_manifest(str(self.conversations))
         self.context = manifest["plan"]["context"]
@@ -147,16 +172,11 @@ class SftConfig(LoraSettings, RunSettings, SFTConfig):  # type: ignore[misc]
         self.row_tokens = row_tokens
         wanted = self.tokens_per_step
         if wanted is None:
-            most = min(_MOST_TOKENS_PER_STEP // row_tokens, self.num_rows // _LEAST_STEPS_PER_EPOCH)
-            ranks = int(os.environ.get("WORLD_SIZE", "1"))
-            rows = 1 << (max(1, most).bit_length() - 1)
-            wanted = -(-rows // ranks) * ranks * row_tokens
+            wanted = self._usual_rows_a_step(_MOST_TOKENS_PER_STEP // row_tokens) * row_tokens
         elif not self.packing:
             wanted = max(1, round(wanted / row_tokens)) * row_tokens
         self._share_batch(wanted, row_tokens)
-        if self.max_steps <= 0:
-            self.max_steps = max(1, -(-round(self.num_rows * self.num_train_epochs) // self.rows_per_step))
-        self._set_decay(self.max_steps)
+        self._derive_steps()
 
     @property
     def tokens_per_row(self) -> int:

@@ -10,24 +10,22 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..arguments import build
-from ..chat.template import ConversationEncoder
 from ..checks import ensure
 from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
 from ..emissions import grid_intensity
 from ..presets import count_parameters
 from ..training.batch import derive_batch
-from ..training.callbacks import SampleCallback
 from ..training.checkpoints import run_identity
 from ..training.plan import RunPlan, check_space, run_state
-from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
-from ..training.run import Run, assemble_run, close_run_folder, execute
+from ..training.report import describe_length, describe_model, describe_training
+from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from .adapters import lora_config, save_model
 from .base import Base, build_model, check_fits, load_base
 from .dpo_config import DpoConfig, preferences_config_values
 from .pairs import HeldOutPairs, PairEvaluation
 from .plan import check_tokens_of
 from .rows import order_rows
-from .sft import TrlTrainer, describe_weights, sample_questions
+from .sft import TrlTrainer, answer_samples, describe_weights
 
 _IDENTITY = (
     "model_name_or_path model_revision pairs_per_step learning_rate lr_scheduler_type warmup_steps weight_decay "
@@ -35,7 +33,6 @@ _IDENTITY = (
     "use_dora"
 )
 _USUAL_CONTEXT = 1024
-_NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
 _LOGGED = tuple(f"rewards/{name}" for name in ("margins", "accuracies", "chosen", "rejected"))
 
 
@@ -177,15 +174,7 @@ def build_run(config: DpoConfig, plan: DpoPlan) -> Run:
         peft_config=lora_config(config, []),
     )
     trainer.base = record
-    encoder = ConversationEncoder(plan.tokenizer)
-    samples = SampleCallback(
-        plan.folder,
-        plan.tokenizer,
-        sample_questions(held_out.rows) if config.sample_prompts is None else config.sample_prompts,
-        config.sample_new_tokens,
-        planned_zero_stage(trainer),
-        encode=lambda text: encoder.encode([{"role": "user", "content": text}], for_answer=True).ids,
-    )
+    samples = answer_samples(config, plan, trainer, held_out.rows)
     train = plan.manifest["train"]
     lines = {
         "length": describe_length(config, plan, config.num_rows),
@@ -243,8 +232,8 @@ def _finish(run: Run, config: DpoConfig, plan: DpoPlan, seconds: float) -> None:
             },
             "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
             "results": {
-                "initial": _NOT_EVALUATED,
-                "final": _NOT_EVALUATED,
+                "initial": NOT_EVALUATED,
+                "final": NOT_EVALUATED,
                 "preferences": {"initial": initial, "final": evaluation.last},
             },
         }

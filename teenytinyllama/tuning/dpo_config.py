@@ -1,25 +1,21 @@
 """The config of preference tuning: TRL's arguments, plus what pairs of answers and adapters need."""
 
-import os
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from ..checks import ensure, ensure_packages
 from ..data.preferences import PreferencesConfig, preferences_manifest
 from ..training.settings import REFUSED_KEYS, RunSettings
-from ..training.speed import check_attention
-from .adapters import LoraSettings
-from .config import TRL_REFUSED_KEYS
+from .config import TRL_REFUSED_KEYS, TuningSettings
 
 ensure_packages("sft", "trl", "peft", "datasets")
 from trl import DPOConfig  # noqa: E402  # after the message about the extra
 
 _MOST_PAIRS_PER_STEP = 128  # SmolLM2's recipes for 135M and 360M (alignment-handbook, recipes/smollm2)
-_LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
 
 
 @dataclass
-class DpoConfig(LoraSettings, RunSettings, DPOConfig):  # type: ignore[misc]
+class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
     """`ttl dpo`: a chat model, pairs of a better and a worse answer, and how to tune on them.
 
     All other keys are those of TRL's DPOConfig; defaults that differ from it are given below.
@@ -64,12 +60,7 @@ class DpoConfig(LoraSettings, RunSettings, DPOConfig):  # type: ignore[misc]
     learning_rate: float = field(default=1e-6, metadata={"help": "peak learning rate"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, linear, …"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # TRL turns it on
-        default=None, metadata={"help": "the old name of activation_checkpointing"}
-    )
-    sample_new_tokens: int = field(default=100, metadata={"help": "most tokens of an answer to each sample prompt"})
 
-    num_rows: int = field(init=False, default=0)
     pair_tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -78,10 +69,7 @@ class DpoConfig(LoraSettings, RunSettings, DPOConfig):  # type: ignore[misc]
         Raises:
             InputError: see the checks below; the library's own refusals are turned into one.
         """
-        self._check_common()
-        self._check_lora()
-        check_attention(self.attn_implementation)
-        ensure(self.model_name_or_path, "model_name_or_path: missing. Give the chat model: a folder or a Hub id.")
+        self._check_tuning("chat model")
         ensure(
             self.preferences,
             "preferences: missing. "
@@ -91,27 +79,17 @@ class DpoConfig(LoraSettings, RunSettings, DPOConfig):  # type: ignore[misc]
                 else "Give `inputs` with `ttl dpo`."
             ),
         )
-        ensure(self.num_train_epochs > 0, f"num_train_epochs={self.num_train_epochs}: must be positive. 2 is usual.")
         ensure(self.beta > 0, f"beta={self.beta}: must be positive. 0.1 to 0.5 is usual.")
         manifest = preferences_manifest(str(self.preferences))
         self.context = manifest["plan"]["context"]
         self.num_rows = manifest["train"]["pairs"]
         self.pair_tokens = max(1, round(manifest["train"]["tokens"] / self.num_rows))
-        self._derive_batch()
+        pairs = self.pairs_per_step or self._usual_rows_a_step(_MOST_PAIRS_PER_STEP)
+        self._share_batch(pairs, 1, "pairs_per_step")
+        self._derive_steps()
         self.max_length = None
         self._hand_over(bool(manifest["validation"]["pairs"]))
         self._refuse_zero_3()
-
-    def _derive_batch(self) -> None:
-        pairs = self.pairs_per_step
-        if pairs is None:
-            ranks = int(os.environ.get("WORLD_SIZE", "1"))
-            most = min(_MOST_PAIRS_PER_STEP, self.num_rows // _LEAST_STEPS_PER_EPOCH)
-            pairs = -(-(1 << (max(1, most).bit_length() - 1)) // ranks) * ranks
-        self._share_batch(pairs, 1, "pairs_per_step")
-        if self.max_steps <= 0:
-            self.max_steps = max(1, -(-round(self.num_rows * self.num_train_epochs) // self.rows_per_step))
-        self._set_decay(self.max_steps)
 
     @property
     def tokens_per_row(self) -> int:

@@ -13,8 +13,9 @@ from ..checks import is_main_process
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
 from ..training.loss import chunk_loss, has_chunked_loss
+from ..training.plan import RunPlan
 from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
-from ..training.run import Run, assemble_run, close_run_folder, execute
+from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from ..training.speed import GPU_ATTENTION
 from ..training.trainer import RunTrainer
 from .adapters import LoraSettings, lora_config, save_model
@@ -28,7 +29,6 @@ from .sense import SenseCallback
 
 _SAMPLED_QUESTIONS = 4
 _QUESTION = "O que é a Amazônia?"  # asked when nothing is held out
-_NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
 
 
 class TrlTrainer(RunTrainer):
@@ -113,15 +113,7 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
         peft_config=lora_config(config, plan.base.new_tokens),
     )
     trainer.base = record
-    encoder = ConversationEncoder(plan.tokenizer)
-    samples = SampleCallback(
-        plan.folder,
-        plan.tokenizer,
-        sample_questions(evaluation.answers.rows) if config.sample_prompts is None else config.sample_prompts,
-        config.sample_new_tokens,
-        planned_zero_stage(trainer),
-        encode=lambda text: encoder.encode([{"role": "user", "content": text}], for_answer=True).ids,
-    )
+    samples = answer_samples(config, plan, trainer, evaluation.answers.rows)
     train = plan.manifest["train"]
     answers = [label for row in rows["labels"] for label in row]
     held_out = [label for row in evaluation.answers.rows for label in row["labels"]]
@@ -137,6 +129,19 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
         {"length": describe_length(config, plan, len(rows)), "tuning": describe_tuning(config, plan, len(rows))},
         bytes_per_token=sum(source["bytes"] for source in train["sources"].values()) / max(train["tokens"], 1),
         knows_flops=not config.lora_r,
+    )
+
+
+def answer_samples(config: Any, plan: RunPlan, trainer: Any, held_out: list[dict[str, Any]]) -> SampleCallback:
+    """Return what answers the configured questions, or a few held-out ones, at every evaluation."""
+    encoder = ConversationEncoder(plan.tokenizer)
+    return SampleCallback(
+        plan.folder,
+        plan.tokenizer,
+        sample_questions(held_out) if config.sample_prompts is None else config.sample_prompts,
+        config.sample_new_tokens,
+        planned_zero_stage(trainer),
+        encode=lambda text: encoder.encode([{"role": "user", "content": text}], for_answer=True).ids,
     )
 
 
@@ -219,7 +224,7 @@ def _finish(run: Run, config: SftConfig, plan: SftPlan, seconds: float) -> None:
             "model": {**describe_model(config, plan), "num_trained_parameters": num_trained},
             "data": describe_data(config, plan),
             "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
-            "results": {"initial": initial or _NOT_EVALUATED, "final": final or _NOT_EVALUATED, "answers": answered},
+            "results": {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED, "answers": answered},
         }
 
     close_run_folder(run, config, plan, "sft", describe)
