@@ -68,7 +68,7 @@ def test_each_word_is_encoded_once(tokenizer_folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(encoded, "_encode_batch", lambda backend, texts: seen.extend(texts) or batch(backend, texts))
     for _ in range(3):
         encoded.encode(["a casa e a rua", "e a casa"])
-    assert seen.count(" casa e a rua") + sum(" ".join(text.split()).count("rua") for text in seen) == 1
+    assert sum(text.split().count("rua") for text in seen) == 1  # in whatever order a set gives its words
 
 
 def test_other_tokenizers_take_the_library_s_way(tokenizer_folder: Path) -> None:
