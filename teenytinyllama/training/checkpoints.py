@@ -18,6 +18,8 @@ from ..manifest import MANIFEST_NAME, write_json
 
 MARKER_NAME = "complete.json"
 ENVIRONMENT_NAME = "environment.json"
+# What `ttl` writes into a run's folder before its ranks start.
+_PREPARED = (".lock", "packed", "conversations", "preferences", "speed_test.json", "speed-test", "speed-test.log")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -90,7 +92,8 @@ def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[
         names: keys that decide the weights.
         hashes: of the data and the tokenizer.
     """
-    values = {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in names} | getattr(config, "given_shares", {})
+    values = {name: values[name] for name in names}
     return {**{name: str(getattr(value, "value", value)) for name, value in values.items()}, **hashes}
 
 
@@ -120,11 +123,7 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
         return "new"
     environment = folder / ENVIRONMENT_NAME
     if not environment.is_file():
-        others = sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.name not in (".lock", "packed", "conversations", "preferences")
-        )
+        others = sorted(path.name for path in folder.iterdir() if path.name not in _PREPARED)
         ensure(
             not others,
             f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). "

@@ -1,5 +1,6 @@
 """One training from its checked plan to its finished folder, whatever is trained: locks, callbacks, resume, signals."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +13,17 @@ from ..arguments import write_yaml
 from ..checks import StoppedResumable, is_main_process
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
 from .callbacks import EnergyCallback, SampleCallback
+from .caps import CapCallback, apply_decision, has_caps, hours_until_cap, stored_decision
 from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, latest_complete_checkpoint, lock_run_folder
 from .clock import Clock
 from .hardware import device_name
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
-from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch
-from .plan import RunPlan
+from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
+from .plan import RunPlan, what_follows
 from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_time, planned_zero_stage
 from .signals import StopCallback
+from .spending import SpendingCallback
 from .trial import is_out_of_memory
 
 # What a manifest says of scores that were not taken.
@@ -55,6 +58,7 @@ class Run:
     trainer: Any
     evaluation: Any
     energy: EnergyCallback
+    cap: CapCallback | None
     stop: StopCallback
     banner: BannerCallback
 
@@ -83,6 +87,10 @@ def assemble_run(
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     energy, stop = EnergyCallback(plan.folder, config.country_iso_code), StopCallback()
+    spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
+    if has_caps(config):
+        spending.hours_left = functools.partial(hours_until_cap, config)
+        cap = CapCallback(config, spending, config.cap_decision)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     # The order matters: energy is flushed before it is reported, sampling is over before the clock goes on, and a
@@ -91,13 +99,15 @@ def assemble_run(
         banner,
         stop,
         energy,
+        spending,
+        *([cap] if cap else []),
         samples,
-        MetricsCallback(plan.folder, tokens_per_step, evaluation, energy, **metrics),
+        MetricsCallback(plan.folder, tokens_per_step, evaluation, spending, **metrics),
         CheckpointCallback(config.save_checkpoints_kept, planned_zero_stage(trainer)),
     ):
         part = "samples" if callback is samples else "callbacks"
         trainer.add_callback(trainer.clock.watch(callback, part))
-    return Run(trainer, evaluation, energy, stop, banner)
+    return Run(trainer, evaluation, energy, cap, stop, banner)
 
 
 def execute(
@@ -123,14 +133,16 @@ def execute(
     """
     if plan.state == "complete":
         if is_main_process():
-            print(f"{plan.folder} is complete: {config.max_steps} steps are done")
+            print(f"{plan.folder} is complete; {what_follows(plan.folder)}")
         return plan.folder
     check_ranks(config)
     settle_micro_batch(config, plan)
+    checkpoint = latest_complete_checkpoint(
+        plan.folder, config.max_steps, config.world_size, zero_stage_of(config) or 0
+    )
+    apply_decision(config, stored_decision(checkpoint))
     run = build(config, plan)
     trainer = run.trainer
-    zero_stage = planned_zero_stage(trainer)
-    checkpoint = latest_complete_checkpoint(plan.folder, config.max_steps, config.world_size, zero_stage)
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)
