@@ -196,7 +196,8 @@ def begin_decay(scheduler: Any, config: "PretrainConfig", decision: Decision) ->
     while not isinstance(inner, torch.optim.lr_scheduler.LambdaLR):
         inner = inner.scheduler  # accelerate's and DeepSpeed's wrappers
     dummy = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    kwargs = {**(config.lr_scheduler_kwargs or {}), "num_decay_steps": decision.end_step - decision.step}
+    assert isinstance(config.lr_scheduler_kwargs, dict)
+    kwargs = {**config.lr_scheduler_kwargs, "num_decay_steps": decision.end_step - decision.step}
     planned = get_scheduler(
         config.lr_scheduler_type,
         dummy,

@@ -130,9 +130,9 @@ class SpendingCallback(TrainerCallback):
             "kwh": self.now.kwh,
             "kg_co2e": self.now.kg,
             "usd": usd(self.now, self.price_usd),
-            "projected_kwh": end and end.kwh,
-            "projected_kg_co2e": end and end.kg,
-            "projected_usd": end and usd(end, self.price_usd),
+            "projected_kwh": None if end is None else end.kwh,
+            "projected_kg_co2e": None if end is None else end.kg,
+            "projected_usd": None if end is None else usd(end, self.price_usd),
         }
 
 
