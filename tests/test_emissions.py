@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.emissions import EnergyMeter, grid_intensity, read_emissions
+from teenytinyllama.emissions import read_emissions
+from teenytinyllama.grid import GridSettings, grid_intensity
+from teenytinyllama.meter import EnergyMeter
 
 
 def test_the_meter_adds_up_over_starts(tmp_path: Path) -> None:
     totals = []
     for _ in range(2):
-        meter = EnergyMeter(tmp_path, "BRA")
+        meter = EnergyMeter(tmp_path, GridSettings())
         meter.start()
         time.sleep(0.3)
         meter.flush()

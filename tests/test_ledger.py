@@ -9,8 +9,10 @@ from test_pretrain import make_values, run
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
-from teenytinyllama.emissions import EnergyReading, grid_intensity, read_emissions
+from teenytinyllama.emissions import read_emissions
+from teenytinyllama.grid import GridSettings, grid_intensity
 from teenytinyllama.ledger import LEDGER_NAME, LedgerWriter, read_ledger
+from teenytinyllama.meter import EnergyReading
 from teenytinyllama.publishing.energy import CAR_GRAMS_PER_KM, energy_report, write_energy_report
 from teenytinyllama.training.metrics import read_jsonl
 
@@ -20,7 +22,7 @@ def reading(kwh: float) -> EnergyReading:
 
 
 def write_start(folder: Path, first_step: int, points: list[tuple[int, float]], ended: bool, machine: int = 0) -> None:
-    writer = LedgerWriter(folder, machine, first_step, ["RAM()"], ["a guess"])
+    writer = LedgerWriter(folder, machine, first_step, {"methods": ["RAM()"], "warnings": ["a guess"]})
     for number, (step, kwh) in enumerate(points):
         writer.write(step, reading(kwh), last=ended and number == len(points) - 1)
 
@@ -216,9 +218,10 @@ def test_packing_and_the_tokenizer_are_measured_too(
 
 def test_a_stage_that_ticks_leaves_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from teenytinyllama import ledger
+    from teenytinyllama.recorder import StageMeter
 
     monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0)
-    with ledger.StageMeter(tmp_path, "BRA") as meter:
+    with StageMeter(tmp_path, GridSettings()) as meter:
         meter.tick()
         killed = read_ledger(tmp_path)
         assert killed is not None

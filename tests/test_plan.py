@@ -16,8 +16,8 @@ import yaml
 from teenytinyllama.arguments import check_types, parse
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
 from teenytinyllama.cli import main, recipes_folder
-from teenytinyllama.emissions import grid_intensity
 from teenytinyllama.gpus import GPUS, find_gpu, get_gpu
+from teenytinyllama.grid import grid_intensity
 from teenytinyllama.manifest import write_manifest
 from teenytinyllama.planning.calibration import fit_losses, read_run
 from teenytinyllama.planning.config import PLANNED_PRESETS, PlanConfig

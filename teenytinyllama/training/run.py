@@ -82,16 +82,16 @@ def assemble_run(
     trainer.clock = Clock()
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
-    energy, stop = EnergyCallback(plan.folder, config.country_iso_code), StopCallback()
+    energy, stop = EnergyCallback(plan.folder, config), StopCallback()
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
-    # The order matters: energy is flushed before it is reported, sampling is over before the clock goes on, and a
-    # checkpoint is marked complete after everything else has written into the folder.
+    # The order matters: sampling is over before energy is flushed and the clock goes on, energy is flushed before it is
+    # reported, and a checkpoint is marked complete after everything else has written into the folder.
     for callback in (
         banner,
         stop,
-        energy,
         samples,
+        energy,
         MetricsCallback(plan.folder, tokens_per_step, evaluation, energy, **metrics),
         CheckpointCallback(config.save_checkpoints_kept, planned_zero_stage(trainer)),
     ):
