@@ -50,9 +50,9 @@ class Machine:
         pue: kWh of the building for each of the machine.
         price_usd: of an hour of each; 0 for one's own computer.
         country_iso_code: where it stands.
-        region: where there, or None for the country's mean.
         grams_per_kwh: of the grid there, g CO2e/kWh.
         assumptions: where all these are from.
+        region: where in the country, or None for its mean.
     """
 
     gpu: str
@@ -65,9 +65,9 @@ class Machine:
     pue: float
     price_usd: float
     country_iso_code: str
-    region: str | None
     grams_per_kwh: float
     assumptions: tuple[Assumption, ...] = ()
+    region: str | None = None
 
     @property
     def precision(self) -> str:
