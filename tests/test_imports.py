@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "teenytinyllama"
 
 # A part may import itself and the parts named here: imports point one way.
 BASE = {"checks", "manifest", "__init__"}
-CORE = BASE | {"ledger", "arguments", "presets", "gpus", "hub_client", "emissions", "tokenizer", "published"}
+ENERGY = {"grid", "emissions", "meter", "ledger", "recorder"}
+CORE = BASE | ENERGY | {"arguments", "presets", "gpus", "hub_client", "tokenizer", "published"}
 ALLOWED = {
     "checks": set(),
     "manifest": {"checks", "__init__"},
@@ -21,8 +22,13 @@ ALLOWED = {
     "arguments": BASE,
     "presets": BASE,
     "gpus": {"checks"},
-    "emissions": BASE,
-    "ledger": BASE | {"emissions"},
+    "grid": {"checks"},
+    "gpu_counter": set(),
+    "tracker": {"checks", "grid"},
+    "emissions": {"checks"},
+    "meter": {"checks", "grid", "gpu_counter", "tracker", "emissions"},
+    "ledger": BASE | {"emissions", "meter"},
+    "recorder": {"grid", "emissions", "meter", "ledger", "__init__"},
     "tokenizer": BASE,
     "published": CORE,
     "chat": CORE,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checks import ensure
 from ..emissions import EMISSIONS_NAME, EmissionsTotal, read_emissions
+from ..grid import place
 from .escaping import Markdown, card_environment, one_line
 from .run_files import SAMPLES_NAME, read_run, read_samples
 
@@ -119,7 +120,8 @@ def _energy_table(energy: EmissionsTotal) -> dict[str, Any]:
         "gpu_kwh": f"{energy.gpu_kwh:.4g} kWh" if energy.gpu_kwh > 0 else "none seen by CodeCarbon",
         "ram_kwh": f"{energy.ram_kwh:.4g}",
         "kg": f"{energy.emissions_kg:.4g}",
-        "country": energy.country_iso_code,
+        "country": place(energy.country_iso_code, energy.region),
+        "pue": f"{energy.pue:.4g}",
         "hours": energy.duration_seconds / 3600,
         "num_starts": energy.num_starts,
     }
@@ -138,7 +140,7 @@ def _front_matter(run: dict[str, Any], energy: EmissionsTotal | None) -> str:
             "emissions": float(f"{energy.emissions_kg * 1000:.4g}"),
             "source": "CodeCarbon",
             "training_type": "pre-training" if run["stage"] == "pretrain" else "fine-tuning",
-            "geographical_location": one_line(energy.country_iso_code),
+            "geographical_location": one_line(place(energy.country_iso_code, energy.region)),
             "hardware_used": one_line(run["training"]["hardware"]),
         }
     data = ModelCardData(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ..arguments import own_keys
 from ..checks import InputError, ensure
+from ..grid import GridSettings
 from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
 
@@ -30,7 +31,7 @@ REFUSED_KEYS = {
 
 
 @dataclass
-class RunSettings:
+class RunSettings(GridSettings):
     """Mixed into a dataclass of TrainingArguments, in front of it: `class PretrainConfig(RunSettings, …)`.
 
     A subclass checks its own keys in `__post_init__`, derives batch and steps, and calls `_hand_over` last.
@@ -56,9 +57,6 @@ class RunSettings:
         default=None, metadata={"help": "texts continued (or answered) at every evaluation, written to samples.jsonl"}
     )
     sample_new_tokens: int = field(default=60, metadata={"help": "tokens generated for each prompt"})
-    country_iso_code: str = field(
-        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
-    )
     price: float | None = field(
         default=None, metadata={"help": "USD an hour of all machines together, for money in the log and for max_cost"}
     )
