@@ -3,6 +3,7 @@
 import re
 import socket
 import struct
+import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Protocol

@@ -16,17 +16,17 @@ import threading
 from collections.abc import Callable, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from hub_access import Access, Hub
+from hub_contents import HubContents
 from hub_faults import Fault, Faults, Request
 from hub_files import LFS_BYTES
 from hub_http import handler_of
 from hub_protocol import Answer, Person
-from hub_store import KINDS, Commit, Repository, Store
+from hub_store import Store
 
 
-class HubServer:
+class HubServer(HubContents):
     """Serve `folder` on loopback until the `with` block ends.
 
     Args:
@@ -54,14 +54,13 @@ class HubServer:
         port: int = 0,
     ) -> None:
         people = {token: Person(*text.split(":")) for token, text in (tokens or {}).items()}
+        super().__init__(Store(Path(folder)))
         self.faults = Faults()
         self._requests: list[Request] = []
-        self._lock = threading.RLock()
         self._ended = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", port), handler_of(self))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self.store = Store(Path(folder))
         access = Access(people, orgs or {}, private or {}, gated or {})
         self.hub = Hub(self.store, access, self.url, page_size, lfs_bytes, part_bytes)
 
@@ -88,63 +87,6 @@ class HubServer:
             "NO_PROXY": "127.0.0.1,localhost",
         }
         return kept | added | ({"HF_TOKEN": token} if token else {}) | more
-
-    # What is on the server.
-
-    def exists(self, repository: str, repo_type: str = "model") -> bool:
-        """Return whether a repository is there."""
-        return self.store.find(f"{repo_type}s", repository) is not None
-
-    def repository(self, repository: str, repo_type: str = "model") -> Repository:
-        """Return a repository: its `private`, `gated`, `branches`, `tags`, `commits` and `history(revision)`."""
-        with self._lock:
-            found = self.store.find(f"{repo_type}s", repository)
-        assert found is not None, f"the server has no {repo_type} {repository}"
-        return found
-
-    def commit(self, repository: str, revision: str = "main", repo_type: str = "model") -> str:
-        """Return the 40-digit commit of a revision of a repository."""
-        return self._commit(repository, revision, repo_type).oid
-
-    def files(self, repository: str, revision: str = "main", repo_type: str = "model") -> dict[str, bytes]:
-        """Return the files of a revision by path."""
-        found, commit = self.repository(repository, repo_type), self._commit(repository, revision, repo_type)
-        return {name: found.path_of(commit, name).read_bytes() for name in commit.files}
-
-    def _commit(self, repository: str, revision: str, repo_type: str) -> Commit:
-        commit = self.repository(repository, repo_type).find(revision)
-        assert commit is not None, f"{repository} has no revision {revision}"
-        return commit
-
-    def state(self) -> dict[str, Any]:
-        """Return all that a client can see, to compare: settings, and the files of each branch and tag by their ids."""
-        with self._lock:
-            return {
-                f"{kind}/{found.id}": {
-                    "private": found.private,
-                    "gated": found.gated,
-                    "branches": {name: _ids(found.commits[oid]) for name, oid in found.branches.items()},
-                    "tags": {name: _ids(found.commits[oid]) for name, oid in found.tags.items()},
-                }
-                for kind in KINDS
-                for found in self.store.all(kind)
-            }
-
-    def write(
-        self,
-        repository: str,
-        files: Mapping[str, bytes | None],
-        revision: str = "main",
-        repo_type: str = "model",
-        title: str = "written by the test",
-    ) -> str:
-        """Commit files (None deletes one) as the owner, without HTTP; make the repository or branch if need be."""
-        owner = repository.split("/")[0]
-        with self._lock:
-            found = self.store.find(f"{repo_type}s", repository)
-            found = found or self.store.create(f"{repo_type}s", repository, owner)
-            found.branches.setdefault(revision, found.branches["main"])
-            return found.commit(revision, files, title, owner).oid
 
     # Faults and the log.
 
@@ -187,6 +129,10 @@ class HubServer:
         self.faults.waiting.append(fault)
         return fault
 
+    def clear_faults(self) -> None:
+        """Drop all faults; the log stays."""
+        self.faults.clear()
+
     def forget(self) -> None:
         """Drop all faults and the log, and count requests from 1 again; repositories stay."""
         self.faults.forget()
@@ -215,10 +161,6 @@ class HubServer:
     def pause(self, seconds: float) -> bool:
         """Wait; return False if the server ends meanwhile."""
         return not self._ended.wait(seconds)
-
-
-def _ids(commit: Commit) -> dict[str, str]:
-    return {name: entry.sha256 or entry.oid for name, entry in commit.files.items()}
 
 
 def main() -> None:
