@@ -45,6 +45,10 @@ class Handler(BaseHTTPRequestHandler):
                 answer = self.served.answer_one(lambda: self._answer(struck, body, person))
             except HubError as error:
                 answer = error_answer(error)
+            except Exception as error:
+                # A fault of the test Hub itself: shown by pytest, and never a client that waits.
+                traceback.print_exc()
+                answer = error_answer(HubError(500, f"{type(error).__name__} in the test Hub: {error}"))
         is_silent = "lost_answer" in hows or not answer.status
         status = 0 if is_silent else answer.status
         # Before the answer is sent: a client that has it finds its request in the log.
