@@ -1,5 +1,6 @@
 """Faults of the test Hub: what they do to it, and what the real client makes of them."""
 
+import http.client
 import json
 import re
 import socket
@@ -105,6 +106,18 @@ def test_another_client_comes_in_between(server: HubServer):
     server.before(r"POST .*/commit/main", lambda: server.write("ana/m", {"outro.txt": b"x"}))
     assert commit(server, parentCommit=head)[0] == 412
     assert commit(server, parentCommit=server.commit("ana/m"))[0] == 200
+
+
+def test_an_open_connection_is_not_served_after_the_end(tmp_path: Path):
+    with HubServer(tmp_path / "hub", tokens=TOKENS) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+        connection.request("GET", "/api/models")
+        assert connection.getresponse().read() == b"[]"
+    body = json.dumps({"name": "tarde"})
+    connection.request("POST", "/api/repos/create", body, {"Authorization": "Bearer hf_ana"})
+    with pytest.raises(http.client.RemoteDisconnected):
+        connection.getresponse()
+    assert not server.exists("ana/tarde")
 
 
 def commit_in_vain(server: HubServer) -> None:

@@ -75,7 +75,10 @@ def test_uploads_are_checked_against_their_sha256(server: HubServer):
     assert ask(server, "PUT", f"{address}/1", content[:5], token=None)[0] == 200
     parts = [{"partNumber": 1, "etag": hashlib.md5(content[:5]).hexdigest()}]
     assert ask(server, "POST", f"{address}/complete", {"parts": parts}, token=None)[0] == 400
-    assert ask(server, "POST", f"{address}/complete", {"parts": [{"partNumber": 2, "etag": "x"}]}, token=None)[0] == 400
+    for number, etag in ((1, "x"), (2, parts[0]["etag"])):
+        wrong = {"parts": [{"partNumber": number, "etag": etag}]}
+        answer = ask(server, "POST", f"{address}/complete", wrong, token=None)
+        assert answer == (400, {"error": f"Part {number} was not uploaded, or is another one"})
     assert ask(server, "PUT", address, content, token=None)[0] == 200
     assert ask(server, "POST", verify, objects[0])[0] == 200
     assert ask(server, "POST", verify, {**objects[0], "size": 1})[0] == 404
@@ -153,9 +156,12 @@ def test_the_same_writes_give_the_same_ids_and_no_token_is_logged(tmp_path: Path
 
 
 def test_names_cannot_leave_the_folder(server: HubServer, tmp_path: Path):
-    (tmp_path / "fora").mkdir()
+    (tmp_path / "fora/x/main").mkdir(parents=True)
+    (tmp_path / "fora/x/main/w.bin").write_bytes(b"segredo")
     for name in ("..%2f..%2ffora/x", "ana/..", "ana%2f../m", "%2e%2e/fora"):
         assert ask(server, "GET", f"/api/models/{name}")[0] in (400, 404), name
+    stored = hashlib.sha256(b"segredo").hexdigest()
+    assert ask(server, "GET", f"/storage/..%2f/fora/x/{stored}")[0] == 404
     for name in ("../x", "a/b", "..", ".git", "a.git", ""):
         assert ask(server, "POST", "/api/repos/create", {"name": name})[0] == 400, name
     assert ask(server, "POST", "/api/repos/create", {"name": "x", "organization": "../ana"})[0] == 403
