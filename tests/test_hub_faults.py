@@ -6,6 +6,8 @@ import re
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,6 +92,10 @@ def test_faults_strike_the_nth_request_and_are_counted(server: HubServer):
     fault = server.fail(r"GET /api/models/ana/m$", "503", nth=2, times=2, seconds=7, message="agora não")
     statuses = [ask(server, "GET", "/api/models/ana/m")[0] for _ in range(5)]
     assert (statuses, fault.fired) == ([200, 503, 503, 200, 200], 2)
+    server.fail(".*", "429", seconds=7)
+    with pytest.raises(urllib.error.HTTPError, match="429") as caught:
+        urllib.request.urlopen(f"{server.url}/api/models")
+    assert caught.value.headers["Retry-After"] == "7"
     server.fail(".*", "500", times=9)
     server.clear_faults()
     assert ask(server, "GET", "/api/models/ana/m")[0] == 200

@@ -95,6 +95,22 @@ def test_which_files_go_through_lfs(tmp_path: Path):
     assert is_lfs("a.txt", b"a" * 512, 2000, lfs_bytes=1000)
 
 
+def test_the_client_is_told_how_to_send_each_file(server: HubServer):
+    text = {"path": "a.txt", "size": 1, "sample": "YQ=="}
+    weights = {"path": "w.bin", "size": 5, "sample": "cGVzb3M="}
+    new = {"path": "sub/x.log", "size": 1, "sample": "AA=="}
+    payload = {"files": [text, weights, new], "gitIgnore": "*.log\n"}
+    _, answer = ask(server, "POST", "/api/models/ana/m/preupload/main", payload)
+    shown = [(file["uploadMode"], file["shouldIgnore"], file["oid"]) for file in answer["files"]]
+    # The id of a file that is there: git's for text, the sha256 for LFS; by it the client leaves out what did not change.
+    assert shown == [
+        ("regular", False, "2e65efe2a145dda7ee51d1741299f848e5bf752e"),  # printf a | git hash-object --stdin
+        ("lfs", False, hashlib.sha256(b"pesos").hexdigest()),
+        ("lfs", True, None),
+    ]
+    assert ask(server, "POST", "/api/models/ana/m/preupload/x", payload)[0] == 404
+
+
 def test_parts_of_a_file(server: HubServer):
     asked = urllib.request.Request(f"{server.url}/ana/m/resolve/main/w.bin", headers={"Range": "bytes=1-2"})
     with urllib.request.urlopen(asked) as answer:
