@@ -15,7 +15,7 @@ it.
 import json
 import time
 import uuid
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -102,9 +102,10 @@ class Account:
     @property
     def phases_kwh(self) -> dict[str, float]:
         """Return the kWh by what went on, repeated steps included; of the starts that tell it apart."""
-        sums: Counter[str] = Counter()
+        sums: dict[str, float] = defaultdict(float)
         for start in self.starts:
-            sums.update(start.phases_kwh)
+            for phase, kwh in start.phases_kwh.items():
+                sums[phase] += kwh
         return dict(sums)
 
 
@@ -232,7 +233,7 @@ def _read_start(rows: list[dict[str, Any]]) -> Start:
 
 
 def _read_phases(readings: list[dict[str, Any]]) -> dict[str, float]:
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     before = 0.0
     for row in readings:
         if "phase" in row:

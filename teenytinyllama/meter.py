@@ -11,6 +11,8 @@ from .gpu_counter import GpuCounter, load_nvml
 from .grid import GridSettings, check_pue, grid_intensity
 from .tracker import Neighbours, ignored_settings, make_tracker
 
+_COLUMNS = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
+
 
 @dataclass(frozen=True)
 class EnergyReading:
@@ -89,10 +91,9 @@ class EnergyMeter:
     def reading(self) -> EnergyReading:
         """Return the sums of this start as last written."""
         row = self._rows.last[str(self._tracker.run_id)]
-        columns = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
+        kwh, cpu, gpu, ram, kg, seconds = (float(row[column]) for column in _COLUMNS)
         counted = self._counter.kwh()
-        return EnergyReading(*(float(row[column]) for column in columns),
-                             gpu_counter_kwh=None if counted is None else self._pue * counted)  # fmt: skip
+        return EnergyReading(kwh, cpu, gpu, ram, kg, seconds, None if counted is None else self._pue * counted)
 
     def others(self) -> int:
         """Return how many other measurements of ours run on this machine now."""

@@ -49,7 +49,8 @@ def make_tracker(folder: Path, file_name: str, grid: GridSettings, gpu_ids: list
         "log_level": "error",
     }
     # An argument that another version does not know would end its start without a word.
-    known = {name for base in OfflineEmissionsTracker.__mro__ for name in inspect.signature(base.__init__).parameters}
+    bases = [base for base in OfflineEmissionsTracker.__mro__ if base is not object]
+    known = {name for base in bases for name in inspect.signature(base).parameters}
     return OfflineEmissionsTracker(**{name: value for name, value in {**NEUTRAL, **ours}.items() if name in known})
 
 

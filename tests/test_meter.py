@@ -93,7 +93,7 @@ def test_codecarbon_is_told_every_argument_that_it_knows(tmp_path: Path, monkeyp
     monkeypatch.setattr("codecarbon.OfflineEmissionsTracker", Recording)
     made = tracker.make_tracker(tmp_path, "emissions.csv", GridSettings(), None)
     bases = [base for base in OfflineEmissionsTracker.__mro__ if base is not object]
-    known = {name for base in bases for name in inspect.signature(base.__init__).parameters} - {
+    known = {name for base in bases for name in inspect.signature(base).parameters} - {
         "self",
         "args",
         "kwargs",

@@ -1,6 +1,7 @@
 """A plan as the user gets it: text, and on request the JSON and the config of the run."""
 
 from pathlib import Path
+from typing import Any
 
 from ..manifest import write_json
 from .config import PlanConfig
@@ -43,7 +44,7 @@ def _write_run(path: Path, plan: Plan, recipes_folder: Path) -> None:
     choice = plan.choice
     recipe = read_recipe(recipes_folder, choice.preset)
     machine = plan.machine
-    grid = {"country_iso_code": machine.country_iso_code}
+    grid: dict[str, Any] = {"country_iso_code": machine.country_iso_code}
     grid |= {"region": machine.region} if machine.region else {}
     grid |= {"pue": machine.pue} if machine.pue != 1 else {}
     values = planned_values(recipe, choice.tokens, choice.tokens_per_step, grid)
