@@ -151,7 +151,8 @@ class CheckpointCallback(TrainerCallback):
             self._told_of_disks = True
             tqdm.write(
                 f"warning    not every machine sees output_dir={self.folder} of the first one: {MARKER_NAME} vouches "
-                "for the first machine's files alone, and the run cannot be resumed on several. Use a disk that all share."
+                "for the first machine's files alone, and the run cannot be resumed on several machines. Use a disk "
+                "that all of them share."
             )
 
     def _rotate(self, step: int, keep: int | None) -> None:

@@ -122,7 +122,7 @@ def _checkpoint_callback(
         plan.folder,
         config.save_checkpoints_kept,
         zero_stage,
-        checkpoint_bytes(trained, config.precision),
+        checkpoint_bytes(trained, config.precision, zero_stage),
         disk_bytes(parameters, config.precision, 0),
         figures,
         trainer.clock,
