@@ -93,8 +93,11 @@ def pretrain(argv: list[str]) -> int:
 def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_processes: int | None) -> int:
     """Check a pretraining, pack its `inputs` if there are any, and run it; see `_start`."""
     from .training.plan import check_before_launch, pack_inputs
+    from .training.speed_test import settle_length
 
-    return _start("pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch)
+    return _start(
+        "pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch, settle_length
+    )
 
 
 def conversations(argv: list[str]) -> None:
@@ -136,8 +139,11 @@ def _start(
     num_processes: int | None,
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
     check: Callable[[dict[str, Any], int], str],
+    settle: Callable[..., dict[str, Any]] | None = None,
 ) -> int:
     """Check everything in this process, prepare the data, then start the ranks and supervise them.
+
+    With `settle`, a length that only caps tell is settled in between, by a test with the same ranks.
 
     Returns:
         0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
@@ -148,18 +154,25 @@ def _start(
     from .arguments import write_yaml
     from .launcher import launch, plan_ranks
     from .manifest import command_line
+    from .training.plan import what_follows
 
     script = recipes_folder() / recipe
     ranks = plan_ranks(script, [], accelerate_file, num_processes)
     values = prepare(values)
-    if check(values, ranks.num_processes) == "complete":
-        print(f"{values['output_dir']} is complete; a longer run would go on from it")
-        return EXIT_DONE
     os.environ.setdefault("TTL_COMMAND", command_line())
-    with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
-        config = Path(folder) / "config.yaml"
-        write_yaml(config, values)
-        return launch(script, ["--config", str(config)], accelerate_file, num_processes)
+
+    def start(values: dict[str, Any], log: Path | None = None) -> int:
+        with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
+            config = Path(folder) / "config.yaml"
+            write_yaml(config, values)
+            return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)
+
+    if settle is not None:
+        values = settle(values, ranks.num_processes, check, start)
+    if check(values, ranks.num_processes) == "complete":
+        print(f"{values['output_dir']} is complete; {what_follows(Path(values['output_dir']))}")
+        return EXIT_DONE
+    return start(values)
 
 
 def demo(argv: list[str]) -> int:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..emissions import EnergyMeter
-from ..ledger import FLUSH_SECONDS, LedgerWriter
+from ..emissions import EnergyMeter, EnergyReading
+from ..ledger import FLUSH_SECONDS, LedgerWriter, ledger_path, read_starts, total_of
 from ..tokenizer import encode_texts
 from .metrics import append_jsonl, rewind_jsonl
 from .ranks import ranks_here
+from .spending import Spent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -165,7 +166,7 @@ class EnergyCallback(TrainerCallback):
     def __init__(self, folder: Path, country_iso_code: str) -> None:
         """Append to the `emissions.csv` of `folder`; nothing is measured on the machine's other ranks."""
         self.folder, self.country_iso_code = folder, country_iso_code
-        self.kwh = self.kg = 0.0
+        self._before = self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self._meter: EnergyMeter | None = None
         self._ledger: LedgerWriter | None = None
         self._flushed = 0.0
@@ -179,6 +180,7 @@ class EnergyCallback(TrainerCallback):
             self._meter = EnergyMeter(self.folder, self.country_iso_code)
             self._meter.start()
             machine = args.process_index // ranks_here()
+            self._before = total_of(read_starts(ledger_path(self.folder, machine)))
             self._ledger = LedgerWriter(
                 self.folder, machine, state.global_step, self._meter.methods(), self._meter.warnings()
             )
@@ -186,9 +188,20 @@ class EnergyCallback(TrainerCallback):
 
     def _flush(self, step: int) -> None:
         if self._meter is not None and self._ledger is not None:
-            self.kwh, self.kg = self._meter.flush()
+            self._meter.flush()
             self._flushed, self._step = time.monotonic(), step
-            self._ledger.write(step, self._meter.reading())
+            self._reading = self._meter.reading()
+            self._ledger.write(step, self._reading)
+
+    def spent(self) -> Spent:
+        """Return what this machine has spent by now in all starts, since the last reading at their mean power."""
+        before, here = self._before, self._reading
+        spent = Spent(
+            before.energy_kwh + here.energy_kwh,
+            before.emissions_kg + here.emissions_kg,
+            (before.seconds + here.seconds) / 3600,
+        )
+        return spent if self._meter is None else spent.after((time.monotonic() - self._flushed) / 3600)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row if the last one is old."""
@@ -207,6 +220,7 @@ class EnergyCallback(TrainerCallback):
     def stop(self) -> None:
         """Write the last row; called when the run's work, the final evaluation included, is done or given up."""
         if self._meter is not None and self._ledger is not None:
-            self.kwh, self.kg = self._meter.stop()
-            self._ledger.write(self._step, self._meter.reading(), last=True)
+            self._meter.stop()
+            self._reading = self._meter.reading()
+            self._ledger.write(self._step, self._reading, last=True)
             self._meter = self._ledger = None

@@ -29,6 +29,8 @@ from .clock import Clock
 from .ranks import least_over_ranks
 
 ENVIRONMENT_NAME = "environment.json"
+# What `ttl` writes into a run's folder before its ranks start.
+_PREPARED = (".lock", "packed", "conversations", "preferences", "speed_test.json", "speed-test", "speed-test.log")
 _FREE_SHARE = 1.05  # of the room that a save needs, for what else is written meanwhile
 
 
@@ -57,7 +59,7 @@ class CheckpointCallback(TrainerCallback):
             needed_bytes: of a checkpoint, by arithmetic; once one is written, its own size counts.
             final_bytes: of what is written at the end beside the last checkpoint.
             figures: returns a step's figures for the marker, by the names of `Marker`.
-            clock: counts what marking costs as `saving`, and the hashes by themselves.
+            clock: counts what marking costs, and the hashes by themselves.
         """
         self.folder, self.keep, self.zero_stage = folder, keep, zero_stage
         self.needed_bytes, self.final_bytes = needed_bytes, final_bytes
@@ -75,8 +77,7 @@ class CheckpointCallback(TrainerCallback):
         # An evaluation counts too: a signal in it lets the Trainer save without another question.
         if not (control.should_save or control.should_evaluate):
             return
-        with self.clock.part("saving"):
-            obstacle = self._obstacle(args, state, last=state.global_step >= state.max_steps)
+        obstacle = self._obstacle(args, state, last=state.global_step >= state.max_steps)
         if obstacle is None or not control.should_save:
             return
         saved = complete_checkpoints(self.folder)
@@ -126,7 +127,7 @@ class CheckpointCallback(TrainerCallback):
         import torch.distributed as dist
 
         newest = self.folder / f"checkpoint-{state.global_step}"
-        with self.clock.part("saving"):
+        with self.clock.part("marking"):
             if dist.is_available() and dist.is_initialized():
                 dist.barrier()
             if args.local_process_index == 0:
@@ -174,7 +175,8 @@ def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[
         names: keys that decide the weights.
         hashes: of the data and the tokenizer.
     """
-    values = {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in names} | getattr(config, "given_shares", {})
+    values = {name: values[name] for name in names}
     return {**{name: str(getattr(value, "value", value)) for name, value in values.items()}, **hashes}
 
 
@@ -204,11 +206,7 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
         return "new"
     environment = folder / ENVIRONMENT_NAME
     if not environment.is_file():
-        others = sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.name not in (".lock", "packed", "conversations", "preferences")
-        )
+        others = sorted(path.name for path in folder.iterdir() if path.name not in _PREPARED)
         ensure(
             not others,
             f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). "

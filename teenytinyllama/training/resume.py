@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..checkpoints import MARKER_NAME, checkpoint_faults, complete_checkpoints, list_checkpoints, read_marker
 from ..checks import InputError, ensure, is_main_process
+from .micro_batch import zero_stage_of
+from .plan import RunPlan
 from .ranks import least_over_ranks
-
-if TYPE_CHECKING:
-    import torch
 
 # What a checkpoint's config.json must have in common with the model that is to go on.
 _SHAPE = (
@@ -27,20 +26,15 @@ _MOST_FAULTS = 3  # told of one checkpoint
 _NONE, _REFUSED = -1, -2  # told to the other ranks in place of a step
 
 
-def choose_checkpoint(
-    folder: Path, max_step: int, model_config: Any, world_size: int, zero_stage: int, device: "torch.device"
-) -> Path | None:
-    """Return the newest checkpoint up to `max_step` that is whole and of this model, or None; the same on every rank.
+def choose_checkpoint(config: Any, plan: RunPlan, zero_stage: int) -> Path | None:
+    """Return the newest checkpoint that is whole and of this model, or None; the same on every rank.
 
     Rank 0 alone reads and hashes, and says which it skipped and why; all ranks have to call this.
 
     Args:
-        folder: the run's.
-        max_step: where the run ends.
-        model_config: of the model that goes on.
-        world_size: ranks now.
+        config: a `RunSettings`; checkpoints after its last step do not count.
+        plan: the checked plan.
         zero_stage: DeepSpeed's stage now, 0 without.
-        device: of this rank.
 
     Raises:
         InputError: there are complete checkpoints and none of them holds; or the newest that does was written under
@@ -49,52 +43,62 @@ def choose_checkpoint(
     refusal, step = None, 0
     if is_main_process():
         try:
-            found = _newest_whole(folder, max_step, model_config)
+            found = _newest_whole(plan, config.max_steps)
             step = _NONE if found is None else found[0]
             if found is not None:
-                _check_ranks(folder, found[1], world_size, zero_stage)
+                _check_ranks(plan.folder, found[1], config.world_size, zero_stage)
         except InputError as error:
             refusal, step = error, _REFUSED
-    step = least_over_ranks(step if is_main_process() else max_step, device)
+    step = least_over_ranks(step if is_main_process() else config.max_steps, config.device)
     if refusal is not None:
         raise refusal
-    ensure(step != _REFUSED, f"output_dir={folder}: rank 0 refused to resume from it.")
+    ensure(step != _REFUSED, f"output_dir={plan.folder}: rank 0 refused to resume from it.")
     if step == _NONE:
         return None
-    path = folder / f"checkpoint-{step}"
-    seen = least_over_ranks(int((path / MARKER_NAME).is_file()), device)
+    path = plan.folder / f"checkpoint-{step}"
+    seen = least_over_ranks(int((path / MARKER_NAME).is_file()), config.device)
     ensure(
         seen,
-        f"output_dir={folder}: not every machine sees {path.name} there, and each rank has to read it. Put the folder "
-        "on a disk that all machines share.",
+        f"output_dir={plan.folder}: not every machine sees {path.name} there, and each rank has to read it. Put the "
+        "folder on a disk that all machines share.",
     )
     return path
 
 
-def _newest_whole(folder: Path, max_step: int, model_config: Any) -> tuple[int, Path] | None:
+def _newest_whole(plan: RunPlan, max_step: int) -> tuple[int, Path] | None:
     """Return step and folder of the newest checkpoint that holds; print which newer ones were skipped.
 
     Raises:
         InputError: complete ones are there, and none holds.
     """
     reasons = {}
-    for step, path in reversed(list_checkpoints(folder)):
+    for step, path in reversed(list_checkpoints(plan.folder)):
         if step > max_step:
             reasons[path] = f"is of a step after the {max_step} asked for"
             continue
-        faults = checkpoint_faults(path) or _other_shape(path, model_config)
+        faults = checkpoint_faults(path) or _other_shape(path, plan)
         if not faults:
+            _say_what_holds(path)
             return step, path
         reasons[path] = _tell(faults)
         print(f"skipped    {path.name}: {reasons[path]}", flush=True)
-    complete = [path for _, path in complete_checkpoints(folder)]
+    complete = [path for _, path in complete_checkpoints(plan.folder)]
     ensure(
         not complete,
-        f"output_dir={folder}: the run was saved before, and it cannot go on from any of its checkpoints: "
+        f"output_dir={plan.folder}: the run was saved before, and it cannot go on from any of its checkpoints: "
         f"{', '.join(f'{path.name} ({reasons[path]})' for path in complete)}. Restore one from a copy, delete them to "
         "start from the beginning, or choose another folder.",
     )
     return None
+
+
+def _say_what_holds(path: Path) -> None:
+    files = read_marker(path).files
+    if files is None:
+        print(f"checked    {path.name}: saved by an earlier version, without hashes; taken as it is", flush=True)
+        return
+    size_gb = sum(record.bytes for record in files.values()) / 1e9
+    print(f"checked    {path.name}: {len(files)} files, {size_gb:.2f} GB, all as they were saved", flush=True)
 
 
 def _tell(faults: list[str]) -> str:
@@ -102,8 +106,8 @@ def _tell(faults: list[str]) -> str:
     return "; ".join(faults[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _other_shape(path: Path, model_config: Any) -> list[str]:
-    """Return where the config of a checkpoint differs from a model's; an adapter alone has no config to compare."""
+def _other_shape(path: Path, plan: RunPlan) -> list[str]:
+    """Return where the config of a checkpoint differs from the run's; an adapter alone has no config to compare."""
     config = path / "config.json"
     if not config.is_file():
         return []
@@ -111,7 +115,9 @@ def _other_shape(path: Path, model_config: Any) -> list[str]:
         there: dict[str, Any] = dict(json.loads(config.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         return [f"config.json cannot be read ({error})"]
-    now = model_config.to_dict()
+    now = plan.model_config.to_dict()
+    if max(plan.tokenizer.get_vocab().values()) >= now["vocab_size"]:
+        there.pop("vocab_size", None)  # tuning gives tokens that are new their embeddings
     return [
         f"is of another model: {name} is {there[name]} there and {now[name]} now"
         for name in _SHAPE
@@ -129,16 +135,16 @@ def _check_ranks(folder: Path, path: Path, world_size: int, zero_stage: int) -> 
     )
 
 
-def check_plain_weights(trainer: Any) -> None:
+def check_plain_weights(config: Any) -> None:
     """Check that a checkpoint will hold the whole weights for anyone to load, under ZeRO-3 too.
 
     Raises:
         InputError: accelerate's file asks for ZeRO-3 without them.
     """
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if plugin is None or plugin.zero_stage != 3:
+    if zero_stage_of(config) != 3:
         return
-    gathers = plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save")
+    asked = config.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    gathers = asked.get("stage3_gather_16bit_weights_on_model_save")
     ensure(
         gathers is True,
         f"stage3_gather_16bit_weights_on_model_save={gathers}: checkpoints would hold no weights that load without "

@@ -1,5 +1,6 @@
 """One training from its checked plan to its finished folder, whatever is trained: locks, callbacks, resume, signals."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +14,19 @@ from ..checks import StoppedResumable, is_main_process
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
 from ..presets import count_parameters
 from .callbacks import EnergyCallback, SampleCallback
+from .caps import CapCallback, apply_decision, has_caps, hours_until_cap, stored_decision
 from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, lock_run_folder
 from .clock import Clock
 from .hardware import device_name
-from .memory import checkpoint_bytes, disk_bytes
+from .memory import checkpoint_bytes
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
-from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch
-from .plan import RunPlan
+from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
+from .plan import RunPlan, what_follows
 from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_time, planned_zero_stage
 from .resume import check_plain_weights, choose_checkpoint
 from .signals import StopCallback
+from .spending import SpendingCallback
 from .trial import is_out_of_memory
 
 # What a manifest says of scores that were not taken.
@@ -58,6 +61,7 @@ class Run:
     trainer: Any
     evaluation: Any
     energy: EnergyCallback
+    cap: CapCallback | None
     stop: StopCallback
     banner: BannerCallback
 
@@ -86,6 +90,10 @@ def assemble_run(
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     energy, stop = EnergyCallback(plan.folder, config.country_iso_code), StopCallback()
+    spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
+    if has_caps(config):
+        spending.hours_left = functools.partial(hours_until_cap, config)
+        cap = CapCallback(config, spending, config.cap_decision)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     # The order matters: energy is flushed before it is reported, sampling is over before the clock goes on, and a
@@ -94,24 +102,26 @@ def assemble_run(
         banner,
         stop,
         energy,
+        spending,
+        *([cap] if cap else []),
         samples,
-        MetricsCallback(plan.folder, tokens_per_step, evaluation, energy, **metrics),
-        _checkpoint_callback(trainer, config, plan, evaluation, energy),
+        MetricsCallback(plan.folder, tokens_per_step, evaluation, spending, **metrics),
+        _checkpoint_callback(trainer, config, plan, evaluation, spending),
     ):
         part = "samples" if callback is samples else "callbacks"
         trainer.add_callback(trainer.clock.watch(callback, part))
-    return Run(trainer, evaluation, energy, stop, banner)
+    return Run(trainer, evaluation, energy, cap, stop, banner)
 
 
 def _checkpoint_callback(
-    trainer: Any, config: Any, plan: RunPlan, evaluation: Evaluation, energy: EnergyCallback
+    trainer: Any, config: Any, plan: RunPlan, evaluation: Evaluation, spending: SpendingCallback
 ) -> CheckpointCallback:
     def figures(step: int) -> dict[str, Any]:
         scored = evaluation.last if evaluation.last is not None and evaluation.last_step == step else {}
         return {
             "tokens": step * config.rows_per_step * config.tokens_per_row,
-            "kwh": energy.kwh,
-            "kg_co2e": energy.kg,
+            "kwh": spending.now.kwh,
+            "kg_co2e": spending.now.kg,
             "bits_per_byte": scored.get("bits_per_byte"),
         }
 
@@ -123,7 +133,7 @@ def _checkpoint_callback(
         config.save_checkpoints_kept,
         zero_stage,
         checkpoint_bytes(trained, config.precision, zero_stage),
-        disk_bytes(parameters, config.precision, 0),
+        4 * parameters,  # the model at the end, in float32
         figures,
         trainer.clock,
     )
@@ -152,18 +162,15 @@ def execute(
     """
     if plan.state == "complete":
         if is_main_process():
-            print(f"{plan.folder} is complete: {config.max_steps} steps are done")
+            print(f"{plan.folder} is complete; {what_follows(plan.folder)}")
         return plan.folder
     check_ranks(config)
     settle_micro_batch(config, plan)
+    check_plain_weights(config)
+    checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0)
+    apply_decision(config, stored_decision(checkpoint))
     run = build(config, plan)
     trainer = run.trainer
-    check_plain_weights(trainer)
-    zero_stage = planned_zero_stage(trainer)
-    with trainer.clock.part("resuming"):
-        checkpoint = choose_checkpoint(
-            plan.folder, config.max_steps, trainer.model.config, config.world_size, zero_stage, config.device
-        )
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)

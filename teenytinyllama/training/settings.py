@@ -59,6 +59,9 @@ class RunSettings:
     country_iso_code: str = field(
         default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
     )
+    price: float | None = field(
+        default=None, metadata={"help": "USD an hour of all machines together, for money in the log and for max_cost"}
+    )
     license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
 
     # TrainingArguments' own, with other defaults.
@@ -106,6 +109,12 @@ class RunSettings:
         ensure(
             len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
+        )
+        ensure(self.price is None or self.price >= 0, f"price={self.price}: must be 0 or more, in USD an hour.")
+        ensure(
+            self.save_total_limit is None or self.save_total_limit > 0,
+            f"save_total_limit={self.save_total_limit}: the newest complete checkpoint always stays. Use 1 or more, or "
+            "null to keep all.",
         )
         ensure(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: must lie in (0, 1].")
 
