@@ -166,15 +166,15 @@ def checkpoint_faults(path: Path, hashes: bool = True) -> list[str]:
     if match and int(match[1]) != marker.step:
         faults.append(f"{MARKER_NAME} is of step {marker.step}")
     records = marker.files or {}
-    faults += [fault for name, record in records.items() if (fault := _size_fault(path / name, record))]
+    faults += [fault for name, record in records.items() if (fault := _size_fault(path, name, record))]
     return faults or (_hash_faults(path, records) if hashes else [])
 
 
-def _size_fault(file: Path, record: FileRecord) -> str | None:
-    if not file.is_file():
-        return f"{file.name} is missing"
-    found_bytes = file.stat().st_size
-    return None if found_bytes == record.bytes else f"{file.name} has {found_bytes:,} bytes and not {record.bytes:,}"
+def _size_fault(path: Path, name: str, record: FileRecord) -> str | None:
+    if not (path / name).is_file():
+        return f"{name} is missing"
+    found_bytes = (path / name).stat().st_size
+    return None if found_bytes == record.bytes else f"{name} has {found_bytes:,} bytes and not {record.bytes:,}"
 
 
 def _hash_faults(path: Path, records: dict[str, FileRecord]) -> list[str]:
