@@ -543,7 +543,7 @@ def test_a_save_killed_anywhere_costs_at_most_itself(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     values["save_total_limit"] = 1
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     folder = Path(values["output_dir"])
     killed = subprocess.run(
         [
