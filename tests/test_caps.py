@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from test_pretrain import interrupted_run, losses, make_values, run
 
 from teenytinyllama.arguments import build
+from teenytinyllama.checkpoints import list_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.ledger import read_ledger
 from teenytinyllama.training import callbacks, speed_test
 from teenytinyllama.training.caps import CapCallback, Decision, decay_steps, decide, hours_until_cap, stored_decision
-from teenytinyllama.training.checkpoints import list_checkpoints
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.speed_test import MeasuredSpeed, settle_length, tokens_within

@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from teenytinyllama import checks, cli, from_pretrained
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.chat.linter import check_chat_model
+from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.checks import InputError, MissingPackageError, RunFailedError, StoppedResumable
 from teenytinyllama.data.conversations import IGNORED
 from teenytinyllama.published import load_tokenizer
-from teenytinyllama.training.checkpoints import complete_checkpoints
 from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")
@@ -375,7 +375,13 @@ def test_an_adapter_alone_loads_with_its_base(adapter: Path, base: Path, tmp_pat
     moved = shutil.copytree(base, tmp_path / "moved")
     again, _ = from_pretrained(adapter, base_model=str(moved))
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
-    checkpoint, _ = from_pretrained(complete_checkpoints(adapter)[-1][1])
+    newest = complete_checkpoints(adapter)[-1][1]
+    files = read_marker(newest).files
+    assert files is not None
+    assert "adapter_model.safetensors" in files
+    assert "config.json" not in files
+    assert checkpoint_faults(newest) == []
+    checkpoint, _ = from_pretrained(newest)
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, checkpoint.model.layers[0].mlp.up_proj.weight)
 
 

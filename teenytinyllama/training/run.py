@@ -12,16 +12,19 @@ from transformers import PrinterCallback, ProgressCallback
 from ..arguments import write_yaml
 from ..checks import StoppedResumable, is_main_process
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
+from ..presets import count_parameters
 from .callbacks import EnergyCallback, SampleCallback
 from .caps import CapCallback, apply_decision, has_caps, hours_until_cap, stored_decision
-from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, latest_complete_checkpoint, lock_run_folder
+from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, lock_run_folder
 from .clock import Clock
 from .hardware import device_name
+from .memory import checkpoint_bytes
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .plan import RunPlan, what_follows
 from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_time, planned_zero_stage
+from .resume import check_plain_weights, choose_checkpoint
 from .signals import StopCallback
 from .spending import SpendingCallback
 from .trial import is_out_of_memory
@@ -103,11 +106,37 @@ def assemble_run(
         spending,
         *([cap] if cap else []),
         MetricsCallback(plan.folder, tokens_per_step, evaluation, spending, **metrics),
-        CheckpointCallback(config.save_checkpoints_kept, planned_zero_stage(trainer)),
+        _checkpoint_callback(trainer, config, plan, evaluation, spending),
     ):
         part = "samples" if callback is samples else "callbacks"
         trainer.add_callback(trainer.clock.watch(callback, part))
     return Run(trainer, evaluation, energy, cap, stop, banner)
+
+
+def _checkpoint_callback(
+    trainer: Any, config: Any, plan: RunPlan, evaluation: Evaluation, spending: SpendingCallback
+) -> CheckpointCallback:
+    def figures(step: int) -> dict[str, Any]:
+        scored = evaluation.last if evaluation.last is not None and evaluation.last_step == step else {}
+        return {
+            "tokens": step * config.rows_per_step * config.tokens_per_row,
+            "kwh": spending.now.kwh,
+            "kg_co2e": spending.now.kg,
+            "bits_per_byte": scored.get("bits_per_byte"),
+        }
+
+    parameters = count_parameters(plan.model_config)
+    zero_stage = planned_zero_stage(trainer)
+    trained = round((1 - config.frozen_share) * parameters)
+    return CheckpointCallback(
+        plan.folder,
+        config.save_checkpoints_kept,
+        zero_stage,
+        checkpoint_bytes(trained, config.precision, zero_stage),
+        4 * parameters,  # the model at the end, in float32
+        figures,
+        trainer.clock,
+    )
 
 
 def execute(
@@ -137,9 +166,8 @@ def execute(
         return plan.folder
     check_ranks(config)
     settle_micro_batch(config, plan)
-    checkpoint = latest_complete_checkpoint(
-        plan.folder, config.max_steps, config.world_size, zero_stage_of(config) or 0
-    )
+    check_plain_weights(config)
+    checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0)
     apply_decision(config, stored_decision(checkpoint))
     run = build(config, plan)
     trainer = run.trainer

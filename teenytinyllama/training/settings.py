@@ -109,6 +109,11 @@ class RunSettings(GridSettings):
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
         )
         ensure(self.price is None or self.price >= 0, f"price={self.price}: must be 0 or more, in USD an hour.")
+        ensure(
+            self.save_total_limit is None or self.save_total_limit > 0,
+            f"save_total_limit={self.save_total_limit}: the newest complete checkpoint always stays. Use 1 or more, or "
+            "null to keep all.",
+        )
         ensure(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: must lie in (0, 1].")
 
     def _share_batch(self, tokens_per_step: int, row_tokens: int, key: str = "tokens_per_step") -> None:

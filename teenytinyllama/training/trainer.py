@@ -50,10 +50,11 @@ class RunTrainer:
         """Return what evaluations, with the samples that follow them, and saves have taken so far."""
         seconds, times = self.clock.seconds, self.clock.times
         evaluation = seconds["evaluation"] / max(times["evaluation"], 1)
+        saving = seconds["saving"] + seconds["marking"] + seconds["hashing"]
         return Pauses(
-            total_seconds=seconds["evaluation"] + seconds["samples"] + seconds["saving"],
+            total_seconds=seconds["evaluation"] + seconds["samples"] + saving,
             evaluation_seconds=evaluation + seconds["samples"] / max(times["samples"], 1),
-            saving_seconds=seconds["saving"] / max(times["saving"], 1),
+            saving_seconds=saving / max(times["saving"], 1),
             ending_seconds=self.final_share * evaluation,
         )
 
