@@ -89,10 +89,6 @@ class SpendingCallback(TrainerCallback):
         """Measure, so that a checkpoint has its energy."""
         self._add_up(args)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, so that a checkpoint has its energy."""
-        self._add_up(args)
-
     def _add_up(self, args: TrainingArguments) -> None:
         """Add up the energy of all machines; hours and pauses are those of the first rank."""
         here, first = self.measure(), args.process_index == 0
