@@ -172,7 +172,7 @@ def push_and_say(hub: Hub, upload: Upload, config: PublishConfig) -> None:
     """Push an upload and print what became of it."""
     done = push(hub, upload, private=not config.public, replace=config.replace)
     state = "published" if done.changed else "is there already"
-    print(f"{upload.revision:12} {state}, hashes compared: {done.url}", flush=True)
+    print(f"{upload.revision:10} {state}, hashes compared: {done.url}", flush=True)
 
 
 @contextmanager
