@@ -93,6 +93,4 @@ def _keep(repository: Repository, oid: str, content: bytes) -> None:
     """
     if hashlib.sha256(content).hexdigest() != oid:
         raise HubError(400, "The content does not have the sha256 it was announced with")
-    repository.lfs_folder.mkdir(parents=True, exist_ok=True)
-    (repository.lfs_folder / f"{oid}.new").write_bytes(content)
-    (repository.lfs_folder / f"{oid}.new").replace(repository.lfs_folder / oid)
+    repository.keep_lfs(content)

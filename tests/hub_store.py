@@ -98,6 +98,14 @@ class Repository:
         )
         return next(found, None)
 
+    def keep_lfs(self, content: bytes) -> str:
+        """Put a content into the LFS store and return its sha256."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        self.lfs_folder.mkdir(parents=True, exist_ok=True)
+        (self.lfs_folder / f"{sha256}.new").write_bytes(content)
+        (self.lfs_folder / f"{sha256}.new").replace(self.lfs_folder / sha256)
+        return sha256
+
     def save(self) -> None:
         """Write settings, refs and those commits that are not on disk yet."""
         hub = self.folder / ".hub"
