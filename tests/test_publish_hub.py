@@ -141,7 +141,10 @@ def test_another_run_is_refused_unless_told_so(server: HubServer, run: Path) -> 
     (run / "loss.png").unlink()
     refused = publish(server, run)
     assert refused.returncode == EXIT_BAD_INPUT
-    assert "its main holds another run; different: seed (there 42, here 7). Choose another repository, or say --replace" in refused.stderr
+    assert (
+        "its main holds another run; different: seed (there 42, here 7). Choose another repository, or say --replace"
+        in refused.stderr
+    )
     assert server.state() == before
     done = publish(server, run, "--replace", "--checkpoints", "false")
     assert done.returncode == EXIT_DONE, done.stderr
@@ -185,7 +188,10 @@ def test_a_branch_with_other_weights_is_refused(server: HubServer, run: Path) ->
     there = json.loads(server.files(TO, "main")["checkpoints.json"])["checkpoints"][0]["sha256"]["model.safetensors"]
     here = sha256_file(run / "checkpoint-10" / "model.safetensors")
     assert refused.returncode == EXIT_BAD_INPUT
-    assert f"branch step10 holds other weights: model.safetensors has sha256 {there} there and {here} here" in refused.stderr
+    assert (
+        f"branch step10 holds other weights: model.safetensors has sha256 {there} there and {here} here"
+        in refused.stderr
+    )
     assert "hf repos branch delete ana/modelo step10" in refused.stderr
     assert server.state() == before
 
@@ -195,7 +201,10 @@ def test_a_branch_with_stray_weights_is_refused(server: HubServer, run: Path) ->
     server.write(TO, {"model-00001-of-00002.safetensors": b"x"}, revision="step20")
     refused = publish(server, run)
     assert refused.returncode == EXIT_BAD_INPUT
-    assert "branch step20 holds weights that are not of this checkpoint (model-00001-of-00002.safetensors)" in refused.stderr
+    assert (
+        "branch step20 holds weights that are not of this checkpoint (model-00001-of-00002.safetensors)"
+        in refused.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,14 +225,18 @@ def test_what_retrying_cannot_mend(server: HubServer, run: Path, to: str, token:
     assert server.state() == before
     assert "Segredo" not in done.stderr
     if token is not None:
-        assert f"The run's folder still holds everything; this goes on from here: ttl publish {run} --to {to}" in done.stderr
+        assert (
+            f"The run's folder still holds everything; this goes on from here: ttl publish {run} --to {to}"
+            in done.stderr
+        )
         assert token not in done.stderr
 
 
 def test_a_gated_repository(server: HubServer, run: Path) -> None:
-    server.write("ana/restrito", {"a.txt": b"x"})
-    done = publish(server, run, "--public", "--replace", to="ana/restrito")
-    print(done.stderr)
+    server.write("ana/restrito", {"checkpoints.json": b"{}"})
+    done = publish(server, run, "--public", to="ana/restrito")
+    assert done.returncode == EXIT_BAD_INPUT
+    assert f"access to ana/restrito has to be granted. Ask for it at {server.url}/ana/restrito." in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Start `ttl publish --follow` beside a training that has `hub_model_id`, and say at the end where it stands."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -69,9 +70,13 @@ def start_follower(run: Path, config: PublishConfig) -> Follower:
 
 def report_follower(follower: Follower, code: int) -> None:
     """Say how far publishing has come, after a short wait if the run is finished; never wait for it to end."""
-    until = time.monotonic() + (_LAST_WAIT_SECONDS if code == EXIT_DONE else 0.0)
-    while follower.process.poll() is None and time.monotonic() < until:
-        time.sleep(_POLL_SECONDS)
+    wait_seconds = _LAST_WAIT_SECONDS if code == EXIT_DONE and follower.process.poll() is None else 0.0
+    if wait_seconds:
+        print(f"waiting up to {wait_seconds:.0f} s for the last upload; Ctrl-C leaves it to itself", flush=True)
+    until = time.monotonic() + wait_seconds
+    with contextlib.suppress(KeyboardInterrupt):  # the user need not wait either
+        while follower.process.poll() is None and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
     lines = (follower.run / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
     last = lines[-1] if lines else "no word yet"
     ended = follower.process.poll()

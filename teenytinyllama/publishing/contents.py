@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import read_marker
+from ..checkpoints import Marker, read_marker
 from ..checks import InputError, ensure
 from ..manifest import MANIFEST_NAME, sha256_file
 from ..published import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
@@ -17,8 +17,6 @@ from .safety import inside
 from .uploads import Upload, UploadFile, record_file
 
 CHECKPOINTS_NAME = "checkpoints.json"
-# What a checkpoint says of the training so far.
-_FIGURES = ("tokens", "loss", "bits_per_byte", "kwh", "kg_co2e")
 _ENVIRONMENT_NAME = "environment.json"
 _WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
@@ -139,9 +137,22 @@ def _present(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
     return [UploadFile(name, inside(run, run / name)) for name in found]
 
 
-def _newest(records: list[dict[str, Any]], key: str) -> Any:
-    """Return the last value of a key among records, or None: checkpoints of older versions do not say it themselves."""
-    return next((record[key] for record in reversed(records) if key in record), None)
+def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a checkpoint says of the training so far; markers of earlier versions leave it to metrics.jsonl."""
+    newest: dict[str, Any] = {}
+    for record in records:
+        newest |= record
+    scored = [
+        record["bits_per_byte"] for record in records if record["step"] == marker.step and "bits_per_byte" in record
+    ]
+    found = {
+        "tokens": marker.tokens,
+        "loss": None,
+        "bits_per_byte": marker.bits_per_byte or (scored[-1] if scored else None),
+        "kwh": marker.kwh,
+        "kg_co2e": marker.kg_co2e,
+    }
+    return {key: newest.get(key) if value is None and key != "bits_per_byte" else value for key, value in found.items()}
 
 
 def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFile]:
@@ -210,11 +221,11 @@ def read_checkpoint(
         InputError: see `main_upload`.
     """
     marker = read_marker(folder)
-    step = int(marker["step"])
+    step = marker.step
     files = model_files(run, folder, base_model)
     weights = {file.path: file.sha256() for file in files if _WEIGHTS.fullmatch(file.path)}
     lines = read_metrics(run / METRICS_NAME, step)
-    figures = {key: marker.get(key, _newest(lines, key)) for key in _FIGURES}
+    figures = _figures(marker, lines)
     revision = checkpoint_revision(step)
     entry = {"step": step, "revision": revision, **figures, "sha256": weights}
     files += [

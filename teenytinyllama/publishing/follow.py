@@ -116,12 +116,13 @@ def follow(run: Path, config: PublishConfig) -> None:
 
 def _follow(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> None:
     hub: Hub | None = None
+    left_out: set[int] = set()
     failures = 0
     while True:
         ended, complete = has_ended(), (run / MANIFEST_NAME).is_file()
         try:
             hub = hub or open_hub(config.limits())
-            _publish_new(hub, run, config, complete)
+            _publish_new(hub, run, config, complete, left_out)
             failures = 0
             if complete:
                 return
@@ -132,27 +133,36 @@ def _follow(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> 
             if (ended or complete) and failures >= _PASSES_AFTER_END:
                 raise
             _say(f"no connection: {error}")
-        if not ended or failures:
-            _wait(min(config.poll_seconds * 2**failures, _LONGEST_POLL_SECONDS), has_ended, ended)
+        _wait(run, min(config.poll_seconds * 2**failures, _LONGEST_POLL_SECONDS), has_ended)
 
 
-def _wait(seconds: float, has_ended: Callable[[], bool], ended: bool) -> None:
-    """Sleep, but not on when the training ends meanwhile."""
+def _wait(run: Path, seconds: float, has_ended: Callable[[], bool]) -> None:
+    """Sleep, but not on when the training or the run ends meanwhile."""
+    before = (has_ended(), (run / MANIFEST_NAME).is_file())
     until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and has_ended() == ended:
+    while (left := until - time.monotonic()) > 0 and (has_ended(), (run / MANIFEST_NAME).is_file()) == before:
         time.sleep(min(1.0, left))
 
 
-def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool) -> None:
-    """Publish what is complete and not on the Hub yet; the progress is kept after each checkpoint."""
+def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, left_out: set[int]) -> None:
+    """Publish what is complete and not on the Hub yet; the progress is kept after each checkpoint.
+
+    Args:
+        hub: see `open_hub`.
+        run: its folder.
+        config: how it is published.
+        complete: whether the run is finished.
+        left_out: steps of damaged checkpoints, said once; added to.
+    """
     progress = read_progress(run, config.to)
-    known = {entry["step"] for entry in progress.entries}
+    known = {entry["step"] for entry in progress.entries} | left_out
     new = [(step, folder) for step, folder in complete_checkpoints(run) if step not in known]
     if not new and not complete:
         return
     standing = _standing(hub, run, config, progress)
-    for _, folder in new:
-        _publish_checkpoint(hub, run, folder, config, progress, standing)
+    for step, folder in new:
+        if not _publish_checkpoint(hub, run, folder, config, progress, standing):
+            left_out.add(step)
     if not complete:
         return
     entries = merge_entries(published_entries(standing), progress.entries)
@@ -169,15 +179,21 @@ def _standing(hub: Hub, run: Path, config: PublishConfig, progress: Progress) ->
 
 def _publish_checkpoint(
     hub: Hub, run: Path, folder: Path, config: PublishConfig, progress: Progress, standing: Standing
-) -> None:
-    """Publish one checkpoint, held against deletion meanwhile, and bring main's list up to date."""
-    with lease(folder) as held:
-        if not held:  # deleted before we came to it
-            return
+) -> bool:
+    """Publish one checkpoint, held against deletion meanwhile, and bring main's list up to date.
+
+    Returns:
+        False for a damaged one.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lease(folder))
+        except InputError:  # deleted before we came to it, or being deleted
+            return True
         faults = checkpoint_faults(folder)
         if faults:
             _say(f"{folder.name} is damaged and left out: {faults[0]}")
-            return
+            return False
         checkpoint = read_with_config(run, folder, config)
         entries = merge_entries(published_entries(standing), progress.entries, [checkpoint.entry])
         check_distinct(entries)
@@ -186,6 +202,7 @@ def _publish_checkpoint(
     push_and_say(hub, index_upload(run, config.to, entries, kept), config)
     progress.entries = merge_entries(progress.entries, [checkpoint.entry])
     progress.save()
+    return True
 
 
 def _parent_watch() -> Callable[[], bool]:

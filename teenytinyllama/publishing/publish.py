@@ -55,7 +55,7 @@ class PublishConfig:
     skip_damaged: bool = field(default=False, metadata={"help": "leave damaged checkpoints out instead of stopping"})
     answer_seconds: float = field(default=120.0, metadata={"help": "how long one answer of the Hub is waited for"})
     give_up_seconds: float = field(default=600.0, metadata={"help": "how long is tried again without any progress"})
-    poll_seconds: float = field(default=30.0, metadata={"help": "with follow: time between two looks at the run"})
+    poll_seconds: float = field(default=5.0, metadata={"help": "with follow: time between two looks at the run"})
 
     def __post_init__(self) -> None:
         """Refuse what cannot be published to, and what contradicts itself.
