@@ -13,8 +13,8 @@ from .metadata import front_matter
 from .wording import Language, card_languages, say, sentence_environment
 
 CARD_NAME = "README.md"
-_RUN_KEYS = ("package_version", "stage", "command", "commit", "created", "model", "data", "training", "results", "hashes",
-             "versions")  # fmt: skip
+_RUN_KEYS = ("package_version", "stage", "command", "commit", "created", "model", "data", "training", "results",
+             "hashes", "versions")  # fmt: skip
 # What the examples generate with.
 _GENERATION = {"new_tokens": 60, "answer_tokens": 120, "temperature": 0.7}
 
@@ -96,9 +96,7 @@ def _render_sections(facts: CardFacts, language: Language) -> str:
         suites=benchmark_tables(results) if results else [],
         progress=benchmark_progress(results) if results else None,
         trivial=", ".join(trivial_names(results)) if results else "",
-        benchmark_versions=", ".join(f"{name} {version}" for name, version in results.versions.items())
-        if results
-        else "",
+        benchmark_versions=", ".join(map(" ".join, results.versions.items())) if results else "",
         usage_pipeline=example("usage_pipeline.py.jinja"),
         usage_model=example("usage_model.py.jinja"),
         usage_checkpoint=example("usage_checkpoint.py.jinja") if branch else "",

@@ -23,8 +23,8 @@ from .run_files import (
 )
 
 MAX_EVALUATIONS = 12  # rows of the table of evaluations; a run may make hundreds
-_LINKED = ("config.yaml", METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, "emissions.json", "environment.json",
-           CHECKPOINTS_NAME)  # fmt: skip
+_LINKED = ("config.yaml", METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, "emissions.json",
+           "environment.json", CHECKPOINTS_NAME)  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DATA_FILE = re.compile(r"\.(parquet|jsonl?|txt|csv|arrow)(\.\w+)?$")
 # Licence names with conditions on commercial use, on derived works or on how they are shared.

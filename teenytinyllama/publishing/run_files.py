@@ -1,7 +1,7 @@
 """What a card reads in a run folder, checked before anything is rendered.
 
-`run.json`, `samples.jsonl`, the evaluations in `metrics.jsonl`, and `checkpoints.json`; scores on benchmarks are read by
-`evaluation.results`.
+`run.json`, `samples.jsonl`, the evaluations in `metrics.jsonl`, and `checkpoints.json`; scores on benchmarks are
+read by `evaluation.results`.
 """
 
 import json
@@ -162,6 +162,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for place, row in _read_rows(path):
         ensure(isinstance(row, dict), f"{place}: must be a JSON object. Remove that line.")
+        figures: tuple[str, ...]
         if "bits_per_byte" in row:
             figures, basis = ("bits_per_byte", "perplexity"), "scored_tokens"
         elif "preference_loss" in row:
@@ -194,7 +195,9 @@ def read_checkpoints(path: Path) -> list[dict[str, Any]] | None:
 
 
 def check_checkpoints(records: Any, path: Path) -> list[dict[str, Any]]:
-    """Return records of published checkpoints, each with branch, step, tokens, loss, bits_per_byte, kwh, kg_co2e, sha256.
+    """Return records of published checkpoints.
+
+    Each has branch, step, tokens, loss, bits_per_byte, kwh, kg_co2e and sha256; the figures may be None.
 
     Raises:
         InputError: one lacks a key; `path` is for the message.

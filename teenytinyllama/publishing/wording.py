@@ -13,8 +13,8 @@ from .escaping import Markdown, card_environment, escape_markdown
 
 Language = Literal["en", "pt"]
 LANGUAGES: tuple[Language, ...] = ("en", "pt")
-# English first, because the Hub is searched and the ancestor's cards are written in it; then Portuguese, because that is
-# what those who use a Portuguese model read.
+# English first, because the Hub is searched and the ancestor's cards are written in it; then Portuguese, because that
+# is what those who use a Portuguese model read.
 CARD_LANGUAGES: dict[str, tuple[Language, ...]] = {"both": ("en", "pt"), "en": ("en",), "pt": ("pt",)}
 DEFAULT_CARD_LANGUAGE = "both"
 _LINE = 100  # characters of a line of a sample; a page scrolls longer ones out of sight
