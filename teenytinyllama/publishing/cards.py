@@ -8,7 +8,7 @@ from typing import Any
 
 from .benchmarks import benchmark_progress, benchmark_tables, trivial_names
 from .escaping import Markdown, escape_markdown
-from .facts import CardFacts, data_table, facts_of_run
+from .facts import CardFacts, data_table, facts_of_run, safe_name
 from .metadata import front_matter
 from .wording import Language, card_languages, say, sentence_environment
 
@@ -71,7 +71,7 @@ def render_card(facts: CardFacts, languages: Sequence[Language]) -> str:
 
 def _render_sections(facts: CardFacts, language: Language) -> str:
     environment = sentence_environment(language, "not_measured" if facts.origin == "run" else "not_published")
-    branch = facts.checkpoints[-1]["branch"] if facts.checkpoints else None
+    branch = Markdown(safe_name(facts.checkpoints[-1]["branch"])) if facts.checkpoints else None
     usage = {
         "repository": Markdown(facts.name),
         "is_chat": facts.is_chat,
@@ -110,8 +110,8 @@ def _citation(facts: CardFacts) -> str:
     owner, slash, title = facts.name.partition("/")
     if not slash or facts.origin != "run":
         return ""
-    key = facts.name.replace("/", "-")
+    key, year = facts.name.replace("/", "-"), safe_name(facts.run["created"][:4])
     return (
-        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{owner}}},\n  year = {{{facts.run['created'][:4]}}},\n"
+        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{owner}}},\n  year = {{{year}}},\n"
         f"  url = {{https://huggingface.co/{facts.name}}}\n}}"
     )
