@@ -19,8 +19,11 @@ from teenytinyllama.publishing.publish import PublishConfig
 
 def main() -> None:
     """Publish the run that the first word names."""
-    ensure(sys.argv[1:] and not sys.argv[1].startswith("--"), "publish.py: needs a run: the output_dir of a training.")
-    run_publish(Path(sys.argv[1]), parse(PublishConfig, sys.argv[2:]))
+    words = sys.argv[1:]
+    run = words.pop(0) if words and not words[0].startswith("--") else None
+    config = parse(PublishConfig, words)
+    ensure(run, "publish.py: needs a run as its first word: the output_dir of a training.")
+    run_publish(Path(str(run)), config)
 
 
 if __name__ == "__main__":

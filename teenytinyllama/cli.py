@@ -178,10 +178,19 @@ def demo(argv: list[str]) -> int:
 
 
 def card(argv: list[str]) -> None:
-    """Write the model card (README.md) of a run again from the run's files."""
+    """Write a run's model card, or --check its numbers: RUN [--language en|pt|both] [--repository OWNER/NAME]."""
+    argv, language = _take_option(argv, "language")
+    argv, repository = _take_option(argv, "repository")
+    checked = "--check" in argv
+    folder = Path(_single_path("card", [word for word in argv if word != "--check"], "the run's folder"))
+    if checked:
+        from .publishing.check import check_model_card
+
+        print(check_model_card(folder, repository, language))
+        return
     from .publishing.cards import write_model_card
 
-    print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
+    print(write_model_card(folder, repository, language))
 
 
 def publish(argv: list[str]) -> None:

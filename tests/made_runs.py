@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from test_cards import RUN, SAMPLES
+from card_runs import RUN, SAMPLES
 
 IDENTITY = {"preset": "tiny", "seed": "42", "packed_sha256": "c" * 64}
 
@@ -71,6 +71,8 @@ def end_run(folder: Path, tokenizer_folder: Path, seed: int) -> None:
     from teenytinyllama.manifest import sha256_file
 
     make_model(folder, tokenizer_folder, seed)
+    metrics = folder / "metrics.jsonl"  # the line that was being written is whole by now
+    metrics.write_text(metrics.read_text().removesuffix('{"step": 3'))
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in SAMPLES))
     (folder / "loss.png").write_bytes(b"\x89PNG\r\n")
     run = copy.deepcopy(RUN)

@@ -77,7 +77,7 @@ def test_a_folder_holds_exactly_what_is_allowed(run: Path, tmp_path: Path) -> No
     for entry, step in zip(index["checkpoints"], (10, 20), strict=True):
         weights = folder / "revisions" / f"step{step}" / "model.safetensors"
         assert entry == {
-            "step": step, "revision": f"step{step}", "tokens": 64 * step, "loss": 5 - step / 10,
+            "step": step, "branch": f"step{step}", "tokens": 64 * step, "loss": 5 - step / 10,
             "bits_per_byte": 2.0 - step / 100, "kwh": step / 1000, "kg_co2e": step / 10000,
             "sha256": {"model.safetensors": sha256_file(weights)},
         }  # fmt: skip
@@ -110,8 +110,9 @@ def test_dry_run_lists_every_file_and_writes_nothing(run: Path, capsys: pytest.C
         assert {line.split()[0] for line in part} == listed
     assert f"{(run / 'model.safetensors').stat().st_size:,} bytes" in text
     assert "README.md of main:\n\n---\n" in text
+    assert "| `step10` | 640 | 4.0000 | 1.9000 |" in text
     assert "\nlanguage: pt\n" in text
-    assert 'from_pretrained("ana/modelo")' in text
+    assert '"ana/modelo"' in text
     assert before == {name: sha256_file(run / name) for name in names(run)}
 
 
@@ -267,6 +268,7 @@ def test_a_full_folder_is_left_alone(run: Path, tmp_path: Path, capsys: pytest.C
         (["--to", "ana/m", "--poll_seconds", "0"], "poll_seconds=0.0: must be positive"),
         (["--to", "ana/m", "--base_model", "base"], "base_model=base: is no repository of the Hub"),
         (["--to", "ana/m", "--privat"], "privat: unknown key"),
+        (["--to", "ana/m", "--language", "de"], "language=de: must be one of"),
         (["--to", "ana/m"], "HF_HUB_OFFLINE: is set, so nothing can be sent. Unset it, or write to a folder"),
         ([], "to: missing"),
     ],
@@ -407,6 +409,23 @@ def test_a_checkpoint_of_an_older_version(run: Path, tmp_path: Path, tokenizer_f
         )
     entry = json.loads((published(run, tmp_path) / "checkpoints.json").read_text())["checkpoints"][0]
     assert (entry["step"], entry["tokens"], entry["loss"], entry["kwh"]) == (10, 640, 4.0, None)
+
+
+def test_the_recipe_does_the_same(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "recipes" / "publish.py")]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
+
+    def start(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=environment)
+
+    assert start(str(run), "--to", f"folder:{tmp_path / 'out'}").returncode == EXIT_DONE
+    assert MAIN_FILES <= names(tmp_path / "out")
+    shown = start("--help")
+    assert shown.returncode == EXIT_DONE
+    assert "--optimizer_state" in shown.stdout
+    for words, message in ((["--to", "ana/m"], "needs a run"), ([str(run), "--oops", "1"], "oops: unknown key")):
+        refused_start = start(*words)
+        assert (refused_start.returncode, message in refused_start.stderr) == (EXIT_BAD_INPUT, True)
 
 
 def test_a_new_checkpoint_is_added(run: Path, tmp_path: Path, tokenizer_folder: Path) -> None:

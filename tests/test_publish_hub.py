@@ -74,7 +74,7 @@ def test_a_run_and_its_checkpoints_are_published(server: HubServer, run: Path, t
     assert remote_names(server, "main") == MAIN_FILES
     index = json.loads(server.files(TO, "main")["checkpoints.json"])
     for entry in index["checkpoints"]:
-        branch = entry["revision"]
+        branch = entry["branch"]
         assert remote_names(server, branch) == BRANCH_FILES
         (tmp_path / "weights").write_bytes(server.files(TO, branch)["model.safetensors"])
         assert entry["sha256"] == {"model.safetensors": sha256_file(tmp_path / "weights")}

@@ -8,15 +8,16 @@ from typing import Any
 
 from ..checkpoints import Marker, read_marker
 from ..checks import InputError, ensure
-from ..manifest import MANIFEST_NAME, sha256_file
+from ..evaluation.results import RESULTS_NAME
+from ..manifest import MANIFEST_NAME, sha256_file, sha256_json
 from ..published import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
+from .benchmarks import eval_result_files
 from .cards import CARD_NAME, render_model_card
 from .refusals import check_repository
-from .run_files import METRICS_NAME, SAMPLES_NAME, read_metrics, read_run
+from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, read_metrics, read_run
 from .safety import inside
 from .uploads import Upload, UploadFile, record_file
 
-CHECKPOINTS_NAME = "checkpoints.json"
 _ENVIRONMENT_NAME = "environment.json"
 _WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
@@ -41,6 +42,7 @@ _RECORDS = (
     METRICS_NAME,
     SAMPLES_NAME,
     "answers.jsonl",
+    RESULTS_NAME,
     "loss.png",
     "ledger.jsonl",
     "emissions.csv",
@@ -82,7 +84,9 @@ def run_identity(run: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is damaged ({error!r}). The run's command writes it again.") from error
 
 
-def main_upload(run: Path, repository: str, entries: list[dict[str, Any]], base_model: str = "") -> Upload:
+def main_upload(
+    run: Path, repository: str, entries: list[dict[str, Any]], base_model: str = "", language: str | None = None
+) -> Upload:
     """Return the upload of a finished run to main: model, tokenizer, card, records, and the list of checkpoints.
 
     Args:
@@ -90,6 +94,7 @@ def main_upload(run: Path, repository: str, entries: list[dict[str, Any]], base_
         repository: `owner/name`; empty for a folder.
         entries: of the checkpoints that have branches, by step.
         base_model: for an adapter: the Hub repository of its base model.
+        language: of the card, see `render_model_card`.
 
     Raises:
         InputError: the run is not finished, lacks a file, or its weights are not those that the manifest names; a link
@@ -97,8 +102,9 @@ def main_upload(run: Path, repository: str, entries: list[dict[str, Any]], base_
     """
     records = _present(run, _RECORDS)  # first: the card quotes them, and none may be a link to elsewhere
     manifest = read_run(run)
-    card = UploadFile(CARD_NAME, card_text(run, repository, entries).encode())
-    files = [card, *model_files(run, run, base_model), *records]
+    card = render_model_card(run, repository or None, language, [_card_row(entry) for entry in entries])
+    files = [UploadFile(CARD_NAME, card.encode()), *model_files(run, run, base_model), *records]
+    files += [UploadFile(path, content) for path, content in eval_result_files(run).items()]
     for name, expected in manifest["hashes"].items():
         found = sha256_file(run / name) if (run / name).is_file() else "no such file"
         ensure(
@@ -126,9 +132,10 @@ def index_upload(run: Path, repository: str, entries: list[dict[str, Any]], kept
     return Upload(repository, "model", "main", (record,), message, record=CHECKPOINTS_NAME)
 
 
-def card_text(run: Path, repository: str, entries: list[dict[str, Any]]) -> str:
-    """Return the card for a repository."""
-    return render_model_card(run, repository or None)
+def _card_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry as the card's table wants it: one hash, of the weights or of all their hashes together."""
+    hashes = list(entry["sha256"].values())
+    return {**entry, "sha256": hashes[0] if len(hashes) == 1 else sha256_json(entry["sha256"])}
 
 
 def _present(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
@@ -200,11 +207,6 @@ def _with_base(file: UploadFile, folder: Path, base_model: str) -> UploadFile:
     return UploadFile(file.path, (text + "\n").encode())
 
 
-def checkpoint_revision(step: int) -> str:
-    """Return the name of a checkpoint's branch."""
-    return f"step{step}"
-
-
 def read_checkpoint(
     run: Path, folder: Path, repository: str, base_model: str = "", optimizer_state: bool = False
 ) -> Checkpoint:
@@ -226,8 +228,8 @@ def read_checkpoint(
     weights = {file.path: file.sha256() for file in files if _WEIGHTS.fullmatch(file.path)}
     lines = read_metrics(run / METRICS_NAME, step)
     figures = _figures(marker, lines)
-    revision = checkpoint_revision(step)
-    entry = {"step": step, "revision": revision, **figures, "sha256": weights}
+    revision = f"step{step}"
+    entry = {"step": step, "branch": revision, **figures, "sha256": weights}
     files += [
         _json_file("emissions.json", {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}),
         UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),

@@ -23,12 +23,13 @@ from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
 from ..manifest import MANIFEST_NAME, write_json
 from ..supervision import SUPERVISOR_VARIABLE
-from .contents import check_distinct, index_upload, main_upload, merge_entries, run_identity
+from .contents import check_distinct, index_upload, merge_entries, run_identity
 from .hub import Hub, Standing, open_hub, prepare
 from .publish import (
     PublishConfig,
     command_for,
     finishing_command,
+    main_with_config,
     publish,
     published_entries,
     push_and_say,
@@ -166,7 +167,7 @@ def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, lef
     if not complete:
         return
     entries = merge_entries(published_entries(standing), progress.entries)
-    push_and_say(hub, main_upload(run, config.to, entries, config.base_model), config)
+    push_and_say(hub, main_with_config(run, entries, config), config)
     progress.main = True
     progress.save()
 

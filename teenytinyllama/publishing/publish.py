@@ -23,6 +23,7 @@ from .hub import Hub, Standing, open_hub, prepare, push
 from .hub_calls import HubLimits
 from .refusals import check_repository, check_token
 from .uploads import Upload
+from .wording import card_languages
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ class PublishConfig:
     optimizer_state: bool = field(
         default=False, metadata={"help": "with the checkpoints: what resuming needs; pickles, about twice the weights"}
     )
+    language: str | None = field(
+        default=None, metadata={"help": "of the card: en, pt or both; null: the run's card_language"}
+    )
     base_model: str = field(default="", metadata={"help": "for an adapter: the repository of its base model"})
     replace: bool = field(
         default=False, metadata={"help": "go on although main holds another run or files of others; git keeps them"}
@@ -68,6 +72,7 @@ class PublishConfig:
             ensure(not self.follow, f"follow, to={self.to}: following needs a repository. Leave one of them out.")
         else:
             check_repository(self.to)
+        card_languages(self.language)
         if self.base_model:
             check_repository(self.base_model, "base_model")
         ensure(not (self.follow and self.dry_run), "follow, dry_run: exclude each other. Leave one of them out.")
@@ -105,7 +110,7 @@ def publish(run: Path, config: PublishConfig) -> None:
     checkpoints = [read_with_config(run, folder, config) for folder in found]
     entries = [checkpoint.entry for checkpoint in checkpoints]
     check_distinct(entries)
-    main = main_upload(run, config.repository, entries, config.base_model)
+    main = main_with_config(run, entries, config)
     uploads = [main, *(checkpoint.upload for checkpoint in checkpoints)]
     if config.dry_run:
         print(describe_uploads(uploads))
@@ -121,7 +126,7 @@ def publish(run: Path, config: PublishConfig) -> None:
         check_distinct(entries)
         for folder, checkpoint in zip(found, checkpoints, strict=True):
             push_checkpoint(hub, folder, checkpoint, config)
-        push_and_say(hub, main_upload(run, config.repository, entries, config.base_model), config)
+        push_and_say(hub, main_with_config(run, entries, config), config)
 
 
 def sound_checkpoints(run: Path, skip_damaged: bool) -> list[Path]:
@@ -149,6 +154,11 @@ def read_with_config(run: Path, folder: Path, config: PublishConfig) -> Checkpoi
     return read_checkpoint(run, folder, config.repository, config.base_model, config.optimizer_state)
 
 
+def main_with_config(run: Path, entries: list[dict[str, Any]], config: PublishConfig) -> Upload:
+    """Return what is to be published on main (see `main_upload`)."""
+    return main_upload(run, config.repository, entries, config.base_model, config.language)
+
+
 def published_entries(standing: Standing) -> list[dict[str, Any]]:
     """Return what main's list of checkpoints says of those whose branches are there."""
     found = (standing.record or {}).get("checkpoints")
@@ -158,7 +168,7 @@ def published_entries(standing: Standing) -> list[dict[str, Any]]:
         for entry in entries
         if isinstance(entry.get("step"), int)
         and isinstance(entry.get("sha256"), dict)
-        and entry.get("revision") in standing.branches
+        and entry.get("branch") in standing.branches
     ]
 
 

@@ -39,9 +39,10 @@ def check_upload(upload: Upload) -> None:
             PurePosixPath(file.path).suffix.lower() not in _PICKLES or file.path in upload.pickles,
             f"{file.path}: is a pickle, and reading one can run code, so none is published. Weights go as safetensors.",
         )
+        exists = isinstance(file.source, bytes) or file.source.is_file()
         ensure(
-            isinstance(file.source, bytes) or file.source.is_file(),
-            f"{file.path}: {file.source} is no file any more. Run the same command again.",
+            exists,
+            f"{file.path}: is no file any more in the folder it came from. Run the same command again.",
         )
         ensure(
             not _holds_token(file),

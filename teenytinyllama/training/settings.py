@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..arguments import own_keys
 from ..checks import InputError, ensure
@@ -61,6 +61,9 @@ class RunSettings:
         default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
     )
     license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+    card_language: Literal["en", "pt", "both"] = field(
+        default="both", metadata={"help": "language of the model's card: en, pt, or both, one after the other"}
+    )
 
     # TrainingArguments' own, with other defaults.
     per_device_train_batch_size: int | None = field(
