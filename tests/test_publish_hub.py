@@ -127,7 +127,7 @@ def test_public_only_when_said(server: HubServer, run: Path) -> None:
     assert "to=grupo/aberto: is public, so everybody would see this at once. Say so with --public" in refused.stderr
     assert publish(server, run, "--checkpoints", "false").returncode == EXIT_DONE
     stays = publish(server, run, "--public", "--checkpoints", "false")
-    assert "ana/modelo is private and stays so; make it public yourself" in stays.stderr
+    assert stays.stderr == "ana/modelo is private and stays so: it is made public in its settings\n"
     assert server.info(TO)["private"] is True
 
 

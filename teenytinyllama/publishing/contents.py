@@ -2,11 +2,9 @@
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import Marker, read_marker
 from ..checks import InputError, ensure
 from ..evaluation.results import RESULTS_NAME
 from ..manifest import MANIFEST_NAME, sha256_file, sha256_json
@@ -14,12 +12,12 @@ from ..published import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
 from .benchmarks import eval_result_files
 from .cards import CARD_NAME, render_model_card
 from .refusals import check_repository
-from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, read_metrics, read_run
+from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, read_run
 from .safety import inside
 from .uploads import Upload, UploadFile, record_file
 
-_ENVIRONMENT_NAME = "environment.json"
-_WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
+CONFIG_NAME, ENVIRONMENT_NAME = "config.yaml", "environment.json"
+WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
 _MODEL_NAMES = {
     "config.json",
@@ -36,9 +34,9 @@ _MODEL_NAMES = {
 }
 # What says how the model was made, beside the card.
 _RECORDS = (
-    "config.yaml",
+    CONFIG_NAME,
     MANIFEST_NAME,
-    _ENVIRONMENT_NAME,
+    ENVIRONMENT_NAME,
     METRICS_NAME,
     SAMPLES_NAME,
     "answers.jsonl",
@@ -50,23 +48,6 @@ _RECORDS = (
     "emissions.md",
     "emissions.png",
 )
-# What resuming needs: pickles, so only on request. `latest` and `global_step…` are DeepSpeed's.
-_OPTIMIZER = re.compile(
-    r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|latest|global_step\d+/[\w.-]+\.pt"
-)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that is to be published.
-
-    Attributes:
-        upload: its branch.
-        entry: what `checkpoints.json` says of it.
-    """
-
-    upload: Upload
-    entry: dict[str, Any]
 
 
 def run_identity(run: Path) -> dict[str, Any]:
@@ -75,11 +56,12 @@ def run_identity(run: Path) -> dict[str, Any]:
     Raises:
         InputError: the folder holds no run, or its record of it is damaged.
     """
-    path = run / _ENVIRONMENT_NAME
+    path = run / ENVIRONMENT_NAME
     ensure(run.is_dir(), f"RUN={run}: no such folder. Give the output_dir of `ttl pretrain`, `ttl sft` or `ttl dpo`.")
-    ensure(path.is_file(), f"RUN={run}: is no run's folder, it has no {_ENVIRONMENT_NAME}. Give a run's output_dir.")
+    ensure(path.is_file(), f"RUN={run}: is no run's folder, it has no {ENVIRONMENT_NAME}. Give a run's output_dir.")
+    inside(run, path)
     try:
-        return dict(json.loads(inside(run, path).read_text(encoding="utf-8"))["identity"])
+        return dict(json.loads(path.read_text(encoding="utf-8"))["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is damaged ({error!r}). The run's command writes it again.") from error
 
@@ -100,7 +82,7 @@ def main_upload(
         InputError: the run is not finished, lacks a file, or its weights are not those that the manifest names; a link
             leads out of the folder; an adapter of a base model that is on this machine alone.
     """
-    records = _present(run, _RECORDS)  # first: the card quotes them, and none may be a link to elsewhere
+    records = present_files(run, _RECORDS)  # first: the card quotes them, and none may be a link to elsewhere
     manifest = read_run(run)
     card = render_model_card(run, repository or None, language, [_card_row(entry) for entry in entries])
     files = [UploadFile(CARD_NAME, card.encode()), *model_files(run, run, base_model), *records]
@@ -138,28 +120,10 @@ def _card_row(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "sha256": hashes[0] if len(hashes) == 1 else sha256_json(entry["sha256"])}
 
 
-def _present(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
+def present_files(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
     """Return those of the files that the run has; a link counts, so that one that leads out is refused."""
     found = [name for name in names if (run / name).is_file() or (run / name).is_symlink()]
     return [UploadFile(name, inside(run, run / name)) for name in found]
-
-
-def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a checkpoint says of the training so far; markers of earlier versions leave it to metrics.jsonl."""
-    newest: dict[str, Any] = {}
-    for record in records:
-        newest |= record
-    scored = [
-        record["bits_per_byte"] for record in records if record["step"] == marker.step and "bits_per_byte" in record
-    ]
-    found = {
-        "tokens": marker.tokens,
-        "loss": None,
-        "bits_per_byte": marker.bits_per_byte or (scored[-1] if scored else None),
-        "kwh": marker.kwh,
-        "kg_co2e": marker.kg_co2e,
-    }
-    return {key: newest.get(key) if value is None and key != "bits_per_byte" else value for key, value in found.items()}
 
 
 def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFile]:
@@ -173,10 +137,10 @@ def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFil
     Raises:
         InputError: see `main_upload`.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.name in _MODEL_NAMES or _WEIGHTS.fullmatch(path.name))
-    names.sort(key=lambda name: bool(_WEIGHTS.fullmatch(name)))
+    names = sorted(path.name for path in folder.iterdir() if path.name in _MODEL_NAMES or WEIGHTS.fullmatch(path.name))
+    names.sort(key=lambda name: bool(WEIGHTS.fullmatch(name)))
     files = [UploadFile(name, inside(run, folder / name)) for name in names]
-    ensure(any(_WEIGHTS.fullmatch(name) for name in names), f"{folder}: holds no weights in safetensors.")
+    ensure(any(WEIGHTS.fullmatch(name) for name in names), f"{folder}: holds no weights in safetensors.")
     ensure({"config.json", ADAPTER_CONFIG_NAME} & set(names), f"{folder}: holds no config.json.")
     ensure(set(TOKENIZER_FILES) & set(names), f"{folder}: holds no tokenizer, so nobody could use the model.")
     if ADAPTER_CONFIG_NAME not in names:
@@ -205,79 +169,3 @@ def _with_base(file: UploadFile, folder: Path, base_model: str) -> UploadFile:
     check_repository(base_model, "base_model")
     text = json.dumps({**content, key: base_model}, ensure_ascii=False, indent=2)
     return UploadFile(file.path, (text + "\n").encode())
-
-
-def read_checkpoint(
-    run: Path, folder: Path, repository: str, base_model: str = "", optimizer_state: bool = False
-) -> Checkpoint:
-    """Return the upload of a complete checkpoint to its branch, and its entry in the list of checkpoints.
-
-    Args:
-        run: the run's folder.
-        folder: the checkpoint's.
-        repository: `owner/name`.
-        base_model: see `main_upload`.
-        optimizer_state: add what resuming needs; these files are pickles.
-
-    Raises:
-        InputError: see `main_upload`.
-    """
-    marker = read_marker(folder)
-    step = marker.step
-    files = model_files(run, folder, base_model)
-    weights = {file.path: file.sha256() for file in files if _WEIGHTS.fullmatch(file.path)}
-    lines = read_metrics(run / METRICS_NAME, step)
-    figures = _figures(marker, lines)
-    revision = f"step{step}"
-    entry = {"step": step, "branch": revision, **figures, "sha256": weights}
-    files += [
-        _json_file("emissions.json", {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}),
-        UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
-        *_present(run, ("config.yaml", _ENVIRONMENT_NAME)),
-    ]
-    state = _optimizer_files(run, folder) if optimizer_state else []
-    upload = Upload(
-        repository,
-        "model",
-        revision,
-        (*files, *state),
-        f"checkpoint of step {step}",
-        fixed=tuple(weights),
-        pickles=tuple(file.path for file in state),
-    )
-    return Checkpoint(upload, entry)
-
-
-def _json_file(path: str, content: dict[str, Any]) -> UploadFile:
-    return UploadFile(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _optimizer_files(run: Path, folder: Path) -> list[UploadFile]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return [UploadFile(name, inside(run, folder / name)) for name in names if _OPTIMIZER.fullmatch(name)]
-
-
-def check_distinct(entries: list[dict[str, Any]]) -> None:
-    """Refuse checkpoints of different steps with the same weights: one of them is not what its name says.
-
-    Two branches of Pythia served the same weights for a long time (EleutherAI/pythia, issue 205).
-
-    Raises:
-        InputError: there are such; the message names both and the hash.
-    """
-    seen: dict[str, int] = {}
-    for entry in entries:
-        hashes = json.dumps(entry["sha256"], sort_keys=True)
-        if hashes in seen:
-            name, digest = next(iter(entry["sha256"].items()))
-            raise InputError(
-                f"checkpoints: steps {seen[hashes]} and {entry['step']} have the same weights ({name}, sha256 "
-                f"{digest}), so one of the branches would not hold what its name says. Delete the wrong one."
-            )
-        seen[hashes] = entry["step"]
-
-
-def merge_entries(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of several lists by step; a later list wins."""
-    by_step = {entry["step"]: entry for entries in lists for entry in entries}
-    return [by_step[step] for step in sorted(by_step)]

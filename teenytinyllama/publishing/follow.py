@@ -5,26 +5,25 @@ that it can be ended at any moment and go on later.
 """
 
 import contextlib
-import json
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
-from ..manifest import MANIFEST_NAME, write_json
+from ..manifest import MANIFEST_NAME
 from ..supervision import SUPERVISOR_VARIABLE
-from .contents import check_distinct, index_upload, merge_entries, run_identity
+from .branches import check_distinct, merge_entries
+from .contents import ENVIRONMENT_NAME, index_upload
 from .hub import Hub, Standing, open_hub, prepare
+from .progress import PROGRESS_FOLDER, Progress, read_progress
 from .publish import (
     PublishConfig,
     command_for,
@@ -39,50 +38,11 @@ from .refusals import check_token
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"
-_ENVIRONMENT_NAME = "environment.json"
 _LONGEST_POLL_SECONDS = 600.0
 # Passes over the run without success once it has ended, before the command to finish by hand is left to the user.
 _PASSES_AFTER_END = 5
 # How long an upload that cannot be interrupted may keep an asked end waiting.
 _END_SECONDS = 10.0
-
-
-@dataclass
-class Progress:
-    """What of a run is published already, kept in the run's folder.
-
-    Attributes:
-        path: of the file.
-        repository: where to.
-        identity: of the run.
-        entries: of the checkpoints that are on the Hub.
-        main: whether the finished run is on main.
-    """
-
-    path: Path
-    repository: str
-    identity: dict[str, Any]
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    main: bool = False
-
-    def save(self) -> None:
-        """Write the file, whole or not at all."""
-        content = {"repository": self.repository, "identity": self.identity, "checkpoints": self.entries}
-        write_json(self.path, {**content, "main": self.main})
-
-
-def read_progress(run: Path, repository: str) -> Progress:
-    """Return what is published of a run in a repository; nothing, if the file is of another run or repository."""
-    path = run / PROGRESS_FOLDER / PROGRESS_NAME
-    new = Progress(path, repository, run_identity(run))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["repository"], content["identity"]) == (repository, new.identity):
-            return Progress(path, repository, new.identity, list(content["checkpoints"]), False)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # none yet, or one that nobody can use: what is on the Hub is found there
-    return new
 
 
 def run_publish(run: Path, config: PublishConfig) -> None:
@@ -108,7 +68,7 @@ def follow(run: Path, config: PublishConfig) -> None:
     with _ended_by_signals(run, config):
         has_ended = _parent_watch()
         ensure(run.is_dir() or not has_ended(), f"RUN={run}: no such folder. Give the output_dir of a run.")
-        while not (run / _ENVIRONMENT_NAME).is_file():
+        while not (run / ENVIRONMENT_NAME).is_file():
             ensure(not has_ended(), f"RUN={run}: no run began there.")
             time.sleep(min(1.0, config.poll_seconds))
         with _only_one(run, config, has_ended), finishing_command(run, config):

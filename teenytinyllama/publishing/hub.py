@@ -4,7 +4,6 @@ Every step may be repeated. What the Hub holds is read before each try, so after
 is found and none is made twice; `parent_commit` lets no second writer come in between.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +25,6 @@ from .remote import (
 )
 from .safety import check_upload
 from .uploads import Upload
-
-logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -106,10 +103,12 @@ class Standing:
     Attributes:
         record: of an earlier upload of the same run, or None.
         branches: names of all branches.
+        private: whether only its owners see the repository.
     """
 
     record: dict[str, Any] | None
     branches: frozenset[str]
+    private: bool
 
 
 def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = False) -> Standing:
@@ -121,14 +120,14 @@ def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = F
     """
     check_upload(upload)
     name, kind = upload.repository, upload.repo_type
-    ensure_repository(hub, name, kind, private)
+    is_private = ensure_repository(hub, name, kind, private)
 
     def look() -> Standing:
         head = read_head(hub.api, name, kind, upload.revision)
         record = read_record(upload, head)
         check_replacement(upload, head, record, replace)
         branches = frozenset(branch.name for branch in hub.api.list_repo_refs(name, repo_type=kind).branches)
-        return Standing(record if same_identity(upload, record) else None, branches)
+        return Standing(record if same_identity(upload, record) else None, branches, is_private)
 
     return _call(f"{name}: reading it", look, name, hub)
 
@@ -169,8 +168,8 @@ def push(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = Fals
     return Pushed(head.commit, url, changed=seen[0] != head.commit)
 
 
-def ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool) -> None:
-    """Make a repository if it is missing.
+def ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool) -> bool:
+    """Make a repository if it is missing; return whether it is private.
 
     Raises:
         InputError: it is somebody else's, or public although private is wanted, or cannot be made.
@@ -187,15 +186,13 @@ def ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool) 
     if info is None:
         make = partial(hub.api.create_repo, repository, repo_type=repo_type, private=private, exist_ok=True)
         _call(f"{repository}: making it", make, repository, hub)
-        return
-    settings = f"{repository_page(repository, repo_type)}/settings"
+        return private
     ensure(
         info.private or not private,
         f"to={repository}: is public, so everybody would see this at once. Say so with --public, or make it private "
-        f"first: {settings}",
+        f"first: {repository_page(repository, repo_type)}/settings",
     )
-    if info.private and not private:
-        logger.warning("%s is private and stays so; make it public yourself: %s", repository, settings)
+    return bool(info.private)
 
 
 def _find(hub: Hub, repository: str, repo_type: str) -> Any | None:

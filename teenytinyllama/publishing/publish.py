@@ -10,14 +10,8 @@ from typing import Any, ClassVar
 
 from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import InputError, RunFailedError, ensure
-from .contents import (
-    Checkpoint,
-    check_distinct,
-    main_upload,
-    merge_entries,
-    read_checkpoint,
-    run_identity,
-)
+from .branches import Checkpoint, check_distinct, merge_entries, read_checkpoint
+from .contents import main_upload, run_identity
 from .folder import FOLDER_PREFIX, describe_uploads, write_folder
 from .hub import Hub, Standing, open_hub, prepare, push
 from .hub_calls import HubLimits
@@ -122,6 +116,8 @@ def publish(run: Path, config: PublishConfig) -> None:
     with finishing_command(run, config):
         hub = open_hub(config.limits())
         standing = prepare(hub, main, private=not config.public, replace=config.replace)
+        if config.public and standing.private:
+            logger.warning("%s is private and stays so: it is made public in its settings", config.to)
         entries = merge_entries(published_entries(standing), entries)
         check_distinct(entries)
         for folder, checkpoint in zip(found, checkpoints, strict=True):
