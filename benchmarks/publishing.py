@@ -1,6 +1,6 @@
 """Does publishing beside a training slow it? The same run without a follower, with one, and with a Hub that is dead.
 
-    python benchmarks/publishing.py --tokenizer outputs/tiny/tokenizer --packed outputs/tiny/packed --json publishing.json
+    python benchmarks/publishing.py --tokenizer outputs/tiny/tokenizer --packed outputs/tiny/packed
 
 The Hub is the one of the tests, on this machine, so it takes processor time as well that a real one would not. Every
 20 steps a checkpoint is saved and published, far more often than in a real run.

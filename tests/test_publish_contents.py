@@ -419,7 +419,7 @@ def test_the_recipe_does_the_same(run: Path, tmp_path: Path) -> None:
         return subprocess.run([*command, *words], capture_output=True, text=True, check=False, env=environment)
 
     assert start(str(run), "--to", f"folder:{tmp_path / 'out'}").returncode == EXIT_DONE
-    assert MAIN_FILES <= names(tmp_path / "out")
+    assert names(tmp_path / "out") >= MAIN_FILES
     shown = start("--help")
     assert shown.returncode == EXIT_DONE
     assert "--optimizer_state" in shown.stdout

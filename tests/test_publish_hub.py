@@ -369,3 +369,39 @@ def test_each_request_may_fail_once(run: Path, tmp_path: Path, how: str) -> None
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [], done.stderr
+
+
+@pytest.mark.slow
+def test_an_adapter_is_loaded_from_the_hub(
+    server: HubServer, run: Path, tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    """Base model and adapter in two repositories; whoever loads the adapter gets both."""
+    assert publish(server, run, "--checkpoints", "false", to="ana/base").returncode == EXIT_DONE
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM; from peft import LoraConfig, get_peft_model\n"
+        "torch.manual_seed(0)\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "config = LoraConfig(task_type='CAUSAL_LM', r=2, target_modules='all-linear', init_lora_weights=False)\n"
+        "get_peft_model(model, config).save_pretrained(sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run)], check=True, capture_output=True)
+    for name in ("model.safetensors", "config.json"):
+        (run / name).unlink()
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["hashes"] = {"adapter_model.safetensors": sha256_file(run / "adapter_model.safetensors")}
+    (run / "run.json").write_text(json.dumps(manifest))
+    done = publish(server, run, "--checkpoints", "false", "--base_model", "ana/base", to="ana/adaptador")
+    assert done.returncode == EXIT_DONE, done.stderr
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained('ana/adaptador')\n"
+        "assert any('lora_A' in name for name, _ in model.named_parameters())\n"
+        "ids = AutoTokenizer.from_pretrained('ana/adaptador')('Era uma vez', return_tensors='pt').input_ids\n"
+        "base = AutoModelForCausalLM.from_pretrained('ana/base')\n"
+        "assert not model(ids).logits.allclose(base(ids).logits)\n"
+    )
+    fresh = subprocess.run(
+        [sys.executable, "-I", "-c", code], env=server.environment(tmp_path / "fresh", token=TOKEN),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert fresh.returncode == 0, fresh.stderr
