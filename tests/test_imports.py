@@ -39,7 +39,7 @@ ALLOWED = {
     "training": CORE | {"data", "evaluation", "supervision"},
     "planning": CORE | {"training"},
     "tuning": CORE | {"chat", "data", "evaluation", "training"},
-    "publishing": CORE | {"data", "evaluation", "training"},
+    "publishing": CORE | {"data", "evaluation", "supervision", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
     "cli": CORE
