@@ -24,7 +24,7 @@ from card_runs import (
     write_rows,
     write_run,
     write_whole_run,
-)  # fmt: skip
+)
 from jinja2 import UndefinedError
 
 from teenytinyllama.checks import InputError, MissingFileError
@@ -63,7 +63,7 @@ def test_every_number_comes_from_the_run(run_folder: Path):
         "ENEM: 7 prompts", "Measured with lm\\_eval 0.4.13.",
         "| CALAME | accuracy | 46.72 ± 1.10 | 2.13 (one answer to everything) |", "| 2,048,000 | 250 | 31.11 ± 1.17 |",
         "| RTE | macro F1 | 15 | 53.97 | not known |", "| STS | Pearson | 15 | -0.24 | not known |",
-        "Source of the figures: [Published](<https://example.org/rte>)", "Source of the figures: a table in a paper",
+        "Source of the figures: [Published](https://example.org/rte)", "Source of the figures: a table in a paper",
         "above it by more than two standard errors: ENEM.**", "```bash\nttl evaluate runs/lhama\n```",
         "| `step250` | 2,048,000 | 3.2500 | 1.5000 | 0.31 | 0.031 | `f1f1f1f1f1f1` |", 'revision="step250"',
     ):  # fmt: skip
@@ -443,6 +443,7 @@ def test_hostile_samples_stay_inside_their_fence(run_folder: Path):
     metadata = split_card(render_model_card(run_folder))[0]
     assert metadata["license"] == "apache-2.0"
     assert metadata["widget"][0]["text"].startswith("x\n---\nlicense: mit")
+    assert "\u202e" not in metadata["widget"][0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -496,7 +497,7 @@ def test_escaping():
     assert escape_markdown(escape_markdown("a*b")) == r"a\*b"
     assert inline_code("a``b`") == "``` a``b` ```"
     assert inline_code("a|b") == r"`a\|b`"
-    assert link("a](b)", "https://example.org/x?a=1") == r"[a\](b)](<https://example.org/x?a=1>)"
+    assert link("a](b)", "https://example.org/x?a=1") == r"[a\](b)](https://example.org/x?a=1)"
     for address in ("http://x.org", "javascript:a()", "https://x.org/>b", "https://x.org/ b", "https://x.org/\nb"):
         assert link("texto", address) == "texto"
     assert fenced_block("a\n````\nb", "bash") == "`````bash\na\n````\nb\n`````"

@@ -71,8 +71,8 @@ def test_what_a_file_leaves_out_is_left_out(tmp_path: Path):
     for absent in ("Tokens seen", "Vocabulary", "kWh", "How it was made", "Samples", "±"):
         assert absent not in body
     assert not {"co2_eq_emissions", "model-index", "datasets", "metrics", "widget"} & set(metadata)
-    assert "- [size](<https://example.org>)" in body
-    assert "- [tamanho](<https://example.org>)" in body
+    assert "- [size](https://example.org)" in body
+    assert "- [tamanho](https://example.org)" in body
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def check_model_card(run_folder: str | Path, repository: str | None = None, lang
     path = Path(run_folder) / CARD_NAME
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file. Write the card with `ttl card {run_folder}`.")
-    text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
+    text = path.read_text(encoding="utf-8")
     found, found_body, found_line = _split(text, path)
     name = _NAME_IN_EXAMPLE.search(found_body)
     rendered = render_model_card(

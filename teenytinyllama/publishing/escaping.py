@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _INVISIBLE_IN_BLOCK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-# An address that can be a link's target: no spaces, quotes, brackets or marks of HTML.
+# An address that can be the target of a link: no spaces, quotes, brackets or marks of HTML.
 _ADDRESS = re.compile(r"https://[\w.~:/?#@!$&*+,;=%-]+", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~!#$&<>]")
 
@@ -54,7 +54,7 @@ def inline_code(value: object) -> Markdown:
 def link(text: object, address: object) -> Markdown:
     """Return the text as a link to an https address; where the address is none, the text alone."""
     shown, target = escape_markdown(text), one_line(address)
-    return Markdown(f"[{shown}](<{target}>)") if _ADDRESS.fullmatch(target) else shown
+    return Markdown(f"[{shown}]({target})") if _ADDRESS.fullmatch(target) else shown
 
 
 def fenced_block(value: object, language: str = "text") -> Markdown:
