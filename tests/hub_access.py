@@ -90,7 +90,8 @@ class Hub:
         found = self.store.find(kind, id)
         if found and self.access.sees(found, call.user):
             return found
-        # The Hub does not tell a stranger whether a private repository exists.
+        # The Hub does not tell a stranger whether a private repository exists. The client takes any 401 of a repository
+        # for RepoNotFound, but only from an address that begins with https; here the code has to say so.
         if call.person is None:
             raise HubError(401, "Invalid username or password.", "RepoNotFound")
         raise HubError(404, "Repository not found", "RepoNotFound")

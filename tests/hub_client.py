@@ -56,6 +56,7 @@ def commits(folder: str) -> dict[str, Any]:
         "ana/m",
         [
             CommitOperationDelete("sub/"),
+            CommitOperationAdd("README.md", CARD + b"mais"),
             CommitOperationAdd("c.txt", b"c"),
             CommitOperationCopy("w.safetensors", "copia.safetensors"),
         ],

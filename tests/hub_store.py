@@ -177,7 +177,7 @@ class Store:
 
     def find(self, kind: str, id: str) -> Repository | None:
         """Return a repository, None if there is none of that name."""
-        if not ID.fullmatch(id):
+        if kind not in KINDS or not ID.fullmatch(id):
             return None
         folder = self.folder / kind / id
         settings = folder / ".hub" / "settings.json"

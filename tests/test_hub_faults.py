@@ -1,10 +1,13 @@
 """Faults of the test Hub: what they do to it, and what the real client makes of them."""
 
+import http.client
 import json
 import re
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,6 +92,10 @@ def test_faults_strike_the_nth_request_and_are_counted(server: HubServer):
     fault = server.fail(r"GET /api/models/ana/m$", "503", nth=2, times=2, seconds=7, message="agora não")
     statuses = [ask(server, "GET", "/api/models/ana/m")[0] for _ in range(5)]
     assert (statuses, fault.fired) == ([200, 503, 503, 200, 200], 2)
+    server.fail(".*", "429", seconds=7)
+    with pytest.raises(urllib.error.HTTPError, match="429") as caught:
+        urllib.request.urlopen(f"{server.url}/api/models")
+    assert caught.value.headers["Retry-After"] == "7"
     server.fail(".*", "500", times=9)
     server.clear_faults()
     assert ask(server, "GET", "/api/models/ana/m")[0] == 200
@@ -105,6 +112,18 @@ def test_another_client_comes_in_between(server: HubServer):
     server.before(r"POST .*/commit/main", lambda: server.write("ana/m", {"outro.txt": b"x"}))
     assert commit(server, parentCommit=head)[0] == 412
     assert commit(server, parentCommit=server.commit("ana/m"))[0] == 200
+
+
+def test_an_open_connection_is_not_served_after_the_end(tmp_path: Path):
+    with HubServer(tmp_path / "hub", tokens=TOKENS) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
+        connection.request("GET", "/api/models")
+        assert connection.getresponse().read() == b"[]"
+    body = json.dumps({"name": "tarde"})
+    connection.request("POST", "/api/repos/create", body, {"Authorization": "Bearer hf_ana"})
+    with pytest.raises(http.client.RemoteDisconnected):
+        connection.getresponse()
+    assert not server.exists("ana/tarde")
 
 
 def commit_in_vain(server: HubServer) -> None:

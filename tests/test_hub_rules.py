@@ -75,7 +75,10 @@ def test_uploads_are_checked_against_their_sha256(server: HubServer):
     assert ask(server, "PUT", f"{address}/1", content[:5], token=None)[0] == 200
     parts = [{"partNumber": 1, "etag": hashlib.md5(content[:5]).hexdigest()}]
     assert ask(server, "POST", f"{address}/complete", {"parts": parts}, token=None)[0] == 400
-    assert ask(server, "POST", f"{address}/complete", {"parts": [{"partNumber": 2, "etag": "x"}]}, token=None)[0] == 400
+    for number, etag in ((1, "x"), (2, parts[0]["etag"])):
+        wrong = {"parts": [{"partNumber": number, "etag": etag}]}
+        answer = ask(server, "POST", f"{address}/complete", wrong, token=None)
+        assert answer == (400, {"error": f"Part {number} was not uploaded, or is another one"})
     assert ask(server, "PUT", address, content, token=None)[0] == 200
     assert ask(server, "POST", verify, objects[0])[0] == 200
     assert ask(server, "POST", verify, {**objects[0], "size": 1})[0] == 404
@@ -90,6 +93,22 @@ def test_which_files_go_through_lfs(tmp_path: Path):
     cases = [("a.txt", "ação".encode()[:3]), ("a.bin", b"x"), ("a.dat", b"a\0"), ("a.dat", b"\xff\xfe"), ("a.bin", b"")]
     assert [is_lfs(name, content, len(content)) for name, content in cases] == [False, True, True, True, False]
     assert is_lfs("a.txt", b"a" * 512, 2000, lfs_bytes=1000)
+
+
+def test_the_client_is_told_how_to_send_each_file(server: HubServer):
+    text = {"path": "a.txt", "size": 1, "sample": "YQ=="}
+    weights = {"path": "w.bin", "size": 5, "sample": "cGVzb3M="}
+    new = {"path": "sub/x.log", "size": 1, "sample": "AA=="}
+    payload = {"files": [text, weights, new], "gitIgnore": "*.log\n"}
+    _, answer = ask(server, "POST", "/api/models/ana/m/preupload/main", payload)
+    shown = [(file["uploadMode"], file["shouldIgnore"], file["oid"]) for file in answer["files"]]
+    # The id of a file that is there: git's for text, the sha256 for LFS; by it the client leaves out what did not change.
+    assert shown == [
+        ("regular", False, "2e65efe2a145dda7ee51d1741299f848e5bf752e"),  # printf a | git hash-object --stdin
+        ("lfs", False, hashlib.sha256(b"pesos").hexdigest()),
+        ("lfs", True, None),
+    ]
+    assert ask(server, "POST", "/api/models/ana/m/preupload/x", payload)[0] == 404
 
 
 def test_parts_of_a_file(server: HubServer):
@@ -153,9 +172,12 @@ def test_the_same_writes_give_the_same_ids_and_no_token_is_logged(tmp_path: Path
 
 
 def test_names_cannot_leave_the_folder(server: HubServer, tmp_path: Path):
-    (tmp_path / "fora").mkdir()
+    (tmp_path / "fora/x/main").mkdir(parents=True)
+    (tmp_path / "fora/x/main/w.bin").write_bytes(b"segredo")
     for name in ("..%2f..%2ffora/x", "ana/..", "ana%2f../m", "%2e%2e/fora"):
         assert ask(server, "GET", f"/api/models/{name}")[0] in (400, 404), name
+    stored = hashlib.sha256(b"segredo").hexdigest()
+    assert ask(server, "GET", f"/storage/..%2f/fora/x/{stored}")[0] == 404
     for name in ("../x", "a/b", "..", ".git", "a.git", ""):
         assert ask(server, "POST", "/api/repos/create", {"name": name})[0] == 400, name
     assert ask(server, "POST", "/api/repos/create", {"name": "x", "organization": "../ana"})[0] == 403

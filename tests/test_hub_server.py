@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from hub_asks import TOKENS, run
+from hub_client import CARD, WEIGHTS
 from hub_faults import WRITES
+from hub_files import git_attributes
 from hub_server import HubServer
 
 PUSHED = [".gitattributes", "README.md", "config.json", "generation_config.json", "model.safetensors"]
@@ -39,7 +41,8 @@ def test_the_client_does_everything_to_a_repository(server: HubServer, tmp_path:
     }
     titles = dict(seen["tree"])
     assert [*titles] == [*main, "x", "x/y", "x/y/z.txt"]
-    assert titles["README.md"] == "primeiro"
+    assert titles["w.safetensors"] == "primeiro"
+    assert titles["README.md"] == "segundo"
     assert titles[".gitattributes"] == "initial commit"
     assert titles["x"].startswith("Upload")
     assert seen["inside"] == ["x/y/z.txt"]
@@ -48,20 +51,12 @@ def test_the_client_does_everything_to_a_repository(server: HubServer, tmp_path:
     assert seen["downloaded"] == {name: name == "w.safetensors" for name in step}
     assert seen["verified"]
     assert seen["info"] == [True, ["conto", "pt", "license:mit"], "mit", 5120]
-    assert seen["expanded"] == [sum(map(len, [b"c"])) + used_bytes(), False, None]
+    assert seen["expanded"] == [len(CARD + b"mais" + git_attributes() + b"c") + 2 * len(WEIGHTS), False, None]
     assert seen["moved"] == [False, True, "manual"]
     assert seen["lists"] == [["grupo/m"], ["grupo/dados"], []]
     assert (seen["deleted"], seen["who"]) == (False, ["ana", ["grupo"]])
     assert {*WRITES} - {*server.writes()} == {"lfs_part", "lfs_complete"}
     assert not [request for request in server.requests if request.status >= 500]
-
-
-def used_bytes() -> int:
-    """The size of the files of the second commit without c.txt."""
-    from hub_client import CARD, WEIGHTS
-    from hub_files import git_attributes
-
-    return len(CARD) + 2 * len(WEIGHTS) + len(git_attributes())
 
 
 def test_an_upload_in_parts(tmp_path: Path):
