@@ -143,7 +143,8 @@ def _start(
 ) -> int:
     """Check everything in this process, prepare the data, then start the ranks and supervise them.
 
-    With `settle`, a length that only caps tell is settled in between, by a test with the same ranks.
+    With `settle`, a length that only caps tell is settled in between, by a test with the same ranks. With
+    `hub_model_id` a process beside them publishes the run; it changes neither the ranks nor the exit code.
 
     Returns:
         0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
@@ -154,10 +155,12 @@ def _start(
     from .arguments import write_yaml
     from .launcher import launch, plan_ranks
     from .manifest import command_line
+    from .publishing.beside import check_follower, report_follower, start_follower
     from .training.plan import what_follows
 
     script = recipes_folder() / recipe
     ranks = plan_ranks(script, [], accelerate_file, num_processes)
+    publishing = check_follower(values)
     values = prepare(values)
     os.environ.setdefault("TTL_COMMAND", command_line())
 
@@ -172,7 +175,11 @@ def _start(
     if check(values, ranks.num_processes) == "complete":
         print(f"{values['output_dir']} is complete; {what_follows(Path(values['output_dir']))}")
         return EXIT_DONE
-    return start(values)
+    follower = start_follower(Path(values["output_dir"]), publishing) if publishing else None
+    code = start(values)
+    if follower:
+        report_follower(follower, code)
+    return code
 
 
 def demo(argv: list[str]) -> int:
@@ -183,10 +190,29 @@ def demo(argv: list[str]) -> int:
 
 
 def card(argv: list[str]) -> None:
-    """Write the model card (README.md) of a run again from the run's files."""
+    """Write a run's model card, or --check its numbers: RUN [--language en|pt|both] [--repository OWNER/NAME]."""
+    argv, language = _take_option(argv, "language")
+    argv, repository = _take_option(argv, "repository")
+    checked = "--check" in argv
+    folder = Path(_single_path("card", [word for word in argv if word != "--check"], "the run's folder"))
+    if checked:
+        from .publishing.check import check_model_card
+
+        print(check_model_card(folder, repository, language))
+        return
     from .publishing.cards import write_model_card
 
-    print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
+    print(write_model_card(folder, repository, language))
+
+
+def publish(argv: list[str]) -> None:
+    """Publish a run and its checkpoints on the Hub, or in a folder: RUN --to owner/name|folder:PATH."""
+    ensure(argv and not argv[0].startswith("--"), "ttl publish: needs a run: the output_dir of a training.")
+    from .arguments import parse
+    from .publishing.follow import run_publish
+    from .publishing.publish import PublishConfig
+
+    run_publish(Path(argv[0]), parse(PublishConfig, argv[1:]))
 
 
 def emissions(argv: list[str]) -> None:
@@ -254,6 +280,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "app": app,
     "emissions": emissions,
     "card": card,
+    "publish": publish,
 }
 
 
@@ -317,6 +344,10 @@ def _describe_verb(verb: str) -> str:
         from .app.config import AppConfig
 
         return describe_keys(AppConfig)
+    if verb == "publish":
+        from .publishing.publish import PublishConfig
+
+        return describe_keys(PublishConfig)
     if verb == "pretrain":
         from .training.config import PretrainConfig
 

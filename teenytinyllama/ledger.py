@@ -3,6 +3,7 @@
 After a kill a run goes back to its last checkpoint: metrics, samples and token counts go back with it, what was
 consumed does not. Each row of `ledger.jsonl` holds the sums of one start of the run so far and the step they belong to,
 so that energy can be told apart that bought steps which were kept (useful) and steps that were done again (repeated).
+A row also says what went on since the one before it: training, evaluation or saving.
 
     start A  step 0 ------- 40 (checkpoint) --- 55 killed          useful 0-40, repeated 40-55
     start B                 40 ----------------------------- 80    useful
@@ -12,19 +13,27 @@ it.
 """
 
 import json
-import shutil
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .checks import InputError, ensure
-from .emissions import EMISSIONS_NAME, EnergyMeter, EnergyReading, read_emissions
+from .emissions import EMISSIONS_NAME, read_emissions
+from .meter import EnergyReading
 
 LEDGER_NAME = "ledger.jsonl"
 FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
 _TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
+_SUMS = tuple(item.name for item in fields(EnergyReading) if item.name != "gpu_counter_kwh")
+_OTHERS = (
+    "{} other measurement(s) ran on the same machine: each counts the whole processor, the memory and the GPUs that it "
+    "sees, so these are in both"
+)
+
+Phase = Literal["training", "evaluation", "saving"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,10 @@ class Start:
         warnings: what they leave out.
         ended: whether it stopped by itself; after a kill, the time since its last row is missing.
         times: seconds since the epoch of the first and of the last row.
+        phases_kwh: kWh by what went on; empty in older ledgers, and where a stage does one thing only.
+        counter_reason: why the GPUs' own counters were not read, or not to the end; None in older ledgers.
+        gpu_check: (kWh by codecarbon, kWh by the counters) of the GPUs in the last row with both; None: in no row.
+        run_id: codecarbon's name of it; empty in older ledgers.
     """
 
     machine: int
@@ -50,6 +63,10 @@ class Start:
     warnings: list[str]
     ended: bool
     times: tuple[float, float]
+    phases_kwh: dict[str, float]
+    counter_reason: str | None
+    gpu_check: tuple[float, float] | None
+    run_id: str
 
     def kwh_until(self, step: int) -> float:
         """Return the kWh that had been consumed at a step, linear between rows."""
@@ -82,6 +99,15 @@ class Account:
         """Return how many starts ended without writing a last row."""
         return sum(not start.ended for start in self.starts)
 
+    @property
+    def phases_kwh(self) -> dict[str, float]:
+        """Return the kWh by what went on, repeated steps included; of the starts that tell it apart."""
+        sums: dict[str, float] = defaultdict(float)
+        for start in self.starts:
+            for phase, kwh in start.phases_kwh.items():
+                sums[phase] += kwh
+        return dict(sums)
+
 
 def ledger_path(folder: Path, machine: int) -> Path:
     """Return the ledger of a machine in a run's folder."""
@@ -91,55 +117,38 @@ def ledger_path(folder: Path, machine: int) -> Path:
 class LedgerWriter:
     """Appends the rows of one start on one machine."""
 
-    def __init__(self, folder: Path, machine: int, first_step: int, methods: list[str], warnings: list[str]) -> None:
-        """Open the ledger and write that a start began at a step."""
+    def __init__(self, folder: Path, machine: int, first_step: int, about: dict[str, Any]) -> None:
+        """Open the ledger and write that a start began at a step, and what its meter says of itself."""
         self.path = ledger_path(folder, machine)
         self._start = uuid.uuid4().hex[:12]
-        self._append({"event": "start", "machine": machine, "step": first_step, "methods": methods,
-                      "warnings": warnings})  # fmt: skip
+        self._append({"event": "start", "machine": machine, "step": first_step, **about})
 
-    def write(self, step: int, reading: EnergyReading, last: bool = False) -> None:
-        """Append the sums of this start up to a step."""
-        self._append({"event": "end" if last else "reading", "step": step, **asdict(reading)})
+    def write(
+        self,
+        step: int,
+        reading: EnergyReading,
+        last: bool = False,
+        phase: Phase | None = None,
+        others: int = 0,
+        counter_reason: str = "",
+    ) -> None:
+        """Append the sums of this start up to a step.
+
+        Args:
+            step: the step that was reached.
+            reading: the sums.
+            last: no row follows.
+            phase: what went on since the row before.
+            others: measurements of ours that run beside this one on the machine.
+            counter_reason: why the reading has nothing of the GPUs' counters.
+        """
+        told = {"phase": phase, "others": others, "counter_reason": counter_reason}
+        self._append({"event": "end" if last else "reading", "step": step, **asdict(reading),
+                      **{name: value for name, value in told.items() if value}})  # fmt: skip
 
     def _append(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"start": self._start, "time": round(time.time(), 3), **row}) + "\n")
-
-
-class StageMeter:
-    """Measures a stage that trains nothing, such as packing: its files lie in `folder` however it ends."""
-
-    def __init__(self, folder: Path, country_iso_code: str) -> None:
-        """Measure into a folder that exists when the stage begins."""
-        self.folder, self.country_iso_code = folder, country_iso_code
-
-    def __enter__(self) -> "StageMeter":
-        """Begin measuring."""
-        self._meter = EnergyMeter(self.folder, self.country_iso_code)
-        self._meter.start()
-        self._ledger = LedgerWriter(self.folder, 0, 0, self._meter.methods(), self._meter.warnings())
-        self._flushed = time.monotonic()
-        return self
-
-    def tick(self) -> None:
-        """Write a row if the last one is old; call it now and then, so that a kill loses little."""
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._meter.flush()
-            self._ledger.write(0, self._meter.reading())
-            self._flushed = time.monotonic()
-
-    def __exit__(self, *error: object) -> None:
-        """Write the last row."""
-        self._meter.stop()
-        self._ledger.write(0, self._meter.reading(), last=True)
-
-
-def move_energy_files(source: Path, target: Path) -> None:
-    """Move what a stage measured to another folder."""
-    for name in (EMISSIONS_NAME, LEDGER_NAME):
-        if (source / name).is_file():
-            shutil.move(source / name, target / name)
 
 
 def read_ledger(folder: Path) -> Account | None:
@@ -161,8 +170,7 @@ def read_ledger(folder: Path) -> Account | None:
 
 def total_of(starts: list[Start]) -> EnergyReading:
     """Return the sums over starts; seconds too, so those of several machines overlap."""
-    keys = list(EnergyReading.__dataclass_fields__)
-    return EnergyReading(**{key: sum(getattr(start.total, key) for start in starts) for key in keys})
+    return EnergyReading(**{key: sum(getattr(start.total, key) for start in starts) for key in _SUMS})
 
 
 def _repeated_kwh(start: Start, starts: list[Start]) -> float:
@@ -203,27 +211,46 @@ def read_starts(path: Path) -> list[Start]:
 
 def _read_start(rows: list[dict[str, Any]]) -> Start:
     head, readings = rows[0], rows[1:]
-    keys = EnergyReading.__dataclass_fields__
-    last = {key: float(readings[-1][key]) for key in keys} if readings else dict.fromkeys(keys, 0.0)
+    last = {key: float(readings[-1][key]) for key in _SUMS} if readings else dict.fromkeys(_SUMS, 0.0)
+    counted = [(float(row["gpu_kwh"]), float(row["gpu_counter_kwh"])) for row in readings
+               if row.get("gpu_counter_kwh") is not None]  # fmt: skip
+    reasons = [row["counter_reason"] for row in rows if row.get("counter_reason") is not None]
+    others = max((int(row.get("others", 0)) for row in readings), default=0)
     return Start(
         machine=int(head["machine"]),
         first_step=int(head["step"]),
         points=[(int(row["step"]), float(row["energy_kwh"])) for row in readings],
         total=EnergyReading(**last),
         methods=list(head["methods"]),
-        warnings=list(head["warnings"]),
+        warnings=[*head["warnings"], *([_OTHERS.format(others)] if others else [])],
         ended=rows[-1]["event"] == "end",
         times=(float(head["time"]), float(rows[-1]["time"])),
+        phases_kwh=_read_phases(readings),
+        counter_reason=reasons[-1] if reasons else None,
+        gpu_check=counted[-1] if counted else None,
+        run_id=str(head.get("run_id", "")),
     )
 
 
+def _read_phases(readings: list[dict[str, Any]]) -> dict[str, float]:
+    sums: dict[str, float] = defaultdict(float)
+    before = 0.0
+    for row in readings:
+        if "phase" in row:
+            sums[row["phase"]] += float(row["energy_kwh"]) - before
+        before = float(row["energy_kwh"])
+    return dict(sums)
+
+
 def _check_against_emissions(folder: Path, starts: list[Start]) -> None:
-    """The first machine's ledger and codecarbon's own file say the same, or neither is believed."""
+    """The ledgers and codecarbon's own files say the same, or neither is believed."""
     found = read_emissions(folder / EMISSIONS_NAME)
-    machines = {start.machine for start in starts}
-    if found is None or len(machines) > 1:  # with several, all of them write into the one file
+    if found is None:
         return
     own = sum(start.total.energy_kwh for start in starts)
+    # codecarbon's row is written first, so a kill between the two leaves it ahead.
+    own += sum(max(0.0, found.run_kwh.get(start.run_id, 0.0) - start.total.energy_kwh)
+               for start in starts if not start.ended)  # fmt: skip
     ensure(
         abs(found.energy_kwh - own) <= _TOLERANCE * max(found.energy_kwh, own),
         f"{folder}: {EMISSIONS_NAME} adds up to {found.energy_kwh:.6g} kWh and {LEDGER_NAME} to {own:.6g}. One of the "

@@ -10,6 +10,8 @@ import pytest
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.conversations import ConversationsConfig, prepare_conversations
+from teenytinyllama.emissions import read_emissions
+from teenytinyllama.ledger import read_ledger
 from teenytinyllama.manifest import read_manifest
 from teenytinyllama.published import load_tokenizer
 
@@ -168,3 +170,29 @@ def test_bad_inputs_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     config.inputs = [empty]
     with pytest.raises(InputError, match="assistant_only_loss=True: the chat template has no {% generation %} marks"):
         prepare_conversations(config, tokenizer)
+
+
+def test_the_preparation_is_measured_and_a_place_is_no_other_data(tmp_path: Path, tokenizer: Any) -> None:
+    where = {"inputs": [write(tmp_path / "a.jsonl", pairs(50))], "output_dir": str(tmp_path / "out")}
+    folder = prepare_conversations(ConversationsConfig(**where, country_iso_code="PRT", pue=1.2), tokenizer)
+    total = read_emissions(folder / "emissions.csv")
+    account = read_ledger(folder)
+    assert total is not None
+    assert account is not None
+    assert (total.country_iso_code, total.pue) == ("PRT", pytest.approx(1.2))
+    assert 0 < account.total.energy_kwh == pytest.approx(total.energy_kwh)
+    before = (folder / "run.json").read_bytes()
+    assert prepare_conversations(ConversationsConfig(**where), tokenizer) == folder
+    assert (folder / "run.json").read_bytes() == before
+    # what a kill leaves behind the measurement is no reason to refuse
+    (folder / "run.json").unlink()
+    for split in ("train", "validation"):
+        (folder / f"{split}.parquet").unlink()
+    assert prepare_conversations(ConversationsConfig(**where), tokenizer) == folder
+    # bad rows leave nothing
+    bad = ConversationsConfig(inputs=[write(tmp_path / "b.jsonl", [{"x": 1}])], output_dir=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="are no conversation"):
+        prepare_conversations(bad, tokenizer)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(InputError, match="region=x: country_iso_code=BRA has one intensity only"):
+        prepare_conversations(ConversationsConfig(**{**where, "region": "x"}), tokenizer)

@@ -16,6 +16,8 @@ from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.instructions import RowError
 from teenytinyllama.data.preferences import PreferencesConfig, prepare_preferences, read_preference
+from teenytinyllama.emissions import read_emissions
+from teenytinyllama.ledger import read_ledger
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.tokenizer import BOS_ID, END_INSTRUCTION_ID, EOS_ID, INSTRUCTION_ID
@@ -59,6 +61,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, chat_model: Path) -> Path
         "context": 96, "validation_fraction": 0.2, "output_dir": str(folder / "run"),
     }  # fmt: skip
     return Path(prepare_inputs(values)["preferences"])
+
+
+def test_the_preparation_of_pairs_is_measured(prepared: Path) -> None:
+    account, total = read_ledger(prepared), read_emissions(prepared / "emissions.csv")
+    assert account is not None
+    assert total is not None
+    assert 0 < account.total.energy_kwh == pytest.approx(total.energy_kwh)
+    assert "country_iso_code" not in json.loads((prepared / "run.json").read_text())["plan"]
 
 
 def make_values(folder: Path, chat_model: Path, prepared: Path, **more: Any) -> dict[str, Any]:

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.emissions import EnergyMeter, grid_intensity, read_emissions
+from teenytinyllama.emissions import read_emissions
+from teenytinyllama.grid import GridSettings, grid_intensity
+from teenytinyllama.meter import EnergyMeter
 
 
 def test_the_meter_adds_up_over_starts(tmp_path: Path) -> None:
     totals = []
     for _ in range(2):
-        meter = EnergyMeter(tmp_path, "BRA")
+        meter = EnergyMeter(tmp_path, GridSettings())
         meter.start()
         time.sleep(0.3)
         meter.flush()
@@ -45,3 +47,62 @@ def test_countries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grid_intensity("PRT") > grid_intensity("FRA")
     with pytest.raises(InputError, match="country_iso_code=PTR: unknown country"):
         grid_intensity("PTR")
+
+
+@pytest.mark.parametrize(
+    ("country", "region", "grams"),
+    [
+        # codecarbon 3.3.2: 394.769 lbs/MWh (EPA eGRID2023), a mix of 8.6 % gas and 0.1 % petroleum, the zone's own figure
+        ("USA", "California", 394.769 * 0.45359237),
+        ("CAN", "ontario", 8.6 * 7.438415916 + 0.1 * 8.166885263),
+        ("SWE", "SE1", 25.9),
+        ("CHN", "Beijing", 555.4),
+    ],
+)
+def test_regions_are_as_the_tracker_has_them(country: str, region: str, grams: float, tmp_path: Path) -> None:
+    assert grid_intensity(country, region) == pytest.approx(grams, rel=0.02)
+    assert grid_intensity(country, region) != pytest.approx(grid_intensity(country), rel=0.02)
+    meter = EnergyMeter(tmp_path, GridSettings(country_iso_code=country, region=region))
+    meter.start()
+    time.sleep(0.2)
+    kwh, kg = meter.stop()
+    assert 1000 * kg / kwh == pytest.approx(grid_intensity(country, region), rel=1e-3)
+    total = read_emissions(tmp_path / "emissions.csv")
+    assert total is not None
+    assert (total.country_iso_code, total.region) == (country, region.lower())
+
+
+def test_the_building_s_share_is_in_every_figure_and_told_apart(tmp_path: Path) -> None:
+    seconds = []
+    for pue in (1.0, 3.0):
+        meter = EnergyMeter(tmp_path, GridSettings(pue=pue))
+        meter.start()
+        time.sleep(0.5)
+        meter.stop()
+        seconds.append(meter.reading())
+    total = read_emissions(tmp_path / "emissions.csv")
+    assert total is not None
+    first, second = seconds
+    assert total.energy_kwh == pytest.approx(first.energy_kwh + second.energy_kwh)
+    assert total.machine_kwh == pytest.approx(first.energy_kwh + second.energy_kwh / 3)
+    assert total.pue == pytest.approx(total.energy_kwh / total.machine_kwh)
+    # the memory's power is a constant of the machine
+    assert second.ram_kwh / second.seconds == pytest.approx(3 * first.ram_kwh / first.seconds, rel=0.1)
+
+
+def test_a_file_that_codecarbon_moved_aside_still_counts(tmp_path: Path) -> None:
+    """As after an upgrade between two starts of a run: another version of codecarbon writes other columns."""
+    totals = []
+    for _ in range(2):
+        meter = EnergyMeter(tmp_path, GridSettings())
+        meter.start()
+        time.sleep(0.2)
+        totals.append(meter.stop()[0])
+        path = tmp_path / "emissions.csv"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0] + ",new_column", *(line + ",1" for line in lines[1:])]) + "\n")
+    assert (tmp_path / "emissions.csv.bak").is_file()
+    total = read_emissions(tmp_path / "emissions.csv")
+    assert total is not None
+    assert total.num_starts == 2
+    assert total.energy_kwh == pytest.approx(totals[1])

@@ -11,17 +11,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "teenytinyllama"
 
 # A part may import itself and the parts named here: imports point one way.
 BASE = {"checks", "manifest", "__init__"}
-CORE = BASE | {
-    "checkpoints",
-    "ledger",
-    "arguments",
-    "presets",
-    "gpus",
-    "hub_client",
-    "emissions",
-    "tokenizer",
-    "published",
-}
+ENERGY = {"grid", "emissions", "meter", "ledger", "recorder"}
+CORE = BASE | ENERGY | {"checkpoints", "arguments", "presets", "gpus", "hub_client", "tokenizer", "published"}
 ALLOWED = {
     "checks": set(),
     "checkpoints": BASE,
@@ -32,8 +23,13 @@ ALLOWED = {
     "arguments": BASE,
     "presets": BASE,
     "gpus": {"checks"},
-    "emissions": BASE,
-    "ledger": BASE | {"emissions"},
+    "grid": {"checks"},
+    "gpu_counter": set(),
+    "tracker": {"checks", "grid"},
+    "emissions": {"checks"},
+    "meter": {"checks", "grid", "gpu_counter", "tracker", "emissions"},
+    "ledger": BASE | {"emissions", "meter"},
+    "recorder": {"grid", "emissions", "meter", "ledger", "__init__"},
     "tokenizer": BASE,
     "published": CORE,
     "chat": CORE,
@@ -43,7 +39,7 @@ ALLOWED = {
     "training": CORE | {"data", "evaluation", "supervision"},
     "planning": CORE | {"training"},
     "tuning": CORE | {"chat", "data", "evaluation", "training"},
-    "publishing": CORE | {"data", "evaluation", "training"},
+    "publishing": CORE | {"data", "evaluation", "supervision", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
     "cli": CORE

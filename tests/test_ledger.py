@@ -1,6 +1,11 @@
 """The ledger of energy and the report that is made of it."""
 
+import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +14,15 @@ from test_pretrain import make_values, run
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
-from teenytinyllama.emissions import EnergyReading, grid_intensity, read_emissions
+from teenytinyllama.emissions import read_emissions
+from teenytinyllama.grid import GridSettings, grid_intensity
 from teenytinyllama.ledger import LEDGER_NAME, LedgerWriter, read_ledger
+from teenytinyllama.meter import EnergyReading
 from teenytinyllama.publishing.energy import CAR_GRAMS_PER_KM, energy_report, write_energy_report
+from teenytinyllama.recorder import Recorder, StageMeter
 from teenytinyllama.training.metrics import read_jsonl
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def reading(kwh: float) -> EnergyReading:
@@ -20,7 +30,7 @@ def reading(kwh: float) -> EnergyReading:
 
 
 def write_start(folder: Path, first_step: int, points: list[tuple[int, float]], ended: bool, machine: int = 0) -> None:
-    writer = LedgerWriter(folder, machine, first_step, ["RAM()"], ["a guess"])
+    writer = LedgerWriter(folder, machine, first_step, {"methods": ["RAM()"], "warnings": ["a guess"]})
     for number, (step, kwh) in enumerate(points):
         writer.write(step, reading(kwh), last=ended and number == len(points) - 1)
 
@@ -112,6 +122,14 @@ def test_a_real_run_keeps_what_it_repeated(interrupted: tuple[Path, dict[str, An
     assert account.total.energy_kwh == pytest.approx(total.energy_kwh, rel=1e-6)
     assert account.repeated_kwh >= 0  # three steps of milliseconds: the meter may not have seen them
     assert account.useful_kwh + account.repeated_kwh == pytest.approx(total.energy_kwh, rel=1e-9)
+    # training, evaluation with its samples, and saving are told apart, and nothing is left over
+    assert set(account.phases_kwh) == {"training", "evaluation", "saving"}
+    assert sum(account.phases_kwh.values()) == pytest.approx(total.energy_kwh, rel=1e-6)
+    rows = [json.loads(line) for line in (folder / LEDGER_NAME).read_text().splitlines()]
+    assert [(row["step"], row["phase"]) for row in rows if row["event"] != "start"] == [
+        (0, "evaluation"), (4, "training"), (4, "evaluation"), (4, "saving"), (7, "training"),  # killed in step 8
+        (8, "training"), (8, "evaluation"), (8, "saving"), (8, "evaluation"), (8, "saving"),
+    ]  # fmt: skip
     # metrics went back, energy did not
     steps = [record["step"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
     assert steps == list(range(1, 9))
@@ -142,16 +160,31 @@ def test_the_report_says_what_was_consumed_and_bought(interrupted: tuple[Path, d
         "| PRT |",
         "400 g a mile",
         "USD at 36.0",
+        "| evaluation, samples included |",
+        "No GPU was seen, so there is nothing to be cross-checked.",
+        "without cooling and losses of the building (PUE 1.0)",
     ):
         assert part in text
 
 
+def copy_of(folder: Path, target: Path, run_ids: tuple[str, str] | None = None) -> Path:
+    """Copy a run's energy files; the pair names a run_id and what to write in its place."""
+    target.mkdir()
+    for name in ("emissions.csv", LEDGER_NAME, "metrics.jsonl"):
+        text = (folder / name).read_text()
+        (target / name).write_text(text.replace(*run_ids) if run_ids else text)
+    return target
+
+
 def test_the_verb(interrupted: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(interrupted[0])
-    (tmp_path / "other").mkdir()
-    for name in ("emissions.csv", LEDGER_NAME, "metrics.jsonl"):
-        (tmp_path / "other" / name).write_bytes((interrupted[0] / name).read_bytes())
-    assert cli.main(["emissions", folder, str(tmp_path / "other"), "--elsewhere", "FRA"]) == 0
+    total = read_emissions(interrupted[0] / "emissions.csv")
+    assert total is not None
+    first, second = total.run_kwh
+    other = copy_of(interrupted[0], tmp_path / "other", (first, "x"))
+    for name in ("emissions.csv", LEDGER_NAME):
+        (other / name).write_text((other / name).read_text().replace(second, "y"))
+    assert cli.main(["emissions", folder, str(other), "--elsewhere", "FRA"]) == 0
     said = capsys.readouterr().out
     assert "## All of them" in said
     assert "| FRA |" in said
@@ -173,6 +206,22 @@ def test_the_verb(interrupted: tuple[Path, dict[str, Any]], tmp_path: Path, caps
         assert message in capsys.readouterr().err, message
 
 
+def test_a_start_that_two_folders_hold_is_named_and_not_summed(
+    interrupted: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted[0]
+    total = read_emissions(folder / "emissions.csv")
+    assert total is not None
+    first, second = total.run_kwh
+    whole = copy_of(folder, tmp_path / "whole")
+    part = copy_of(folder, tmp_path / "part", (first, "another start"))
+    for other, run_id in ((whole, first), (part, second)):
+        assert cli.main(["emissions", str(folder), str(other)]) == 2
+        said = capsys.readouterr().err
+        assert f"RUN={folder}, {other}: both hold the start {run_id}, so one is a copy of the other" in said
+        assert not (other / "emissions.json").exists()
+
+
 def test_files_that_contradict_each_other_are_named_and_not_summed(
     interrupted: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -182,6 +231,66 @@ def test_files_that_contradict_each_other_are_named_and_not_summed(
     (tmp_path / LEDGER_NAME).write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(InputError, match=r"emissions.csv adds up to \S+ kWh and ledger.jsonl to \S+ One of the two"):
         read_ledger(tmp_path)
+
+
+def test_a_kill_between_the_two_files_is_no_contradiction(tmp_path: Path) -> None:
+    for ended in (False, True):
+        folder = tmp_path / str(ended)
+        folder.mkdir()
+        recorder = Recorder(folder, GridSettings())
+        for step in (1, 2, 3):
+            time.sleep(0.2)
+            recorder.write(step, "training", last=ended and step == 3)
+        lines = (folder / LEDGER_NAME).read_text().splitlines()
+        assert json.loads(lines[-1])["event"] == ("end" if ended else "reading")
+        kept = [*lines[:-2], lines[-1]] if ended else lines[:-1]
+        if ended:
+            kept[-1] = json.dumps({**json.loads(lines[-1]), "energy_kwh": json.loads(lines[1])["energy_kwh"]})
+        (folder / LEDGER_NAME).write_text("\n".join(kept) + "\n")
+    account = read_ledger(tmp_path / "False")
+    assert account is not None
+    assert account.num_kills == 1
+    with pytest.raises(InputError, match="One of the two was changed"):
+        read_ledger(tmp_path / "True")
+
+
+def test_three_starts_add_up_also_when_one_is_killed(tmp_path: Path) -> None:
+    """By the real meter: the sum over restarts is that of codecarbon's parts, to a thousandth."""
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from teenytinyllama.grid import GridSettings; from teenytinyllama.recorder import Recorder\n"
+        "recorder = Recorder(Path(sys.argv[1]), GridSettings(), first_step=10)\n"
+        "for step in (15, 20, 25): time.sleep(0.3); recorder.write(step, 'training')\n"
+        "print('written', flush=True); time.sleep(60)\n"
+    )
+    first = Recorder(tmp_path, GridSettings())
+    time.sleep(0.3)
+    first.write(10, "training")
+    time.sleep(0.3)
+    first.write(10, "saving", last=True)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "written\n"
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    third = Recorder(tmp_path, GridSettings(), first_step=20)
+    time.sleep(0.5)
+    third.write(30, "training", last=True)
+    with (tmp_path / "emissions.csv").open() as file:
+        parts = {row["run_id"]: row for row in csv.DictReader(file)}
+    assert len(parts) == 3
+    assert all(float(row["energy_consumed"]) > 0 for row in parts.values())
+    account = read_ledger(tmp_path)
+    assert account is not None
+    assert [start.run_id for start in account.starts] == list(parts)
+    assert [start.ended for start in account.starts] == [True, False, True]
+    for ledger, csv_total in ((account.total.energy_kwh, "energy_consumed"), (account.total.emissions_kg, "emissions"),
+                              (account.total.cpu_kwh, "cpu_energy")):  # fmt: skip
+        assert ledger == pytest.approx(sum(float(row[csv_total]) for row in parts.values()), rel=1e-3)
+    assert account.repeated_kwh == pytest.approx(account.starts[1].total.energy_kwh - account.starts[1].kwh_until(20))
+    assert sum(account.phases_kwh.values()) == pytest.approx(account.total.energy_kwh, rel=1e-9)
 
 
 def test_packing_and_the_tokenizer_are_measured_too(
@@ -218,7 +327,7 @@ def test_a_stage_that_ticks_leaves_rows(tmp_path: Path, monkeypatch: pytest.Monk
     from teenytinyllama import ledger
 
     monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0)
-    with ledger.StageMeter(tmp_path, "BRA") as meter:
+    with StageMeter(tmp_path, GridSettings()) as meter:
         meter.tick()
         killed = read_ledger(tmp_path)
         assert killed is not None
@@ -227,3 +336,21 @@ def test_a_stage_that_ticks_leaves_rows(tmp_path: Path, monkeypatch: pytest.Monk
     assert account is not None
     assert len(account.starts[0].points) == 2
     assert account.num_kills == 0
+
+
+def test_a_region_and_a_building_stand_in_the_report(tmp_path: Path, corpus_folder: Path) -> None:
+    from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+
+    where = {"country_iso_code": "USA", "region": "California", "pue": 1.25}
+    config = TokenizerConfig(inputs=[str(corpus_folder)], vocab_size=500, output_dir=str(tmp_path / "a"), **where)
+    folder = build_tokenizer(config)
+    text = write_energy_report(folder)
+    report = json.loads((folder / "emissions.json").read_text())
+    assert (report["country_iso_code"], report["region"], report["pue"]) == ("USA", "california", 1.25)
+    assert report["machine_kwh"] == pytest.approx(report["energy_kwh"] / 1.25)
+    assert report["grams_per_kwh"] == pytest.approx(grid_intensity("USA", "California"), rel=1e-3)
+    assert "g/kWh (USA (california))" in text
+    assert "times a PUE of 1.25 for cooling and losses of the building" in text
+    # another place is the same tokenizer
+    again = TokenizerConfig(inputs=[str(corpus_folder)], vocab_size=500, output_dir=str(tmp_path / "a"))
+    assert build_tokenizer(again) == folder

@@ -16,8 +16,8 @@ import yaml
 from teenytinyllama.arguments import check_types, parse
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
 from teenytinyllama.cli import main, recipes_folder
-from teenytinyllama.emissions import grid_intensity
 from teenytinyllama.gpus import GPUS, find_gpu, get_gpu
+from teenytinyllama.grid import grid_intensity
 from teenytinyllama.manifest import write_manifest
 from teenytinyllama.planning.calibration import fit_losses, read_run
 from teenytinyllama.planning.config import PLANNED_PRESETS, PlanConfig
@@ -172,6 +172,23 @@ def test_gpus_pue_price_and_country_count() -> None:
     assert four.emissions_kg == pytest.approx(four.kwh * grid_intensity("PRT") / 1000)
     assert found.elsewhere_kg["FRA"] == pytest.approx(four.kwh * grid_intensity("FRA") / 1000)
     assert list(found.elsewhere_kg) == ["PRT", "BRA", "DEU", "USA", "FRA"]
+
+
+def test_a_region_has_its_own_grid_and_goes_into_the_config(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    argv = ["--preset", "160m", "--country", "usa", "--region", "California", "--pue", "1.2", "--write", str(path)]
+    found = plan(*argv[:-2])
+    assert found.machine.grams_per_kwh == pytest.approx(grid_intensity("USA", "California"))
+    assert found.choice.emissions_kg == pytest.approx(found.choice.kwh * found.machine.grams_per_kwh / 1000)
+    assert found.elsewhere_kg["USA (California)"] == pytest.approx(found.choice.emissions_kg)
+    assert found.elsewhere_kg["USA"] > found.elsewhere_kg["USA (California)"]
+    assert main(["plan", *argv]) == EXIT_DONE
+    values = yaml.safe_load(path.read_text())
+    assert (values["country_iso_code"], values["region"], values["pue"]) == ("USA", "California", 1.2)
+    with pytest.raises(InputError, match="region=Texs: unknown region of USA"):
+        plan("--preset", "160m", "--country", "USA", "--region", "Texs")
+    with pytest.raises(InputError, match="region=Porto: country=PRT has one intensity only"):
+        plan("--preset", "160m", "--country", "PRT", "--region", "Porto")
 
 
 # The questions.
@@ -360,6 +377,10 @@ def test_a_run_gives_speed_watts_and_an_offset(tmp_path: Path) -> None:
     ratio = flops_per_token(PRESETS["160m"]) / flops_per_token(PRESETS["460m"])
     assert by_preset["460m"].tokens_per_second == pytest.approx(360_000 * ratio)
     assert found.machine.watts == pytest.approx(750)  # 1.5 kWh in 2 h
+    energy = Path(folder) / "emissions.csv"
+    head, row = energy.read_text().split()
+    energy.write_text(f"{head},pue\n{row},1.25\n")
+    assert plan("--calibrate", folder, "--budget", "100").machine.watts == pytest.approx(600)  # the building left out
     assert found.machine.gpu == "h100"  # the run's own
     for name, law in LAWS.items():
         offset = 2.9 - predicted_loss(law, N_160M, 2.6e9)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import yaml
 from test_pretrain import losses, make_values
 
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
+from teenytinyllama.emissions import read_emissions
+from teenytinyllama.ledger import read_ledger
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -193,3 +196,55 @@ def test_bad_input_is_refused_before_a_rank_starts(tmp_path: Path, packed_folder
     assert "learnig_rate: unknown key. Did you mean 'learning_rate'?" in done.stderr
     assert "Traceback" not in done.stderr
     assert not folder.exists()
+
+
+def energy_of(folder: Path) -> tuple[set[str], list[tuple[int, int]], list[str]]:
+    """Return the energy files of a run, (machine, first step) of its starts, and codecarbon's names of them."""
+    files = {path.name for path in folder.iterdir() if path.name.startswith(("ledger", "emissions"))}
+    account, total = read_ledger(folder), read_emissions(folder / "emissions.csv")
+    assert account is not None
+    assert total is not None
+    assert account.total.energy_kwh == pytest.approx(total.energy_kwh, rel=1e-3)
+    assert total.energy_kwh > 0
+    return files, [(start.machine, start.first_step) for start in account.starts], list(total.run_kwh)
+
+
+def test_two_ranks_on_one_machine_are_measured_once(
+    tmp_path: Path, packed_folder: Path, tokenizer_folder: Path
+) -> None:
+    arguments, folder = start(tmp_path, packed_folder, tokenizer_folder)
+    done = ttl("--accelerate", "cpu2", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "2 (backend gloo" in done.stdout
+    files, starts, runs = energy_of(folder)
+    assert files == {"ledger.jsonl", "emissions.csv"}
+    assert starts == [(0, 0)]
+    assert len(runs) == 1
+
+
+def test_two_machines_are_added(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> None:
+    """Two ranks as a launcher would start them on two machines that share a folder."""
+    arguments, folder = start(tmp_path, packed_folder, tokenizer_folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+        processes.append(
+            subprocess.Popen([sys.executable, "recipes/pretrain.py", *arguments, "--use_cpu"], cwd=REPOSITORY, text=True,
+                             env={**ENVIRONMENT, **place}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )  # fmt: skip
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    files, starts, runs = energy_of(folder)
+    assert files == {"ledger.jsonl", "ledger-1.jsonl", "emissions.csv", "emissions-1.csv"}
+    assert sorted(starts) == [(0, 0), (1, 0)]
+    assert len(runs) == 2
+    account = read_ledger(folder)
+    assert account is not None
+    each = [part.total.energy_kwh for part in account.starts]
+    assert all(kwh > 0 for kwh in each)
+    assert account.total.energy_kwh == pytest.approx(sum(each))
+    assert account.seconds < sum(part.total.seconds for part in account.starts)  # time by the clock of one

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")
 
-from teenytinyllama.publishing.cards import write_model_card
+from teenytinyllama.publishing.cards import render_model_card, write_model_card
 from teenytinyllama.tuning import sft as sft_module
 from teenytinyllama.tuning.answers import HeldOutAnswers, frequency_entropy
 from teenytinyllama.tuning.base import build_model, load_base
@@ -383,6 +384,15 @@ def test_an_adapter_alone_loads_with_its_base(adapter: Path, base: Path, tmp_pat
     assert checkpoint_faults(newest) == []
     checkpoint, _ = from_pretrained(newest)
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, checkpoint.model.layers[0].mlp.up_proj.weight)
+
+
+def test_the_card_of_an_adapter_runs_as_printed(adapter: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    (example,) = re.findall(
+        r"```python\n(.*?)\n```", render_model_card(copy, repository=str(copy), language="en"), flags=re.DOTALL
+    )
+    assert "AutoPeftModelForCausalLM" in example
+    exec(compile(example, "card", "exec"), {})
 
 
 def test_an_adapter_for_another_base_is_refused(adapter: Path, tmp_path: Path, tokenizer_folder: Path) -> None:

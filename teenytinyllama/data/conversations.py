@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat.template import ConversationEncoder
 from ..checks import InputError, ensure
+from ..grid import GRID_KEYS, GridSettings
 from ..manifest import read_manifest, sha256_json
+from ..meter import check_energy
+from ..recorder import measured_into
 from ..tokenizer import tokenizer_fingerprint
 from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
 from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, read_conversations, split_to_fit
@@ -29,11 +32,12 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a token that is not learnt; transformers' convention
 CUT = "cut at the context"
 HELD_OUT = "asked or answered in validation_inputs too"
-_NOT_OF_THE_DATA = {"output_dir", "model_name_or_path", "model_revision"}  # the tokenizer's hash says more
+# The tokenizer's hash says more.
+_NOT_OF_THE_DATA = GRID_KEYS | {"output_dir", "model_name_or_path", "model_revision"}
 
 
 @dataclass
-class ConversationsConfig:
+class ConversationsConfig(GridSettings):
     """Which conversations, and what becomes of long and bad ones."""
 
     inputs: list[str] = field(
@@ -139,6 +143,7 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
         not Path(config.output_dir).exists() or Path(config.output_dir).is_dir(),
         f"output_dir={config.output_dir}: is a file. Choose a folder.",
     )
+    check_energy(config)
     encoder = ConversationEncoder(tokenizer)
     ensure(
         encoder.has_marks or not config.assistant_only_loss,
@@ -157,9 +162,12 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
     if examples_are_done(output, "conversations", plan):
         return output
     counts = Counts()
-    rows = _rows(config, train, held_out, encoder, counts)
-    refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE, TOO_LONG, CUT, HELD_OUT))
-    ensure(rows["train"], f"inputs={', '.join(config.inputs)}: hold no conversation to learn from ({reasons(counts)}).")
+    with measured_into(output, config):
+        rows = _rows(config, train, held_out, encoder, counts)
+        refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE, TOO_LONG, CUT, HELD_OUT))
+        ensure(
+            rows["train"], f"inputs={', '.join(config.inputs)}: hold no conversation to learn from ({reasons(counts)})."
+        )
     _write(output, rows, counts, plan)
     return output
 

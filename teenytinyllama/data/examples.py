@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
+from ..emissions import EMISSIONS_NAME
+from ..ledger import LEDGER_NAME
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from .instructions import Counts
 from .readers import read_records
@@ -66,7 +68,8 @@ def examples_are_done(output: Path, stage: str, plan: dict[str, Any]) -> bool:
             f"output_dir={output}: holds {stage} of other inputs or settings. Choose another folder.",
         )
         return True
-    own = {f"{split}.parquet.partial" for split in SPLITS}  # a train.parquet without run.json may be the user's
+    # A train.parquet without run.json may be the user's.
+    own = {*(f"{split}.parquet.partial" for split in SPLITS), EMISSIONS_NAME, LEDGER_NAME}
     others = sorted({path.name for path in output.iterdir()} - own) if output.is_dir() else []
     ensure(not others, f"output_dir={output}: is not empty ({', '.join(others[:3])}). Choose an empty or new folder.")
     return False

@@ -26,9 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, available_cores, ensure, ensure_disk_space
-from ..emissions import EMISSIONS_NAME, grid_intensity
-from ..ledger import LEDGER_NAME, StageMeter, move_energy_files
+from ..emissions import EMISSIONS_NAME
+from ..grid import GridSettings
+from ..ledger import LEDGER_NAME
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
+from ..meter import check_energy
+from ..recorder import StageMeter, move_energy_files
 from .journal import DOCUMENT_DTYPE, Journal
 from .sources import Corpus, CorpusConfig, Document
 from .workers import Chunk, DocumentEncoder
@@ -41,7 +44,7 @@ SMALL_BYTES = 8_000_000  # below, starting worker processes takes longer than th
 
 
 @dataclass
-class PackConfig(CorpusConfig):
+class PackConfig(GridSettings, CorpusConfig):
     """`ttl pack`: which documents, with which tokenizer, into rows of which length."""
 
     tokenizer: str = field(default="", metadata={"help": "folder or Hub id of the tokenizer (`ttl tokenizer`)"})
@@ -50,9 +53,6 @@ class PackConfig(CorpusConfig):
     seed: int = field(default=42, metadata={"help": "of the one shuffle of the rows"})
     num_workers: int | None = field(
         default=None, metadata={"help": "processes that encode; null: one a core. The rows are the same"}
-    )
-    country_iso_code: str = field(
-        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
     )
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ def pack(config: PackConfig) -> Path:
     from ..tokenizer import tokenizer_fingerprint
 
     output = Path(config.output_dir)
-    grid_intensity(config.country_iso_code)
+    check_energy(config)
     corpus = Corpus(config)
     tokenizer = _load_tokenizer(config)
     plan = {
@@ -124,7 +124,7 @@ def pack(config: PackConfig) -> Path:
     if journal.totals.chunks:
         print(f"going on after {journal.totals.documents} of {num_documents} documents")
     num_workers = config.num_workers or (1 if num_bytes < SMALL_BYTES else available_cores())
-    with StageMeter(journal.folder, config.country_iso_code) as energy:
+    with StageMeter(journal.folder, config) as energy:
         with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
             _encode_all(corpus, encoder, journal, num_documents, energy)
         journal.close()

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat.template import ConversationEncoder
 from ..checks import InputError, ensure
+from ..grid import GRID_KEYS, GridSettings
 from ..manifest import read_manifest, sha256_json
+from ..meter import check_energy
+from ..recorder import measured_into
 from ..tokenizer import tokenizer_fingerprint
 from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
 from .instructions import (
@@ -34,11 +37,12 @@ if TYPE_CHECKING:
 
 EQUAL_ANSWERS = "chosen and rejected are equal"
 OTHER_PROMPTS = "chosen and rejected answer different prompts"
-_NOT_OF_THE_DATA = {"output_dir", "model_name_or_path", "model_revision"}  # the tokenizer's hash says more
+# The tokenizer's hash says more.
+_NOT_OF_THE_DATA = GRID_KEYS | {"output_dir", "model_name_or_path", "model_revision"}
 
 
 @dataclass
-class PreferencesConfig:
+class PreferencesConfig(GridSettings):
     """Which pairs, and what becomes of bad ones; pairs longer than the context are left out and counted."""
 
     inputs: list[str] = field(
@@ -117,6 +121,7 @@ def prepare_preferences(config: PreferencesConfig, tokenizer: "PreTrainedTokeniz
     Raises:
         InputError: bad inputs or rows, nothing left to learn, or a folder that holds something else.
     """
+    check_energy(config)
     encoder = ConversationEncoder(tokenizer)
     files = resolve_files("inputs", config.inputs, RECORD_SUFFIXES)
     output = Path(config.output_dir)
@@ -130,10 +135,11 @@ def prepare_preferences(config: PreferencesConfig, tokenizer: "PreTrainedTokeniz
         return output
     counts = Counts()
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for split, row in _rows(config, files, encoder, counts):
-        rows[split].append(row)
-    refuse_bad_rows(config, counts, "are no pair of answers", (DUPLICATE, TOO_LONG))
-    ensure(rows["train"], f"inputs={', '.join(config.inputs)}: hold no pair to learn from ({reasons(counts)}).")
+    with measured_into(output, config):
+        for split, row in _rows(config, files, encoder, counts):
+            rows[split].append(row)
+        refuse_bad_rows(config, counts, "are no pair of answers", (DUPLICATE, TOO_LONG))
+        ensure(rows["train"], f"inputs={', '.join(config.inputs)}: hold no pair to learn from ({reasons(counts)}).")
     _write(output, rows, counts, plan)
     return output
 

@@ -1,15 +1,17 @@
 """The tokenizer stage: train on the training documents, audit on the held-out ones, write a folder."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure, ensure_disk_space
-from ..emissions import EMISSIONS_NAME, grid_intensity
-from ..ledger import LEDGER_NAME, StageMeter, move_energy_files
+from ..emissions import EMISSIONS_NAME
+from ..grid import GRID_KEYS, GridSettings
+from ..ledger import LEDGER_NAME
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_json, write_json, write_manifest
+from ..meter import check_energy
+from ..recorder import measured_into
 from .sources import Corpus, CorpusConfig, Document, Split
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ AUDIT_NAME = "audit.json"
 
 
 @dataclass
-class TokenizerConfig(CorpusConfig):
+class TokenizerConfig(GridSettings, CorpusConfig):
     """`ttl tokenizer`: which documents, how many entries."""
 
     output_dir: str = field(default="", metadata={"help": "folder for the tokenizer"})
@@ -36,9 +38,6 @@ class TokenizerConfig(CorpusConfig):
     )
     audit_bytes: int = field(default=20_000_000, metadata={"help": "bytes of held-out text audited at most"})
     seed: int = field(default=0, metadata={"help": "of the sample"})
-    country_iso_code: str = field(
-        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
-    )
 
     def __post_init__(self) -> None:
         """Refuse values that no tokenizer can have.
@@ -65,20 +64,17 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
     from ..tokenizer import format_audit, tokenizer_fingerprint
 
     output = Path(config.output_dir)
-    grid_intensity(config.country_iso_code)
+    check_energy(config)
     corpus = Corpus(config)
-    deciding = {name: value for name, value in asdict(config).items() if name not in ("output_dir", "country_iso_code")}
+    deciding = {name: value for name, value in asdict(config).items() if name not in GRID_KEYS | {"output_dir"}}
     plan = {**deciding, "hashes": corpus.fingerprint()}
     if _is_done(output, sha256_json(plan)):
         print(f"{output} already holds this tokenizer")
         return output
     ensure_disk_space("output_dir", output, 50_000_000, "Free some space or choose another disk.")
     # Nothing is written into the folder before the tokenizer is known to work.
-    with tempfile.TemporaryDirectory(prefix="ttl-") as scratch:
-        with StageMeter(Path(scratch), config.country_iso_code):
-            tokenizer, sample, audit = _learn(config, corpus)
-        output.mkdir(parents=True, exist_ok=True)
-        move_energy_files(Path(scratch), output)
+    with measured_into(output, config):
+        tokenizer, sample, audit = _learn(config, corpus)
     tokenizer.save_pretrained(output)
     write_json(output / AUDIT_NAME, audit)
     print(format_audit(audit) if audit["overall"]["documents"] else "no held-out document to audit with")

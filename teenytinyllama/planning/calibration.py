@@ -134,7 +134,7 @@ def _final_loss(manifest: dict[str, Any]) -> tuple[float, str]:
 
 
 def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
-    """Return the mean power of one rank over a run, with its share of the host, in watts.
+    """Return the mean power of one rank over a run, with its share of the host and without the building's, in watts.
 
     Raises:
         InputError: there is no measurement, or codecarbon saw no GPU where there was one.
@@ -153,7 +153,7 @@ def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
         f"calibrate={folder}: {EMISSIONS_NAME} has no energy of the GPU (codecarbon could not ask it), so its power is "
         f"not known. {fix}",
     )
-    return 1000 * total.energy_kwh / (total.duration_seconds / 3600) / num_gpus
+    return 1000 * total.machine_kwh / (total.duration_seconds / 3600) / num_gpus
 
 
 def _share_in_steps(training: dict[str, Any]) -> float | None:

@@ -38,6 +38,9 @@ class PlanConfig:
         default=1.0, metadata={"help": "what the building draws for each kWh of the machine; 1 is the machine alone"}
     )
     country: str = field(default="BRA", metadata={"help": "three-letter country of the machine, for its grid"})
+    region: str | None = field(
+        default=None, metadata={"help": "its state, province or price zone, where codecarbon knows some"}
+    )
     context: int = field(default=2048, metadata={"help": "tokens a row"})
     unique_tokens: int | None = field(
         default=None, metadata={"help": "different tokens that there are; more are repeats, which teach less"}

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..checks import ensure
-from ..emissions import grid_intensity
 from ..gpus import get_gpu
+from ..grid import grid_intensity, place
 from .calibration import MeasuredRun, choose_run
 from .config import PlanConfig
 
@@ -52,6 +52,7 @@ class Machine:
         country_iso_code: where it stands.
         grams_per_kwh: of the grid there, g CO2e/kWh.
         assumptions: where all these are from.
+        region: where in the country, or None for its mean.
     """
 
     gpu: str
@@ -66,6 +67,7 @@ class Machine:
     country_iso_code: str
     grams_per_kwh: float
     assumptions: tuple[Assumption, ...] = ()
+    region: str | None = None
 
     @property
     def precision(self) -> str:
@@ -111,7 +113,7 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         InputError: unknown GPU or country, a budget for a computer without a price, or a speed both given and measured.
     """
     gpu = _choose_gpu(config, runs)
-    grams = grid_intensity(config.country, "country")
+    grams = grid_intensity(config.country, config.region, key="country")
     ensure(
         config.budget is None or config.price is not None or gpu != "cpu",
         f"budget={config.budget}: an hour of gpu=cpu has no price. Give --price, or ask with --hours or --kwh.",
@@ -130,6 +132,7 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         pue=config.pue,
         price_usd=sheet.price_usd if config.price is None else config.price,
         country_iso_code=config.country,
+        region=config.region,
         grams_per_kwh=grams,
     )
     machine = replace(machine, assumptions=_assumptions(machine, config, sheet))
@@ -174,7 +177,7 @@ def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet) -> tuple[A
         return Assumption(name, value, "given", "on the command line")
 
     reason = next((text for gpu, text in _MFU_REASONS.items() if machine.gpu.startswith(gpu)), _MFU_UNKNOWN)
-    grid = f"{machine.country_iso_code} {machine.grams_per_kwh:.1f} g CO2e/kWh"
+    grid = f"{place(machine.country_iso_code, machine.region)} {machine.grams_per_kwh:.1f} g CO2e/kWh"
     found = [
         Assumption("peak", f"{sheet.peak_flops / 1e12:.3g} TFLOP/s", sheet.peak_origin, sheet.peak_source),
         item("MFU", f"{100 * (machine.mfu or 0):g} %", config.mfu, reason),

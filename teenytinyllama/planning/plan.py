@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
-from ..emissions import grid_intensity
+from ..grid import grid_intensity, place
 from ..presets import PRESETS
 from .calibration import LEAST_TOKENS_PER_PARAMETER, LossFit, MeasuredRun, choose_run, fit_losses, read_run
 from .config import PLANNED_PRESETS, PlanConfig
@@ -100,8 +100,8 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
         optima=_optima(compute, config.unique_tokens, fits),
         needs=run_needs(PRESETS[choice.preset], config.context, choice.tokens, choice.tokens_per_step, kept,
                         config.unique_tokens, machine),
-        elsewhere_kg={country: choice.kwh * grid_intensity(country) / 1000
-                      for country in dict.fromkeys((config.country, *ELSEWHERE))},
+        elsewhere_kg={place(config.country, config.region): machine.emissions_kg(choice.kwh)}
+        | {country: choice.kwh * grid_intensity(country) / 1000 for country in ELSEWHERE},
         runs=runs,
         fits=fits,
         unique_tokens=config.unique_tokens,

@@ -44,8 +44,8 @@ def step_tokens(recipe: Recipe, context: int, num_gpus: int) -> int:
     return -(-rows // num_gpus) * num_gpus * context
 
 
-def planned_values(recipe: Recipe, tokens: int, tokens_per_step: int, country_iso_code: str) -> dict[str, Any]:
-    """Return the config of a planned run for `ttl pretrain`: the recipe with another length."""
+def planned_values(recipe: Recipe, tokens: int, tokens_per_step: int, grid: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a planned run for `ttl pretrain`: the recipe with another length and place."""
     warmup = recipe.values["warmup_steps"]
     if warmup > 0.1 * tokens / tokens_per_step:
         warmup = _WARMUP_SHARE
@@ -53,7 +53,7 @@ def planned_values(recipe: Recipe, tokens: int, tokens_per_step: int, country_is
         "tokens_per_step": tokens_per_step,
         "max_tokens": tokens,
         "warmup_steps": warmup,
-        "country_iso_code": country_iso_code,
+        **grid,
     }
     return {**recipe.values, **changed}
 

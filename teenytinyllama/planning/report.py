@@ -1,6 +1,7 @@
 """A plan as the user gets it: text, and on request the JSON and the config of the run."""
 
 from pathlib import Path
+from typing import Any
 
 from ..manifest import write_json
 from .config import PlanConfig
@@ -42,7 +43,11 @@ def _launch(path: str, plan: Plan) -> str:
 def _write_run(path: Path, plan: Plan, recipes_folder: Path) -> None:
     choice = plan.choice
     recipe = read_recipe(recipes_folder, choice.preset)
-    values = planned_values(recipe, choice.tokens, choice.tokens_per_step, plan.machine.country_iso_code)
+    machine = plan.machine
+    grid: dict[str, Any] = {"country_iso_code": machine.country_iso_code}
+    grid |= {"region": machine.region} if machine.region else {}
+    grid |= {"pue": machine.pue} if machine.pue != 1 else {}
+    values = planned_values(recipe, choice.tokens, choice.tokens_per_step, grid)
     comments = [
         f"{choice.preset}: {short(choice.tokens)} tokens, {choice.tokens_per_parameter:.1f} a parameter, "
         f"{choice.steps:,} steps; planned by `ttl plan`.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..grid import place
 from .calibration import LEAST_TOKENS_PER_PARAMETER
 from .laws import LAWS
 from .plan import Plan
@@ -46,7 +47,7 @@ def _question(plan: Plan) -> list[str]:
     speed = "measured speed" if machine.mfu is None else f"{100 * machine.mfu:g} % MFU (6 N + 12 L h T)"
     lines = [
         f"{machine.num_gpus} x {machine.title}: {speed}, {price}, {machine.watts:.0f} W each, PUE {machine.pue:g}, "
-        f"grid of {machine.country_iso_code}; rows of {plan.context:,} tokens"
+        f"grid of {place(machine.country_iso_code, machine.region)}; rows of {plan.context:,} tokens"
     ]
     if plan.limits_hours:
         tightest = min(plan.limits_hours, key=lambda name: plan.limits_hours[name])

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
-from ..emissions import EMISSIONS_NAME, EmissionsTotal, grid_intensity, read_emissions
+from ..emissions import EMISSIONS_NAME, EmissionsTotal, read_emissions
+from ..grid import grid_intensity
 from ..ledger import FLUSH_SECONDS, LEDGER_NAME, Account, read_ledger
 from ..manifest import MANIFEST_NAME, write_json
 from ..training.metrics import METRICS_NAME, read_jsonl
+from .energy_text import REPORT_PLOT, plot_energy, render_markdown
 
-REPORT_JSON, REPORT_MARKDOWN, REPORT_PLOT = "emissions.json", "emissions.md", "emissions.png"
+REPORT_JSON, REPORT_MARKDOWN = "emissions.json", "emissions.md"
 ELSEWHERE = ("BRA", "PRT", "FRA", "DEU", "USA")
 # "The average passenger vehicle emits about 400 grams of CO2 per mile": US EPA, Greenhouse Gas Emissions from a Typical
 # Passenger Vehicle (EPA-420-F-23-014, 2023). A mile is 1.609344 km.
 CAR_GRAMS_PER_KM = 400 / 1.609344
+GPU_LIMIT_PERCENT = 5.0  # more than codecarbon and the GPUs' counters differ when both see the same GPUs
+# Below, the moments at which the two are read matter more than what they measure: 6 s of a GPU at 600 W.
+_LEAST_CHECKED_KWH = 0.001
 
 
 def write_energy_report(folder: Path, usd_per_hour: float | None = None, elsewhere: tuple[str, ...] = ELSEWHERE) -> str:
@@ -69,11 +74,14 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "usd_per_hour": usd_per_hour,
         "num_starts": total.num_starts,
         "country_iso_code": total.country_iso_code,
+        "region": total.region or None,
         "grams_per_kwh": grams_per_kwh,
-        "pue": 1.0,
-        "elsewhere_kg": {name: total.energy_kwh * grid_intensity(name, "elsewhere") / 1000 for name in elsewhere},
+        "pue": round(total.pue, 6),
+        "machine_kwh": total.machine_kwh,
+        "elsewhere_kg": {name: total.energy_kwh * grid_intensity(name, key="elsewhere") / 1000 for name in elsewhere},
         "car_km": total.emissions_kg * 1000 / CAR_GRAMS_PER_KM,
         "ledger": _ledger_figures(account, total),
+        "gpu_check": _check_gpus(account, total),
         "scores": scores,
         "half": _half(scores),
         "files": {"energy": EMISSIONS_NAME, "starts": LEDGER_NAME, "scores": METRICS_NAME},
@@ -87,6 +95,7 @@ def _ledger_figures(account: Account | None, total: EmissionsTotal) -> dict[str,
         "useful_kwh": account.useful_kwh,
         "repeated_kwh": account.repeated_kwh,
         "repeated_kg": account.repeated_kwh * total.emissions_kg / total.energy_kwh,
+        "phases_kwh": account.phases_kwh,
         "num_machines": len({start.machine for start in account.starts}),
         "num_kills": account.num_kills,
         "missing_seconds_at_most": account.num_kills * FLUSH_SECONDS,
@@ -95,6 +104,30 @@ def _ledger_figures(account: Account | None, total: EmissionsTotal) -> dict[str,
         "starts": [{"machine": start.machine, "first_step": start.first_step, "last_step": _last_step(start),
                     "ended": start.ended, **asdict(start.total)} for start in account.starts],
     }  # fmt: skip
+
+
+def _check_gpus(account: Account | None, total: EmissionsTotal) -> dict[str, Any]:
+    """Compare codecarbon's GPU energy with the GPUs' own counters, over the starts and as long as there are both."""
+    starts = account.starts if account else []
+    checked = [start.gpu_check for start in starts if start.gpu_check is not None]
+    reasons = sorted({start.counter_reason for start in starts if start.counter_reason})
+    found: dict[str, Any] = {
+        "status": "not available" if reasons else "not recorded",
+        "codecarbon_kwh": sum(pair[0] for pair in checked),
+        "counter_kwh": sum(pair[1] for pair in checked),
+        "difference_percent": None,
+        "limit_percent": GPU_LIMIT_PERCENT,
+        "num_starts": len(checked),
+        "reason": "; ".join(reasons),
+    }
+    ours, theirs = found["codecarbon_kwh"], found["counter_kwh"]
+    if max(ours, theirs) > 0:
+        found["difference_percent"] = 100 * (ours - theirs) / max(theirs, 1e-12)
+        differs = abs(found["difference_percent"]) > GPU_LIMIT_PERCENT and max(ours, theirs) >= _LEAST_CHECKED_KWH
+        found["status"] = "differs" if differs else "agrees"
+    elif total.gpu_kwh == 0 and not any("GPU" in method for start in starts for method in start.methods):
+        found["status"] = "no GPU"
+    return found
 
 
 def _last_step(start: Any) -> int:
@@ -125,113 +158,15 @@ def _half(scores: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"step": middle["step"], "kwh": middle["kwh"], "bits_per_byte": middle["bits_per_byte"], "share": share}
 
 
-def render_markdown(report: dict[str, Any]) -> str:
-    """Return the report as Markdown."""
-    lines = [f"# Energy and emissions of {report['run']}", ""]
-    if not report["complete"]:
-        lines += ["The run is not finished: these are the figures so far.", ""]
-    grid = f"at {report['grams_per_kwh']:.1f} g/kWh ({report['country_iso_code']})"
-    rows = {
-        "Energy": f"{report['energy_kwh']:.4g} kWh",
-        "of which GPU": f"{report['gpu_kwh']:.4g} kWh" if report["gpu_kwh"] else "none seen",
-        "of which processor": f"{report['cpu_kwh']:.4g} kWh",
-        "of which memory": f"{report['ram_kwh']:.4g} kWh",
-        "Emissions": f"{report['emissions_kg']:.4g} kg CO2e, {grid}",
-        "The same by car": f"{report['car_km']:.3g} km (US EPA: 400 g a mile)",
-        "Time": f"{report['hours']:.3g} h in {report['num_starts']} start(s)",
-    }
-    if report["usd"] is not None:
-        rows["Money"] = f"{report['usd']:.2f} USD at {report['usd_per_hour']} an hour"
-    lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items()), ""]
-    lines += _ledger_lines(report["ledger"], report["energy_kwh"])
-    lines += ["## The same energy elsewhere", "", "| country | kg CO2e |", "|---|---|",
-              *(f"| {name} | {kg:.4g} |" for name, kg in report["elsewhere_kg"].items()), ""]  # fmt: skip
-    lines += _score_lines(report["scores"], report["half"])
-    lines += [
-        "## Where the figures are from",
-        "",
-        f"Energy: `{EMISSIONS_NAME}` (codecarbon, offline), of the machine itself, without cooling and losses of the "
-        f"building (PUE {report['pue']:.1f}). Starts: `{LEDGER_NAME}`. Scores: `{METRICS_NAME}`, with the energy of "
-        "all starts up to then. Grid intensities: the yearly means inside codecarbon.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _ledger_lines(ledger: dict[str, Any] | None, energy_kwh: float) -> list[str]:
-    if ledger is None:
-        return [f"The run has no `{LEDGER_NAME}`: repeated work and methods are not known.", ""]
-    useful, repeated = ledger["useful_kwh"], ledger["repeated_kwh"]
-    lines = [
-        "## Useful and repeated work",
-        "",
-        "| | kWh | share |",
-        "|---|---|---|",
-        f"| steps that were kept | {useful:.4g} | {useful / energy_kwh:.1%} |",
-        f"| steps done again after a stop | {repeated:.4g} | {repeated / energy_kwh:.1%} |",
-        f"| all | {energy_kwh:.4g} | |",
-        "",
-    ]
-    if ledger["num_kills"]:
-        lines += [f"{ledger['num_kills']} start(s) ended without a last row: of each, the consumption of up to "
-                  f"{FLUSH_SECONDS} s is missing.", ""]  # fmt: skip
-    lines += ["Measured by: " + ", ".join(ledger["methods"]) + ".", ""] if ledger["methods"] else []
-    return [*lines, *(f"- {warning}." for warning in ledger["warnings"]), ""]
-
-
-def _score_lines(scores: list[dict[str, Any]], half: dict[str, Any] | None) -> list[str]:
-    if not scores:
-        return []
-    names = ("step", "tokens", "scored tokens", "bits per byte", "perplexity", "kWh", "kg CO2e")
-    lines = ["## What it bought", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for score in scores:
-        whole = (f"{score[key]:,}" for key in ("step", "tokens", "scored_tokens"))
-        parts = (f"{score[key]:.4g}" for key in ("bits_per_byte", "perplexity", "kwh", "kg_co2e"))
-        lines.append("| " + " | ".join([*whole, *parts]) + " |")
-    if half is not None:
-        lines += ["", f"The first {half['kwh']:.3g} kWh, about half, bought {half['share']:.0%} of the gain in bits "
-                      f"per byte (step {half['step']:,}: {half['bits_per_byte']:.4g})."]  # fmt: skip
-    return [*lines, "", f"![Energy and perplexity]({REPORT_PLOT})", ""]
-
-
-def plot_energy(scores: list[dict[str, Any]], path: Path) -> None:
-    """Draw held-out perplexity (bits per byte on the right) against energy; nothing without two scores."""
-    points = [score for score in scores if score["scored_tokens"] == scores[0]["scored_tokens"]]
-    if len(points) < 2:
-        return
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    kwh = [score["kwh"] for score in points]
-    lines = axis.plot(kwh, [score["perplexity"] for score in points], "o-", color="tab:blue", label="perplexity")
-    axis.set_yscale("log")
-    axis.set_xlabel("energy (kWh, all starts)")
-    axis.set_ylabel("held-out perplexity", color="tab:blue")
-    axis.grid(alpha=0.3)
-    right = axis.twinx()
-    lines += right.plot(
-        kwh, [score["bits_per_byte"] for score in points], "s--", color="tab:red", label="bits per byte"
-    )
-    right.set_ylabel("held-out bits per byte", color="tab:red")
-    right.set_ylim(bottom=0)
-    axis.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
-    figure.tight_layout()
-    partial = path.with_name("partial-" + path.name)
-    figure.savefig(partial)
-    pyplot.close(figure)
-    partial.replace(path)
-
-
 def write_energy_reports(folders: list[Path], usd_per_hour: float | None, elsewhere: tuple[str, ...]) -> str:
     """Write the report of each run and return them, several with a table of their sum at the end.
 
     Raises:
-        InputError: see `write_energy_report`; all runs are read before any report is written.
+        InputError: see `write_energy_report`, or two folders hold the same start; all runs are read before any report
+            is written.
     """
     ensure(len(set(folders)) == len(folders), f"RUN={', '.join(map(str, folders))}: one is named twice. Keep one.")
+    _refuse_copies(folders)
     reports = [energy_report(folder, usd_per_hour, elsewhere) for folder in folders]
     text = "\n".join(write_energy_report(folder, usd_per_hour, elsewhere) for folder in folders)
     if len(reports) == 1:
@@ -244,6 +179,20 @@ def write_energy_reports(folders: list[Path], usd_per_hour: float | None, elsewh
     return text + "\n" + "\n".join(table)
 
 
+def _refuse_copies(folders: list[Path]) -> None:
+    """Refuse folders that share a start, whose energy the sum would hold twice."""
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        total = read_emissions(folder / EMISSIONS_NAME)
+        for run_id in total.run_kwh if total else ():
+            other = seen.setdefault(run_id, folder)
+            ensure(
+                other == folder,
+                f"RUN={other}, {folder}: both hold the start {run_id}, so one is a copy of the other, or of a part of "
+                "it. Name one of them.",
+            )
+
+
 def parse_elsewhere(text: str | None) -> tuple[str, ...]:
     """Return the countries of `BRA,PRT`, or the usual ones.
 
@@ -254,7 +203,7 @@ def parse_elsewhere(text: str | None) -> tuple[str, ...]:
         return ELSEWHERE
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
-        grid_intensity(name, "elsewhere")
+        grid_intensity(name, key="elsewhere")
     if not names:
         raise InputError("elsewhere: empty. Give countries such as BRA,PRT, or leave it out.")
     return names

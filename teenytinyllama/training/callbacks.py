@@ -1,14 +1,15 @@
 """Callbacks beside the metrics: samples of the model's Portuguese, and the energy meter."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..emissions import EnergyMeter, EnergyReading
-from ..ledger import FLUSH_SECONDS, LedgerWriter, ledger_path, read_starts, total_of
+from ..grid import GridSettings
+from ..ledger import Phase, ledger_path, read_starts, total_of
+from ..meter import EnergyReading
+from ..recorder import Recorder
 from ..tokenizer import encode_texts
 from .metrics import append_jsonl, rewind_jsonl
 from .ranks import ranks_here
@@ -161,66 +162,67 @@ class SampleCallback(TrainerCallback):
 
 
 class EnergyCallback(TrainerCallback):
-    """Measure the machine's energy on local rank 0, written at every save, evaluation and about every half minute."""
+    """Measure the machine's energy on local rank 0, written around every save and evaluation and each half minute.
 
-    def __init__(self, folder: Path, country_iso_code: str) -> None:
+    Must come behind what samples texts, which counts as evaluation, and before what reports energy.
+    """
+
+    def __init__(self, folder: Path, grid: GridSettings) -> None:
         """Append to the `emissions.csv` of `folder`; nothing is measured on the machine's other ranks."""
-        self.folder, self.country_iso_code = folder, country_iso_code
+        self.folder, self.grid = folder, grid
         self._before = self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-        self._meter: EnergyMeter | None = None
-        self._ledger: LedgerWriter | None = None
-        self._flushed = 0.0
+        self._recorder: Recorder | None = None
         self._step = 0
+        self._rest: Phase = "training"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the tracker."""
+        """Start the meter."""
+        self._step = state.global_step
         if args.local_process_index == 0:
-            self._meter = EnergyMeter(self.folder, self.country_iso_code)
-            self._meter.start()
             machine = args.process_index // ranks_here()
             self._before = total_of(read_starts(ledger_path(self.folder, machine)))
-            self._ledger = LedgerWriter(
-                self.folder, machine, state.global_step, self._meter.methods(), self._meter.warnings()
-            )
-            self._flushed, self._step = time.monotonic(), state.global_step
+            self._recorder = Recorder(self.folder, self.grid, machine, state.global_step)
 
-    def _flush(self, step: int) -> None:
-        if self._meter is not None and self._ledger is not None:
-            self._meter.flush()
-            self._flushed, self._step = time.monotonic(), step
-            self._reading = self._meter.reading()
-            self._ledger.write(step, self._reading)
+    def _write(self, step: int, phase: Phase) -> None:
+        self._step = step
+        if self._recorder is not None:
+            self._reading = self._recorder.write(step, phase)
 
     def spent(self) -> Spent:
-        """Return what this machine has spent by now in all starts, since the last reading at their mean power."""
+        """Return what this machine has spent by now in all starts, since the last row at their mean power."""
         before, here = self._before, self._reading
         spent = Spent(
             before.energy_kwh + here.energy_kwh,
             before.emissions_kg + here.emissions_kg,
             (before.seconds + here.seconds) / 3600,
         )
-        return spent if self._meter is None else spent.after((time.monotonic() - self._flushed) / 3600)
+        return spent if self._recorder is None else spent.after(self._recorder.seconds_since / 3600)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write a row if the last one is old."""
+        """Write a row if the last one is old, or if something else than training follows."""
         self._step = state.global_step
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._flush(state.global_step)
+        due = self._recorder is not None and self._recorder.is_due
+        if due or control.should_evaluate or control.should_save:
+            self._write(state.global_step, "training")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row, so that a score has its energy."""
-        self._flush(state.global_step)
+        self._write(state.global_step, "evaluation")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row, so that a checkpoint has its energy."""
-        self._flush(state.global_step)
+        self._write(state.global_step, "saving")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember that only the final evaluation and the final model are left."""
+        self._rest = "saving"
 
     def stop(self) -> None:
         """Write the last row; called when the run's work, the final evaluation included, is done or given up."""
-        if self._meter is not None and self._ledger is not None:
-            self._meter.stop()
-            self._reading = self._meter.reading()
-            self._ledger.write(self._step, self._reading, last=True)
-            self._meter = self._ledger = None
+        if self._recorder is not None:
+            self._reading = self._recorder.write(self._step, self._rest, last=True)
+            self._recorder = None

@@ -11,8 +11,9 @@ from ..checks import InputError, ensure, ensure_disk_space
 from ..data.packed import PackedCorpus, load_packed, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
-from ..emissions import grid_intensity
+from ..grid import GRID_KEYS
 from ..manifest import MANIFEST_NAME
+from ..meter import check_energy
 from ..presets import count_parameters, get_preset, preset_config
 from ..published import load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
@@ -58,7 +59,7 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
         InputError: tokenizer, rows and model disagree, rows longer than the context, unknown country, a folder that
             holds another run, or a full disk.
     """
-    grid_intensity(config.country_iso_code)
+    check_energy(config)
     packed = load_packed(str(config.packed))
     tokenizer = load_tokenizer("tokenizer", str(config.tokenizer))
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -177,14 +178,13 @@ def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:
     ensure(not values.get("packed"), "packed, inputs: give one of the two.")
     ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
     packing = corpus_config_values(values)
-    if values.get("country_iso_code"):
-        packing["country_iso_code"] = values["country_iso_code"]
+    packing |= {name: values[name] for name in GRID_KEYS if values.get(name) is not None}
     if "context" not in packing:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
         packing["context"] = get_preset(values["preset"]).max_position_embeddings
     folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
     print_summary(folder)
-    only_for_packing = set(packing) - {"tokenizer", "country_iso_code"}
+    only_for_packing = set(packing) - {"tokenizer"} - GRID_KEYS
     kept = {name: value for name, value in values.items() if name not in only_for_packing}
     return {**kept, "packed": str(folder)}
 

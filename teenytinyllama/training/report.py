@@ -7,7 +7,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checks import RunFailedError
-from ..emissions import EMISSIONS_NAME, grid_intensity, read_emissions
+from ..emissions import EMISSIONS_NAME, read_emissions
+from ..grid import grid_intensity, place
 from ..presets import count_parameters
 from .hardware import device_name, peak_flops
 from .metrics import MFU_CONVENTION
@@ -69,8 +70,9 @@ def print_banner(trainer: Any, config: Any, plan: RunPlan, more: dict[str, str],
         f"{config.world_size} ranks x {config.tokens_per_row} tokens ({config.micro_batch_reason})",
         **more,
         "MFU": f"{MFU_CONVENTION}; peak {peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
-        "energy": f"offline, grid of {config.country_iso_code} at {grid_intensity(config.country_iso_code):.1f} "
-        "g CO2e/kWh (country_iso_code)",
+        "energy": f"offline, grid of {place(config.country_iso_code, config.region)} at "
+        f"{grid_intensity(config.country_iso_code, config.region):.1f} g CO2e/kWh (country_iso_code, region), "
+        f"PUE {config.pue:g}",
         "start": f"resumed from {checkpoint}" if checkpoint else "from the beginning",
         "folder": str(plan.folder),
     }

@@ -89,22 +89,22 @@ def assemble_run(
     trainer.clock = Clock()
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
-    energy, stop = EnergyCallback(plan.folder, config.country_iso_code), StopCallback()
+    energy, stop = EnergyCallback(plan.folder, config), StopCallback()
     spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
     if has_caps(config):
         spending.hours_left = functools.partial(hours_until_cap, config)
         cap = CapCallback(config, spending, config.cap_decision)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
-    # The order matters: energy is flushed before it is reported, sampling is over before the clock goes on, and a
-    # checkpoint is marked complete after everything else has written into the folder.
+    # The order matters: sampling is over before energy is flushed and the clock goes on, energy is flushed before it is
+    # reported, and a checkpoint is marked complete after everything else has written into the folder.
     for callback in (
         banner,
         stop,
+        samples,
         energy,
         spending,
         *([cap] if cap else []),
-        samples,
         MetricsCallback(plan.folder, tokens_per_step, evaluation, spending, **metrics),
         _checkpoint_callback(trainer, config, plan, evaluation, spending),
     ):

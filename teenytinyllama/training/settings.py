@@ -2,10 +2,11 @@
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..arguments import own_keys
 from ..checks import InputError, ensure
+from ..grid import GridSettings
 from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
 
@@ -14,7 +15,8 @@ REFUSED_KEYS = {
     "gradient_accumulation_steps": _DERIVED,
     "deepspeed": "ZeRO is chosen by the accelerate file alone: `--accelerate zero2`.",
     "fsdp": "not supported; use `--accelerate zero1`, `zero2` or `zero3`.",
-    "push_to_hub": "training never writes to the network; publish the run folder afterwards.",
+    "push_to_hub": "would push from inside the training, which a slow or dead network could then stop. Set "
+    "hub_model_id: owner/name, and `ttl` publishes in a process of its own; or run `ttl publish` afterwards.",
     "hub_token": "secrets never stand in a config. Use `hf auth login` or the HF_TOKEN variable.",
     "enable_jit_checkpoint": "signals are handled by our own callback, which is safe with several ranks.",
     "group_by_length": "rows are shuffled once and for all.",
@@ -30,7 +32,7 @@ REFUSED_KEYS = {
 
 
 @dataclass
-class RunSettings:
+class RunSettings(GridSettings):
     """Mixed into a dataclass of TrainingArguments, in front of it: `class PretrainConfig(RunSettings, …)`.
 
     A subclass checks its own keys in `__post_init__`, derives batch and steps, and calls `_hand_over` last.
@@ -56,13 +58,13 @@ class RunSettings:
         default=None, metadata={"help": "texts continued (or answered) at every evaluation, written to samples.jsonl"}
     )
     sample_new_tokens: int = field(default=60, metadata={"help": "tokens generated for each prompt"})
-    country_iso_code: str = field(
-        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
-    )
     price: float | None = field(
         default=None, metadata={"help": "USD an hour of all machines together, for money in the log and for max_cost"}
     )
     license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+    card_language: Literal["en", "pt", "both"] = field(
+        default="both", metadata={"help": "language of the model's card: en, pt, or both, one after the other"}
+    )
 
     # TrainingArguments' own, with other defaults.
     per_device_train_batch_size: int | None = field(

@@ -12,7 +12,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from ..arguments import build
 from ..checks import ensure
 from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
-from ..emissions import grid_intensity
+from ..grid import GRID_KEYS
+from ..meter import check_energy
 from ..presets import count_parameters
 from ..training.batch import derive_batch
 from ..training.checkpoints import run_identity
@@ -52,7 +53,7 @@ def plan_dpo(config: DpoConfig) -> DpoPlan:
         InputError: model and pairs do not belong together, a base model without a chat template, an unknown country, a
             folder that holds another run, or a full disk.
     """
-    grid_intensity(config.country_iso_code)
+    check_energy(config)
     base = _chat_model(str(config.model_name_or_path), config.model_revision)
     manifest = preferences_manifest(str(config.preferences))
     fingerprint = check_tokens_of(base, manifest, f"preferences={config.preferences}", "ttl dpo --inputs …")
@@ -103,7 +104,7 @@ def prepare_inputs(values: dict[str, Any]) -> dict[str, Any]:
         print(f"{split:10} {part['pairs']:,} pairs, {part['tokens']:,} tokens; longest {part['longest_tokens']}")
     for reason, number in manifest["dropped"].items():
         print(f"left out   {number:,} x {reason} (first: {manifest['first_dropped'][reason]})")
-    only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"}
+    only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"} - GRID_KEYS
     kept = {name: value for name, value in values.items() if name not in only_for_preparing}
     return {**kept, "preferences": str(folder)}
 

@@ -7,8 +7,9 @@ from typing import Any
 from ..arguments import build
 from ..checks import ensure
 from ..data.conversations import ConversationsConfig, conversations_manifest, prepare_conversations
-from ..emissions import grid_intensity
+from ..grid import GRID_KEYS
 from ..manifest import sha256_json
+from ..meter import check_energy
 from ..presets import count_parameters
 from ..tokenizer import tokenizer_fingerprint
 from ..training.batch import derive_batch
@@ -41,7 +42,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
         InputError: base model and conversations do not belong together, conversations longer than the context, an
             unknown country, a folder that holds another run, or a full disk.
     """
-    grid_intensity(config.country_iso_code)
+    check_energy(config)
     base = load_base("model_name_or_path", str(config.model_name_or_path), config.model_revision)
     manifest = conversations_manifest(str(config.conversations))
     fingerprint = check_tokens_of(base, manifest, f"conversations={config.conversations}", "ttl conversations")
@@ -113,7 +114,7 @@ def prepare_inputs(values: dict[str, Any]) -> dict[str, Any]:
         build(ConversationsConfig, {**chosen, "output_dir": str(Path(values["output_dir"]) / "conversations")})
     )
     print_summary(folder)
-    only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"}
+    only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"} - GRID_KEYS
     kept = {name: value for name, value in values.items() if name not in only_for_preparing}
     return {**kept, "conversations": str(folder)}
 

@@ -1,0 +1,90 @@
+"""Recording: a meter and its ledger together, for a run's callback and for stages that train nothing."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import ledger
+from .emissions import emission_files
+from .grid import GridSettings
+from .meter import EnergyMeter, EnergyReading
+
+
+class Recorder:
+    """Measures one start on one machine and writes its rows."""
+
+    def __init__(self, folder: Path, grid: GridSettings, machine: int = 0, first_step: int = 0) -> None:
+        """Begin measuring into a folder that exists, from a step on."""
+        self._meter = EnergyMeter(folder, grid, machine)
+        self._meter.start()
+        self._ledger = ledger.LedgerWriter(folder, machine, first_step, self._meter.about())
+        self._flushed = time.monotonic()
+
+    @property
+    def seconds_since(self) -> float:
+        """Return how old the last row is."""
+        return time.monotonic() - self._flushed
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether the last row is so old that a kill would lose more than is promised."""
+        return self.seconds_since > ledger.FLUSH_SECONDS
+
+    def write(self, step: int = 0, phase: ledger.Phase | None = None, last: bool = False) -> EnergyReading:
+        """Append a row and return its sums, those of this start.
+
+        Args:
+            step: the step that was reached.
+            phase: what went on since the row before.
+            last: stop measuring.
+        """
+        others = self._meter.others()
+        if last:
+            self._meter.stop()
+        else:
+            self._meter.flush()
+        reading = self._meter.reading()
+        self._ledger.write(step, reading, last, phase, others, self._meter.counter_reason)
+        self._flushed = time.monotonic()
+        return reading
+
+
+class StageMeter:
+    """Measures a stage that trains nothing, such as packing: its files lie in `folder` however it ends."""
+
+    def __init__(self, folder: Path, grid: GridSettings) -> None:
+        """Measure into a folder that exists when the stage begins."""
+        self.folder, self.grid = folder, grid
+
+    def __enter__(self) -> "StageMeter":
+        """Begin measuring."""
+        self._recorder = Recorder(self.folder, self.grid)
+        return self
+
+    def tick(self) -> None:
+        """Write a row if the last one is old; call it now and then, so that a kill loses little."""
+        if self._recorder.is_due:
+            self._recorder.write()
+
+    def __exit__(self, *error: object) -> None:
+        """Write the last row."""
+        self._recorder.write(last=True)
+
+
+@contextmanager
+def measured_into(output: Path, grid: GridSettings) -> Iterator[None]:
+    """Measure the block, and put what was measured into `output` if it ends well; nothing is there before."""
+    with tempfile.TemporaryDirectory(prefix="ttl-") as scratch:
+        with StageMeter(Path(scratch), grid):
+            yield
+        output.mkdir(parents=True, exist_ok=True)
+        move_energy_files(Path(scratch), output)
+
+
+def move_energy_files(source: Path, target: Path) -> None:
+    """Move what a stage measured to another folder."""
+    for path in (*emission_files(source), *source.glob("ledger*.jsonl")):
+        shutil.move(path, target / path.name)
