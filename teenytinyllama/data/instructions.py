@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..manifest import sha256_json
-from .sources import is_held_out
+from .sources import Split, is_held_out
 
 Message = dict[str, str]
 
@@ -145,7 +145,7 @@ class Counts:
 
 def read_conversations(
     rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts, validation_fraction: float
-) -> Iterator[tuple[str, Conversation, str]]:
+) -> Iterator[tuple[Split, Conversation, str]]:
     """Yield (split, conversation, place) of the rows that are conversations, each once; count the others.
 
     Conversations that share a first question or a long answer stay on one side: instruction sets ask one question in
