@@ -2,7 +2,7 @@
 
 A folder holds `train.parquet` and `validation.parquet` with one conversation a row, and `run.json`, written last:
 
-* `messages`, `source`: what it is made of;
+* `messages`, `source`, `license`: what it is made of;
 * `input_ids`: the conversation by the chat template;
 * `labels`: the same where an answer stands (its end token included), -100 elsewhere.
 """
@@ -119,6 +119,7 @@ class _Preparation:
         return {
             "messages": conversation.messages,
             "source": conversation.source,
+            "license": conversation.license,
             "input_ids": encoded.ids,
             "labels": labels,
         }
@@ -224,6 +225,8 @@ def _by_source(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         source["bytes"] += sum(len(message["content"].encode()) for message in row["messages"])
         source["tokens"] += len(row["input_ids"])
         source["answer_tokens"] += sum(label != IGNORED for label in row["labels"])
+        if row["license"] and row["license"] not in source["licenses"]:
+            source["licenses"].append(row["license"])
     return sources
 
 
@@ -243,6 +246,7 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
         [
             ("messages", messages_type()),
             ("source", pyarrow.string()),
+            ("license", pyarrow.string()),
             ("input_ids", pyarrow.list_(pyarrow.int32())),
             ("labels", pyarrow.list_(pyarrow.int32())),
         ]

@@ -25,6 +25,7 @@ from .instructions import (
     Message,
     RowError,
     read_conversation,
+    read_origin,
 )
 from .readers import RECORD_SUFFIXES
 from .sources import SourceFile, Split, hash_files, is_held_out, resolve_files
@@ -91,12 +92,13 @@ def read_preference(row: dict[str, Any]) -> tuple[list[Message], list[Message]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two conversations that differ in their last answer alone, and where they belong."""
+    """Two conversations that differ in their last answer alone, where they belong, and their licence."""
 
     split: Split
     chosen: list[Message]
     rejected: list[Message]
     source: str
+    license: str
 
 
 def read_preferences(
@@ -121,14 +123,9 @@ def read_preferences(
             counts.drop(DUPLICATE, place)
             continue
         seen.add(fingerprint)
-        source = record.get("source")
         held_out = is_held_out(Conversation(chosen).first_question(), validation_fraction)
-        yield Pair(
-            "validation" if held_out else "train",
-            chosen,
-            rejected,
-            source if isinstance(source, str) and source else default_source,
-        ), place
+        split: Split = "validation" if held_out else "train"
+        yield Pair(split, chosen, rejected, *read_origin(record, default_source)), place
 
 
 def _with_answer(prompt: Any, answer: Any) -> list[Message]:
@@ -193,7 +190,7 @@ def _rows(
         if len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > config.context:
             counts.drop(TOO_LONG, place)
             continue
-        yield pair.split, {**row, "source": pair.source}
+        yield pair.split, {**row, "source": pair.source, "license": pair.license}
 
 
 def _encode(chosen: list[Message], rejected: list[Message], encoder: ConversationEncoder) -> dict[str, Any]:
@@ -242,6 +239,8 @@ def _by_source(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         source["documents"] += 1
         source["bytes"] += sum(len(message["content"].encode()) for message in row["messages"])
         source["tokens"] += _tokens(row)
+        if row["license"] and row["license"] not in source["licenses"]:
+            source["licenses"].append(row["license"])
     return sources
 
 

@@ -48,7 +48,8 @@ def corpus_content(inputs: list[str], settings: dict[str, Any], options: Dataset
         )
     facts = {
         "packing": packing,
-        "validation_fraction": None if config.validation_inputs else config.validation_fraction,
+        # None: what is held out was set apart beforehand, as that of the sample always is.
+        "validation_fraction": config.validation_fraction if corpus.files and not config.validation_inputs else None,
     }
     names = sorted({Path(text).name if not text.startswith("hf://") else text for text in inputs})
     return Content("corpus", _schema(), lambda: _rows(corpus), _columns, hashes, {"inputs": names}, facts)

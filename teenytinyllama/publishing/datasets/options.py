@@ -50,9 +50,7 @@ class DatasetOptions:
         Raises:
             InputError: a shard of no size.
         """
-        ensure(
-            self.shard_megabytes > 0, f"shard_megabytes={self.shard_megabytes}: must be more than 0. 500 is usual."
-        )
+        ensure(self.shard_megabytes > 0, f"shard_megabytes={self.shard_megabytes}: must be more than 0. 500 is usual.")
 
     def corpus_keys(self) -> dict[str, object]:
         """Return what was said about the reading of a corpus; what was left out is not there."""
