@@ -10,6 +10,7 @@ from ..manifest import MANIFEST_NAME
 
 STAGES = ("pretrain", "sft", "dpo")
 SAMPLES_NAME = "samples.jsonl"
+METRICS_NAME = "metrics.jsonl"
 _FIX = "It was written by another version or changed since: train again into a new output_dir."
 _MAX_SAMPLES, _MAX_SAMPLE_CHARACTERS = 4, 1000
 
@@ -60,7 +61,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if not folder.is_dir():
             raise MissingFileError(f"run_folder={folder}: no such folder. Give the output_dir of `ttl pretrain`.")
-        is_begun = any(folder.glob("checkpoint-*")) or (folder / "metrics.jsonl").exists()
+        is_begun = any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).exists()
         raise InputError(
             f"run_folder={folder}: the run is not complete, {MANIFEST_NAME} is written at its end. Run the same "
             "command again to resume it."
@@ -105,6 +106,16 @@ def _check_key(path: Path, content: Any, keys: tuple[str, ...], types: tuple[typ
         if set(types) & {int, float}
         else f"{path}: key {shown} is {value!r}, but must be {allowed}. {_FIX}",
     )
+
+
+def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl up to a step; a last line that is still being written is left out.
+
+    `training.metrics.read_jsonl` would load transformers for it, which a process beside a training must not.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    records = [json.loads(line) for line in lines if line]
+    return [record for record in records if record["step"] <= last_step]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
