@@ -1,13 +1,13 @@
 """From a source to an `Upload`: count, refuse, write the shards that are missing, describe."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ...checks import ensure
 from ...manifest import versions
-from ..uploads import Upload, UploadFile
-from .card import Described, describe_making, render_dataset_card, render_licenses
+from ..refusals import check_repository
+from ..uploads import Upload, UploadFile, record_file
+from .card import Described, describe_making, render_dataset_card, render_licenses, source_name
 from .content import Content
 from .counting import count
 from .kinds import read_content
@@ -26,7 +26,7 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
 
     Args:
         source: see `kinds.read_content`.
-        repository: `owner/name`, for the card.
+        repository: `owner/name`; empty for a folder, which is called like the source.
         staging: folder for the shards. A second call with the same source finds those that are finished, so a kill
             costs one shard; they must stay until they are sent.
         options: of the user.
@@ -35,13 +35,15 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
         InputError: see `kinds.read_content` and `counting.count`; also a staging folder inside the source, which the
             next call would read. Nothing is written before everything has been read once.
     """
+    if repository:
+        check_repository(repository)
     licenses = parse_licenses(options.license)
+    content = read_content(source, options)
     for text in source:
         ensure(
             not Path(text).is_dir() or not staging.resolve().is_relative_to(Path(text).resolve()),
             f"staging={staging}: lies inside {text}, which is to be published. Choose a folder elsewhere.",
         )
-    content = read_content(source, options)
     shard_bytes = int(options.shard_megabytes * 1e6)
     place = Staging(staging, _plan(content, options, shard_bytes))
     counts = place.counts()
@@ -54,12 +56,10 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
     if license_metadata(counts.licenses())["license"] == "other":
         files.append(UploadFile(LICENSE_NAME, render_licenses(described).encode()))
     data = [UploadFile(shard.path, staging / shard.path) for shard in shards]
-    paths = [file.path for file in [*files, *data]] + [RECORD_NAME]
-    files.append(UploadFile(RECORD_NAME, _record(described, paths)))
+    files.append(_record(described, [file.path for file in [*files, *data]]))
     rows = sum(shard.rows for shard in shards)
-    return Upload(
-        repository, "dataset", "main", (*files, *data), f"{rows:,} {_UNITS[content.kind]} in {len(shards)} files"
-    )
+    message = f"{rows:,} {_UNITS[content.kind]} in {len(shards)} file{'' if len(shards) == 1 else 's'}"
+    return Upload(repository, "dataset", "main", (*files, *data), message, record=RECORD_NAME)
 
 
 def _plan(content: Content, options: DatasetOptions, shard_bytes: int) -> dict[str, Any]:
@@ -76,12 +76,10 @@ def _plan(content: Content, options: DatasetOptions, shard_bytes: int) -> dict[s
     }
 
 
-def _record(described: Described, paths: list[str]) -> bytes:
-    """Return `dataset.json`: what the repository holds and what made it, for programs."""
+def _record(described: Described, paths: list[str]) -> UploadFile:
+    """Return `dataset.json`: what the repository holds and what made it, for programs and for the next publication."""
     content, facts = described.content, described.content.facts
-    record = {
-        "identity": {"kind": content.kind, **content.identity},
-        "files": sorted(paths),
+    more = {
         "kind": content.kind,
         "splits": described.splits(),
         "sources": described.counts.sources,
@@ -92,4 +90,14 @@ def _record(described: Described, paths: list[str]) -> bytes:
         "making": describe_making(described),
         "hashes": {shard.path: shard.sha256 for shard in described.shards},
     }
-    return (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode()
+    return record_file(RECORD_NAME, {"kind": content.kind, **content.identity}, paths, more)
+
+
+def default_staging(source: list[str]) -> Path:
+    """Return where the shards of a source are kept until they are sent, unless the user says otherwise.
+
+    Beside the source rather than in it, where the next reading would find them.
+    """
+    first = Path(source[0])
+    folder = first.parent if first.exists() else Path()
+    return folder / f"{source_name(source)}.publish"

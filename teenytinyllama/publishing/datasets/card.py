@@ -40,6 +40,11 @@ class Described:
     shards: list[Shard]
     options: DatasetOptions
 
+    @property
+    def name(self) -> str:
+        """Return `owner/name`, or the name of the source."""
+        return self.repository or source_name(self.source)
+
     def splits(self) -> list[dict[str, Any]]:
         """Return name, rows, bytes in memory, bytes on disk and number of files of each split that has rows."""
         found = []
@@ -70,7 +75,7 @@ def front_matter(described: Described) -> dict[str, Any]:
     return {
         "language": ["pt"],
         **license_metadata(described.counts.licenses()),
-        "pretty_name": _name(described.repository).rsplit("/", 1)[-1],
+        "pretty_name": described.name.rsplit("/", 1)[-1],
         "size_categories": [size_category(sum(split["rows"] for split in splits))],
         "task_categories": ["text-generation"],
         **({"task_ids": ["language-modeling"]} if kind in ("corpus", "packed") else {}),
@@ -135,7 +140,7 @@ def describe_making(described: Described) -> dict[str, Any]:
 def publish_command(described: Described) -> str:
     """Return the command that publishes this dataset again; paths of this machine are cut to their last part."""
     shown = [Path(text).name if Path(text).is_absolute() else text for text in described.source]
-    words = ["ttl", "publish", *shown, "--to", described.repository]
+    words = ["ttl", "publish", *shown, "--to", described.repository or f"folder:{described.name}"]
     for name, value in vars(described.options).items():
         if value == getattr(DatasetOptions(), name):
             continue
@@ -144,9 +149,14 @@ def publish_command(described: Described) -> str:
     return shlex.join(words)
 
 
-def _name(repository: str) -> str:
-    """Return the repository's name with only letters that mean nothing in Markdown, HTML, Python strings and YAML."""
-    return "".join(letter if letter.isalnum() or letter in "._-/" else "-" for letter in one_line(repository).strip())
+def source_name(source: list[str]) -> str:
+    """Return what a dataset without a repository is called: like its first file or folder."""
+    return _plain(Path(source[0].split("@")[0]).resolve().name.split(".")[0]) or "dataset"
+
+
+def _plain(name: str) -> str:
+    """Return a name with only letters that mean nothing in Markdown, HTML, Python strings and YAML."""
+    return "".join(letter if letter.isalnum() or letter in "._-/" else "-" for letter in one_line(name).strip())
 
 
 def _sources(counts: Counts) -> list[dict[str, Any]]:
@@ -162,7 +172,7 @@ def _body(described: Described, language: str) -> str:
         environment.filters["count"] = lambda number: numbers["count"](number).translate(swap)
         environment.filters["fixed"] = lambda number, digits: numbers["fixed"](number, digits).translate(swap)
     sources, facts = _sources(described.counts), described.content.facts
-    name = _name(described.repository)
+    name = described.name
     unit = "tokens" if described.content.kind == "packed" else "words"
     usage = environment.get_template("usage_dataset.py.jinja").render(
         repository=Markdown(name), split=described.splits()[0]["name"]

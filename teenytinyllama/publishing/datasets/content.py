@@ -1,11 +1,9 @@
 """What every kind of dataset comes down to: rows with a source and a licence, and the columns they are written in."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...checks import ensure
 from ...data.sources import Split
 from .options import Kind
 
@@ -73,18 +71,3 @@ def _feature(kind: "pyarrow.DataType") -> dict[str, Any]:
         length = {"length": kind.list_size} if pyarrow.types.is_fixed_size_list(kind) else {}
         return {"list": inner.get("struct") or inner["dtype"], **length}
     return {"dtype": str(kind)}
-
-
-def refuse_links(folder: Path, files: Iterable[Path]) -> None:
-    """Refuse files of a folder that are links to somewhere else: what they point to was not meant to be published.
-
-    Raises:
-        InputError: there is one.
-    """
-    inside = folder.resolve()
-    for file in files:
-        ensure(
-            file.resolve().is_relative_to(inside),
-            f"source={folder}: {file} is a link to a file outside the folder. Copy the file there, or take the link "
-            "away.",
-        )

@@ -66,7 +66,7 @@ def _count(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
     from tqdm import tqdm
 
     counts = Counts()
-    fill = {split: 0 for split in SPLITS}  # bytes in the last shard of each split
+    fill = dict.fromkeys(SPLITS, 0)  # bytes in the last shard of each split
     for row in tqdm(content.rows(), desc="counting", unit=" rows", mininterval=1.0, disable=None):
         num_bytes = sum(len(text.encode()) for text in row.texts)
         _count_row(counts, row, num_bytes, licenses.of(row.source, row.license))
@@ -94,7 +94,7 @@ def _count_packed(content: Content, licenses: Licenses, shard_bytes: int) -> Cou
     """Count by the manifest: the rows have no sources, their documents had."""
     counts = Counts(sources=content.facts["counted"])
     for name, source in counts.sources.items():
-        if not source["licenses"] and (license := licenses.of(name, "")):
+        if not source["licenses"] and (license := licenses.of(name, "", source["rows"])):
             source["licenses"].append(license)
     assert content.row_bytes is not None
     rows_per_shard = max(1, -(-shard_bytes // content.row_bytes))

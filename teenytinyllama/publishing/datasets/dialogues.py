@@ -1,8 +1,8 @@
 """Instructions and preferences as datasets: chat turns with source and licence, split as `ttl sft` and `ttl dpo` do.
 
-Instructions have a `messages` column; preferences have `prompt`, `chosen` and `rejected`, each a list of turns, which is
-the conversational form that TRL reads. Both are held in memory: an equal question stays on one side of the split, which
-only the whole set can tell.
+Instructions have a `messages` column; preferences have `prompt`, `chosen` and `rejected`, each a list of turns, which
+is the conversational form that TRL reads. Both are held in memory: an equal question stays on one side of the split,
+which only the whole set can tell.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,9 +15,10 @@ from ...data.examples import SPLITS, messages_type, reasons, records, refuse_bad
 from ...data.instructions import DUPLICATE, Counts, Message
 from ...data.preferences import PreferencesConfig, preferences_manifest, read_preferences
 from ...data.readers import RECORD_SUFFIXES, read_records
-from ...data.sources import SourceFile, hash_files, resolve_files, sample_hash
+from ...data.sources import hash_files, resolve_files, sample_hash
 from ...manifest import sha256_file
-from .content import Content, Row, refuse_links
+from ..safety import inside
+from .content import Content, Row
 from .options import DatasetOptions
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ def conversations_content(folder: Path) -> Content:
     """
     manifest = conversations_manifest(folder, "source")
     files = {split: folder / f"{split}.parquet" for split in SPLITS}
-    refuse_links(folder, files.values())
-    hashes = {path.name: sha256_file(path) for path in files.values() if path.is_file()}
+    hashes = {path.name: sha256_file(inside(folder, path)) for path in files.values() if path.exists()}
     ensure(
         hashes == manifest["hashes"],
         f"source={folder}: its parquet files are not those that `ttl conversations` wrote. Make the folder again.",

@@ -12,7 +12,8 @@ from ...data.packing import PackConfig
 from ...data.readers import RECORD_SUFFIXES, SUFFIXES, read_records
 from ...data.sources import SAMPLE, SourceFile, resolve_files
 from ...manifest import MANIFEST_NAME
-from .content import Content, refuse_links
+from ..safety import inside
+from .content import Content
 from .corpora import corpus_content
 from .dialogues import conversations_content, instructions_content, preferences_content
 from .options import DatasetOptions
@@ -131,7 +132,8 @@ def _data_files(folder: Path) -> list[Path]:
 def _check_links(inputs: list[str]) -> None:
     for text in inputs:
         if Path(text).is_dir():
-            refuse_links(Path(text), _data_files(Path(text)))
+            for path in _data_files(Path(text)):
+                inside(Path(text), path)
 
 
 def _kind_of_files(inputs: list[str], shown: str, options: DatasetOptions, settings: dict[str, Any]) -> str:
@@ -148,7 +150,7 @@ def _kind_of_files(inputs: list[str], shown: str, options: DatasetOptions, setti
 
 
 def _files(inputs: list[str]) -> list[SourceFile]:
-    """Return the files; of a folder those of texts, and .json only where there is nothing else (it is often a record)."""
+    """Return the files; of a folder .json only where there is nothing else, since it is often a record."""
     files: list[SourceFile] = []
     for text in inputs:
         is_json = Path(text).is_dir() and not any(

@@ -10,7 +10,7 @@ from ..escaping import one_line
 
 LICENSE_NAME = "LICENSE.md"
 UNKNOWN = "unknown"
-# Source: the table in docs/hub/repositories-licenses.md of huggingface/hub-docs (commit 008d54d); `other` is ours to set.
+# Source: the table in docs/hub/repositories-licenses.md of huggingface/hub-docs (commit 008d54d), without `other`.
 _HUB_NAMES = (
     "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m "
     "afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 "
@@ -44,15 +44,15 @@ class Licenses:
     missing: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
-    def of(self, source: str, stated: str) -> str:
-        """Return the licence of a document, or an empty string, which is counted."""
+    def of(self, source: str, stated: str, rows: int = 1) -> str:
+        """Return the licence of a row (or of several), or an empty string, which is counted."""
         if stated:
             return stated
         if source in self.of_source:
             self.used.add(source)
             return self.of_source[source]
         if not self.default:
-            self.missing[source] = self.missing.get(source, 0) + 1
+            self.missing[source] = self.missing.get(source, 0) + rows
         return self.default
 
     def check(self, sources: Iterable[str]) -> None:

@@ -64,7 +64,6 @@ class Staging:
             shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
             (folder / _DONE).unlink(missing_ok=True)
             self._state = {}
-        (folder / DATA_FOLDER).mkdir(parents=True, exist_ok=True)
 
     def _read_plan(self) -> dict[str, Any]:
         try:
@@ -78,14 +77,18 @@ class Staging:
         return Counts(**self._state["counts"]) if self._state else None
 
     def keep_counts(self, counts: Counts) -> None:
-        """Write down what was counted, so that the next start need not count."""
+        """Write down what was counted, so that the next start need not count; the first thing that is written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / _PLAN, {"plan_sha256": self._plan, "counts": counts.to_json()})
 
     def finished(self) -> dict[str, Shard]:
         """Return the shards that are there and unchanged, by path."""
         path = self.folder / _DONE
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []  # a kill can cut the last
-        listed = {shard.path: shard for shard in (Shard(**json.loads(line)) for line in lines if line)}
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a kill can leave a last line without its end
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        listed = {shard.path: shard for shard in (Shard(**json.loads(line)) for line in whole.splitlines())}
         return {name: shard for name, shard in listed.items() if self._is_whole(shard)}
 
     def _is_whole(self, shard: Shard) -> bool:
@@ -123,6 +126,7 @@ def write_shards(staging: Staging, content: Content, licenses: Licenses, counts:
         most_bytes = counts.text_bytes() if content.row_bytes is None else content.row_bytes * rows
         needed = int(most_bytes * _DISK_SHARE * share)
         ensure_disk_space("staging", staging.folder, needed, "Give a staging folder on another disk.")
+        (staging.folder / DATA_FOLDER).mkdir(exist_ok=True)
         _write_missing(staging, content, licenses, wanted, done)
     return [done[path] for path in paths]
 
