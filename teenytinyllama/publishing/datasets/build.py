@@ -79,7 +79,7 @@ def _plan(content: Content, options: DatasetOptions, shard_bytes: int) -> dict[s
 def _record(described: Described, paths: list[str]) -> UploadFile:
     """Return `dataset.json`: what the repository holds and what made it, for programs and for the next publication."""
     content, facts = described.content, described.content.facts
-    more = {
+    more: dict[str, Any] = {
         "kind": content.kind,
         "splits": described.splits(),
         "sources": described.counts.sources,

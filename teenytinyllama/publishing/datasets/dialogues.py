@@ -6,6 +6,7 @@ which only the whole set can tell.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +56,14 @@ def instructions_content(inputs: list[str], options: DatasetOptions) -> Content:
     Raises:
         InputError: bad inputs, or rows that are no conversation and are not to be dropped.
     """
-    fraction = {} if options.validation_fraction is None else {"validation_fraction": options.validation_fraction}
     config = ConversationsConfig(
         inputs=inputs,
         output_dir="-",  # nothing is written
         validation_inputs=options.validation_inputs,
         invalid_rows=options.invalid_rows,
-        **fraction,
     )
+    if options.validation_fraction is not None:
+        config = replace(config, validation_fraction=options.validation_fraction)
     train = resolve_files("source", inputs, RECORD_SUFFIXES)
     held_out = resolve_files("validation_inputs", options.validation_inputs or [], RECORD_SUFFIXES)
     counts = Counts()
@@ -100,8 +101,7 @@ def preferences_content(inputs: list[str], options: DatasetOptions, folder: Path
         inputs, fraction = manifest["plan"]["inputs"], manifest["plan"]["validation_fraction"]
     config = PreferencesConfig(inputs=inputs, output_dir="-", invalid_rows=options.invalid_rows)
     if fraction is not None:
-        config.validation_fraction = fraction
-        config.__post_init__()
+        config = replace(config, validation_fraction=fraction)
     files = resolve_files("source", inputs, RECORD_SUFFIXES)
     hashes = hash_files(files)
     ensure(
