@@ -139,6 +139,8 @@ def _start(
 ) -> int:
     """Check everything in this process, prepare the data, then start the ranks and supervise them.
 
+    With `hub_model_id` a process beside them publishes the run; it changes neither the ranks nor the exit code.
+
     Returns:
         0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
 
@@ -148,9 +150,11 @@ def _start(
     from .arguments import write_yaml
     from .launcher import launch, plan_ranks
     from .manifest import command_line
+    from .publishing.beside import check_follower, report_follower, start_follower
 
     script = recipes_folder() / recipe
     ranks = plan_ranks(script, [], accelerate_file, num_processes)
+    publishing = check_follower(values)
     values = prepare(values)
     if check(values, ranks.num_processes) == "complete":
         print(f"{values['output_dir']} is complete; a longer run would go on from it")
@@ -159,7 +163,11 @@ def _start(
     with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
         config = Path(folder) / "config.yaml"
         write_yaml(config, values)
-        return launch(script, ["--config", str(config)], accelerate_file, num_processes)
+        follower = start_follower(Path(values["output_dir"]), publishing) if publishing else None
+        code = launch(script, ["--config", str(config)], accelerate_file, num_processes)
+    if follower:
+        report_follower(follower, code)
+    return code
 
 
 def demo(argv: list[str]) -> int:
@@ -174,6 +182,16 @@ def card(argv: list[str]) -> None:
     from .publishing.cards import write_model_card
 
     print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
+
+
+def publish(argv: list[str]) -> None:
+    """Publish a run and its checkpoints on the Hub, or in a folder: RUN --to owner/name|folder:PATH."""
+    ensure(argv and not argv[0].startswith("--"), "ttl publish: needs a run: the output_dir of a training.")
+    from .arguments import parse
+    from .publishing.follow import run_publish
+    from .publishing.publish import PublishConfig
+
+    run_publish(Path(argv[0]), parse(PublishConfig, argv[1:]))
 
 
 def emissions(argv: list[str]) -> None:
@@ -241,6 +259,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "app": app,
     "emissions": emissions,
     "card": card,
+    "publish": publish,
 }
 
 
@@ -304,6 +323,10 @@ def _describe_verb(verb: str) -> str:
         from .app.config import AppConfig
 
         return describe_keys(AppConfig)
+    if verb == "publish":
+        from .publishing.publish import PublishConfig
+
+        return describe_keys(PublishConfig)
     if verb == "pretrain":
         from .training.config import PretrainConfig
 

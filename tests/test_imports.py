@@ -32,7 +32,7 @@ ALLOWED = {
     "training": CORE | {"data", "evaluation", "supervision"},
     "planning": CORE | {"training"},
     "tuning": CORE | {"chat", "data", "evaluation", "training"},
-    "publishing": CORE | {"data", "evaluation", "training"},
+    "publishing": CORE | {"checkpoints", "supervision"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
     "cli": CORE

@@ -17,14 +17,24 @@ from .safety import inside
 from .uploads import Upload, UploadFile, record_file
 
 CHECKPOINTS_NAME = "checkpoints.json"
+# What a checkpoint says of the training so far.
+_FIGURES = ("tokens", "loss", "bits_per_byte", "kwh", "kg_co2e")
 _ENVIRONMENT_NAME = "environment.json"
 _WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
-_MODEL = re.compile(
-    rf"{_WEIGHTS.pattern}|model\.safetensors\.index\.json|(config|generation_config|{re.escape(ADAPTER_CONFIG_NAME)}"
-    rf"|{re.escape(BASE_RECORD_NAME)}|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)(\.json)?"
-    r"|tokenizer\.model|merges\.txt|chat_template\.jinja"
-)
+_MODEL_NAMES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    ADAPTER_CONFIG_NAME,
+    BASE_RECORD_NAME,
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+}
 # What says how the model was made, beside the card.
 _RECORDS = (
     "config.yaml",
@@ -71,7 +81,7 @@ def run_identity(run: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(inside(run, path).read_text(encoding="utf-8"))["identity"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is damaged ({error!r}). Start the run's command again; it writes the file.") from error
+        raise InputError(f"{path}: is damaged ({error!r}). The run's command writes it again.") from error
 
 
 def main_upload(run: Path, repository: str, entries: list[dict[str, Any]], base_model: str = "") -> Upload:
@@ -87,9 +97,10 @@ def main_upload(run: Path, repository: str, entries: list[dict[str, Any]], base_
         InputError: the run is not finished, lacks a file, or its weights are not those that the manifest names; a link
             leads out of the folder; an adapter of a base model that is on this machine alone.
     """
+    records = _present(run, _RECORDS)  # first: the card quotes them, and none may be a link to elsewhere
     manifest = read_run(run)
     card = UploadFile(CARD_NAME, card_text(run, repository, entries).encode())
-    files = [card, *model_files(run, run, base_model)]
+    files = [card, *model_files(run, run, base_model), *records]
     for name, expected in manifest["hashes"].items():
         found = sha256_file(run / name) if (run / name).is_file() else "no such file"
         ensure(
@@ -97,7 +108,6 @@ def main_upload(run: Path, repository: str, entries: list[dict[str, Any]], base_
             f"{run / name}: has changed since the run ended (sha256 {found}, {MANIFEST_NAME} says {expected}). Restore "
             "it, or train again into a new folder.",
         )
-    files += [UploadFile(name, inside(run, run / name)) for name in _RECORDS if _exists(run / name)]
     names = [file.path for file in files]
     record = record_file(CHECKPOINTS_NAME, run_identity(run), names, {"checkpoints": entries})
     message = f"{manifest['stage']}: {manifest['training']['steps']} steps"
@@ -123,8 +133,15 @@ def card_text(run: Path, repository: str, entries: list[dict[str, Any]]) -> str:
     return render_model_card(run, repository or None)
 
 
-def _exists(path: Path) -> bool:
-    return path.is_file() or path.is_symlink()
+def _present(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
+    """Return those of the files that the run has; a link counts, so that one that leads out is refused."""
+    found = [name for name in names if (run / name).is_file() or (run / name).is_symlink()]
+    return [UploadFile(name, inside(run, run / name)) for name in found]
+
+
+def _newest(records: list[dict[str, Any]], key: str) -> Any:
+    """Return the last value of a key among records, or None: checkpoints of older versions do not say it themselves."""
+    return next((record[key] for record in reversed(records) if key in record), None)
 
 
 def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFile]:
@@ -138,7 +155,7 @@ def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFil
     Raises:
         InputError: see `main_upload`.
     """
-    names = sorted(path.name for path in folder.iterdir() if _MODEL.fullmatch(path.name) and not path.is_dir())
+    names = sorted(path.name for path in folder.iterdir() if path.name in _MODEL_NAMES or _WEIGHTS.fullmatch(path.name))
     names.sort(key=lambda name: bool(_WEIGHTS.fullmatch(name)))
     files = [UploadFile(name, inside(run, folder / name)) for name in names]
     ensure(any(_WEIGHTS.fullmatch(name) for name in names), f"{folder}: holds no weights in safetensors.")
@@ -163,8 +180,8 @@ def _with_base(file: UploadFile, folder: Path, base_model: str) -> UploadFile:
     if not base_model:
         ensure(
             base.count("/") == 1 and not base.startswith((".", "~", "/")) and not Path(base).exists(),
-            f"{folder}: is an adapter of {base}, a folder of this machine that nobody else can load. Publish that model "
-            "first and name it with --base_model owner/name; or leave checkpoints out: --checkpoints false",
+            f"{folder}: is an adapter of {base}, a folder of this machine that nobody else can load. Publish that "
+            "model first and name it with --base_model owner/name; or leave checkpoints out: --checkpoints false",
         )
         return file
     check_repository(base_model, "base_model")
@@ -197,14 +214,13 @@ def read_checkpoint(
     files = model_files(run, folder, base_model)
     weights = {file.path: file.sha256() for file in files if _WEIGHTS.fullmatch(file.path)}
     lines = read_metrics(run / METRICS_NAME, step)
-    losses = [record["loss"] for record in lines if "loss" in record]
-    figures = {key: marker.get(key) for key in ("tokens", "bits_per_byte", "kwh", "kg_co2e")}
+    figures = {key: marker.get(key, _newest(lines, key)) for key in _FIGURES}
     revision = checkpoint_revision(step)
-    entry = {"step": step, "revision": revision, "loss": losses[-1] if losses else None, **figures, "sha256": weights}
+    entry = {"step": step, "revision": revision, **figures, "sha256": weights}
     files += [
         _json_file("emissions.json", {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}),
         UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
-        *(UploadFile(name, inside(run, run / name)) for name in ("config.yaml", _ENVIRONMENT_NAME) if _exists(run / name)),
+        *_present(run, ("config.yaml", _ENVIRONMENT_NAME)),
     ]
     state = _optimizer_files(run, folder) if optimizer_state else []
     upload = Upload(

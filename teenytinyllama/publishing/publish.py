@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import InputError, RunFailedError, ensure
 from .contents import (
-    CHECKPOINTS_NAME,
     Checkpoint,
     check_distinct,
     main_upload,
@@ -39,7 +38,7 @@ class PublishConfig:
 
     REFUSED_KEYS: ClassVar[dict[str, str]] = {"token": _NO_TOKEN, "hub_token": _NO_TOKEN}
 
-    to: str = field(metadata={"help": "repository owner/name, or folder:PATH to write the same files into a new folder"})
+    to: str = field(metadata={"help": "repository owner/name, or folder:PATH for the same files in a new folder"})
     public: bool = field(default=False, metadata={"help": "let everybody see a repository that is made"})
     dry_run: bool = field(default=False, metadata={"help": "only list every file with its size, and show the card"})
     follow: bool = field(
@@ -172,7 +171,8 @@ def push_checkpoint(hub: Hub, folder: Path, checkpoint: Checkpoint, config: Publ
 def push_and_say(hub: Hub, upload: Upload, config: PublishConfig) -> None:
     """Push an upload and print what became of it."""
     done = push(hub, upload, private=not config.public, replace=config.replace)
-    print(f"{upload.revision:12} {'published' if done.changed else 'is there already'}, checked: {done.url}", flush=True)
+    state = "published" if done.changed else "is there already"
+    print(f"{upload.revision:10} {state}, hashes compared: {done.url}", flush=True)
 
 
 @contextmanager
@@ -192,9 +192,14 @@ def finishing_command(run: Path, config: PublishConfig) -> Iterator[None]:
 
 def command_for(run: Path, config: PublishConfig) -> str:
     """Return the command that publishes this run with these settings."""
+    return shlex.join(command_words(run, config))
+
+
+def command_words(run: Path, config: PublishConfig) -> list[str]:
+    """Return the words of `command_for`; no key of a config is a secret."""
     words = ["ttl", "publish", str(run), "--to", config.to]
     for item in fields(config):
         value = getattr(config, item.name)
         if item.name != "to" and value != item.default:
-            words += [f"--{item.name}", *([] if value is True else [str(value).lower() if value is False else str(value)])]
-    return shlex.join(words)
+            words += [f"--{item.name}", *([] if value is True else ["false"] if value is False else [str(value)])]
+    return words

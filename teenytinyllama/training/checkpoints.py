@@ -123,7 +123,7 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
         others = sorted(
             path.name
             for path in folder.iterdir()
-            if path.name not in (".lock", "packed", "conversations", "preferences")
+            if path.name not in (".lock", "packed", "conversations", "preferences", "publish.log", ".publish")
         )
         ensure(
             not others,

@@ -14,7 +14,8 @@ REFUSED_KEYS = {
     "gradient_accumulation_steps": _DERIVED,
     "deepspeed": "ZeRO is chosen by the accelerate file alone: `--accelerate zero2`.",
     "fsdp": "not supported; use `--accelerate zero1`, `zero2` or `zero3`.",
-    "push_to_hub": "training never writes to the network; publish the run folder afterwards.",
+    "push_to_hub": "would push from inside the training, which a slow or dead network could then stop. Set "
+    "hub_model_id: owner/name, and `ttl` publishes in a process of its own; or run `ttl publish` afterwards.",
     "hub_token": "secrets never stand in a config. Use `hf auth login` or the HF_TOKEN variable.",
     "enable_jit_checkpoint": "signals are handled by our own callback, which is safe with several ranks.",
     "group_by_length": "rows are shuffled once and for all.",
