@@ -141,9 +141,7 @@ def publish_command(described: Described) -> str:
     """Return the command that publishes this dataset again; paths of this machine are cut to their last part."""
     shown = [Path(text).name if Path(text).is_absolute() else text for text in described.source]
     words = ["ttl", "publish", *shown, "--to", described.repository or f"folder:{described.name}"]
-    for name, value in vars(described.options).items():
-        if value == getattr(DatasetOptions(), name):
-            continue
+    for name, value in described.options.said().items():
         values = [str(part) for part in (value if isinstance(value, list) else [value])]
         words += [f"--{name}", *(Path(part).name if Path(part).is_absolute() else part for part in values)]
     return shlex.join(words)

@@ -1,6 +1,6 @@
 """What a user can say about a dataset that is to be published."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from ...checks import ensure
@@ -52,7 +52,17 @@ class DatasetOptions:
         """
         ensure(self.shard_megabytes > 0, f"shard_megabytes={self.shard_megabytes}: must be more than 0. 500 is usual.")
 
+    def said(self) -> dict[str, object]:
+        """Return what differs from the defaults, of the keys above."""
+        values = {
+            item.name: (getattr(self, item.name), getattr(_DEFAULTS, item.name)) for item in fields(DatasetOptions)
+        }
+        return {name: value for name, (value, default) in values.items() if value != default}
+
     def corpus_keys(self) -> dict[str, object]:
         """Return what was said about the reading of a corpus; what was left out is not there."""
         names = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+_DEFAULTS = DatasetOptions()

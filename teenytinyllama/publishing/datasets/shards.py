@@ -52,6 +52,11 @@ class Staging:
         """
         self.folder, self._plan = folder, sha256_json(plan)
         ensure(not folder.exists() or folder.is_dir(), f"staging={folder}: is a file. Give a folder.")
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        ensure(
+            existing.is_dir() and os.access(existing, os.W_OK),
+            f"staging={folder}: cannot be made in {existing}. Give another folder with --staging.",
+        )
         own = {_PLAN, _DONE, DATA_FOLDER, _PLAN + ".partial"}
         others = sorted({path.name for path in folder.iterdir()} - own) if folder.is_dir() else []
         ensure(not others, f"staging={folder}: is not empty ({', '.join(others[:3])}). Give an empty or new folder.")
@@ -101,6 +106,14 @@ class Staging:
             file.write(json.dumps(asdict(shard)) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def discard_staging(folder: Path) -> None:
+    """Delete a staging folder once its shards have arrived where they were sent."""
+    shutil.rmtree(folder / DATA_FOLDER)
+    (folder / _DONE).unlink(missing_ok=True)
+    (folder / _PLAN).unlink()
+    folder.rmdir()
 
 
 def shard_path(split: str, index: int, total: int) -> str:
