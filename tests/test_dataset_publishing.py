@@ -413,8 +413,9 @@ def test_shards_that_are_there_are_not_written_again(tmp_path: Path, corpus_fold
     assert written == []
     paths = [file.path for file in first.files if file.path.startswith("data/")]
     (tmp_path / "staging" / paths[1]).unlink()
-    with (tmp_path / "staging" / paths[2]).open("ab") as file:
-        file.write(b"x")
+    with (tmp_path / "staging" / paths[2]).open("r+b") as file:  # other bytes, of the same size
+        file.seek(100)
+        file.write(b"xyz")
     assert bytes_of(publish(tmp_path, corpus_folder, shard_megabytes=0.05)) == before
     assert written == [paths[1], paths[2]]
     publish(tmp_path, corpus_folder, shard_megabytes=0.1)
@@ -622,6 +623,8 @@ def test_a_staging_folder_in_the_source_or_of_others_is_refused(tmp_path: Path, 
     with pytest.raises(InputError, match="staging=.*: cannot be made in .*file. Give another folder with --staging"):
         dataset_uploads([str(corpus_folder)], NAME, tmp_path / "file" / "x", DatasetOptions())
     assert default_staging([str(corpus_folder)]) == corpus_folder.parent / f"{corpus_folder.name}.publish"
+    assert default_staging(["*.jsonl"]) == Path("dataset.publish")
+    assert default_staging([f"hf://datasets/ana/textos@{'0' * 40}"]) == Path("textos.publish")
 
 
 @pytest.mark.parametrize(("now", "message"), [(3, "fewer rows"), (9, "more rows")])

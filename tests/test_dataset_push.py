@@ -71,6 +71,12 @@ def test_a_pushed_corpus_is_loaded_by_name(tmp_path: Path, server: HubServer, co
     for split, part in rows.items():
         assert part == rows_of(files, split)
     before = server.commit("ana/textos", "main", repo_type="dataset")
+    pinned = f"hf://datasets/ana/textos@{before}/data/train-*"
+    words = ["--to", f"folder:{tmp_path / 'copy'}", "--staging", tmp_path / "other", "--validation_fraction", "0"]
+    copied = client(server, tmp_path / "home", PUBLISH, pinned, *words)
+    assert copied.returncode == 0, copied.stderr
+    assert pyarrow.parquet.read_table(tmp_path / "copy" / "data").to_pylist() == rows["train"]
+    assert "source_datasets:\n- ana/textos\n" in (tmp_path / "copy" / "README.md").read_text()
     assert publish(server, tmp_path, corpus_folder).stdout.startswith("main       is there already")
     assert server.commit("ana/textos", "main", repo_type="dataset") == before
 

@@ -149,7 +149,9 @@ def publish_command(described: Described) -> str:
 
 def source_name(source: list[str]) -> str:
     """Return what a dataset without a repository is called: like its first file or folder."""
-    return _plain(Path(source[0].split("@")[0]).resolve().name.split(".")[0]) or "dataset"
+    path = Path(source[0].split("@")[0]).resolve()
+    name = path.name if path.is_dir() else path.name.split(".")[0]
+    return _plain(name).strip("-.") or "dataset"
 
 
 def _plain(name: str) -> str:
