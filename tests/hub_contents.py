@@ -76,13 +76,20 @@ class HubContents:
         repo_type: str = "model",
         title: str = "written by the test",
     ) -> str:
-        """Commit files (None deletes one) as the owner, without HTTP; make the repository or branch if need be."""
+        """Commit files (None deletes one) as the owner, without HTTP; make the repository or branch if need be.
+
+        Returns:
+            The id of the commit; without files there is none, and it is that of the head.
+        """
         owner = repository.split("/")[0]
         with self._lock:
             found = self.store.find(f"{repo_type}s", repository)
             found = found or self.store.create(f"{repo_type}s", repository, owner)
             if revision not in found.branches and "main" in found.branches:
                 found.branches[revision] = found.branches["main"]
+            if not files:
+                found.save()
+                return found.branches[revision]
             changes = {
                 name: found.keep_lfs(content)
                 if content and is_lfs(name, content[:SAMPLE_BYTES], len(content))

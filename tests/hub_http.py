@@ -1,17 +1,19 @@
 """The test Hub over HTTP: reads a request, lets faults strike, sends the answer, and writes the log."""
 
+import contextlib
 import re
 import socket
+import socketserver
 import struct
 import traceback
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
-from typing import Protocol
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol
 
 from hub_access import Hub
 from hub_answers import call_of, route
 from hub_faults import Fault, Faults, Request
-from hub_protocol import Answer, HubError, error_answer
+from hub_protocol import Answer, HubError, Person, error_answer
 
 
 class Served(Protocol):
@@ -25,7 +27,7 @@ class Served(Protocol):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the requests of one connection; `served` is set by `handler_of`."""
+    """Answers the requests of one connection; `served` is set by `listen`."""
 
     served: Served
     protocol_version = "HTTP/1.1"
@@ -36,36 +38,40 @@ class Handler(BaseHTTPRequestHandler):
         body = _read_body(self)
         hows = [fault.how for fault in struck if fault.action is None]
         user, answer = None, Answer(0, {})
-        if not _strike_before(self.served, struck):
-            self._cut(is_hard="reset" in hows)
-        else:
-            try:
-                person = self.served.hub.access.person(self.headers.get("Authorization"))
-                user = person.name if person else None
-                answer = self.served.answer_one(lambda: self._answer(struck, body, person))
-            except HubError as error:
-                answer = error_answer(error)
-            except Exception as error:
-                # A fault of the test Hub itself: shown by pytest, and never a client that waits.
-                traceback.print_exc()
-                answer = error_answer(HubError(500, f"{type(error).__name__} in the test Hub: {error}"))
-        is_silent = "lost_answer" in hows or not answer.status
-        status = 0 if is_silent else answer.status
+        # A client that went away in the middle of its request has asked for nothing.
+        if body is not None and _strike_before(self.served, struck):
+            user, answer = self._work(struck, body)
+        status = 0 if "lost_answer" in hows else answer.status
         # Before the answer is sent: a client that has it finds its request in the log.
         self.served.log(Request(self.command, self.path, status, user, number, answer.write, "+".join(hows) or None))
-        if is_silent:
-            self._cut(is_hard=False)
-        else:
-            self._send(answer, is_half="truncate" in hows)
+        with contextlib.suppress(ConnectionError):  # the client did not wait for the answer
+            if status:
+                self._send(answer, is_half="truncate" in hows)
+        if not status or "truncate" in hows:
+            self._cut(is_hard="reset" in hows)
 
-    def _answer(self, struck: list[Fault], body: bytes, person: object) -> Answer:
+    def _work(self, struck: list[Fault], body: bytes) -> tuple[str | None, Answer]:
+        """Do what is asked; return who asked and the answer."""
+        user = None
+        try:
+            person = self.served.hub.access.person(self.headers.get("Authorization"))
+            user = person.name if person else None
+            return user, self.served.answer_one(lambda: self._answer(struck, body, person))
+        except HubError as error:
+            return user, error_answer(error)
+        except Exception as error:
+            # A fault of the test Hub itself: shown by pytest, and never a client that waits.
+            traceback.print_exc()
+            return user, error_answer(HubError(500, f"{type(error).__name__} in the test Hub: {error}"))
+
+    def _answer(self, struck: list[Fault], body: bytes, person: Person | None) -> Answer:
         for fault in struck:
             if fault.status:
                 seconds = {"Retry-After": f"{fault.seconds:.0f}"} if fault.status in (429, 503) else {}
                 error = HubError(fault.status, fault.text)
                 error.headers |= seconds
                 raise error
-        return route(self.served.hub, call_of(self.command, self.path, body, person))  # type: ignore[arg-type]
+        return route(self.served.hub, call_of(self.command, self.path, body, person))
 
     def _send(self, answer: Answer, is_half: bool) -> None:
         status, body, headers = answer.status, answer.body, dict(answer.headers)
@@ -80,17 +86,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if is_half else body)
-        if is_half:
-            self._cut(is_hard=False)
 
     def _cut(self, is_hard: bool) -> None:
         """Close the connection; `is_hard` resets it, else it ends as if the server had gone away in order."""
         self.close_connection = True
         if is_hard:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.wfile.close()
-            self.rfile.close()
-            self.connection.close()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
@@ -98,13 +99,31 @@ class Handler(BaseHTTPRequestHandler):
         """Write nothing: the log is `HubServer.requests`."""
 
 
-def handler_of(server: Served) -> type[BaseHTTPRequestHandler]:
-    """Return the request handler class of one server."""
-    return type("Handler", (Handler,), {"served": server})
+class Listener(ThreadingHTTPServer):
+    """The socket: a thread for each connection."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def server_bind(self) -> None:
+        """Bind without asking the name service who we are, which can take seconds offline."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection without saying so first, or else a reset would look like an orderly end."""
+        self.close_request(request)
+
+
+def listen(served: Served, port: int) -> Listener:
+    """Return a listener on loopback whose requests are answered from `served`."""
+    return Listener(("127.0.0.1", port), type("Handler", (Handler,), {"served": served}))
 
 
 def _strike_before(server: Served, struck: list[Fault]) -> bool:
     """Let those faults strike that come before the work; return whether the work is to be done at all."""
+    if not server.pause(0):
+        return False
     for fault in struck:
         if fault.action is not None:
             fault.action()
@@ -113,14 +132,18 @@ def _strike_before(server: Served, struck: list[Fault]) -> bool:
     return not any(fault.how in ("reset", "close") for fault in struck)
 
 
-def _read_body(handler: BaseHTTPRequestHandler) -> bytes:
-    """Return the body of a request, of a known length or in chunks."""
+def _read_body(handler: BaseHTTPRequestHandler) -> bytes | None:
+    """Return the body of a request, of a known length or in chunks; None if the client went away before its end."""
     if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
-        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = handler.rfile.read(length)
+        return body if len(body) == length else None
     pieces = []
-    while size := int(handler.rfile.readline().split(b";")[0], 16):
+    while line := handler.rfile.readline():
+        size = int(line.split(b";")[0], 16)
         pieces.append(handler.rfile.read(size))
-        handler.rfile.readline()
-    while handler.rfile.readline().strip():  # trailers
-        pass
-    return b"".join(pieces)
+        if len(pieces[-1]) < size or not handler.rfile.readline():
+            return None
+        if size == 0:
+            return b"".join(pieces)
+    return None

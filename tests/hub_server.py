@@ -14,14 +14,13 @@ import argparse
 import os
 import threading
 from collections.abc import Callable, Mapping
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from hub_access import Access, Hub
 from hub_contents import HubContents
 from hub_faults import Fault, Faults, Request
 from hub_files import LFS_BYTES
-from hub_http import handler_of
+from hub_http import listen
 from hub_protocol import Answer, Person
 from hub_store import Store
 
@@ -58,8 +57,7 @@ class HubServer(HubContents):
         self.faults = Faults()
         self._requests: list[Request] = []
         self._ended = threading.Event()
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), handler_of(self))
-        self._http.daemon_threads = True
+        self._http = listen(self, port)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         access = Access(people, orgs or {}, private or {}, gated or {})
         self.hub = Hub(self.store, access, self.url, page_size, lfs_bytes, part_bytes)

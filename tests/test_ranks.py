@@ -13,7 +13,7 @@ import torch
 import yaml
 from test_pretrain import losses, make_values
 
-from teenytinyllama.training.checkpoints import complete_checkpoints
+from teenytinyllama.checkpoints import complete_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

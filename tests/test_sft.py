@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from teenytinyllama import checks, cli, from_pretrained
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.chat.linter import check_chat_model
+from teenytinyllama.checkpoints import complete_checkpoints
 from teenytinyllama.checks import InputError, MissingPackageError, RunFailedError, StoppedResumable
 from teenytinyllama.data.conversations import IGNORED
 from teenytinyllama.published import load_tokenizer
-from teenytinyllama.training.checkpoints import complete_checkpoints
 from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")

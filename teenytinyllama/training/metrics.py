@@ -110,6 +110,7 @@ class MetricsCallback(TrainerCallback):
         self.tokens_per_step, self.evaluation, self.energy = tokens_per_step, evaluation, energy
         self.bytes_per_token, self.logged = bytes_per_token, logged
         self.knows_flops, self.loss_unit = knows_flops, loss_unit
+        self._saving = False
         self._bar: Any = None
         self._eval_bar: Any = None
         self._flops_per_token = 0.0
@@ -220,9 +221,16 @@ class MetricsCallback(TrainerCallback):
             self._pause()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take the saving time out of the speed."""
-        if self._bar is not None:
+        """Take the saving time out of the speed, once the callbacks after this one are done with it too."""
+        self._saving = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the pause of a save."""
+        if self._saving and self._bar is not None:
             self._pause()
+        self._saving = False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -9,10 +9,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import complete_checkpoints
 from ..checks import InputError, RunFailedError, is_main_process
 from ..manifest import write_json
 from .batch import eval_rows, row_divisors
-from .checkpoints import ENVIRONMENT_NAME, complete_checkpoints
+from .checkpoints import ENVIRONMENT_NAME
 from .hardware import device_name
 from .memory import Computation, MemoryNeed, choose_rows, free_memory_bytes, memory_need
 from .plan import RunPlan

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
+from ..checkpoints import complete_checkpoints
 from ..checks import InputError, ensure, ensure_disk_space
 from ..data.packed import PackedCorpus, load_packed, print_summary
 from ..data.packing import PackConfig
@@ -14,7 +15,7 @@ from ..presets import count_parameters, get_preset, preset_config
 from ..published import load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
-from .checkpoints import check_run_folder, complete_checkpoints, run_identity
+from .checkpoints import check_run_folder, run_identity
 from .config import PretrainConfig, corpus_config_values
 from .memory import checkpoint_bytes, disk_bytes
 from .metrics import METRICS_NAME, read_jsonl

@@ -11,15 +11,18 @@ from transformers import PrinterCallback, ProgressCallback
 from ..arguments import write_yaml
 from ..checks import StoppedResumable, is_main_process
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
+from ..presets import count_parameters
 from .callbacks import EnergyCallback, SampleCallback
-from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, latest_complete_checkpoint, lock_run_folder
+from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, lock_run_folder
 from .clock import Clock
 from .hardware import device_name
+from .memory import checkpoint_bytes, disk_bytes
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch
 from .plan import RunPlan
 from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_time, planned_zero_stage
+from .resume import check_plain_weights, choose_checkpoint
 from .signals import StopCallback
 from .trial import is_out_of_memory
 
@@ -93,11 +96,37 @@ def assemble_run(
         energy,
         samples,
         MetricsCallback(plan.folder, tokens_per_step, evaluation, energy, **metrics),
-        CheckpointCallback(config.save_checkpoints_kept, planned_zero_stage(trainer)),
+        _checkpoint_callback(trainer, config, plan, evaluation, energy),
     ):
         part = "samples" if callback is samples else "callbacks"
         trainer.add_callback(trainer.clock.watch(callback, part))
     return Run(trainer, evaluation, energy, stop, banner)
+
+
+def _checkpoint_callback(
+    trainer: Any, config: Any, plan: RunPlan, evaluation: Evaluation, energy: EnergyCallback
+) -> CheckpointCallback:
+    def figures(step: int) -> dict[str, Any]:
+        scored = evaluation.last if evaluation.last is not None and evaluation.last_step == step else {}
+        return {
+            "tokens": step * config.rows_per_step * config.tokens_per_row,
+            "kwh": energy.kwh,
+            "kg_co2e": energy.kg,
+            "bits_per_byte": scored.get("bits_per_byte"),
+        }
+
+    parameters = count_parameters(plan.model_config)
+    zero_stage = planned_zero_stage(trainer)
+    trained = round((1 - config.frozen_share) * parameters)
+    return CheckpointCallback(
+        plan.folder,
+        config.save_checkpoints_kept,
+        zero_stage,
+        checkpoint_bytes(trained, config.precision),
+        disk_bytes(parameters, config.precision, 0),
+        figures,
+        trainer.clock,
+    )
 
 
 def execute(
@@ -129,8 +158,12 @@ def execute(
     settle_micro_batch(config, plan)
     run = build(config, plan)
     trainer = run.trainer
+    check_plain_weights(trainer)
     zero_stage = planned_zero_stage(trainer)
-    checkpoint = latest_complete_checkpoint(plan.folder, config.max_steps, config.world_size, zero_stage)
+    with trainer.clock.part("resuming"):
+        checkpoint = choose_checkpoint(
+            plan.folder, config.max_steps, trainer.model.config, config.world_size, zero_stage, config.device
+        )
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)
