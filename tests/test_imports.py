@@ -43,7 +43,7 @@ ALLOWED = {
     "training": CORE | {"data", "evaluation", "supervision"},
     "planning": CORE | {"training"},
     "tuning": CORE | {"chat", "data", "evaluation", "training"},
-    "publishing": CORE | {"checkpoints", "supervision"},
+    "publishing": CORE | {"data", "evaluation", "supervision", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
     "cli": CORE
