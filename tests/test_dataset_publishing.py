@@ -146,7 +146,7 @@ def test_the_card_counts_documents_bytes_and_words_of_each_source(tmp_path: Path
 @pytest.mark.parametrize(("language", "there", "absent"), [("en", "## Usage", "## Uso"), ("pt", "## Uso", "## Usage")])
 def test_the_card_can_be_in_one_language(tmp_path: Path, language: Any, there: str, absent: str) -> None:
     source = write(tmp_path / "a.jsonl", texts(1200))
-    body = card_of(publish(tmp_path, source, card_language=language))[1]
+    body = card_of(publish(tmp_path, source, language=language))[1]
     assert there in body
     assert absent not in body
     assert ("1,200 documents" if language == "en" else "1.200 documentos") in body

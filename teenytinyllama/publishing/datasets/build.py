@@ -64,7 +64,7 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
 
 def _plan(content: Content, options: DatasetOptions, shard_bytes: int) -> dict[str, Any]:
     """Return all that decides the shards' bytes."""
-    decided = {name: value for name, value in options.said().items() if name not in ("packed", "card_language")}
+    decided = {name: value for name, value in options.said().items() if name not in ("packed", "language")}
     split = content.facts.get("validation_fraction")
     return {
         "format": _FORMAT,

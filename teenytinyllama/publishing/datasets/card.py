@@ -63,7 +63,7 @@ def render_dataset_card(described: Described) -> str:
     from huggingface_hub import DatasetCardData
 
     data = DatasetCardData(**front_matter(described)).to_yaml()
-    chosen = described.options.card_language
+    chosen = described.options.language
     bodies = [_body(described, language) for language in (("en", "pt") if chosen == "both" else (chosen,))]
     return f"---\n{data}\n---\n\n" + "\n---\n\n".join(bodies)
 
@@ -178,7 +178,7 @@ def _body(described: Described, language: str) -> str:
         repository=Markdown(name), split=described.splits()[0]["name"]
     )
     return environment.get_template(f"dataset_card.{language}.md.jinja").render(
-        title=name.rsplit("/", 1)[-1] + (_TITLES[language] if described.options.card_language == "both" else ""),
+        title=name.rsplit("/", 1)[-1] + (_TITLES[language] if described.options.language == "both" else ""),
         repository=name,
         kind=described.content.kind,
         splits=described.splits(),

@@ -42,7 +42,7 @@ class DatasetOptions:
     shard_megabytes: float = field(
         default=500.0, metadata={"help": "most data in one parquet file, in 10^6 bytes before compression"}
     )
-    card_language: Literal["en", "pt", "both"] = field(default="both", metadata={"help": "language of the card"})
+    language: Literal["en", "pt", "both"] = field(default="both", metadata={"help": "language of the card"})
 
     def __post_init__(self) -> None:
         """Refuse values that no dataset can be made with.
