@@ -9,6 +9,7 @@ from ... import __version__
 from ...data.examples import SPLITS
 from ...manifest import package_commit, versions
 from ..escaping import Markdown, card_environment, one_line
+from ..wording import card_languages
 from .content import Content, features_of
 from .counting import Counts
 from .licenses import license_metadata, restrictions
@@ -63,8 +64,7 @@ def render_dataset_card(described: Described) -> str:
     from huggingface_hub import DatasetCardData
 
     data = DatasetCardData(**front_matter(described)).to_yaml()
-    chosen = described.options.language
-    bodies = [_body(described, language) for language in (("en", "pt") if chosen == "both" else (chosen,))]
+    bodies = [_body(described, language) for language in card_languages(described.options.language)]
     return f"---\n{data}\n---\n\n" + "\n---\n\n".join(bodies)
 
 
@@ -178,7 +178,8 @@ def _body(described: Described, language: str) -> str:
         repository=Markdown(name), split=described.splits()[0]["name"]
     )
     return environment.get_template(f"dataset_card.{language}.md.jinja").render(
-        title=name.rsplit("/", 1)[-1] + (_TITLES[language] if described.options.language == "both" else ""),
+        title=name.rsplit("/", 1)[-1]
+        + (_TITLES[language] if len(card_languages(described.options.language)) > 1 else ""),
         repository=name,
         kind=described.content.kind,
         splits=described.splits(),
@@ -197,6 +198,6 @@ def _body(described: Described, language: str) -> str:
             owner=Markdown(name.split("/")[0] if "/" in name else ""),
             key="".join(letter for letter in name.lower() if letter.isalnum()),
         ),
-        paper=environment.get_template("citation.bib.jinja").render(),
+        paper=environment.get_template("citation.bib").render(),
         version=__version__,
     )

@@ -42,7 +42,7 @@ class DatasetOptions:
     shard_megabytes: float = field(
         default=500.0, metadata={"help": "most data in one parquet file, in 10^6 bytes before compression"}
     )
-    language: Literal["en", "pt", "both"] = field(default="both", metadata={"help": "language of the card"})
+    language: str | None = field(default=None, metadata={"help": "of the card: en, pt or both; null: both"})
 
     def __post_init__(self) -> None:
         """Refuse values that no dataset can be made with.
