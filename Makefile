@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types check install install-dev clean
+.PHONY: demo test test-all lint types check cards install install-dev clean
 
 demo: install
 	$(BIN)/ttl demo
@@ -26,6 +26,10 @@ types: install-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# The reference cards again, from the published figures beside them.
+cards: install
+	$(BIN)/python -m teenytinyllama.publishing.reference model_cards
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

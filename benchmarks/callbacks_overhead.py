@@ -8,7 +8,7 @@ direct   one run with evaluations, samples and checkpoints; the run's own clock 
          of every callback, and the energy tracker's threads are timed where they work
 A, B     runs without and with our callbacks, in turn; no evaluation and no checkpoint in either
 
-The direct figures count: on a busy machine two medians of steps differ by more than the callbacks take. What a callback
+The direct figures count: on a busy machine two medians of steps differ by more than callbacks take. What a callback
 does at every step and log line is compared with the time of a step (goal: under 0.5 %), with the rows of energy written
 before evaluations and checkpoints. What is done at an evaluation comes seldom and is given in milliseconds each
 time; samples of texts are work that was asked for.

@@ -31,6 +31,9 @@ RENAMED_KEYS = {
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
 
+# Keys whose value is never shown.
+SECRET_KEYS = {"token", "hub_token"}
+
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML 1.2's numbers and booleans, and no key twice.
@@ -144,7 +147,8 @@ def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     checked = {}
     for key, value in values.items():
         if key in refused:
-            raise InputError(f"{key}={value}: {refused[key]}")
+            shown = key if key in SECRET_KEYS else f"{key}={value}"
+            raise InputError(f"{shown}: {refused[key]}")
         if key not in known:
             renamed = f" It is now called {RENAMED_KEYS[key]}." if key in RENAMED_KEYS else near_name(str(key), known)
             raise InputError(f"{key}: unknown key.{renamed} `--help` lists the keys.")

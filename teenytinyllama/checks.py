@@ -76,16 +76,21 @@ def ensure_file(field: str, path: str | Path, fix: str) -> Path:
     return path
 
 
+def free_disk_bytes(folder: str | Path) -> int:
+    """Return the bytes free on the disk that holds `folder`, or will."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
 def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: str) -> None:
     """Check that the disk that will hold `folder` has `needed_bytes` free, plus five per cent.
 
     Raises:
         InputError: the disk is too full.
     """
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free_bytes = shutil.disk_usage(existing).free
+    free_bytes = free_disk_bytes(folder)
     ensure(
         free_bytes > needed_bytes * 1.05,
         f"{field}={folder}: about {needed_bytes / 1e9:.2f} GB are needed there and {free_bytes / 1e9:.2f} GB are free. "

@@ -93,8 +93,11 @@ def pretrain(argv: list[str]) -> int:
 def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_processes: int | None) -> int:
     """Check a pretraining, pack its `inputs` if there are any, and run it; see `_start`."""
     from .training.plan import check_before_launch, pack_inputs
+    from .training.speed_test import settle_length
 
-    return _start("pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch)
+    return _start(
+        "pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch, settle_length
+    )
 
 
 def conversations(argv: list[str]) -> None:
@@ -136,8 +139,12 @@ def _start(
     num_processes: int | None,
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
     check: Callable[[dict[str, Any], int], str],
+    settle: Callable[..., dict[str, Any]] | None = None,
 ) -> int:
     """Check everything in this process, prepare the data, then start the ranks and supervise them.
+
+    With `settle`, a length that only caps tell is settled in between, by a test with the same ranks. With
+    `hub_model_id` a process beside them publishes the run; it changes neither the ranks nor the exit code.
 
     Returns:
         0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
@@ -148,18 +155,31 @@ def _start(
     from .arguments import write_yaml
     from .launcher import launch, plan_ranks
     from .manifest import command_line
+    from .publishing.beside import check_follower, report_follower, start_follower
+    from .training.plan import what_follows
 
     script = recipes_folder() / recipe
     ranks = plan_ranks(script, [], accelerate_file, num_processes)
+    publishing = check_follower(values)
     values = prepare(values)
-    if check(values, ranks.num_processes) == "complete":
-        print(f"{values['output_dir']} is complete; a longer run would go on from it")
-        return EXIT_DONE
     os.environ.setdefault("TTL_COMMAND", command_line())
-    with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
-        config = Path(folder) / "config.yaml"
-        write_yaml(config, values)
-        return launch(script, ["--config", str(config)], accelerate_file, num_processes)
+
+    def start(values: dict[str, Any], log: Path | None = None) -> int:
+        with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
+            config = Path(folder) / "config.yaml"
+            write_yaml(config, values)
+            return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)
+
+    if settle is not None:
+        values = settle(values, ranks.num_processes, check, start)
+    if check(values, ranks.num_processes) == "complete":
+        print(f"{values['output_dir']} is complete; {what_follows(Path(values['output_dir']))}")
+        return EXIT_DONE
+    follower = start_follower(Path(values["output_dir"]), publishing) if publishing else None
+    code = start(values)
+    if follower:
+        report_follower(follower, code)
+    return code
 
 
 def demo(argv: list[str]) -> int:
@@ -170,10 +190,29 @@ def demo(argv: list[str]) -> int:
 
 
 def card(argv: list[str]) -> None:
-    """Write the model card (README.md) of a run again from the run's files."""
+    """Write a run's model card, or --check its numbers: RUN [--language en|pt|both] [--repository OWNER/NAME]."""
+    argv, language = _take_option(argv, "language")
+    argv, repository = _take_option(argv, "repository")
+    checked = "--check" in argv
+    folder = Path(_single_path("card", [word for word in argv if word != "--check"], "the run's folder"))
+    if checked:
+        from .publishing.check import check_model_card
+
+        print(check_model_card(folder, repository, language))
+        return
     from .publishing.cards import write_model_card
 
-    print(write_model_card(Path(_single_path("card", argv, "the run's folder"))))
+    print(write_model_card(folder, repository, language))
+
+
+def publish(argv: list[str]) -> None:
+    """Publish a run and its checkpoints on the Hub, or in a folder: RUN --to owner/name|folder:PATH."""
+    ensure(argv and not argv[0].startswith("--"), "ttl publish: needs a run: the output_dir of a training.")
+    from .arguments import parse
+    from .publishing.follow import run_publish
+    from .publishing.publish import PublishConfig
+
+    run_publish(Path(argv[0]), parse(PublishConfig, argv[1:]))
 
 
 def emissions(argv: list[str]) -> None:
@@ -241,6 +280,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "app": app,
     "emissions": emissions,
     "card": card,
+    "publish": publish,
 }
 
 
@@ -304,6 +344,10 @@ def _describe_verb(verb: str) -> str:
         from .app.config import AppConfig
 
         return describe_keys(AppConfig)
+    if verb == "publish":
+        from .publishing.publish import PublishConfig
+
+        return describe_keys(PublishConfig)
     if verb == "pretrain":
         from .training.config import PretrainConfig
 

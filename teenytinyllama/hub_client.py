@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -11,5 +12,9 @@ def hub_errors() -> tuple[type[Exception], ...]:
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    transport = import_module("httpx2" if find_spec("httpx2") else "httpx")
-    return (HfHubHTTPError, LocalEntryNotFoundError, transport.HTTPError, ConnectionError)
+    return (HfHubHTTPError, LocalEntryNotFoundError, transport_module().HTTPError, ConnectionError)
+
+
+def transport_module() -> Any:
+    """Return the HTTP library of the installed Hub client."""
+    return import_module("httpx2" if find_spec("httpx2") else "httpx")

@@ -48,7 +48,11 @@ class RankPlan:
 
 
 def launch(
-    script: Path, arguments: Sequence[str], accelerate_file: str | None = None, num_processes: int | None = None
+    script: Path,
+    arguments: Sequence[str],
+    accelerate_file: str | None = None,
+    num_processes: int | None = None,
+    log: Path | None = None,
 ) -> int:
     """Run `python script *arguments` on one or several ranks and return the exit code of the whole: 0, 1, 2 or 75.
 
@@ -61,6 +65,7 @@ def launch(
         accelerate_file: a name (`cpu2`: the file `accelerate/cpu2.yaml` beside the script) or the path of an accelerate
             file; None: one plain process, or with several GPUs visible `ddp`.
         num_processes: number of ranks; None: one a visible GPU, and without a GPU what the file says.
+        log: file for what the ranks say; None: the terminal.
 
     Raises:
         InputError: no such script or file, or a number of ranks that cannot be.
@@ -69,7 +74,7 @@ def launch(
     if plan.num_processes > 1:
         name = plan.accelerate_file.stem if plan.accelerate_file else "ddp"
         logger.info("%d ranks on the %s (%s)", plan.num_processes, "GPUs" if plan.uses_gpu else "CPU", name)
-    return supervise([sys.executable, str(script), *arguments], plan.environments)
+    return supervise([sys.executable, str(script), *arguments], plan.environments, log)
 
 
 def plan_ranks(

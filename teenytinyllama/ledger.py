@@ -109,12 +109,17 @@ class Account:
         return dict(sums)
 
 
+def ledger_path(folder: Path, machine: int) -> Path:
+    """Return the ledger of a machine in a run's folder."""
+    return folder / (LEDGER_NAME if machine == 0 else f"ledger-{machine}.jsonl")
+
+
 class LedgerWriter:
     """Appends the rows of one start on one machine."""
 
     def __init__(self, folder: Path, machine: int, first_step: int, about: dict[str, Any]) -> None:
         """Open the ledger and write that a start began at a step, and what its meter says of itself."""
-        self.path = folder / (LEDGER_NAME if machine == 0 else f"ledger-{machine}.jsonl")
+        self.path = ledger_path(folder, machine)
         self._start = uuid.uuid4().hex[:12]
         self._append({"event": "start", "machine": machine, "step": first_step, **about})
 
@@ -153,14 +158,19 @@ def read_ledger(folder: Path) -> Account | None:
         InputError: a row is damaged, or the sums contradict `emissions.csv`.
     """
     paths = sorted(folder.glob("ledger*.jsonl"))
-    starts = [start for path in paths for start in _read_starts(path)]
+    starts = [start for path in paths for start in read_starts(path)]
     if not starts:
         return None
-    total = EnergyReading(**{key: sum(getattr(start.total, key) for start in starts) for key in _SUMS})
+    total = total_of(starts)
     repeated = sum(_repeated_kwh(start, starts) for start in starts)
     seconds = sum(start.total.seconds for start in starts if start.machine == 0)
     _check_against_emissions(folder, starts)
     return Account(starts, total, total.energy_kwh - repeated, repeated, seconds)
+
+
+def total_of(starts: list[Start]) -> EnergyReading:
+    """Return the sums over starts; seconds too, so those of several machines overlap."""
+    return EnergyReading(**{key: sum(getattr(start.total, key) for start in starts) for key in _SUMS})
 
 
 def _repeated_kwh(start: Start, starts: list[Start]) -> float:
@@ -173,7 +183,14 @@ def _repeated_kwh(start: Start, starts: list[Start]) -> float:
     return start.total.energy_kwh - start.kwh_until(max(kept_until, start.first_step))
 
 
-def _read_starts(path: Path) -> list[Start]:
+def read_starts(path: Path) -> list[Start]:
+    """Return the starts in one machine's ledger; no file, no starts.
+
+    Raises:
+        InputError: a row is damaged.
+    """
+    if not path.is_file():
+        return []
     rows: dict[str, list[dict[str, Any]]] = {}
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):

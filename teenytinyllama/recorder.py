@@ -10,7 +10,7 @@ from pathlib import Path
 from . import ledger
 from .emissions import emission_files
 from .grid import GridSettings
-from .meter import EnergyMeter
+from .meter import EnergyMeter, EnergyReading
 
 
 class Recorder:
@@ -27,12 +27,17 @@ class Recorder:
             print(f"energy     warning: {alert}", flush=True)
 
     @property
+    def seconds_since(self) -> float:
+        """Return how old the last row is."""
+        return time.monotonic() - self._flushed
+
+    @property
     def is_due(self) -> bool:
         """Return whether the last row is so old that a kill would lose more than is promised."""
-        return time.monotonic() - self._flushed > ledger.FLUSH_SECONDS
+        return self.seconds_since > ledger.FLUSH_SECONDS
 
-    def write(self, step: int = 0, phase: ledger.Phase | None = None, last: bool = False) -> tuple[float, float]:
-        """Append a row; return (kWh, kg CO2e) over all starts of the run.
+    def write(self, step: int = 0, phase: ledger.Phase | None = None, last: bool = False) -> EnergyReading:
+        """Append a row and return its sums, those of this start.
 
         Args:
             step: the step that was reached.
@@ -40,11 +45,14 @@ class Recorder:
             last: stop measuring.
         """
         others = self._meter.others()
-        total = self._meter.stop() if last else self._meter.flush()
+        if last:
+            self._meter.stop()
+        else:
+            self._meter.flush()
         reading = self._meter.reading()
         self._ledger.write(step, reading, last, phase, others, self._meter.counter_reason)
         self._flushed = time.monotonic()
-        return total
+        return reading
 
 
 class StageMeter:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
@@ -25,7 +26,7 @@ _FAILURE_GRACE_SECONDS = 5.0
 _BAD_INPUT_GRACE_SECONDS = 30.0
 
 
-def supervise(command: Sequence[str], environments: Sequence[dict[str, str]]) -> int:
+def supervise(command: Sequence[str], environments: Sequence[dict[str, str]], log: Path | None = None) -> int:
     """Run one process per environment and return the exit code of the whole.
 
     Each process has a session of its own, so the terminal's Ctrl-C reaches only this process, and what a rank started
@@ -35,18 +36,27 @@ def supervise(command: Sequence[str], environments: Sequence[dict[str, str]]) ->
     Args:
         command: the same for all ranks.
         environments: whole environment of each rank, in order of rank.
+        log: file for what they write to stdout and stderr; None: where this process writes.
 
     Returns:
         0: all done. 2: a rank refused its input. 75: stopped by a signal, the same command resumes (or starts again,
         if the signal came before training began). 1: anything else, with one line on stderr.
     """
     ranks: list[subprocess.Popen[bytes]] = []
-    with _received_signals() as received:
+    with _received_signals() as received, contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("wb")) if log else None
         try:
             for environment in environments:
                 environment = environment | {SUPERVISOR_VARIABLE: str(os.getpid())}
                 ranks.append(
-                    subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+                    subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
+                    )
                 )
             return _watch(ranks, received)
         finally:

@@ -1,51 +1,43 @@
-"""A small loopback server that speaks the read half of the Hub protocol, for tests of code that downloads.
+"""A Hub on loopback for tests: the real clients create, commit, upload, list and download against plain folders.
 
-It serves plain folders, read again at each request:
-
-    folder/models/<owner>/<name>/<revision>/...      folder/datasets/<owner>/<name>/<revision>/...
-
-A revision folder is a branch (its commit is a hash of its contents) or, when its name is 40 hexadecimal digits, a
-commit. Binary files are answered as Git LFS files: a redirect to storage with the X-Linked headers.
-
-    with HubServer(folder, tokens={"hf_ana": "ana"}, private={"ana/segredo": {"ana"}}) as server:
+    with HubServer(folder, tokens={"hf_ana": "ana", "hf_rui": "rui:read"}, private={"ana/segredo": {"ana"}}) as server:
         subprocess.run([sys.executable, "client.py"], env=server.environment(tmp_path / "home", token="hf_ana"))
         server.requests[-1].status
 
-The client reads HF_ENDPOINT when it is imported, so it has to run in a process of its own.
+The client reads HF_ENDPOINT when it is imported, so it has to run in a process of its own. How the folder is laid out
+stands in hub_store.py, what can go wrong on purpose in hub_faults.py. To try the library by hand without the network:
+
+    python tests/hub_server.py FOLDER --port 8765 --user ana=hf_test
 """
 
-import json
+import argparse
 import os
-import re
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import parse_qs
 
-from hub_answers import HubError, HubFolder, commit_of, route
-
-
-@dataclass(frozen=True)
-class Request:
-    """One line of the request log; `user` is who the token belongs to, None without a token."""
-
-    method: str
-    path: str
-    status: int
-    user: str | None
+from hub_access import Access, Hub
+from hub_contents import HubContents
+from hub_faults import Fault, Faults, Request
+from hub_files import LFS_BYTES
+from hub_http import listen
+from hub_protocol import Answer, Person
+from hub_store import Store
 
 
-class HubServer:
+class HubServer(HubContents):
     """Serve `folder` on loopback until the `with` block ends.
 
     Args:
-        folder: the tree described at the top of this file.
-        tokens: token -> user name. Any other token is refused.
+        folder: the repositories (see hub_store.py); it may be empty.
+        tokens: token -> user name, or `user:read` for a token that may not write. Any other token is refused.
         private: repository id -> users who may see it; to all others it does not exist.
         gated: repository id -> users who were granted access; others see it but cannot read its files.
-        page_size: entries a page of a tree listing (the Hub's own is 1,000).
+        page_size: entries a page of a listing (the Hub's own is 1,000).
+        orgs: organisation -> its members, who may write to its repositories.
+        part_bytes: LFS files above this size are uploaded in parts of this size; None: each in one request.
+        lfs_bytes: files above this size go through LFS even if they are text.
+        port: 0 takes a free one.
     """
 
     def __init__(
@@ -55,21 +47,29 @@ class HubServer:
         private: Mapping[str, set[str]] | None = None,
         gated: Mapping[str, set[str]] | None = None,
         page_size: int = 1000,
+        orgs: Mapping[str, set[str]] | None = None,
+        part_bytes: int | None = None,
+        lfs_bytes: int = LFS_BYTES,
+        port: int = 0,
     ) -> None:
-        self.tokens = dict(tokens or {})
-        self.requests: list[Request] = []
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self._http.daemon_threads = True
+        people = {token: Person(*text.split(":")) for token, text in (tokens or {}).items()}
+        super().__init__(Store(Path(folder)))
+        self.faults = Faults()
+        self._requests: list[Request] = []
+        self._ended = threading.Event()
+        self._http = listen(self, port)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self.hub = HubFolder(Path(folder), dict(private or {}), dict(gated or {}), page_size, self.url)
+        access = Access(people, orgs or {}, private or {}, gated or {})
+        self.hub = Hub(self.store, access, self.url, page_size, lfs_bytes, part_bytes)
 
     def __enter__(self) -> "HubServer":
         """Start to answer."""
-        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop to answer and free the port."""
+        """Stop to answer and free the port; requests that are still held up are dropped."""
+        self._ended.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -86,52 +86,98 @@ class HubServer:
         }
         return kept | added | ({"HF_TOKEN": token} if token else {}) | more
 
-    def commit(self, repository: str, revision: str = "main", repo_type: str = "model") -> str:
-        """Return the 40-digit commit of a revision of a repository that is served."""
-        return commit_of(self.hub.folder / f"{repo_type}s" / repository / revision)
+    # Faults and the log.
+
+    def fail(
+        self,
+        match: str,
+        how: str = "503",
+        nth: int = 1,
+        times: int = 1,
+        seconds: float = 1.0,
+        message: str | None = None,
+    ) -> Fault:
+        """Let a request fail.
+
+        Args:
+            match: regular expression searched in "METHOD path?query".
+            how: "reset" (the connection is reset before anything is done), "close" (closed in order, before anything
+                is done), "lost_answer" (done, then closed without an answer), "stall" (waits, then does it),
+                "truncate" (done, half of the body is sent), or a status such as "503", "429", "402".
+            nth: the first of the matching requests from now on that is struck, counted from 1.
+            times: how many in a row are struck.
+            seconds: how long a stall lasts; Retry-After of 429 and 503.
+            message: the message of a status.
+
+        Returns:
+            The fault; its `fired` counts how often it struck.
+        """
+        fault = Fault(match, how, nth, times, seconds, message)
+        self.faults.waiting.append(fault)
+        return fault
+
+    def fail_request_number(self, n: int, how: str, seconds: float = 1.0) -> Fault:
+        """Let the n-th request since the start, or since `forget`, fail once, whatever it asks."""
+        self.faults.by_number[n] = Fault("", how, seconds=seconds)
+        return self.faults.by_number[n]
+
+    def before(self, match: str, action: Callable[[], object], nth: int = 1) -> Fault:
+        """Call `action` just before a request is answered, as another client that comes in between."""
+        fault = Fault(match, "action", nth, action=action)
+        self.faults.waiting.append(fault)
+        return fault
+
+    def clear_faults(self) -> None:
+        """Drop all faults; the log stays."""
+        self.faults.clear()
+
+    def forget(self) -> None:
+        """Drop all faults and the log, and count requests from 1 again; repositories stay."""
+        self.faults.forget()
+        self._requests.clear()
+
+    @property
+    def requests(self) -> list[Request]:
+        """The log, in the order in which requests arrived."""
+        return sorted(self._requests, key=lambda request: request.number)
+
+    def writes(self) -> list[str]:
+        """Return the kinds of changes that were made, each once, in order of its first request."""
+        return list(dict.fromkeys(request.write for request in self.requests if request.write))
+
+    # What the HTTP side calls.
+
+    def answer_one(self, work: Callable[[], Answer]) -> Answer:
+        """Do the work of one request at a time."""
+        with self._lock:
+            return work()
+
+    def log(self, request: Request) -> None:
+        """Keep a line of the log."""
+        self._requests.append(request)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait; return False if the server ends meanwhile."""
+        return not self._ended.wait(seconds)
 
 
-def _handler_of(server: HubServer) -> type[BaseHTTPRequestHandler]:
-    """Return the request handler class of one server."""
+def main() -> None:
+    """Serve a folder until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Serve a folder as a Hub on loopback, to try the library offline.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument(
+        "--user", action="append", default=[], metavar="NAME=TOKEN", help="NAME:read=TOKEN cannot write"
+    )
+    arguments = parser.parse_args()
+    tokens = {token: name for name, _, token in (pair.partition("=") for pair in arguments.user)}
+    with HubServer(arguments.folder, tokens=tokens, port=arguments.port) as server:
+        print(f"export HF_ENDPOINT={server.url} HF_HUB_DISABLE_XET=1 HF_HUB_OFFLINE=0", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("stopped")
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
 
-        def _answer(self) -> None:
-            user: str | None = None
-            length = int(self.headers.get("Content-Length") or 0)
-            form = parse_qs(self.rfile.read(length).decode()) if length else {}
-            try:
-                user = self._user()
-                status, headers, body = route(server.hub, user, self.path, form)
-            except HubError as error:
-                status, headers = error.status, {"Content-Type": "application/json", **error.headers}
-                body = json.dumps({"error": str(error)}).encode()
-            span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-            if status == 200 and span and self.command == "GET":
-                start, end = int(span[1]), int(span[2] or len(body) - 1)
-                headers["Content-Range"] = f"bytes {start}-{min(end, len(body) - 1)}/{len(body)}"
-                status, body = 206, body[start : end + 1]
-            server.requests.append(Request(self.command, self.path, status, user))
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        do_GET = do_HEAD = do_POST = _answer
-
-        def _user(self) -> str | None:
-            authorization = self.headers.get("Authorization")
-            if authorization is None:
-                return None
-            user = server.tokens.get(authorization.removeprefix("Bearer "))
-            if user is None:
-                raise HubError(401, "Invalid credentials in Authorization header")
-            return user
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
+if __name__ == "__main__":
+    main()

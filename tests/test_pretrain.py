@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from teenytinyllama.arguments import build, check_types
+from teenytinyllama.checkpoints import complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.manifest import sha256_file
 from teenytinyllama.published import load_tokenizer
@@ -21,7 +22,6 @@ from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training.batch import derive_batch
-from teenytinyllama.training.checkpoints import complete_checkpoints
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.plan import check_before_launch, pack_inputs, plan_run
@@ -213,7 +213,7 @@ def test_a_complete_run_is_left_alone_and_can_be_made_longer(
     assert [step for step, _ in complete_checkpoints(folder)] == [8]
     before = (folder / "model.safetensors").stat().st_mtime_ns
     run(values)
-    assert "is complete: 8 steps are done" in capsys.readouterr().out
+    assert "is complete; a longer run would go on from it" in capsys.readouterr().out
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     run({**values, "max_tokens": 256 * 10})
     assert json.loads((folder / "run.json").read_text())["training"]["steps"] == 10

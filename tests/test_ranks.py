@@ -9,14 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from test_pretrain import losses, make_values
 
+from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.emissions import read_emissions
 from teenytinyllama.ledger import read_ledger
-from teenytinyllama.training.checkpoints import complete_checkpoints
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -69,6 +70,59 @@ def test_two_ranks_train_as_one(
         assert sum(parameter.numel() for parameter in model.parameters()) == 59_040
         for weight_name, weight in model.named_parameters():
             torch.testing.assert_close(weight, weights[weight_name], atol=1e-4, rtol=1e-3)
+    check_checkpoint(folder, one_process, stage)
+
+
+LOGITS = """
+import sys
+sys.modules["deepspeed"] = None  # importing it raises
+import numpy, torch
+from transformers import AutoModelForCausalLM
+models = [AutoModelForCausalLM.from_pretrained(folder) for folder in sys.argv[2:]]
+with torch.no_grad():
+    numpy.save(sys.argv[1], [model(torch.arange(32)[None] * 7 % 600).logits.numpy() for model in models])
+"""
+
+
+def check_checkpoint(folder: Path, one_process: Path, stage: int) -> None:
+    """It holds every rank's files by their hashes, and the trained model for anyone without DeepSpeed."""
+    checkpoint = folder / "checkpoint-8"
+    marker = read_marker(checkpoint)
+    assert (marker.world_size, marker.zero_stage, checkpoint_faults(checkpoint)) == (2, stage, [])
+    assert marker.files is not None
+    names = {Path(name).name for name in marker.files}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "model.safetensors", "config.json"} <= names
+    shards = {f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)} if stage else {"optimizer.pt"}
+    assert shards <= names
+    models = [str(path) for path in (checkpoint, folder, one_process)]
+    command = [sys.executable, "-I", "-c", LOGITS, str(folder / "logits.npy"), *models]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    saved, final, alone = np.load(folder / "logits.npy")
+    np.testing.assert_array_equal(saved, final)
+    np.testing.assert_allclose(saved, alone, atol=2e-3)
+
+
+def test_a_missing_shard_is_noticed_by_both_ranks(
+    one_process: Path, tmp_path: Path, packed_folder: Path, tokenizer_folder: Path
+) -> None:
+    arguments, folder = start(tmp_path, packed_folder, tokenizer_folder, "--accelerate", "zero2")
+    assert ttl(*arguments).returncode == 0
+    (folder / "run.json").unlink()
+    (shard,) = (folder / "checkpoint-8").glob("global_step8/*rank_1_mp_rank_00_optim_states.pt")
+    shard.unlink()
+    again = ttl(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"skipped    checkpoint-8: global_step8/{shard.name} is missing" in again.stdout
+    assert f"resumed from {folder}/checkpoint-4" in again.stdout
+    assert losses(folder) == pytest.approx(losses(one_process), abs=2e-5)
+    for step in (4, 8):
+        (folder / f"checkpoint-{step}" / "model.safetensors").unlink()
+    (folder / "run.json").unlink()
+    refused = ttl(*arguments)
+    assert refused.returncode == 2
+    assert "cannot go on from any of its checkpoints" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_the_recipe_under_accelerate_launch(

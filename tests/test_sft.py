@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -16,15 +17,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from teenytinyllama import checks, cli, from_pretrained
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.chat.linter import check_chat_model
+from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.checks import InputError, MissingPackageError, RunFailedError, StoppedResumable
 from teenytinyllama.data.conversations import IGNORED
 from teenytinyllama.published import load_tokenizer
-from teenytinyllama.training.checkpoints import complete_checkpoints
 from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")
 
-from teenytinyllama.publishing.cards import write_model_card
+from teenytinyllama.publishing.cards import render_model_card, write_model_card
 from teenytinyllama.tuning import sft as sft_module
 from teenytinyllama.tuning.answers import HeldOutAnswers, frequency_entropy
 from teenytinyllama.tuning.base import build_model, load_base
@@ -375,8 +376,23 @@ def test_an_adapter_alone_loads_with_its_base(adapter: Path, base: Path, tmp_pat
     moved = shutil.copytree(base, tmp_path / "moved")
     again, _ = from_pretrained(adapter, base_model=str(moved))
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
-    checkpoint, _ = from_pretrained(complete_checkpoints(adapter)[-1][1])
+    newest = complete_checkpoints(adapter)[-1][1]
+    files = read_marker(newest).files
+    assert files is not None
+    assert "adapter_model.safetensors" in files
+    assert "config.json" not in files
+    assert checkpoint_faults(newest) == []
+    checkpoint, _ = from_pretrained(newest)
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, checkpoint.model.layers[0].mlp.up_proj.weight)
+
+
+def test_the_card_of_an_adapter_runs_as_printed(adapter: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    (example,) = re.findall(
+        r"```python\n(.*?)\n```", render_model_card(copy, repository=str(copy), language="en"), flags=re.DOTALL
+    )
+    assert "AutoPeftModelForCausalLM" in example
+    exec(compile(example, "card", "exec"), {})
 
 
 def test_an_adapter_for_another_base_is_refused(adapter: Path, tmp_path: Path, tokenizer_folder: Path) -> None:

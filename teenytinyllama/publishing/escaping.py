@@ -12,6 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _INVISIBLE_IN_BLOCK = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+# An address that can be the target of a link: no spaces, quotes, brackets or marks of HTML.
+_ADDRESS = re.compile(r"https://[\w.~:/?#@!$&*+,;=%-]+", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~!#$&<>]")
 
 
@@ -49,6 +51,12 @@ def inline_code(value: object) -> Markdown:
     return Markdown(f"{ticks}{space}{text}{space}{ticks}")
 
 
+def link(text: object, address: object) -> Markdown:
+    """Return the text as a link to an https address; where the address is none, the text alone."""
+    shown, target = escape_markdown(text), one_line(address)
+    return Markdown(f"[{shown}]({target})") if _ADDRESS.fullmatch(target) else shown
+
+
 def fenced_block(value: object, language: str = "text") -> Markdown:
     """Return the text as a fenced code block; its fence is longer than any run of backticks inside."""
     text = str(value).replace("\r\n", "\n").replace("\r", "\n")
@@ -64,7 +72,7 @@ def _longest_run_of_backticks(text: str) -> int:
 def card_environment() -> Environment:
     """Return the Jinja environment of the cards: a missing variable is an error, and every value is escaped.
 
-    Filters: `code` and `fenced` for code; `count` (1,234) and `fixed(digits)` for numbers.
+    Filters: `code` and `fenced` for code; `link(address)`; `count` (1,234) and `fixed(digits)` for numbers.
     """
     environment = Environment(
         loader=PackageLoader("teenytinyllama.publishing"),
@@ -78,6 +86,7 @@ def card_environment() -> Environment:
     environment.filters.update(
         code=inline_code,
         fenced=fenced_block,
+        link=link,
         count=lambda number: f"{int(number):,}",  # int() makes a missing variable an UndefinedError
         fixed=lambda number, digits: "not measured" if number is None else f"{number:,.{digits}f}",
     )

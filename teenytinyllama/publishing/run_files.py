@@ -1,7 +1,12 @@
-"""What a card reads in a run folder, checked before anything is rendered: run.json and samples.jsonl."""
+"""What a card reads in a run folder, checked before anything is rendered.
+
+`run.json`, `samples.jsonl`, the evaluations in `metrics.jsonl`, and `checkpoints.json`; scores on benchmarks are
+read by `evaluation.results`.
+"""
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ from ..checks import InputError, MissingFileError, ensure
 from ..manifest import MANIFEST_NAME
 
 STAGES = ("pretrain", "sft", "dpo")
-SAMPLES_NAME = "samples.jsonl"
+SAMPLES_NAME, METRICS_NAME, CHECKPOINTS_NAME = "samples.jsonl", "metrics.jsonl", "checkpoints.json"
 _FIX = "It was written by another version or changed since: train again into a new output_dir."
 _MAX_SAMPLES, _MAX_SAMPLE_CHARACTERS = 4, 1000
 
@@ -60,7 +65,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if not folder.is_dir():
             raise MissingFileError(f"run_folder={folder}: no such folder. Give the output_dir of `ttl pretrain`.")
-        is_begun = any(folder.glob("checkpoint-*")) or (folder / "metrics.jsonl").exists()
+        is_begun = any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).exists()
         raise InputError(
             f"run_folder={folder}: the run is not complete, {MANIFEST_NAME} is written at its end. Run the same "
             "command again to resume it."
@@ -107,15 +112,24 @@ def _check_key(path: Path, content: Any, keys: tuple[str, ...], types: tuple[typ
     )
 
 
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Return the samples of the last step, at most a few and not endless; [] without a file.
+def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl up to a step; a last line that is still being written is left out.
+
+    `training.metrics.read_jsonl` would load transformers for it, which a process beside a training must not.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    records = [json.loads(line) for line in lines if line]
+    return [record for record in records if record["step"] <= last_step]
+
+
+def _read_rows(path: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield each row of a jsonl file with its place for messages; nothing without a file.
 
     Raises:
-        InputError: a line is not JSON or lacks `step`, `prompt` or `text`.
+        InputError: a line is not JSON.
     """
     if not path.is_file():
-        return []
-    rows = []
+        return
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
@@ -123,13 +137,87 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise InputError(f"{path}: line {number} is not valid JSON ({error}). Remove that line.") from error
+        yield Path(f"{path}, line {number}"), row
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Return step, prompt and text of the samples of the last step, at most a few and not endless; [] without a file.
+
+    Raises:
+        InputError: a line is not JSON or lacks `step`, `prompt` or `text`.
+    """
+    rows = []
+    for place, row in _read_rows(path):
         for key, types in {"step": (int,), "prompt": (str,), "text": (str,)}.items():
-            _check_key(Path(f"{path}, line {number}"), row, (key,), types)
+            _check_key(place, row, (key,), types)
         text = row["text"]  # the prompt and its continuation, decoded together
         if "ended" in row:  # an answer alone
             text = f"Pergunta: {row['prompt']}\n\nResposta: {text}"
         if len(text) > _MAX_SAMPLE_CHARACTERS:
             text = text[:_MAX_SAMPLE_CHARACTERS] + " […]"
-        rows.append({"step": row["step"], "text": text})
+        rows.append({"step": row["step"], "prompt": row["prompt"], "text": text})
     last_step = max((row["step"] for row in rows), default=None)
     return [row for row in rows if row["step"] == last_step][:_MAX_SAMPLES]
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Return the held-out evaluations of a run's `metrics.jsonl`, those of one set of documents, by step.
+
+    The final evaluation is often of more documents; it stands in `run.json`, and among the others it would show a
+    difference of documents as one of training.
+
+    Raises:
+        InputError: a line is not JSON, or an evaluation lacks a figure.
+    """
+    rows: list[dict[str, Any]] = []
+    for place, row in _read_rows(path):
+        ensure(isinstance(row, dict), f"{place}: must be a JSON object. Remove that line.")
+        figures: tuple[str, ...]
+        if "bits_per_byte" in row:
+            figures, basis = ("bits_per_byte", "perplexity"), "scored_tokens"
+        elif "preference_loss" in row:
+            figures, basis = ("accuracy", "margin", "preference_loss"), "pairs"
+        else:
+            continue
+        for key in ("step", "tokens", basis):
+            _check_key(place, row, (key,), (int,))
+        for key in (*figures, "kwh", "kg_co2e"):
+            _check_key(place, row, (key,), _NUMBER)
+        if not rows or row[basis] == rows[0]["basis"]:
+            rows.append({**{key: row[key] for key in ("step", "tokens", *figures, "kwh", "kg_co2e")},
+                         "basis": row[basis]})  # fmt: skip
+    return rows
+
+
+def read_checkpoints(path: Path) -> list[dict[str, Any]] | None:
+    """Return what a publisher has recorded of a run's published checkpoints, or None without a file.
+
+    Raises:
+        InputError: no JSON, or a record that lacks a key of `check_checkpoints`.
+    """
+    if not path.is_file():
+        return None
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}). Publish the run again.") from error
+    return check_checkpoints(records, path)
+
+
+def check_checkpoints(records: Any, path: Path) -> list[dict[str, Any]]:
+    """Return records of published checkpoints.
+
+    Each has branch, step, tokens, loss, bits_per_byte, kwh, kg_co2e and sha256; the figures may be None.
+
+    Raises:
+        InputError: one lacks a key; `path` is for the message.
+    """
+    ensure(isinstance(records, list), f"{path}: must be a JSON list. Publish the run again.")
+    for index, record in enumerate(records):
+        for key in ("branch", "sha256"):
+            _check_key(path, record, (key,), (str,), f"[{index}].")
+        for key in ("step", "tokens"):
+            _check_key(path, record, (key,), (int,), f"[{index}].")
+        for key in ("loss", "bits_per_byte", "kwh", "kg_co2e"):
+            _check_key(path, record, (key,), _OPTIONAL_NUMBER, f"[{index}].")
+    return list(records)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..grid import GridSettings
-from ..ledger import Phase
+from ..ledger import Phase, ledger_path, read_starts, total_of
+from ..meter import EnergyReading
 from ..recorder import Recorder
 from ..tokenizer import encode_texts
 from .metrics import append_jsonl, rewind_jsonl
 from .ranks import ranks_here
+from .spending import Spent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -168,7 +170,7 @@ class EnergyCallback(TrainerCallback):
     def __init__(self, folder: Path, grid: GridSettings) -> None:
         """Append to the `emissions.csv` of `folder`; nothing is measured on the machine's other ranks."""
         self.folder, self.grid = folder, grid
-        self.kwh = self.kg = 0.0
+        self._before = self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self._recorder: Recorder | None = None
         self._step = 0
         self._rest: Phase = "training"
@@ -180,12 +182,23 @@ class EnergyCallback(TrainerCallback):
         self._step = state.global_step
         if args.local_process_index == 0:
             machine = args.process_index // ranks_here()
+            self._before = total_of(read_starts(ledger_path(self.folder, machine)))
             self._recorder = Recorder(self.folder, self.grid, machine, state.global_step)
 
     def _write(self, step: int, phase: Phase) -> None:
         self._step = step
         if self._recorder is not None:
-            self.kwh, self.kg = self._recorder.write(step, phase)
+            self._reading = self._recorder.write(step, phase)
+
+    def spent(self) -> Spent:
+        """Return what this machine has spent by now in all starts, since the last row at their mean power."""
+        before, here = self._before, self._reading
+        spent = Spent(
+            before.energy_kwh + here.energy_kwh,
+            before.emissions_kg + here.emissions_kg,
+            (before.seconds + here.seconds) / 3600,
+        )
+        return spent if self._recorder is None else spent.after(self._recorder.seconds_since / 3600)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a row if the last one is old, or if something else than training follows."""
@@ -211,5 +224,5 @@ class EnergyCallback(TrainerCallback):
     def stop(self) -> None:
         """Write the last row; called when the run's work, the final evaluation included, is done or given up."""
         if self._recorder is not None:
-            self.kwh, self.kg = self._recorder.write(self._step, self._rest, last=True)
+            self._reading = self._recorder.write(self._step, self._rest, last=True)
             self._recorder = None

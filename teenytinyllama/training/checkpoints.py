@@ -1,85 +1,171 @@
-"""Checkpoints that are known to be whole, and the rules of a run's folder.
+"""Saving checkpoints that are known to be whole, and the rules of a run's folder.
 
-A checkpoint counts only when `complete.json` lies in it, which is written after every rank has saved. The Trainer's
-own rotation runs *before* that moment and could delete the last good checkpoint, so rotation happens here instead.
+The Trainer's own rotation runs *before* every rank has saved and could delete the last good checkpoint, so marking,
+rotation and the room on the disk are seen to here.
 """
 
 import json
-import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checks import InputError, ensure
-from ..manifest import MANIFEST_NAME, write_json
+from ..checkpoints import (
+    MARKER_NAME,
+    Marker,
+    complete_checkpoints,
+    delete_checkpoint,
+    hash_files,
+    list_checkpoints,
+    sync_files,
+    write_marker,
+)
+from ..checks import InputError, RunFailedError, ensure, free_disk_bytes
+from ..manifest import MANIFEST_NAME
+from .clock import Clock
+from .ranks import least_over_ranks
 
-MARKER_NAME = "complete.json"
 ENVIRONMENT_NAME = "environment.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
-
-
-def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of all checkpoints, complete or not, by step."""
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))]
-    return sorted(found)
-
-
-def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of the checkpoints with a completion marker, by step."""
-    return [(step, path) for step, path in list_checkpoints(folder) if (path / MARKER_NAME).is_file()]
-
-
-def latest_complete_checkpoint(folder: Path, max_step: int, world_size: int, zero_stage: int) -> Path | None:
-    """Return the newest complete checkpoint up to `max_step`, or None.
-
-    Raises:
-        InputError: it was written under ZeRO by another number of ranks or another stage, which DeepSpeed cannot load.
-    """
-    found = [path for step, path in complete_checkpoints(folder) if step <= max_step]
-    if not found:
-        return None
-    marker = json.loads((found[-1] / MARKER_NAME).read_text(encoding="utf-8"))
-    same = (marker["world_size"], marker["zero_stage"]) == (world_size, zero_stage)
-    ensure(
-        same or (marker["zero_stage"] == 0 and zero_stage == 0),
-        f"output_dir={folder}: {found[-1].name} was saved by {marker['world_size']} rank(s) under ZeRO stage "
-        f"{marker['zero_stage']}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed "
-        "cannot load it: start as before, or convert it with `python -m deepspeed.checkpoint.ds_to_universal`.",
-    )
-    return found[-1]
+# What `ttl` writes into a run's folder before its ranks start.
+_PREPARED = (".lock", "packed", "conversations", "preferences", "speed_test.json", "speed-test", "speed-test.log",
+             "publish.log", ".publish")  # fmt: skip
+_FREE_SHARE = 1.05  # of the room that a save needs, for what else is written meanwhile
 
 
 class CheckpointCallback(TrainerCallback):
-    """Mark a checkpoint complete when all ranks have written theirs, then rotate. Must be the last callback."""
+    """Mark a checkpoint complete when all ranks have written theirs, then rotate. Must be the last callback.
 
-    def __init__(self, keep: int | None, zero_stage: int) -> None:
-        """Keep the newest `keep` complete checkpoints (None: all)."""
-        self.keep, self.zero_stage = keep, zero_stage
+    A save that does not fit on the disk is withdrawn before it begins, on all ranks alike, and training goes on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int | None,
+        zero_stage: int,
+        needed_bytes: int,
+        final_bytes: int,
+        figures: Callable[[int], dict[str, Any]],
+        clock: Clock,
+    ) -> None:
+        """Save into a run's folder.
+
+        Args:
+            folder: the run's.
+            keep: complete checkpoints kept (None: all).
+            zero_stage: DeepSpeed's stage, 0 without.
+            needed_bytes: of a checkpoint, by arithmetic; once one is written, its own size counts.
+            final_bytes: of what is written at the end beside the last checkpoint.
+            figures: returns a step's figures for the marker, by the names of `Marker`.
+            clock: counts what marking costs, and the hashes by themselves.
+        """
+        self.folder, self.keep, self.zero_stage = folder, keep, zero_stage
+        self.needed_bytes, self.final_bytes = needed_bytes, final_bytes
+        self.figures, self.clock = figures, clock
+        self._withdrawn = 0
+        self._told_of_disks = False
+        self._saved_bytes = 0  # of the last checkpoint; known on rank 0 alone
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Withdraw a save that has no room.
+
+        Raises:
+            RunFailedError: it is the last one, by length or by a signal; raised on every rank.
+        """
+        # An evaluation counts too: a signal in it lets the Trainer save without another question.
+        if not (control.should_save or control.should_evaluate):
+            return
+        obstacle = self._obstacle(args, state, last=state.global_step >= state.max_steps)
+        if obstacle is None or not control.should_save:
+            return
+        saved = complete_checkpoints(self.folder)
+        if control.should_training_stop:
+            go_on = f"goes on from {saved[-1][1].name}" if saved else "starts again"
+            raise RunFailedError(
+                f"output_dir={self.folder}: the last save, of step {state.global_step}, {obstacle}, and was not begun. "
+                f"The same command {go_on}."
+            )
+        control.should_save = False
+        self._withdrawn += 1
+        if state.is_world_process_zero and self._withdrawn & (self._withdrawn - 1) == 0:  # the first, 2nd, 4th, 8th …
+            newest = f"the newest complete one is {saved[-1][1].name}" if saved else "there is none yet"
+            tqdm.write(
+                f"not saved  step {state.global_step}: the save {obstacle}. Training goes on without it; {newest} "
+                f"(saves left out so far: {self._withdrawn})"
+            )
+
+    on_epoch_end = on_step_end
+
+    def _obstacle(self, args: TrainingArguments, state: TrainerState, last: bool) -> str | None:
+        """Return what is in the way of a save of this step, the same on all ranks; make room for it where that helps.
+
+        A checkpoint of this step from an earlier start, which was no good or was not trusted, is deleted: its marker
+        must not stand in a folder that is being written.
+        """
+        there = self.folder / f"checkpoint-{state.global_step}"
+        cleared = not state.is_world_process_zero or not there.is_dir() or delete_checkpoint(there)
+        if not least_over_ranks(int(cleared), args.device):
+            return f"would replace {there.name}, which another process reads: wait for that one"
+        saved_bytes = -least_over_ranks(-self._saved_bytes, args.device)
+        needed_bytes = int(_FREE_SHARE * ((saved_bytes or self.needed_bytes) + last * self.final_bytes))
+        free_bytes = least_over_ranks(free_disk_bytes(self.folder), args.device)
+        if free_bytes < needed_bytes:
+            if state.is_world_process_zero:
+                self._rotate(state.global_step, max(1, self.keep - 1) if self.keep else None)
+            free_bytes = least_over_ranks(free_disk_bytes(self.folder), args.device)
+        if free_bytes >= needed_bytes:
+            return None
+        return (
+            f"needs about {needed_bytes / 1e9:.2f} GB on the disk of {self.folder} and {free_bytes / 1e9:.2f} GB are "
+            "free: free some space there or lower save_total_limit"
+        )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Wait for all ranks, write the marker, delete what is too old or was left half-written."""
+        """Wait for all ranks and the disk, write the marker, delete what is too old or was left half-written."""
         import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()
-        if not state.is_world_process_zero:
-            return
-        folder = Path(str(args.output_dir))
-        newest = folder / f"checkpoint-{state.global_step}"
-        marker = {"step": state.global_step, "world_size": args.world_size, "zero_stage": self.zero_stage}
-        write_json(newest / MARKER_NAME, marker)
-        complete = [path for _, path in complete_checkpoints(folder)]
-        old = complete[: -self.keep] if self.keep else []
-        half_written = [
-            path for step, path in list_checkpoints(folder) if step < state.global_step and path not in complete
-        ]
-        for path in [*old, *half_written]:
-            if path != newest:
-                (path / MARKER_NAME).unlink(missing_ok=True)  # a killed deletion must not look complete
-                shutil.rmtree(path)
+        newest = self.folder / f"checkpoint-{state.global_step}"
+        with self.clock.part("marking"):
+            if dist.is_available() and dist.is_initialized():
+                dist.barrier()
+            if args.local_process_index == 0:
+                sync_files(newest)
+            # Waits for the other machines' disks as well.
+            shared = least_over_ranks(int((newest / "trainer_state.json").is_file()), args.device)
+            if state.is_world_process_zero:
+                self._mark(newest, args, state)
+                self._tell_of_disks(shared)
+                self._rotate(state.global_step, self.keep)
+        self._withdrawn = 0
+
+    def _mark(self, newest: Path, args: TrainingArguments, state: TrainerState) -> None:
+        with self.clock.part("hashing"):
+            files = hash_files(newest)
+        self._saved_bytes = sum(record.bytes for record in files.values())
+        figures = self.figures(state.global_step)
+        write_marker(newest, Marker(state.global_step, args.world_size, self.zero_stage, files=files, **figures))
+
+    def _tell_of_disks(self, shared: int) -> None:
+        if not shared and not self._told_of_disks:
+            self._told_of_disks = True
+            tqdm.write(
+                f"warning    not every machine sees output_dir={self.folder} of the first one: {MARKER_NAME} vouches "
+                "for the first machine's files alone, and the run cannot be resumed on several machines. Use a disk "
+                "that all of them share."
+            )
+
+    def _rotate(self, step: int, keep: int | None) -> None:
+        """Delete complete checkpoints beyond the newest `keep`, and half-written ones; those held go another time.
+
+        Checkpoints of later steps, which an earlier start wrote, are neither counted nor touched.
+        """
+        complete = [path for at, path in complete_checkpoints(self.folder) if at <= step]
+        half_written = [path for at, path in list_checkpoints(self.folder) if at < step and path not in complete]
+        for path in [*(complete[:-keep] if keep else []), *half_written]:
+            delete_checkpoint(path)
 
 
 def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[str, Any]:
@@ -90,7 +176,8 @@ def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[
         names: keys that decide the weights.
         hashes: of the data and the tokenizer.
     """
-    values = {name: getattr(config, name) for name in names}
+    values = {name: getattr(config, name) for name in names} | getattr(config, "given_shares", {})
+    values = {name: values[name] for name in names}
     return {**{name: str(getattr(value, "value", value)) for name, value in values.items()}, **hashes}
 
 
@@ -120,11 +207,7 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
         return "new"
     environment = folder / ENVIRONMENT_NAME
     if not environment.is_file():
-        others = sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.name not in (".lock", "packed", "conversations", "preferences")
-        )
+        others = sorted(path.name for path in folder.iterdir() if path.name not in _PREPARED)
         ensure(
             not others,
             f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). "

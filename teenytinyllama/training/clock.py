@@ -15,11 +15,17 @@ _EVENTS = ("on_step_begin", "on_step_end", "on_substep_end", "on_log", "on_evalu
 
 
 class Clock:
-    """Seconds by part of the run, in this process since it started; time inside another part counts there alone."""
+    """Seconds by part of the run, in this process since it started; time inside another part counts there alone.
+
+    Attributes:
+        seconds: by part.
+        times: how often each part was entered.
+    """
 
     def __init__(self) -> None:
         """Start with nothing."""
         self.seconds: dict[str, float] = defaultdict(float)
+        self.times: dict[str, int] = defaultdict(int)
         self._inner = [0.0]  # seconds that parts inside the present one have taken
 
     @contextmanager
@@ -32,6 +38,7 @@ class Clock:
         finally:
             spent = time.perf_counter() - start
             self.seconds[name] += spent - self._inner.pop()
+            self.times[name] += 1
             self._inner[-1] += spent
 
     def watch(self, callback: TrainerCallback, name: str) -> TrainerCallback:

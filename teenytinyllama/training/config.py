@@ -1,5 +1,6 @@
 """The pretraining config: the Trainer's own arguments, plus what a language model from scratch needs."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -8,6 +9,7 @@ from transformers import TrainingArguments
 from ..checks import ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
+from .caps import Decision, check_caps, has_caps
 from .settings import REFUSED_KEYS, RunSettings
 from .speed import check_speed, uses_chunked_loss
 
@@ -44,6 +46,17 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     context: int | None = field(default=None, metadata={"help": "with inputs: tokens a row; default the preset's"})
     tokens_per_step: int = field(default=262_144, metadata={"help": "global batch of one optimizer step, in tokens"})
     max_tokens: int | None = field(default=None, metadata={"help": "length of the run in tokens (or give max_steps)"})
+    max_kwh: float | None = field(
+        default=None, metadata={"help": "cap on the energy of all starts; with it (or the next two) max_tokens may be "
+                                "left out: a speed test finds it"}
+    )  # fmt: skip
+    max_cost: float | None = field(
+        default=None, metadata={"help": "cap on the money of all starts, in USD; needs price"}
+    )
+    max_hours: float | None = field(default=None, metadata={"help": "cap on the hours of all starts"})
+    hard_stop: bool = field(
+        default=False, metadata={"help": "at a cap stop at once, also with a schedule whose decay cannot begin earlier"}
+    )
     chunked_loss: bool | None = field(
         default=None, metadata={"help": "loss without whole logits; null: where torch has it (2.13) and Liger is off"}
     )
@@ -62,6 +75,9 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     warmup_steps: float = field(default=0.02, metadata={"help": "steps, or below 1 a share of all steps"})
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
+
+    cap_decision: Decision | None = field(init=False, default=None)
+    given_shares: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Derive batch, steps and precision, then hand over to TrainingArguments.
@@ -97,6 +113,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             ),
         )
         check_speed(self)
+        check_caps(self)
 
     def _derive_steps(self) -> None:
         if self.max_tokens is not None:
@@ -107,10 +124,29 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                 f"max_steps={self.max_steps}, max_tokens={self.max_tokens}: disagree ({steps} steps). Give one.",
             )
             self.max_steps = steps
-        ensure(self.max_steps > 0, "max_tokens: missing. Give the length of the run in tokens (or max_steps).")
+        ensure(
+            self.max_steps > 0,
+            "max_tokens: missing. Give the length of the run in tokens (or max_steps)."
+            + (" Only `ttl pretrain` finds it from a cap, before the ranks start." if has_caps(self) else ""),
+        )
+        if has_caps(self):
+            self._fix_shares()
         if self.eval_max_tokens is None:  # ten evaluations then cost about as much as a twentieth of the training
             self.eval_max_tokens = min(200_000, max(20_000, self.max_steps * self.tokens_per_step // 100))
         self._set_decay(self.max_steps)
+
+    def _fix_shares(self) -> None:
+        """Turn shares of the planned steps into steps: a cap may end the run earlier, and a resume knows that."""
+        for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and 0 < value < 1:
+                self.given_shares[name] = value
+                setattr(self, name, max(1, math.ceil(value * self.max_steps)))
+
+    def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys that say what this run is; see `RunSettings`. Shares stay shares."""
+        own = {name: value for name, value in self.given_shares.items() if name not in given}
+        return {**super().to_yaml_values(given), **own}
 
     def loss_in_chunks(self, zero_stage: int) -> bool:
         """Return whether training and evaluation make no whole logits."""

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..checks import RunFailedError
 from ..presets import flops_per_token
 from .hardware import device_name, peak_flops
+from .spending import SpendingCallback
 
 METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"
 MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddings, full attention)"
@@ -88,7 +89,7 @@ class MetricsCallback(TrainerCallback):
         folder: Path,
         tokens_per_step: int,
         evaluation: Any,
-        energy: Any,
+        spending: SpendingCallback,
         bytes_per_token: float | None = None,
         logged: tuple[str, ...] = (),
         knows_flops: bool = True,
@@ -100,16 +101,17 @@ class MetricsCallback(TrainerCallback):
             folder: the run's folder.
             tokens_per_step: tokens of one optimizer step, over all ranks.
             evaluation: see `run.Evaluation`.
-            energy: the energy callback, has `kwh` and `kg`.
+            spending: what was spent so far.
             bytes_per_token: of the training text, to state the loss in bits per byte; None: the loss is no such loss.
             logged: more figures that the Trainer logs and that are kept, by its names.
             knows_flops: whether the arithmetic of a full training applies, for MFU.
             loss_unit: unit of the training loss.
         """
         self.path, self.plot_path = folder / METRICS_NAME, folder / PLOT_NAME
-        self.tokens_per_step, self.evaluation, self.energy = tokens_per_step, evaluation, energy
+        self.tokens_per_step, self.evaluation, self.spending = tokens_per_step, evaluation, spending
         self.bytes_per_token, self.logged = bytes_per_token, logged
         self.knows_flops, self.loss_unit = knows_flops, loss_unit
+        self._saving = False
         self._bar: Any = None
         self._eval_bar: Any = None
         self._flops_per_token = 0.0
@@ -126,9 +128,9 @@ class MetricsCallback(TrainerCallback):
         self._flops_per_token = flops_per_token(config, config.max_position_embeddings)
         self._peak = peak_flops(device_name())[0] * args.world_size
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps", disable=None)
-        self._first_step = self._logged_step = state.global_step
+        self._logged_step = state.global_step
         self._start = self._logged_time = self._step_end = time.perf_counter()
-        self._paused = self._paused_total = 0.0
+        self._paused = 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar; the last step is always logged."""
@@ -142,7 +144,6 @@ class MetricsCallback(TrainerCallback):
         """Count the time since the last event as not training."""
         now = time.perf_counter()
         self._paused += now - self._step_end
-        self._paused_total += now - self._step_end
         self._step_end = now
 
     def on_log(
@@ -171,8 +172,7 @@ class MetricsCallback(TrainerCallback):
         now = time.perf_counter()
         seconds = max(now - self._logged_time - self._paused, 1e-9)
         tokens_per_second = (state.global_step - self._logged_step) * self.tokens_per_step / seconds
-        active = now - self._start - self._paused_total
-        eta = active / max(state.global_step - self._first_step, 1) * (state.max_steps - state.global_step)
+        steps_left = state.max_steps - state.global_step
         record = {
             "step": state.global_step,
             "tokens": state.global_step * self.tokens_per_step,
@@ -183,13 +183,12 @@ class MetricsCallback(TrainerCallback):
             "grad_norm": logs.get("grad_norm"),
             "tokens_per_second": tokens_per_second,
             "mfu": tokens_per_second * self._flops_per_token / self._peak if self.knows_flops else None,
-            "kwh": self.energy.kwh,
-            "kg_co2e": self.energy.kg,
+            **self.spending.record(steps_left),
             "seconds": now - self._start,
         }
         append_jsonl(self.path, record)
         self._logged_time, self._logged_step, self._paused = now, state.global_step, 0.0
-        self._bar.write(_console_line(record, state.max_steps, eta))
+        self._bar.write(_console_line(record, state.max_steps, self.spending.seconds_left(steps_left)))
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -211,18 +210,25 @@ class MetricsCallback(TrainerCallback):
         self.evaluation.last_step = state.global_step
         if not state.is_world_process_zero:
             return
-        tokens = state.global_step * self.tokens_per_step
+        tokens, spent = state.global_step * self.tokens_per_step, self.spending.now
         append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **self.evaluation.last,
-                                 "kwh": self.energy.kwh, "kg_co2e": self.energy.kg})  # fmt: skip
+                                 "kwh": spent.kwh, "kg_co2e": spent.kg})  # fmt: skip
         if self._bar is not None:
             self._bar.write(f"held out  step {state.global_step}  {self.evaluation.describe()}")
             self._plot()
             self._pause()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take the saving time out of the speed."""
-        if self._bar is not None:
+        """Take the saving time out of the speed, once the callbacks after this one are done with it too."""
+        self._saving = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the pause of a save."""
+        if self._saving and self._bar is not None:
             self._pause()
+        self._saving = False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -244,7 +250,7 @@ def _key(name: str) -> str:
     return name.removeprefix("rewards/").replace("/", "_")
 
 
-def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float) -> str:
+def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float | None) -> str:
     step, grad_norm = record["step"], record["grad_norm"]
     return (
         f"step {step:>6}/{max_steps}  {100 * step / max_steps:5.1f} %  {record['tokens'] / 1e6:9.2f}M tokens  "
@@ -252,8 +258,24 @@ def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float) ->
         f"{_some(record, 'margins', 'margin {:.3f}  ')}{_some(record, 'accuracies', 'accuracy {:.3f}  ')}"
         f"lr {record['learning_rate']:.2e}  grad {grad_norm if grad_norm is None else format(grad_norm, '.2f')}  "
         f"{record['tokens_per_second']:,.0f} tok/s  {_some(record, 'mfu', 'MFU {:.1%}  ')}"
-        f"{record['kwh']:.4f} kWh  ETA {timedelta(seconds=int(eta_seconds))}"
+        f"{_so_far_and_projected(record)}"
+        f"{'' if eta_seconds is None else f'ETA {timedelta(seconds=int(eta_seconds))}'}"
     )
+
+
+def _so_far_and_projected(record: dict[str, Any]) -> str:
+    """Return energy, emissions and money as `0.0123 of 0.0500 kWh  `, without what is not known."""
+    parts = []
+    for name, unit, factor, form in (
+        ("kwh", "kWh", 1, ".4f"),
+        ("kg_co2e", "g CO2e", 1000, ".1f"),
+        ("usd", "USD", 1, ".2f"),
+    ):
+        if record.get(name) is not None:
+            end = record.get(f"projected_{name}")
+            parts.append(f"{format(record[name] * factor, form)}"
+                         + (f" of {format(end * factor, form)}" if end is not None else "") + f" {unit}  ")  # fmt: skip
+    return "".join(parts)
 
 
 def _some(record: dict[str, Any], name: str, form: str) -> str:

@@ -9,10 +9,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import complete_checkpoints
 from ..checks import InputError, RunFailedError, is_main_process
 from ..manifest import write_json
 from .batch import eval_rows, row_divisors
-from .checkpoints import ENVIRONMENT_NAME, complete_checkpoints
+from .checkpoints import ENVIRONMENT_NAME
 from .hardware import device_name
 from .memory import Computation, MemoryNeed, choose_rows, free_memory_bytes, memory_need
 from .plan import RunPlan
@@ -42,7 +43,7 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     assert config.context is not None
     assert config.per_device_train_batch_size is not None
     device = config.device
-    zero_stage = _zero_stage(config)
+    zero_stage = zero_stage_of(config)
     how = Computation(
         precision=config.precision,
         zero_stage=zero_stage,
@@ -79,7 +80,8 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
         config.per_device_eval_batch_size = eval_rows(rows, config.longest_row, vocab_size, whole_logits)
 
 
-def _zero_stage(config: Any) -> int | None:
+def zero_stage_of(config: Any) -> int | None:
+    """Return the ZeRO stage that accelerate's plugin asks for, or None without DeepSpeed."""
     plugin: Any = config.deepspeed_plugin
     return None if plugin is None else int(plugin.zero_stage)
 
@@ -90,7 +92,7 @@ def _shrink_until_it_fits(config: Any, plan: RunPlan, need: MemoryNeed, rows: in
         sure = need.total_bytes(rows) <= SURE_SHARE * free_bytes and plan.model_config.model_type == "llama"
         # Under ZeRO 3 no rank could hold the whole model that a trial before the engine needs, and a trial knows of no
         # frozen weights and of no second model.
-        if sure or _zero_stage(config) == 3 or config.frozen_share or config.reference_models:
+        if sure or zero_stage_of(config) == 3 or config.frozen_share or config.reference_models:
             return rows, reason
         failure = try_rows(config, plan, need, rows)
         if least_over_ranks(int(not failure), device):

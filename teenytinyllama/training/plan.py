@@ -1,21 +1,24 @@
 """What is checked before a run starts; nothing is written here."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
+from ..checkpoints import complete_checkpoints
 from ..checks import InputError, ensure, ensure_disk_space
 from ..data.packed import PackedCorpus, load_packed, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..grid import GRID_KEYS
+from ..manifest import MANIFEST_NAME
 from ..meter import check_energy
 from ..presets import count_parameters, get_preset, preset_config
 from ..published import load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
-from .checkpoints import check_run_folder, complete_checkpoints, run_identity
+from .checkpoints import check_run_folder, run_identity
 from .config import PretrainConfig, corpus_config_values
 from .memory import checkpoint_bytes, disk_bytes
 from .metrics import METRICS_NAME, read_jsonl
@@ -88,9 +91,22 @@ def run_state(folder: Path, identity: dict[str, Any], max_steps: int) -> str:
         InputError: see `check_run_folder`.
     """
     state = check_run_folder(folder, identity)
-    if state == "complete" and read_jsonl(folder / METRICS_NAME)[-1]["step"] < max_steps:
+    if state == "complete" and not ended_by_cap(folder) and read_jsonl(folder / METRICS_NAME)[-1]["step"] < max_steps:
         return "resume"  # a longer run goes on where the shorter one ended
     return state
+
+
+def ended_by_cap(folder: Path) -> str:
+    """Return the cap that ended a complete run, or an empty text."""
+    training = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")).get("training", {})
+    return str(training.get("ended_by_cap") or "")
+
+
+def what_follows(folder: Path) -> str:
+    """Return what a user could do with a complete run."""
+    if cap := ended_by_cap(folder):
+        return f"a cap ended it ({cap}). To go on, give it as model_name_or_path of a new run"
+    return "a longer run would go on from it"
 
 
 def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", fingerprint: str) -> "LlamaConfig":

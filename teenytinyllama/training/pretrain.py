@@ -72,6 +72,9 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
     zero_stage = planned_zero_stage(trainer)
     flops = flops_per_token(plan.model_config, plan.model_config.max_position_embeddings)
     trainer.speed = plan_speed(config, flops * config.tokens_per_step * config.max_steps, zero_stage)
+    if config.eval_strategy != "no":
+        held_out = plan.packed.documents["num_tokens"]
+        trainer.final_share = float(held_out.sum() / held_out[evaluation.windows.document_ids].sum())
     trainer.compiles = trainer.speed.compile_layers
     apply_speed(model, trainer.speed)
     trainer.preprocess_logits_for_metrics = already_scored if trainer.speed.chunked_loss else window_nats
@@ -136,6 +139,8 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
     def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
         initial = next((record for record in records if "bits_per_byte" in record and record["step"] == 0), None)
         training = describe_training(trainer, config, plan, records, seconds, len(plan.packed.train))
+        if run.cap is not None and run.cap.decision is not None:
+            training["ended_by_cap"] = run.cap.decision.reason
         return {
             "model": describe_model(config, plan),
             "data": describe_data(config, plan),

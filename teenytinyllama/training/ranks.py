@@ -98,6 +98,19 @@ def least_over_ranks(value: int, device: "torch.device") -> int:
     return int(least.item())
 
 
+def sum_over_ranks(values: list[float], device: "torch.device") -> list[float]:
+    """Return the sums of some numbers over all ranks; all of them have to call it."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return values
+    on_cpu = distributed.get_backend() in ("gloo", "mpi")  # these take tensors of the CPU only
+    sums = torch.tensor(values, dtype=torch.float64, device="cpu" if on_cpu else device)
+    distributed.all_reduce(sums)
+    return [float(value) for value in sums.tolist()]
+
+
 def leave_ranks() -> None:
     """Wait for the other ranks and close the connections; call it on every rank when its work is done.
 

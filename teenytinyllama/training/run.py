@@ -1,5 +1,6 @@
 """One training from its checked plan to its finished folder, whatever is trained: locks, callbacks, resume, signals."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +12,21 @@ from transformers import PrinterCallback, ProgressCallback
 from ..arguments import write_yaml
 from ..checks import StoppedResumable, is_main_process
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
+from ..presets import count_parameters
 from .callbacks import EnergyCallback, SampleCallback
-from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, latest_complete_checkpoint, lock_run_folder
+from .caps import CapCallback, apply_decision, has_caps, hours_until_cap, stored_decision
+from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, lock_run_folder
 from .clock import Clock
 from .hardware import device_name
+from .memory import checkpoint_bytes
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
-from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch
-from .plan import RunPlan
+from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
+from .plan import RunPlan, what_follows
 from .ranks import check_ranks, leave_ranks
 from .report import BannerCallback, describe_time, planned_zero_stage
+from .resume import check_plain_weights, choose_checkpoint
 from .signals import StopCallback
+from .spending import SpendingCallback
 from .trial import is_out_of_memory
 
 # What a manifest says of scores that were not taken.
@@ -55,6 +61,7 @@ class Run:
     trainer: Any
     evaluation: Any
     energy: EnergyCallback
+    cap: CapCallback | None
     stop: StopCallback
     banner: BannerCallback
 
@@ -83,6 +90,10 @@ def assemble_run(
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     energy, stop = EnergyCallback(plan.folder, config), StopCallback()
+    spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
+    if has_caps(config):
+        spending.hours_left = functools.partial(hours_until_cap, config)
+        cap = CapCallback(config, spending, config.cap_decision)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     # The order matters: sampling is over before energy is flushed and the clock goes on, energy is flushed before it is
@@ -92,12 +103,40 @@ def assemble_run(
         stop,
         samples,
         energy,
-        MetricsCallback(plan.folder, tokens_per_step, evaluation, energy, **metrics),
-        CheckpointCallback(config.save_checkpoints_kept, planned_zero_stage(trainer)),
+        spending,
+        *([cap] if cap else []),
+        MetricsCallback(plan.folder, tokens_per_step, evaluation, spending, **metrics),
+        _checkpoint_callback(trainer, config, plan, evaluation, spending),
     ):
         part = "samples" if callback is samples else "callbacks"
         trainer.add_callback(trainer.clock.watch(callback, part))
-    return Run(trainer, evaluation, energy, stop, banner)
+    return Run(trainer, evaluation, energy, cap, stop, banner)
+
+
+def _checkpoint_callback(
+    trainer: Any, config: Any, plan: RunPlan, evaluation: Evaluation, spending: SpendingCallback
+) -> CheckpointCallback:
+    def figures(step: int) -> dict[str, Any]:
+        scored = evaluation.last if evaluation.last is not None and evaluation.last_step == step else {}
+        return {
+            "tokens": step * config.rows_per_step * config.tokens_per_row,
+            "kwh": spending.now.kwh,
+            "kg_co2e": spending.now.kg,
+            "bits_per_byte": scored.get("bits_per_byte"),
+        }
+
+    parameters = count_parameters(plan.model_config)
+    zero_stage = planned_zero_stage(trainer)
+    trained = round((1 - config.frozen_share) * parameters)
+    return CheckpointCallback(
+        plan.folder,
+        config.save_checkpoints_kept,
+        zero_stage,
+        checkpoint_bytes(trained, config.precision, zero_stage),
+        4 * parameters,  # the model at the end, in float32
+        figures,
+        trainer.clock,
+    )
 
 
 def execute(
@@ -123,14 +162,15 @@ def execute(
     """
     if plan.state == "complete":
         if is_main_process():
-            print(f"{plan.folder} is complete: {config.max_steps} steps are done")
+            print(f"{plan.folder} is complete; {what_follows(plan.folder)}")
         return plan.folder
     check_ranks(config)
     settle_micro_batch(config, plan)
+    check_plain_weights(config)
+    checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0)
+    apply_decision(config, stored_decision(checkpoint))
     run = build(config, plan)
     trainer = run.trainer
-    zero_stage = planned_zero_stage(trainer)
-    checkpoint = latest_complete_checkpoint(plan.folder, config.max_steps, config.world_size, zero_stage)
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)

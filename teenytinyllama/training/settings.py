@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..arguments import own_keys
 from ..checks import InputError, ensure
@@ -15,7 +15,8 @@ REFUSED_KEYS = {
     "gradient_accumulation_steps": _DERIVED,
     "deepspeed": "ZeRO is chosen by the accelerate file alone: `--accelerate zero2`.",
     "fsdp": "not supported; use `--accelerate zero1`, `zero2` or `zero3`.",
-    "push_to_hub": "training never writes to the network; publish the run folder afterwards.",
+    "push_to_hub": "would push from inside the training, which a slow or dead network could then stop. Set "
+    "hub_model_id: owner/name, and `ttl` publishes in a process of its own; or run `ttl publish` afterwards.",
     "hub_token": "secrets never stand in a config. Use `hf auth login` or the HF_TOKEN variable.",
     "enable_jit_checkpoint": "signals are handled by our own callback, which is safe with several ranks.",
     "group_by_length": "rows are shuffled once and for all.",
@@ -57,7 +58,13 @@ class RunSettings(GridSettings):
         default=None, metadata={"help": "texts continued (or answered) at every evaluation, written to samples.jsonl"}
     )
     sample_new_tokens: int = field(default=60, metadata={"help": "tokens generated for each prompt"})
+    price: float | None = field(
+        default=None, metadata={"help": "USD an hour of all machines together, for money in the log and for max_cost"}
+    )
     license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+    card_language: Literal["en", "pt", "both"] = field(
+        default="both", metadata={"help": "language of the model's card: en, pt, or both, one after the other"}
+    )
 
     # TrainingArguments' own, with other defaults.
     per_device_train_batch_size: int | None = field(
@@ -104,6 +111,12 @@ class RunSettings(GridSettings):
         ensure(
             len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
+        )
+        ensure(self.price is None or self.price >= 0, f"price={self.price}: must be 0 or more, in USD an hour.")
+        ensure(
+            self.save_total_limit is None or self.save_total_limit > 0,
+            f"save_total_limit={self.save_total_limit}: the newest complete checkpoint always stays. Use 1 or more, or "
+            "null to keep all.",
         )
         ensure(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction}: must lie in (0, 1].")
 

@@ -111,7 +111,7 @@ def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int) -> Speed
         compiled, reasons["compile"] = False, _ZERO_3
     else:
         seconds = flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * config.world_size)
-        compiled, reasons["compile"] = _compile_pays(seconds)
+        compiled, reasons["compile"] = compile_pays(seconds)
         if config.compile_layers is not None:
             compiled, reasons["compile"] = config.compile_layers, "as configured"
     return SpeedPlan(chunked, compiled, reasons)
@@ -127,7 +127,8 @@ def uses_chunked_loss(config: "PretrainConfig", zero_stage: int) -> tuple[bool, 
     return chunked, "" if chunked else "Liger's" if config.use_liger_kernel else "torch older than 2.13"
 
 
-def _compile_pays(seconds: float) -> tuple[bool, str]:
+def compile_pays(seconds: float) -> tuple[bool, str]:
+    """Return whether a run of so many seconds gains by compiling its layers, and why."""
     if missing := missing_compiler():
         return False, f"{missing} is missing"
     if seconds < COMPILE_PAYS_SECONDS["gpu" if has_accelerator() else "cpu"]:

@@ -10,6 +10,7 @@ from transformers import Trainer
 from .clock import Clock
 from .signals import EvaluationInterruptedError
 from .speed import SpeedPlan, eager
+from .spending import Pauses
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,12 @@ class RunTrainer:
     Attributes:
         clock: where the time goes.
         compiles: whether layers are compiled, which evaluations then do without.
+        final_share: what the evaluation after the last step scores, as a multiple of the others.
     """
 
     clock: Clock
     compiles = False
+    final_share = 0.0
 
     def get_decay_parameter_names(self, model: "nn.Module") -> list[str]:
         """Return the parameters that weight decay applies to: the Trainer's (no norms, no biases), less embeddings.
@@ -42,6 +45,18 @@ class RunTrainer:
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
         except EvaluationInterruptedError:
             return {}
+
+    def pauses(self) -> Pauses:
+        """Return what evaluations, with the samples that follow them, and saves have taken so far."""
+        seconds, times = self.clock.seconds, self.clock.times
+        evaluation = seconds["evaluation"] / max(times["evaluation"], 1)
+        saving = seconds["saving"] + seconds["marking"] + seconds["hashing"]
+        return Pauses(
+            total_seconds=seconds["evaluation"] + seconds["samples"] + saving,
+            evaluation_seconds=evaluation + seconds["samples"] / max(times["samples"], 1),
+            saving_seconds=saving / max(times["saving"], 1),
+            ending_seconds=self.final_share * evaluation,
+        )
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
         with self.clock.part("saving"):

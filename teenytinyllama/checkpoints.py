@@ -1,0 +1,249 @@
+"""Checkpoints that prove themselves: the marker that says what a whole one holds, what is wrong with one, and leases.
+
+A checkpoint counts only when `complete.json` lies in it. The marker is written after everything else lies on the disk,
+and it names every file with its size and hash: whoever resumes from a checkpoint or publishes it asks
+`checkpoint_faults` first.
+"""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .checks import InputError, available_cores, ensure
+from .manifest import sha256_file, write_json
+
+MARKER_NAME = "complete.json"
+LEASES_FOLDER = ".leases"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
+_NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial")
+# hashlib lets other threads run while it hashes. More threads only wait: a checkpoint has few large files.
+_MOST_HASHING_THREADS = 8
+_LEASE_SECONDS = 1.0  # `is_leased` holds the lock for a moment
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file was when the checkpoint was marked."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What `complete.json` says of its checkpoint; markers of earlier versions lack what may be None.
+
+    Attributes:
+        step: optimizer steps done.
+        world_size: ranks that wrote it.
+        zero_stage: DeepSpeed's stage, 0 without.
+        tokens: trained on so far.
+        kwh: over all starts of the run, up to this checkpoint.
+        kg_co2e: likewise.
+        bits_per_byte: on held-out documents, when the newest evaluation was of this step.
+        created: time in UTC, such as 2026-01-31T12:00:00Z.
+        files: every file but the marker, by its path inside the checkpoint with `/` between; None: hashes unknown.
+    """
+
+    step: int
+    world_size: int
+    zero_stage: int
+    tokens: int | None = None
+    kwh: float | None = None
+    kg_co2e: float | None = None
+    bits_per_byte: float | None = None
+    created: str | None = None
+    files: dict[str, FileRecord] | None = None
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of all checkpoints, complete or not, by step."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))]
+    return sorted(found)
+
+
+def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of the checkpoints with a completion marker, by step."""
+    return [(step, path) for step, path in list_checkpoints(folder) if (path / MARKER_NAME).is_file()]
+
+
+def read_marker(path: Path) -> Marker:
+    """Return the marker of a checkpoint.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    marker = path / MARKER_NAME
+    ensure(marker.is_file(), f"{path}: has no {MARKER_NAME}: it was not saved to its end. Use another checkpoint.")
+    try:
+        content = json.loads(marker.read_text(encoding="utf-8"))
+        files = content.get("files")
+        known = {item.name: content.get(item.name) for item in fields(Marker)}
+        records = None if files is None else {_inside(name): _record(files[name]) for name in files}
+        numbers = {name: int(content[name]) for name in ("step", "world_size", "zero_stage")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: {MARKER_NAME} is damaged ({error!r}). Use another checkpoint.") from error
+    return Marker(**{**known, **numbers, "files": records})
+
+
+def _record(content: dict[str, Any]) -> FileRecord:
+    return FileRecord(bytes=int(content["bytes"]), sha256=str(content["sha256"]))
+
+
+def _inside(name: str) -> str:
+    """Return the path of a checkpoint's file as it is; a marker is data, and must not lead out of its folder."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise ValueError(f"the file {name!r} lies outside")
+    return name
+
+
+def write_marker(path: Path, marker: Marker) -> None:
+    """Write the marker of a checkpoint whose files lie on the disk (`sync_files`), so that it is whole or absent."""
+    created = marker.created or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    content: dict[str, Any] = {**asdict(marker), "created": created}
+    write_json(path / MARKER_NAME, {name: value for name, value in content.items() if value is not None})
+    _sync(path)
+    _sync(path.parent)
+
+
+def sync_files(path: Path) -> None:
+    """Wait until a checkpoint's files and folders are on the disk, and not in the machine's memory alone."""
+    for entry in [*path.rglob("*"), path]:
+        _sync(entry)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_files(path: Path) -> dict[str, FileRecord]:
+    """Return size and hash of every file of a checkpoint but its marker, several at once."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name not in _NOT_HASHED]
+    hashes = _hash_all(files)
+    return {
+        file.relative_to(path).as_posix(): FileRecord(file.stat().st_size, sha256)
+        for file, sha256 in zip(files, hashes, strict=True)
+    }
+
+
+def _hash_all(files: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(min(_MOST_HASHING_THREADS, available_cores())) as threads:
+        return list(threads.map(sha256_file, files))
+
+
+def checkpoint_faults(path: Path, hashes: bool = True) -> list[str]:
+    """Return what is wrong with a checkpoint, in words; nothing when it is whole.
+
+    Args:
+        path: the checkpoint.
+        hashes: read all files and compare their hashes too, which takes about a second a gigabyte.
+    """
+    if not path.is_dir():
+        return ["there is no such folder"]
+    if not (path / MARKER_NAME).is_file():
+        return [f"has no {MARKER_NAME}: it was not saved to its end"]
+    try:
+        marker = read_marker(path)
+    except InputError as error:
+        return [str(error).removeprefix(f"{path}: ")]
+    faults = []
+    match = _CHECKPOINT.match(path.name)
+    if match and int(match[1]) != marker.step:
+        faults.append(f"{MARKER_NAME} is of step {marker.step}")
+    records = marker.files or {}
+    faults += [fault for name, record in records.items() if (fault := _size_fault(path, name, record))]
+    return faults or (_hash_faults(path, records) if hashes else [])
+
+
+def _size_fault(path: Path, name: str, record: FileRecord) -> str | None:
+    if not (path / name).is_file():
+        return f"{name} is missing"
+    found_bytes = (path / name).stat().st_size
+    return None if found_bytes == record.bytes else f"{name} has {found_bytes:,} bytes and not {record.bytes:,}"
+
+
+def _hash_faults(path: Path, records: dict[str, FileRecord]) -> list[str]:
+    try:
+        found = _hash_all([path / name for name in records])
+    except OSError as error:
+        return [f"cannot be read ({error})"]
+    return [
+        f"{name} has other content of the same length (its sha256 is not the one recorded)"
+        for (name, record), sha256 in zip(records.items(), found, strict=True)
+        if sha256 != record.sha256
+    ]
+
+
+def _lease_lock(path: Path) -> FileLock:
+    folder = path.parent / LEASES_FOLDER
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / f"{path.name}.lock")
+
+
+@contextmanager
+def lease(path: Path) -> Iterator[None]:
+    """Keep a complete checkpoint from being deleted or replaced during the block.
+
+    The lease is a lock of the kernel: it ends with the process that holds it, however that ends.
+
+    Raises:
+        InputError: another process holds it, or the checkpoint is not there (any more).
+    """
+    ensure(path.is_dir(), f"{path}: there is no such folder.")
+    lock = _lease_lock(path)
+    try:
+        lock.acquire(timeout=_LEASE_SECONDS)
+    except Timeout as error:
+        raise InputError(f"{path}: another process holds this checkpoint. Wait until it is done.") from error
+    try:
+        # Only now can nobody delete it.
+        ensure((path / MARKER_NAME).is_file(), f"{path}: has no {MARKER_NAME}: it was not saved to its end.")
+        yield
+    finally:
+        lock.release()
+
+
+def is_leased(path: Path) -> bool:
+    """Return whether a process holds a checkpoint."""
+    if not (path.parent / LEASES_FOLDER / f"{path.name}.lock").exists():
+        return False
+    try:
+        with _lease_lock(path).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def delete_checkpoint(path: Path) -> bool:
+    """Delete a checkpoint unless a process holds it; return whether it is gone.
+
+    The marker goes first, so that a deletion that is killed leaves nothing that looks complete.
+    """
+    lock = _lease_lock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    try:
+        (path / MARKER_NAME).unlink(missing_ok=True)
+        shutil.rmtree(path)
+        # Whoever opened the lock's file meanwhile gets a lock of no use, and then finds no checkpoint.
+        Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return True

@@ -1,0 +1,211 @@
+"""`results.json` in a run's folder: scores on benchmarks, as the evaluation writes them and a card reads them.
+
+Scores are fractions: 0.1924 is 19.24 %. Correlations lie in -1 to 1. A score of somebody else names its source.
+"""
+
+import json
+import math
+import re
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..checks import InputError, MissingFileError, ensure
+from ..manifest import write_json
+
+RESULTS_NAME = "results.json"
+TrivialKind = Literal["constant", "majority", "length", "chance"]
+CORRELATIONS = ("pearson", "spearman", "mcc")  # metrics that can be negative
+_FIX = "Run the evaluation again, or correct the file."
+_TASK = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes the name of a file
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})?)?")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task; None is what is not known.
+
+    Attributes:
+        task: the name in the harness: letters, digits, `.`, `_`, `-`.
+        suite: what the task is shown under.
+        name: the task as it is shown.
+        metric: the name in the harness (`acc`, `f1_macro`, `pearson`).
+        metric_name: the metric as it is shown.
+        value: a fraction, 0 to 1; a correlation, -1 to 1.
+        dataset_id: on the Hub; None for a local file.
+        dataset_revision: the commit of that dataset.
+        dataset_config: its configuration.
+        dataset_split: its split.
+        stderr: standard error of the value, in its unit.
+        trivial: what the best answer that needs no model scores.
+        trivial_kind: which that is: one answer to everything (`constant`), the most frequent one (`majority`), the
+            longest or shortest (`length`), or a guess (`chance`).
+        normalised: 0 at the trivial answer, 1 at a perfect score.
+        shots: solved examples in front of each question.
+        num_items: questions.
+        unparsable: share of the answers that could not be read.
+        truncated_prompts: questions whose prompt did not fit into the context.
+        task_hash: of the task's texts.
+        harness: what measured it, with its version.
+        date: of the measurement, ISO 8601.
+        source: where the figure is from, if it is not of this evaluation: a text or an address.
+        step: of the checkpoint; None for the final model.
+        tokens: seen by that checkpoint.
+    """
+
+    task: str
+    suite: str
+    name: str
+    metric: str
+    metric_name: str
+    value: float
+    dataset_id: str | None = None
+    dataset_revision: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    stderr: float | None = None
+    trivial: float | None = None
+    trivial_kind: TrivialKind | None = None
+    normalised: float | None = None
+    shots: int | None = None
+    num_items: int | None = None
+    unparsable: float | None = None
+    truncated_prompts: int | None = None
+    task_hash: str | None = None
+    harness: str | None = None
+    date: str | None = None
+    source: str | None = None
+    step: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All scores of one model.
+
+    Attributes:
+        model: the folder or repository that was evaluated.
+        command: what was run; empty for figures of others.
+        versions: of the packages that decide a score.
+        scores: one for each task, suite, metric and step.
+    """
+
+    model: str
+    command: str
+    versions: dict[str, str]
+    scores: tuple[Score, ...]
+
+
+def is_trivial(score: Score) -> bool:
+    """Return whether a score is no more than two standard errors above the best trivial answer."""
+    return score.trivial is not None and score.value <= score.trivial + 2 * (score.stderr or 0.0)
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write the file that `read_results` reads.
+
+    Raises:
+        InputError: a score breaks the rules that are checked when reading; nothing is written.
+    """
+    content = json.loads(json.dumps(asdict(results)))
+    parse_results(content, path)
+    write_json(path, content)
+
+
+def read_results(path: Path) -> Results:
+    """Return the scores of a `results.json`.
+
+    Raises:
+        InputError: no file, no JSON, or a key that is missing, unknown or wrong; the message names file and key.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file. The evaluation writes it.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}). {_FIX}") from error
+    return parse_results(content, path)
+
+
+def parse_results(content: Any, path: Path) -> Results:
+    """Return the scores of the content of a file; `path` is for messages.
+
+    Raises:
+        InputError: see `read_results`.
+    """
+    _check_keys(path, "", content, Results)
+    for key, kind in {"model": str, "command": str, "versions": dict, "scores": list}.items():
+        ensure(
+            type(content[key]) is kind,
+            f"{path}: key {key} is {content[key]!r}, but must be {kind.__name__}. {_FIX}",
+        )
+    for name, version in content["versions"].items():
+        ensure(isinstance(version, str), f"{path}: key versions.{name} is {version!r}, but must be str. {_FIX}")
+    scores = tuple(_parse_score(path, f"scores[{index}]", row) for index, row in enumerate(content["scores"]))
+    seen = set()
+    for index, score in enumerate(scores):
+        identity = (score.suite, score.task, score.metric, score.step)
+        ensure(
+            identity not in seen,
+            f"{path}: key scores[{index}]: {score.task} with {score.metric} stands twice in {score.suite} for the same "
+            "step. Keep one.",
+        )
+        seen.add(identity)
+    return Results(content["model"], content["command"], content["versions"], scores)
+
+
+def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
+    """Refuse what is no object with the keys of a dataclass; those with a default may be left out."""
+    ensure(
+        isinstance(content, dict), f"{path}: key {place or 'of the whole file'} must be a JSON object with keys. {_FIX}"
+    )
+    prefix = f"{place}." if place else ""
+    names = {field.name for field in fields(kind)}
+    for field in fields(kind):
+        ensure(
+            field.name in content or field.default is not MISSING,
+            f"{path}: key {prefix}{field.name} is missing. {_FIX}",
+        )
+    unknown = sorted(set(content) - names)
+    ensure(not unknown, f"{path}: key {prefix}{', '.join(unknown)} is unknown. {_FIX}")
+
+
+def _parse_score(path: Path, place: str, row: Any) -> Score:
+    _check_keys(path, place, row, Score)
+    for field in fields(Score):
+        if field.name in row:
+            _check_type(path, f"{place}.{field.name}", row[field.name], field.type)
+    score = Score(**row)
+
+    def check(condition: object, key: str, allowed: str) -> None:
+        ensure(condition, f"{path}: key {place}.{key} is {getattr(score, key)!r}, but must be {allowed}. {_FIX}")
+
+    lowest = -1.0 if score.metric in CORRELATIONS else 0.0
+    for key in ("value", "trivial"):
+        value = getattr(score, key)
+        check(value is None or lowest <= value <= 1, key, f"{lowest:.0f} to 1: a fraction, 0.1924 for 19.24 %")
+    check(score.stderr is None or 0 <= score.stderr <= 1, "stderr", "0 to 1, in the unit of the value")
+    check(score.unparsable is None or 0 <= score.unparsable <= 1, "unparsable", "a share of 0 to 1")
+    for key in ("shots", "num_items", "truncated_prompts", "step", "tokens"):
+        check((getattr(score, key) or 0) >= 0, key, "0 or more")
+    check(_TASK.fullmatch(score.task), "task", "letters, digits, '.', '_' and '-': it names a file")
+    check(score.date is None or _DATE.fullmatch(score.date), "date", "an ISO 8601 date such as 2024-01-30")
+    check(
+        score.trivial_kind is None or score.trivial_kind in get_args(TrivialKind),
+        "trivial_kind",
+        f"one of {', '.join(get_args(TrivialKind))}",
+    )
+    check((score.trivial is None) == (score.trivial_kind is None), "trivial_kind", "given together with trivial")
+    return score
+
+
+def _check_type(path: Path, key: str, value: Any, declared: Any) -> None:
+    """Refuse a value that is not what a field is declared as; a whole number is a float as well."""
+    types = set(get_args(declared)) or {declared}  # of `float | None`, or of `float`
+    if float in types:
+        allowed = type(value) in {int, *types} and (value is None or math.isfinite(value))
+    else:
+        allowed = type(value) in (types if types & {int, str} else {str, *types})
+    names = {float: "a finite float", int: "int", type(None): "null"}
+    shown = " or ".join(sorted({names.get(kind, "str") for kind in types}))
+    ensure(allowed, f"{path}: key {key} is {value!r}, but must be {shown}. {_FIX}")

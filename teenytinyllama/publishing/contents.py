@@ -1,0 +1,171 @@
+"""What of a run's folder is published, and under which revision: an allow-list, so that nothing else ever is."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..checks import InputError, ensure
+from ..evaluation.results import RESULTS_NAME
+from ..manifest import MANIFEST_NAME, sha256_file, sha256_json
+from ..published import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
+from .benchmarks import eval_result_files
+from .cards import CARD_NAME, render_model_card
+from .refusals import check_repository
+from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, read_run
+from .safety import inside
+from .uploads import Upload, UploadFile, record_file
+
+CONFIG_NAME, ENVIRONMENT_NAME = "config.yaml", "environment.json"
+WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
+# What `from_pretrained` reads: of a model, an adapter, a tokenizer.
+_MODEL_NAMES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    ADAPTER_CONFIG_NAME,
+    BASE_RECORD_NAME,
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+}
+# What says how the model was made, beside the card.
+_RECORDS = (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    ENVIRONMENT_NAME,
+    METRICS_NAME,
+    SAMPLES_NAME,
+    "answers.jsonl",
+    RESULTS_NAME,
+    "loss.png",
+    "ledger.jsonl",
+    "emissions.csv",
+    "emissions.json",
+    "emissions.md",
+    "emissions.png",
+)
+
+
+def run_identity(run: Path) -> dict[str, Any]:
+    """Return what tells this run from every other: all that decides its weights, but not its length.
+
+    Raises:
+        InputError: the folder holds no run, or its record of it is damaged.
+    """
+    path = run / ENVIRONMENT_NAME
+    ensure(run.is_dir(), f"RUN={run}: no such folder. Give the output_dir of `ttl pretrain`, `ttl sft` or `ttl dpo`.")
+    ensure(path.is_file(), f"RUN={run}: is no run's folder, it has no {ENVIRONMENT_NAME}. Give a run's output_dir.")
+    inside(run, path)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error!r}). The run's command writes it again.") from error
+
+
+def main_upload(
+    run: Path, repository: str, entries: list[dict[str, Any]], base_model: str = "", language: str | None = None
+) -> Upload:
+    """Return the upload of a finished run to main: model, tokenizer, card, records, and the list of checkpoints.
+
+    Args:
+        run: its folder.
+        repository: `owner/name`; empty for a folder.
+        entries: of the checkpoints that have branches, by step.
+        base_model: for an adapter: the Hub repository of its base model.
+        language: of the card, see `render_model_card`.
+
+    Raises:
+        InputError: the run is not finished, lacks a file, or its weights are not those that the manifest names; a link
+            leads out of the folder; an adapter of a base model that is on this machine alone.
+    """
+    records = present_files(run, _RECORDS)  # first: the card quotes them, and none may be a link to elsewhere
+    manifest = read_run(run)
+    card = render_model_card(run, repository or None, language, [_card_row(entry) for entry in entries])
+    files = [UploadFile(CARD_NAME, card.encode()), *model_files(run, run, base_model), *records]
+    files += [UploadFile(path, content) for path, content in eval_result_files(run).items()]
+    for name, expected in manifest["hashes"].items():
+        found = sha256_file(run / name) if (run / name).is_file() else "no such file"
+        ensure(
+            found == expected,
+            f"{run / name}: has changed since the run ended (sha256 {found}, {MANIFEST_NAME} says {expected}). Restore "
+            "it, or train again into a new folder.",
+        )
+    names = [file.path for file in files]
+    record = record_file(CHECKPOINTS_NAME, run_identity(run), names, {"checkpoints": entries})
+    message = f"{manifest['stage']}: {manifest['training']['steps']} steps"
+    return Upload(repository, "model", "main", (*files, record), message, record=CHECKPOINTS_NAME)
+
+
+def index_upload(run: Path, repository: str, entries: list[dict[str, Any]], kept: list[str]) -> Upload:
+    """Return the upload that only brings main's list of checkpoints up to date while the run goes on.
+
+    Args:
+        run: its folder.
+        repository: `owner/name`.
+        entries: of the checkpoints that have branches, by step.
+        kept: files on main of an earlier, shorter end of the same run; they stay.
+    """
+    record = record_file(CHECKPOINTS_NAME, run_identity(run), kept, {"checkpoints": entries})
+    message = f"checkpoints up to step {entries[-1]['step']}" if entries else "checkpoints will follow"
+    return Upload(repository, "model", "main", (record,), message, record=CHECKPOINTS_NAME)
+
+
+def _card_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry as the card's table wants it: one hash, of the weights or of all their hashes together."""
+    hashes = list(entry["sha256"].values())
+    return {**entry, "sha256": hashes[0] if len(hashes) == 1 else sha256_json(entry["sha256"])}
+
+
+def present_files(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
+    """Return those of the files that the run has; a link counts, so that one that leads out is refused."""
+    found = [name for name in names if (run / name).is_file() or (run / name).is_symlink()]
+    return [UploadFile(name, inside(run, run / name)) for name in found]
+
+
+def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFile]:
+    """Return the files of a model, adapter and tokenizer in a folder, weights last.
+
+    Args:
+        run: the run's folder, which no link may leave.
+        folder: the run's or a checkpoint's.
+        base_model: see `main_upload`.
+
+    Raises:
+        InputError: see `main_upload`.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.name in _MODEL_NAMES or WEIGHTS.fullmatch(path.name))
+    names.sort(key=lambda name: bool(WEIGHTS.fullmatch(name)))
+    files = [UploadFile(name, inside(run, folder / name)) for name in names]
+    ensure(any(WEIGHTS.fullmatch(name) for name in names), f"{folder}: holds no weights in safetensors.")
+    ensure({"config.json", ADAPTER_CONFIG_NAME} & set(names), f"{folder}: holds no config.json.")
+    ensure(set(TOKENIZER_FILES) & set(names), f"{folder}: holds no tokenizer, so nobody could use the model.")
+    if ADAPTER_CONFIG_NAME not in names:
+        return files
+    return [_with_base(file, folder, base_model) for file in files]
+
+
+def _with_base(file: UploadFile, folder: Path, base_model: str) -> UploadFile:
+    """Return a file of an adapter, naming the base model's repository instead of a folder of this machine."""
+    key = {ADAPTER_CONFIG_NAME: "base_model_name_or_path", BASE_RECORD_NAME: "base_model"}.get(file.path)
+    if key is None:
+        return file
+    assert isinstance(file.source, Path)
+    try:
+        content = json.loads(file.source.read_text(encoding="utf-8"))
+        base = str(content[key])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file.source}: is damaged ({error!r}). Copy the adapter again.") from error
+    if not base_model:
+        ensure(
+            base.count("/") == 1 and not base.startswith((".", "~", "/")) and not Path(base).exists(),
+            f"{folder}: is an adapter of {base}, a folder of this machine that nobody else can load. Publish that "
+            "model first and name it with --base_model owner/name; or leave checkpoints out: --checkpoints false",
+        )
+        return file
+    check_repository(base_model, "base_model")
+    text = json.dumps({**content, key: base_model}, ensure_ascii=False, indent=2)
+    return UploadFile(file.path, (text + "\n").encode())

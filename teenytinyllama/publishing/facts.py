@@ -1,0 +1,188 @@
+"""The facts of a card, whichever language it is written in: read from a run's folder, ready to be shown."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..checks import ensure
+from ..emissions import EMISSIONS_NAME, read_emissions
+from ..evaluation.results import RESULTS_NAME, Results, read_results
+from ..grid import place
+from ..published import ADAPTER_CONFIG_NAME
+from .escaping import one_line
+from .run_files import (
+    CHECKPOINTS_NAME,
+    METRICS_NAME,
+    SAMPLES_NAME,
+    check_checkpoints,
+    read_checkpoints,
+    read_evaluations,
+    read_run,
+    read_samples,
+)
+
+MAX_EVALUATIONS = 12  # rows of the table of evaluations; a run may make hundreds
+_LINKED = ("config.yaml", METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, "emissions.json",
+           "environment.json", CHECKPOINTS_NAME)  # fmt: skip
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_DATA_FILE = re.compile(r"\.(parquet|jsonl?|txt|csv|arrow)(\.\w+)?$")
+# Licence names with conditions on commercial use, on derived works or on how they are shared.
+_RESTRICTED = re.compile(r"\b(nc|nd|sa|gpl|agpl|lgpl|non-?commercial)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says.
+
+    Attributes:
+        origin: `run`, or `reference` for figures that others published.
+        name: `owner/name` or a name alone; only letters that mean nothing in Markdown, HTML, Python and YAML.
+        run: what `run.json` holds; in a reference card, what is not known is None.
+        is_adapter: whether the weights are an adapter alone.
+        energy: sums over all starts, see `_read_energy`; None where nothing was measured.
+        evaluations: see `run_files.read_evaluations`, thinned.
+        num_evaluations: how many there were.
+        results: scores on benchmarks, or None.
+        checkpoints: see `run_files.check_checkpoints`, or None.
+        samples: see `run_files.read_samples`.
+        prompts: for the page's widget.
+        files: names in the run's folder.
+        sources: of a reference card: what is from where, by language, and the address (`url`).
+        remarks: of a reference card, by language.
+    """
+
+    origin: Literal["run", "reference"]
+    name: str
+    run: dict[str, Any]
+    is_adapter: bool
+    energy: dict[str, Any] | None
+    evaluations: list[dict[str, Any]]
+    num_evaluations: int
+    results: Results | None
+    checkpoints: list[dict[str, Any]] | None
+    samples: list[dict[str, Any]]
+    prompts: list[str]
+    files: frozenset[str] = frozenset()
+    sources: tuple[dict[str, str], ...] = ()
+    remarks: tuple[dict[str, str], ...] = ()
+
+    @property
+    def is_chat(self) -> bool:
+        """Return whether the model answers questions."""
+        return str(self.run["stage"]) != "pretrain"
+
+    @property
+    def license(self) -> str:
+        """Return the licence of the weights."""
+        return one_line(self.run["config"].get("license") or "apache-2.0").strip()
+
+    @property
+    def hub_base(self) -> str | None:
+        """Return the base model, if it is a repository on the Hub."""
+        base = self.run["model"]["base_model"]
+        return base if base and is_hub_id(base) else None
+
+    @property
+    def hub_datasets(self) -> list[str]:
+        """Return those sources of the training data that are datasets on the Hub."""
+        names: dict[str, Any] = self.run["data"]["sources"]
+        return [name for name in names if is_hub_id(name) and not _DATA_FILE.search(name)]
+
+    @property
+    def links(self) -> list[str]:
+        """Return the files of the folder that a reader may want."""
+        return [name for name in _LINKED if name in self.files]
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of a repository on the Hub."""
+    return bool(_HUB_ID.fullmatch(name))
+
+
+def safe_name(name: str) -> str:
+    """Return a name of only letters that mean nothing in Markdown, HTML, Python strings and YAML."""
+    return re.sub(r"[^\w./-]+", "-", one_line(name).strip())
+
+
+def facts_of_run(
+    folder: Path, repository: str | None = None, checkpoints: list[dict[str, Any]] | None = None
+) -> CardFacts:
+    """Return the facts of a finished run; see `cards.render_model_card`."""
+    run = read_run(folder)
+    evaluations = read_evaluations(folder / METRICS_NAME)
+    samples = read_samples(folder / SAMPLES_NAME)
+    index = folder / CHECKPOINTS_NAME
+    return CardFacts(
+        origin="run",
+        name=safe_name(repository or run["config"].get("hub_model_id") or folder.resolve().name),
+        run=run,
+        is_adapter=(folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").exists(),
+        energy=_read_energy(folder / EMISSIONS_NAME),
+        evaluations=thin(evaluations),
+        num_evaluations=len(evaluations),
+        results=read_results(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else None,
+        checkpoints=read_checkpoints(index) if checkpoints is None else check_checkpoints(checkpoints, index),
+        samples=samples,
+        prompts=list(dict.fromkeys(sample["prompt"] for sample in samples)),
+        files=frozenset(path.name for path in folder.iterdir()),
+    )
+
+
+def thin(rows: list[Any], most: int = MAX_EVALUATIONS) -> list[Any]:
+    """Return at most so many rows at even distances, the first and the last among them."""
+    if len(rows) <= most:
+        return rows
+    return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
+
+
+def data_table(sources: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the rows of the table of sources, their total, and the licences that restrict use."""
+    rows = [
+        {
+            "name": name,
+            "documents": source["documents"],
+            "megabytes": None if source["bytes"] is None else source["bytes"] / 1e6,
+            "tokens": source["tokens"],
+            "licenses": ", ".join(map(str, source["licenses"])),
+        }
+        for name, source in sources.items()
+    ]
+    licenses = sorted({str(license) for source in sources.values() for license in source["licenses"]})
+    columns = {column: [row[column] for row in rows] for column in ("documents", "megabytes", "tokens")}
+    unknown = [column for column, values in columns.items() if None in values]
+    return {
+        "sources": rows,
+        "total": {**{name: sum(values) for name, values in columns.items() if name not in unknown}, "unknown": unknown},
+        "restricted": ", ".join(license for license in licenses if _RESTRICTED.search(license)),
+    }
+
+
+def _read_energy(path: Path) -> dict[str, Any] | None:
+    """Return kwh, cpu_kwh, gpu_kwh, ram_kwh, kg, country, pue, hours and num_starts; None when nothing was measured.
+
+    Nothing was measured without a file, without a row, or when all rows are zero.
+    """
+    total = read_emissions(path)
+    if total is None:
+        return None
+    for column, value in {"energy_consumed": total.energy_kwh, "emissions": total.emissions_kg}.items():
+        ensure(
+            math.isfinite(value) and value >= 0,
+            f"{path}: column {column} adds up to {value}, but must be a finite number, 0 or above. Move the file away, "
+            "and the card will say that energy was not measured.",
+        )
+    if total.energy_kwh == 0:
+        return None
+    return {
+        "kwh": total.energy_kwh,
+        "cpu_kwh": total.cpu_kwh,
+        "gpu_kwh": total.gpu_kwh,
+        "ram_kwh": total.ram_kwh,
+        "kg": total.emissions_kg,
+        "country": place(total.country_iso_code, total.region),
+        "pue": total.pue,
+        "hours": total.duration_seconds / 3600,
+        "num_starts": total.num_starts,
+    }

@@ -1,0 +1,229 @@
+"""Publish a run while it trains, in a process of its own: it reads the run's folder and shares nothing else with it.
+
+It holds a checkpoint only while it uploads it, works at the lowest priority, and keeps what it has done in a file, so
+that it can be ended at any moment and go on later.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
+from ..checks import EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
+from ..manifest import MANIFEST_NAME
+from ..supervision import SUPERVISOR_VARIABLE
+from .branches import check_distinct, merge_entries
+from .contents import ENVIRONMENT_NAME, index_upload
+from .hub import Hub, Standing, open_hub, prepare
+from .progress import PROGRESS_FOLDER, Progress, read_progress
+from .publish import (
+    PublishConfig,
+    command_for,
+    finishing_command,
+    main_with_config,
+    publish,
+    published_entries,
+    push_and_say,
+    read_with_config,
+)
+from .refusals import check_token
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_POLL_SECONDS = 600.0
+# Passes over the run without success once it has ended, before the command to finish by hand is left to the user.
+_PASSES_AFTER_END = 5
+# How long an upload that cannot be interrupted may keep an asked end waiting.
+_END_SECONDS = 10.0
+
+
+def run_publish(run: Path, config: PublishConfig) -> None:
+    """Publish a run, at once or while it trains: see `publish` and `follow`."""
+    if config.follow:
+        follow(run, config)
+    else:
+        publish(run, config)
+
+
+def follow(run: Path, config: PublishConfig) -> None:
+    """Publish each checkpoint of a run when it is complete, and the run when it has ended.
+
+    Ends when the finished run is published, or, if `ttl` started it, when that has ended and nothing is left to do.
+
+    Raises:
+        InputError: the Hub refuses for good, or no run is there.
+        StoppedResumable: a signal, or the training was stopped before its end; the same command goes on.
+        RunFailedError: the training has ended and the Hub gives no good answers.
+    """
+    check_token()
+    _step_back()
+    with _ended_by_signals(run, config):
+        has_ended = _parent_watch()
+        ensure(run.is_dir() or not has_ended(), f"RUN={run}: no such folder. Give the output_dir of a run.")
+        while not (run / ENVIRONMENT_NAME).is_file():
+            ensure(not has_ended(), f"RUN={run}: no run began there.")
+            time.sleep(min(1.0, config.poll_seconds))
+        with _only_one(run, config, has_ended), finishing_command(run, config):
+            _follow(run, config, has_ended)
+
+
+def _follow(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> None:
+    hub: Hub | None = None
+    left_out: set[int] = set()
+    failures = 0
+    while True:
+        ended, complete = has_ended(), (run / MANIFEST_NAME).is_file()
+        try:
+            hub = hub or open_hub(config.limits())
+            _publish_new(hub, run, config, complete, left_out)
+            failures = 0
+            if complete:
+                return
+            if ended:
+                raise StoppedResumable(f"the training has stopped; later: {command_for(run, config)}")
+        except RunFailedError as error:
+            failures += 1
+            if (ended or complete) and failures >= _PASSES_AFTER_END:
+                raise
+            _say(f"no connection: {error}")
+        _wait(run, min(config.poll_seconds * 2**failures, _LONGEST_POLL_SECONDS), has_ended)
+
+
+def _wait(run: Path, seconds: float, has_ended: Callable[[], bool]) -> None:
+    """Sleep, but not on when the training or the run ends meanwhile."""
+    before = (has_ended(), (run / MANIFEST_NAME).is_file())
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and (has_ended(), (run / MANIFEST_NAME).is_file()) == before:
+        time.sleep(min(1.0, left))
+
+
+def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, left_out: set[int]) -> None:
+    """Publish what is complete and not on the Hub yet; the progress is kept after each checkpoint.
+
+    Args:
+        hub: see `open_hub`.
+        run: its folder.
+        config: how it is published.
+        complete: whether the run is finished.
+        left_out: steps of damaged checkpoints, said once; added to.
+    """
+    progress = read_progress(run, config.to)
+    known = {entry["step"] for entry in progress.entries} | left_out
+    new = [(step, folder) for step, folder in complete_checkpoints(run) if step not in known]
+    if not new and not complete:
+        return
+    standing = _standing(hub, run, config, progress)
+    for step, folder in new:
+        if not _publish_checkpoint(hub, run, folder, config, progress, standing):
+            left_out.add(step)
+    if not complete:
+        return
+    entries = merge_entries(published_entries(standing), progress.entries)
+    push_and_say(hub, main_with_config(run, entries, config), config)
+    progress.main = True
+    progress.save()
+
+
+def _standing(hub: Hub, run: Path, config: PublishConfig, progress: Progress) -> Standing:
+    """Return what main holds; the repository is made and is this run's before anything is sent."""
+    claim = index_upload(run, config.to, progress.entries, [])
+    return prepare(hub, claim, private=not config.public, replace=config.replace)
+
+
+def _publish_checkpoint(
+    hub: Hub, run: Path, folder: Path, config: PublishConfig, progress: Progress, standing: Standing
+) -> bool:
+    """Publish one checkpoint, held against deletion meanwhile, and bring main's list up to date.
+
+    Returns:
+        False for a damaged one.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lease(folder))
+        except InputError:  # deleted before we came to it, or being deleted
+            return True
+        faults = checkpoint_faults(folder)
+        if faults:
+            _say(f"{folder.name} is damaged and left out: {faults[0]}")
+            return False
+        checkpoint = read_with_config(run, folder, config)
+        entries = merge_entries(published_entries(standing), progress.entries, [checkpoint.entry])
+        check_distinct(entries)
+        push_and_say(hub, checkpoint.upload, config)
+    kept = (standing.record or {}).get("files", [])
+    push_and_say(hub, index_upload(run, config.to, entries, kept), config)
+    progress.entries = merge_entries(progress.entries, [checkpoint.entry])
+    progress.save()
+    return True
+
+
+def _parent_watch() -> Callable[[], bool]:
+    """Return what says whether the `ttl` that started this process has ended; without one it never has."""
+    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+    return lambda: supervisor is not None and os.getppid() != int(supervisor)
+
+
+@contextlib.contextmanager
+def _only_one(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> Iterator[None]:
+    """Hold the run for this process; one that `ttl` started waits for another to end.
+
+    Raises:
+        InputError: another process publishes the run, and this one was started by hand.
+    """
+    folder = run / PROGRESS_FOLDER
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout as error:
+            if SUPERVISOR_VARIABLE not in os.environ or has_ended():
+                raise InputError(f"RUN={run}: another process publishes it already. Wait for it or stop it.") from error
+            time.sleep(min(1.0, config.poll_seconds))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _ended_by_signals(run: Path, config: PublishConfig) -> Iterator[None]:
+    """Turn TERM and INT into `StoppedResumable`, at once or, while an upload holds on, a little later."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        end = threading.Timer(_END_SECONDS, os._exit, (EXIT_RESUMABLE,))
+        end.daemon = True
+        end.start()
+        raise StoppedResumable(f"{signal.Signals(number).name}; what is published is recorded, this goes on: "
+                               f"{command_for(run, config)}")  # fmt: skip
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _step_back() -> None:
+    """Let every other process of this machine go first, at the processor and at the disk."""
+    import psutil  # comes with codecarbon
+
+    with contextlib.suppress(OSError):
+        os.nice(19)
+    with contextlib.suppress(psutil.Error, OSError, AttributeError):  # Linux alone has it
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
