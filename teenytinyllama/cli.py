@@ -3,6 +3,7 @@
 Nothing heavy is imported before a verb needs it.
 """
 
+import itertools
 import os
 import sys
 import tempfile
@@ -206,13 +207,22 @@ def card(argv: list[str]) -> None:
 
 
 def publish(argv: list[str]) -> None:
-    """Publish a run and its checkpoints on the Hub, or in a folder: RUN --to owner/name|folder:PATH."""
-    ensure(argv and not argv[0].startswith("--"), "ttl publish: needs a run: the output_dir of a training.")
+    """Publish a run and its checkpoints, or data, on the Hub or in a folder: RUN|DATA --to owner/name|folder:PATH."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
+    ensure(words, "ttl publish: needs a run (the output_dir of a training) or data (a folder or files).")
     from .arguments import parse
+    from .publishing.datasets import is_dataset
+
+    if is_dataset(words):
+        from .publishing.datasets.verb import PublishDatasetConfig, publish_dataset
+
+        publish_dataset(words, parse(PublishDatasetConfig, argv[len(words) :]))
+        return
+    ensure(len(words) == 1, f"ttl publish: one run at a time, and {', '.join(words)} are no data of a known kind.")
     from .publishing.follow import run_publish
     from .publishing.publish import PublishConfig
 
-    run_publish(Path(argv[0]), parse(PublishConfig, argv[1:]))
+    run_publish(Path(words[0]), parse(PublishConfig, argv[1:]))
 
 
 def emissions(argv: list[str]) -> None:
@@ -345,9 +355,10 @@ def _describe_verb(verb: str) -> str:
 
         return describe_keys(AppConfig)
     if verb == "publish":
+        from .publishing.datasets.options import DatasetOptions
         from .publishing.publish import PublishConfig
 
-        return describe_keys(PublishConfig)
+        return f"{describe_keys(PublishConfig)}\n\nof data:\n\n{describe_keys(DatasetOptions)}"
     if verb == "pretrain":
         from .training.config import PretrainConfig
 

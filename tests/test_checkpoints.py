@@ -570,3 +570,26 @@ def test_a_save_killed_anywhere_costs_at_most_itself(
     assert sha256_file(folder / "model.safetensors") == sha256_file(finished[0] / "model.safetensors")
     assert [step for step, _ in complete_checkpoints(folder)][-1] == 8
     assert checkpoint_faults(folder / "checkpoint-8") == []
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_ranks_agree_on_a_save_that_does_not_fit(values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**values, "save_steps": 2}, sort_keys=False))
+    script = REPOSITORY / "tests" / "ranks" / "full_disk.py"
+    code = (
+        "import sys, pathlib; from teenytinyllama.launcher import launch\n"
+        f"sys.exit(launch(pathlib.Path({str(script)!r}), ['--config', {str(tmp_path / 'x.yaml')!r}], "
+        f"{str(REPOSITORY / 'recipes' / 'accelerate' / 'cpu2.yaml')!r}, 2))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    folder = Path(values["output_dir"])
+    assert done.returncode == 1, done.stderr
+    assert "not saved  step 4: the save needs about" in done.stdout
+    assert "failed: output_dir=" in done.stderr
+    assert "the last save, of step 8, needs about" in done.stderr
+    assert "goes on from checkpoint-2." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert steps(folder) == [2]
+    assert len(losses(folder)) == 7

@@ -116,6 +116,7 @@ def test_publishing_again_makes_no_commit(server: HubServer, run: Path, tokenize
     assert [entry["step"] for entry in index["checkpoints"]] == [10, 20, 30]
     assert len(server.history(TO, "step10")) == 2
     assert len(server.history(TO, "main")) == 3
+    assert remote_names(server, "step30") == BRANCH_FILES  # nothing of main, which was full when the branch was made
 
 
 def test_public_only_when_said(server: HubServer, run: Path) -> None:

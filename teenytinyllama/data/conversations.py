@@ -2,7 +2,7 @@
 
 A folder holds `train.parquet` and `validation.parquet` with one conversation a row, and `run.json`, written last:
 
-* `messages`, `source`: what it is made of;
+* `messages`, `source`, `license`: what it is made of;
 * `input_ids`: the conversation by the chat template;
 * `labels`: the same where an answer stands (its end token included), -100 elsewhere.
 """
@@ -24,7 +24,7 @@ from .examples import SPLITS, examples_are_done, messages_type, reasons, records
 from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, read_conversations, split_to_fit
 from .readers import RECORD_SUFFIXES
 from .sample import sample_conversations
-from .sources import SAMPLE, SourceFile, hash_files, resolve_files, sample_hash
+from .sources import SAMPLE, SourceFile, Split, hash_files, resolve_files, sample_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,6 +123,7 @@ class _Preparation:
         return {
             "messages": conversation.messages,
             "source": conversation.source,
+            "license": conversation.license,
             "input_ids": encoded.ids,
             "labels": labels,
         }
@@ -179,31 +180,46 @@ def _rows(
     encoder: ConversationEncoder,
     counts: Counts,
 ) -> dict[str, list[dict[str, Any]]]:
+    preparation = _Preparation(config, encoder, counts)
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for split, conversation, place in split_conversations(config, train, held_out, counts):
+        for row in preparation.rows(conversation, place):
+            rows[split].append(row)
+            counts.keep(split, conversation)
+    return rows
+
+
+def split_conversations(
+    config: ConversationsConfig, train: list[SourceFile], held_out: list[SourceFile], counts: Counts
+) -> Iterator[tuple[Split, Conversation, str]]:
+    """Yield (split, conversation, place) of everything that a config names; rows that are left out are counted.
+
+    Args:
+        config: which conversations.
+        train: the files of `inputs`.
+        held_out: the files of `validation_inputs`; what they ask or answer is not in train.
+        counts: filled while reading.
+    """
     from tqdm import tqdm
 
     fraction = 0.0 if held_out else config.validation_fraction
-    preparation = _Preparation(config, encoder, counts)
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     held_out_texts: set[str] = set()
     for key, files in (("validation_inputs", held_out), ("inputs", train)):
         found = read_conversations(records(key, files), counts, fraction)
         bar = tqdm(found, desc="reading conversations", unit=" rows", mininterval=1.0, leave=False, disable=None)
         for split, conversation, place in bar:
-            side = "validation" if key == "validation_inputs" else split
             if key == "validation_inputs":
                 held_out_texts.update(conversation.telling_texts())
+                yield "validation", conversation, place
             elif held_out_texts.intersection(conversation.telling_texts()):
                 counts.drop(HELD_OUT, place)
-                continue
-            for row in preparation.rows(conversation, place):
-                rows[side].append(row)
-                counts.keep(side, conversation)
+            else:
+                yield split, conversation, place
     if SAMPLE in config.inputs:
-        for split in SPLITS:
-            told = ((f"{SAMPLE}:{number}", SAMPLE, row) for number, row in enumerate(sample_conversations(split), 1))
+        for part in SPLITS:
+            told = ((f"{SAMPLE}:{number}", SAMPLE, row) for number, row in enumerate(sample_conversations(part), 1))
             for _, conversation, place in read_conversations(told, counts, 0.0):
-                rows[split] += preparation.rows(conversation, place)
-    return rows
+                yield part, conversation, place
 
 
 def _by_source(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -217,6 +233,8 @@ def _by_source(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         source["bytes"] += sum(len(message["content"].encode()) for message in row["messages"])
         source["tokens"] += len(row["input_ids"])
         source["answer_tokens"] += sum(label != IGNORED for label in row["labels"])
+        if row["license"] and row["license"] not in source["licenses"]:
+            source["licenses"].append(row["license"])
     return sources
 
 
@@ -236,6 +254,7 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
         [
             ("messages", messages_type()),
             ("source", pyarrow.string()),
+            ("license", pyarrow.string()),
             ("input_ids", pyarrow.list_(pyarrow.int32())),
             ("labels", pyarrow.list_(pyarrow.int32())),
         ]

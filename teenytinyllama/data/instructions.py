@@ -12,11 +12,11 @@ A conversation is: optional system text, then user and assistant in turn, ending
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..manifest import sha256_json
-from .sources import is_held_out
+from .sources import Split, is_held_out, parse_metadata
 
 Message = dict[str, str]
 
@@ -24,8 +24,8 @@ _ROLES = {"system": "system", "user": "user", "human": "user", "prompter": "user
           "gpt": "assistant", "bot": "assistant", "model": "assistant"}  # fmt: skip
 # Characters from which on an equal answer is no chance: "A resposta é 73." is shared by questions that differ.
 _TELLING_ANSWER = 40
-_TURN_LISTS = ("messages", "conversations", "conversation")
-_ANSWERS = ("completion", "response", "answer", "output")
+TURN_KEYS = ("messages", "conversations", "conversation")
+ANSWER_KEYS = ("completion", "response", "answer", "output")
 
 UNKNOWN_FORM = "no known form"
 NOT_TEXT = "a turn that is no text"
@@ -43,10 +43,11 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Checked turns, and the source they count under."""
+    """Checked turns, the source they count under, and the licence they carry (empty when unknown)."""
 
     messages: list[Message]
     source: str = ""
+    license: str = ""
 
     def fingerprint(self) -> str:
         """Return a hash of the turns; equal but for white space and case is equal."""
@@ -85,10 +86,10 @@ def read_conversation(row: dict[str, Any]) -> list[Message]:
 
 
 def _turns(row: dict[str, Any]) -> list[Any]:
-    for name in _TURN_LISTS:
+    for name in TURN_KEYS:
         if isinstance(row.get(name), list):
             return list(row[name])
-    answer = next((row[name] for name in _ANSWERS if row.get(name) is not None), None)
+    answer = next((row[name] for name in ANSWER_KEYS if row.get(name) is not None), None)
     if "instruction" in row and answer is not None:
         parts = [row["instruction"], *([row["input"]] if row.get("input") else [])]
         if not all(isinstance(part, str) for part in parts):
@@ -119,6 +120,14 @@ def _read_turn(turn: Any) -> Message:
     return {"role": _ROLES[role.lower()], "content": content.strip()}
 
 
+def read_origin(row: dict[str, Any], default_source: str) -> tuple[str, str]:
+    """Return (source, licence) of a row: of its own columns, else of its `metadata`; an empty licence when unknown."""
+    source, license = parse_metadata(row.get("metadata"), default_source)
+    own = {name: row[name] for name in ("source", "license", "licence") if isinstance(row.get(name), str)}
+    own_source, own_license = parse_metadata(own, source)
+    return own_source, own_license or license
+
+
 @dataclass
 class Counts:
     """What became of the rows: conversations kept by split and source, and rows left out by reason.
@@ -145,7 +154,7 @@ class Counts:
 
 def read_conversations(
     rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts, validation_fraction: float
-) -> Iterator[tuple[str, Conversation, str]]:
+) -> Iterator[tuple[Split, Conversation, str]]:
     """Yield (split, conversation, place) of the rows that are conversations, each once; count the others.
 
     Conversations that share a first question or a long answer stay on one side: instruction sets ask one question in
@@ -199,8 +208,7 @@ def _distinct(rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts) -
         except RowError as error:
             counts.drop(str(error), place)
             continue
-        source = row.get("source")
-        conversation = Conversation(messages, source if isinstance(source, str) and source else default_source)
+        conversation = Conversation(messages, *read_origin(row, default_source))
         if (fingerprint := conversation.fingerprint()) in seen:
             counts.drop(DUPLICATE, place)
             continue
@@ -227,9 +235,9 @@ def split_to_fit(conversation: Conversation, fits: Any) -> tuple[list[Conversati
             current += pair
             continue
         if current:
-            parts.append(Conversation([*system, *current], conversation.source))
+            parts.append(replace(conversation, messages=[*system, *current]))
         current = pair if fits([*system, *pair]) else []
         left_out += not current
     if current:
-        parts.append(Conversation([*system, *current], conversation.source))
+        parts.append(replace(conversation, messages=[*system, *current]))
     return parts, left_out

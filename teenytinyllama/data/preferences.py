@@ -5,7 +5,7 @@ A row has `prompt`, `chosen` and `rejected`: texts, or lists of turns of which t
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,9 +28,10 @@ from .instructions import (
     Message,
     RowError,
     read_conversation,
+    read_origin,
 )
 from .readers import RECORD_SUFFIXES
-from .sources import SourceFile, hash_files, is_held_out, resolve_files
+from .sources import SourceFile, Split, hash_files, is_held_out, resolve_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,6 +94,44 @@ def read_preference(row: dict[str, Any]) -> tuple[list[Message], list[Message]]:
     return chosen, rejected
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two conversations that differ in their last answer alone, where they belong, and their licence."""
+
+    split: Split
+    chosen: list[Message]
+    rejected: list[Message]
+    source: str
+    license: str
+
+
+def read_preferences(
+    rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts, validation_fraction: float
+) -> Iterator[tuple[Pair, str]]:
+    """Yield (pair, place) of the rows that are pairs, each once; count the others.
+
+    Args:
+        rows: (place, default source, row) each.
+        counts: filled while reading: what is left out, with its reason.
+        validation_fraction: share of the prompts held out, by a hash of their text.
+    """
+    seen: set[str] = set()
+    for place, default_source, record in rows:
+        try:
+            chosen, rejected = read_preference(record)
+        except RowError as error:
+            counts.drop(str(error), place)
+            continue
+        fingerprint = sha256_json([chosen, rejected[-1]])
+        if fingerprint in seen:
+            counts.drop(DUPLICATE, place)
+            continue
+        seen.add(fingerprint)
+        held_out = is_held_out(Conversation(chosen).first_question(), validation_fraction)
+        split: Split = "validation" if held_out else "train"
+        yield Pair(split, chosen, rejected, *read_origin(record, default_source)), place
+
+
 def _with_answer(prompt: Any, answer: Any) -> list[Message]:
     turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
     if len(turns) == 1:  # the answer alone: the prompt stands in its own column
@@ -148,29 +187,16 @@ def _rows(
     config: PreferencesConfig, files: list[SourceFile], encoder: ConversationEncoder, counts: Counts
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (split, row) of each pair; the rest is counted."""
-    seen: set[str] = set()
-    for place, default_source, record in records("inputs", files):
+    for pair, place in read_preferences(records("inputs", files), counts, config.validation_fraction):
         try:
-            chosen, rejected = read_preference(record)
-            row = _encode(chosen, rejected, encoder)
-        except RowError as error:
-            counts.drop(str(error), place)
-            continue
+            row = _encode(pair.chosen, pair.rejected, encoder)
         except InputError as error:  # the template's refusal, or a special token in a text
             counts.drop(str(error).removeprefix("messages: "), place)
             continue
-        fingerprint = sha256_json([chosen, rejected[-1]])
-        if fingerprint in seen:
-            counts.drop(DUPLICATE, place)
-            continue
-        seen.add(fingerprint)
         if len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) > config.context:
             counts.drop(TOO_LONG, place)
             continue
-        source = record.get("source")
-        row["source"] = source if isinstance(source, str) and source else default_source
-        held_out = is_held_out(Conversation(chosen).first_question(), config.validation_fraction)
-        yield "validation" if held_out else "train", row
+        yield pair.split, {**row, "source": pair.source, "license": pair.license}
 
 
 def _encode(chosen: list[Message], rejected: list[Message], encoder: ConversationEncoder) -> dict[str, Any]:
@@ -219,6 +245,8 @@ def _by_source(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         source["documents"] += 1
         source["bytes"] += sum(len(message["content"].encode()) for message in row["messages"])
         source["tokens"] += _tokens(row)
+        if row["license"] and row["license"] not in source["licenses"]:
+            source["licenses"].append(row["license"])
     return sources
 
 

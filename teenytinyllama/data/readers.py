@@ -100,8 +100,13 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
             raise _invalid_utf8(key, path, f"row {row}", error) from error
 
 
-def read_records(key: str, path: Path) -> Iterator[dict[str, Any]]:
+def read_records(key: str, path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield every row of a parquet, jsonl or json file (one list of objects) as a mapping of all its columns.
+
+    Args:
+        key: the config key that names the file, for the message.
+        path: of the file.
+        columns: of a parquet file, the ones to read; None: all.
 
     Raises:
         InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
@@ -111,7 +116,7 @@ def read_records(key: str, path: Path) -> Iterator[dict[str, Any]]:
         with _open_parquet(key, path) as file:
             row = 0
             try:
-                for batch in _batches(key, path, file, None):
+                for batch in _batches(key, path, file, columns):
                     yield from batch.to_pylist()
                     row += batch.num_rows
             except UnicodeDecodeError as error:

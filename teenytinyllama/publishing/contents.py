@@ -40,6 +40,7 @@ _RECORDS = (
     METRICS_NAME,
     SAMPLES_NAME,
     "answers.jsonl",
+    "speed_test.json",
     RESULTS_NAME,
     "loss.png",
     "ledger.jsonl",

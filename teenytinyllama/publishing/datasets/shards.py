@@ -1,0 +1,242 @@
+"""The parquet files of a dataset, written one after another into a staging folder that outlives a kill.
+
+The folder holds `plan.json` (of what, and the counts), `shards.jsonl` (a line for each finished shard, with its hash)
+and `data/`. A shard that is listed and still has its hash is not written again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...checks import ensure, ensure_disk_space
+from ...manifest import sha256_file, sha256_json, write_json
+from .content import Content, Row
+from .counting import Counts
+from .licenses import Licenses
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
+DATA_FOLDER = "data"
+_PLAN, _DONE = "plan.json", "shards.jsonl"
+# Small enough to read a few rows of a large file over the network, large enough to compress well.
+_ROW_GROUP_BYTES, _ROW_GROUP_ROWS = 8_000_000, 10_000
+# Room asked for, of the bytes before compression: 122 MB of Portuguese texts took 0.33 of theirs (docs/lab-log.md).
+_DISK_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A parquet file: its path in the repository, rows, bytes in memory (as `datasets` counts) and on disk, hash."""
+
+    path: str
+    split: str
+    rows: int
+    num_bytes: int
+    size_bytes: int
+    sha256: str
+
+
+class Staging:
+    """The staging folder of one dataset."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        """Open the folder; shards of another plan in it are deleted.
+
+        Raises:
+            InputError: it is a file, or holds something that is not of a staging folder.
+        """
+        self.folder, self._plan = folder, sha256_json(plan)
+        ensure(not folder.exists() or folder.is_dir(), f"staging={folder}: is a file. Give a folder.")
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        ensure(
+            existing.is_dir() and os.access(existing, os.W_OK),
+            f"staging={folder}: cannot be made in {existing}. Give another folder with --staging.",
+        )
+        own = {_PLAN, _DONE, DATA_FOLDER, _PLAN + ".partial"}
+        others = sorted({path.name for path in folder.iterdir()} - own) if folder.is_dir() else []
+        ensure(not others, f"staging={folder}: is not empty ({', '.join(others[:3])}). Give an empty or new folder.")
+        self._state = self._read_plan()
+        if self._state.get("plan_sha256") != self._plan:
+            ensure(
+                self._state or not (folder / DATA_FOLDER).exists(),
+                f"staging={folder}: has a folder {DATA_FOLDER} that is not of this tool. Give an empty or new folder.",
+            )
+            shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
+            (folder / _DONE).unlink(missing_ok=True)
+            self._state = {}
+
+    def _read_plan(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.folder / _PLAN).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def counts(self) -> Counts | None:
+        """Return what was counted at an earlier start, or None."""
+        return Counts(**self._state["counts"]) if self._state else None
+
+    def keep_counts(self, counts: Counts) -> None:
+        """Write down what was counted, so that the next start need not count; the first thing that is written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / _PLAN, {"plan_sha256": self._plan, "counts": counts.to_json()})
+
+    def finished(self) -> dict[str, Shard]:
+        """Return the shards that are there and unchanged, by path."""
+        path = self.folder / _DONE
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a kill can leave a last line without its end
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        listed = {shard.path: shard for shard in (Shard(**json.loads(line)) for line in whole.splitlines())}
+        return {name: shard for name, shard in listed.items() if self._is_whole(shard)}
+
+    def _is_whole(self, shard: Shard) -> bool:
+        path = self.folder / shard.path
+        return path.is_file() and path.stat().st_size == shard.size_bytes and sha256_file(path) == shard.sha256
+
+    def add(self, shard: Shard) -> None:
+        """List a finished shard."""
+        with (self.folder / _DONE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(shard)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def discard_staging(folder: Path) -> None:
+    """Delete a staging folder once its shards have arrived where they were sent."""
+    shutil.rmtree(folder / DATA_FOLDER)
+    (folder / _DONE).unlink(missing_ok=True)
+    (folder / _PLAN).unlink()
+    folder.rmdir()
+
+
+def shard_path(split: str, index: int, total: int) -> str:
+    """Return the path of a shard in the repository, in the form that the Hub's own exports have."""
+    return f"{DATA_FOLDER}/{split}-{index:05d}-of-{total:05d}.parquet"
+
+
+def write_shards(staging: Staging, content: Content, licenses: Licenses, counts: Counts) -> list[Shard]:
+    """Write the shards that are not there yet and return all of them, train first.
+
+    Raises:
+        InputError: the rows are no longer those that were counted, or the disk is full.
+    """
+    wanted = {
+        split: [(shard_path(split, index, len(sizes)), rows) for index, rows in enumerate(sizes)]
+        for split, sizes in counts.shards.items()
+    }
+    paths = [path for shards in wanted.values() for path, _ in shards]
+    done = staging.finished()
+    if missing := [path for path in paths if path not in done]:
+        share = len(missing) / len(paths)
+        rows = sum(map(sum, counts.shards.values()))
+        most_bytes = counts.text_bytes() if content.row_bytes is None else content.row_bytes * rows
+        needed = int(most_bytes * _DISK_SHARE * share)
+        ensure_disk_space("staging", staging.folder, needed, "Give a staging folder on another disk.")
+        (staging.folder / DATA_FOLDER).mkdir(exist_ok=True)
+        _write_missing(staging, content, licenses, wanted, done)
+    return [done[path] for path in paths]
+
+
+def _write_missing(
+    staging: Staging,
+    content: Content,
+    licenses: Licenses,
+    wanted: dict[str, list[tuple[str, int]]],
+    done: dict[str, Shard],
+) -> None:
+    """Read the rows once more and write each missing shard when its rows come by; `done` is added to."""
+    from tqdm import tqdm
+
+    waiting = {split: iter(shards) for split, shards in wanted.items()}
+    writers: dict[str, _ShardWriter | None] = {}
+    total = sum(rows for shards in wanted.values() for _, rows in shards)
+    for row in tqdm(content.rows(), desc="writing", unit=" rows", total=total, mininterval=1.0, disable=None):
+        if writers.get(row.split) is None:
+            path, rows = next(waiting[row.split], ("", 0))
+            ensure(path, _changed("more rows"))
+            writers[row.split] = _ShardWriter(staging.folder, path, rows, row.split, content, licenses, path in done)
+        writer = writers[row.split]
+        assert writer is not None
+        writer.add(row)
+        if writer.left == 0:
+            if (shard := writer.close()) is not None:
+                staging.add(shard)
+                done[shard.path] = shard
+            writers[row.split] = None
+    rest = [path for shards in waiting.values() for path, _ in shards]
+    ensure(not rest and not any(writers.values()), _changed("fewer rows"))
+
+
+def _changed(how: str) -> str:
+    return f"source: has {how} than when it was counted, so it changed meanwhile. Run the same command again."
+
+
+class _ShardWriter:
+    """Writes the rows of one shard, in row groups; or only lets them pass when the shard is there already."""
+
+    def __init__(
+        self, folder: Path, path: str, rows: int, split: str, content: Content, licenses: Licenses, is_done: bool
+    ) -> None:
+        self.left, self._is_done = rows, is_done
+        self._folder, self._path, self._split, self._num_rows = folder, path, split, rows
+        self._content, self._licenses = content, licenses
+        self._rows: list[Row] = []
+        self._group_bytes = self._num_bytes = 0
+        self._partial = folder / (path + ".partial")
+        self._file: pyarrow.parquet.ParquetWriter | None = None
+
+    def add(self, row: Row) -> None:
+        """Take the next row."""
+        self.left -= 1
+        if self._is_done:
+            return
+        self._rows.append(row)
+        self._group_bytes += self._content.row_bytes or sum(map(len, row.texts))
+        if self._group_bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        import pyarrow
+
+        if self._file is None:
+            self._file = _open(self._partial, self._content.schema)
+        names = [self._licenses.of(row.source, row.license) for row in self._rows]
+        columns = self._content.columns(self._rows, names)
+        batch = pyarrow.RecordBatch.from_arrays(columns, schema=self._content.schema)
+        self._num_bytes += batch.nbytes
+        self._file.write_batch(batch)
+        self._rows, self._group_bytes = [], 0
+
+    def close(self) -> Shard | None:
+        """Finish the file and return its shard; None for one that was there already."""
+        if self._is_done:
+            return None
+        if self._rows:
+            self._write_group()
+        assert self._file is not None
+        self._file.close()
+        with self._partial.open("rb") as file:
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        target = self._folder / self._path
+        self._partial.replace(target)
+        return Shard(self._path, self._split, self._num_rows, self._num_bytes, target.stat().st_size, digest)
+
+
+def _open(path: Path, schema: "pyarrow.Schema") -> "pyarrow.parquet.ParquetWriter":
+    import pyarrow.parquet
+
+    # Only where values repeat: of texts a dictionary costs memory and saves nothing.
+    names = ("metadata.source", "metadata.license", "source", "license")
+    repeated = [name for name in names if name.partition(".")[0] in schema.names]
+    return pyarrow.parquet.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=repeated or False, write_page_index=True
+    )
