@@ -28,7 +28,7 @@ LEDGER_NAME = "ledger.jsonl"
 FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
 _TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
 _SUMS = tuple(item.name for item in fields(EnergyReading) if item.name != "gpu_counter_kwh")
-_OTHERS = (
+OTHERS = (
     "{} other measurement(s) ran on the same machine: each counts the whole processor, the memory and the GPUs that it "
     "sees, so these are in both"
 )
@@ -222,7 +222,7 @@ def _read_start(rows: list[dict[str, Any]]) -> Start:
         points=[(int(row["step"]), float(row["energy_kwh"])) for row in readings],
         total=EnergyReading(**last),
         methods=list(head["methods"]),
-        warnings=[*head["warnings"], *([_OTHERS.format(others)] if others else [])],
+        warnings=[*head["warnings"], *([OTHERS.format(others)] if others else [])],
         ended=rows[-1]["event"] == "end",
         times=(float(head["time"]), float(rows[-1]["time"])),
         phases_kwh=_read_phases(readings),

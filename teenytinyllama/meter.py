@@ -130,6 +130,11 @@ class EnergyMeter:
         if "RAPL" not in methods and "Power Gadget" not in methods:
             found.append("the processor's energy is estimated from its load, not measured: it has no readable counter")
         found.append("the memory's energy is a model of its size, not a measurement")
+        return [*found, *self.alerts()]
+
+    def alerts(self) -> list[str]:
+        """Return those warnings that come from what else there is on the machine, which its user can change."""
+        found = []
         if self._ignored:
             found.append(f"a codecarbon configuration is there and not used: {', '.join(self._ignored)}")
         if self._neighbours.foreign():

@@ -22,6 +22,9 @@ class Recorder:
         self._meter.start()
         self._ledger = ledger.LedgerWriter(folder, machine, first_step, self._meter.about())
         self._flushed = time.monotonic()
+        others = self._meter.others()
+        for alert in [*self._meter.alerts(), *([ledger.OTHERS.format(others)] if others else [])]:
+            print(f"energy     warning: {alert}", flush=True)
 
     @property
     def seconds_since(self) -> float:

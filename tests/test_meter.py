@@ -133,12 +133,14 @@ def test_a_tracker_that_writes_nothing_is_no_measurement_of_zero(tmp_path: Path)
         meter.stop()
 
 
-def test_two_measurements_at_once_know_of_each_other(tmp_path: Path) -> None:
+def test_two_measurements_at_once_know_of_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "b").mkdir()
     alone = measure(tmp_path / "a")
     assert not any("other measurement" in text for text in alone.starts[0].warnings)
     second = Recorder(tmp_path / "b", GridSettings())
+    assert capsys.readouterr().out == ""
     both = measure(tmp_path / "a")
+    assert "energy     warning: 1 other measurement(s) ran on the same machine" in capsys.readouterr().out
     second.write(last=True)
     after = measure(tmp_path / "a")
     assert any(text.startswith("1 other measurement(s) ran on the same machine") for text in both.starts[1].warnings)
