@@ -55,19 +55,34 @@ class TaskOutcome:
     truncated_prompts: int
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's remarks about defaults off the terminal; what we report, we report ourselves."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 class HarnessModel(HFLM):  # type: ignore[misc]
     """The harness's own model class around a model that is loaded; it counts prompts that do not fit."""
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
         """Wrap a model where it is."""
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        with _quiet():
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.cut: set[int] = set()
         self._asked: Sequence[Instance] = ()
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation; see the harness."""
         self._asked = requests
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return super().loglikelihood(requests, disable_tqdm=True)  # encoding is quick; scoring has a bar of its own
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the tokens of both.
@@ -111,20 +126,6 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             if len(self.tok_encode(asked.args[0])) > room:
                 self.cut.add(asked.doc_id)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the harness's remarks about defaults off the terminal; what we report, we report ourselves."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def run_task(

@@ -176,7 +176,7 @@ def _fits(value: Any, column: Column) -> bool:
         parts = [value.get("text"), value.get("label")] if isinstance(value, dict) else [None, None]
         return all(isinstance(part, list) and part for part in parts) and len(parts[0]) == len(parts[1])
     items = isinstance(value, list)
-    return items and (column.kind == "list" or bool(value) and all(isinstance(item, str) for item in value))
+    return items and (column.kind == "list" or (bool(value) and all(isinstance(item, str) for item in value)))
 
 
 def _wanted(column: Column) -> str:
@@ -192,9 +192,7 @@ def _read_hub(source: Source, part: Part) -> tuple[list[Row], Origin]:
     dataset_id = str(source.dataset_id)
     place = {"data_files": source.files, "split": "train"} if source.files else {"split": part.split}
     try:
-        dataset: Any = load_dataset(
-            dataset_id, source.config, download_config=DownloadConfig(max_retries=1), **place
-        )
+        dataset: Any = load_dataset(dataset_id, source.config, download_config=DownloadConfig(max_retries=1), **place)
     except (*hub_errors(), OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingDataError(f"the dataset {dataset_id} cannot be had from the Hub: {reason}") from error

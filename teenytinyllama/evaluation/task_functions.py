@@ -22,9 +22,7 @@ UNREADABLE_SIMILARITY = 5.0  # what the leaderboard takes an answer without a nu
 macro_f1, pearson = bootstrap.macro_f1, bootstrap.pearson
 
 
-def load_task(
-    rows_of: str, data_dir: str | None = None, cloze_file: str | None = None, **other: Any
-) -> "DatasetDict":
+def load_task(rows_of: str, data_dir: str | None = None, cloze_file: str | None = None, **other: Any) -> "DatasetDict":
     """Return the rows of a task as the harness wants them.
 
     Args:

@@ -57,7 +57,9 @@ def _of_choices(counts: Sequence[int], golds: Sequence[int], rows: Sequence[Row]
         share = _mean([float(gold == place) for gold in golds])
         lines[f"always choice {place + 1}"] = ("majority" if place == most else "constant", share)
     for name, choose in (("the longest choice", max), ("the shortest choice", min)):
-        hits = [float(_lengths(row).index(choose(_lengths(row))) == gold) for row, gold in zip(rows, golds, strict=True)]
+        hits = [
+            float(_lengths(row).index(choose(_lengths(row))) == gold) for row, gold in zip(rows, golds, strict=True)
+        ]
         lines[name] = ("length", _mean(hits))
     return lines
 
