@@ -2,9 +2,9 @@
 
     … A menina abriu a porta. Lá fora chovia, e ela voltou para buscar o  ->  guarda-chuva
 
-An item is a sentence of at least `MIN_WORDS` words that ends a thought (`.`, `!`, `?`) with an ordinary word, behind the
-sentences before it. Which sentences are taken depends on a hash of their text and the seed, so it stays the same when
-documents are added or come in another order.
+An item is a sentence of at least `MIN_WORDS` words that ends with an ordinary word and `.`, `!` or `?`, behind the
+sentences before it. Which sentences are taken depends on a hash of their text and the seed, not on the order of the
+documents.
 
 Source of the form: CALAME-PT (Lopes et al., arXiv 2402.12969).
 """

@@ -114,8 +114,8 @@ def _with_data(
             continue
         ensure(
             len(rows.shots) >= task.shots,
-            f"tasks={task.name}: {len(rows.shots)} solved examples are there and {task.shots} are shown. Give the whole "
-            "training split.",
+            f"tasks={task.name}: {len(rows.shots)} solved examples are there and {task.shots} are shown. Give the "
+            "whole training split.",
         )
         yield task, rows
 

@@ -150,7 +150,7 @@ def run_task(
     import torch
 
     random.seed(DEFAULT_RANDOM_SEED)
-    np.random.seed(DEFAULT_OTHER_SEED)  # noqa: NPY002  # the harness's own
+    np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
     places = {"data_dir": data_dir, "cloze_file": cloze_file}
     metadata: Any = {name: place for name, place in places.items() if place is not None}
@@ -162,7 +162,7 @@ def run_task(
         loaded["tasks"][task.name].set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
         found: Any = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
     samples = found["samples"][task.name]
-    names = [metric for metric in samples[0]["metrics"]]
+    names = list(samples[0]["metrics"])
     hashes = [sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples]
     return TaskOutcome(
         values={name: float(found["results"][task.name][f"{name},none"]) for name in names},

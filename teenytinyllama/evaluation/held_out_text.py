@@ -64,9 +64,10 @@ def _from_packed(folder: str, tokenizer: "PreTrainedTokenizerBase") -> HeldOutTe
         len(packed.documents),
         f"held_out={folder}: no document is held out there. Give texts, or pack with validation_fraction.",
     )
-    rows = [packed.validation[start + 1 : start + count - 1].tolist()
-            for start, count in zip(packed.documents["offset"], packed.documents["num_tokens"], strict=True)]  # fmt: skip
-    texts = [str(tokenizer.decode(row, skip_special_tokens=False)) for row in rows]
+    texts = []
+    for start, count in zip(packed.documents["offset"], packed.documents["num_tokens"], strict=True):
+        ids = packed.validation[start + 1 : start + count - 1].tolist()
+        texts.append(str(tokenizer.decode(ids, skip_special_tokens=False)))
     return HeldOutText(texts, packed.validation, packed.documents, packed.source_names)
 
 

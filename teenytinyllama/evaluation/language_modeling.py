@@ -96,8 +96,8 @@ def language_modeling_measures(
         for name in names:
             ensure(
                 name in text.source_names,
-                f"registers.{register}={name}: no held-out document has this source.{near_name(name, text.source_names)}"
-                f" There are {', '.join(text.source_names[:8])}.",
+                f"registers.{register}={name}: no held-out document has this source."
+                f"{near_name(name, text.source_names)} There are {', '.join(text.source_names[:8])}.",
             )
     windows = HeldOutWindows(text, context, stride, max_tokens)
     nats = score_windows(model, windows, batch_size)

@@ -14,6 +14,7 @@ from .rows import Row
 from .sources import SOURCES, Column, Part, Shots, Source
 
 _SHUFFLE_SEED = 0
+_CONVERTED = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet
 CLOZE = "cloze"
 
 
@@ -58,15 +59,14 @@ def load_rows(name: str, data_dir: str | None, cloze_file: str | None = None) ->
         if cloze_file is None:
             raise MissingDataError("cloze is made from held-out text. Give held_out: a packed folder, or text files.")
         test_file: Path | None = Path(cloze_file)
-        test, origin = _read_file(test_file, source), Origin("held out")
-    elif data_dir is not None:
-        test_file = _find(data_dir, source.test)
+    else:
+        test_file = None if data_dir is None else _find(data_dir, source.test)
+    if test_file is None:
+        test, origin = _read_hub(source, source.test)
+    else:
         test, origin = _read_file(test_file, source), Origin(test_file.name.split(".")[0])
         if origin.split in source.shuffled_stems:
             random.Random(_SHUFFLE_SEED).shuffle(test)
-    else:
-        test_file = None
-        test, origin = _read_hub(source, source.test)
     shots: list[Row] = []
     if source.shots is not None:
         pool, pool_file = _read_pool(source, source.shots, data_dir)
@@ -173,8 +173,8 @@ def _fits(value: Any, column: Column) -> bool:
     if column.kind == "number":
         return isinstance(value, int | float)
     if column.kind == "options":
-        parts = [value.get("text"), value.get("label")] if isinstance(value, dict) else [None, None]
-        return all(isinstance(part, list) and part for part in parts) and len(parts[0]) == len(parts[1])
+        texts, labels = (value.get("text"), value.get("label")) if isinstance(value, dict) else (None, None)
+        return isinstance(texts, list) and isinstance(labels, list) and 0 < len(texts) == len(labels)
     items = isinstance(value, list)
     return items and (column.kind == "list" or (bool(value) and all(isinstance(item, str) for item in value)))
 
@@ -190,10 +190,19 @@ def _read_hub(source: Source, part: Part) -> tuple[list[Row], Origin]:
     from datasets import DownloadConfig, load_dataset
 
     dataset_id = str(source.dataset_id)
-    place = {"data_files": source.files, "split": "train"} if source.files else {"split": part.split}
+    unreachable: tuple[type[Exception], ...] = (
+        *hub_errors(),
+        OSError,
+        ValueError,
+    )  # datasets says so in all these ways
+    place: dict[str, Any] = {"data_files": source.files, "split": "train"} if source.files else {"split": part.split}
+    place["download_config"] = DownloadConfig(max_retries=1)
     try:
-        dataset: Any = load_dataset(dataset_id, source.config, download_config=DownloadConfig(max_retries=1), **place)
-    except (*hub_errors(), OSError, ValueError) as error:
+        try:
+            dataset: Any = load_dataset(dataset_id, source.config, **place)
+        except RuntimeError:  # made by a script, which is never run; the Hub keeps a converted copy
+            dataset = load_dataset(dataset_id, source.config, revision=_CONVERTED, **place)
+    except unreachable as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingDataError(f"the dataset {dataset_id} cannot be had from the Hub: {reason}") from error
     rows = [{**row, "row": number} for number, row in enumerate(dataset)]

@@ -121,7 +121,9 @@ def _score_batch(model: "PreTrainedModel", rows: Sequence[_Row]) -> list[tuple[i
         attention_mask=_mask(parts, model.dtype) if needs_mask else None,
         use_cache=False,
     ).last_hidden_state
-    where, targets, lengths, places = [], [], [], []
+    where: list[tuple[int, int]] = []
+    targets: list[int] = []
+    lengths, places = [], []
     for index, row in enumerate(rows):
         end = len(row.context)
         for place, continuation in row.parts:

@@ -185,7 +185,7 @@ SOURCES: dict[str, Source] = {
         shots=Shots(Part("train", ("oab_exams", "oab")), "id", _OAB_SHOTS[:3], _OAB_SHOTS),
     ),
     "assin2": Source(
-        "assin2",
+        "nilc-nlp/assin2",
         Part("test", ("assin2_test",)),
         {"sentence_pair_id": _NUMBER, "premise": _TEXT, "hypothesis": _TEXT, "relatedness_score": _NUMBER,
          "entailment_judgment": _LABEL},

@@ -9,6 +9,12 @@ from .results import Results, Score, is_trivial
 _KINDS = {"constant": "one answer to everything", "majority": "the most frequent answer", "length": "chosen by length",
           "chance": "a guess"}  # fmt: skip
 
+_MEANING = (
+    "Scores are in percent (correlations times a hundred), ± one standard error. **Bold** is more than two standard "
+    "errors above the best answer that needs no model; everything else is no better than that answer. The normalised "
+    "score is 0 there and 100 at a perfect score."
+)
+
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
@@ -37,9 +43,7 @@ def format_results(results: Results, measures: Sequence[Measure], missing: dict[
         lines += [f"## {suite}", "", *_scores([score for score in final if score.suite == suite])]
         lines += _references(suite, [score.task for score in final if score.suite == suite])
     if final:
-        lines += ["Scores are in percent (correlations times a hundred), ± one standard error. **Bold** is more than "
-                  "two standard errors above the best answer that needs no model; everything else is no better than that "
-                  "answer. The normalised score is 0 there and 100 at a perfect score.", ""]  # fmt: skip
+        lines += [_MEANING, ""]
     lines += _measures([measure for measure in measures if measure.step is None])
     lines += _progress(results, measures)
     if missing:
@@ -105,14 +109,15 @@ def _figure(measure: Measure, digits: int = 4) -> str:
 
 def _progress(results: Results, measures: Sequence[Measure]) -> list[str]:
     """Return a row for each checkpoint with its scores, and the bits per byte of held-out text."""
-    steps = sorted({row.step for row in (*results.scores, *measures) if row.step is not None})
+    both: list[Score | Measure] = [*results.scores, *measures]
+    steps = sorted({row.step for row in both if row.step is not None})
     if not steps:
         return []
     names = list(dict.fromkeys((score.suite, score.name) for score in results.scores if score.step is not None))
     rows = []
     for step in steps:
         found = {(score.suite, score.name): score for score in results.scores if score.step == step}
-        tokens = next((row.tokens for row in (*results.scores, *measures) if row.step == step), None)
+        tokens = next((row.tokens for row in both if row.step == step), None)
         bits = next((row for row in measures if row.step == step and row.part is None
                      and row.metric == "bits_per_byte"), None)  # fmt: skip
         cells = [_with_error(found[name].value, found[name].stderr) if name in found else "-" for name in names]
