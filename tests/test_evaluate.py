@@ -532,3 +532,33 @@ def test_the_harness_command_gives_the_same_numbers(model_folder: Path, data_dir
 
 def test_the_harness_class_is_the_one_that_its_command_uses() -> None:
     assert issubclass(HarnessModel, lm_eval.models.huggingface.HFLM)
+
+
+def test_the_signal_during_training_equals_the_harness(loaded: tuple[Any, Any], data_dir: Path, tmp_path: Path) -> None:
+    from teenytinyllama.data.sample import sample_documents
+    from teenytinyllama.evaluation.cloze import make_cloze, write_cloze
+    from teenytinyllama.evaluation.signal import cloze_task, local_tasks, score_signal
+
+    model, tokenizer = loaded
+    texts = [row["text"] for row in sample_documents("validation", 40)]
+    cloze = cloze_task(texts, tokenizer, 20, 10**6)
+    assert cloze is not None
+    assert len(cloze.rows) == 20
+    short = cloze_task(texts, tokenizer, 20, 300)
+    assert short is not None
+    assert short.num_tokens <= 300
+    assert short.rows == cloze.rows[: len(short.rows)]
+    assert cloze_task(["Nada."], tokenizer, 20, 300) is None
+    figures = score_signal(model, [cloze, *local_tasks(str(data_dir), tokenizer, 8)], 3)
+    write_cloze(tmp_path / "cloze.jsonl", make_cloze(texts, 20))
+    harness = HarnessModel(*loaded, 4)
+    for name, key, metric in (("cloze", "cloze", "acc"), ("hellaswag", "hellaswag", "acc_norm"), ("arc_zero", "arc", "acc_norm"),
+                              ("calame", "calame", "acc"), ("lambada", "lambada", "acc")):  # fmt: skip
+        limit = 20 if name == "cloze" else 8
+        outcome = run_task(harness, TASKS["ttl_" + name], str(data_dir), str(tmp_path / "cloze.jsonl"), limit)
+        assert figures[f"{key}_{metric}"] == pytest.approx(outcome.values[metric])
+        assert figures[f"{key}_bits_per_byte"] == pytest.approx(outcome.values["answer_bits_per_byte"], abs=1e-5)
+    with pytest.raises(
+        InputError, match=r"signal_data_dir=.*: holds no task of the suite signal\. .*holds no hellaswag_pt_val"
+    ):
+        local_tasks(str(tmp_path), tokenizer, 8)

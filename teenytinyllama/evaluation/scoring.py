@@ -33,9 +33,8 @@ class _Row:
 
 
 def can_score(model: "PreTrainedModel") -> bool:
-    """Return whether a model is of the kind that rows with several parts work for: a Llama with plain attention."""
-    config: Any = model.config
-    return config.model_type == "llama" and config._attn_implementation in ("sdpa", "eager")
+    """Return whether logits are the output embeddings times the last hidden state and no more: a Llama's are."""
+    return str(model.config.model_type) == "llama"
 
 
 def score_continuations(
@@ -46,7 +45,7 @@ def score_continuations(
 ) -> list[tuple[float, bool]]:
     """Return for each pair the log-likelihood of the continuation in nats, and whether greedy decoding writes it.
 
-    A context that does not fit in front of a continuation loses its beginning.
+    A context that does not fit in front of a continuation loses its beginning. The model is left as it was.
 
     Args:
         model: a Llama, see `can_score`.
@@ -55,7 +54,9 @@ def score_continuations(
         on_scored: called with the number of pairs done since the last call (for a bar).
     """
     results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-    rows = sorted(_make_rows(pairs, model.config.max_position_embeddings), key=len, reverse=True)
+    config: Any = model.config
+    shared = config._attn_implementation in ("sdpa", "eager")  # others take no mask of our own
+    rows = sorted(_make_rows(pairs, config.max_position_embeddings, shared), key=len, reverse=True)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         for place, result in _score_batch(model, batch):
@@ -65,7 +66,7 @@ def score_continuations(
     return results
 
 
-def _make_rows(pairs: Sequence[Pair], max_length: int) -> list[_Row]:
+def _make_rows(pairs: Sequence[Pair], max_length: int, shared: bool) -> list[_Row]:
     """Return rows of one context each, with as many continuations as a row of `max_length` tokens takes."""
     open_rows: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     rows = []
@@ -74,7 +75,7 @@ def _make_rows(pairs: Sequence[Pair], max_length: int) -> list[_Row]:
         kept = tuple(context)[-max(1, max_length + 1 - len(continuation)) :]
         parts = open_rows.setdefault(kept, [])
         used = len(kept) + sum(len(tokens) - 1 for _, tokens in parts)
-        if parts and used + len(continuation) - 1 > max_length:
+        if parts and (not shared or used + len(continuation) - 1 > max_length):
             rows.append(_Row(kept, tuple(parts)))
             parts.clear()
         parts.append((place, tuple(continuation)))
