@@ -562,3 +562,42 @@ def test_the_signal_during_training_equals_the_harness(loaded: tuple[Any, Any], 
         InputError, match=r"signal_data_dir=.*: holds no task of the suite signal\. .*holds no hellaswag_pt_val"
     ):
         local_tasks(str(tmp_path), tokenizer, 8)
+
+
+def test_branches_of_a_repository_are_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import GitRefs, HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    names = ["main", "step200", "step100000", "try"]
+    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0" * 40} for name in names]
+    refs = GitRefs(branches=[type("Ref", (), branch)() for branch in branches], converts=[], tags=[])
+    monkeypatch.setattr(HfApi, "list_repo_refs", lambda self, repository: refs)
+    stops = list_stops("someone/model", None, checkpoints=True)
+    assert [(stop.revision, stop.step) for stop in stops] == [("step200", 200), ("step100000", 100_000), (None, None)]
+
+    def refuse(self: HfApi, repository: str) -> None:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(HfApi, "list_repo_refs", refuse)
+    with pytest.raises(
+        InputError, match=r"checkpoints: the branches of someone/model cannot be listed: OfflineModeIsEnabled"
+    ):
+        list_stops("someone/model", None, checkpoints=True)
+
+
+def test_real_data_has_the_rows_and_constants_that_are_known(real_data: Path) -> None:
+    folder = str(real_data / "eval")
+    counts = {"arc": 1170, "mmlu": 1473, "truthfulqa": 788, "enem": 147, "oab": 1892 - 15, "hatebr": 7000 - 25}
+    shots = {"arc": 1118, "mmlu": 280, "truthfulqa": 0, "enem": 3, "oab": 3, "hatebr": 25}
+    for name, count in counts.items():
+        rows = load_rows(name, folder)
+        assert (len(rows.test), len(rows.shots)) == (count, shots[name]), name
+    exam = load_rows("enem", folder)
+    assert [row["id"] for row in exam.shots] == ["2022_21", "2022_88", "2022_143"]
+    assert all(len(row["choices"]) == 5 and row["answer"] in "ABCDE" for row in exam.test)
+    lines = trivial_lines("labels", "f1_macro", load_rows("hatebr", folder).test)
+    assert lines["always 'Sim'"][1] == pytest.approx(1 / 3, abs=2e-3)
+    arc = trivial_lines("choices", "acc_norm", load_rows("arc", folder).test)
+    assert 0.25 < arc["a guess"][1] < 0.251
+    truth = trivial_lines("truth", "mc2", load_rows("truthfulqa", folder).test)
+    assert 0.38 < truth["the same probability for each"][1] < 0.46
