@@ -275,6 +275,18 @@ def app(argv: list[str]) -> int:
     return run_app(argv[0], parse(AppConfig, argv[1:]))
 
 
+def evaluate(argv: list[str]) -> None:
+    """Measure a model: MODEL [--suite lm|paper|leaderboard|signal|all] [--tasks …] [--data_dir DIR] [--checkpoints]."""
+    from .arguments import parse
+    from .evaluation.config import EvaluateConfig
+    from .evaluation.evaluate import TABLE_NAME, evaluate_model
+
+    words = argv if not argv or argv[0].startswith("--") else ["--model_name_or_path", *argv]
+    folder = evaluate_model(parse(EvaluateConfig, words))
+    print((folder / TABLE_NAME).read_text(encoding="utf-8"))
+    print(folder)
+
+
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "init": init,
@@ -288,6 +300,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "merge": merge,
     "chat": chat,
     "app": app,
+    "evaluate": evaluate,
     "emissions": emissions,
     "card": card,
     "publish": publish,
@@ -346,6 +359,10 @@ def _describe_verb(verb: str) -> str:
         from .tuning.dpo_config import DpoConfig
 
         return describe_keys(DpoConfig, own_only=True)
+    if verb == "evaluate":
+        from .evaluation.config import EvaluateConfig
+
+        return describe_keys(EvaluateConfig)
     if verb == "chat":
         from .chat.terminal import ChatConfig
 

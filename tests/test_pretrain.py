@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmark_rows import write_rows
 from transformers import TrainerCallback
 
 from teenytinyllama.arguments import build, check_types
@@ -96,6 +97,26 @@ def test_the_run_folder_says_everything(finished: tuple[Path, dict[str, Any]]) -
         assert len({row["run_id"] for row in csv.DictReader(file)}) == 1
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert str(values["tokenizer"]) in (folder / "config.yaml").read_text()
+
+
+def test_last_words_and_questions_are_asked_without_changing_the_training(
+    finished: tuple[Path, dict[str, Any]], values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run({**values, "eval_max_tokens": 30_000, "cloze_items": 6, "signal_items": 4,
+                  "signal_data_dir": str(write_rows(tmp_path / "data"))})  # fmt: skip
+    assert losses(folder) == losses(finished[0])
+    scored = [record for record in read_jsonl(folder / "metrics.jsonl") if "bits_per_byte" in record]
+    names = {"cloze_acc", "hellaswag_acc_norm", "arc_acc_norm", "calame_acc", "lambada_acc"}
+    names |= {f"{name}_bits_per_byte" for name in ("cloze", "hellaswag", "arc", "calame", "lambada")}
+    assert all(names <= set(record) for record in scored)
+    assert scored[-1]["cloze_bits_per_byte"] < scored[0]["cloze_bits_per_byte"]
+    assert "cloze bits per byte" in capsys.readouterr().out
+    assert "cloze_acc" not in json.loads((run({**values, "output_dir": str(tmp_path / "none"), "cloze_items": 0})
+                                          / "run.json").read_text())["results"]["final"]  # fmt: skip
+    with pytest.raises(InputError, match="cloze_items=-1: must be 0"):
+        plan({**values, "cloze_items": -1})
+    with pytest.raises(InputError, match="signal_data_dir=.*: holds no task of the suite signal"):
+        plan({**values, "signal_data_dir": str(tmp_path / "none")})
 
 
 def test_the_card_is_written_from_it(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

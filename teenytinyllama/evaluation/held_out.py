@@ -15,7 +15,7 @@ compares models with different tokenizers; perplexity = exp(nats per text token)
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,27 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from ..data.packed import PackedCorpus
+
+class HeldOutDocuments(Protocol):
+    """Documents `<s> … </s>` one after another, as a packed folder holds them.
+
+    Attributes:
+        validation: (tokens,).
+        documents: offset, tokens, bytes and source of each.
+        source_names: of `documents["source"]`.
+    """
+
+    @property
+    def validation(self) -> NDArray[Any]:
+        """Return the tokens."""
+
+    @property
+    def documents(self) -> NDArray[Any]:
+        """Return the documents."""
+
+    @property
+    def source_names(self) -> list[str]:
+        """Return the names of the sources."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +85,7 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
 
     def __init__(
         self,
-        packed: PackedCorpus,
+        packed: HeldOutDocuments,
         context: int,
         stride: int | None = None,
         max_tokens: int | None = None,
@@ -74,7 +94,7 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
         """Choose documents and cut windows.
 
         Args:
-            packed: the packed corpus.
+            packed: a packed corpus, or documents in its form.
             context: tokens the model sees at once.
             stride: tokens a window moves on; default half a context.
             max_tokens: use whole documents, drawn by `seed`, that fit into so many tokens; default all. (One book can

@@ -69,6 +69,17 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                           "200,000. The final score uses all"},
     )  # fmt: skip
 
+    cloze_items: int = field(
+        default=200,
+        metadata={"help": "held-out sentences whose last word is asked at each evaluation, as many as a tenth of "
+                          "eval_max_tokens holds; 0: none"},
+    )  # fmt: skip
+    signal_data_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder with files of HellaSwag, ARC, CALAME, LAMBADA, asked at each evaluation"},
+    )
+    signal_items: int = field(default=200, metadata={"help": "with signal_data_dir: questions of each, the first ones"})
+
     # TrainingArguments' own, with other defaults.
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, warmup_stable_decay, linear, …"})
@@ -114,6 +125,8 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         )
         check_speed(self)
         check_caps(self)
+        for key in ("cloze_items", "signal_items"):
+            ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")
 
     def _derive_steps(self) -> None:
         if self.max_tokens is not None:

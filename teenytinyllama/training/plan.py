@@ -11,6 +11,7 @@ from ..checks import InputError, ensure, ensure_disk_space
 from ..data.packed import PackedCorpus, load_packed, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
+from ..evaluation.signal import local_tasks
 from ..grid import GRID_KEYS
 from ..manifest import MANIFEST_NAME
 from ..meter import check_energy
@@ -76,6 +77,8 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
         f"{model_config.max_position_embeddings}. Pack again with a context of that or less.",
     )
     model_config.max_position_embeddings = context  # a model must not promise a context it has never seen
+    if config.signal_data_dir is not None:
+        local_tasks(config.signal_data_dir, tokenizer, config.signal_items)  # refused now, not at the first evaluation
     folder = Path(str(config.output_dir))
     hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)

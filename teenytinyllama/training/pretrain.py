@@ -21,6 +21,7 @@ from .report import (
 )
 from .rows import CausalCollator, TrainingRows
 from .run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
+from .signal_scores import SignalCallback, build_signal_tasks
 from .speed import apply_speed, plan_speed
 from .trainer import Pretrainer
 
@@ -50,7 +51,11 @@ class HeldOutEvaluation:
         return (
             f"{self.last['bits_per_byte']:.4f} bits per byte  perplexity {self.last['perplexity']:.2f}  "
             f"({self.last['documents']} documents)"
-        )
+        ) + "".join(f"  {name.replace('_', ' ')} {self.last[name]:.4f}" for name in self.last if self._is_signal(name))
+
+    @staticmethod
+    def _is_signal(name: str) -> bool:
+        return name.endswith(("_acc", "_acc_norm", "_bits_per_byte"))
 
 
 def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
@@ -86,7 +91,16 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         "length": describe_length(config, plan, len(plan.packed.train)),
         "speed": describe_speed(trainer.speed, config),
     }
-    return assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)
+    run = assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)
+    tasks = []
+    if config.eval_strategy != "no":
+        tasks = build_signal_tasks(config, plan.packed, evaluation.windows.document_ids, plan.tokenizer)
+    signal = SignalCallback(
+        tasks, evaluation, int(config.per_device_eval_batch_size or 8), zero_stage, trainer.compiles
+    )
+    # In front of the callback that writes the summary.
+    trainer.callback_handler.callbacks.insert(0, trainer.clock.watch(signal, "evaluation"))
+    return run
 
 
 def _build_model(config: PretrainConfig, plan: PretrainPlan) -> "PreTrainedModel":

@@ -1,0 +1,254 @@
+"""`ttl evaluate MODEL`: everything is checked, then measured task by task; what is done survives a stop.
+
+The folder holds `results.json` (scores), `measures.json` (bits per byte, perplexity), `results.md`, plots, the energy
+of the evaluation, `parts/` (one file a task and model), and `run.json`, written last.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checks import ensure, ensure_packages
+from ..ledger import StageMeter
+from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
+from .cloze import make_cloze, write_cloze
+from .config import EvaluateConfig
+from .local_data import CLOZE, MissingDataError, TaskRows
+from .measures import MEASURES_NAME, Measure, write_measures
+from .parts import PARTS_FOLDER, Part, make_part, part_path, read_part, rows_of, task_identity, write_part
+from .plots import PROGRESS_PLOT, SCORES_PLOT, plot_progress, plot_scores
+from .results import RESULTS_NAME, Results, Score, write_results
+from .suites import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, choose_tasks
+from .tables import format_results
+from .walk import Stop, list_stops, weights_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .held_out_text import HeldOutText
+
+TABLE_NAME, CLOZE_NAME = "results.md", "cloze.jsonl"
+_HELD_OUT = "held_out"
+_VERSIONED = ("lm_eval", "datasets", "torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done, checked."""
+
+    config: EvaluateConfig
+    folder: Path
+    stops: list[Stop]
+    tasks: list[tuple[BenchmarkTask, TaskRows]]
+    text: "HeldOutText | None"
+    cloze_file: Path | None
+
+
+def evaluate_model(config: EvaluateConfig) -> Path:
+    """Measure a model, or go on where an earlier start stopped, and return the folder of the results.
+
+    Raises:
+        InputError: an unknown task, data that does not fit, a model that cannot be read, a folder that holds something
+            else, or a context that is too short. Nothing is measured then.
+    """
+    wanted = choose_tasks(config.suite, config.tasks)
+    if wanted:
+        ensure_packages("eval", "lm_eval", "datasets")
+    folder = _open_folder(config)
+    stops = list_stops(config.model_name_or_path, config.revision, config.checkpoints)
+    missing: dict[str, str] = {}
+    tasks = list(_with_data(list(dict.fromkeys(task for _, task in wanted)), config, missing))
+    model, tokenizer = _load(config, stops[0])
+    text = _held_out_text(config, wanted, tokenizer, missing)
+    folder.mkdir(parents=True, exist_ok=True)
+    cloze_file = None
+    if text is not None and any(task.source == CLOZE for _, task in wanted):
+        cloze_file = _make_cloze_file(config, folder, text, missing)
+        if cloze_file is not None:
+            tasks.append((TASKS["ttl_cloze"], rows_of(TASKS["ttl_cloze"], config, cloze_file)))
+    language = text if config.wants_language_modeling else None
+    ensure(
+        tasks or language is not None,
+        f"suite={config.suite}: nothing can be measured. "
+        + "; ".join(f"{task}: {reason}" for task, reason in missing.items()),
+    )
+    work = _Work(config, folder, stops, tasks, language, cloze_file)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    with StageMeter(folder, config.country_iso_code) as energy:
+        for number, stop in enumerate(stops):
+            if number:
+                del model
+                model, tokenizer = _load(config, stop)
+            _measure(work, stop, model, tokenizer, energy)
+    _write_results(work, missing)
+    return folder
+
+
+def _open_folder(config: EvaluateConfig) -> Path:
+    model = Path(config.model_name_or_path).expanduser()
+    default = model / "evaluation" if model.is_dir() else Path("evaluation") / model.name
+    folder = Path(config.output_dir) if config.output_dir else default
+    ensure(not folder.exists() or folder.is_dir(), f"output_dir={folder}: is a file. Choose a folder.")
+    others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    known = {PARTS_FOLDER, RESULTS_NAME, MEASURES_NAME, TABLE_NAME, CLOZE_NAME, SCORES_PLOT, PROGRESS_PLOT}
+    ensure(
+        not others or others & {PARTS_FOLDER, CLOZE_NAME, "emissions.csv", "ledger.jsonl"} or others <= known,
+        f"output_dir={folder}: holds no evaluation ({', '.join(sorted(others)[:3])}). Choose a new folder.",
+    )
+    return folder
+
+
+def _with_data(
+    tasks: list[BenchmarkTask], config: EvaluateConfig, missing: dict[str, str]
+) -> Iterator[tuple[BenchmarkTask, TaskRows]]:
+    """Yield the tasks whose data is there; all of it is read and checked before anything is measured."""
+    for task in tasks:
+        if task.source == CLOZE:
+            continue
+        try:
+            rows = rows_of(task, config, None)
+        except MissingDataError as error:
+            missing[task.name] = str(error)
+            continue
+        ensure(
+            len(rows.shots) >= task.shots,
+            f"tasks={task.name}: {len(rows.shots)} solved examples are there and {task.shots} are shown. Give the "
+            "whole training split.",
+        )
+        yield task, rows
+
+
+def _load(config: EvaluateConfig, stop: Stop) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from ..published import from_pretrained
+
+    transformers_logging.disable_progress_bar()
+    model, tokenizer = from_pretrained(stop.name_or_path, stop.revision, config.base_model)
+    if config.precision == "float32":
+        model = model.float()
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer
+
+
+def _held_out_text(
+    config: EvaluateConfig,
+    wanted: list[tuple[str, BenchmarkTask]],
+    tokenizer: "PreTrainedTokenizerBase",
+    missing: dict[str, str],
+) -> "HeldOutText | None":
+    from .held_out_text import load_held_out
+
+    needs_cloze = any(task.source == CLOZE for _, task in wanted)
+    if not (needs_cloze or config.wants_language_modeling):
+        return None
+    inputs = config.held_out or _packed_of_run(Path(config.model_name_or_path).expanduser())
+    if inputs:
+        return load_held_out(inputs, tokenizer)
+    reason = "needs held-out text. Give held_out: a packed folder, or text files"
+    ensure(config.suite != LANGUAGE_MODELING, f"suite={LANGUAGE_MODELING}: {reason}.")
+    missing.update({"ttl_cloze": reason} if needs_cloze else {})
+    missing.update({LANGUAGE_MODELING: reason} if config.wants_language_modeling else {})
+    return None
+
+
+def _packed_of_run(model: Path) -> list[str]:
+    """Return the packed folder that a run's manifest names, if it is still there."""
+    for folder in (model, model.parent):
+        try:
+            packed = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["data"]["packed"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        for place in (Path(packed), folder / packed, folder.parent / packed):
+            if (place / MANIFEST_NAME).is_file():
+                return [str(place)]
+    return []
+
+
+def _make_cloze_file(config: EvaluateConfig, folder: Path, text: "HeldOutText", missing: dict[str, str]) -> Path | None:
+    items = make_cloze(text.texts, config.cloze_items)
+    if not items:
+        missing["ttl_cloze"] = "the held-out text has no sentence that ends with an ordinary word"
+        return None
+    write_cloze(folder / CLOZE_NAME, items)
+    return folder / CLOZE_NAME
+
+
+def _measure(
+    work: _Work, stop: Stop, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", energy: StageMeter
+) -> None:
+    model_hash = weights_fingerprint(model)
+    if work.text is not None:
+        _measure_text(work, stop, model, model_hash)
+    harness_model = None
+    for task, rows in work.tasks:
+        yaml_text = "".join(path.read_text(encoding="utf-8") for path in _yaml_files(task))
+        identity = task_identity(task, work.config, rows, model_hash, yaml_text)
+        path = part_path(work.folder, stop, task.name)
+        part = read_part(path, identity)
+        if part is None:
+            from .harness import HarnessModel, run_task
+
+            harness_model = harness_model or HarnessModel(model, tokenizer, work.config.batch_size)
+            cloze_file = str(work.cloze_file) if work.cloze_file else None
+            outcome = run_task(harness_model, task, work.config.data_dir, cloze_file, work.config.limit)
+            part = make_part(task, outcome, rows, stop, identity, work.config.limit is not None)
+            write_part(path, part)
+        energy.tick()
+
+
+def _yaml_files(task: BenchmarkTask) -> list[Path]:
+    names = [task.name, "ttl_arc"] if task.source == "arc" else [task.name]
+    return [TASKS_FOLDER / f"{name}.yaml" for name in dict.fromkeys(names)]
+
+
+def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash: str) -> None:
+    from .language_modeling import language_modeling_measures
+
+    config, text = work.config, work.text
+    assert text is not None
+    settings = (config.context, config.stride, config.held_out_max_tokens, config.registers)
+    decides = [model_hash, config.precision, *settings, text.texts, text.documents["source"].tolist()]
+    identity = sha256_json(decides)
+    path = part_path(work.folder, stop, _HELD_OUT)
+    if read_part(path, identity) is None:
+        measures = language_modeling_measures(model, text, config.batch_size, *settings)
+        measures = [replace(measure, step=stop.step, tokens=stop.tokens) for measure in measures]
+        write_part(path, Part(identity, [], [asdict(measure) for measure in measures]))
+
+
+def _write_results(work: _Work, missing: dict[str, str]) -> None:
+    """Collect what all starts in this folder measured, and write it in every form; the manifest last."""
+    scores, measures = _collect(work.folder)
+    results = Results(work.config.model_name_or_path, command_line(), versions(_VERSIONED), tuple(scores))
+    write_results(work.folder / RESULTS_NAME, results)
+    write_measures(work.folder / MEASURES_NAME, measures)
+    (work.folder / TABLE_NAME).write_text(format_results(results, measures, missing), encoding="utf-8")
+    if any(score.step is None for score in scores):
+        plot_scores(results, work.folder / SCORES_PLOT)
+    over_steps = [score for score in scores if score.step is not None]
+    if over_steps:
+        energy = {stop.step: stop.kwh for stop in work.stops if stop.step is not None}
+        plot_progress(over_steps, energy, work.folder / PROGRESS_PLOT)
+    model = Path(work.config.model_name_or_path).expanduser()
+    if work.config.limit is None and work.config.output_dir is None and (model / MANIFEST_NAME).is_file():
+        write_results(model / RESULTS_NAME, results)  # where the run's card looks for them
+    content = {"config": asdict(work.config), "missing": missing, "num_scores": len(scores)}
+    write_manifest(work.folder, "evaluate", content)
+
+
+def _collect(folder: Path) -> tuple[list[Score], list[Measure]]:
+    """Return all scores and measures in the folder, in the order of the suites; a task counts in each of its suites."""
+    scores, measures = [], []
+    order = {name: number for number, name in enumerate((_HELD_OUT, *TASKS))}
+    paths = sorted((folder / PARTS_FOLDER).glob("*/*.json"), key=lambda path: (order.get(path.stem, 99), path))
+    parts = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    for suite in (LANGUAGE_MODELING, *SUITES):
+        for name, part in parts:
+            if name == _HELD_OUT if suite == LANGUAGE_MODELING else name in SUITES[suite]:
+                scores += [Score(**{**row, "suite": suite}) for row in part["scores"]]
+                measures += [Measure(**{**row, "suite": suite}) for row in part["measures"]]
+    return scores, measures

@@ -1,0 +1,185 @@
+"""Running a task through lm-evaluation-harness as a library, and what came of it.
+
+The harness's `evaluate` is called, not its `simple_evaluate`, which spends seven seconds a call on describing the
+machine; seeds and solved examples are those of its command, so `lm-eval run` gives the same number.
+"""
+
+import contextlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..checks import ensure, ensure_packages
+from .bootstrap import macro_f1_stderr, mean_stderr, pearson_stderr, ratio_stderr
+from .scoring import can_score, score_continuations
+from .suites import TASKS_FOLDER, BenchmarkTask
+
+ensure_packages("eval", "lm_eval", "datasets")
+from lm_eval.api.instance import Instance  # noqa: E402  # after the message about the extra
+from lm_eval.api.model import LM  # noqa: E402
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED  # noqa: E402
+from lm_eval.evaluator import evaluate  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.utils import hash_string  # noqa: E402
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What a task gave.
+
+    Attributes:
+        values: each metric's value.
+        stderrs: each metric's standard error, where it has one.
+        rows: the questions, in canonical form and in the order they were asked.
+        task_hash: of all prompts and right answers, as the harness forms it.
+        version: of the task.
+        shots: solved examples that were shown.
+        truncated_prompts: questions whose beginning was cut off because they did not fit.
+    """
+
+    values: dict[str, float]
+    stderrs: dict[str, float | None]
+    rows: list[dict[str, Any]]
+    task_hash: str
+    version: str
+    shots: int
+    truncated_prompts: int
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's remarks about defaults off the terminal; what we report, we report ourselves."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class HarnessModel(HFLM):  # type: ignore[misc]
+    """The harness's own model class around a model that is loaded; it counts prompts that do not fit."""
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
+        """Wrap a model where it is."""
+        with _quiet():
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self.cut: set[int] = set()
+        self._asked: Sequence[Instance] = ()
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation; see the harness."""
+        self._asked = requests
+        return super().loglikelihood(requests, disable_tqdm=True)  # encoding is quick; scoring has a bar of its own
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Return the tokens of both.
+
+        The harness encodes the whole and cuts it where the context's tokens end. A tokenizer with tokens of several
+        words may join words over that place; then both are encoded by themselves.
+        """
+        whole_context, rest = super()._encode_pair(context, continuation)
+        start = len(context.rstrip())
+        if rest and self.tok_encode(context + continuation)[: len(whole_context)] == whole_context:
+            return whole_context, rest
+        text = context[start:] + continuation
+        return whole_context, self.tok_encode(text, add_special_tokens=False)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], *args: Any, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        for asked, (_, context, continuation) in zip(self._asked, requests, strict=False):
+            ensure(
+                len(continuation) <= self.max_length,
+                f"tasks={asked.task_name}: an answer of question {asked.doc_id} has {len(continuation)} tokens and the "
+                f"model's context only {self.max_length}. Leave the task out, or use a model with a longer context.",
+            )
+            if len(context) + len(continuation) > self.max_length + 1:
+                self.cut.add(asked.doc_id)
+        if not can_score(self.model):
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        with tqdm(total=len(pairs), desc="scoring", unit=" answers", leave=False, disable=None) as bar:
+            return score_continuations(self.model, pairs, self.batch_size, bar.update)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return what the model writes behind each prompt; see the harness."""
+        for asked in requests:
+            room = self.max_length - int(asked.args[1].get("max_gen_toks", self.max_gen_toks))
+            ensure(
+                room > 0,
+                f"tasks={asked.task_name}: the model's context of {self.max_length} tokens has no room for an answer "
+                f"of {self.max_length - room}. Leave the task out, or use a model with a longer context.",
+            )
+            if len(self.tok_encode(asked.args[0])) > room:
+                self.cut.add(asked.doc_id)
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+
+def run_task(
+    model: LM,
+    task: BenchmarkTask,
+    data_dir: str | None = None,
+    cloze_file: str | None = None,
+    limit: int | None = None,
+) -> TaskOutcome:
+    """Ask a model the questions of a task.
+
+    Args:
+        model: of the harness; `HarnessModel`, or any other of its classes.
+        task: one of `suites.TASKS`.
+        data_dir: folder of local files; None: the Hub.
+        cloze_file: rows of `cloze`.
+        limit: the first so many questions only.
+
+    Raises:
+        InputError: data that does not fit, or a context without room for an answer.
+    """
+    import torch
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    places = {"data_dir": data_dir, "cloze_file": cloze_file}
+    metadata: Any = {name: place for name, place in places.items() if place is not None}
+    if isinstance(model, HarnessModel):
+        model.cut = set()
+    with _quiet():
+        manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
+        loaded = manager.load([task.name])
+        loaded["tasks"][task.name].set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        found: Any = evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    samples = found["samples"][task.name]
+    names = list(samples[0]["metrics"])
+    hashes = [sample["doc_hash"] + sample["prompt_hash"] + sample["target_hash"] for sample in samples]
+    return TaskOutcome(
+        values={name: float(found["results"][task.name][f"{name},none"]) for name in names},
+        stderrs={name: _stderr(name, [sample[name] for sample in samples]) for name in names},
+        rows=[sample["doc"] for sample in samples],
+        task_hash=hash_string("".join(hashes)),
+        version=str(found["versions"][task.name]),
+        shots=int(found["n-shot"][task.name]),
+        truncated_prompts=len(model.cut) if isinstance(model, HarnessModel) else 0,
+    )
+
+
+def _stderr(metric: str, marks: list[Any]) -> float | None:
+    if metric == "f1_macro":
+        return macro_f1_stderr(marks)
+    if metric == "pearson":
+        return pearson_stderr(marks)
+    if metric == "answer_bits_per_byte":
+        return ratio_stderr([nats / np.log(2) for nats, _ in marks], [num_bytes for _, num_bytes in marks])
+    return mean_stderr(marks)

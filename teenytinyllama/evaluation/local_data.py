@@ -1,0 +1,213 @@
+"""The rows of a benchmark: found in a local folder or on the Hub, checked column by column, examples set apart."""
+
+import functools
+import random
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checks import InputError, ensure
+from ..data.readers import RECORD_SUFFIXES, read_records
+from ..hub_client import hub_errors
+from .rows import Row
+from .sources import SOURCES, Column, Part, Shots, Source
+
+_SHUFFLE_SEED = 0
+_CONVERTED = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet
+CLOZE = "cloze"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the questions of a benchmark came from; the Hub's identifiers are None for local files."""
+
+    split: str
+    dataset_id: str | None = None
+    revision: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Questions and solved examples in canonical form, in a fixed order."""
+
+    test: list[Row]
+    shots: list[Row]
+    origin: Origin
+
+
+class MissingDataError(InputError):
+    """The data of a benchmark is not there; the message says what was looked for."""
+
+
+@functools.lru_cache(maxsize=64)
+def load_rows(name: str, data_dir: str | None, cloze_file: str | None = None) -> TaskRows:
+    """Return the rows of a source.
+
+    Args:
+        name: in `SOURCES`.
+        data_dir: folder of local files; None reads the Hub's dataset (or its cache).
+        cloze_file: the rows of `cloze`, which are made from held-out text.
+
+    Raises:
+        MissingDataError: no file of the known names is in the folder, or the Hub cannot give the dataset.
+        InputError: columns that do not fit, a label outside the set, an empty split, or examples that are missing.
+    """
+    source = SOURCES[name]
+    if name == CLOZE:
+        if cloze_file is None:
+            raise MissingDataError("cloze is made from held-out text. Give held_out: a packed folder, or text files.")
+        test_file: Path | None = Path(cloze_file)
+    else:
+        test_file = None if data_dir is None else _find(data_dir, source.test)
+    if test_file is None:
+        test, origin = _read_hub(source, source.test)
+    else:
+        test, origin = _read_file(test_file, source), Origin(test_file.name.split(".")[0])
+        if origin.split in source.shuffled_stems:
+            random.Random(_SHUFFLE_SEED).shuffle(test)
+    shots: list[Row] = []
+    if source.shots is not None:
+        pool, pool_file = _read_pool(source, source.shots, data_dir)
+        shots = _choose(source.shots, pool, pool_file.name if pool_file else str(source.dataset_id))
+        held_back = set(source.shots.held_back or (source.shots.ids if pool_file and pool_file == test_file else ()))
+        test = [row for row in test if source.shots.column is None or row[source.shots.column] not in held_back]
+    questions = _canonical(source, test)
+    place = test_file or f"{source.dataset_id}, split {origin.split}"
+    ensure(questions, f"data_dir={place}: holds no question that can be used. Give a file with rows.")
+    return TaskRows(questions, _canonical(source, shots), origin)
+
+
+def _canonical(source: Source, rows: Iterable[Row]) -> list[Row]:
+    return [row for row in map(source.canonical, rows) if row is not None]
+
+
+def _find(data_dir: str, part: Part) -> Path:
+    for stem in part.stems:
+        for suffix in RECORD_SUFFIXES:
+            path = Path(data_dir) / f"{stem}{suffix}"
+            if path.is_file():
+                return path
+    names = " or ".join(part.stems)
+    raise MissingDataError(f"{data_dir} holds no {names} ({', '.join(RECORD_SUFFIXES)})")
+
+
+def _read_pool(source: Source, shots: Shots, data_dir: str | None) -> tuple[list[Row], Path | None]:
+    if data_dir is None:
+        return _read_hub(source, shots.part)[0], None
+    path = _find(data_dir, shots.part)
+    return _read_file(path, source), path
+
+
+def _choose(shots: Shots, pool: list[Row], place: str) -> list[Row]:
+    """Return the examples in their order."""
+    if not shots.ids:
+        return pool
+    found: dict[Any, Row] = dict(enumerate(pool))
+    if shots.column is not None:
+        found = {row[shots.column]: row for row in pool}
+    missing = [identity for identity in shots.ids if identity not in found]
+    column = shots.column or "row"
+    ensure(
+        not missing,
+        f"data_dir={place}: lacks rows that the benchmark shows as solved examples ({column}="
+        f"{', '.join(map(str, missing[:5]))}). Give the whole split.",
+    )
+    return [found[identity] for identity in shots.ids]
+
+
+def _read_file(path: Path, source: Source) -> list[Row]:
+    """Return the rows of a local file in the form of the Hub's dataset."""
+    rows = [{**row, "row": number} for number, row in enumerate(read_records("data_dir", path))]
+    ensure(rows, f"data_dir={path}: holds no row. Give a file with rows.")
+    for layout in source.layouts:
+        if set(layout.columns) <= set(rows[0]) and not _needed(source.columns) <= set(rows[0]):
+            _check_rows(f"data_dir={path}", rows, layout.columns)
+            rows = [row for row in map(layout.convert, rows) if row is not None]
+            break
+    _check_rows(f"data_dir={path}", rows, source.columns)
+    return rows
+
+
+def _needed(columns: dict[str, Column]) -> set[str]:
+    return {name for name, column in columns.items() if not column.optional}
+
+
+def _check_rows(place: str, rows: list[Row], columns: dict[str, Column]) -> None:
+    """Refuse rows whose columns do not fit.
+
+    Raises:
+        InputError: it names the columns that are missing, expected and found, or the row, its value and what is
+            allowed.
+    """
+    for number, row in enumerate(rows, start=1):
+        missing = sorted(_needed(columns) - set(row))
+        found = ", ".join(sorted(name for name in row if name != "row"))
+        ensure(
+            not missing,
+            f"{place}: column {', '.join(missing)} is missing in row {number}. Expected are "
+            f"{', '.join(sorted(_needed(columns)))}; found are {found}.",
+        )
+        for name, column in columns.items():
+            value = row.get(name)
+            if value is None and column.optional:
+                continue
+            ensure(
+                _fits(value, column),
+                f"{place}: row {number}: {name} is {str(value)[:80]!r}, but must be {_wanted(column)}.",
+            )
+            ensure(
+                column.allowed is None or (isinstance(value, Hashable) and value in column.allowed),
+                f"{place}: row {number}: {name} is {value!r}, outside the set "
+                f"{', '.join(map(repr, column.allowed or ()))}.",
+            )
+
+
+def _fits(value: Any, column: Column) -> bool:
+    if column.kind == "text":
+        # A label may be a number where the Hub's dataset has a text.
+        return bool(isinstance(value, str) and (value or column.optional)) or (
+            column.allowed is not None and isinstance(value, int)
+        )
+    if column.kind == "number":
+        return isinstance(value, int | float)
+    if column.kind == "options":
+        texts, labels = (value.get("text"), value.get("label")) if isinstance(value, dict) else (None, None)
+        return isinstance(texts, list) and isinstance(labels, list) and 0 < len(texts) == len(labels)
+    items = isinstance(value, list)
+    return items and (column.kind == "list" or (bool(value) and all(isinstance(item, str) for item in value)))
+
+
+def _wanted(column: Column) -> str:
+    names = {"text": "a text", "texts": "a list of texts", "list": "a list", "number": "a number",
+             "options": "a mapping of text and label, two lists of one length"}  # fmt: skip
+    return names[column.kind]
+
+
+def _read_hub(source: Source, part: Part) -> tuple[list[Row], Origin]:
+    """Return the rows of a Hub dataset's split; the cache does without the network."""
+    from datasets import DownloadConfig, load_dataset
+
+    dataset_id = str(source.dataset_id)
+    unreachable: tuple[type[Exception], ...] = (
+        *hub_errors(),
+        OSError,
+        ValueError,
+    )  # datasets says so in all these ways
+    place: dict[str, Any] = {"data_files": source.files, "split": "train"} if source.files else {"split": part.split}
+    place["download_config"] = DownloadConfig(max_retries=1)
+    try:
+        try:
+            dataset: Any = load_dataset(dataset_id, source.config, **place)
+        except RuntimeError:  # made by a script, which is never run; the Hub keeps a converted copy
+            dataset = load_dataset(dataset_id, source.config, revision=_CONVERTED, **place)
+    except unreachable as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingDataError(f"the dataset {dataset_id} cannot be had from the Hub: {reason}") from error
+    rows = [{**row, "row": number} for number, row in enumerate(dataset)]
+    _check_rows(f"dataset {dataset_id}, split {part.split}", rows, source.columns)
+    sums = dataset.info.download_checksums or {}
+    commits = {name.split("@", 1)[1].split("/", 1)[0] for name in sums if "@" in name}
+    revision = commits.pop() if len(commits) == 1 else None
+    return rows, Origin(part.split, dataset_id, revision, source.config)
