@@ -129,6 +129,15 @@ def dpo(argv: list[str]) -> int:
     return _start("dpo.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
 
 
+def classify(argv: list[str]) -> None:
+    """Fine-tune a model on a classification task over several seeds: TASK MODEL [--seeds 3] [--random_init]."""
+    from .arguments import parse
+    from .classification.config import ClassifyConfig, positional_keys
+    from .classification.run import classify as run_classify
+
+    run_classify(parse(ClassifyConfig, positional_keys(argv)))
+
+
 def _start(
     recipe: str,
     values: dict[str, Any],
@@ -236,6 +245,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "conversations": conversations,
     "sft": sft,
     "dpo": dpo,
+    "classify": classify,
     "merge": merge,
     "chat": chat,
     "app": app,
@@ -296,6 +306,10 @@ def _describe_verb(verb: str) -> str:
         from .tuning.dpo_config import DpoConfig
 
         return describe_keys(DpoConfig, own_only=True)
+    if verb == "classify":
+        from .classification.config import ClassifyConfig
+
+        return describe_keys(ClassifyConfig)
     if verb == "chat":
         from .chat.terminal import ChatConfig
 
