@@ -334,11 +334,10 @@ def _check_config(source: _Source, classifier: bool = False) -> None:
         )
     from transformers.models.auto import modeling_auto
 
-    known = (
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-        if classifier
-        else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    )
+    known, what, such_as = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "causal language model", "llama"
+    if classifier:
+        known, what = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "classifier of texts"
+        such_as = "llama or bert"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -346,9 +345,8 @@ def _check_config(source: _Source, classifier: bool = False) -> None:
     model_type = config.get("model_type") if isinstance(config, dict) else None
     ensure(
         model_type in known,
-        f"name_or_path={source.name}: model_type={model_type} in config.json is no "
-        f"{'classifier of texts' if classifier else 'causal language model'} of transformers, and code that comes with "
-        f"a repository is never run. Use a model of a built-in type such as {'llama or bert' if classifier else 'llama'}.",
+        f"name_or_path={source.name}: model_type={model_type} in config.json is no {what} of transformers, and code "
+        f"that comes with a repository is never run. Use a model of a built-in type such as {such_as}.",
     )
 
 

@@ -100,8 +100,7 @@ class ClassifyConfig:
             ensure(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
         ensure(
             not (self.data_dir and self.local_files),
-            f"data_dir={self.data_dir}: cannot stand beside {', '.join(f'{split}_file' for split in self.local_files)}. "
-            "Give the folder or the files.",
+            f"data_dir={self.data_dir}: cannot stand beside files of single splits. Give the folder or the files.",
         )
         ensure(
             self.data_dir or not self.local_files or "train" in self.local_files,

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -43,6 +45,13 @@ class _Rows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's progress bar without its lines of raw logs."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the lines to `_EpochLines`."""
 
 
 class _EpochLines(TrainerCallback):
@@ -101,7 +110,7 @@ def training_arguments(config: ClassifyConfig, folder: Path, seed: int) -> Train
             greater_is_better=True,
             logging_strategy="epoch",
             logging_nan_inf_filter=False,
-            disable_tqdm=None,
+            disable_tqdm=True,  # `_Bar` takes its place
             report_to="none",
             remove_unused_columns=False,
             dataloader_pin_memory=has_accelerator(),
@@ -148,7 +157,7 @@ def finetune(
         eval_dataset={split: _Rows(data[split].rows) for split in evaluated},  # type: ignore[misc]
         processing_class=base.tokenizer,
         compute_metrics=compute_metrics,
-        callbacks=[_EpochLines(seed, meter)],
+        callbacks=[_EpochLines(seed, meter), *([_Bar()] if sys.stderr.isatty() else [])],
     )
     trainer.remove_callback(PrinterCallback)
     try:

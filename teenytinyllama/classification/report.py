@@ -94,7 +94,7 @@ def render_table(
         f"{rows['train']:,} training, {rows['validation']:,} validation and {rows['test']:,} test rows; "
         f"{config.seeds} seed{'s' * (config.seeds > 1)} from {config.seed}; {config.num_train_epochs} epochs, batch "
         f"{config.per_device_train_batch_size * config.gradient_accumulation_steps}, rate {config.learning_rate:g}, "
-        f"weight decay {config.weight_decay:g}. The epoch is chosen on the validation rows unless a line says otherwise.",
+        f"weight decay {config.weight_decay:g}. The validation rows choose the epoch unless a line says otherwise.",
         "",
         "| | score, % | deviation over seeds | standard error (seeds; test rows) | |",
         "|---|---|---|---|---|",
@@ -110,11 +110,18 @@ def render_table(
     lines += ["", *_remarks(config, plan, records)]
     if plan.task.paper:
         figures = ", ".join(f"{model} {100 * value:.2f}" for model, value in plan.task.paper.items())
-        lines += ["", f"Published accuracy, %: {figures} ({PAPER}; one run each, its best epoch chosen on the test set, "
-                  "so that these lie higher than a choice on validation rows would)."]  # fmt: skip
+        lines += [
+            "",
+            f"Published accuracy, %: {figures} ({PAPER}; one run each, the best epoch on the test set, which lies "
+            "higher than a choice on validation rows would).",
+        ]
     if energy:
-        lines += ["", f"Energy of all seeds and the baseline: {energy.energy_kwh:.4f} kWh, "
-                  f"{1000 * energy.emissions_kg:.1f} g CO2e in {energy.duration_seconds / 60:.1f} minutes."]  # fmt: skip
+        minutes = energy.duration_seconds / 60
+        lines += [
+            "",
+            f"Energy of all seeds and the baseline: {energy.energy_kwh:.4f} kWh, "
+            f"{1000 * energy.emissions_kg:.1f} g CO2e in {minutes:.1f} minutes.",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -82,7 +82,7 @@ def plan_classify(config: ClassifyConfig) -> ClassifyPlan:
 def classify(config: ClassifyConfig) -> Path:
     """Fine-tune a model on a task with every seed that is not done yet, and return the folder with the results.
 
-    Written: `seed-N.json` for each seed as soon as it is done, `classification.md`, `results.json`, and last `run.json`.
+    Written: `seed-N.json` for each seed as soon as it is done, `classification.md`, `results.json`, last `run.json`.
 
     Raises:
         InputError: see `plan_classify`; also a folder in which another process works.

@@ -9,8 +9,8 @@ from .rows import Example, keys_of
 TEST_FRACTION, VALIDATION_FRACTION = 0.2, 0.1
 MOST_VALIDATION_ROWS = 2000  # more would only choose an epoch more slowly
 CUT_RULE = (
-    "rows in the order of a hash of their text, from each label the same share, rows of equal text on one side: a fifth "
-    f"for test, a tenth of the rest for validation (at most {MOST_VALIDATION_ROWS})"
+    "rows in the order of a hash of their text, from each label the same share, rows of equal text on one side: a "
+    f"fifth for test, a tenth of the rest for validation (at most {MOST_VALIDATION_ROWS})"
 )
 
 
