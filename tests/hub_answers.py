@@ -111,7 +111,8 @@ def _branches(hub: HubFolder, user: str | None, kind: str, repository: str) -> d
         if user is None:  # the Hub does not tell a stranger whether a private repository exists
             raise HubError(401, "Invalid username or password.")
         raise HubError(404, "Repository not found", "RepoNotFound")
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
+    # A slash in the name of a branch is written %2F in that of its folder.
+    return {unquote(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
 def _revision(branches: dict[str, Path], revision: str) -> tuple[Path, str]:
