@@ -141,7 +141,6 @@ def finetune(
         RunFailedError: the loss is not finite, or memory ran out.
     """
     checkpoints = folder / CHECKPOINTS
-    shutil.rmtree(checkpoints, ignore_errors=True)  # of a start that was killed
     start = time.monotonic()
     evaluated = ["validation", "test"] if config.select == CHOSEN_ON_TEST else ["validation"]
     num_labels = base.config.num_labels or 0

@@ -205,4 +205,6 @@ def _example(
 def keys_of(examples: Iterable[Example]) -> Iterator[str]:
     """Yield a text for each row that is the same for rows which differ in case, spaces or punctuation alone."""
     for example in examples:
-        yield re.sub(r"\W+", " ", f"{example.text} \0 {example.pair}".casefold()).strip()
+        parts = (example.text, example.pair)
+        # A text of nothing but signs, such as emojis, stays itself.
+        yield "\0".join(re.sub(r"\W+", " ", part.casefold()).strip() or part.strip() for part in parts)
