@@ -146,7 +146,8 @@ def finetune(
     num_labels = base.config.num_labels or 0
 
     def compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
-        return score(prediction.predictions.argmax(-1), prediction.label_ids, num_labels)
+        logits: Any = prediction.predictions
+        return score(logits.argmax(-1), prediction.label_ids, num_labels)
 
     trainer = Trainer(
         model=build_classifier(base, seed),
