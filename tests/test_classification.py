@@ -716,6 +716,16 @@ def test_models_that_cannot_classify_are_refused(llama: str, tmp_path: Path, tok
         encode(base, [Example("a", "", 0)], 32)
 
 
+def test_the_extra_is_asked_for(llama: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from teenytinyllama import checks
+
+    real = checks.importlib.util.find_spec
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == "evaluate" else real(name))
+    with pytest.raises(InputError, match=r"evaluate: not installed. .* pip install 'teenytinyllama\[eval\]'"):
+        classify(make_config(llama, toy, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_line(
     llama: str, toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
