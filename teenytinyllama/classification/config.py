@@ -69,6 +69,11 @@ class ClassifyConfig:
     max_length: int | None = field(
         default=None, metadata={"help": "tokens a row is cut to; default: the paper's, at most the model's context"}
     )
+    end_token: bool | None = field(
+        default=None,
+        metadata={"help": "whether a decoder's rows end with the end token; default: pairs do and texts do not, as in "
+                          "the paper"},
+    )  # fmt: skip
     max_train_rows: int | None = field(
         default=None, metadata={"help": "train on so many rows, the same share of each label; default: on all"}
     )

@@ -26,23 +26,78 @@ class Encoded:
     longest: int
 
 
-def describe_framing(base: Base, has_pairs: bool) -> str:
-    """Return how a row is put together, as a line for reports."""
+@dataclass(frozen=True)
+class Framing:
+    """What stands around the texts of a row.
+
+    Attributes:
+        has_pairs: whether rows are pairs of texts.
+        start: ids in front of the first text.
+        separator: ids between the texts of a pair.
+        end: ids behind the last text.
+        by_tokenizer: whether the tokenizer frames the row by its own rule, as those of encoders do; then the ids above
+            are empty.
+        num_special: tokens of a row that are no text.
+    """
+
+    has_pairs: bool
+    start: list[int]
+    separator: list[int]
+    end: list[int]
+    by_tokenizer: bool
+    num_special: int
+
+
+def frame(base: Base, has_pairs: bool, end_token: bool | None = None) -> Framing:
+    """Return how rows are framed.
+
+    Of a decoder as in the paper: `<s> text` and `<s> first <s> second </s>`. The head reads the last token, so without
+    an end token it reads the state in which the model would go on with the text. In pretraining nothing but the next
+    document follows an end token, so a base model has learnt to keep nothing there: see the docs for what it costs.
+
+    Args:
+        base: the model.
+        has_pairs: whether rows are pairs.
+        end_token: whether a decoder's rows end with the end token; None for the paper's way.
+
+    Raises:
+        InputError: a decoder whose tokenizer has neither a start nor an end token.
+    """
     if base.is_encoder:
-        return f"{'pairs' if has_pairs else 'texts'} framed by the tokenizer's own rule for encoders"
-    start, separator, end = (base.tokenizer.decode(ids) if ids else "" for ids in _frame(base))
-    inside = f"TEXT {separator} PAIR" if has_pairs else "TEXT"
+        special = int(base.tokenizer.num_special_tokens_to_add(pair=has_pairs))
+        return Framing(has_pairs, [], [], [], True, special)
+    start, end = base.tokenizer.bos_token_id, base.tokenizer.eos_token_id
+    between = start if start is not None else end
+    ensure(
+        between is not None,
+        f"model_name_or_path={base.name}: its tokenizer has neither a start nor an end token. Set bos_token or "
+        "eos_token in its tokenizer_config.json.",
+    )
+    assert between is not None
+    has_end = (has_pairs if end_token is None else end_token) and end is not None
+    # A text without any token needs one that the head can read.
+    first = [start if start is not None else between]
+    separator, last = [between] if has_pairs else [], [end] if has_end and end is not None else []
+    return Framing(has_pairs, first, separator, last, False, len(first) + len(separator) + len(last))
+
+
+def describe_framing(base: Base, framing: Framing) -> str:
+    """Return how a row is put together, as a line for reports."""
+    if framing.by_tokenizer:
+        return f"{'pairs' if framing.has_pairs else 'texts'} framed by the tokenizer's own rule for encoders"
+    start, separator, end = (base.tokenizer.decode(ids) for ids in (framing.start, framing.separator, framing.end))
+    inside = f"TEXT {separator} PAIR" if framing.has_pairs else "TEXT"
     return " ".join(f"{start} {inside} {end}".split()) + " (the head reads the last token)"
 
 
-def choose_length(base: Base, given: int | None, usual: int | None, has_pairs: bool) -> int:
+def choose_length(base: Base, framing: Framing, given: int | None, usual: int | None) -> int:
     """Return how many tokens a row may have.
 
     Args:
         base: the model.
+        framing: of its rows.
         given: by the user.
         usual: the paper's for this task, cut to the model's context.
-        has_pairs: whether rows are pairs.
 
     Raises:
         InputError: more than the model's context, or so few that nearly no text is left.
@@ -55,7 +110,7 @@ def choose_length(base: Base, given: int | None, usual: int | None, has_pairs: b
         )
     known = [limit for limit in (given or usual, base.context) if limit]
     length = min(known) if known else 1 << 20
-    needed = _num_special(base, has_pairs) + LEAST_TEXT_TOKENS * (2 if has_pairs else 1)
+    needed = framing.num_special + LEAST_TEXT_TOKENS * (2 if framing.has_pairs else 1)
     ensure(
         length >= needed,
         f"max_length={length}: too few tokens for a row of this task, which needs {needed} at least. "
@@ -64,61 +119,37 @@ def choose_length(base: Base, given: int | None, usual: int | None, has_pairs: b
     return length
 
 
-def encode(base: Base, examples: list[Example], max_length: int) -> Encoded:
+def encode(base: Base, framing: Framing, examples: list[Example], max_length: int) -> Encoded:
     """Return the tokens of rows; of a pair the longer text is cut first, and what frames the texts is never cut.
 
     Special tokens typed in a text stay text.
     """
-    has_pairs = any(example.pair for example in examples)
     texts = encode_texts(base.tokenizer, [example.text for example in examples])
-    pairs = encode_texts(base.tokenizer, [example.pair for example in examples]) if has_pairs else [[] for _ in texts]
-    room = max_length - _num_special(base, has_pairs)
+    pairs = encode_texts(base.tokenizer, [example.pair for example in examples])
+    room = max_length - framing.num_special
     truncated = sum(len(text) + len(pair) > room for text, pair in zip(texts, pairs, strict=True))
-    if base.is_encoder:
-        rows = _encode_by_tokenizer(base, examples, has_pairs, max_length)
+    if framing.by_tokenizer:
+        rows = _encode_by_tokenizer(base, framing, examples, max_length)
     else:
-        start, separator, end = _frame(base)
         cut = [_cut(text, pair, room) for text, pair in zip(texts, pairs, strict=True)]
-        ids = [[*start, *text, *([*separator, *pair] if has_pairs else []), *end] for text, pair in cut]
+        ids = [[*framing.start, *text, *framing.separator, *pair, *framing.end] for text, pair in cut]
         rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
     for row, example in zip(rows, examples, strict=True):
         row["labels"] = example.label
     return Encoded(rows, truncated, max(len(row["input_ids"]) for row in rows))
 
 
-def _encode_by_tokenizer(base: Base, examples: list[Example], has_pairs: bool, max_length: int) -> list[dict[str, Any]]:
+def _encode_by_tokenizer(
+    base: Base, framing: Framing, examples: list[Example], max_length: int
+) -> list[dict[str, Any]]:
     encoded = base.tokenizer(
         [example.text for example in examples],
-        [example.pair for example in examples] if has_pairs else None,
+        [example.pair for example in examples] if framing.has_pairs else None,
         truncation="longest_first",
         max_length=max_length,
         split_special_tokens=True,
     )
     return [{name: encoded[name][index] for name in encoded} for index in range(len(examples))]
-
-
-def _frame(base: Base) -> tuple[list[int], list[int], list[int]]:
-    """Return what a decoder's row starts with, what stands between the texts of a pair, and what it ends with.
-
-    `<s> text </s>` and `<s> text <s> pair </s>`, the paper's form for pairs. Its single texts lack the end token; here
-    they have it, so that the head always reads at a token which says that everything has been read.
-    """
-    start, end = base.tokenizer.bos_token_id, base.tokenizer.eos_token_id
-    between = start if start is not None else end
-    ensure(
-        between is not None,
-        f"model_name_or_path={base.name}: its tokenizer has neither a start nor an end token. Set bos_token or "
-        "eos_token in its tokenizer_config.json.",
-    )
-    assert between is not None
-    return [] if start is None else [start], [between], [] if end is None else [end]
-
-
-def _num_special(base: Base, has_pairs: bool) -> int:
-    if base.is_encoder:
-        return int(base.tokenizer.num_special_tokens_to_add(pair=has_pairs))
-    start, separator, end = _frame(base)
-    return len(start) + len(end) + (len(separator) if has_pairs else 0)
 
 
 def _cut(text: list[int], pair: list[int], room: int) -> tuple[list[int], list[int]]:

@@ -99,6 +99,7 @@ def build_classifier(base: Base, seed: int) -> "PreTrainedModel":
     pad = config.pad_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:  # -1 in some Llamas: no row of the embeddings
         config.pad_token_id = None
+    set_seed(seed)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it warns that the head is new, which is what is wanted
     transformers_logging.disable_progress_bar()

@@ -15,7 +15,7 @@ from ..training.checkpoints import ENVIRONMENT_NAME, check_run_folder, lock_run_
 from ..training.hardware import device_name
 from ..training.ranks import prepare_rank
 from .config import SPLITS, ClassifyConfig
-from .encoding import Encoded, choose_length, describe_framing, encode
+from .encoding import Encoded, Framing, choose_length, describe_framing, encode, frame
 from .model import Base, load_base
 from .rows import TaskRows, read_task
 from .splits import CUT_RULE, Splits, complete_splits
@@ -37,15 +37,11 @@ class ClassifyPlan:
     found: TaskRows
     splits: Splits
     base: Base
+    framing: Framing
     data: dict[str, Encoded]
     max_length: int
     identity: dict[str, Any]
     state: str
-
-    @property
-    def has_pairs(self) -> bool:
-        """Return whether rows are pairs of texts."""
-        return any(example.pair for example in self.splits.rows["train"])
 
     def labels_of(self, split: str) -> list[int]:
         """Return the true labels of a split."""
@@ -64,19 +60,21 @@ def plan_classify(config: ClassifyConfig) -> ClassifyPlan:
     found = read_task(task, config)
     splits = complete_splits(found.splits, config.max_train_rows)
     base = load_base(config.model_name_or_path, config.model_revision, found.labels, config.random_init)
-    has_pairs = any(example.pair for example in splits.rows["train"])
-    max_length = choose_length(base, config.max_length, task.max_length, has_pairs)
-    data = {split: encode(base, splits.rows[split], max_length) for split in SPLITS}
+    has_pairs = any(example.pair for rows in splits.rows.values() for example in rows)
+    framing = frame(base, has_pairs, config.end_token)
+    max_length = choose_length(base, framing, config.max_length, task.max_length)
+    data = {split: encode(base, framing, splits.rows[split], max_length) for split in SPLITS}
     rows = {split: [asdict(example) for example in splits.rows[split]] for split in SPLITS}
     identity = {
         **{name: str(getattr(config, name)) for name in _IDENTITY.split()},
         "max_length": max_length,
+        "framing": describe_framing(base, framing),
         "model": base.identity,
         "labels": list(found.labels),
         "rows_sha256": sha256_json(rows),
     }
     state = check_run_folder(Path(str(config.output_dir)), identity)
-    return ClassifyPlan(task, found, splits, base, data, max_length, identity, state)
+    return ClassifyPlan(task, found, splits, base, framing, data, max_length, identity, state)
 
 
 def classify(config: ClassifyConfig) -> Path:
@@ -188,7 +186,7 @@ def describe_data(plan: ClassifyPlan) -> dict[str, Any]:
         "share_seen_in_train": plan.splits.seen,
         "max_length": plan.max_length,
         "truncated": {split: plan.data[split].truncated for split in SPLITS},
-        "framing": describe_framing(plan.base, plan.has_pairs),
+        "framing": describe_framing(plan.base, plan.framing),
     }  # fmt: skip
 
 
