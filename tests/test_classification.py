@@ -28,7 +28,7 @@ pytest.importorskip("sklearn")
 
 from teenytinyllama.classification.baseline import score_word_counts
 from teenytinyllama.classification.config import ClassifyConfig, positional_keys
-from teenytinyllama.classification.encoding import _cut, choose_length, describe_framing, encode
+from teenytinyllama.classification.encoding import _cut, choose_length, describe_framing, encode, frame
 from teenytinyllama.classification.model import build_classifier, give_pad_token, load_base
 from teenytinyllama.classification.rows import Example, keys_of, read_task
 from teenytinyllama.classification.run import classify, plan_classify
@@ -132,7 +132,7 @@ def test_a_decoder_learns_a_separable_task(finished: Path, llama: str) -> None:
     manifest = json.loads((finished / "run.json").read_text())
     assert manifest["stage"] == "classify"
     assert manifest["data"]["rows"] == {"train": 58, "validation": 6, "test": 16}
-    assert manifest["data"]["framing"] == "<s> TEXT </s> (the head reads the last token)"
+    assert manifest["data"]["framing"] == "<s> TEXT (the head reads the last token)"
     assert manifest["energy"]["energy_kwh"] > 0
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "environment.json", "ledger.jsonl", "emissions.csv", "classification.md"} <= names
@@ -168,7 +168,7 @@ def test_the_saved_classifier_is_a_plain_one(finished: Path) -> None:
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert model.config.id2label == {0: "0", 1: "1"}
     ids = tokenizer("O bolo é muito amargo hoje.", add_special_tokens=False)["input_ids"]
-    assert int(model(input_ids=torch.tensor([[1, *ids, 2]])).logits.argmax()) == 0
+    assert int(model(input_ids=torch.tensor([[1, *ids]])).logits.argmax()) == 0
 
 
 def test_an_encoder_learns_a_separable_task(bert: str, tmp_path: Path) -> None:
@@ -243,8 +243,9 @@ def test_random_weights_need_none_and_differ(llama: str, tmp_path: Path) -> None
 # --- Padding -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("end_token", [True, False])
 @pytest.mark.parametrize("case", ["its own", "none", "the end token", "the unknown token", "another in the config"])
-def test_padding_never_changes_an_answer(case: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_padding_never_changes_an_answer(case: str, end_token: bool, tokenizer_folder: Path, tmp_path: Path) -> None:
     """Padding that is also the end token, or that config and tokenizer disagree on, is silently wrong elsewhere."""
     tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
     in_config: int | None = 3
@@ -257,8 +258,8 @@ def test_padding_never_changes_an_answer(case: str, tokenizer_folder: Path, tmp_
     special = {base.tokenizer.bos_token_id, base.tokenizer.eos_token_id, base.tokenizer.unk_token_id}
     assert base.tokenizer.pad_token_id not in special
     examples = [Example(text, "", 0) for text in ("O gato.", "O livro é muito bonito, feliz e bom hoje.", "")]
-    rows = encode(base, examples, 64).rows
-    assert all(row["input_ids"][-1] == base.tokenizer.eos_token_id for row in rows)
+    rows = encode(base, frame(base, False, end_token), examples, 64).rows
+    assert all((row["input_ids"][-1] == base.tokenizer.eos_token_id) == end_token for row in rows)
     model = build_classifier(base, 1).eval()
     assert model.config.pad_token_id == base.tokenizer.pad_token_id
     batch = DataCollatorWithPadding(base.tokenizer)(rows)
@@ -291,18 +292,29 @@ def test_an_encoder_keeps_its_padding(bert: str) -> None:
 def test_pairs_are_framed_and_the_longer_text_is_cut(llama: str) -> None:
     base = load_base(llama, None, ("a", "b"), random_init=False)
     ids = base.tokenizer("O gato", add_special_tokens=False)["input_ids"]
-    encoded = encode(base, [Example("O gato", "O gato", 1)], 64)
+    pairs = frame(base, True)
+    encoded = encode(base, pairs, [Example("O gato", "O gato", 1)], 64)
     assert encoded.rows[0]["input_ids"] == [1, *ids, 1, *ids, 2]
     assert (encoded.truncated, encoded.rows[0]["labels"]) == (0, 1)
-    assert describe_framing(base, True) == "<s> TEXT <s> PAIR </s> (the head reads the last token)"
-    cut = encode(base, [Example("O gato " * 20, "O gato", 1), Example("O", "gato", 0)], 20)
+    assert describe_framing(base, pairs) == "<s> TEXT <s> PAIR </s> (the head reads the last token)"
+    cut = encode(base, pairs, [Example("O gato " * 20, "O gato", 1), Example("O", "gato", 0)], 20)
     assert len(cut.rows[0]["input_ids"]) == 20
     assert cut.rows[0]["input_ids"][-len(ids) - 2 :] == [1, *ids, 2]
     assert (cut.truncated, cut.longest) == (1, 20)
-    other = encode(base, [Example("O gato", "O gato " * 20, 1)], 20)
+    other = encode(base, pairs, [Example("O gato", "O gato " * 20, 1)], 20)
     assert (other.rows[0]["input_ids"][: len(ids) + 2], other.truncated) == ([1, *ids, 1], 1)
-    typed = encode(base, [Example("a</s>b<pad>", "", 0)], 64).rows[0]["input_ids"]
-    assert [index for index in typed if index in (1, 2, 3)] == [1, 2]
+    open_pairs = encode(base, frame(base, True, False), [Example("O gato", "O gato", 1)], 64)
+    assert open_pairs.rows[0]["input_ids"] == [1, *ids, 1, *ids]
+
+
+def test_texts_are_framed_as_in_the_paper_or_closed(llama: str) -> None:
+    base = load_base(llama, None, ("a", "b"), random_init=False)
+    examples = [Example("a</s>b<pad>", "", 0), Example("", "", 0)]
+    for end_token, specials in ((None, [1]), (False, [1]), (True, [1, 2])):
+        rows = encode(base, frame(base, False, end_token), examples, 64).rows
+        assert [index for index in rows[0]["input_ids"] if index in (1, 2, 3)] == specials
+        assert rows[1]["input_ids"] == specials
+    assert describe_framing(base, frame(base, False, True)) == "<s> TEXT </s> (the head reads the last token)"
 
 
 def test_cutting_fills_the_room_and_spares_the_shorter() -> None:
@@ -319,23 +331,26 @@ def test_cutting_fills_the_room_and_spares_the_shorter() -> None:
 def test_encoders_cut_as_counted(bert: str) -> None:
     base = load_base(bert, None, ("a", "b"), random_init=False)
     examples = [Example("O gato é bom hoje .", "", 0), Example("O gato " * 20, "", 1)]
-    encoded = encode(base, examples, 10)
+    texts = frame(base, False)
+    encoded = encode(base, texts, examples, 10)
     assert [len(row["input_ids"]) for row in encoded.rows] == [8, 10]
     assert encoded.truncated == 1
-    assert "encoders" in describe_framing(base, False)
+    assert "encoders" in describe_framing(base, texts)
 
 
 def test_lengths_fit_the_model(llama: str, bert: str) -> None:
     base = load_base(llama, None, ("a", "b"), random_init=False)
-    assert choose_length(base, None, 256, False) == 64
-    assert choose_length(base, 32, 256, False) == 32
+    texts, pairs = frame(base, False), frame(base, True)
+    assert choose_length(base, texts, None, 256) == 64
+    assert choose_length(base, texts, 32, 256) == 32
     with pytest.raises(InputError, match="max_length=65: longer than the context of .* which is 64 tokens"):
-        choose_length(base, 65, None, False)
-    with pytest.raises(InputError, match="max_length=9: too few tokens for a row of this task, which needs 10"):
-        choose_length(base, 9, None, False)
+        choose_length(base, texts, 65, None)
+    with pytest.raises(InputError, match="max_length=8: too few tokens for a row of this task, which needs 9"):
+        choose_length(base, texts, 8, None)
     with pytest.raises(InputError, match="needs 19 at least"):
-        choose_length(base, 18, None, True)
-    assert choose_length(load_base(bert, None, ("a", "b"), random_init=False), None, None, True) == 64
+        choose_length(base, pairs, 18, None)
+    encoder = load_base(bert, None, ("a", "b"), random_init=False)
+    assert choose_length(encoder, frame(encoder, True), None, None) == 64
 
 
 def test_a_context_shorter_than_a_row_is_reported(
@@ -713,7 +728,7 @@ def test_models_that_cannot_classify_are_refused(llama: str, tmp_path: Path, tok
     base = load_base(str(nameless), None, ("a", "b"), False)
     base.tokenizer.bos_token = base.tokenizer.eos_token = None
     with pytest.raises(InputError, match="its tokenizer has neither a start nor an end token"):
-        encode(base, [Example("a", "", 0)], 32)
+        frame(base, False)
 
 
 def test_the_extra_is_asked_for(llama: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,7 +754,7 @@ def test_the_command_line(
     command = ["classify", "local", llama, "--train_file", toy, "--seeds", "1", "--num_train_epochs", "1"]
     assert main(command) == EXIT_DONE
     output = capsys.readouterr().out
-    assert "input      <s> TEXT </s>" in output
+    assert "input      <s> TEXT (the head" in output
     assert "# tiny on local files" in output
     assert (tmp_path / "outputs" / "classify" / "local" / "tiny" / "results.json").is_file()
 

@@ -74,11 +74,10 @@ def frame(base: Base, has_pairs: bool, end_token: bool | None = None) -> Framing
         "eos_token in its tokenizer_config.json.",
     )
     assert between is not None
-    has_end = (has_pairs if end_token is None else end_token) and end is not None
-    # A text without any token needs one that the head can read.
-    first = [start if start is not None else between]
+    has_end = has_pairs if end_token is None else end_token
     separator, last = [between] if has_pairs else [], [end] if has_end and end is not None else []
-    return Framing(has_pairs, first, separator, last, False, len(first) + len(separator) + len(last))
+    # Always something in front: a text without any token needs one that the head can read.
+    return Framing(has_pairs, [between], separator, last, False, 1 + len(separator) + len(last))
 
 
 def describe_framing(base: Base, framing: Framing) -> str:
