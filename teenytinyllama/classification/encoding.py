@@ -51,9 +51,9 @@ class Framing:
 def frame(base: Base, has_pairs: bool, end_token: bool | None = None) -> Framing:
     """Return how rows are framed.
 
-    Of a decoder as in the paper: `<s> text` and `<s> first <s> second </s>`. The head reads the last token, so without
-    an end token it reads the state in which the model would go on with the text. In pretraining nothing but the next
-    document follows an end token, so a base model has learnt to keep nothing there: see the docs for what it costs.
+    Of a decoder as in the paper: `<s> text` and `<s> first <s> second </s>`. The head reads the last token: without an
+    end token that is where the model would go on with the text; behind one, where it has only ever seen the next
+    document begin.
 
     Args:
         base: the model.
