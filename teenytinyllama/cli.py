@@ -3,6 +3,7 @@
 Nothing heavy is imported before a verb needs it.
 """
 
+import importlib
 import itertools
 import os
 import sys
@@ -131,6 +132,15 @@ def dpo(argv: list[str]) -> int:
     from .tuning.dpo import check_before_launch, prepare_inputs
 
     return _start("dpo.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
+
+
+def classify(argv: list[str]) -> None:
+    """Fine-tune a model on a classification task over several seeds: TASK MODEL [--seeds 3] [--random_init]."""
+    from .arguments import parse
+    from .classification.config import ClassifyConfig, positional_keys
+    from .classification.run import classify as run_classify
+
+    run_classify(parse(ClassifyConfig, positional_keys(argv)))
 
 
 def _start(
@@ -297,6 +307,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "conversations": conversations,
     "sft": sft,
     "dpo": dpo,
+    "classify": classify,
     "merge": merge,
     "chat": chat,
     "app": app,
@@ -332,55 +343,33 @@ def _run(argv: list[str]) -> int:
     return verb(argv[1:]) or EXIT_DONE
 
 
+# The config of each verb: module, class, and whether only our own keys are listed, not TrainingArguments' hundred.
+_CONFIGS = {
+    "plan": ("planning.config", "PlanConfig", False),
+    "tokenizer": ("data.vocabulary", "TokenizerConfig", False),
+    "pack": ("data.packing", "PackConfig", False),
+    "pretrain": ("training.config", "PretrainConfig", True),
+    "conversations": ("data.conversations", "ConversationsConfig", False),
+    "sft": ("tuning.config", "SftConfig", True),
+    "dpo": ("tuning.dpo_config", "DpoConfig", True),
+    "evaluate": ("evaluation.config", "EvaluateConfig", False),
+    "classify": ("classification.config", "ClassifyConfig", False),
+    "chat": ("chat.terminal", "ChatConfig", False),
+    "app": ("app.config", "AppConfig", False),
+    "publish": ("publishing.publish", "PublishConfig", False),
+}
+
+
 def _describe_verb(verb: str) -> str:
     from .arguments import describe_keys
 
-    if verb == "plan":
-        from .planning.config import PlanConfig
+    def keys(module: str, name: str, own_only: bool) -> str:
+        return describe_keys(getattr(importlib.import_module(f".{module}", __package__), name), own_only=own_only)
 
-        return describe_keys(PlanConfig)
-    if verb == "tokenizer":
-        from .data.vocabulary import TokenizerConfig
-
-        return describe_keys(TokenizerConfig)
-    if verb == "pack":
-        from .data.packing import PackConfig
-
-        return describe_keys(PackConfig)
-    if verb == "conversations":
-        from .data.conversations import ConversationsConfig
-
-        return describe_keys(ConversationsConfig)
-    if verb == "sft":
-        from .tuning.config import SftConfig
-
-        return describe_keys(SftConfig, own_only=True)
-    if verb == "dpo":
-        from .tuning.dpo_config import DpoConfig
-
-        return describe_keys(DpoConfig, own_only=True)
-    if verb == "evaluate":
-        from .evaluation.config import EvaluateConfig
-
-        return describe_keys(EvaluateConfig)
-    if verb == "chat":
-        from .chat.terminal import ChatConfig
-
-        return describe_keys(ChatConfig)
-    if verb == "app":
-        from .app.config import AppConfig
-
-        return describe_keys(AppConfig)
+    described = keys(*_CONFIGS[verb]) if verb in _CONFIGS else ""
     if verb == "publish":
-        from .publishing.datasets.options import DatasetOptions
-        from .publishing.publish import PublishConfig
-
-        return f"{describe_keys(PublishConfig)}\n\nof data:\n\n{describe_keys(DatasetOptions)}"
-    if verb == "pretrain":
-        from .training.config import PretrainConfig
-
-        return describe_keys(PretrainConfig, own_only=True)
-    return ""
+        described += "\n\nof data:\n\n" + keys("publishing.datasets.options", "DatasetOptions", False)
+    return described
 
 
 def main(argv: list[str] | None = None) -> int:

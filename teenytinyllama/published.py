@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, MissingFileError, ensure, ensure_packages, near_name
 from .hub_client import hub_errors
-from .manifest import write_json
+from .manifest import sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ PUBLISHED_MODELS: dict[str, str] = {
 }
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # An adapter (LoRA, DoRA) and what we record of the model that it belongs to.
 ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 BASE_RECORD_NAME = "base_model.json"
@@ -78,12 +78,7 @@ def from_pretrained(
         return _load_adapter(source, base_model)
     ensure(base_model is None, f"base_model={base_model}: {name_or_path} is a whole model, no adapter. Leave it out.")
     _check_config(source)
-    ensure(
-        source.find(*WEIGHT_FILES),
-        f"name_or_path={source.name}: holds no weights in safetensors ({' or '.join(WEIGHT_FILES)}). Pickle files such "
-        "as pytorch_model.bin are refused because reading them can run code. Use a repository or revision with "
-        "safetensors, or convert the weights with `save_pretrained` where you trust them.",
-    )
+    _check_weights(source)
     ensure(
         source.find(*TOKENIZER_FILES),
         f"name_or_path={source.name}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). Save one beside the model "
@@ -104,6 +99,61 @@ def from_pretrained(
             f"name_or_path={source.name}: transformers cannot read its files: {error} Download or copy the model again."
         ) from error
     return model, tokenizer
+
+
+def load_classifier(
+    name_or_path: str, revision: str | None, config: "PreTrainedConfig"
+) -> "tuple[PreTrainedModel, list[str]]":
+    """Return a model with a classification head by `config`, in float32, and which of its weights are new.
+
+    Weights that the model does not have, the head above all, are drawn: seed the global randomness first.
+
+    Args:
+        name_or_path: see `from_pretrained`.
+        revision: branch, tag or commit of a Hub repository.
+        config: of this model, from `load_config`, with the labels.
+
+    Raises:
+        InputError: see `from_pretrained`.
+    """
+    source = _locate(name_or_path, revision)
+    _check_weights(source)
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    try:
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            source.name, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True, **place,
+        )  # fmt: skip
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"name_or_path={source.name}: transformers cannot read its files: {error} Download or copy the model again."
+        ) from error
+    return model, sorted(loaded["missing_keys"])
+
+
+def weights_identity(name_or_path: str, revision: str | None = None) -> str:
+    """Return what tells these weights from others: a Hub commit, or a hash of the files in a folder.
+
+    Raises:
+        InputError: see `from_pretrained`.
+    """
+    source = _locate(name_or_path, revision)
+    if source.folder is None:
+        return source.revision
+    return sha256_json({path.name: sha256_file(path) for path in sorted(source.folder.glob("*.safetensors"))})
+
+
+def _check_weights(source: _Source) -> None:
+    ensure(
+        source.find(*WEIGHT_FILES),
+        f"name_or_path={source.name}: holds no weights in safetensors ({' or '.join(WEIGHT_FILES)}). Pickle files such "
+        "as pytorch_model.bin are refused because reading them can run code. Use a repository or revision with "
+        "safetensors, or convert the weights with `save_pretrained` where you trust them.",
+    )
 
 
 def _locate(name: str, revision: str | None) -> _Source:
@@ -242,13 +292,16 @@ def resize_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerB
         model.resize_token_embeddings(needed, pad_to_multiple_of=multiple, mean_resizing=True)
 
 
-def load_config(key: str, name_or_path: str, revision: str | None = None) -> "PreTrainedConfig":
+def load_config(
+    key: str, name_or_path: str, revision: str | None = None, classifier: bool = False
+) -> "PreTrainedConfig":
     """Return the config of a whole model.
 
     Args:
         key: the config key that names it, for the message.
         name_or_path: see `from_pretrained`.
         revision: branch, tag or commit of a Hub repository.
+        classifier: whether the model must be able to classify texts instead of writing them: encoders can, too.
 
     Raises:
         InputError: see `from_pretrained`; also an adapter.
@@ -258,7 +311,7 @@ def load_config(key: str, name_or_path: str, revision: str | None = None) -> "Pr
         not _is_adapter(source),
         f"{key}={name_or_path}: is an adapter. Add it into its base model first: ttl merge {name_or_path} FOLDER",
     )
-    _check_config(source)
+    _check_config(source, classifier)
     from transformers import AutoConfig
 
     place = {"revision": source.revision} if source.folder is None else {}
@@ -268,7 +321,7 @@ def load_config(key: str, name_or_path: str, revision: str | None = None) -> "Pr
         raise InputError(f"{key}={name_or_path}: transformers cannot read its config.json: {error}") from error
 
 
-def _check_config(source: _Source) -> None:
+def _check_config(source: _Source, classifier: bool = False) -> None:
     """Refuse a model without config.json, or one that transformers knows only by running the repository's code."""
     config_path = source.find("config.json")
     if config_path is None:
@@ -279,18 +332,21 @@ def _check_config(source: _Source) -> None:
             f"name_or_path={source.name}: holds no config.json. Give the folder of a finished run or of a checkpoint."
             f"{hint}"
         )
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
+    known, what, such_as = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "causal language model", "llama"
+    if classifier:
+        known, what = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "classifier of texts"
+        such_as = "llama or bert"
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"name_or_path={source.name}: config.json is no JSON ({error}). Copy it again.") from error
     model_type = config.get("model_type") if isinstance(config, dict) else None
     ensure(
-        model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        f"name_or_path={source.name}: model_type={model_type} in config.json is no causal language model of "
-        "transformers, and code that comes with a repository is never run. Use a model of a built-in type such as "
-        "llama.",
+        model_type in known,
+        f"name_or_path={source.name}: model_type={model_type} in config.json is no {what} of transformers, and code "
+        f"that comes with a repository is never run. Use a model of a built-in type such as {such_as}.",
     )
 
 

@@ -79,6 +79,7 @@ def test_init_copies_every_recipe_with_its_version(tmp_path: Path, capsys: pytes
 
 
 def test_every_shipped_config_is_accepted_by_its_stage() -> None:
+    from teenytinyllama.classification.config import ClassifyConfig
     from teenytinyllama.data.packing import PackConfig
     from teenytinyllama.data.vocabulary import TokenizerConfig
     from teenytinyllama.evaluation.config import EvaluateConfig
@@ -89,9 +90,9 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     from teenytinyllama.tuning.dpo_config import DpoConfig
 
     classes = {"tokenizer": TokenizerConfig, "pack": PackConfig, "pretrain": PretrainConfig, "sft": SftConfig,
-               "dpo": DpoConfig, "evaluate": EvaluateConfig}  # fmt: skip
+               "dpo": DpoConfig, "evaluate": EvaluateConfig, "classify": ClassifyConfig}  # fmt: skip
     files = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
-    assert len(files) == 6 * len(PRESETS) - 1  # no preferences for the tiny model
+    assert len(files) == 7 * len(PRESETS) - 2  # no preferences and no classification for the tiny model
     for file in files:
         values = check_types(classes[file.stem], yaml.safe_load(file.read_text()))
         assert file.parent.name in str(values.get("output_dir", values.get("model_name_or_path")))
@@ -108,7 +109,7 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
             classes[file.stem](**values)
 
 
-@pytest.mark.parametrize("name", ["pretrain", "pack", "train_tokenizer", "sft", "dpo", "evaluate"])
+@pytest.mark.parametrize("name", ["pretrain", "pack", "train_tokenizer", "sft", "dpo", "evaluate", "classify"])
 def test_recipes_are_commands_with_the_same_refusals(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "recipes" / f"{name}.py")]
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}

@@ -39,12 +39,13 @@ ALLOWED = {
     "training": CORE | {"data", "evaluation", "supervision"},
     "planning": CORE | {"training"},
     "tuning": CORE | {"chat", "data", "evaluation", "training"},
+    "classification": CORE | {"data", "evaluation", "training"},
     "publishing": CORE | {"data", "evaluation", "supervision", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
     "cli": CORE
-    | {"app", "chat", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing", "training",
-       "tuning"},
+    | {"app", "chat", "classification", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing",
+       "training", "tuning"},
     "__main__": {"cli"},
     "__init__": {"presets", "published", "tokenizer"},
 }  # fmt: skip

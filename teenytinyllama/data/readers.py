@@ -1,6 +1,8 @@
-"""Rows of one file: parquet, jsonl (plain, gz or zst), json, txt; errors name the file and the place in it."""
+"""Rows of one file: parquet, jsonl (plain, gz or zst), json, csv, txt; errors name the file and the place in it."""
 
 import contextlib
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from ..checks import InputError, ensure
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")  # of texts
 RECORD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json")  # of rows with several columns
+TABLE_SUFFIXES = (".csv", ".tsv")  # of rows whose cells are all text
 _PARQUET_BUFFER_BYTES = 1 << 20
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
@@ -101,7 +104,7 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
 
 
 def read_records(key: str, path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield every row of a parquet, jsonl or json file (one list of objects) as a mapping of all its columns.
+    """Yield every row of a parquet, jsonl, json (one list of objects), csv or tsv file as a mapping of all its columns.
 
     Args:
         key: the config key that names the file, for the message.
@@ -123,6 +126,8 @@ def read_records(key: str, path: Path, columns: list[str] | None = None) -> Iter
                 raise _invalid_utf8(key, path, f"a row after row {row}", error) from error
     elif name.endswith(".json"):
         yield from _read_json(key, path)
+    elif name.endswith(TABLE_SUFFIXES):
+        yield from _read_table(key, path)
     else:
         yield from (record for _, record in _json_lines(key, path))
 
@@ -139,6 +144,25 @@ def _read_json(key: str, path: Path) -> list[dict[str, Any]]:
         f"{key}={path}: must be one list of JSON objects.",
     )
     return list(content)
+
+
+def _read_table(key: str, path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a csv or tsv file under the names in its first line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _invalid_utf8(key, path, f"byte {error.start}", error) from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    try:
+        for row in reader:
+            ensure(
+                None not in row and None not in row.values(),
+                f"{key}={path}: line {reader.line_num} has another number of cells than the first line. Quote texts "
+                "that hold the separator.",
+            )
+            yield row
+    except csv.Error as error:
+        raise InputError(f"{key}={path}: line {reader.line_num} is not csv ({error}).") from error
 
 
 def _open_bytes(path: Path) -> IO[bytes]:

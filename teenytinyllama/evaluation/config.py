@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..checks import ensure
-from ..emissions import grid_intensity
+from ..grid import GridSettings
+from ..meter import check_energy
 from .suites import LANGUAGE_MODELING, SUITE_CHOICES
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(GridSettings):
     """`ttl evaluate MODEL`: what is measured, on which data, of which model."""
 
     model_name_or_path: str = field(
@@ -56,9 +57,6 @@ class EvaluateConfig:
     output_dir: str | None = field(
         default=None, metadata={"help": "folder for the results; default `evaluation` in the model's folder"}
     )
-    country_iso_code: str = field(
-        default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
-    )
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense, before anything is loaded.
@@ -84,7 +82,7 @@ class EvaluateConfig:
             not (self.checkpoints and self.revision),
             f"checkpoints, revision={self.revision}: give one of the two.",
         )
-        grid_intensity(self.country_iso_code)
+        check_energy(self)
 
     @property
     def wants_language_modeling(self) -> bool:

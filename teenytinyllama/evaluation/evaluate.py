@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure, ensure_packages
-from ..ledger import StageMeter
 from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
+from ..recorder import StageMeter
 from .cloze import make_cloze, write_cloze
 from .config import EvaluateConfig
 from .local_data import CLOZE, MissingDataError, TaskRows
@@ -76,7 +76,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     )
     work = _Work(config, folder, stops, tasks, language, cloze_file)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    with StageMeter(folder, config.country_iso_code) as energy:
+    with StageMeter(folder, config) as energy:
         for number, stop in enumerate(stops):
             if number:
                 del model

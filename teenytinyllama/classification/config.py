@@ -1,0 +1,148 @@
+"""What `ttl classify` is asked."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..checks import ensure
+from ..grid import GridSettings
+from .tasks import LOCAL, find_task
+
+SPLITS = ("train", "validation", "test")
+CHOSEN_ON_TEST = "test_as_in_the_paper"
+
+
+@dataclass
+class ClassifyConfig(GridSettings):
+    """`ttl classify TASK MODEL`: which task, which model, how it is fine-tuned and how often."""
+
+    task: str = field(metadata={"help": "imdb_pt, faquad_nli, hatebr, assin2, agnews_pt, sib200, or local (own files)"})
+    model_name_or_path: str = field(metadata={"help": "base model: a folder or a Hub id; a decoder or an encoder"})
+    model_revision: str | None = field(default=None, metadata={"help": "branch or commit of the model"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "folder of the results; default: outputs/classify/TASK/MODEL"}
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder with the rows instead of the Hub: files named train…, validation… (or dev…), test…"},
+    )
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "files to train on instead of the Hub's: parquet, jsonl, json, csv, tsv"}
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "files to choose the epoch on; default: cut from the training rows"}
+    )
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "files to score; default: cut from the training rows"}
+    )
+    dataset_revision: str | None = field(
+        default=None,
+        metadata={"help": "commit of the Hub dataset's parquet copy; default: the newest, which is recorded"},
+    )
+    text_column: list[str] | None = field(
+        default=None, metadata={"help": "column of the text; several are joined by an empty line; default: the task's"}
+    )
+    pair_column: str | None = field(default=None, metadata={"help": "column of the second text; default: the task's"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the label; default: the task's"})
+    seeds: int = field(default=3, metadata={"help": "how many fine-tunings, with seed, seed + 1, …"})
+    seed: int = field(default=42, metadata={"help": "of the first: decides the new head and the order of the rows"})
+    select: Literal["validation", "test_as_in_the_paper"] = field(
+        default="validation",
+        metadata={
+            "help": "what chooses the epoch that is scored; test_as_in_the_paper reports the best of all epochs on the "
+            "test set as well, under a name that says so, because it flatters"
+        },
+    )
+    random_init: bool = field(
+        default=False,
+        metadata={"help": "untrained weights of the same shape: what fine-tuning reaches without a model"},
+    )
+    # The paper's hyper-parameters (model cards of TeenyTinyLlama-160m-HateBR and others).
+    num_train_epochs: int = field(default=3, metadata={"help": "passes over the training rows; each is evaluated"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "rows computed at once"})
+    gradient_accumulation_steps: int = field(
+        default=1, metadata={"help": "micro-batches a step, when 16 rows do not fit: --per_device_train_batch_size 4"}
+    )
+    learning_rate: float = field(default=4e-5, metadata={"help": "at the beginning; falls linearly to zero"})
+    warmup_steps: float = field(default=0, metadata={"help": "steps in which the rate rises; below 1 a share"})
+    weight_decay: float = field(default=0.01, metadata={"help": "of all weights but norms and biases"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens a row is cut to; default: the paper's, at most the model's context"}
+    )
+    end_token: bool | None = field(
+        default=None,
+        metadata={"help": "whether a decoder's rows end with the end token; default: pairs do and texts do not, as in "
+                          "the paper"},
+    )  # fmt: skip
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "train on so many rows, the same share of each label; default: on all"}
+    )
+    group_by_length: bool = field(
+        default=True, metadata={"help": "put rows of similar length together, which saves padding; the paper does not"}
+    )
+    baseline: Literal["tfidf", "none"] = field(
+        default="tfidf", metadata={"help": "also score word counts (TF-IDF) with logistic regression on the same rows"}
+    )
+    save_model: bool = field(default=False, metadata={"help": "keep the classifier of the first seed in model/"})
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            InputError: an unknown task, files that are missing or too many, or a figure out of range.
+        """
+        task = find_task(self.task)
+        ensure(self.model_name_or_path, "model_name_or_path: missing. Write `ttl classify TASK MODEL`.")
+        for name, least in (("seeds", 1), ("num_train_epochs", 1), ("per_device_train_batch_size", 1),
+                            ("gradient_accumulation_steps", 1), ("max_length", 8), ("max_train_rows", 2)):  # fmt: skip
+            value = getattr(self, name)
+            ensure(value is None or value >= least, f"{name}={value}: must be {least} or more.")
+        ensure(0 < self.learning_rate < 1, f"learning_rate={self.learning_rate}: must lie between 0 and 1.")
+        for name in ("weight_decay", "warmup_steps"):
+            ensure(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: must be 0 or more.")
+        ensure(
+            not (self.data_dir and self.local_files),
+            f"data_dir={self.data_dir}: cannot stand beside files of single splits. Give the folder or the files.",
+        )
+        ensure(
+            self.data_dir or not self.local_files or "train" in self.local_files,
+            f"{next(iter(self.local_files), '')}_file: needs a train_file beside it; the Hub's rows would be others.",
+        )
+        ensure(
+            self.is_local or task.name != LOCAL,
+            f"task={LOCAL}: needs --train_file (and best --test_file), or --data_dir.",
+        )
+        ensure(
+            not (self.is_local and self.dataset_revision),
+            f"dataset_revision={self.dataset_revision}: only a Hub dataset has revisions. Leave it out.",
+        )
+        if not self.output_dir:
+            model = Path(self.model_name_or_path).name or "model"
+            self.output_dir = f"outputs/classify/{self.task}/{model}{'-random' if self.random_init else ''}"
+
+    @property
+    def local_files(self) -> dict[str, list[str]]:
+        """Return the files given for each split."""
+        files = {split: getattr(self, f"{split}_file") for split in SPLITS}
+        return {split: names for split, names in files.items() if names}
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the rows come from files here."""
+        return bool(self.data_dir or self.local_files)
+
+
+def positional_keys(argv: list[str]) -> list[str]:
+    """Return a command line with its leading TASK MODEL, if it has them, written as keys.
+
+    Raises:
+        InputError: one of the two alone, or more.
+    """
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    ensure(
+        len(words) in (0, 2),
+        f"{' '.join(words)}: write `ttl classify TASK MODEL`, a task and a model, or give both in --config.",
+    )
+    keys = [f"--task={words[0]}", f"--model_name_or_path={words[1]}"] if words else []
+    return [*keys, *argv[len(words) :]]
