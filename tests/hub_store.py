@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from hub_files import FileEntry, entry_of, git_attributes, git_oid
 
@@ -227,7 +228,7 @@ def _read_by_hand(kind: str, id: str, folder: Path) -> Repository:
         date = FIRST_DATE.strftime("%Y-%m-%dT%H:%M:%S.000Z")
         repository.commits[oid] = Commit(oid, [], "written by hand", "", repository.owner, date, revision.name, files)
         if not is_commit:
-            repository.branches[revision.name] = oid
+            repository.branches[unquote(revision.name)] = oid  # a slash in a branch's name is %2F in the folder's
     return repository
 
 

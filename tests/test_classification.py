@@ -440,7 +440,7 @@ except InputError as error:
         return json.loads(done.stdout)
 
     with HubServer(tmp_path / "hub") as server:
-        commit = server.commit("Davlan/sib200", "refs%2Fconvert%2Fparquet", "dataset")
+        commit = server.commit("Davlan/sib200", "refs/convert/parquet", "dataset")
         texts = {split: f"por_Latn {split}" for split in ("train", "validation", "test")}
         assert read("sib200") == [commit, texts, "Davlan/sib200"]
         assert "has several configurations (a, b)" in read("hatebr")
