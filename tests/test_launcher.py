@@ -53,6 +53,7 @@ def recipes(tmp_path: Path) -> Path:
 @pytest.fixture
 def set_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return a function that sets how many GPUs the launcher finds."""
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)  # a stage that ran in this process may have set it
     return lambda count: monkeypatch.setattr(launcher, "visible_gpus", lambda: count)
 
 

@@ -118,7 +118,7 @@ def test_a_small_need_is_not_tried_and_zero_3_never(values: dict[str, Any], monk
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 2)
     assert config.micro_batch_reason == "as configured"
     monkeypatch.setattr(micro_batch_module, "SURE_SHARE", 0.0)
-    monkeypatch.setattr(micro_batch_module, "_zero_stage", lambda config: 3)
+    monkeypatch.setattr(micro_batch_module, "zero_stage_of", lambda config: 3)
     assert settled(values).per_device_train_batch_size == 8
 
 
