@@ -233,6 +233,10 @@ def test_random_weights_need_none_and_differ(llama: str, tmp_path: Path) -> None
     first, second = (build_classifier(learnt, seed) for seed in (1, 2))
     assert torch.equal(first.model.embed_tokens.weight, second.model.embed_tokens.weight)
     assert not torch.equal(first.score.weight, second.score.weight)
+    published = dict(LlamaForCausalLM.from_pretrained(llama).named_parameters())
+    body = {name: weight for name, weight in first.named_parameters() if name != "score.weight"}
+    assert all(torch.equal(weight, published[name]) for name, weight in body.items())
+    assert set(published) - set(body) == {"lm_head.weight"}
     assert base.identity != learnt.identity
     config_alone = tmp_path / "config"
     load_tokenizer("tokenizer", llama).save_pretrained(config_alone)
