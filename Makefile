@@ -13,7 +13,7 @@ demo: install
 	$(BIN)/ttl demo
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not slow and not install"
+	$(BIN)/python -m pytest -m "not slow and not install" --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-all: install-dev
 	$(BIN)/python -m pytest

@@ -2,19 +2,25 @@
 
 python recipes/evaluate.py --config recipes/configs/160m/evaluate.yaml
 (the same as `ttl evaluate outputs/160m/base --config …`; every key of the YAML can be overridden: --suite leaderboard)
+Several GPUs share the questions: accelerate launch --config_file recipes/accelerate/ddp.yaml recipes/evaluate.py …
 """
 
 import sys
 
 from teenytinyllama.arguments import parse
-from teenytinyllama.checks import run_main
+from teenytinyllama.checks import is_main_process, run_main
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import TABLE_NAME, evaluate_model
+from teenytinyllama.training.ranks import prepare_rank
 
 
 def main() -> None:
+    """Run one rank; rank 0 prints the table."""
+    prepare_rank()
     folder = evaluate_model(parse(EvaluateConfig, sys.argv[1:]))
-    print((folder / TABLE_NAME).read_text(encoding="utf-8"))
+    if is_main_process():
+        print((folder / TABLE_NAME).read_text(encoding="utf-8"))
+        print(folder)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,9 @@ def run_main(main: Callable[[], int | None]) -> int:
     """
     try:
         return main() or EXIT_DONE
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `ttl VERB --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's last flush goes nowhere
+        return EXIT_FAILED
     except InputError as error:
         if is_main_process():
             print(f"error: {error}", file=sys.stderr)

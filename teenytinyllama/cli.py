@@ -259,7 +259,7 @@ def merge(argv: list[str]) -> None:
         len(argv) == 2 and not any(word.startswith("--") for word in argv),
         "ttl merge: takes two arguments, the adapter and the folder for the whole model.",
     )
-    from .published import merge_adapter
+    from .adapters import merge_adapter
 
     print(merge_adapter(argv[0], Path(argv[1]), base_model))
 
@@ -285,16 +285,26 @@ def app(argv: list[str]) -> int:
     return run_app(argv[0], parse(AppConfig, argv[1:]))
 
 
-def evaluate(argv: list[str]) -> None:
+def evaluate(argv: list[str]) -> int:
     """Measure a model: MODEL [--suite lm|paper|leaderboard|signal|all] [--tasks …] [--data_dir DIR] [--checkpoints]."""
+    argv, accelerate_file, num_processes = _take_ranks(argv)
     from .arguments import parse
     from .evaluation.config import EvaluateConfig
-    from .evaluation.evaluate import TABLE_NAME, evaluate_model
+    from .launcher import launch, plan_ranks
+    from .manifest import command_line
 
     words = argv if not argv or argv[0].startswith("--") else ["--model_name_or_path", *argv]
-    folder = evaluate_model(parse(EvaluateConfig, words))
+    config = parse(EvaluateConfig, words)
+    script = recipes_folder() / "evaluate.py"
+    if plan_ranks(script, words, accelerate_file, num_processes).num_processes > 1:
+        os.environ.setdefault("TTL_COMMAND", command_line())
+        return launch(script, words, accelerate_file, num_processes)
+    from .evaluation.evaluate import TABLE_NAME, evaluate_model
+
+    folder = evaluate_model(config)
     print((folder / TABLE_NAME).read_text(encoding="utf-8"))
     print(folder)
+    return EXIT_DONE
 
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {

@@ -179,8 +179,8 @@ def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: st
     print(f"Reloaded as {class_name} without this package: {continuation}\n")
     print(
         f"{training['tokens']:,} tokens in {training['steps']} steps, {training['tokens_per_second']:,.0f} tokens/s, "
+        f"{training['peak_memory_gb']:.1f} GB of memory in the training process\n"
     )
-    print(f"{training['peak_memory_gb']:.1f} GB of memory in the training process\n")
     print(f"model     {run}   (from_pretrained loads it)")
     print(f"card      {run}/README.md\nplot      {run}/loss.png")
     print(f"metrics   {run}/metrics.jsonl\nenergy    {run}/emissions.csv")

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,12 @@ def test_tokenizer_and_pack_from_the_command_line(
     (tmp_path / "mine" / "a.txt").write_text("x")
     assert main(["tokenizer", "--inputs", str(corpus_folder), "--output_dir", str(tmp_path / "mine")]) == EXIT_BAD_INPUT
     assert "is not empty (a.txt)" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """As in `ttl pretrain --help | head -1`: no traceback."""
+    command = f"{sys.executable} -m teenytinyllama plan --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=REPOSITORY,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"})  # fmt: skip
+    assert done.stdout.startswith("ttl plan: ")
+    assert done.stderr == ""

@@ -34,6 +34,8 @@ from lm_eval.api.model import LM
 
 from teenytinyllama.evaluation.harness import HarnessModel, run_task
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -143,6 +145,32 @@ def test_batch_size_does_not_move_a_score(everything: Path, loaded: tuple[Any, A
         for batch_size in (1, 3):
             outcome = run_task(HarnessModel(*loaded, batch_size), TASKS[name], str(data_dir), limit=8)
             assert outcome.values[TASKS[name].metric] == pytest.approx(scores[name], abs=1e-6), (name, batch_size)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_two_ranks_measure_what_one_process_does(
+    everything: Path, model_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Each rank scores a share: the same scores, prompts and bits per byte, and the energy counted once."""
+    command = [sys.executable, "-m", "teenytinyllama", "evaluate", str(model_folder), "--num_processes", "2", "--suite",
+               "all", "--data_dir", str(data_dir), "--held_out", "sample", "--cloze_items", "20", "--held_out_max_tokens",
+               "2000", "--limit", "8", "--batch_size", "1", "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("## Held-out text") == 1
+    alone, shared = (read_results(folder / "results.json").scores for folder in (everything, tmp_path / "out"))
+    assert [(row.task, row.task_hash, row.num_items) for row in shared] == [
+        (row.task, row.task_hash, row.num_items) for row in alone
+    ]
+    assert [row.value for row in shared] == pytest.approx([row.value for row in alone], abs=1e-4)
+    measures = [
+        [row.value for row in read_measures(folder / "measures.json")] for folder in (everything, tmp_path / "out")
+    ]
+    assert measures[1] == pytest.approx(measures[0], rel=1e-4)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["command"].startswith("ttl evaluate ")
+    assert len(list((tmp_path / "out").glob("emissions*.csv"))) == 1
 
 
 @pytest.mark.parametrize("name", ["arc", "arc_zero", "truthfulqa", "calame"])

@@ -12,9 +12,25 @@ PACKAGE = Path(__file__).resolve().parent.parent / "teenytinyllama"
 # A part may import itself and the parts named here: imports point one way.
 BASE = {"checks", "manifest", "__init__"}
 ENERGY = {"grid", "emissions", "meter", "ledger", "recorder"}
-CORE = BASE | ENERGY | {"checkpoints", "arguments", "presets", "gpus", "hub_client", "tokenizer", "published"}
+CORE = (
+    BASE
+    | ENERGY
+    | {
+        "collectives",
+        "checkpoints",
+        "arguments",
+        "presets",
+        "gpus",
+        "hub_client",
+        "tokenizer",
+        "model_files",
+        "published",
+        "adapters",
+    }
+)
 ALLOWED = {
     "checks": set(),
+    "collectives": set(),
     "checkpoints": BASE,
     "manifest": {"checks", "__init__"},
     "hub_client": set(),
@@ -31,6 +47,8 @@ ALLOWED = {
     "ledger": BASE | {"emissions", "meter"},
     "recorder": {"grid", "emissions", "meter", "ledger", "__init__"},
     "tokenizer": BASE,
+    "model_files": BASE | {"hub_client"},
+    "adapters": CORE,
     "published": CORE,
     "chat": CORE,
     "launcher": BASE | {"supervision"},

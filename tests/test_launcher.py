@@ -416,10 +416,13 @@ def stop_callback() -> Iterator["StopCallback"]:
 
     from teenytinyllama.training.signals import StopCallback
 
+    # A job in the background of a script is started with INT ignored, and the callback gives back what was there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stop = StopCallback()
     stop.on_train_begin(SimpleNamespace(), TrainerState(), TrainerControl())
     yield stop
     stop.restore_handlers()
+    signal.signal(signal.SIGINT, before)
 
 
 def step_end(stop: "StopCallback", step: int) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
+from ..published import end_token_ids
 from ..tokenizer import encode_texts
 from .template import ConversationEncoder, Message
 
@@ -112,13 +113,7 @@ class Reply:
             streamer.text_queue.put(streamer.stop_signal)
             return
         self.ids = output[0, len(self.prompt) :].tolist()
-        self.ended = bool(self.ids) and self.ids[-1] in _end_tokens(self.model, tokenizer)
-
-
-def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    config = model.generation_config
-    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends])
+        self.ended = bool(self.ids) and self.ids[-1] in end_token_ids(self.model, tokenizer)
 
 
 class Chat:

@@ -5,17 +5,19 @@ of the evaluation, `parts/` (one file a task and model), and `run.json`, written
 """
 
 import json
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import ensure, ensure_packages
+from ..checks import ensure, ensure_packages, is_main_process
+from ..collectives import from_first, join_ranks, leave_ranks
 from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
 from ..recorder import StageMeter
-from .cloze import make_cloze, write_cloze
 from .config import EvaluateConfig
-from .local_data import CLOZE, MissingDataError, TaskRows
+from .inputs import CLOZE_NAME, find_held_out_text, make_cloze_file, tasks_with_data
+from .local_data import CLOZE, TaskRows
 from .measures import MEASURES_NAME, Measure, write_measures
 from .parts import PARTS_FOLDER, Part, make_part, part_path, read_part, rows_of, task_identity, write_part
 from .plots import PROGRESS_PLOT, SCORES_PLOT, plot_progress, plot_scores
@@ -25,11 +27,12 @@ from .tables import format_results
 from .walk import Stop, list_stops, weights_fingerprint
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .held_out_text import HeldOutText
 
-TABLE_NAME, CLOZE_NAME = "results.md", "cloze.jsonl"
+TABLE_NAME = "results.md"
 _HELD_OUT = "held_out"
 _VERSIONED = ("lm_eval", "datasets", "torch", "transformers", "tokenizers")
 
@@ -49,6 +52,8 @@ class _Work:
 def evaluate_model(config: EvaluateConfig) -> Path:
     """Measure a model, or go on where an earlier start stopped, and return the folder of the results.
 
+    Called on every rank of a launcher, each scores a share; rank 0 writes.
+
     Raises:
         InputError: an unknown task, data that does not fit, a model that cannot be read, a folder that holds something
             else, or a context that is too short. Nothing is measured then.
@@ -56,16 +61,17 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     wanted = choose_tasks(config.suite, config.tasks)
     if wanted:
         ensure_packages("eval", "lm_eval", "datasets")
-    folder = _open_folder(config)
+    device = join_ranks()
+    folder = from_first(lambda: _open_folder(config))
     stops = list_stops(config.model_name_or_path, config.revision, config.checkpoints)
     missing: dict[str, str] = {}
-    tasks = list(_with_data(list(dict.fromkeys(task for _, task in wanted)), config, missing))
-    model, tokenizer = _load(config, stops[0])
-    text = _held_out_text(config, wanted, tokenizer, missing)
+    tasks = list(tasks_with_data(list(dict.fromkeys(task for _, task in wanted)), config, missing))
+    model, tokenizer = _load(config, stops[0], device)
+    text = find_held_out_text(config, wanted, tokenizer, missing)
     folder.mkdir(parents=True, exist_ok=True)
     cloze_file = None
     if text is not None and any(task.source == CLOZE for _, task in wanted):
-        cloze_file = _make_cloze_file(config, folder, text, missing)
+        cloze_file, missing = from_first(partial(make_cloze_file, config, folder, text, missing))
         if cloze_file is not None:
             tasks.append((TASKS["ttl_cloze"], rows_of(TASKS["ttl_cloze"], config, cloze_file)))
     language = text if config.wants_language_modeling else None
@@ -76,13 +82,15 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     )
     work = _Work(config, folder, stops, tasks, language, cloze_file)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    with StageMeter(folder, config) as energy:
+    with StageMeter(folder, config) if is_main_process() else nullcontext() as energy:
         for number, stop in enumerate(stops):
             if number:
                 del model
-                model, tokenizer = _load(config, stop)
+                model, tokenizer = _load(config, stop, device)
             _measure(work, stop, model, tokenizer, energy)
-    _write_results(work, missing)
+    if is_main_process():
+        _write_results(work, missing)
+    leave_ranks()
     return folder
 
 
@@ -100,28 +108,9 @@ def _open_folder(config: EvaluateConfig) -> Path:
     return folder
 
 
-def _with_data(
-    tasks: list[BenchmarkTask], config: EvaluateConfig, missing: dict[str, str]
-) -> Iterator[tuple[BenchmarkTask, TaskRows]]:
-    """Yield the tasks whose data is there; all of it is read and checked before anything is measured."""
-    for task in tasks:
-        if task.source == CLOZE:
-            continue
-        try:
-            rows = rows_of(task, config, None)
-        except MissingDataError as error:
-            missing[task.name] = str(error)
-            continue
-        ensure(
-            len(rows.shots) >= task.shots,
-            f"tasks={task.name}: {len(rows.shots)} solved examples are there and {task.shots} are shown. Give the "
-            "whole training split.",
-        )
-        yield task, rows
-
-
-def _load(config: EvaluateConfig, stop: Stop) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    import torch
+def _load(
+    config: EvaluateConfig, stop: Stop, device: "torch.device"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     from transformers.utils import logging as transformers_logging
 
     from ..published import from_pretrained
@@ -130,55 +119,12 @@ def _load(config: EvaluateConfig, stop: Stop) -> "tuple[PreTrainedModel, PreTrai
     model, tokenizer = from_pretrained(stop.name_or_path, stop.revision, config.base_model)
     if config.precision == "float32":
         model = model.float()
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
-
-
-def _held_out_text(
-    config: EvaluateConfig,
-    wanted: list[tuple[str, BenchmarkTask]],
-    tokenizer: "PreTrainedTokenizerBase",
-    missing: dict[str, str],
-) -> "HeldOutText | None":
-    from .held_out_text import load_held_out
-
-    needs_cloze = any(task.source == CLOZE for _, task in wanted)
-    if not (needs_cloze or config.wants_language_modeling):
-        return None
-    inputs = config.held_out or _packed_of_run(Path(config.model_name_or_path).expanduser())
-    if inputs:
-        return load_held_out(inputs, tokenizer)
-    reason = "needs held-out text. Give held_out: a packed folder, or text files"
-    ensure(config.suite != LANGUAGE_MODELING, f"suite={LANGUAGE_MODELING}: {reason}.")
-    missing.update({"ttl_cloze": reason} if needs_cloze else {})
-    missing.update({LANGUAGE_MODELING: reason} if config.wants_language_modeling else {})
-    return None
-
-
-def _packed_of_run(model: Path) -> list[str]:
-    """Return the packed folder that a run's manifest names, if it is still there."""
-    for folder in (model, model.parent):
-        try:
-            packed = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["data"]["packed"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        for place in (Path(packed), folder / packed, folder.parent / packed):
-            if (place / MANIFEST_NAME).is_file():
-                return [str(place)]
-    return []
-
-
-def _make_cloze_file(config: EvaluateConfig, folder: Path, text: "HeldOutText", missing: dict[str, str]) -> Path | None:
-    items = make_cloze(text.texts, config.cloze_items)
-    if not items:
-        missing["ttl_cloze"] = "the held-out text has no sentence that ends with an ordinary word"
-        return None
-    write_cloze(folder / CLOZE_NAME, items)
-    return folder / CLOZE_NAME
+    placed: Any = model
+    return placed.to(device).eval(), tokenizer
 
 
 def _measure(
-    work: _Work, stop: Stop, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", energy: StageMeter
+    work: _Work, stop: Stop, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", energy: StageMeter | None
 ) -> None:
     model_hash = weights_fingerprint(model)
     if work.text is not None:
@@ -188,16 +134,16 @@ def _measure(
         yaml_text = "".join(path.read_text(encoding="utf-8") for path in _yaml_files(task))
         identity = task_identity(task, work.config, rows, model_hash, yaml_text)
         path = part_path(work.folder, stop, task.name)
-        part = read_part(path, identity)
-        if part is None:
+        if from_first(partial(read_part, path, identity)) is None:
             from .harness import HarnessModel, run_task
 
             harness_model = harness_model or HarnessModel(model, tokenizer, work.config.batch_size)
             cloze_file = str(work.cloze_file) if work.cloze_file else None
             outcome = run_task(harness_model, task, work.config.data_dir, cloze_file, work.config.limit)
-            part = make_part(task, outcome, rows, stop, identity, work.config.limit is not None)
-            write_part(path, part)
-        energy.tick()
+            if is_main_process():
+                write_part(path, make_part(task, outcome, rows, stop, identity, work.config.limit is not None))
+        if energy is not None:
+            energy.tick()
 
 
 def _yaml_files(task: BenchmarkTask) -> list[Path]:
@@ -214,10 +160,11 @@ def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash:
     decides = [model_hash, config.precision, *settings, text.texts, text.documents["source"].tolist()]
     identity = sha256_json(decides)
     path = part_path(work.folder, stop, _HELD_OUT)
-    if read_part(path, identity) is None:
+    if from_first(partial(read_part, path, identity)) is None:
         measures = language_modeling_measures(model, text, config.batch_size, *settings)
         measures = [replace(measure, step=stop.step, tokens=stop.tokens) for measure in measures]
-        write_part(path, Part(identity, [], [asdict(measure) for measure in measures]))
+        if is_main_process():
+            write_part(path, Part(identity, [], [asdict(measure) for measure in measures]))
 
 
 def _write_results(work: _Work, missing: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import ensure, ensure_packages
+from ..collectives import spread
 from .bootstrap import macro_f1_stderr, mean_stderr, pearson_stderr, ratio_stderr
 from .scoring import can_score, score_continuations
 from .suites import TASKS_FOLDER, BenchmarkTask
@@ -70,13 +71,17 @@ def _quiet() -> Iterator[None]:
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]
-    """The harness's own model class around a model that is loaded; it counts prompts that do not fit."""
+    """The harness's own model class around a model that is loaded.
+
+    It counts prompts that do not fit. Each rank scores a share of the requests, and the harness sees one process.
+    """
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
         """Wrap a model where it is."""
         with _quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.cut: set[int] = set()
+        self._chunk = 8 * batch_size  # requests that stay on one rank: those of a question mostly stand side by side
         self._asked: Sequence[Instance] = ()
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -109,10 +114,16 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             if len(context) + len(continuation) > self.max_length + 1:
                 self.cut.add(asked.doc_id)
         if not can_score(self.model):
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+            def ask_harness(some: list[Any]) -> list[tuple[float, bool]]:
+                return list(super(HarnessModel, self)._loglikelihood_tokens(some, *args, **kwargs))
+
+            return spread(requests, ask_harness, self._chunk)
         pairs = [(context, continuation) for _, context, continuation in requests]
         with tqdm(total=len(pairs), desc="scoring", unit=" answers", leave=False, disable=None) as bar:
-            return score_continuations(self.model, pairs, self.batch_size, bar.update)
+            return spread(
+                pairs, lambda some: score_continuations(self.model, some, self.batch_size, bar.update), self._chunk
+            )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what the model writes behind each prompt; see the harness."""
@@ -125,7 +136,11 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             )
             if len(self.tok_encode(asked.args[0])) > room:
                 self.cut.add(asked.doc_id)
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+        def write(some: list[Instance]) -> list[str]:
+            return list(super(HarnessModel, self).generate_until(some, disable_tqdm=disable_tqdm))
+
+        return spread(requests, write, self._chunk)
 
 
 def run_task(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..checks import ensure, near_name
+from ..collectives import spread
 from .bootstrap import ratio_stderr
 from .held_out import HeldOutWindows, window_nats
 from .held_out_text import HeldOutText
@@ -21,26 +22,32 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def score_windows(model: "PreTrainedModel", windows: HeldOutWindows, batch_size: int) -> NDArray[np.float64]:
-    """Return (windows, 2): summed nats and scored tokens of each window, whatever the batch size.
+    """Return (windows, 2): summed nats and scored tokens of each window, whatever the batch size and number of ranks.
 
     Args:
         model: any causal language model.
         windows: of the held-out documents.
         batch_size: windows read at once; those of one batch have about the same length.
     """
-    found = []
     with tqdm(total=len(windows), desc="held-out text", unit=" windows", leave=False, disable=None) as bar:
-        for start in range(0, len(windows), batch_size):
-            items = [windows[index] for index in range(start, min(start + batch_size, len(windows)))]
-            longest = max(len(item["input_ids"]) for item in items)
-            # Padding stands behind the text, where causal attention never looks.
-            tokens, labels = torch.zeros(len(items), longest, dtype=torch.long), torch.full((len(items), longest), -100)
-            for row, item in enumerate(items):
-                tokens[row, : len(item["input_ids"])] = torch.from_numpy(item["input_ids"])
-                labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
-            found.append(_batch_nats(model, tokens.to(model.device), labels.to(model.device)).cpu().double().numpy())
-            bar.update(len(items))
-    return np.concatenate(found)
+
+        def score(places: list[int]) -> list[NDArray[np.float64]]:
+            found = []
+            for start in range(0, len(places), batch_size):
+                items = [windows[place] for place in places[start : start + batch_size]]
+                longest = max(len(item["input_ids"]) for item in items)
+                # Padding stands behind the text, where causal attention never looks.
+                tokens = torch.zeros(len(items), longest, dtype=torch.long)
+                labels = torch.full((len(items), longest), -100)
+                for row, item in enumerate(items):
+                    tokens[row, : len(item["input_ids"])] = torch.from_numpy(item["input_ids"])
+                    labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
+                nats = _batch_nats(model, tokens.to(model.device), labels.to(model.device))
+                found += list(nats.cpu().double().numpy())
+                bar.update(len(items))
+            return found
+
+        return np.array(spread(range(len(windows)), score, chunk=batch_size))
 
 
 def _batch_nats(model: "PreTrainedModel", tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from ..checks import InputError, ensure
 from ..evaluation.results import RESULTS_NAME
 from ..manifest import MANIFEST_NAME, sha256_file, sha256_json
-from ..published import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
+from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
 from .benchmarks import eval_result_files
 from .cards import CARD_NAME, render_model_card
 from .refusals import check_repository

@@ -10,7 +10,7 @@ from ..checks import ensure
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..evaluation.results import RESULTS_NAME, Results, read_results
 from ..grid import place
-from ..published import ADAPTER_CONFIG_NAME
+from ..model_files import ADAPTER_CONFIG_NAME
 from .escaping import one_line
 from .run_files import (
     CHECKPOINTS_NAME,

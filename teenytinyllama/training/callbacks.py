@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..grid import GridSettings
 from ..ledger import Phase, ledger_path, read_starts, total_of
 from ..meter import EnergyReading
+from ..published import end_token_ids
 from ..recorder import Recorder
 from ..tokenizer import encode_texts
 from .metrics import append_jsonl, rewind_jsonl
@@ -90,13 +91,6 @@ def generate_ids(
         )
     ends = end_token_ids(model, tokenizer)
     return [_until_end(ids[longest:].tolist(), ends) for ids in output]
-
-
-def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Return the tokens that end a text, by the model's generation config or else by the tokenizer."""
-    config = model.generation_config
-    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
-    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
 def _until_end(ids: list[int], ends: set[int]) -> list[int]:

@@ -24,9 +24,9 @@ from ..checkpoints import (
     write_marker,
 )
 from ..checks import InputError, RunFailedError, ensure, free_disk_bytes
+from ..collectives import least_over_ranks
 from ..manifest import MANIFEST_NAME
 from .clock import Clock
-from .ranks import least_over_ranks
 
 ENVIRONMENT_NAME = "environment.json"
 # What `ttl` writes into a run's folder before its ranks start.

@@ -11,13 +11,14 @@ from typing import Any
 
 from ..checkpoints import complete_checkpoints
 from ..checks import InputError, RunFailedError, is_main_process
+from ..collectives import least_over_ranks
 from ..manifest import write_json
 from .batch import eval_rows, row_divisors
 from .checkpoints import ENVIRONMENT_NAME
 from .hardware import device_name
 from .memory import Computation, MemoryNeed, choose_rows, free_memory_bytes, memory_need
 from .plan import RunPlan
-from .ranks import least_over_ranks, ranks_here
+from .ranks import ranks_here
 from .trial import describe_out_of_memory, recomputes_layers, try_rows
 
 # A need of up to this share of the free memory is not tried: predictions were at most 16 % below measured peaks.

@@ -11,7 +11,6 @@ from ..supervision import SUPERVISOR_VARIABLE
 from .hardware import has_accelerator
 
 if TYPE_CHECKING:
-    import torch
     from transformers import TrainingArguments
 
 # The op that DeepSpeed's gloo backend compiles when it starts on a CPU: about a minute, and a lock file that makes
@@ -83,42 +82,3 @@ def check_ranks(arguments: "TrainingArguments") -> None:
 def ranks_here() -> int:
     """Return the number of ranks on this machine, as the launcher says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
-
-
-def least_over_ranks(value: int, device: "torch.device") -> int:
-    """Return the least of a whole number over all ranks; all of them have to call it."""
-    import torch
-    from torch import distributed
-
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return value
-    on_cpu = distributed.get_backend() in ("gloo", "mpi")  # these take tensors of the CPU only
-    least = torch.tensor(value, dtype=torch.int64, device="cpu" if on_cpu else device)
-    distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
-    return int(least.item())
-
-
-def sum_over_ranks(values: list[float], device: "torch.device") -> list[float]:
-    """Return the sums of some numbers over all ranks; all of them have to call it."""
-    import torch
-    from torch import distributed
-
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return values
-    on_cpu = distributed.get_backend() in ("gloo", "mpi")  # these take tensors of the CPU only
-    sums = torch.tensor(values, dtype=torch.float64, device="cpu" if on_cpu else device)
-    distributed.all_reduce(sums)
-    return [float(value) for value in sums.tolist()]
-
-
-def leave_ranks() -> None:
-    """Wait for the other ranks and close the connections; call it on every rank when its work is done.
-
-    A process that ends with open gloo connections can abort while the others still close theirs ("terminate called
-    without an active exception", seen under ZeRO-2), which would turn a finished training into a failed one.
-    """
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()

@@ -6,9 +6,9 @@ from typing import Any
 
 from ..checkpoints import MARKER_NAME, checkpoint_faults, complete_checkpoints, list_checkpoints, read_marker
 from ..checks import InputError, ensure, is_main_process
+from ..collectives import least_over_ranks
 from .micro_batch import zero_stage_of
 from .plan import RunPlan
-from .ranks import least_over_ranks
 
 # What a checkpoint's config.json must have in common with the model that is to go on.
 _SHAPE = (

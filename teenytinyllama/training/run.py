@@ -11,6 +11,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from ..arguments import write_yaml
 from ..checks import StoppedResumable, is_main_process
+from ..collectives import leave_ranks
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
 from ..presets import count_parameters
 from .callbacks import EnergyCallback, SampleCallback
@@ -22,7 +23,7 @@ from .memory import checkpoint_bytes
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .plan import RunPlan, what_follows
-from .ranks import check_ranks, leave_ranks
+from .ranks import check_ranks
 from .report import BannerCallback, describe_time, planned_zero_stage
 from .resume import check_plain_weights, choose_checkpoint
 from .signals import StopCallback

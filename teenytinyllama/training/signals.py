@@ -9,8 +9,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..collectives import any_rank
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +19,6 @@ logger = logging.getLogger(__name__)
 _STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 # A launcher, a terminal and a scheduler may each deliver the same signal; one that comes later is somebody insisting.
 _INSIST_SECONDS = 3.0
-
-# Collectives on these backends take tensors of the CPU only.
-_CPU_BACKENDS = ("gloo", "mpi")
 
 
 class EvaluationInterruptedError(Exception):
@@ -31,7 +29,7 @@ class StopCallback(TrainerCallback):
     """Save and stop at the end of the step in which any rank received TERM, INT or USR1.
 
     The signal may reach the ranks at different times, or one of them alone, whereas saving is collective: so the ranks
-    agree on it after every optimizer step. That is one reduction of four bytes a step, which waits for the GPU; with
+    agree on it after every optimizer step. That is one reduction of eight bytes a step, which waits for the GPU; with
     one rank there is none. After training, `stopped` says whether to leave with exit code 75. An evaluation that was
     due after that step is left out, and one that is under way is left: whoever sent the signal may not wait for it.
 
@@ -104,10 +102,4 @@ class StopCallback(TrainerCallback):
             self._received, self._received_at = signal.Signals(number), time.monotonic()
 
     def _any_rank_received(self, device: torch.device) -> bool:
-        received = self._received is not None
-        if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
-            return received
-        vote_device = torch.device("cpu") if distributed.get_backend() in _CPU_BACKENDS else device
-        vote = torch.tensor(int(received), dtype=torch.int32, device=vote_device)
-        distributed.all_reduce(vote, op=distributed.ReduceOp.MAX)
-        return bool(vote.item())
+        return any_rank(self._received is not None, device)

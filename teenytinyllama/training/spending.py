@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .ranks import sum_over_ranks
+from ..collectives import sum_over_ranks
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,8 @@ def write_answers(
     Returns:
         `questions`, and the share of the answers that the model `ended`.
     """
-    from ..training.callbacks import end_token_ids, generate_ids
+    from ..published import end_token_ids
+    from ..training.callbacks import generate_ids
 
     encoder = ConversationEncoder(tokenizer)
     places = np.unique(np.linspace(0, len(answers) - 1, min(count, len(answers))).astype(int))

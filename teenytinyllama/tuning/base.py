@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..adapters import base_fingerprint
 from ..chat.template import ConversationEncoder, install_chat_template
 from ..checks import InputError, ensure
-from ..published import base_fingerprint, from_pretrained, load_config, load_tokenizer, resize_embeddings
+from ..published import from_pretrained, load_config, load_tokenizer, resize_embeddings
 from ..tokenizer import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ class TrlTrainer(RunTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from peft import PeftModel
 
-        from ..published import write_base_record
+        from ..adapters import write_base_record
 
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         trainer: Any = self

@@ -14,7 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from teenytinyllama.training.ranks import check_ranks, leave_ranks, prepare_rank
+from teenytinyllama.collectives import leave_ranks
+from teenytinyllama.training.ranks import check_ranks, prepare_rank
 from teenytinyllama.training.signals import StopCallback
 
 ROWS_PER_STEP, STEPS, STOP_AFTER = 4, 6, 3

@@ -1,0 +1,113 @@
+"""What the ranks of a run tell each other; with one process nothing is sent."""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# Of ranks that evaluate: rank 0 may read and write for long alone, and whoever started the ranks sees that one died.
+_TIMEOUT = timedelta(hours=12)
+
+
+def num_ranks() -> int:
+    """Return the number of ranks that are connected."""
+    from torch import distributed
+
+    joined = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if joined else 1
+
+
+def join_ranks() -> "torch.device":
+    """Connect with the other ranks, if a launcher started any, and return the device that this one works on.
+
+    For work without a Trainer, which connects them itself.
+    """
+    import torch
+    from torch import distributed
+
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
+    return torch.device("cuda" if has_gpu else "cpu")
+
+
+def leave_ranks() -> None:
+    """Wait for the other ranks and close the connections; call it on every rank when its work is done.
+
+    A process that ends with open gloo connections can abort while the others still close theirs ("terminate called
+    without an active exception", seen under ZeRO-2), which would turn a finished training into a failed one.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def least_over_ranks(value: int, device: "torch.device") -> int:
+    """Return the least of a whole number over all ranks; all of them have to call it."""
+    return int(_over_ranks([value], device, "MIN")[0])
+
+
+def sum_over_ranks(values: list[float], device: "torch.device") -> list[float]:
+    """Return the sums of some numbers over all ranks; all of them have to call it."""
+    return _over_ranks(values, device, "SUM")
+
+
+def any_rank(here: bool, device: "torch.device") -> bool:
+    """Return whether something is so on any rank; all of them have to call it."""
+    return bool(_over_ranks([int(here)], device, "MAX")[0])
+
+
+def _over_ranks(values: list[Any], device: "torch.device", how: str) -> list[Any]:
+    """Reduce whole numbers or floats, kept as they are, over all ranks."""
+    import torch
+    from torch import distributed
+
+    if num_ranks() == 1:
+        return values
+    on_cpu = distributed.get_backend() in ("gloo", "mpi")  # these take tensors of the CPU only
+    whole = all(isinstance(value, int) for value in values)
+    reduced = torch.tensor(values, dtype=torch.int64 if whole else torch.float64, device="cpu" if on_cpu else device)
+    distributed.all_reduce(reduced, op=getattr(distributed.ReduceOp, how))
+    return list(reduced.tolist())
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """Return on every rank what rank 0 makes: what lies in a file may change between the looks of two ranks."""
+    from torch import distributed
+
+    if num_ranks() == 1:
+        return make()
+    made = [make() if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(made, src=0)
+    return made[0]
+
+
+def spread(items: Sequence[Any], score: Callable[[list[Any]], Sequence[Any]], chunk: int) -> list[Any]:
+    """Return `score(items)`, one result an item and in their order, of which each rank makes a share.
+
+    Args:
+        items: the same on every rank.
+        score: of some of them; a result does not depend on which others are scored with it.
+        chunk: items that stay together; the ranks take chunks in turn, so that long and short ones are dealt evenly.
+    """
+    from torch import distributed
+
+    count = num_ranks()
+    if count == 1:
+        return list(score(list(items)))
+    shares = [[place for place in range(len(items)) if place // chunk % count == rank] for rank in range(count)]
+    mine = shares[distributed.get_rank()]
+    gathered: list[Any] = [None] * count
+    distributed.all_gather_object(gathered, list(score([items[place] for place in mine])) if mine else [])
+    results: list[Any] = [None] * len(items)
+    for share, made in zip(shares, gathered, strict=True):
+        for place, result in zip(share, made, strict=True):
+            results[place] = result
+    return results
