@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -115,6 +116,18 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 def finished(tmp_path_factory: pytest.TempPathFactory, llama: str, toy: str) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     return classify(make_config(llama, toy, folder, baseline="tfidf", select="test_as_in_the_paper", save_model=True))
+
+
+def test_the_scores_of_a_run_lie_where_its_card_looks(llama: str, toy: str, tmp_path: Path) -> None:
+    run = tmp_path / "base"
+    shutil.copytree(llama, run)
+    (run / "run.json").write_text("{}")
+    one = {"seeds": 1, "num_train_epochs": 1}
+    classify(make_config(str(run), toy, tmp_path / "random", random_init=True, **one))
+    classify(make_config(str(run), toy, tmp_path / "part", max_train_rows=16, **one))
+    assert not (run / "results.json").exists()  # neither is what the whole training set makes of this model
+    classify(make_config(str(run), toy, tmp_path / "whole", **one))
+    assert read_results(run / "results.json").scores == read_results(tmp_path / "whole" / "results.json").scores
 
 
 def test_a_decoder_learns_a_separable_task(finished: Path, llama: str) -> None:

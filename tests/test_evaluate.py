@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from benchmark_rows import all_rows, write_rows
+from hub_server import HubServer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import cli
@@ -317,6 +320,59 @@ def test_missing_data_is_reported_and_the_rest_is_measured(model_folder: Path, t
     with pytest.raises(InputError, match=r"nothing can be measured\. ttl_calame: .*holds no calame_pt"):
         evaluate(model_folder, tmp_path / "none", tasks=["calame"], data_dir=str(data))
     assert not (tmp_path / "none").exists() or not list((tmp_path / "none").iterdir())
+
+
+FROM_THE_HUB = """
+import sys
+from teenytinyllama.evaluation.local_data import MissingDataError, load_rows
+for name in sys.argv[1:]:
+    try:
+        rows = load_rows(name, None)
+        print(name, len(rows.test), len(rows.shots), rows.origin.revision, rows.origin.config, rows.test[0].get("last_word"))
+    except MissingDataError as error:
+        print(name, error)
+"""
+
+
+def test_datasets_are_read_from_the_hub_at_a_commit_and_then_without_it(tmp_path: Path) -> None:
+    """The Hub's parquet copy of a dataset whose own branch is a script, a plain file, and what is not there."""
+    rows = all_rows()
+    script = tmp_path / "hub" / "datasets" / "alexandrainst" / "m_arc"
+    (script / "main").mkdir(parents=True)
+    (script / "main" / "m_arc.py").write_text("raise SystemExit('a script was run')")
+    for split in ("test", "train"):
+        for config in ("pt", "es"):
+            folder = script / "refs%2Fconvert%2Fparquet" / config / split
+            folder.mkdir(parents=True)
+            table = pyarrow.Table.from_pylist(rows[f"arc_pt_{split}"][: None if config == "pt" else 1])
+            pyarrow.parquet.write_table(table, folder / "0000.parquet")
+    plain = tmp_path / "hub" / "datasets" / "NOVA-vision-language" / "calame-pt" / "main"
+    plain.mkdir(parents=True)
+    (plain / "calamept_all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows["calame_pt"]))
+    for config in ("a", "b"):
+        folder = tmp_path / "hub/datasets/TucanoBR/lambada-pt/refs%2Fconvert%2Fparquet" / config / "train"
+        folder.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows["lambada_pt"]), folder / "0000.parquet")
+
+    def read(*names: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", FROM_THE_HUB, *names], capture_output=True, text=True, check=False,
+            env={**server.environment(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY), **environment},
+        )  # fmt: skip
+
+    with HubServer(tmp_path / "hub") as server:
+        commit = server.commit("alexandrainst/m_arc", "refs/convert/parquet", "dataset")
+        online = read("arc", "calame", "hellaswag")
+        assert online.returncode == 0, online.stderr
+        arc, calame, missing = online.stdout.splitlines()
+        assert arc == f"arc 12 30 {commit} pt None"
+        assert calame == f"calame 12 0 {server.commit('NOVA-vision-language/calame-pt', 'main', 'dataset')} None ali"
+        assert missing.startswith("hellaswag the dataset alexandrainst/m_hellaswag cannot be had from the Hub: 401")
+        assert "has several configurations (a, b)" in read("lambada").stderr
+        server.fail("")  # whatever is asked for now would fail
+        offline = read("arc", "calame", "hellaswag", HF_HUB_OFFLINE="1")
+        assert offline.stdout.splitlines()[:2] == [arc, calame]
+        assert "cannot be had from the Hub: " in offline.stdout.splitlines()[2]
 
 
 def test_without_the_network_the_hub_is_reported_as_missing() -> None:

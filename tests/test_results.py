@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from teenytinyllama.checks import InputError, MissingFileError
-from teenytinyllama.evaluation.results import Results, Score, is_trivial, read_results, write_results
+from teenytinyllama.evaluation.results import (
+    FINE_TUNED_SUITE,
+    Results,
+    Score,
+    is_trivial,
+    merge_results,
+    read_results,
+    write_results,
+)
+from teenytinyllama.publishing.benchmarks import benchmark_tables, eval_result_files_of, model_index_of_results
 
 ENEM = Score(
     task="enem_challenge", suite="Portuguese exams", name="ENEM", metric="acc", metric_name="accuracy", value=0.1924,
@@ -34,6 +43,26 @@ def test_what_is_written_is_read(tmp_path: Path):
     bare = Score(task="calame", suite="s", name="n", metric="acc", metric_name="accuracy", value=1)
     write_results(path, replace(RESULTS, scores=(ENEM, bare)))
     assert read_results(path).scores[1] == bare
+
+
+def test_classifiers_stand_beside_the_model_and_are_not_its_own_scores(tmp_path: Path):
+    path = tmp_path / "results.json"
+    tuned = replace(ENEM, task="hatebr", suite=FINE_TUNED_SUITE, metric="accuracy", value=0.9)
+    others = [replace(tuned, task="sib200"), replace(tuned, task="hatebr", value=0.8), replace(ENEM, value=0.25)]
+    for command, score in zip(("classify a", "classify b", "classify a", "evaluate"), (tuned, *others), strict=True):
+        merge_results(path, replace(RESULTS, command=command, scores=(score,)))
+    merged = read_results(path)
+    assert [(row.task, row.value) for row in merged.scores] == [
+        ("sib200", 0.9),
+        ("hatebr", 0.8),
+        ("enem_challenge", 0.25),
+    ]
+    assert merged.command == "classify a; classify b; evaluate"
+    merge_results(path, RESULTS)  # measured again: the old score of the model goes, those of the classifiers stay
+    assert [row.value for row in read_results(path).scores] == [0.9, 0.8, 0.1924]
+    assert {table["suite"] for table in benchmark_tables(merged)} == {FINE_TUNED_SUITE, "Portuguese exams"}
+    assert [entry.metric_value for entry in model_index_of_results(merged)] == [25.0]
+    assert len(eval_result_files_of(merged)) == 1
 
 
 def test_keys_with_a_default_may_be_left_out(tmp_path: Path):

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..emissions import EmissionsTotal
-from ..evaluation.results import Results, Score
+from ..evaluation.results import FINE_TUNED_SUITE, Results, Score
 from .config import CHOSEN_ON_TEST, ClassifyConfig
 from .scoring import METRICS, Summary, item_error, majority_scores, summarise
 from .tasks import PAPER
@@ -12,7 +12,6 @@ from .tasks import PAPER
 if TYPE_CHECKING:
     from .run import ClassifyPlan
 
-SUITE = "downstream fine-tuning"
 ON_TEST = "best_epoch_on_test"
 _ON_TEST_NAME = "best epoch chosen on test, as in the paper"
 _BASELINE = "tfidf"
@@ -52,7 +51,7 @@ def make_results(
     scores = [
         Score(
             task=task.name,
-            suite=SUITE,
+            suite=FINE_TUNED_SUITE,
             name=task.title,
             metric=name,
             metric_name=metric_title(name),

@@ -8,8 +8,16 @@ from typing import Any
 from ..arguments import write_yaml
 from ..checks import InputError, ensure_packages
 from ..emissions import EMISSIONS_NAME, read_emissions
-from ..evaluation.results import RESULTS_NAME, write_results
-from ..manifest import command_line, package_commit, sha256_json, versions, write_json, write_manifest
+from ..evaluation.results import RESULTS_NAME, merge_results, write_results
+from ..manifest import (
+    MANIFEST_NAME,
+    command_line,
+    package_commit,
+    sha256_json,
+    versions,
+    write_json,
+    write_manifest,
+)
 from ..meter import check_energy
 from ..recorder import StageMeter
 from ..training.checkpoints import ENVIRONMENT_NAME, check_run_folder, lock_run_folder
@@ -155,7 +163,11 @@ def _finish(
     energy = read_emissions(folder / EMISSIONS_NAME)
     table = render_table(config, plan, found, records, energy)
     (folder / TABLE_NAME).write_text(table, encoding="utf-8")
-    write_results(folder / RESULTS_NAME, make_results(config, plan, found, command_line(), versions(_VERSIONED)))
+    results = make_results(config, plan, found, command_line(), versions(_VERSIONED))
+    write_results(folder / RESULTS_NAME, results)
+    base = Path(plan.base.name).expanduser()
+    if (base / MANIFEST_NAME).is_file() and not plan.base.random_init and not plan.splits.left_out:
+        merge_results(base / RESULTS_NAME, results)  # where the card of that run looks for them
     manifest = {
         "config": {name: value for name, value in asdict(config).items() if value is not None},
         "data": describe_data(plan),

@@ -21,7 +21,7 @@ from .local_data import CLOZE, TaskRows
 from .measures import MEASURES_NAME, Measure, write_measures
 from .parts import PARTS_FOLDER, Part, make_part, part_path, read_part, rows_of, task_identity, write_part
 from .plots import PROGRESS_PLOT, SCORES_PLOT, plot_progress, plot_scores
-from .results import RESULTS_NAME, Results, Score, write_results
+from .results import RESULTS_NAME, Results, Score, merge_results, write_results
 from .suites import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, choose_tasks
 from .tables import format_results
 from .walk import Stop, list_stops, weights_fingerprint
@@ -182,7 +182,7 @@ def _write_results(work: _Work, missing: dict[str, str]) -> None:
         plot_progress(over_steps, energy, work.folder / PROGRESS_PLOT)
     model = Path(work.config.model_name_or_path).expanduser()
     if work.config.limit is None and work.config.output_dir is None and (model / MANIFEST_NAME).is_file():
-        write_results(model / RESULTS_NAME, results)  # where the run's card looks for them
+        merge_results(model / RESULTS_NAME, results)  # where the run's card looks for them
     content = {"config": asdict(work.config), "missing": missing, "num_scores": len(scores)}
     write_manifest(work.folder, "evaluate", content)
 

@@ -14,7 +14,7 @@ from .rows import Row
 from .sources import SOURCES, Column, Part, Shots, Source
 
 _SHUFFLE_SEED = 0
-_CONVERTED = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet
+_PARQUET_COPY = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet
 CLOZE = "cloze"
 
 
@@ -186,28 +186,32 @@ def _wanted(column: Column) -> str:
 
 
 def _read_hub(source: Source, part: Part) -> tuple[list[Row], Origin]:
-    """Return the rows of a Hub dataset's split; the cache does without the network."""
-    from datasets import DownloadConfig, load_dataset
+    """Return the rows of a Hub dataset's split, and the commit that they are of; the cache does without the network.
 
-    dataset_id = str(source.dataset_id)
-    unreachable: tuple[type[Exception], ...] = (
-        *hub_errors(),
-        OSError,
-        ValueError,
-    )  # datasets says so in all these ways
-    place: dict[str, Any] = {"data_files": source.files, "split": "train"} if source.files else {"split": part.split}
-    place["download_config"] = DownloadConfig(max_retries=1)
+    The parquet copy that the Hub keeps of every dataset is read, because some of them are made by a script otherwise,
+    and a script is never run.
+    """
+    from huggingface_hub import snapshot_download
+
+    pattern = source.files or f"{source.config or '*'}/{part.split}/*.parquet"
+    revision = None if source.files else _PARQUET_COPY
     try:
-        try:
-            dataset: Any = load_dataset(dataset_id, source.config, **place)
-        except RuntimeError:  # made by a script, which is never run; the Hub keeps a converted copy
-            dataset = load_dataset(dataset_id, source.config, revision=_CONVERTED, **place)
-    except unreachable as error:
+        folder = Path(
+            snapshot_download(str(source.dataset_id), repo_type="dataset", revision=revision, allow_patterns=[pattern])
+        )
+    except (*hub_errors(), OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MissingDataError(f"the dataset {dataset_id} cannot be had from the Hub: {reason}") from error
-    rows = [{**row, "row": number} for number, row in enumerate(dataset)]
-    _check_rows(f"dataset {dataset_id}, split {part.split}", rows, source.columns)
-    sums = dataset.info.download_checksums or {}
-    commits = {name.split("@", 1)[1].split("/", 1)[0] for name in sums if "@" in name}
-    revision = commits.pop() if len(commits) == 1 else None
-    return rows, Origin(part.split, dataset_id, revision, source.config)
+        raise MissingDataError(f"the dataset {source.dataset_id} cannot be had from the Hub: {reason}") from error
+    files = sorted(folder.glob(pattern))
+    place = f"dataset {source.dataset_id}, commit {folder.name}"
+    if not files:
+        raise MissingDataError(f"{place}: holds no file {pattern}")
+    ensure(
+        len({file.parent for file in files}) == 1,
+        f"{place}: has several configurations ({', '.join(sorted({file.parts[-3] for file in files}))}). Download the "
+        "right one and give it with data_dir.",
+    )
+    records = [row for file in files for row in read_records("dataset", file)]
+    rows = [{**row, "row": number} for number, row in enumerate(records)]
+    _check_rows(f"{place}, split {part.split}", rows, source.columns)
+    return rows, Origin(part.split, source.dataset_id, folder.name, source.config)

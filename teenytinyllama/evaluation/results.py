@@ -15,6 +15,7 @@ from ..manifest import write_json
 
 RESULTS_NAME = "results.json"
 TrivialKind = Literal["constant", "majority", "length", "chance"]
+FINE_TUNED_SUITE = "downstream fine-tuning"  # scores of models that were made from this one, see `ttl classify`
 CORRELATIONS = ("pearson", "spearman", "mcc")  # metrics that can be negative
 _FIX = "Run the evaluation again, or correct the file."
 _TASK = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes the name of a file
@@ -110,6 +111,26 @@ def write_results(path: Path, results: Results) -> None:
     content = json.loads(json.dumps(asdict(results)))
     parse_results(content, path)
     write_json(path, content)
+
+
+def merge_results(path: Path, results: Results) -> None:
+    """Write scores as `write_results` does, beside those of other suites that the file holds already.
+
+    Raises:
+        InputError: see `write_results` and `read_results`.
+    """
+    if path.is_file():
+        before = read_results(path)
+        suites = {score.suite for score in results.scores}
+        if FINE_TUNED_SUITE in suites:  # of single tasks, each with a command of its own
+            measured = {(score.suite, score.task) for score in results.scores}
+            kept = [score for score in before.scores if (score.suite, score.task) not in measured]
+        else:
+            kept = [score for score in before.scores if score.suite == FINE_TUNED_SUITE]
+        if kept:
+            command = "; ".join(dict.fromkeys([*before.command.split("; "), results.command]))
+            results = Results(results.model, command, {**before.versions, **results.versions}, (*kept, *results.scores))
+    write_results(path, results)
 
 
 def read_results(path: Path) -> Results:

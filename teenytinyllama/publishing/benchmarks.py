@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..evaluation.results import RESULTS_NAME, Results, Score, is_trivial, read_results
+from ..evaluation.results import FINE_TUNED_SUITE, RESULTS_NAME, Results, Score, is_trivial, read_results
 from .escaping import one_line
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ _TEXT_GENERATION: dict[str, Any] = {"task_type": "text-generation", "task_name":
 def final_scores(results: Results) -> list[Score]:
     """Return the scores of the final model."""
     return [score for score in results.scores if score.step is None]
+
+
+def own_scores(results: Results) -> list[Score]:
+    """Return the scores of the final model itself, without those of classifiers that were made from it."""
+    return [score for score in final_scores(results) if score.suite != FINE_TUNED_SUITE]
 
 
 def benchmark_tables(results: Results) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ def percent(fraction: float) -> float:
 
 
 def model_index_of_results(results: Results) -> "list[EvalResult]":
-    """Return the final scores as entries of a card's model-index, in percent."""
+    """Return the final model's own scores as entries of a card's model-index, in percent."""
     from huggingface_hub import EvalResult
 
     return [
@@ -95,7 +100,7 @@ def model_index_of_results(results: Results) -> "list[EvalResult]":
             metric_args=None if score.stderr is None else {"stderr": percent(score.stderr)},
             **_source(score),
         )
-        for score, config in zip(final_scores(results), _configs(final_scores(results)), strict=True)
+        for score, config in zip(own_scores(results), _configs(own_scores(results)), strict=True)
     ]
 
 
@@ -161,7 +166,7 @@ def eval_result_files_of(results: Results) -> dict[str, bytes]:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files: dict[str, bytes] = {}
-    for score in final_scores(results):
+    for score in own_scores(results):
         if score.dataset_id is None:
             continue
         entry = EvalResultEntry(
