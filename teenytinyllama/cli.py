@@ -7,19 +7,12 @@ import importlib
 import itertools
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from . import __version__
 from .checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, ensure, near_name, run_main
-
-
-def recipes_folder() -> Path:
-    """Return the folder of recipes: inside the installed package, or at the top of a checkout."""
-    installed = Path(__file__).parent / "recipes"
-    return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "recipes"
+from .starting import recipes_folder, start_pretraining, start_stage
 
 
 def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
@@ -92,16 +85,6 @@ def pretrain(argv: list[str]) -> int:
     return start_pretraining(read_values(PretrainConfig, argv), accelerate_file, ranks)
 
 
-def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_processes: int | None) -> int:
-    """Check a pretraining, pack its `inputs` if there are any, and run it; see `_start`."""
-    from .training.plan import check_before_launch, pack_inputs
-    from .training.speed_test import settle_length
-
-    return _start(
-        "pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch, settle_length
-    )
-
-
 def conversations(argv: list[str]) -> None:
     """Turn instruction files into tokens with labels, to be tuned on."""
     from .arguments import parse
@@ -119,7 +102,7 @@ def sft(argv: list[str]) -> int:
     from .tuning.plan import check_before_launch, prepare_inputs
 
     values = read_values(SftConfig, argv)
-    return _start("sft.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
+    return start_stage("sft.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
 
 
 def dpo(argv: list[str]) -> int:
@@ -131,7 +114,7 @@ def dpo(argv: list[str]) -> int:
     values = read_values(DpoConfig, argv)
     from .tuning.dpo import check_before_launch, prepare_inputs
 
-    return _start("dpo.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
+    return start_stage("dpo.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
 
 
 def classify(argv: list[str]) -> None:
@@ -141,56 +124,6 @@ def classify(argv: list[str]) -> None:
     from .classification.run import classify as run_classify
 
     run_classify(parse(ClassifyConfig, positional_keys(argv)))
-
-
-def _start(
-    recipe: str,
-    values: dict[str, Any],
-    accelerate_file: str | None,
-    num_processes: int | None,
-    prepare: Callable[[dict[str, Any]], dict[str, Any]],
-    check: Callable[[dict[str, Any], int], str],
-    settle: Callable[..., dict[str, Any]] | None = None,
-) -> int:
-    """Check everything in this process, prepare the data, then start the ranks and supervise them.
-
-    With `settle`, a length that only caps tell is settled in between, by a test with the same ranks. With
-    `hub_model_id` a process beside them publishes the run; it changes neither the ranks nor the exit code.
-
-    Returns:
-        0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
-
-    Raises:
-        InputError: the config is refused; no rank was started and nothing is written.
-    """
-    from .arguments import write_yaml
-    from .launcher import launch, plan_ranks
-    from .manifest import command_line
-    from .publishing.beside import check_follower, report_follower, start_follower
-    from .training.plan import what_follows
-
-    script = recipes_folder() / recipe
-    ranks = plan_ranks(script, [], accelerate_file, num_processes)
-    publishing = check_follower(values)
-    values = prepare(values)
-    os.environ.setdefault("TTL_COMMAND", command_line())
-
-    def start(values: dict[str, Any], log: Path | None = None) -> int:
-        with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
-            config = Path(folder) / "config.yaml"
-            write_yaml(config, values)
-            return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)
-
-    if settle is not None:
-        values = settle(values, ranks.num_processes, check, start)
-    if check(values, ranks.num_processes) == "complete":
-        print(f"{values['output_dir']} is complete; {what_follows(Path(values['output_dir']))}")
-        return EXIT_DONE
-    follower = start_follower(Path(values["output_dir"]), publishing) if publishing else None
-    code = start(values)
-    if follower:
-        report_follower(follower, code)
-    return code
 
 
 def demo(argv: list[str]) -> int:

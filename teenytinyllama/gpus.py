@@ -117,6 +117,11 @@ def find_gpu(device: str) -> tuple[str, Gpu] | None:
 
     Where there are two sizes of memory, the name usually tells which (`NVIDIA A100-SXM4-40GB`); else it is the larger.
     """
-    found = [(key, gpu) for key, gpu in GPUS.items() if gpu.device in device]
+    # Whole words: an L40S is no L4. A Ti, a laptop's card or the PCIe and NVL forms of an H100 have another peak.
+    found = [
+        (key, gpu)
+        for key, gpu in GPUS.items()
+        if re.search(rf"(?<![A-Za-z0-9]){gpu.device}(?![A-Za-z0-9]|[ -](?:Ti|SUPER|D|Laptop|Max-Q|PCIe|NVL)\b)", device)
+    ]
     named = [(key, gpu) for key, gpu in found if f"{gpu.memory_gb:.0f}GB" in device]
     return next(iter(named or found), None)

@@ -61,8 +61,9 @@ ALLOWED = {
     "publishing": CORE | {"data", "evaluation", "supervision", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
+    "starting": BASE | {"arguments", "launcher", "publishing", "training"},
     "cli": CORE
-    | {"app", "chat", "classification", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing",
+    | {"starting", "app", "chat", "classification", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing",
        "training", "tuning"},
     "__main__": {"cli"},
     "__init__": {"presets", "published", "tokenizer"},

@@ -304,7 +304,9 @@ def test_one_table_of_gpus_for_reports_and_plans() -> None:
         assert peak_flops(device)[0] == GPUS[key].peak_flops
         assert get_gpu(key) == (key, GPUS[key])
     assert set(devices.values()) == set(GPUS)
-    assert find_gpu("Intel(R) Xeon(R) Processor") is None
+    for other in ("Intel(R) Xeon(R) Processor", "NVIDIA L40S", "NVIDIA T400 4GB", "NVIDIA GH200 480GB", "NVIDIA H100 PCIe",
+                  "NVIDIA H200 NVL", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4090 Laptop GPU"):  # fmt: skip
+        assert find_gpu(other) is None
     assert get_gpu("a100")[0] == "a100-80gb"
     assert get_gpu("RTX 4090")[0] == get_gpu("NVIDIA GeForce RTX 4090")[0] == "rtx4090"
     assert get_gpu("A100-40GB")[0] == "a100-40gb"

@@ -195,11 +195,12 @@ def _read_hub(source: Source, part: Part) -> tuple[list[Row], Origin]:
 
     pattern = source.files or f"{source.config or '*'}/{part.split}/*.parquet"
     revision = None if source.files else _PARQUET_COPY
+    unreachable: tuple[type[Exception], ...] = (*hub_errors(), OSError)
     try:
         folder = Path(
             snapshot_download(str(source.dataset_id), repo_type="dataset", revision=revision, allow_patterns=[pattern])
         )
-    except (*hub_errors(), OSError) as error:
+    except unreachable as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingDataError(f"the dataset {source.dataset_id} cannot be had from the Hub: {reason}") from error
     files = sorted(folder.glob(pattern))

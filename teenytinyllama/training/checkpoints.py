@@ -177,8 +177,13 @@ def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[
         hashes: of the data and the tokenizer.
     """
     values = {name: getattr(config, name) for name in names} | getattr(config, "given_shares", {})
-    values = {name: values[name] for name in names}
-    return {**{name: str(getattr(value, "value", value)) for name, value in values.items()}, **hashes}
+    return {**{name: _as_text(values[name]) for name in names}, **hashes}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, dict):  # the order in which somebody wrote its keys decides nothing
+        value = dict(sorted(value.items()))
+    return str(getattr(value, "value", value))
 
 
 def lock_run_folder(folder: Path) -> FileLock:
