@@ -37,8 +37,13 @@ def computation(arguments: Any) -> Any:
     from teenytinyllama.training.memory import Computation
 
     on_gpu = torch.cuda.is_available()
-    return Computation(precision=arguments.precision, on_gpu=on_gpu, attention=arguments.attention,
-                       checkpointing=arguments.checkpointing, chunked_loss=arguments.chunked_loss)  # fmt: skip
+    return Computation(
+        precision=arguments.precision,
+        on_gpu=on_gpu,
+        attention=arguments.attention,
+        checkpointing=arguments.checkpointing,
+        loss="chunked" if arguments.chunked_loss else "whole",
+    )
 
 
 def resident_bytes(peak: bool) -> int:
@@ -62,9 +67,9 @@ def train(arguments: Any, rows: int) -> dict[str, float]:
     if arguments.checkpointing:
         model.gradient_checkpointing_enable()
     if arguments.chunked_loss:
-        from teenytinyllama.training.loss import chunk_loss
+        from teenytinyllama.training.loss import fuse_loss
 
-        chunk_loss(model)
+        fuse_loss(model, "chunked")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     kind = torch.bfloat16 if arguments.precision == "bf16" else torch.float16
     seconds = []

@@ -27,59 +27,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import interleave, median, parser, print_table, write_results
+from bare_loop import WARM_UP_STEPS, build_model
+from common import in_child, interleave, median, parser, print_table, write_results
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4,
          "num_key_value_heads": 4}  # fmt: skip
-WARM_UP_STEPS = 5
-BARE = {"bare": (), "bare, layers": ("layers",), "bare, loss": ("loss",), "bare, both": ("layers", "loss")}
+BARE = {"bare": [], "bare, layers": ["layers"], "bare, loss": ["loss"], "bare, both": ["layers", "loss"]}
 OURS = {
     "ours, eager": ["--compile_layers", "false"],
     "ours": ["--compile_layers", "true"],
     "ancestor": ["--compile_layers", "false", "--chunked_loss", "false", "--optim", "adamw_torch"],
 }
-
-
-def build_model(tokenizer: str, context: int) -> Any:
-    """Return the model of all cases."""
-    from transformers import LlamaForCausalLM
-
-    from teenytinyllama.presets import preset_config
-    from teenytinyllama.published import load_tokenizer
-
-    config = preset_config("160m", load_tokenizer("tokenizer", tokenizer))
-    for name, value in {**SHAPE, "head_dim": 64, "max_position_embeddings": context}.items():
-        setattr(config, name, value)
-    return LlamaForCausalLM(config)
-
-
-def bare_loop(arguments: Any, with_what: list[str]) -> list[float]:
-    """Return the seconds of each step of the bare loop."""
-    import numpy as np
-    import torch
-
-    from teenytinyllama.training.loss import chunk_loss
-
-    rows = np.load(Path(arguments.packed) / "train.npy", mmap_mode="r")
-    torch.manual_seed(0)
-    model = build_model(arguments.tokenizer, rows.shape[1])
-    model.train()
-    if "layers" in with_what:
-        for layer in model.model.layers:
-            layer.compile()
-    if "loss" in with_what:
-        chunk_loss(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    seconds, start = [], time.perf_counter()
-    for step in range(arguments.steps):
-        batch = torch.from_numpy(rows[step * arguments.rows : (step + 1) * arguments.rows].astype(np.int64))
-        model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()
-    return seconds
 
 
 def plain_trainer(arguments: Any) -> list[float]:
@@ -102,7 +60,7 @@ def plain_trainer(arguments: Any) -> list[float]:
             logging_steps=10, learning_rate=1e-3, weight_decay=0.1, adam_beta2=0.95, use_cpu=True,
         )  # fmt: skip
         Trainer(
-            build_model(arguments.tokenizer, rows.shape[1]),
+            build_model("160m", SHAPE, arguments.tokenizer, rows.shape[1]),
             settings,
             CausalCollator(0),
             TrainingRows(rows, arguments.steps * arguments.rows, 0),
@@ -128,11 +86,21 @@ def ours(arguments: Any, options: list[str]) -> float:
         return median(line["tokens_per_second"] for line in lines[2:] if "loss" in line)
 
 
+def bare(arguments: Any, choices: list[str]) -> float:
+    """Return tokens/s of the bare loop in a process of its own."""
+    command = [str(Path(__file__).with_name("bare_loop.py")), "--preset", "160m", "--shape", json.dumps(SHAPE)]
+    command += ["--tokenizer", arguments.tokenizer, "--packed", arguments.packed, "--steps", str(arguments.steps)]
+    found = in_child([*command, "--rows", str(arguments.rows), "--with", *choices])
+    return float(found["tokens_per_step"] / median(found["seconds"][WARM_UP_STEPS:]))
+
+
 def measure(arguments: Any, name: str) -> float:
     """Return tokens/s of a case in a process of its own."""
     if name in OURS:
         return ours(arguments, OURS[name])
-    command = [sys.executable, __file__, "--case", name, "--tokenizer", arguments.tokenizer]
+    if name in BARE:
+        return bare(arguments, BARE[name])
+    command = [sys.executable, __file__, "--in_this_process", "--tokenizer", arguments.tokenizer]
     command += ["--packed", arguments.packed, "--steps", str(arguments.steps), "--rows", str(arguments.rows)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -148,10 +116,10 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=40)
     options.add_argument("--rows", type=int, default=4, help="rows a step")
     options.add_argument("--cases", nargs="+", default=[*BARE, "trainer", *OURS])
-    options.add_argument("--case", help=argparse_suppress())
+    options.add_argument("--in_this_process", action="store_true", help="the Trainer alone, here and now")
     arguments = options.parse_args()
-    if arguments.case:
-        run = plain_trainer(arguments) if arguments.case == "trainer" else bare_loop(arguments, BARE[arguments.case])
+    if arguments.in_this_process:
+        run = plain_trainer(arguments)
         context = json.loads((Path(arguments.packed) / "run.json").read_text())["context"]
         print(arguments.rows * context / median(run[WARM_UP_STEPS:]))
         return
@@ -166,13 +134,6 @@ def main() -> None:
         rows.append([name, speed, base and speed / base, compiled and speed / compiled])
     print_table(["case", "tokens/s", "times bare", "times bare, layers"], rows)
     write_results(arguments.json, {"tokens_per_second": speeds})
-
-
-def argparse_suppress() -> str:
-    """Return argparse's mark for an option that `--help` leaves out."""
-    import argparse
-
-    return argparse.SUPPRESS
 
 
 if __name__ == "__main__":

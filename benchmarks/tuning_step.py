@@ -19,7 +19,7 @@ from common import interleave, median, parser, seconds_of, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from teenytinyllama.training.loss import chunk_loss
+from teenytinyllama.training.loss import fuse_loss
 from teenytinyllama.tuning.rows import RowCollator
 
 VOCAB_SIZE, TEXTS_A_ROW, NOT_LEARNT = 32_000, 4, 0.1
@@ -55,7 +55,7 @@ def main() -> None:
     batch = make_batch(options.rows, options.context)
     bare, fused, chunked = make_model(), make_model(), make_model()
     add_fused_lm_head(fused, outputs=("log_probs", "entropy", "is_top1"))
-    chunk_loss(chunked)
+    fuse_loss(chunked, "chunked")
     losses: dict[str, float] = {}
 
     def layers(masked: bool) -> None:

@@ -73,9 +73,12 @@ def test_what_a_row_needs_beyond_the_layers() -> None:
     plain = activation_bytes_per_row(config, 100, Computation())
     layer = layer_bytes_per_token(config, 100, Computation())
     assert plain == 100 * (6 * layer + 12 * 64 + 12 * 32_000)
-    in_chunks = activation_bytes_per_row(config, 100, Computation(chunked_loss=True))
+    in_chunks = activation_bytes_per_row(config, 100, Computation(loss="chunked"))
     assert in_chunks == 100 * (6 * layer + max(12 * 64 + 8 * 64, 8 * 160 + 16 * 64))
-    recomputed = activation_bytes_per_row(config, 100, Computation(chunked_loss=True, checkpointing=True))
+    compiled = activation_bytes_per_row(config, 100, Computation("bf16", loss="compiled", on_gpu=True))
+    layer_16_bits = layer_bytes_per_token(config, 100, Computation("bf16"))
+    assert compiled == 100 * (6 * layer_16_bits + 10 * 64 + 4 * 32_000)
+    recomputed = activation_bytes_per_row(config, 100, Computation(loss="chunked", checkpointing=True))
     assert recomputed == in_chunks - 100 * 5 * layer + 100 * 6 * 4 * 64
     on_gpu = memory_need(config, 100, Computation(on_gpu=True))
     assert on_gpu.row_bytes == plain

@@ -1,5 +1,6 @@
 """The fast ways of computing change the time of a step and nothing else."""
 
+import functools
 import json
 import os
 import sys
@@ -17,12 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
+from teenytinyllama.training import loss as loss_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training import speed
-from teenytinyllama.training.batch import eval_rows
+from teenytinyllama.training.batch import LossKind, eval_rows
 from teenytinyllama.training.clock import Clock
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.loss import chunk_loss, chunk_options, has_chunked_loss
+from teenytinyllama.training.loss import chunk_options, fuse_loss, has_chunked_loss
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.micro_batch import settle_micro_batch
 from teenytinyllama.training.plan import plan_run
@@ -54,15 +56,26 @@ def small_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(shape)
 
 
-@needs_chunks
+@pytest.fixture(autouse=True)
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is traced and differentiated as on a GPU; only the writing of kernels is left out."""
+    compile_quickly = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(loss_module, "_compiled_nats", functools.cache(lambda: compile_quickly(
+        functools.partial(loss_module._nats, reduction="sum"))))  # fmt: skip
+
+
+both_kinds = pytest.mark.parametrize("kind", [pytest.param("chunked", marks=needs_chunks), "compiled"])
+
+
+@both_kinds
 @pytest.mark.parametrize("num_items", [None, 40])
-def test_the_chunked_loss_is_the_loss(num_items: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fused_loss_is_the_loss(kind: LossKind, num_items: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teenytinyllama.training.loss.CPU_CHUNK_BYTES", 4 * 300 * 7)  # 7 tokens a chunk
     ids = torch.randint(0, 300, (3, 12))
     labels = ids.clone()
     labels[0, :5], labels[2, -3:] = -100, -100
     models = small_model(), small_model()
-    chunk_loss(models[1])
+    fuse_loss(models[1], kind)
     outputs = [model(input_ids=ids, labels=labels, num_items_in_batch=num_items) for model in models]
     torch.testing.assert_close(outputs[1].loss, outputs[0].loss, rtol=1e-6, atol=1e-6)
     assert outputs[1].logits is None
@@ -72,24 +85,24 @@ def test_the_chunked_loss_is_the_loss(num_items: int | None, monkeypatch: pytest
         torch.testing.assert_close(right.grad, left.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@needs_chunks
-def test_evaluation_scores_rows_instead_of_making_logits() -> None:
+@both_kinds
+def test_evaluation_scores_rows_instead_of_making_logits(kind: LossKind) -> None:
     ids = torch.randint(0, 300, (3, 12))
     labels = ids.clone()
     labels[1, :6] = -100
     plain, chunked = small_model().eval(), small_model().eval()
-    chunk_loss(chunked)
+    fuse_loss(chunked, kind)
     with torch.no_grad():
         expected, found = plain(input_ids=ids, labels=labels), chunked(input_ids=ids, labels=labels)
     torch.testing.assert_close(found.logits, window_nats(expected.logits, labels), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=1e-5)
 
 
-@needs_chunks
-def test_under_autocast_the_head_computes_in_its_precision() -> None:
+@both_kinds
+def test_under_autocast_the_head_computes_in_its_precision(kind: LossKind) -> None:
     ids = torch.randint(0, 300, (2, 40))
     plain, chunked = small_model(), small_model()
-    chunk_loss(chunked)
+    fuse_loss(chunked, kind)
     with torch.autocast("cpu", torch.bfloat16):
         expected, found = plain(input_ids=ids, labels=ids).loss, chunked(input_ids=ids, labels=ids).loss
     assert found.dtype == torch.float32
@@ -98,11 +111,11 @@ def test_under_autocast_the_head_computes_in_its_precision() -> None:
     assert found.item() != exact.item(), "autocast had no effect"
 
 
-@needs_chunks
-def test_without_labels_the_model_is_as_it_was(tmp_path: Path) -> None:
+@both_kinds
+def test_without_labels_the_model_is_as_it_was(kind: LossKind, tmp_path: Path) -> None:
     ids = torch.randint(0, 300, (1, 6))
     plain, chunked = small_model().eval(), small_model().eval()
-    chunk_loss(chunked)
+    fuse_loss(chunked, kind)
     torch.testing.assert_close(chunked(ids).logits, plain(ids).logits)
     generated = [model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0) for model in (plain, chunked)]
     assert generated[0].tolist() == generated[1].tolist()
@@ -117,6 +130,33 @@ def test_chunks_fit_the_vocabulary() -> None:
     assert chunk_options("cpu", 32_000).batch_chunk_size == 500
     assert chunk_options("cpu", 10**9).batch_chunk_size == 1
     assert chunk_options("cuda", 32_000).batch_chunk_size is None  # torch chooses
+
+
+def test_on_a_gpu_the_loss_is_compiled_with_the_layers(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    otherwise = "chunked" if has_chunked_loss() else "whole"
+    assert speed.choose_loss(config(values, compile_layers=True), 1.0, 0)[0] == otherwise, "not on a CPU"
+    monkeypatch.setattr(speed, "has_accelerator", lambda: True)
+    monkeypatch.setattr(speed, "missing_compiler", lambda: "")
+    assert speed.choose_loss(config(values, compile_layers=True), 1.0, 0)[0] == "compiled"
+    assert speed.choose_loss(config(values, compile_layers=False), 1.0, 0)[0] == otherwise
+    whole = config(values, compile_layers=True, chunked_loss=False)
+    assert speed.choose_loss(whole, 1.0, 0) == ("whole", "as configured")
+    assert whole.loss_kind(plan_run(whole).model_config, 0) == "whole"
+    liger = config(values, compile_layers=True)
+    liger.use_liger_kernel = True
+    assert speed.choose_loss(liger, 1.0, 0) == ("whole", "Liger's")
+
+
+def test_a_run_is_the_same_with_the_compiled_loss(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(values, chunked_loss=False)
+    monkeypatch.setattr(speed, "choose_loss", lambda *_: ("compiled", ""))
+    compiled = run(values, output_dir=values["output_dir"] + "compiled")
+    assert losses(compiled) == pytest.approx(losses(plain), abs=2e-5)
+    scores = [
+        [r["bits_per_byte"] for r in read_jsonl(f / "metrics.jsonl") if "bits_per_byte" in r] for f in (plain, compiled)
+    ]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+    assert "loss compiled with the head" in json.loads((compiled / "run.json").read_text())["training"]["speed"]
 
 
 @needs_chunks
@@ -243,7 +283,7 @@ def test_compiling_waits_for_a_run_that_pays(values: dict[str, Any], monkeypatch
     assert speed.plan_speed(config(values, compile_layers=False), 1e14, 0).compile_layers is False
     zero3 = speed.plan_speed(config(values), 1e14, 3)
     assert not zero3.compile_layers
-    assert not zero3.chunked_loss
+    assert zero3.loss == "whole"
     monkeypatch.setattr(speed, "missing_compiler", lambda: "a C++ compiler (g++)")
     assert speed.plan_speed(config(values), 1e14, 0).reasons["compile"] == "a C++ compiler (g++) is missing"
 
@@ -278,7 +318,7 @@ def test_refusals_of_an_old_or_bare_machine(values: dict[str, Any], monkeypatch:
     monkeypatch.setattr(speed, "has_chunked_loss", lambda: False)
     with pytest.raises(InputError, match=r"chunked_loss=true: needs torch 2.13 or newer"):
         config(values, chunked_loss=True)
-    assert not speed.plan_speed(config(values), 1.0, 0).chunked_loss
+    assert speed.plan_speed(config(values), 1.0, 0).loss == "whole"
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(InputError, match=r"compile_layers=true: torch needs a C\+\+ compiler \(g\+\+\) to compile"):

@@ -88,7 +88,8 @@ def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | N
         precision=machine.precision,
         zero_stage=stage,
         world_size=machine.num_gpus,
-        chunked_loss=stage != 3,  # `training.speed`: everywhere but under ZeRO 3, with torch 2.13
+        # `training.speed.choose_loss`, for a run that is long enough to compile
+        loss="whole" if stage == 3 else "compiled" if on_gpu else "chunked",
         on_gpu=on_gpu,
     )
     need = memory_need(shape, context, how)

@@ -1,6 +1,11 @@
 """The arithmetic of batches: tokens a step into rows a rank computes at once, and accumulation."""
 
+from typing import Literal
+
 from ..checks import ensure
+
+# How the loss is made, see `loss.fuse_loss`; `whole` is with whole logits, as transformers makes it.
+LossKind = Literal["whole", "chunked", "compiled"]
 
 # Whole logits of an evaluation batch, in bytes: 16-bit ones and the float32 copy that accelerate makes of them.
 EVAL_LOGITS_BYTES = 2_000_000_000

@@ -2,16 +2,21 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
 from ..checks import ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
+from ..presets import flops_per_token
+from .batch import LossKind
 from .caps import Decision, check_caps, has_caps
 from .settings import REFUSED_KEYS, RunSettings
-from .speed import check_speed, uses_chunked_loss
+from .speed import check_speed, choose_loss
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 DEFAULT_PROMPTS = ["Era uma vez", "A capital do Brasil", "O menino abriu a porta e", "Segundo a lei,"]
 
@@ -58,7 +63,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         default=False, metadata={"help": "at a cap stop at once, also with a schedule whose decay cannot begin earlier"}
     )
     chunked_loss: bool | None = field(
-        default=None, metadata={"help": "loss without whole logits; null: where torch has it (2.13) and Liger is off"}
+        default=None,
+        metadata={
+            "help": "true: loss in chunks (torch 2.13); false: whole logits; null: on a GPU compiled "
+            "with the head where layers are compiled, else in chunks where torch has them"
+        },
     )
     compile_layers: bool | None = field(
         default=None, metadata={"help": "compile each layer with torch; null: when the run is long enough to pay"}
@@ -161,9 +170,14 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         own = {name: value for name, value in self.given_shares.items() if name not in given}
         return {**super().to_yaml_values(given), **own}
 
-    def loss_in_chunks(self, zero_stage: int) -> bool:
-        """Return whether training and evaluation make no whole logits."""
-        return uses_chunked_loss(self, zero_stage)[0]
+    def training_flops(self, model_config: "LlamaConfig") -> float:
+        """Return the FLOPs of the whole run, over all ranks."""
+        assert self.context is not None
+        return float(flops_per_token(model_config, self.context) * self.tokens_per_step * self.max_steps)
+
+    def loss_kind(self, model_config: "LlamaConfig", zero_stage: int) -> LossKind:
+        """Return how the loss is made."""
+        return choose_loss(self, self.training_flops(model_config), zero_stage)[0]
 
 
 def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..presets import Preset, count_parameters
-from .batch import CPU_CHUNK_BYTES
+from .batch import CPU_CHUNK_BYTES, LossKind
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class Computation:
         precision: fp32, bf16 or fp16.
         zero_stage: DeepSpeed's stage, 0 to 3; None without DeepSpeed.
         world_size: number of ranks.
-        chunked_loss: whether the loss is made without whole logits.
+        loss: how the loss is made.
         attention: transformers' name of the attention; `eager` keeps scores of all pairs of tokens.
         checkpointing: whether layers are computed again in the backward pass.
         on_gpu: whether tensors lie on a GPU.
@@ -84,7 +84,7 @@ class Computation:
     precision: str = "fp32"
     zero_stage: int | None = None
     world_size: int = 1
-    chunked_loss: bool = False
+    loss: LossKind = "whole"
     attention: str = "sdpa"
     checkpointing: bool = False
     on_gpu: bool = False
@@ -100,7 +100,7 @@ class Computation:
 def memory_need(config: "Preset | LlamaConfig", context: int, how: Computation) -> MemoryNeed:
     """Return what training a Llama of this shape on rows of `context` tokens needs on one rank."""
     fixed = FIXED_BYTES["gpu" if how.on_gpu else "cpu"]
-    if how.chunked_loss:  # the logits of a chunk, and the gradient of the head before it is added to the others
+    if how.loss == "chunked":  # the logits of a chunk, and the gradient of the head before it is added to the others
         fixed += CPU_CHUNK_BYTES + 4 * config.vocab_size * config.hidden_size
     row = activation_bytes_per_row(config, context, how)
     parameters = count_parameters(config)
@@ -164,8 +164,9 @@ def activation_bytes_per_row(config: "Preset | LlamaConfig", context: int, how: 
     if how.checkpointing:
         layers = config.num_hidden_layers * stream * hidden + layer
     last_norm = {"fp32": 12, "autocast": 10, "16 bits": 8}[how.kind] * hidden
-    # Whole logits: log-softmax and two gradients, in float32. In chunks: the hidden states and their gradient.
-    loss = 8 * hidden if how.chunked_loss else 12 * config.vocab_size
+    # Whole logits: log-softmax and two gradients, in float32. Compiled: the logits and their gradient, as they are
+    # computed. In chunks: the hidden states and their gradient.
+    loss = {"whole": 12 * config.vocab_size, "compiled": 2 * low * config.vocab_size, "chunked": 8 * hidden}[how.loss]
     backward = 2 * low * config.intermediate_size + 4 * stream * hidden
     return context * (layers + max(last_norm + loss, backward))
 

@@ -45,11 +45,12 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     assert config.per_device_train_batch_size is not None
     device = config.device
     zero_stage = zero_stage_of(config)
+    loss = config.loss_kind(plan.model_config, zero_stage or 0)
     how = Computation(
         precision=config.precision,
         zero_stage=zero_stage,
         world_size=config.world_size,
-        chunked_loss=config.loss_in_chunks(zero_stage or 0) or config.use_liger_kernel,
+        loss="chunked" if config.use_liger_kernel else loss,  # Liger keeps as little
         attention=config.attn_implementation,
         checkpointing=recomputes_layers(config),
         on_gpu=device.type != "cpu",
@@ -77,8 +78,7 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     config.set_micro_batch(*_shrink_until_it_fits(config, plan, need, rows, reason))
     if not config.eval_batch_given:
         rows, vocab_size = config.per_device_train_batch_size, plan.model_config.vocab_size
-        whole_logits = not config.loss_in_chunks(zero_stage or 0)
-        config.per_device_eval_batch_size = eval_rows(rows, config.longest_row, vocab_size, whole_logits)
+        config.per_device_eval_batch_size = eval_rows(rows, config.longest_row, vocab_size, loss == "whole")
 
 
 def zero_stage_of(config: Any) -> int | None:

@@ -7,7 +7,6 @@ import numpy as np
 from transformers import EvalPrediction, set_seed
 
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
-from ..presets import flops_per_token
 from .callbacks import SampleCallback
 from .config import DEFAULT_PROMPTS, PretrainConfig
 from .plan import PretrainPlan, plan_run
@@ -75,14 +74,13 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         compute_metrics=evaluation,
     )
     zero_stage = planned_zero_stage(trainer)
-    flops = flops_per_token(plan.model_config, plan.model_config.max_position_embeddings)
-    trainer.speed = plan_speed(config, flops * config.tokens_per_step * config.max_steps, zero_stage)
+    trainer.speed = plan_speed(config, config.training_flops(plan.model_config), zero_stage)
     if config.eval_strategy != "no":
         held_out = plan.packed.documents["num_tokens"]
         trainer.final_share = float(held_out.sum() / held_out[evaluation.windows.document_ids].sum())
     trainer.compiles = trainer.speed.compile_layers
     apply_speed(model, trainer.speed)
-    trainer.preprocess_logits_for_metrics = already_scored if trainer.speed.chunked_loss else window_nats
+    trainer.preprocess_logits_for_metrics = window_nats if trainer.speed.loss == "whole" else already_scored
     prompts = DEFAULT_PROMPTS if config.sample_prompts is None else config.sample_prompts
     samples = SampleCallback(plan.folder, plan.tokenizer, prompts, config.sample_new_tokens, zero_stage)
     sources = plan.packed.manifest["sources"].values()

@@ -90,7 +90,7 @@ def describe_length(config: Any, plan: RunPlan, rows: int) -> str:
 
 def describe_speed(speed: SpeedPlan, config: Any) -> str:
     """Return which ways of computing are used, and why not the others."""
-    loss = "in chunks" if speed.chunked_loss else "whole logits"
+    loss = {"chunked": "in chunks", "compiled": "compiled with the head", "whole": "whole logits"}[speed.loss]
     compiled = "each layer" if speed.compile_layers else "none"
     reasons = {name: f" ({reason})" if reason else "" for name, reason in speed.reasons.items()}
     return (

@@ -2,13 +2,16 @@
 
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..arguments import own_keys
 from ..checks import InputError, ensure
 from ..grid import GridSettings
-from .batch import derive_batch
+from .batch import LossKind, derive_batch
 from .hardware import choose_precision, has_accelerator
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 _DERIVED = "is derived from tokens_per_step and the number of ranks. Leave it out; set per_device_train_batch_size."
 REFUSED_KEYS = {
@@ -201,9 +204,9 @@ class RunSettings(GridSettings):
         assert self.context is not None
         return self.context
 
-    def loss_in_chunks(self, zero_stage: int) -> bool:
-        """Return whether training and evaluation make no whole logits."""
-        return True
+    def loss_kind(self, model_config: "LlamaConfig", zero_stage: int) -> LossKind:
+        """Return how training and evaluation make the loss."""
+        return "chunked"
 
     @property
     def frozen_share(self) -> float:

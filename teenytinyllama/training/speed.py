@@ -1,4 +1,4 @@
-"""What makes a step fast, decided once and said in the banner: chunked loss, compiled layers, attention, Liger."""
+"""What makes a step fast, decided once and said in the banner: the loss, compiled layers, attention, Liger."""
 
 import contextlib
 import functools
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
+from .batch import LossKind
 from .hardware import device_name, has_accelerator, peak_flops
-from .loss import chunk_loss, has_chunked_loss
+from .loss import fuse_loss, has_chunked_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ ATTENTION = ("sdpa", "eager", *GPU_ATTENTION)
 class SpeedPlan:
     """What is used, each with its reason for the banner."""
 
-    chunked_loss: bool
+    loss: LossKind
     compile_layers: bool
     reasons: dict[str, str]
 
@@ -105,26 +106,31 @@ def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int) -> Speed
         flops: of the training that is left to do, over all ranks.
         zero_stage: 3 holds parts of layers, which neither way of computing can see through.
     """
-    reasons = {}
-    chunked, reasons["loss"] = uses_chunked_loss(config, zero_stage)
-    if zero_stage == 3:
-        compiled, reasons["compile"] = False, _ZERO_3
-    else:
-        seconds = flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * config.world_size)
-        compiled, reasons["compile"] = compile_pays(seconds)
-        if config.compile_layers is not None:
-            compiled, reasons["compile"] = config.compile_layers, "as configured"
-    return SpeedPlan(chunked, compiled, reasons)
+    compiled, compile_reason = compiles_layers(config, flops, zero_stage)
+    loss, loss_reason = choose_loss(config, flops, zero_stage)
+    return SpeedPlan(loss, compiled, {"loss": loss_reason, "compile": compile_reason})
 
 
-def uses_chunked_loss(config: "PretrainConfig", zero_stage: int) -> tuple[bool, str]:
-    """Return whether the loss is made in chunks, and why not, or why so against the default."""
+def compiles_layers(config: "PretrainConfig", flops: float, zero_stage: int) -> tuple[bool, str]:
+    """Return whether layers are compiled, and why; arguments as for `plan_speed`."""
     if zero_stage == 3:
         return False, _ZERO_3
+    if config.compile_layers is not None:
+        return config.compile_layers, "as configured"
+    return compile_pays(flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * config.world_size))
+
+
+def choose_loss(config: "PretrainConfig", flops: float, zero_stage: int) -> tuple[LossKind, str]:
+    """Return how the loss is made, and why so where it is not the usual way; arguments as for `plan_speed`."""
+    if zero_stage == 3:
+        return "whole", _ZERO_3
     if config.chunked_loss is not None:
-        return config.chunked_loss, "as configured"
-    chunked = has_chunked_loss() and not config.use_liger_kernel
-    return chunked, "" if chunked else "Liger's" if config.use_liger_kernel else "torch older than 2.13"
+        return "chunked" if config.chunked_loss else "whole", "as configured"
+    if config.use_liger_kernel:
+        return "whole", "Liger's"
+    if has_accelerator() and compiles_layers(config, flops, zero_stage)[0]:
+        return "compiled", ""
+    return ("chunked", "") if has_chunked_loss() else ("whole", "torch older than 2.13")
 
 
 def compile_pays(seconds: float) -> tuple[bool, str]:
@@ -168,8 +174,7 @@ def apply_speed(model: "PreTrainedModel", plan: SpeedPlan) -> None:
     """Apply the plan to a fresh model, in place; its weights, their names and what is saved stay the same."""
     if model.config._attn_implementation == "sdpa":
         skip_mask(model)
-    if plan.chunked_loss:
-        chunk_loss(model)
+    fuse_loss(model, plan.loss)
     if plan.compile_layers:
         # Layer by layer: whole-model compilation with sdpa builds a dense tokens x tokens mask, so attention loses its
         # fast kernel (transformers issue 48925), and one layer compiles once for all.

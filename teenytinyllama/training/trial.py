@@ -114,7 +114,8 @@ def _build_model(config: Any, plan: RunPlan) -> Any:
 
     model = AutoModelForCausalLM.from_config(copy.deepcopy(plan.model_config)).float()
     model.set_attn_implementation(config.attn_implementation)
-    apply_speed(model, SpeedPlan(config.loss_in_chunks(0) and has_chunked_loss(), False, {}))
+    loss = config.loss_kind(plan.model_config, 0)
+    apply_speed(model, SpeedPlan("whole" if loss == "chunked" and not has_chunked_loss() else loss, False, {}))
     if config.use_liger_kernel:
         from transformers.integrations.liger import apply_liger_kernel
 

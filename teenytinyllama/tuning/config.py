@@ -3,15 +3,19 @@
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..checks import ensure, ensure_packages
 from ..data.conversations import ConversationsConfig, conversations_manifest
+from ..training.batch import LossKind
 from ..training.loss import has_chunked_loss
 from ..training.settings import REFUSED_KEYS, RunSettings
 from ..training.speed import check_attention
 from .adapters import LoraSettings
 from .rows import load_rows
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 ensure_packages("sft", "trl", "peft", "datasets")
 from trl import SFTConfig  # noqa: E402  # after the message about the extra
@@ -183,9 +187,9 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
         """Return the tokens that one row stands for in the figures of a step: without packing, the mean."""
         return self.row_tokens
 
-    def loss_in_chunks(self, zero_stage: int) -> bool:
-        """Return whether training and evaluation make no whole logits."""
-        return has_chunked_loss()
+    def loss_kind(self, model_config: "LlamaConfig", zero_stage: int) -> LossKind:
+        """Return how training and evaluation make the loss."""
+        return "chunked" if has_chunked_loss() else "whole"
 
     def _hand_over_to_trl(self, has_validation: bool) -> None:
         """TRL is given rows that are ready: it must neither mask, cut nor pack them again."""

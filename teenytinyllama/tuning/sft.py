@@ -12,7 +12,7 @@ from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
-from ..training.loss import chunk_loss, has_chunked_loss
+from ..training.loss import fuse_loss
 from ..training.plan import RunPlan
 from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
@@ -93,9 +93,8 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
         if flatten:
             model.to("cuda")  # type: ignore[arg-type]  # flash attention has no other kernels
         check_no_leaks(model, config.attn_implementation, flatten)
-    chunked = has_chunked_loss()
-    if chunked:
-        chunk_loss(model)
+    loss = config.loss_kind(plan.model_config, 0)
+    fuse_loss(model, loss)
     evaluation = AnswerEvaluation(
         HeldOutAnswers(plan.conversations, config.learns_answers, max_tokens=config.eval_max_tokens)
     )
@@ -109,7 +108,7 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
         eval_dataset=evaluation.answers if config.eval_strategy != "no" else None,
         processing_class=plan.tokenizer,
         compute_metrics=evaluation,
-        preprocess_logits_for_metrics=already_scored if chunked else window_nats,
+        preprocess_logits_for_metrics=window_nats if loss == "whole" else already_scored,
         peft_config=lora_config(config, plan.base.new_tokens),
     )
     trainer.base = record
