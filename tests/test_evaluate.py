@@ -150,6 +150,32 @@ def test_batch_size_does_not_move_a_score(everything: Path, loaded: tuple[Any, A
             assert outcome.values[TASKS[name].metric] == pytest.approx(scores[name], abs=1e-6), (name, batch_size)
 
 
+def test_the_names_of_scores_say_what_was_computed_in_less_than_float32(
+    model_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    halved = tmp_path / "halved"
+    LlamaForCausalLM.from_pretrained(model_folder).bfloat16().save_pretrained(halved)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(halved)
+    found = {}
+    for model, precision, suffix in ((model_folder, "float32", ""), (model_folder, "bfloat16", ", bfloat16"),
+                                     (model_folder, "saved", ""), (halved, "saved", ", bfloat16")):  # fmt: skip
+        # One folder: what another precision measured is measured again.
+        evaluate(
+            model, tmp_path / "out", tasks=["arc_zero", "enem"], data_dir=str(data_dir), limit=4, precision=precision
+        )
+        scores = read_results(tmp_path / "out" / "results.json").scores
+        assert [score.name for score in scores] == [
+            f"ENEM, first 4{suffix}", f"ARC-Challenge (pt), 0-shot, first 4{suffix}"
+        ]  # fmt: skip
+        bits = [row.value for row in read_measures(tmp_path / "out" / "measures.json") if "bits" in row.metric]
+        found[model.name, precision] = bits
+    exact, rounded = found[model_folder.name, "float32"], found[model_folder.name, "bfloat16"]
+    assert found[model_folder.name, "saved"] == exact
+    assert found["halved", "saved"] == rounded
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_measure_what_one_process_does(

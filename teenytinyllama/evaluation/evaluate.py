@@ -24,7 +24,7 @@ from .plots import PROGRESS_PLOT, SCORES_PLOT, plot_progress, plot_scores
 from .results import RESULTS_NAME, Results, Score, merge_results, write_results
 from .suites import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, choose_tasks
 from .tables import format_results
-from .walk import Stop, list_stops, weights_fingerprint
+from .walk import Stop, list_stops, precision_name, weights_fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +119,10 @@ def _load(
     model, tokenizer = from_pretrained(stop.name_or_path, stop.revision, config.base_model)
     if config.precision == "float32":
         model = model.float()
+    elif config.precision == "bfloat16":
+        # Not `model.bfloat16()`: it rounds the frequencies of the rotary embedding, too, which no loading does.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
     placed: Any = model
     return placed.to(device).eval(), tokenizer
 
@@ -141,7 +145,8 @@ def _measure(
             cloze_file = str(work.cloze_file) if work.cloze_file else None
             outcome = run_task(harness_model, task, work.config.data_dir, cloze_file, work.config.limit)
             if is_main_process():
-                write_part(path, make_part(task, outcome, rows, stop, identity, work.config.limit is not None))
+                limited, precision = work.config.limit is not None, precision_name(model)
+                write_part(path, make_part(task, outcome, rows, stop, identity, limited, precision))
         if energy is not None:
             energy.tick()
 

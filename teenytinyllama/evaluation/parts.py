@@ -82,17 +82,34 @@ def harness_version() -> str:
 
 
 def make_part(
-    task: BenchmarkTask, outcome: "TaskOutcome", rows: TaskRows, stop: Stop, identity: str, limited: bool
+    task: BenchmarkTask,
+    outcome: "TaskOutcome",
+    rows: TaskRows,
+    stop: Stop,
+    identity: str,
+    limited: bool,
+    precision: str | None = None,
 ) -> Part:
-    """Return scores and measures of a task that was run."""
+    """Return scores and measures of a task that was run.
+
+    Args:
+        task: that was run.
+        outcome: what came of it.
+        rows: its questions and examples.
+        stop: the model.
+        identity: see `task_identity`.
+        limited: whether only the first questions were asked.
+        precision: what the model computed in; None for float32.
+    """
     lines = trivial_lines(task.kind, task.metric, outcome.rows)
     kind, trivial = best_line(lines)
     value = outcome.values[task.metric]
     count = len(outcome.rows)
+    first = f", first {count}" if limited and count < len(rows.test) else ""
     score = Score(
         task=task.name,
         suite="",
-        name=f"{task.title}, first {count}" if limited and count < len(rows.test) else task.title,
+        name=f"{task.title}{first}" + (f", {precision}" if precision else ""),
         metric=task.metric,
         metric_name=task.metric_title,
         value=value,

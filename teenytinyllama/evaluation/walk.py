@@ -108,6 +108,12 @@ def _branch_stops(name_or_path: str) -> list[Stop]:
     return [Stop(name_or_path, name, int(match[1])) for name in branches if (match := _BRANCH.fullmatch(name))]
 
 
+def precision_name(model: "PreTrainedModel") -> str | None:
+    """Return what a model computes in, or None if that is float32, which scores need not say."""
+    name = str(model.dtype).removeprefix("torch.")
+    return None if name == "float32" else name
+
+
 def weights_fingerprint(model: "PreTrainedModel") -> str:
     """Return a hash that tells models apart, in a second: of every parameter's shape, sum and first values."""
     import hashlib
