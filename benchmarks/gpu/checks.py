@@ -259,8 +259,8 @@ def show_callbacks(figures: dict[str, Any]) -> None:
     verdict = "reached" if total < goal else "missed"
     print(
         f"directly: {total:.3f} % of a step of {figures['step_seconds']:.4f} s, under {goal} %: {verdict}. This is the "
-        "processor's time, which costs nothing while the GPU has work in its queue; where a callback waits for the GPU, "
-        "the wait is in it"
+        "processor's time: it costs nothing while the GPU has work in its queue, and where a callback waits for the "
+        "GPU, the wait is in it"
     )
     print(f"A {median(figures['without_seconds']):.5f} s, B {median(figures['with_seconds']):.5f} s a step: "
           f"{figures['difference_percent']:+.3f} %; runs of one kind differ by {figures['spread_percent']:.3f} %, so a "
