@@ -172,12 +172,12 @@ def train(training: Training, callbacks: bool, seldom: bool) -> tuple[StepTimes,
     return times, dict(run.trainer.clock.seconds)
 
 
-def compare(training: Training, repeats: int) -> dict[str, list[StepTimes]]:
-    """Return the times of runs without (A) and with our callbacks (B), in turn."""
-    compared: dict[str, list[StepTimes]] = {"A": [], "B": []}
+def compare(training: Training, repeats: int) -> dict[str, list[tuple[StepTimes, dict[str, float]]]]:
+    """Return what `train` returns of runs without (A) and with our callbacks (B), in turn."""
+    compared: dict[str, list[tuple[StepTimes, dict[str, float]]]] = {"A": [], "B": []}
     for _ in range(repeats):
-        for name, times in compared.items():
-            times.append(train(training, callbacks=name == "B", seldom=False)[0])
+        for name, runs in compared.items():
+            runs.append(train(training, callbacks=name == "B", seldom=False))
     return compared
 
 
@@ -237,7 +237,7 @@ def main() -> None:
             tokenizer, packed = prepare(Path(folder))
         training = Training("tiny", tokenizer, packed, arguments.tokens_per_step, arguments.tokens_per_step // 256,
                             arguments.steps)  # fmt: skip
-        compared = {name: [seconds for times in runs for seconds in times.seconds()]
+        compared = {name: [seconds for times, _ in runs for seconds in times.seconds()]
                     for name, runs in compare(training, arguments.repeats).items()}  # fmt: skip
         callbacks, total, step = time_directly(training)
     without, with_all = median(compared["A"]), median(compared["B"])

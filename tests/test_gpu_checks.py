@@ -148,17 +148,19 @@ def test_the_difference_of_steps_stands_beside_that_of_like_runs() -> None:
     found = checks.difference([2.0, 2.0, 2.02], [2.01, 2.02, 2.05])
     assert found["difference_percent"] == pytest.approx(1)
     assert found["spread_percent"] == pytest.approx(2)
+    assert checks.difference([2.0], [2.0])["spread_percent"] is None
 
 
 def test_the_table_of_callbacks_gives_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
     callback = {"seconds_a_step": 0.001, "seconds_an_evaluation": 0.1, "percent_of_a_step": 0.6}
     figures = {"callbacks": {"EnergyCallback": callback}, "percent_of_a_step": 0.6, "step_seconds": 1 / 6,
-               "goal_percent": 0.5, **checks.difference([1.0], [1.001])}  # fmt: skip
+               "percent_between_evaluations": 0.2, "steps_a_run": 45, "goal_percent": 0.5, **checks.difference([1.0], [1.001])}  # fmt: skip
     checks.show_callbacks(figures)
     printed = capsys.readouterr().out
     assert "| EnergyCallback | 1         | 0.6         | 100" in printed
-    assert "under 0.5 %: missed" in printed
-    assert "+0.100 %" in printed
+    assert "threads not timed): 0.200 % of a step of 0.1667 s; under 0.5 %: reached" in printed
+    assert "two checkpoints in 45 steps: 0.600 % of a step of 0.1667 s; under 0.5 %: missed" in printed
+    assert "+0.100 %; one run of each kind" in printed
 
 
 class Steps:
