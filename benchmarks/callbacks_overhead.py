@@ -15,6 +15,7 @@ time; samples of texts are work that was asked for.
 """
 
 import contextlib
+import gc
 import itertools
 import sys
 import tempfile
@@ -22,11 +23,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import median, parser, print_table, write_results
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.data.packing import PackConfig, pack
@@ -34,12 +36,32 @@ from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
 from teenytinyllama.training import run as run_module
 from teenytinyllama.training.clock import Clock
 from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.hardware import has_accelerator
 from teenytinyllama.training.plan import plan_run
 from teenytinyllama.training.pretrain import build_run
 
 GOAL_PERCENT = 0.5
 WARM_UP_STEPS = 5
 SELDOM = ("on_evaluate", "on_prediction_step")  # the clock counts what happens at a checkpoint as saving
+
+
+@dataclass(frozen=True)
+class Training:
+    """What all runs of a measurement train.
+
+    Attributes:
+        rows: of a micro-batch.
+        compile_layers: costs each run a compilation, in the steps that do not count.
+    """
+
+    preset: str
+    tokenizer: str
+    packed: str
+    tokens_per_step: int
+    rows: int
+    steps: int
+    use_cpu: bool = True
+    compile_layers: bool = False
 
 
 class NamedClock(Clock):
@@ -56,13 +78,24 @@ class StepTimes(TrainerCallback):
         """Start with nothing."""
         self.begun: list[float] = []
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Note the time."""
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the time; a GPU is waited for only where the measured interval begins and ends."""
+        if state.global_step in (WARM_UP_STEPS, state.max_steps - 1) and has_accelerator():
+            import torch
+
+            torch.accelerator.synchronize()
         self.begun.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Return the seconds of each step after the first few."""
+        """Return the seconds of each step after the first few; on a GPU, of queueing it."""
         return [after - before for before, after in itertools.pairwise(self.begun)][WARM_UP_STEPS:]
+
+    def mean_seconds(self) -> float:
+        """Return the mean seconds of a step after the first few, also on a GPU."""
+        found = self.seconds()
+        return sum(found) / len(found)
 
 
 @contextlib.contextmanager
@@ -99,20 +132,31 @@ def prepare(folder: Path) -> tuple[str, str]:
     return str(tokenizer), str(packed)
 
 
-def train(arguments: Any, data: tuple[str, str], callbacks: bool, seldom: bool) -> tuple[list[float], dict[str, float]]:
-    """Train and return the seconds of the steps, and of the parts of the run."""
+def train(training: Training, callbacks: bool, seldom: bool) -> tuple[StepTimes, dict[str, float]]:
+    """Train and return the times of the steps, and the seconds of the parts of the run.
+
+    Args:
+        training: what is trained.
+        callbacks: whether ours are there.
+        seldom: whether there are evaluations and checkpoints.
+    """
+    gc.collect()  # a Trainer before this one holds its model in cycles
+    if training.compile_layers:
+        import torch
+
+        torch.compiler.reset()  # torch stops compiling after a few models of one process
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        rows = arguments.tokens_per_step // 256
         values = {
-            "preset": "tiny", "tokenizer": data[0], "packed": data[1], "output_dir": f"{folder}/run",
-            "tokens_per_step": arguments.tokens_per_step, "max_steps": arguments.steps, "logging_steps": 10,
-            "eval_strategy": "steps" if seldom else "no", "eval_steps": 0.25, "save_steps": 0.5,
-            "save_strategy": "steps" if seldom else "no", "per_device_train_batch_size": rows,
-            "compile_layers": False, "use_cpu": True, "learning_rate": 1e-3,
+            "preset": training.preset, "tokenizer": training.tokenizer, "packed": training.packed,
+            "output_dir": f"{folder}/run", "tokens_per_step": training.tokens_per_step, "max_steps": training.steps,
+            "logging_steps": 10, "eval_strategy": "steps" if seldom else "no", "eval_steps": 0.25, "save_steps": 0.5,
+            "save_strategy": "steps" if seldom else "no", "per_device_train_batch_size": training.rows,
+            "compile_layers": training.compile_layers, "use_cpu": training.use_cpu, "learning_rate": 1e-3,
         }  # fmt: skip
         config = build(PretrainConfig, check_types(PretrainConfig, values))
         plan = plan_run(config)
         plan.folder.mkdir()
+        run_module.Clock = NamedClock  # type: ignore[misc]
         run, times = build_run(config, plan), StepTimes()
         if not callbacks:
             for callback in list(run.trainer.callback_handler.callbacks):
@@ -125,7 +169,36 @@ def train(arguments: Any, data: tuple[str, str], callbacks: bool, seldom: bool) 
         finally:
             run.energy.stop()
             run.stop.restore_handlers()
-    return times.seconds(), dict(run.trainer.clock.seconds)
+    return times, dict(run.trainer.clock.seconds)
+
+
+def compare(training: Training, repeats: int) -> dict[str, list[tuple[StepTimes, dict[str, float]]]]:
+    """Return what `train` returns of runs without (A) and with our callbacks (B), in turn."""
+    compared: dict[str, list[tuple[StepTimes, dict[str, float]]]] = {"A": [], "B": []}
+    for _ in range(repeats):
+        for name, runs in compared.items():
+            runs.append(train(training, callbacks=name == "B", seldom=False))
+    return compared
+
+
+def time_directly(
+    training: Training, step_seconds: float | None = None
+) -> tuple[dict[str, dict[str, float]], float, float]:
+    """Return the figures of each callback, their sum in per cent of a step, and the seconds of a step.
+
+    Args:
+        training: what is trained.
+        step_seconds: of a step; None takes the median of this run, which is right where nothing is queued.
+    """
+    threads: dict[str, float] = defaultdict(float)
+    with timed_tracker(threads):
+        times, parts = train(training, callbacks=True, seldom=True)
+    step = median(times.seconds()) if step_seconds is None else step_seconds
+    # The threads work during evaluations too: their share of the whole time is their share of a step.
+    whole = sum(parts.values())
+    parts |= {name: seconds / whole * step * training.steps for name, seconds in threads.items()}
+    callbacks = by_callback(parts, training.steps, step)
+    return callbacks, sum(figures["percent_of_a_step"] for figures in callbacks.values()), step
 
 
 def by_callback(parts: dict[str, float], steps: int, step: float) -> dict[str, dict[str, float]]:
@@ -143,35 +216,32 @@ def by_callback(parts: dict[str, float], steps: int, step: float) -> dict[str, d
     return dict(found)
 
 
-def main() -> None:
-    """Print the table and the verdict."""
-    options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=60)
-    options.add_argument("--tokens_per_step", type=int, default=2048, help="in one micro-batch, rows of 256 tokens")
-    arguments = options.parse_args()
-    run_module.Clock = NamedClock  # type: ignore[misc]
-    compared: dict[str, list[float]] = {"A": [], "B": []}
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.redirect_stdout(sys.stderr):
-            data = prepare(Path(folder))
-        for _ in range(arguments.repeats):
-            for name in compared:
-                compared[name] += train(arguments, data, callbacks=name == "B", seldom=False)[0]
-        threads: dict[str, float] = defaultdict(float)
-        with timed_tracker(threads):
-            steps, parts = train(arguments, data, callbacks=True, seldom=True)
-    without, with_all, step = (median(found) for found in (compared["A"], compared["B"], steps))
-    # The threads work during evaluations too: their share of the whole time is their share of a step.
-    whole = sum(parts.values())
-    parts |= {name: seconds / whole * step * arguments.steps for name, seconds in threads.items()}
-    callbacks = by_callback(parts, arguments.steps, step)
-    total = sum(figures["percent_of_a_step"] for figures in callbacks.values())
+def print_callbacks(callbacks: dict[str, dict[str, float]], total: float) -> None:
+    """Print the figures of each callback and of all, the costliest first."""
     print_table(
         ["callback", "ms a step", "% of a step", "ms an evaluation"],
         [[name, 1000 * figures["seconds_a_step"], figures["percent_of_a_step"], 1000 * figures["seconds_an_evaluation"]]
          for name, figures in sorted(callbacks.items(), key=lambda item: -item[1]["percent_of_a_step"])]
         + [["all", sum(figures["seconds_a_step"] for figures in callbacks.values()) * 1000, total, None]],
     )  # fmt: skip
+
+
+def main() -> None:
+    """Print the table and the verdict."""
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=60)
+    options.add_argument("--tokens_per_step", type=int, default=2048, help="in one micro-batch, rows of 256 tokens")
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(sys.stderr):
+            tokenizer, packed = prepare(Path(folder))
+        training = Training("tiny", tokenizer, packed, arguments.tokens_per_step, arguments.tokens_per_step // 256,
+                            arguments.steps)  # fmt: skip
+        compared = {name: [seconds for times, _ in runs for seconds in times.seconds()]
+                    for name, runs in compare(training, arguments.repeats).items()}  # fmt: skip
+        callbacks, total, step = time_directly(training)
+    without, with_all = median(compared["A"]), median(compared["B"])
+    print_callbacks(callbacks, total)
     verdict = "reached" if total < GOAL_PERCENT else "missed"
     print(f"step {step:.3f} s, {arguments.steps} steps; under {GOAL_PERCENT} % of a step: {verdict}, {total:.3f} %")
     print(f"A {without:.4f} s, B {with_all:.4f} s a step, medians of {len(compared['A'])} steps each: "
