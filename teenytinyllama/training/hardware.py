@@ -44,6 +44,13 @@ def device_name() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
+def peak_gpu_memory_gb() -> float | None:
+    """Return the most memory that tensors of this process held on its GPU at once, in 10^9 bytes; None without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+
+
 def peak_flops(device: str) -> tuple[float, str]:
     """Return the peak of one device in FLOP/s and where the figure is from.
 

@@ -10,7 +10,7 @@ from ..checks import RunFailedError
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
 from ..presets import count_parameters
-from .hardware import device_name, peak_flops
+from .hardware import device_name, peak_flops, peak_gpu_memory_gb
 from .metrics import MFU_CONVENTION
 from .plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan
@@ -168,4 +168,5 @@ def describe_training(
         "precision_reason": config.precision_reason,
         "hardware": device_name(),
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gpu_memory_gb": peak_gpu_memory_gb(),
     }
