@@ -23,7 +23,7 @@ from teenytinyllama.published import load_tokenizer
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training import settings as settings_module
-from teenytinyllama.training.batch import derive_batch
+from teenytinyllama.training.batch import batch_for, derive_batch
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.plan import check_before_launch, pack_inputs, plan_run
@@ -474,3 +474,17 @@ def test_rows_are_the_same_on_any_number_of_ranks(values: dict[str, Any]) -> Non
         steps.append(found)
     assert all(found == steps[0] for found in steps)
     assert [len(rows) for rows in steps[0]] == [8] * 8
+
+
+def test_a_short_run_has_small_steps(packed_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    def tokens_per_step(**length: int) -> int | None:
+        values = {"preset": "tiny", "tokenizer": str(tokenizer_folder), "packed": str(packed_folder),
+                  "output_dir": str(tmp_path / "run"), **length}  # fmt: skip
+        return build(PretrainConfig, check_types(PretrainConfig, values)).tokens_per_step
+
+    assert [batch_for(tokens, 2048) for tokens in (1, 42_000_000, 105_000_000, 3_276_800_000, 22_020_096_000)] == [
+        2048, 32_768, 65_536, 262_144, 524_288]  # fmt: skip
+    assert batch_for(None, 2048) == 262_144
+    assert tokens_per_step(max_tokens=42_000_000) == 32_768
+    assert tokens_per_step(max_steps=3) == 262_144, "a length in steps says nothing about tokens"
+    assert tokens_per_step(max_tokens=42_000_000, tokens_per_step=8192) == 8192

@@ -1,4 +1,4 @@
-"""Loss against size and data by the published scaling laws, and the batch against data.
+"""Loss against size and data by the published scaling laws.
 
 Absolute losses do not transfer: another tokenizer or another corpus moves them. The two TeenyTinyLlama baselines ended
 at 2.798 and 2.466 nats per token (arXiv 2401.16640), and the refit predicts 3.18 and 2.74. Differences do: 0.333 then,
@@ -133,11 +133,3 @@ def unique_optimum(law: LossLaw, compute_flops: float, unique_tokens: float) -> 
     sizes = [fresh * 1.01**step for step in range(-342, 343)]
     best = min(sizes, key=lambda size: predicted_loss(law, size, compute_flops / 6 / size, unique_tokens))
     return best, compute_flops / 6 / best
-
-
-def optimal_batch_tokens(tokens: float) -> float:
-    """Return the tokens of a step with the lowest loss for a run of so many tokens.
-
-    0.0306 D^0.383 sequences of 2,048 tokens. Source: Bergsma et al. 2025, Power Lines (arXiv 2505.13738).
-    """
-    return float(0.0306 * tokens**0.383 * 2048)

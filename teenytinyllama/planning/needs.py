@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from ..presets import Preset, count_parameters
-from ..training.batch import row_divisors
+from ..training.batch import optimal_batch_tokens, row_divisors
 from ..training.memory import USED_SHARE, Computation, choose_rows, disk_bytes, memory_need
-from .laws import optimal_batch_tokens
 from .machine import Machine
 
 STAGES: tuple[int | None, ...] = (None, 1, 2, 3)

@@ -10,7 +10,7 @@ from ..checks import ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from ..presets import flops_per_token
-from .batch import LossKind
+from .batch import LossKind, batch_for
 from .caps import Decision, check_caps, has_caps
 from .settings import REFUSED_KEYS, RunSettings
 from .speed import check_speed, choose_loss
@@ -49,7 +49,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     text_column: str = field(default="text", metadata={"help": "with inputs: see `ttl pack`"})
     txt_unit: Literal["file", "line"] = field(default="file", metadata={"help": "with inputs: see `ttl pack`"})
     context: int | None = field(default=None, metadata={"help": "with inputs: tokens a row; default the preset's"})
-    tokens_per_step: int = field(default=262_144, metadata={"help": "global batch of one optimizer step, in tokens"})
+    tokens_per_step: int | None = field(
+        default=None,
+        metadata={"help": "global batch of one optimizer step, in tokens; null: what a run of max_tokens learns most "
+                          "from by a published law, 262,144 where its length is not known"},
+    )  # fmt: skip
     max_tokens: int | None = field(default=None, metadata={"help": "length of the run in tokens (or give max_steps)"})
     max_kwh: float | None = field(
         default=None, metadata={"help": "cap on the energy of all starts; with it (or the next two) max_tokens may be "
@@ -111,6 +115,8 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         self._check_choices()
         manifest = packed_manifest(str(self.packed))
         self.context = manifest["context"]
+        if self.tokens_per_step is None:
+            self.tokens_per_step = batch_for(self.max_tokens, manifest["context"])
         self._share_batch(self.tokens_per_step, manifest["context"])
         self._derive_steps()
         self._hand_over(bool(manifest["validation_tokens"]))
@@ -138,6 +144,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")
 
     def _derive_steps(self) -> None:
+        assert self.tokens_per_step is not None
         if self.max_tokens is not None:
             ensure(self.max_tokens > 0, f"max_tokens={self.max_tokens}: must be positive.")
             steps = max(1, round(self.max_tokens / self.tokens_per_step))
@@ -173,6 +180,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     def training_flops(self, model_config: "LlamaConfig") -> float:
         """Return the FLOPs of the whole run, over all ranks."""
         assert self.context is not None
+        assert self.tokens_per_step is not None
         return float(flops_per_token(model_config, self.context) * self.tokens_per_step * self.max_steps)
 
     def loss_kind(self, model_config: "LlamaConfig", zero_stage: int) -> LossKind:

@@ -17,8 +17,8 @@ from ..data.packed import packed_manifest
 from ..gpus import find_gpu
 from ..ledger import read_ledger
 from ..manifest import read_manifest, write_json
+from .batch import batch_for
 from .caps import CAP_KEYS
-from .config import PretrainConfig
 from .hardware import device_name
 from .metrics import METRICS_NAME, read_jsonl
 from .speed import compile_pays
@@ -81,6 +81,8 @@ def settle_length(
     given = {key: float(values[key]) for key in CAP_KEYS if values.get(key) is not None}
     if not given or values.get("max_tokens") or values.get("max_steps", -1) > 0:
         return values
+    # One batch for the test, the check and the run: the length that is found would ask for another.
+    values = {**values, "tokens_per_step": values_tokens_per_step(values)}
     shortest = {**values, "max_tokens": values_tokens_per_step(values)}
     if check(shortest, num_ranks) == "complete":
         return shortest
@@ -107,8 +109,8 @@ def settle_length(
 
 
 def values_tokens_per_step(values: dict[str, Any]) -> int:
-    """Return the tokens of a step, by the values or by the default."""
-    return int(values.get("tokens_per_step") or PretrainConfig.tokens_per_step)
+    """Return the tokens of a step, by the values or by the default of a run whose length is not known yet."""
+    return int(values.get("tokens_per_step") or batch_for(None, packed_manifest(str(values["packed"]))["context"]))
 
 
 def tokens_within(
