@@ -115,7 +115,10 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, llama: str, toy: str) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return classify(make_config(llama, toy, folder, baseline="tfidf", select="test_as_in_the_paper", save_model=True))
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    finished = classify(make_config(llama, toy, folder, baseline="tfidf", select="test_as_in_the_paper", save_model=True))
+    assert not torch.backends.cuda.cudnn_sdp_enabled(), "with a mask its gradients are not always numbers"
+    return finished
 
 
 def test_the_scores_of_a_run_lie_where_its_card_looks(llama: str, toy: str, tmp_path: Path) -> None:

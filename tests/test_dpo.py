@@ -93,7 +93,10 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, chat_model: Path, prepared: Path) -> Path:
-    return run(make_values(tmp_path_factory.mktemp("finished"), chat_model, prepared))
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    folder = run(make_values(tmp_path_factory.mktemp("finished"), chat_model, prepared))
+    assert not torch.backends.cuda.cudnn_sdp_enabled(), "with a mask its gradients are not always numbers"
+    return folder
 
 
 def test_rows_of_several_forms_are_one_pair() -> None:

@@ -21,7 +21,7 @@ from transformers import (
 
 from ..checks import InputError, RunFailedError, ensure
 from ..recorder import StageMeter
-from ..training.hardware import choose_precision, has_accelerator
+from ..training.hardware import avoid_cudnn_attention, choose_precision, has_accelerator
 from ..training.trial import is_out_of_memory
 from .config import CHOSEN_ON_TEST, ClassifyConfig
 from .encoding import Encoded
@@ -144,6 +144,7 @@ def finetune(
     start = time.monotonic()
     evaluated = ["validation", "test"] if config.select == CHOSEN_ON_TEST else ["validation"]
     num_labels = base.config.num_labels or 0
+    avoid_cudnn_attention()
 
     def compute_metrics(prediction: "EvalPrediction") -> dict[str, float]:
         logits: Any = prediction.predictions

@@ -61,6 +61,8 @@ def plot_progress(scores: Sequence[Score], kwh_of_step: dict[int, float | None],
         path: of the PNG.
     """
     pyplot = _pyplot()
+    from matplotlib.ticker import EngFormatter
+
     has_tokens = all(score.tokens is not None for score in scores)
     has_energy = any(kwh_of_step.get(score.step or 0) is not None for score in scores)
     axes_wanted = [("tokens" if has_tokens else "step", None), *([("kWh", kwh_of_step)] if has_energy else [])]
@@ -79,6 +81,8 @@ def plot_progress(scores: Sequence[Score], kwh_of_step: dict[int, float | None],
             if trivial is not None:
                 axis.axhline(100 * trivial, color=color, ls=":", lw=1)
         axis.set_xlabel(label)
+        if label == "tokens":
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylabel("score in percent, ± one standard error")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)

@@ -202,5 +202,7 @@ def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
     """
     config = build(PretrainConfig, {**values, "use_cpu": True})
     assert config.context is not None
-    derive_batch(config.rows_per_step * config.context, config.context, values.get("per_device_train_batch_size"), num_processes)
+    derive_batch(
+        config.rows_per_step * config.context, config.context, values.get("per_device_train_batch_size"), num_processes
+    )
     return plan_run(config).state

@@ -17,6 +17,7 @@ from ..meter import check_energy
 from ..presets import count_parameters
 from ..training.batch import derive_batch
 from ..training.checkpoints import run_identity
+from ..training.hardware import avoid_cudnn_attention
 from ..training.plan import RunPlan, check_space, run_state
 from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
@@ -148,6 +149,7 @@ def build_run(config: DpoConfig, plan: DpoPlan) -> Run:
     """Return the trainer of a checked plan with its callbacks."""
     import datasets
 
+    avoid_cudnn_attention()
     half = torch.bfloat16 if config.bf16 and config.lora_r else torch.float32
 
     def load() -> Any:

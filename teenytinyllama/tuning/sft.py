@@ -12,6 +12,7 @@ from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
+from ..training.hardware import avoid_cudnn_attention
 from ..training.loss import fuse_loss
 from ..training.plan import RunPlan
 from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
@@ -83,6 +84,7 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
     Raises:
         InputError: packing with a model in which conversations of one row see each other.
     """
+    avoid_cudnn_attention()
     # Adapters keep 32 bits and train on a base of 16 where the hardware computes in 16; all weights train in 32.
     half = config.bf16 and config.lora_r
     model, record = build_model(
