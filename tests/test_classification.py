@@ -116,7 +116,9 @@ def records_of(folder: Path) -> list[dict[str, Any]]:
 def finished(tmp_path_factory: pytest.TempPathFactory, llama: str, toy: str) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     torch.backends.cuda.enable_cudnn_sdp(True)
-    finished = classify(make_config(llama, toy, folder, baseline="tfidf", select="test_as_in_the_paper", save_model=True))
+    finished = classify(
+        make_config(llama, toy, folder, baseline="tfidf", select="test_as_in_the_paper", save_model=True)
+    )
     assert not torch.backends.cuda.cudnn_sdp_enabled(), "with a mask its gradients are not always numbers"
     return finished
 
