@@ -58,6 +58,7 @@ def plain_trainer(arguments: Any) -> list[float]:
         settings = TrainingArguments(
             folder, max_steps=arguments.steps, per_device_train_batch_size=arguments.rows, save_strategy="no",
             logging_steps=10, learning_rate=1e-3, weight_decay=0.1, adam_beta2=0.95, use_cpu=True,
+            remove_unused_columns=False,
         )  # fmt: skip
         Trainer(
             build_model("160m", SHAPE, arguments.tokenizer, rows.shape[1]),
