@@ -79,23 +79,30 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
     """Return tokens, training seconds, joules and bits per byte at each evaluation of a run."""
-    curve, seconds, tokens_before = [], 0.0, 0
-    for record in read_jsonl(folder / METRICS_NAME):
-        if "loss" in record:
-            seconds += (record["tokens"] - tokens_before) / record["tokens_per_second"]
-            tokens_before = record["tokens"]
-        elif "bits_per_byte" in record:
-            if curve and curve[-1]["tokens"] == record["tokens"]:  # the last step's score, then that of all documents
-                curve.pop()
-            curve.append({"tokens": record["tokens"], "seconds": seconds, "joules": JOULES_A_KWH * record["kwh"],
-                          "bits_per_byte": record["bits_per_byte"]})  # fmt: skip
+    import numpy as np
+
+    records = read_jsonl(folder / METRICS_NAME)
+    tokens, seconds = [0], [0.0]
+    for record in (record for record in records if "loss" in record):
+        seconds.append(seconds[-1] + (record["tokens"] - tokens[-1]) / record["tokens_per_second"])
+        tokens.append(record["tokens"])
+    curve: list[dict[str, float]] = []
+    for record in (record for record in records if "bits_per_byte" in record):
+        if curve and curve[-1]["tokens"] == record["tokens"]:  # the last step's score, then that of all documents
+            curve.pop()
+        curve.append(
+            {"tokens": record["tokens"], "seconds": float(np.interp(record["tokens"], tokens, seconds)),
+             "joules": JOULES_A_KWH * record["kwh"], "bits_per_byte": record["bits_per_byte"]}
+        )  # fmt: skip
     return curve
 
 
 def reach(curve: list[dict[str, float]], bits_per_byte: float, key: str) -> float | None:
     """Return the tokens, seconds or joules at which a curve comes down to a score, between evaluations by a line."""
     for before, after in itertools.pairwise(curve):
-        if after["bits_per_byte"] <= bits_per_byte <= before["bits_per_byte"]:
+        if before["bits_per_byte"] == bits_per_byte:
+            return before[key]
+        if after["bits_per_byte"] <= bits_per_byte < before["bits_per_byte"]:
             share = (before["bits_per_byte"] - bits_per_byte) / (before["bits_per_byte"] - after["bits_per_byte"])
             return before[key] + share * (after[key] - before[key])
     return None
