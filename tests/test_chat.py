@@ -306,8 +306,10 @@ def talk(folder: Path, capsys: pytest.CaptureFixture[str], lines: str, **keys: A
 
 
 def test_the_terminal(chat_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
     said = talk(chat_folder, capsys, f"{QUESTION}\n\n/reset\n{QUESTION}\n/exit\nnever\n")
     assert said.count(ANSWER + "\n") == 2
+    assert not torch.backends.cuda.cudnn_sdp_enabled(), "each new length would cost it a plan"
     assert said.count("(forgotten)") == 1
     assert "/reset forgets" in said
     assert "(cut after max_new_tokens)" in talk(chat_folder, capsys, QUESTION, max_new_tokens=2)

@@ -24,8 +24,9 @@ from teenytinyllama.evaluation.evaluate import evaluate_model
 from teenytinyllama.evaluation.held_out_text import load_held_out
 from teenytinyllama.evaluation.language_modeling import language_modeling_measures
 from teenytinyllama.evaluation.local_data import MissingDataError, load_rows
-from teenytinyllama.evaluation.measures import read_measures
-from teenytinyllama.evaluation.results import is_trivial, read_results
+from teenytinyllama.evaluation.measures import Measure, read_measures
+from teenytinyllama.evaluation.plots import plot_progress
+from teenytinyllama.evaluation.results import Score, is_trivial, read_results
 from teenytinyllama.evaluation.scoring import score_continuations
 from teenytinyllama.evaluation.suites import SUITES, TASKS, TASKS_FOLDER
 from teenytinyllama.evaluation.trivial import best_line, trivial_lines
@@ -72,8 +73,11 @@ def evaluate(model: Path, output: Path, **values: Any) -> Path:
 def everything(model_folder: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All suites of a tiny random model."""
     output = tmp_path_factory.mktemp("all") / "out"
-    return evaluate(model_folder, output, suite="all", data_dir=str(data_dir), held_out=["sample"], cloze_items=20,
-                    held_out_max_tokens=2000, limit=8)  # fmt: skip
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    evaluate(model_folder, output, suite="all", data_dir=str(data_dir), held_out=["sample"], cloze_items=20,
+             held_out_max_tokens=2000, limit=8)  # fmt: skip
+    assert not torch.backends.cuda.cudnn_sdp_enabled(), "each new length would cost it a plan"
+    return output
 
 
 def test_all_suites_run_offline_from_local_files(everything: Path) -> None:
@@ -558,21 +562,21 @@ def test_held_out_text_that_cannot_be_used_is_refused(
 
 def test_checkpoints_are_walked_and_the_walk_resumes(tokenizer_folder: Path, data_dir: Path, tmp_path: Path) -> None:
     run = make_model(tmp_path / "run", tokenizer_folder, 256, seed=3)
-    for step in (10, 20, 30):
+    for step in (9, 20, 30):
         make_model(run / f"checkpoint-{step}", tokenizer_folder, 256, seed=step)
         if step < 30:
             (run / f"checkpoint-{step}" / "complete.json").write_text("{}")
     metrics = [{"step": step, "tokens": step * 100, "loss": 1.0, "kwh": step / 1000} for step in (5, 15, 20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     stops = list_stops(str(run), None, checkpoints=True)
-    assert [(stop.step, stop.tokens) for stop in stops] == [(10, 1000), (20, 2000), (None, None)]  # 30 is not whole
-    assert stops[0].kwh == pytest.approx(0.01)
+    assert [(stop.step, stop.tokens) for stop in stops] == [(9, 900), (20, 2000), (None, None)]  # 30 is not whole
+    assert stops[0].kwh == pytest.approx(0.009)
     output = evaluate(run, tmp_path / "out", tasks=["calame", "arc_zero"], data_dir=str(data_dir), checkpoints=True)
     results = read_results(output / "results.json")
     assert [(score.task, score.step, score.tokens) for score in results.scores if score.task == "ttl_calame"] == [
-        ("ttl_calame", None, None), ("ttl_calame", 10, 1000), ("ttl_calame", 20, 2000)]  # fmt: skip
+        ("ttl_calame", None, None), ("ttl_calame", 9, 900), ("ttl_calame", 20, 2000)]  # fmt: skip
     assert (output / "progress.png").stat().st_size > 10_000
-    assert "| 10 | 1,000 | - |" in (output / "results.md").read_text(encoding="utf-8")
+    assert "| 9 | 900 | - |" in (output / "results.md").read_text(encoding="utf-8")
     times = {path: path.stat().st_mtime_ns for path in output.glob("parts/*/*.json")}
     assert len(times) == 6
     (output / "parts" / "step20" / "ttl_calame.json").unlink()
@@ -580,7 +584,39 @@ def test_checkpoints_are_walked_and_the_walk_resumes(tokenizer_folder: Path, dat
     changed = {path for path in output.glob("parts/*/*.json") if path.stat().st_mtime_ns != times[path]}
     assert {path.relative_to(output).as_posix() for path in changed} == {"parts/step20/ttl_calame.json"}
     with pytest.raises(InputError, match=r"has no complete checkpoint"):
-        list_stops(str(run / "checkpoint-10"), None, checkpoints=True)
+        list_stops(str(run / "checkpoint-9"), None, checkpoints=True)
+
+
+@pytest.mark.parametrize("with_scores", [True, False])
+def test_the_plot_over_checkpoints_goes_forward(
+    with_scores: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    steps = (160, 80, 300)  # as files come: by name
+    scores = [
+        Score(suite="signal", task="ttl_arc_zero", name="ARC", metric="acc", metric_name="accuracy", value=step / 1000, stderr=0.01, trivial=0.29,
+              shots=0, num_items=9, step=step, tokens=10 * step) for step in steps if with_scores
+    ]  # fmt: skip
+    measures = [Measure("lm", "held_out", "bits_per_byte", 400.0 / step, step=step, tokens=10 * step) for step in steps]
+    measures += [Measure("lm", "held_out", "bits_per_byte", 9.0, part="web", step=80, tokens=800)]
+    measures += [Measure(suite, "ttl_arc_zero", "answer_bits_per_byte", 2.0, step=step, tokens=10 * step)
+                 for suite in ("paper", "signal") for step in steps]  # fmt: skip
+    plot_progress(scores, measures, {80: 0.1, 160: 0.2, 300: None}, tmp_path / "progress.png")
+    monkeypatch.undo()
+    axes = drawn[0].axes
+    assert [axis.get_xlabel() for axis in axes] == ["tokens", "kWh"] * (1 + with_scores)
+    curves = [[list(line[0].get_xdata()) for line in axis.containers] for axis in axes]
+    tokens, energy = [800, 1600, 3000], [0.1, 0.2]
+    assert curves[-2:] == [[tokens] * 2, [energy] * 2]
+    labels = [text.get_text() for text in axes[-2].get_legend().get_texts()]
+    assert labels == ["held-out text", "right answers of " + ("ARC" if with_scores else "ttl_arc_zero")]
+    if with_scores:
+        assert curves[:2] == [[tokens], [energy]]
+        assert list(axes[0].containers[0][0].get_ydata()) == [8, 16, 30]
+    pyplot.close(drawn[0])
 
 
 def test_models_are_told_apart_by_their_weights(loaded: tuple[Any, Any], model_folder: Path) -> None:

@@ -97,15 +97,28 @@ def test_the_table_of_resume_says_whether_runs_repeat_at_all(
     one = save_run(tmp_path / "a", random_weights(), {1: 5.0})
     other = save_run(tmp_path / "b", {**random_weights(), "b": torch.zeros(5)}, {1: 5.0})
     same, apart = checks.compare_runs(one, one, 0), checks.compare_runs(one, other, 0)
-    figures = {"steps": 4, "stopped_after": 2, "resumed": same, "repeated": same}
+    figures = {"steps": 4, "checkpoint": 2, "resumed": same, "repeated": same}
     checks.show_resume(figures)
     printed = capsys.readouterr().out
-    assert "| resumed after step 2 of 4 | yes           | 0 of 3" in printed
+    assert "| resumed after step 2 of 4, against going on | yes           | 0 of 3" in printed
     assert "twice" not in printed
     checks.show_resume({**figures, "resumed": apart, "repeated": apart})
     printed = capsys.readouterr().out
     assert "| no            | 1 of 3" in printed
-    assert "The same run twice is not the same to the bit here" in printed
+    assert "The same steps twice are not the same to the bit here" in printed
+
+
+def test_a_run_is_taken_back_to_its_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("checkpoint-4/model.safetensors", "checkpoint-8/complete.json", "model.safetensors", "run.json",
+                 "metrics.jsonl"):  # fmt: skip
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    checks.restore(run, tmp_path / "again", 4)
+    found = {
+        path.relative_to(tmp_path / "again").as_posix() for path in (tmp_path / "again").rglob("*") if path.is_file()
+    }
+    assert found == {"checkpoint-4/model.safetensors", "metrics.jsonl"}
 
 
 def test_energy_is_compared_with_the_counter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +243,7 @@ def test_the_script_runs_on_a_cpu_and_keeps_what_it_has(tmp_path: Path, tokenize
     found = json.loads(written.read_text())
     assert done.returncode == 1, done.stderr
     assert list(found["parts"]) == ["energy", "generation"]  # by importance
-    assert found["parts"]["energy"]["error"].startswith("RuntimeError: ttl pretrain ended with 2, not 0:")
+    assert found["parts"]["energy"]["error"].startswith("RuntimeError: ttl pretrain ended with 2:")
     assert "packed" in found["parts"]["energy"]["error"]  # why
     assert [case["way"] for case in found["parts"]["generation"]["cases"]] == ["plain", "plain", "ttl chat"]
     assert "| tiny   | ttl chat | 1     |" in done.stdout

@@ -58,7 +58,8 @@ def make_run(folder: Path, scores: list[float], tokens_per_second: float = 500.0
     training = {"tokens": 10_000 * len(scores), "tokens_per_second": tokens_per_second, "mfu": 0.5, "seconds": 99.0,
                 "peak_gpu_memory_gb": None, "per_device_train_batch_size": 4, "speed": "fast", "hardware": "a GPU"}  # fmt: skip
     final = {"bits_per_byte": scores[-1], "perplexity": 9.0}
-    (folder / "run.json").write_text(json.dumps({"training": training, "results": {"final": final}}))
+    run = {"training": training, "results": {"final": final}, "hashes": {}}
+    (folder / "run.json").write_text(json.dumps(run))
     return folder
 
 
@@ -115,8 +116,9 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "ours is at ancestor's last score (1.5000) after 75.0% of its tokens" in out
     assert "ours is at ancestor's last score (1.5000) after 37.5% of its seconds" in out
     assert "ours is at ancestor's last score (1.5000) after 75.0% of its joules" in out
-    assert "| 0.0M   | 3                   | 3                       |" in out
-    assert "| ancestor | 1.5           | 9          | 250      | 50.0 % | -      | 80         | 99    | 7.2 |" in out
+    assert "| 3.0000 at 0.0M                | 3.0000 at 0.0M                    |" in out
+    assert "| ancestor | 1.5           | 1.5    | 0.0M      | 9          | 250      | 50.0 % | -      | 80 " in out
+    assert "did not reach its end" not in out
     assert figures["ancestor"]["training_seconds"] == 80
     assert (figures["ours"]["seconds"], figures["ours"]["hardware"]) == (99.0, "a GPU")
     assert figures["ours"]["curve"] == real_run.read_curve(folders[0])
@@ -129,6 +131,21 @@ def test_a_score_that_is_not_reached_has_no_line(tmp_path: Path, capsys: pytest.
     real_run.report(folders[:1], None)  # nothing to compare it with
     assert "last score" not in capsys.readouterr().out
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_run_that_was_cut_off_counts_as_far_as_it_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [make_run(tmp_path / "ours", [2.0, 1.25, 1.5]), make_run(tmp_path / "ancestor", [2.5, 1.75], 250.0)]
+    (folders[1] / "run.json").unlink()
+    with (folders[1] / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(logged(21, 9000.0)) + "\n")  # behind the last evaluation
+    figures = real_run.report(folders, None)
+    assert figures["ancestor"]["bits_per_byte"] == 1.75
+    assert (figures["ancestor"]["tokens"], figures["ancestor"]["tokens_per_second"]) == (20_000, 250.0)
+    assert figures["ancestor"]["training_seconds"] == 80
+    assert figures["ours"]["lowest"]["tokens"] == 20_000
+    out = capsys.readouterr().out
+    assert "ancestor did not reach its end" in out
+    assert "| 1.5000 at 0.0M                |                                   |" in out
 
 
 def test_the_plot_has_a_line_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ CORE = (
     BASE
     | ENERGY
     | {
+        "attention",
         "collectives",
         "checkpoints",
         "arguments",
@@ -30,6 +31,7 @@ CORE = (
 )
 ALLOWED = {
     "checks": set(),
+    "attention": set(),
     "collectives": set(),
     "checkpoints": BASE,
     "manifest": {"checks", "__init__"},

@@ -18,11 +18,14 @@ from transformers import TrainerCallback
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
+from teenytinyllama.data.packing import PackConfig, pack
+from teenytinyllama.evaluation.signal import score_signal
 from teenytinyllama.manifest import sha256_file
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training import settings as settings_module
+from teenytinyllama.training import signal_scores
 from teenytinyllama.training.batch import batch_for, derive_batch
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
@@ -101,10 +104,21 @@ def test_the_run_folder_says_everything(finished: tuple[Path, dict[str, Any]]) -
 
 
 def test_last_words_and_questions_are_asked_without_changing_the_training(
-    finished: tuple[Path, dict[str, Any]], values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    finished: tuple[Path, dict[str, Any]], values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    used: list[bool] = []
+
+    def watched(*arguments: Any) -> dict[str, float]:
+        used.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return score_signal(*arguments)
+
+    monkeypatch.setattr(signal_scores, "score_signal", watched)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     folder = run({**values, "eval_max_tokens": 30_000, "cloze_items": 6, "signal_items": 4,
                   "signal_data_dir": str(write_rows(tmp_path / "data"))})  # fmt: skip
+    assert used == [False] * 3, "cuDNN's attention makes a plan for each new length"
+    assert torch.backends.cuda.cudnn_sdp_enabled(), "pretraining keeps it"
     assert losses(folder) == losses(finished[0])
     scored = [record for record in read_jsonl(folder / "metrics.jsonl") if "bits_per_byte" in record]
     names = {"cloze_acc", "hellaswag_acc_norm", "arc_acc_norm", "calame_acc", "lambada_acc"}
@@ -488,3 +502,31 @@ def test_a_short_run_has_small_steps(packed_folder: Path, tokenizer_folder: Path
     assert tokens_per_step(max_tokens=42_000_000) == 32_768
     assert tokens_per_step(max_steps=3) == 262_144, "a length in steps says nothing about tokens"
     assert tokens_per_step(max_tokens=42_000_000, tokens_per_step=8192) == 8192
+
+
+def test_a_run_that_reads_its_rows_too_often_says_so(
+    values: dict[str, Any], corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path, sample_texts: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "one.txt").write_text(" ".join(sample_texts)[:1500])
+    config = PackConfig(inputs=[str(tmp_path / "one.txt")], validation_inputs=[str(corpus_folder)], context=32,
+                        tokenizer=str(tokenizer_folder), output_dir=str(tmp_path / "packed"))  # fmt: skip
+    long = {**values, "packed": str(pack(config)), "shape": {**SHAPE, "hidden_size": 128, "intermediate_size": 256},
+            "max_tokens": 256 * 60, "learning_rate": 1e-2, "eval_steps": 10, "save_steps": 10, "save_total_limit": 9,
+            "logging_steps": 20, "cloze_items": 0}  # fmt: skip
+    folder = run(long)
+    out = capsys.readouterr().out
+    assert re.search(r"^repeats +each row is read [0-9.]+ times; after 4 new text teaches more", out, re.M)
+    lowest = json.loads((folder / "run.json").read_text())["training"]["lowest_held_out"]
+    assert 0 < lowest["step"] < 60
+    assert lowest["tokens"] == 256 * lowest["step"]
+    said = re.search(
+        r"^held out +best at step (\d+) of 60 \((.+) bits per byte; (.+) at the end\): the run was", out, re.M
+    )
+    assert said is not None
+    assert (int(said[1]), said[2]) == (lowest["step"], f"{lowest['bits_per_byte']:.4f}")
+    assert f"checkpoint-{lowest['step']} has {lowest['bits_per_byte']:.4f}." in out
+    run({**values, "output_dir": str(tmp_path / "short")})
+    out = capsys.readouterr().out
+    assert "best at step" not in out
+    assert "repeats" not in out

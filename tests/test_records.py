@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from teenytinyllama.attention import without_cudnn_attention
+from teenytinyllama.checkpoints import Marker, write_marker
 from teenytinyllama.checks import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -20,6 +23,7 @@ from teenytinyllama.manifest import read_manifest, sha256_file, sha256_json, wri
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.training.callbacks import generate_texts
 from teenytinyllama.training.metrics import append_jsonl, plot_loss, read_jsonl, rewind_jsonl
+from teenytinyllama.training.report import describe_turn, lowest_held_out, warn_of_repeats
 
 
 def test_manifest_round_trip_and_hashes(tmp_path: Path) -> None:
@@ -53,6 +57,32 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     assert (tmp_path / "none.jsonl").read_text() == ""
 
 
+def test_the_best_evaluation_is_found_among_those_over_as_much_text(tmp_path: Path) -> None:
+    scores = [(0, 4.0, 100), (10, 2.0, 100), (20, 2.02, 100), (20, 1.9, 500)]
+    records = [{"step": step, "tokens": 8 * step, "bits_per_byte": score, "scored_bytes": size}
+               for step, score, size in scores] + [{"step": 5, "tokens": 40, "loss": 3.0}]  # fmt: skip
+    assert lowest_held_out(records) == {"step": 10, "tokens": 80, "bits_per_byte": 2.0}
+    assert describe_turn(tmp_path, records) == (
+        "best at step 10 of 20 (2.0000 bits per byte; 2.0200 at the end): the run was too long for its data. Train on "
+        "more, or for about 80 tokens. No better checkpoint was kept."
+    )
+    for step, score in ((15, 2.01), (20, 2.02)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        write_marker(tmp_path / f"checkpoint-{step}", Marker(step, 1, 0, bits_per_byte=score))
+    assert str(describe_turn(tmp_path, records)).endswith(" checkpoint-15 has 2.0100.")
+    records[2]["bits_per_byte"] = 2.009  # within what evaluations differ by
+    assert describe_turn(tmp_path, records) is None
+    assert lowest_held_out([]) is None
+    assert describe_turn(tmp_path, []) is None
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(4.0, None), (4.2, "4.2 times"), (20.43, "20.4 times")])
+def test_rows_that_are_read_often_are_spoken_of(epochs: float, said: str | None) -> None:
+    lines = warn_of_repeats(epochs)
+    assert (said is None) == (not lines)
+    assert said is None or said in lines["repeats"]
+
+
 @pytest.mark.parametrize("records", [[], [{"step": 1, "tokens": 9, "loss": 3.0}],
                          [{"step": 0, "tokens": 0, "bits_per_byte": 3.0}, {"step": 1, "tokens": 9, "loss": 3.0}]])  # fmt: skip
 def test_the_plot_needs_neither_curve(tmp_path: Path, records: list[dict]) -> None:
@@ -80,6 +110,30 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_random_state(tokenize
     assert generate_texts(model, tokenizer, prompts, 12, seed=1, temperature=0) == alone
     assert generate_texts(model, tokenizer, [], 12, seed=1) == []
     assert generate_texts(model, tokenizer, ["palavra " * 30], 500, seed=1)[0].startswith("palavra")
+
+
+def test_texts_amid_a_training_are_written_without_cudnn_s_attention(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
+    config = LlamaConfig(vocab_size=600, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                         max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=3)  # fmt: skip
+    model, seen, forward = LlamaForCausalLM(config).eval(), [], LlamaForCausalLM.forward
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    for before in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        generate_texts(model, tokenizer, ["Era uma vez"], 4, seed=1)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before, "the training goes on as it was"
+    assert seen
+    assert not any(seen)
+    with pytest.raises(ValueError, match="planned"), without_cudnn_attention():
+        raise ValueError("planned")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ Rows of 2,048 tokens, as `ttl pack --context 2048` makes them; one NVIDIA GPU of
 
 energy                a pretraining of about a minute: codecarbon's GPU energy against the GPU's own counter (NVML)
 callbacks             what our callbacks cost of a step, timed directly and by steps without (A) and with them (B)
-resume                a run stopped by SIGTERM and resumed against one that was not; two such runs against each other
+resume                a run resumed from a checkpoint against the one that wrote it and went on; resumed once more
 generation            tokens/s of new text: plain `generate`, and an answer as `ttl chat` writes it
 static_generation     the same with a static cache, for which transformers compiles the model on a GPU
 deterministic_resume  resume again with full_determinism: what differs in resume may be the GPU's own doing
@@ -19,7 +19,7 @@ skipped; one that fails is reported, the others go on, and the exit code is 1.
 import contextlib
 import math
 import multiprocessing
-import signal
+import shutil
 import statistics
 import subprocess
 import sys
@@ -37,8 +37,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts besi
 from callbacks_overhead import GOAL_PERCENT, Training, by_callback, compare, prepare, print_callbacks, time_directly
 from common import median, parser, print_table, seconds_of, write_results
 
-from teenytinyllama.checkpoints import complete_checkpoints
-from teenytinyllama.checks import EXIT_DONE, EXIT_RESUMABLE
 from teenytinyllama.ledger import read_ledger
 from teenytinyllama.manifest import package_commit, versions
 from teenytinyllama.publishing.energy import energy_report
@@ -139,8 +137,8 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def pretrain(inputs: Inputs, folder: Path, steps: int, options: list[str], stop_at: int | None = None) -> None:
-    """Run `ttl pretrain` in a process of its own, and stop it like a user when it has logged a step.
+def pretrain(inputs: Inputs, folder: Path, steps: int, options: list[str]) -> None:
+    """Run `ttl pretrain` in a process of its own.
 
     Raises:
         RuntimeError: it did not end as it should; with the last lines of its log.
@@ -150,28 +148,11 @@ def pretrain(inputs: Inputs, folder: Path, steps: int, options: list[str], stop_
     command += ["--tokenizer", inputs.tokenizer, "--packed", inputs.packed, "--output_dir", str(folder)]
     command += ["--tokens_per_step", str(sizes.tokens_per_step), "--per_device_train_batch_size", str(sizes.rows)]
     command += ["--max_steps", str(steps), "--compile_layers", str(sizes.compile_layers).lower(), *options]
-    log = folder.with_suffix(".log")
-    with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
-        try:
-            if stop_at is not None:
-                wait_for_step(folder / METRICS_NAME, stop_at, process)
-                process.send_signal(signal.SIGTERM)
-            code = process.wait(LONGEST_RUN_SECONDS)
-        finally:
-            process.kill()  # its ranks notice
-    expected = EXIT_DONE if stop_at is None else EXIT_RESUMABLE
-    if code != expected:
-        last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"ttl pretrain ended with {code}, not {expected}:\n{last}")
-
-
-def wait_for_step(path: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a run has logged the loss of a step, or has ended."""
-    deadline = time.monotonic() + LONGEST_RUN_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        if any("loss" in record and record["step"] >= step for record in read_jsonl(path)):
-            return
-        time.sleep(0.02)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST_RUN_SECONDS,
+                          check=False, text=True, errors="replace")  # fmt: skip
+    if done.returncode:
+        last = "\n".join(done.stdout.splitlines()[-15:])
+        raise RuntimeError(f"ttl pretrain ended with {done.returncode}:\n{last}")
 
 
 def measure_energy(inputs: Inputs) -> dict[str, Any]:
@@ -286,24 +267,33 @@ def show_callbacks(figures: dict[str, Any]) -> None:
 
 
 def measure_resume(inputs: Inputs, deterministic: bool = False) -> dict[str, Any]:
-    """Return how a stopped and resumed run, and a repeated one, differ from a run that was not stopped."""
+    """Return how a run resumed from a checkpoint differs from the run that wrote it and went on, and from itself.
+
+    All three share the steps up to the checkpoint, so that what a GPU rounds differently each time has only the steps
+    behind it to grow in.
+    """
     steps = inputs.sizes.resume_steps
-    options = ["--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no"]
+    options = ["--logging_steps", "1", "--eval_strategy", "no", "--save_total_limit", "null"]
     options += ["--full_determinism", "true"] if deterministic else []
     with tempfile.TemporaryDirectory() as parent:
-        whole, again, resumed = (Path(parent) / name for name in ("whole", "again", "resumed"))
-        pretrain(inputs, whole, steps, options)
-        pretrain(inputs, resumed, steps, options, stop_at=steps // 2)
-        stopped_after = complete_checkpoints(resumed)[-1][0]
-        pretrain(inputs, resumed, steps, options)
-        pretrain(inputs, again, steps, options)
+        whole, resumed, again = (Path(parent) / name for name in ("whole", "resumed", "again"))
+        pretrain(inputs, whole, steps, [*options, "--save_steps", str(steps // 2)])
+        for folder in (resumed, again):
+            restore(whole, folder, steps // 2)
+            pretrain(inputs, folder, steps, [*options, "--save_steps", str(steps // 2)])
         return {
             "steps": steps,
-            "stopped_after": stopped_after,
+            "checkpoint": steps // 2,
             "full_determinism": deterministic,
-            "resumed": compare_runs(whole, resumed, stopped_after),
-            "repeated": compare_runs(whole, again, 0),
+            "resumed": compare_runs(whole, resumed, steps // 2),
+            "repeated": compare_runs(resumed, again, steps // 2),
         }
+
+
+def restore(run: Path, folder: Path, step: int) -> None:
+    """Copy a run to where it was when it had written the checkpoint of a step."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("run.json", "*.safetensors", "checkpoint-*"))
+    shutil.copytree(run / f"checkpoint-{step}", folder / f"checkpoint-{step}")
 
 
 def compare_runs(one: Path, other: Path, after_step: int) -> dict[str, Any]:
@@ -366,17 +356,20 @@ def compare_weights(one: Path, other: Path) -> dict[str, Any]:
 def show_resume(figures: dict[str, Any]) -> None:
     """Print the resume part."""
     rows = []
-    names = {"resumed": f"resumed after step {figures['stopped_after']} of {figures['steps']}", "repeated": "run again"}
+    names = {
+        "resumed": f"resumed after step {figures['checkpoint']} of {figures['steps']}, against going on",
+        "repeated": "resumed again, against the first time",
+    }
     for key, name in names.items():
         weights, loss, norm = (figures[key][what] for what in ("weights", "loss", "grad_norm"))
         tensors = f"{weights['num_different']} of {weights['num_tensors']}"
         rows.append([name, "yes" if weights["equal"] else "no", tensors, weights["largest_difference"],
                      weights["largest_relative_difference"], loss["largest_difference"], norm["largest_difference"],
                      loss["first_step_apart"]])  # fmt: skip
-    print_table(["against a whole run", "weights equal", "tensors that differ", "largest difference", "relative",
+    print_table(["run", "weights equal", "tensors that differ", "largest difference", "relative",
                  "of losses", "of gradient norms", "first loss apart at step"], rows)  # fmt: skip
     if not figures["repeated"]["weights"]["equal"]:
-        print("The same run twice is not the same to the bit here, so a resumed one cannot be; compare the two rows.")
+        print("The same steps twice are not the same to the bit here, so resumed ones cannot be; compare the two rows.")
 
 
 def measure_generation(inputs: Inputs, ways: tuple[str, ...]) -> dict[str, Any]:
@@ -389,13 +382,14 @@ def _time_generation(inputs: Inputs, preset: str, ways: tuple[str, ...]) -> list
     import torch
     from transformers import LlamaForCausalLM
 
+    from teenytinyllama.attention import place_for_answers
     from teenytinyllama.presets import preset_config
     from teenytinyllama.published import load_tokenizer
 
     tokenizer = load_tokenizer("tokenizer", inputs.tokenizer)
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(preset_config(preset, tokenizer)).eval()
-    model.to(torch.accelerator.current_accelerator() if has_accelerator() else "cpu", torch.bfloat16)
+    model: Any = LlamaForCausalLM(preset_config(preset, tokenizer))
+    model = place_for_answers(model.to(torch.bfloat16))
     cases = [(way, batch) for way in ways for batch in inputs.sizes.batches if batch == 1 or way != "ttl chat"]
     return [{"preset": preset, "way": way, "batch": batch, **_time_case(model, tokenizer, inputs, way, batch)}
             for way, batch in cases]  # fmt: skip

@@ -10,8 +10,9 @@ rows, 6e-4 by a cosine, AdamW with 0.9 and 0.999, weight decay 0.01, no clipping
 the same held-out documents eleven times. What differs from the ancestor's own run: our rows, our tokenizer, and no
 weight decay on norms and embeddings.
 
-`report` prints bits per byte against tokens, seconds and joules. Seconds are those of training steps; joules are of the
-GPU and, as codecarbon models them, of processor and memory, with evaluations.
+`report` prints bits per byte against tokens, seconds and joules; of a run that was cut off, as far as it came. Seconds
+are those of training steps; joules are of the GPU and, as codecarbon models them, of processor and memory, with
+evaluations.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts beside this folder
 
-from common import print_table, write_results
+from common import median, print_table, write_results
 
 from teenytinyllama.arguments import load_yaml
 from teenytinyllama.training.metrics import METRICS_NAME, read_jsonl
@@ -47,6 +48,7 @@ ANCESTOR = {
 }
 EVALUATION = {"eval_steps": 0.1, "eval_max_tokens": 200_000}
 JOULES_A_KWH = 3.6e6
+MOST_DRAWN = 1.6  # times the lowest score
 
 
 def values_of(recipe: str, arguments: Any) -> dict[str, Any]:
@@ -97,6 +99,17 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
     return curve
 
 
+def _run_of(folder: Path) -> dict[str, Any]:
+    """Return a run's manifest, or what stands in for it when the run was cut off before its end."""
+    if (folder / "run.json").is_file():
+        return dict(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    records = read_jsonl(folder / METRICS_NAME)
+    last = next(record for record in reversed(records) if "bits_per_byte" in record)
+    train = [record for record in records if "loss" in record and record["step"] <= last["step"]]
+    medians = {key: median(record[key] for record in train) for key in ("tokens_per_second", "mfu")}
+    return {"training": {"tokens": last["tokens"], **medians}, "results": {"final": last}}
+
+
 def reach(curve: list[dict[str, float]], bits_per_byte: float, key: str) -> float | None:
     """Return the tokens, seconds or joules at which a curve comes down to a score, between evaluations by a line."""
     for before, after in itertools.pairwise(curve):
@@ -110,26 +123,31 @@ def reach(curve: list[dict[str, float]], bits_per_byte: float, key: str) -> floa
 
 def report(folders: list[Path], plot: Path | None) -> dict[str, Any]:
     """Print how the runs compare and return the figures."""
-    runs = {folder.name: json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders}
+    runs = {folder.name: _run_of(folder) for folder in folders}
     curves = {folder.name: read_curve(folder) for folder in folders}
     names = list(curves)
-    print_table(["tokens", *(f"{name}: bits per byte" for name in names)],
-                [[f"{points[0]['tokens'] / 1e6:.1f}M", *(point["bits_per_byte"] for point in points)]
-                 for points in zip(*curves.values(), strict=False)])  # fmt: skip
+    print_table([f"{name}: bits per byte at tokens" for name in names],
+                [[f"{point['bits_per_byte']:.4f} at {point['tokens'] / 1e6:.1f}M" if point else "" for point in points]
+                 for points in itertools.zip_longest(*curves.values())])  # fmt: skip
     figures = {}
     for name, run in runs.items():
         training, final = run["training"], run["results"]["final"]
-        end = curves[name][-1]
-        figures[name] = {**{key: training[key] for key in ("tokens", "tokens_per_second", "mfu", "peak_gpu_memory_gb",
-                                                           "per_device_train_batch_size", "speed", "hardware")},
-                         "seconds": training["seconds"], "training_seconds": end["seconds"], "joules": end["joules"],
+        end, best = curves[name][-1], min(curves[name], key=lambda point: point["bits_per_byte"])
+        figures[name] = {**{key: training.get(key) for key in ("tokens", "tokens_per_second", "mfu", "seconds",
+                                                               "peak_gpu_memory_gb", "per_device_train_batch_size",
+                                                               "speed", "hardware")},
+                         "training_seconds": end["seconds"], "joules": end["joules"],
                          "bits_per_byte": final["bits_per_byte"], "perplexity": final["perplexity"],
-                         "curve": curves[name]}  # fmt: skip
+                         "lowest": best, "curve": curves[name]}  # fmt: skip
     print()
-    print_table(["run", "bits per byte", "perplexity", "tokens/s", "MFU", "GPU GB", "training s", "all s", "kJ"],
-                [[name, found["bits_per_byte"], found["perplexity"], found["tokens_per_second"],
+    print_table(["run", "bits per byte", "lowest", "at tokens", "perplexity", "tokens/s", "MFU", "GPU GB", "training s",
+                 "all s", "kJ"],
+                [[name, found["bits_per_byte"], found["lowest"]["bits_per_byte"],
+                  f"{found['lowest']['tokens'] / 1e6:.1f}M", found["perplexity"], found["tokens_per_second"],
                   f"{100 * found['mfu']:.1f} %", found["peak_gpu_memory_gb"], found["training_seconds"],
                   found["seconds"], found["joules"] / 1e3] for name, found in figures.items()])  # fmt: skip
+    for name in (name for name, run in runs.items() if "hashes" not in run):
+        print(f"{name} did not reach its end: what it was at its last evaluation")
     if len(names) == 2:
         ours, other = names
         goal = figures[other]["bits_per_byte"]
@@ -159,6 +177,8 @@ def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
         axis.set_xlabel(label)
         axis.xaxis.set_major_formatter(EngFormatter(unit=unit, sep=""))
         axis.grid(alpha=0.3)
+    lowest = min(point["bits_per_byte"] for curve in curves.values() for point in curve)
+    axes[0].set_ylim(0.97 * lowest, MOST_DRAWN * lowest)  # random weights would press the rest together
     axes[0].set_ylabel("held-out bits per byte")
     axes[0].legend()
     figure.tight_layout()

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..attention import place_for_answers
 from ..checks import ensure
 from ..published import PUBLISHED_MODELS, from_pretrained
 from .config import AppConfig, check_address, check_packages, is_loopback
@@ -30,7 +31,8 @@ def run_app(model: str, config: AppConfig) -> int:
         return 0
     check_address(config.host, config.port)
     index = _read_index(config.instructions)
-    speaker = Speaker(*from_pretrained(model, config.revision))
+    loaded, tokenizer = from_pretrained(model, config.revision)
+    speaker = Speaker(place_for_answers(loaded), tokenizer)
     ensure(
         speaker.is_chat or not config.system,
         f"system={config.system}: {model} has no chat template, so it cannot be told anything. Leave system out.",

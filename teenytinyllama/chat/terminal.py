@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import IO
 
+from ..attention import place_for_answers
 from ..checks import InputError
 from ..published import from_pretrained
 from .generation import Chat, Sampling
@@ -42,8 +43,8 @@ def run_chat(name_or_path: str, config: ChatConfig, lines: IO[str] | None = None
         findings = check_chat_model(model, tokenizer)
         print(format_findings(findings))
         return 2 if any(found.problem for found in findings) else 0
-    names = Sampling.__dataclass_fields__
-    chat = Chat(model.eval(), tokenizer, Sampling(**{name: getattr(config, name) for name in names}), config.system)
+    sampling = Sampling(**{name: getattr(config, name) for name in Sampling.__dataclass_fields__})
+    chat = Chat(place_for_answers(model), tokenizer, sampling, config.system)
     if chat.encoder is None:
         print(f"{name_or_path} is a base model without a chat template: it goes on with your text. {_HELP}")
     else:

@@ -19,9 +19,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..attention import avoid_cudnn_attention
 from ..checks import InputError, RunFailedError, ensure
 from ..recorder import StageMeter
-from ..training.hardware import avoid_cudnn_attention, choose_precision, has_accelerator
+from ..training.hardware import choose_precision, has_accelerator
 from ..training.trial import is_out_of_memory
 from .config import CHOSEN_ON_TEST, ClassifyConfig
 from .encoding import Encoded

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..attention import avoid_cudnn_attention
 from ..checks import ensure, ensure_packages, is_main_process
 from ..collectives import from_first, join_ranks, leave_ranks
 from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
@@ -62,6 +63,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     if wanted:
         ensure_packages("eval", "lm_eval", "datasets")
     device = join_ranks()
+    avoid_cudnn_attention()
     folder = from_first(lambda: _open_folder(config))
     stops = list_stops(config.model_name_or_path, config.revision, config.checkpoints)
     missing: dict[str, str] = {}
@@ -182,9 +184,10 @@ def _write_results(work: _Work, missing: dict[str, str]) -> None:
     if any(score.step is None for score in scores):
         plot_scores(results, work.folder / SCORES_PLOT)
     over_steps = [score for score in scores if score.step is not None]
-    if over_steps:
+    measured = [measure for measure in measures if measure.step is not None]
+    if over_steps or measured:
         energy = {stop.step: stop.kwh for stop in work.stops if stop.step is not None}
-        plot_progress(over_steps, energy, work.folder / PROGRESS_PLOT)
+        plot_progress(over_steps, measured, energy, work.folder / PROGRESS_PLOT)
     model = Path(work.config.model_name_or_path).expanduser()
     if work.config.limit is None and work.config.output_dir is None and (model / MANIFEST_NAME).is_file():
         merge_results(model / RESULTS_NAME, results)  # where the run's card looks for them
@@ -193,10 +196,18 @@ def _write_results(work: _Work, missing: dict[str, str]) -> None:
 
 
 def _collect(folder: Path) -> tuple[list[Score], list[Measure]]:
-    """Return all scores and measures in the folder, in the order of the suites; a task counts in each of its suites."""
+    """Return all scores and measures in the folder, in the order of the suites and steps.
+
+    A task counts in each of its suites. The final model comes before the checkpoints.
+    """
     scores, measures = [], []
     order = {name: number for number, name in enumerate((_HELD_OUT, *TASKS))}
-    paths = sorted((folder / PARTS_FOLDER).glob("*/*.json"), key=lambda path: (order.get(path.stem, 99), path))
+
+    def place(path: Path) -> tuple[int, int]:
+        step = path.parent.name.removeprefix("step")
+        return order.get(path.stem, 99), int(step) if step.isdigit() else -1
+
+    paths = sorted((folder / PARTS_FOLDER).glob("*/*.json"), key=place)
     parts = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     for suite in (LANGUAGE_MODELING, *SUITES):
         for name, part in parts:

@@ -30,18 +30,6 @@ def choose_precision() -> tuple[Precision, str]:
     return "fp32", "CPU: bf16 is emulated on most processors and slower there"
 
 
-def avoid_cudnn_attention() -> None:
-    """Leave cuDNN's attention out in this process; call it before a training whose rows are padded or masked.
-
-    With a mask its backward pass gives gradients that are not numbers, at some row lengths, on an H100 or H200 with
-    torch 2.11 and later (pytorch issue 196678, trl issue 7181). Met here when HateBR was fine-tuned (docs/gpu.md).
-    Without a mask, as in pretraining, it is right, and the fastest.
-    """
-    import torch
-
-    torch.backends.cuda.enable_cudnn_sdp(False)
-
-
 def device_name() -> str:
     """Return the GPU's name, or the processor's."""
     import torch

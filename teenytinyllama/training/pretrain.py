@@ -17,6 +17,7 @@ from .report import (
     describe_speed,
     describe_training,
     planned_zero_stage,
+    warn_of_repeats,
 )
 from .rows import CausalCollator, TrainingRows
 from .run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
@@ -87,6 +88,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
     bytes_per_token = sum(source["bytes"] for source in sources) / sum(source["tokens"] for source in sources)
     lines = {
         "length": describe_length(config, plan, len(plan.packed.train)),
+        **warn_of_repeats(config.max_steps * config.rows_per_step / len(plan.packed.train)),
         "speed": describe_speed(trainer.speed, config),
     }
     run = assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)

@@ -1,11 +1,13 @@
 """What a run says about itself: the banner before it starts, and the manifest's records after it ends."""
 
+import math
 import resource
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..checkpoints import complete_checkpoints, read_marker
 from ..checks import RunFailedError
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
@@ -14,6 +16,11 @@ from .hardware import device_name, peak_flops, peak_gpu_memory_gb
 from .metrics import MFU_CONVENTION
 from .plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan
+
+# Epochs up to which repeated text teaches nearly as much as new text. Source: Muennighoff et al. 2023, Scaling
+# Data-Constrained Language Models (arXiv 2305.16264). Here 160m got worse after ten (docs/gpu.md).
+REPEATS_WORTH_READING = 4
+RISE_WORTH_TELLING = 0.005  # share of the lowest held-out score; evaluations near the end of a good run differ by less
 
 
 def planned_zero_stage(trainer: Trainer) -> int:
@@ -82,9 +89,60 @@ def print_banner(trainer: Any, config: Any, plan: RunPlan, more: dict[str, str],
 def describe_length(config: Any, plan: RunPlan, rows: int) -> str:
     """Return steps, tokens and epochs of a run over so many rows of data."""
     tokens = config.max_steps * config.rows_per_step * config.tokens_per_row
+    epochs = config.max_steps * config.rows_per_step / rows
     return (
         f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / count_parameters(plan.model_config):.1f} per "
-        f"parameter = {config.max_steps * config.rows_per_step / rows:.2f} epochs of {rows:,} rows"
+        f"parameter = {epochs:.2f} epochs of {rows:,} rows"
+    )
+
+
+def warn_of_repeats(epochs: float) -> dict[str, str]:
+    """Return a line on a pretraining that reads its rows too often, by its name; none for one that does not."""
+    if epochs <= REPEATS_WORTH_READING:
+        return {}
+    return {
+        "repeats": f"each row is read {epochs:.1f} times; after {REPEATS_WORTH_READING} new text teaches more, and "
+        "in the end the model knows its rows by heart: watch the held-out score"
+    }
+
+
+def comparable_scores(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the held-out records over as much text as the first: the last step is scored on all documents, too."""
+    scored = [record for record in records if record.get("bits_per_byte") is not None]
+    return [record for record in scored if record.get("scored_bytes") == scored[0].get("scored_bytes")]
+
+
+def lowest_held_out(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return step, tokens and bits per byte of the best evaluation during a run; None without one.
+
+    Args:
+        records: of `metrics.jsonl`.
+    """
+    best = min(comparable_scores(records), key=lambda record: record["bits_per_byte"], default=None)
+    return best and {name: best[name] for name in ("step", "tokens", "bits_per_byte")}
+
+
+def describe_turn(folder: Path, records: list[dict[str, Any]]) -> str | None:
+    """Return what to tell of a run whose held-out score got worse before its end, and which checkpoint is better.
+
+    Args:
+        folder: of the run.
+        records: of its `metrics.jsonl`.
+    """
+    lowest = lowest_held_out(records)
+    if lowest is None:
+        return None
+    last = comparable_scores(records)[-1]
+    if last["bits_per_byte"] <= (1 + RISE_WORTH_TELLING) * lowest["bits_per_byte"]:
+        return None
+    kept = [(marker.bits_per_byte, path.name) for _, path in complete_checkpoints(folder)
+            if (marker := read_marker(path)).bits_per_byte is not None]  # fmt: skip
+    score, name = min(kept, default=(math.inf, ""))
+    better = f"{name} has {score:.4f}." if score < last["bits_per_byte"] else "No better checkpoint was kept."
+    return (
+        f"best at step {lowest['step']:,} of {last['step']:,} ({lowest['bits_per_byte']:.4f} bits per byte; "
+        f"{last['bits_per_byte']:.4f} at the end): the run was too long for its data. Train on more, or for about "
+        f"{lowest['tokens']:,} tokens. {better}"
     )
 
 
@@ -159,6 +217,7 @@ def describe_training(
         "mfu_convention": MFU_CONVENTION,
         "first_loss": train[0]["loss"] if train else None,
         "last_loss": train[-1]["loss"] if train else None,
+        "lowest_held_out": lowest_held_out(records),
         "world_size": config.world_size,
         "backend": dist.get_backend() if dist.is_available() and dist.is_initialized() else "none",
         "zero_stage": live_zero_stage(trainer),

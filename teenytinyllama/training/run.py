@@ -24,7 +24,7 @@ from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .plan import RunPlan, what_follows
 from .ranks import check_ranks
-from .report import BannerCallback, describe_time, planned_zero_stage
+from .report import BannerCallback, describe_time, describe_turn, planned_zero_stage
 from .resume import check_plain_weights, choose_checkpoint
 from .signals import StopCallback
 from .spending import SpendingCallback
@@ -232,10 +232,14 @@ def close_run_folder(
     if not run.trainer.is_world_process_zero():
         return
     (plan.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+    records = read_jsonl(plan.folder / METRICS_NAME)
     manifest = {
         "config": config.to_yaml_values({}),
-        **describe(read_jsonl(plan.folder / METRICS_NAME)),
+        **describe(records),
         "hashes": {path.name: sha256_file(path) for path in sorted(plan.folder.glob("*.safetensors"))},
     }
     write_manifest(plan.folder, stage, manifest)
+    turn = describe_turn(plan.folder, records)
+    if turn is not None:
+        print(f"{'held out':10} {turn}", flush=True)
     print("time       " + describe_time(run.trainer.clock.seconds), flush=True)

@@ -10,6 +10,7 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..arguments import build
+from ..attention import avoid_cudnn_attention
 from ..checks import ensure
 from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
 from ..grid import GRID_KEYS
@@ -17,7 +18,6 @@ from ..meter import check_energy
 from ..presets import count_parameters
 from ..training.batch import derive_batch
 from ..training.checkpoints import run_identity
-from ..training.hardware import avoid_cudnn_attention
 from ..training.plan import RunPlan, check_space, run_state
 from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute

@@ -8,11 +8,11 @@ import torch
 from transformers import Trainer
 from trl import SFTTrainer
 
+from ..attention import avoid_cudnn_attention
 from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
-from ..training.hardware import avoid_cudnn_attention
 from ..training.loss import fuse_loss
 from ..training.plan import RunPlan
 from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
