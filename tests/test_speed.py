@@ -145,6 +145,10 @@ def test_on_a_gpu_the_loss_is_compiled_with_the_layers(values: dict[str, Any], m
     liger = config(values, compile_layers=True)
     liger.use_liger_kernel = True
     assert speed.choose_loss(liger, 1.0, 0) == ("whole", "Liger's")
+    assert speed.compiles_layers(liger, 1e30, 0) == (True, "as configured")
+    liger.compile_layers = None
+    assert speed.compiles_layers(config(values), 1e30, 0)[0]
+    assert speed.compiles_layers(liger, 1e30, 0)[0] is False, "slower together"
 
 
 def test_a_run_is_the_same_with_the_compiled_loss(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
