@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,7 +18,8 @@ def avoid_cudnn_attention() -> None:
     * it makes a plan for every length that a thread has not seen (pytorch pull request 190388), so each new token
       of an answer took 50 ms more (docs/gpu.md).
 
-    Pretraining has rows of one length and no mask: there it is right, and the fastest.
+    Pretraining has rows of one length and no mask: there it is right, and the fastest. A process that pretrains
+    afterwards turns it on again with `torch.backends.cuda.enable_cudnn_sdp(True)`.
     """
     import torch
 
@@ -27,7 +28,7 @@ def avoid_cudnn_attention() -> None:
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """Leave cuDNN's attention out of a block: for texts of many lengths amid a pretraining."""
+    """Leave cuDNN's attention out of a block or, as a decorator, of a function: for texts of many lengths."""
     import torch
 
     before = torch.backends.cuda.cudnn_sdp_enabled()
@@ -38,10 +39,25 @@ def without_cudnn_attention() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def place_for_answers(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Return a model in evaluation mode where it answers fastest: on an NVIDIA or AMD GPU if torch sees one."""
+def place_for_answers(model: "PreTrainedModel", use_cpu: bool = False) -> tuple["PreTrainedModel", str | None]:
+    """Return a model in evaluation mode where it answers, an NVIDIA or AMD GPU if there is one, and what to tell of it.
+
+    A GPU whose memory a training has, or that this torch has no kernels for, leaves it on the processor.
+
+    Args:
+        model: on the processor.
+        use_cpu: leave it there.
+    """
     import torch
 
     avoid_cudnn_attention()
-    placed: Any = model
-    return cast("PreTrainedModel", placed.to("cuda") if torch.cuda.is_available() else placed).eval()
+    placed: Any = model.eval()
+    if use_cpu or not torch.cuda.is_available():
+        return placed, None
+    try:
+        placed = placed.to("cuda")
+        torch.zeros(1, device="cuda").add_(1).item()  # does this torch have kernels for it?
+    except RuntimeError as error:  # no memory left is one, too
+        why = str(error).splitlines()[0]
+        return placed.to("cpu"), f"note: answers on the processor, because the GPU refuses: {why}"
+    return placed, None

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import cli
+from teenytinyllama.attention import place_for_answers
 from teenytinyllama.chat.generation import Chat, Reply, Sampling
 from teenytinyllama.chat.linter import check_chat_model, format_findings
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template, render
@@ -303,6 +304,53 @@ def talk(folder: Path, capsys: pytest.CaptureFixture[str], lines: str, **keys: A
     config = ChatConfig(temperature=0, repetition_penalty=1.0, **keys)
     assert run_chat(str(folder), config, io.StringIO(lines)) == 0
     return capsys.readouterr().out
+
+
+class OnGpu:
+    """A model that says where it was put; its GPU may have no memory left."""
+
+    def __init__(self, refusal: str | None = None) -> None:
+        self.refusal, self.device = refusal, "cpu"
+
+    def to(self, device: str) -> "OnGpu":
+        if device == "cuda" and self.refusal:
+            raise torch.OutOfMemoryError(self.refusal)
+        self.device = device
+        return self
+
+    def eval(self) -> "OnGpu":
+        return self
+
+
+def test_a_model_answers_on_a_gpu_that_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(model: Any, use_cpu: bool = False) -> tuple[str, str | None]:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        placed, note = place_for_answers(model, use_cpu)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        return str(placed.device), note
+
+    assert place(OnGpu()) == ("cpu", None), "there is none"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
+    assert place(OnGpu()) == ("cuda", None)
+    assert place(OnGpu(), use_cpu=True) == ("cpu", None)
+    note = "note: answers on the processor, because the GPU refuses: CUDA out of memory."
+    assert place(OnGpu("CUDA out of memory.\nTried to allocate")) == ("cpu", note)
+
+
+def test_the_terminal_says_why_it_answers_on_the_processor(
+    chat_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(LlamaForCausalLM, "to", lambda self, device: refuse() if device == "cuda" else self)
+
+    def refuse() -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    said = talk(chat_folder, capsys, f"{QUESTION}\n")
+    assert "note: answers on the processor, because the GPU refuses: CUDA error: no kernel image" in said
+    assert ANSWER in said
+    assert "note:" not in talk(chat_folder, capsys, f"{QUESTION}\n", use_cpu=True)
 
 
 def test_the_terminal(chat_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from benchmark_rows import all_rows, write_rows
 from hub_server import HubServer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError, MissingPackageError
@@ -73,11 +73,8 @@ def evaluate(model: Path, output: Path, **values: Any) -> Path:
 def everything(model_folder: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All suites of a tiny random model."""
     output = tmp_path_factory.mktemp("all") / "out"
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    evaluate(model_folder, output, suite="all", data_dir=str(data_dir), held_out=["sample"], cloze_items=20,
-             held_out_max_tokens=2000, limit=8)  # fmt: skip
-    assert not torch.backends.cuda.cudnn_sdp_enabled(), "each new length would cost it a plan"
-    return output
+    return evaluate(model_folder, output, suite="all", data_dir=str(data_dir), held_out=["sample"], cloze_items=20,
+                    held_out_max_tokens=2000, limit=8)  # fmt: skip
 
 
 def test_all_suites_run_offline_from_local_files(everything: Path) -> None:
@@ -585,6 +582,24 @@ def test_checkpoints_are_walked_and_the_walk_resumes(tokenizer_folder: Path, dat
     assert {path.relative_to(output).as_posix() for path in changed} == {"parts/step20/ttl_calame.json"}
     with pytest.raises(InputError, match=r"has no complete checkpoint"):
         list_stops(str(run / "checkpoint-9"), None, checkpoints=True)
+
+
+def test_no_length_costs_a_plan_of_cudnn_s_attention(
+    model_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = LlamaModel.forward
+    used: list[bool] = []
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        used.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", watched)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    evaluate(model_folder, tmp_path / "out", tasks=["oab", "arc_zero"], data_dir=str(data_dir), limit=2)
+    assert used
+    assert not any(used)
+    assert torch.backends.cuda.cudnn_sdp_enabled(), "a training in the same process has it again"
 
 
 @pytest.mark.parametrize("with_scores", [True, False])

@@ -1,4 +1,5 @@
 import csv
+import functools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_rows import write_rows
-from transformers import TrainerCallback
+from transformers import LlamaModel, TrainerCallback
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints
@@ -113,12 +114,21 @@ def test_last_words_and_questions_are_asked_without_changing_the_training(
         used.append(torch.backends.cuda.cudnn_sdp_enabled())
         return score_signal(*arguments)
 
+    forward = LlamaModel.forward
+    modes: set[tuple[bool, bool]] = set()
+
+    @functools.wraps(forward)  # the Trainer reads its arguments
+    def watched_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        modes.add((self.training, torch.backends.cuda.cudnn_sdp_enabled()))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", watched_forward)
     monkeypatch.setattr(signal_scores, "score_signal", watched)
     torch.backends.cuda.enable_cudnn_sdp(True)
     folder = run({**values, "eval_max_tokens": 30_000, "cloze_items": 6, "signal_items": 4,
                   "signal_data_dir": str(write_rows(tmp_path / "data"))})  # fmt: skip
     assert used == [False] * 3, "cuDNN's attention makes a plan for each new length"
-    assert torch.backends.cuda.cudnn_sdp_enabled(), "pretraining keeps it"
+    assert modes == {(True, True), (False, False)}, "pretraining keeps it; held-out text and samples do without"
     assert losses(folder) == losses(finished[0])
     scored = [record for record in read_jsonl(folder / "metrics.jsonl") if "bits_per_byte" in record]
     names = {"cloze_acc", "hellaswag_acc_norm", "arc_acc_norm", "calame_acc", "lambada_acc"}
@@ -520,9 +530,7 @@ def test_a_run_that_reads_its_rows_too_often_says_so(
     lowest = json.loads((folder / "run.json").read_text())["training"]["lowest_held_out"]
     assert 0 < lowest["step"] < 60
     assert lowest["tokens"] == 256 * lowest["step"]
-    said = re.search(
-        r"^held out +best at step (\d+) of 60 \((.+) bits per byte; (.+) at the end\): the run was", out, re.M
-    )
+    said = re.search(r"^held out +best at step (\d+) of 60 \((.+) bits per byte; .+ at the end\): the rows", out, re.M)
     assert said is not None
     assert (int(said[1]), said[2]) == (lowest["step"], f"{lowest['bits_per_byte']:.4f}")
     assert f"checkpoint-{lowest['step']} has {lowest['bits_per_byte']:.4f}." in out

@@ -2,13 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from teenytinyllama.attention import without_cudnn_attention
 from teenytinyllama.checkpoints import Marker, write_marker
 from teenytinyllama.checks import (
     EXIT_BAD_INPUT,
@@ -57,23 +55,54 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     assert (tmp_path / "none.jsonl").read_text() == ""
 
 
-def test_the_best_evaluation_is_found_among_those_over_as_much_text(tmp_path: Path) -> None:
-    scores = [(0, 4.0, 100), (10, 2.0, 100), (20, 2.02, 100), (20, 1.9, 500)]
+def scored(*scores: tuple[int, float, int]) -> list[dict]:
+    """Records of evaluations: step, bits per byte, bytes read."""
     records = [{"step": step, "tokens": 8 * step, "bits_per_byte": score, "scored_bytes": size}
-               for step, score, size in scores] + [{"step": 5, "tokens": 40, "loss": 3.0}]  # fmt: skip
+               for step, score, size in scores]  # fmt: skip
+    return [{"step": 0, "tokens": 0, "loss": 3.0}, *records]
+
+
+def test_the_best_evaluation_is_found_and_told_of(tmp_path: Path) -> None:
+    records = scored((0, 4.0, 100), (10, 2.0, 100), (20, 2.02, 100), (20, 1.9, 500))
     assert lowest_held_out(records) == {"step": 10, "tokens": 80, "bits_per_byte": 2.0}
-    assert describe_turn(tmp_path, records) == (
-        "best at step 10 of 20 (2.0000 bits per byte; 2.0200 at the end): the run was too long for its data. Train on "
-        "more, or for about 80 tokens. No better checkpoint was kept."
+    assert describe_turn(tmp_path, records, 7.5) == (
+        "best at step 10 of 20 (2.0000 bits per byte; 2.0200 at the end): the rows were read 7.5 times, which was too "
+        "often. Train on more text, or end near that step. No checkpoint with a better score was kept."
     )
-    for step, score in ((15, 2.01), (20, 2.02)):
+    for step in (10, 15, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        write_marker(tmp_path / f"checkpoint-{step}", Marker(step, 1, 0, bits_per_byte=score))
-    assert str(describe_turn(tmp_path, records)).endswith(" checkpoint-15 has 2.0100.")
-    records[2]["bits_per_byte"] = 2.009  # within what evaluations differ by
-    assert describe_turn(tmp_path, records) is None
-    assert lowest_held_out([]) is None
-    assert describe_turn(tmp_path, []) is None
+    for step in (15, 20):  # 10 was not saved to its end, and 15 not scored
+        write_marker(tmp_path / f"checkpoint-{step}", Marker(step, 1, 0))
+    assert str(describe_turn(tmp_path, records, 7.5)).endswith("No checkpoint with a better score was kept.")
+    (tmp_path / "checkpoint-10" / "complete.json").write_text("damaged")  # its score is known all the same
+    assert str(describe_turn(tmp_path, records, 7.5)).endswith(" checkpoint-10 has 2.0000.")
+    assert "the learning rate may be too high" in str(describe_turn(tmp_path, records, 0.9))
+    records[3]["bits_per_byte"] = 2.009  # within what evaluations differ by
+    assert describe_turn(tmp_path, records, 7.5) is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "lowest", "told"),
+    [
+        ([], None, None),
+        ([(0, 3.0, 100), (20, 3.5, 500)], None, None),  # one evaluation alone
+        ([(0, 3.0, 100), (10, 3.5, 100), (10, 3.4, 500)], 0, "the learning rate may be too high"),  # of other text
+        # Made longer, so that evaluations read more: only those count.
+        ([(10, 2.5, 100), (20, 2.6, 100), (20, 2.6, 500), (30, 2.2, 200), (40, 2.0, 200), (40, 2.1, 500)], 40, None),
+        ([(10, 2.1, 100), (20, 2.0, 100), (30, 2.2, 200), (40, 3.0, 200), (40, 3.1, 500)], 30, "best at step 30 of 40"),
+        # Stopped by a cap between two evaluations: how it ended is not known.
+        ([(20, 2.5, 100), (40, 2.6, 100), (47, 2.3, 500)], 20, None),
+    ],
+)
+def test_only_evaluations_of_the_same_text_are_compared(
+    scores: list[tuple[int, float, int]], lowest: int | None, told: str | None, tmp_path: Path
+) -> None:
+    records = scored(*scores)
+    found = lowest_held_out(records)
+    assert (found and found["step"]) == lowest
+    said = describe_turn(tmp_path, records, 2.0)
+    assert (said is None) == (told is None)
+    assert told is None or told in str(said)
 
 
 @pytest.mark.parametrize(("epochs", "said"), [(4.0, None), (4.2, "4.2 times"), (20.43, "20.4 times")])
@@ -110,30 +139,6 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_random_state(tokenize
     assert generate_texts(model, tokenizer, prompts, 12, seed=1, temperature=0) == alone
     assert generate_texts(model, tokenizer, [], 12, seed=1) == []
     assert generate_texts(model, tokenizer, ["palavra " * 30], 500, seed=1)[0].startswith("palavra")
-
-
-def test_texts_amid_a_training_are_written_without_cudnn_s_attention(
-    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
-    config = LlamaConfig(vocab_size=600, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                         max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=3)  # fmt: skip
-    model, seen, forward = LlamaForCausalLM(config).eval(), [], LlamaForCausalLM.forward
-
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
-        return forward(self, *args, **kwargs)
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
-    for before in (True, False):
-        torch.backends.cuda.enable_cudnn_sdp(before)
-        generate_texts(model, tokenizer, ["Era uma vez"], 4, seed=1)
-        assert torch.backends.cuda.cudnn_sdp_enabled() == before, "the training goes on as it was"
-    assert seen
-    assert not any(seen)
-    with pytest.raises(ValueError, match="planned"), without_cudnn_attention():
-        raise ValueError("planned")
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize(

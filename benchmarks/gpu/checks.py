@@ -389,7 +389,7 @@ def _time_generation(inputs: Inputs, preset: str, ways: tuple[str, ...]) -> list
     tokenizer = load_tokenizer("tokenizer", inputs.tokenizer)
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(preset_config(preset, tokenizer))
-    model = place_for_answers(model.to(torch.bfloat16))
+    model, _ = place_for_answers(model.to(torch.bfloat16))
     cases = [(way, batch) for way in ways for batch in inputs.sizes.batches if batch == 1 or way != "ttl chat"]
     return [{"preset": preset, "way": way, "batch": batch, **_time_case(model, tokenizer, inputs, way, batch)}
             for way, batch in cases]  # fmt: skip

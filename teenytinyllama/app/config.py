@@ -24,6 +24,7 @@ class AppConfig(Sampling):
     )
     system: str = field(default="", metadata={"help": "what the model is told before the first message"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub repository"})
+    use_cpu: bool = field(default=False, metadata={"help": "answer on the processor, also where there is a GPU"})
     host: str = field(
         default=DEFAULT_HOST,
         metadata={"help": "address to serve on; the default is for this machine only, 0.0.0.0 all"},

@@ -32,7 +32,10 @@ def run_app(model: str, config: AppConfig) -> int:
     check_address(config.host, config.port)
     index = _read_index(config.instructions)
     loaded, tokenizer = from_pretrained(model, config.revision)
-    speaker = Speaker(place_for_answers(loaded), tokenizer)
+    placed, note = place_for_answers(loaded, config.use_cpu)
+    if note:
+        print(note)
+    speaker = Speaker(placed, tokenizer)
     ensure(
         speaker.is_chat or not config.system,
         f"system={config.system}: {model} has no chat template, so it cannot be told anything. Leave system out.",

@@ -22,6 +22,7 @@ class ChatConfig(Sampling):
     base_model: str | None = field(
         default=None, metadata={"help": "for an adapter: its base model, if it is not where it was"}
     )
+    use_cpu: bool = field(default=False, metadata={"help": "answer on the processor, also where there is a GPU"})
     check_template: bool = field(
         default=False, metadata={"help": "do not talk: check that template, tokens and end token belong together"}
     )
@@ -44,7 +45,10 @@ def run_chat(name_or_path: str, config: ChatConfig, lines: IO[str] | None = None
         print(format_findings(findings))
         return 2 if any(found.problem for found in findings) else 0
     sampling = Sampling(**{name: getattr(config, name) for name in Sampling.__dataclass_fields__})
-    chat = Chat(place_for_answers(model), tokenizer, sampling, config.system)
+    model, note = place_for_answers(model, config.use_cpu)
+    if note:
+        print(note)
+    chat = Chat(model, tokenizer, sampling, config.system)
     if chat.encoder is None:
         print(f"{name_or_path} is a base model without a chat template: it goes on with your text. {_HELP}")
     else:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..attention import avoid_cudnn_attention
+from ..attention import without_cudnn_attention
 from ..checks import ensure, ensure_packages, is_main_process
 from ..collectives import from_first, join_ranks, leave_ranks
 from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
@@ -50,6 +50,7 @@ class _Work:
     cloze_file: Path | None
 
 
+@without_cudnn_attention()
 def evaluate_model(config: EvaluateConfig) -> Path:
     """Measure a model, or go on where an earlier start stopped, and return the folder of the results.
 
@@ -63,7 +64,6 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     if wanted:
         ensure_packages("eval", "lm_eval", "datasets")
     device = join_ranks()
-    avoid_cudnn_attention()
     folder = from_first(lambda: _open_folder(config))
     stops = list_stops(config.model_name_or_path, config.revision, config.checkpoints)
     missing: dict[str, str] = {}

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..attention import without_cudnn_attention
 from ..grid import GridSettings
 from ..ledger import Phase, ledger_path, read_starts, total_of
 from ..meter import EnergyReading
@@ -79,7 +78,7 @@ def generate_ids(
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else greedy
     generator: Any = model  # transformers types `generate` as a tensor
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad(), without_cudnn_attention():
+    with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         output = generator.generate(
             input_ids,

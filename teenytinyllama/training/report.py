@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints import complete_checkpoints, read_marker
+from ..checkpoints import complete_checkpoints
 from ..checks import RunFailedError
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
@@ -18,7 +18,7 @@ from .plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan
 
 # Epochs up to which repeated text teaches nearly as much as new text. Source: Muennighoff et al. 2023, Scaling
-# Data-Constrained Language Models (arXiv 2305.16264). Here 160m got worse after ten (docs/gpu.md).
+# Data-Constrained Language Models (arXiv 2305.16264). Here 160m got worse after seven to ten (docs/gpu.md).
 REPEATS_WORTH_READING = 4
 RISE_WORTH_TELLING = 0.005  # share of the lowest held-out score; evaluations near the end of a good run differ by less
 
@@ -107,13 +107,21 @@ def warn_of_repeats(epochs: float) -> dict[str, str]:
 
 
 def comparable_scores(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the held-out records over as much text as the first: the last step is scored on all documents, too."""
+    """Return the held-out records over the text that evaluations read most lately, by step.
+
+    Left out are the score of all documents after the last step, and what a shorter run read before it was made longer.
+
+    Args:
+        records: of `metrics.jsonl`.
+    """
     scored = [record for record in records if record.get("bits_per_byte") is not None]
-    return [record for record in scored if record.get("scored_bytes") == scored[0].get("scored_bytes")]
+    sizes = [record.get("scored_bytes") for record in scored]
+    newest = next((size for size in reversed(sizes) if sizes.count(size) > 1), None)
+    return [record for record, size in zip(scored, sizes, strict=True) if newest is not None and size == newest]
 
 
 def lowest_held_out(records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return step, tokens and bits per byte of the best evaluation during a run; None without one.
+    """Return step, tokens and bits per byte of the best evaluation during a run; None if there is none to compare.
 
     Args:
         records: of `metrics.jsonl`.
@@ -122,27 +130,31 @@ def lowest_held_out(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     return best and {name: best[name] for name in ("step", "tokens", "bits_per_byte")}
 
 
-def describe_turn(folder: Path, records: list[dict[str, Any]]) -> str | None:
+def describe_turn(folder: Path, records: list[dict[str, Any]], epochs: float) -> str | None:
     """Return what to tell of a run whose held-out score got worse before its end, and which checkpoint is better.
 
     Args:
         folder: of the run.
         records: of its `metrics.jsonl`.
+        epochs: times it read its rows.
     """
+    scores = comparable_scores(records)
     lowest = lowest_held_out(records)
-    if lowest is None:
+    if lowest is None or scores[-1]["step"] != max(record["step"] for record in records):
         return None
-    last = comparable_scores(records)[-1]
-    if last["bits_per_byte"] <= (1 + RISE_WORTH_TELLING) * lowest["bits_per_byte"]:
+    end = scores[-1]["bits_per_byte"]
+    if end <= (1 + RISE_WORTH_TELLING) * lowest["bits_per_byte"]:
         return None
-    kept = [(marker.bits_per_byte, path.name) for _, path in complete_checkpoints(folder)
-            if (marker := read_marker(path)).bits_per_byte is not None]  # fmt: skip
+    cause = f"the rows were read {epochs:.1f} times, which was too often. Train on more text, or end near that step."
+    if epochs <= 1 or lowest["step"] == 0:
+        cause = "the learning rate may be too high, or the held-out text of another kind."
+    score_of = {record["step"]: record["bits_per_byte"] for record in scores}
+    kept = [(score_of[step], path.name) for step, path in complete_checkpoints(folder) if step in score_of]
     score, name = min(kept, default=(math.inf, ""))
-    better = f"{name} has {score:.4f}." if score < last["bits_per_byte"] else "No better checkpoint was kept."
+    better = f"{name} has {score:.4f}." if score < end else "No checkpoint with a better score was kept."
     return (
-        f"best at step {lowest['step']:,} of {last['step']:,} ({lowest['bits_per_byte']:.4f} bits per byte; "
-        f"{last['bits_per_byte']:.4f} at the end): the run was too long for its data. Train on more, or for about "
-        f"{lowest['tokens']:,} tokens. {better}"
+        f"best at step {lowest['step']:,} of {scores[-1]['step']:,} ({lowest['bits_per_byte']:.4f} bits per byte; "
+        f"{end:.4f} at the end): {cause} {better}"
     )
 
 

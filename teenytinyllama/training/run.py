@@ -239,7 +239,7 @@ def close_run_folder(
         "hashes": {path.name: sha256_file(path) for path in sorted(plan.folder.glob("*.safetensors"))},
     }
     write_manifest(plan.folder, stage, manifest)
-    turn = describe_turn(plan.folder, records)
+    turn = describe_turn(plan.folder, records, manifest["training"]["epochs"])
     if turn is not None:
         print(f"{'held out':10} {turn}", flush=True)
     print("time       " + describe_time(run.trainer.clock.seconds), flush=True)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..attention import without_cudnn_attention
 from ..evaluation.signal import SignalTask, cloze_task, local_tasks, score_signal
 from .speed import eager
 
@@ -63,7 +62,7 @@ class SignalCallback(TrainerCallback):
             model = kwargs["model"]
             was_training = model.training
             model.eval()
-            with eager() if self.compiles else contextlib.nullcontext(), without_cudnn_attention():
+            with eager() if self.compiles else contextlib.nullcontext():
                 self._figures = score_signal(model, self.tasks, self.batch_size)
             model.train(was_training)
             self._step = state.global_step

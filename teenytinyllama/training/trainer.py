@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
+from ..attention import without_cudnn_attention
 from .clock import Clock
 from .signals import EvaluationInterruptedError
 from .speed import SpeedPlan, eager
@@ -41,7 +42,9 @@ class RunTrainer:
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the Trainer's metrics, or none when a signal ended the evaluation."""
         try:
-            with self.clock.part("evaluation"), eager() if self.compiles else contextlib.nullcontext():
+            uncompiled = eager() if self.compiles else contextlib.nullcontext()
+            # Texts of many lengths: held-out windows and, in the callbacks that follow, samples and questions.
+            with self.clock.part("evaluation"), uncompiled, without_cudnn_attention():
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
         except EvaluationInterruptedError:
             return {}
