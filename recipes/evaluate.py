@@ -11,7 +11,7 @@ from teenytinyllama.arguments import parse
 from teenytinyllama.checks import is_main_process, run_main
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import TABLE_NAME, evaluate_model
-from teenytinyllama.training.ranks import prepare_rank
+from teenytinyllama.training.ranks import exit_rank, prepare_rank
 
 
 def main() -> None:
@@ -24,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    exit_rank(run_main(main))

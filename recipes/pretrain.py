@@ -15,7 +15,7 @@ from teenytinyllama.checks import is_main_process, run_main
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
-from teenytinyllama.training.ranks import prepare_rank
+from teenytinyllama.training.ranks import exit_rank, prepare_rank
 
 
 def main() -> None:
@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    exit_rank(run_main(main))

@@ -480,6 +480,45 @@ def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+RANK = """
+import atexit, sys
+from teenytinyllama.training.ranks import exit_rank, prepare_rank
+
+class Kept:
+    def __del__(self):
+        print("teardown")
+
+def main():
+    prepare_rank()
+    atexit.register(lambda: print("at exit"))
+
+kept = Kept()
+main()
+print("done")
+if len(sys.argv) > 2:
+    raise ValueError("planned")
+exit_rank(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(("count", "code", "said"), [
+    ("2", "0", ["done", "at exit"]), ("2", "75", ["done", "at exit"]), ("1", "2", ["done", "at exit", "teardown"]),
+])  # fmt: skip
+def test_a_rank_ends_without_the_teardown_of_the_interpreter(count: str, code: str, said: list[str]) -> None:
+    environment = {**os.environ, "WORLD_SIZE": count, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("TTL_SUPERVISOR_PID", None)
+    done = subprocess.run([sys.executable, "-c", RANK, code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (int(code), said), done.stderr
+
+
+def test_a_rank_that_fails_ends_as_python_does() -> None:
+    environment = {**os.environ, "WORLD_SIZE": "2", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", RANK, "0", "fail"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "ValueError: planned" in done.stderr
+    assert "teardown" in done.stdout
+
+
 # Real trainings
 
 

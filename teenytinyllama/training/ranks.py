@@ -1,10 +1,12 @@
 """What each rank does before it trains: prepare the process, and check that the ranks know of each other."""
 
+import atexit
+import contextlib
 import os
 import signal
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..checks import ensure
 from ..supervision import SUPERVISOR_VARIABLE
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 # reduces with torch.distributed. Source: deepspeed 0.19.8, comm/torch.py, `build_shm_op` and `TorchBackend.all_reduce`.
 _UNUSED_CPU_OP = "deepspeed_shm_comm"
 
+_exit_code: int | None = None
+
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <linux/prctl.h>
 
 
@@ -29,6 +33,7 @@ def prepare_rank() -> None:
     * Without a GPU: tell DeepSpeed so (transformers imports it whenever it is installed), or it warns about it.
     * DeepSpeed without a GPU: leave out the compilation of an op that training never calls.
     * DeepSpeed: silence torch's deprecation warnings about calls that DeepSpeed makes.
+    * With other ranks: end at once when `exit_rank` has a code and what was to be done at the end is done.
 
     Raises:
         SystemExit: `ttl` is already gone.
@@ -36,10 +41,33 @@ def prepare_rank() -> None:
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
     if supervisor and sys.platform == "linux":
         _end_with(int(supervisor))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit.register(_end_at_once)  # before what this process will register, and so called after it
     if not has_accelerator():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         _prepare_deepspeed()
+
+
+def exit_rank(code: int) -> NoReturn:
+    """End a script that may be a rank with an exit code; the last thing that it does.
+
+    A rank among several leaves out the teardown of the interpreter. A model under DDP keeps gloo's threads until then,
+    and one that wants to tell Python of its last work is killed within C++, which aborts the process ("terminate called
+    without an active exception", once in some hundred ends, although `leave_ranks` had closed the connections): a
+    finished training would have failed.
+    """
+    global _exit_code
+    _exit_code = code
+    sys.exit(code)
+
+
+def _end_at_once() -> None:
+    if _exit_code is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a stream that is closed
+                stream.flush()
+        os._exit(_exit_code)
 
 
 def _end_with(supervisor: int) -> None:

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from teenytinyllama.collectives import leave_ranks
-from teenytinyllama.training.ranks import check_ranks, prepare_rank
+from teenytinyllama.training.ranks import check_ranks, exit_rank, prepare_rank
 from teenytinyllama.training.signals import StopCallback
 
 ROWS_PER_STEP, STEPS, STOP_AFTER = 4, 6, 3
@@ -81,3 +81,4 @@ def main():
 
 
 main()
+exit_rank(0)
