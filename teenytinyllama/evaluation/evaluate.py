@@ -20,7 +20,7 @@ from .config import EvaluateConfig
 from .inputs import CLOZE_NAME, find_held_out_text, make_cloze_file, tasks_with_data
 from .local_data import CLOZE, TaskRows
 from .measures import MEASURES_NAME, Measure, write_measures
-from .parts import PARTS_FOLDER, Part, make_part, part_path, read_part, rows_of, task_identity, write_part
+from .parts import PARTS_FOLDER, Part, make_part, part_path, read_part, rows_of, step_of_part, task_identity, write_part
 from .plots import PROGRESS_PLOT, SCORES_PLOT, plot_progress, plot_scores
 from .results import RESULTS_NAME, Results, Score, merge_results, write_results
 from .suites import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, choose_tasks
@@ -204,8 +204,8 @@ def _collect(folder: Path) -> tuple[list[Score], list[Measure]]:
     order = {name: number for number, name in enumerate((_HELD_OUT, *TASKS))}
 
     def place(path: Path) -> tuple[int, int]:
-        step = path.parent.name.removeprefix("step")
-        return order.get(path.stem, 99), int(step) if step.isdigit() else -1
+        step = step_of_part(path)
+        return order.get(path.stem, 99), -1 if step is None else step
 
     paths = sorted((folder / PARTS_FOLDER).glob("*/*.json"), key=place)
     parts = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]

@@ -45,6 +45,12 @@ def part_path(folder: Path, stop: Stop, task: str) -> Path:
     return folder / PARTS_FOLDER / ("final" if stop.step is None else f"step{stop.step}") / f"{task}.json"
 
 
+def step_of_part(path: Path) -> int | None:
+    """Return the step of the checkpoint that a file of `part_path` is about; None: the final model."""
+    name = path.parent.name
+    return None if name == "final" else int(name.removeprefix("step"))
+
+
 def read_part(path: Path, identity: str) -> Part | None:
     """Return what an earlier start measured, or None if that was something else or nothing."""
     try:

@@ -16,6 +16,7 @@ from .report import (
     describe_model,
     describe_speed,
     describe_training,
+    planned_epochs,
     planned_zero_stage,
     warn_of_repeats,
 )
@@ -88,7 +89,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
     bytes_per_token = sum(source["bytes"] for source in sources) / sum(source["tokens"] for source in sources)
     lines = {
         "length": describe_length(config, plan, len(plan.packed.train)),
-        **warn_of_repeats(config.max_steps * config.rows_per_step / len(plan.packed.train)),
+        **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
     }
     run = assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)

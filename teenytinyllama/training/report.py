@@ -89,11 +89,15 @@ def print_banner(trainer: Any, config: Any, plan: RunPlan, more: dict[str, str],
 def describe_length(config: Any, plan: RunPlan, rows: int) -> str:
     """Return steps, tokens and epochs of a run over so many rows of data."""
     tokens = config.max_steps * config.rows_per_step * config.tokens_per_row
-    epochs = config.max_steps * config.rows_per_step / rows
     return (
         f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / count_parameters(plan.model_config):.1f} per "
-        f"parameter = {epochs:.2f} epochs of {rows:,} rows"
+        f"parameter = {planned_epochs(config, rows):.2f} epochs of {rows:,} rows"
     )
+
+
+def planned_epochs(config: Any, rows: int) -> float:
+    """Return how often a run will read each of so many rows."""
+    return float(config.max_steps * config.rows_per_step / rows)
 
 
 def warn_of_repeats(epochs: float) -> dict[str, str]:
