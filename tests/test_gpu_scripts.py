@@ -242,12 +242,13 @@ def test_cases_begin_with_the_most_important(monkeypatch: pytest.MonkeyPatch) ->
     found: list[str | None] = [None]
     utilities = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: found[0]))
     monkeypatch.setattr(speed, "importlib", utilities)
-    names = speed.case_names("160m")
+    names = speed.case_names("160m", 1)
     assert names[:5] == ["ours", "bare", "ancestor", "whole logits", "eager"]
     assert names[5:] == ["ours, 8 rows", "ours, 16 rows", "ours, 64 rows", "bare, whole", "bare, flash", "bare, cudnn"]
     found[0] = "a package"
-    assert [name for name in speed.case_names("460m") if name not in names] == ["ours, 32 rows", "liger",
-                                                                                "liger, layers"]  # fmt: skip
+    assert [name for name in speed.case_names("460m", 2) if name not in names] == [
+        "ours, 32 rows", "liger", "liger, layers", "ours, ddp", "ours, zero1", "ours, zero2", "ours, zero3"
+    ]  # fmt: skip
     assert all(speed.STEP_ROWS % rows == 0 for rows in (*speed.ROWS.values(), *speed.SWEPT_ROWS["160m"]))
 
 
@@ -266,12 +267,14 @@ def test_goals_are_judged(tokens_per_second: float, verdict: str, capsys: pytest
 def test_the_table_has_a_line_a_case_and_its_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     case = {"rows": 16, "mfu": 0.2512, "peak_memory_gb": None}
     speed.show({"eager": {**case, "tokens_per_second": 3e4}, "ours": {"error": "no memory"},
+                "ours, ddp": {**case, "tokens_per_second": 5.5e4, "gpus": 2, "mfu": 0.24},
                 "ancestor": {**case, "tokens_per_second": 2e4}}, "460m")  # fmt: skip
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert lines[2:] == [  # and no verdict without ours
-        ["eager", "16", "30,000", "25.1 %", "-", "-", "1.5"],
-        ["ours", "-", "no memory", "-", "-", "-", "-"],
-        ["ancestor", "16", "20,000", "25.1 %", "-", "-", "1"],
+        ["eager", "1", "16", "30,000", "25.1 %", "-", "-", "1.5"],
+        ["ours", "-", "-", "no memory", "-", "-", "-", "-"],
+        ["ours, ddp", "2", "16", "55,000", "24.0 %", "-", "-", "2.75"],
+        ["ancestor", "1", "16", "20,000", "25.1 %", "-", "-", "1"],
     ]
 
 
@@ -299,20 +302,24 @@ def test_our_speed_is_that_of_the_log_without_its_first_steps(
         folder.mkdir()
         lines = [logged(4, 1.0), logged(8, 2.0), logged(12, 500.0), logged(16, 700.0), logged(20, 600.0)]
         write_lines(folder, [*lines, scored(20, 2.0, 0.0)])
-        training = {"training": {"peak_gpu_memory_gb": 12.5, "speed": "fast"}}
+        gpus = 2 if commands[-1].get("--accelerate") == "ddp" else 1
+        training = {"training": {"peak_gpu_memory_gb": 12.5, "speed": "fast", "world_size": gpus}}
         (folder / "run.json").write_text(json.dumps(training))
         return ""
 
     monkeypatch.setattr(speed, "run_child", pretrain)
     arguments = argparse.Namespace(preset="160m", tokenizer="t", packed=str(packed_folder), rows=None, steps=20)
-    found = {name: speed.measure_ours(arguments, name) for name in ("ours", "ours, 8 rows", "eager", "ancestor")}
-    assert found["ours"] == {"tokens_per_second": 600.0, "peak_memory_gb": 12.5, "rows": 32, "last_loss": 2.0,
-                             "speed": "fast"}  # fmt: skip
-    assert [case["rows"] for case in found.values()] == [32, 8, 32, 4]
-    assert [command["--per_device_train_batch_size"] for command in commands] == ["32", "8", "32", "4"]
-    assert [int(command["--tokens_per_step"]) for command in commands] == [64 * 32] * 3 + [4 * 32]
-    assert [command["--max_steps"] for command in commands] == ["20", "20", "20", "80"]
-    assert [command["--compile_layers"] for command in commands] == ["true", "true", "false", "false"]
+    names = ("ours", "ours, 8 rows", "eager", "ancestor", "ours, ddp")
+    found = {name: speed.measure_ours(arguments, name) for name in names}
+    assert found["ours"] == {"tokens_per_second": 600.0, "peak_memory_gb": 12.5, "rows": 32, "gpus": 1,
+                             "last_loss": 2.0, "speed": "fast"}  # fmt: skip
+    assert [case["rows"] for case in found.values()] == [32, 8, 32, 4, 32]
+    assert [command["--per_device_train_batch_size"] for command in commands] == ["32", "8", "32", "4", "32"]
+    assert [int(command["--tokens_per_step"]) for command in commands] == [64 * 32] * 3 + [4 * 32, 64 * 32]
+    assert [command["--max_steps"] for command in commands] == ["20", "20", "20", "80", "20"]
+    assert [command["--compile_layers"] for command in commands] == ["true", "true", "false", "false", "true"]
+    assert [command.get("--accelerate") for command in commands] == [None] * 4 + ["ddp"]
+    assert found["ours, ddp"]["gpus"] == 2
     assert (commands[3]["--optim"], commands[3]["--chunked_loss"]) == ("adamw_torch", "false")
 
 
@@ -374,7 +381,7 @@ def test_what_is_known_is_written_when_time_ends(
     speed.main()
     found = json.loads(path.read_text())
     assert known == [[], ["ours"]]  # the second began in time
-    assert list(found["cases"]) == speed.case_names("160m")
+    assert list(found["cases"]) == speed.case_names("160m", 1)
     assert found["cases"]["bare"]["mfu"] > 0
     assert all(case == {"error": "skipped: 2 minutes are over"} for case in list(found["cases"].values())[2:])
     assert (found["preset"], found["context"]) == ("160m", 32)

@@ -77,12 +77,17 @@ TINY = Sizes("tiny", 4096, 8, False, 20, 15, 12, ("tiny",), 16, 8, (1, 2))
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the parts work on."""
+    """What the parts work on.
+
+    Attributes:
+        accelerate: a name of `ttl pretrain --accelerate` for the parts that start one; None: one process.
+    """
 
     sizes: Sizes
     tokenizer: str
     packed: str
     repeats: int
+    accelerate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ def pretrain(inputs: Inputs, folder: Path, steps: int, options: list[str]) -> No
     command += ["--tokenizer", inputs.tokenizer, "--packed", inputs.packed, "--output_dir", str(folder)]
     command += ["--tokens_per_step", str(sizes.tokens_per_step), "--per_device_train_batch_size", str(sizes.rows)]
     command += ["--max_steps", str(steps), "--compile_layers", str(sizes.compile_layers).lower(), *options]
+    command += ["--accelerate", inputs.accelerate] if inputs.accelerate else []
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST_RUN_SECONDS,
                           check=False, text=True, errors="replace")  # fmt: skip
     if done.returncode:
@@ -457,6 +463,7 @@ def main() -> None:
     options.add_argument("--packed", help="folder of packed rows, context 2,048")
     options.add_argument("--minutes", type=float, default=7, help="after so many no part begins")
     options.add_argument("--parts", nargs="+", help="only these")
+    options.add_argument("--accelerate", help="ddp, zero1 …: energy and resume on all visible GPUs")
     options.add_argument("--tiny", action="store_true", help="the preset tiny, a few steps and tokens; also on a CPU")
     arguments = options.parse_args()
     if not arguments.tiny and not has_accelerator():
@@ -468,13 +475,14 @@ def main() -> None:
         if not arguments.packed:
             with contextlib.redirect_stdout(sys.stderr):
                 data = prepare(Path(folder))
-        inputs = Inputs(TINY if arguments.tiny else FULL, *data, arguments.repeats)
+        inputs = Inputs(TINY if arguments.tiny else FULL, *data, arguments.repeats, arguments.accelerate)
         parts = all_parts(inputs)
         if unknown := set(arguments.parts or ()) - parts.keys():
             options.error(f"--parts {' '.join(sorted(unknown))}: must be of {', '.join(parts)}")
         parts = {name: part for name, part in parts.items() if not arguments.parts or name in arguments.parts}
         machine = {"device": device_name() if has_accelerator() else "no GPU", "versions": versions(PACKAGES),
-                   "commit": package_commit(), "sizes": asdict(inputs.sizes)}  # fmt: skip
+                   "commit": package_commit(), "sizes": asdict(inputs.sizes),
+                   "accelerate": inputs.accelerate}  # fmt: skip
         print(f"{machine['device']}; {machine['versions']}", flush=True)
         results = run_parts(parts, arguments.minutes, lambda known: write_results(arguments.json, {**machine, **known}))
     failed = [name for name, figures in results["parts"].items() if "error" in figures]

@@ -8,6 +8,8 @@ peak.
 
 ours              what `ttl pretrain` chooses by itself for a long run
 ours, N rows      the same with that micro-batch
+ours, ddp         the same with all visible GPUs, which share the rows of a step; likewise zero1, zero2, zero3, which
+                  need deepspeed; MFU is over the peak of all, GPU GB that of the first
 whole logits      layers compiled, loss as transformers makes it
 eager             nothing compiled
 liger             Liger's kernels, nothing compiled; needs liger-kernel, as does the next
@@ -41,6 +43,7 @@ from teenytinyllama.training.metrics import METRICS_NAME, MFU_CONVENTION, read_j
 STEP_ROWS = 64  # of a step: any micro-batch of note divides it
 ROWS = {"160m": 32, "460m": 16}  # of a micro-batch, where a case does not name it
 SWEPT_ROWS = {"160m": (8, 16, 64), "460m": (8, 32)}
+SEVERAL = ("ddp", "zero1", "zero2", "zero3")  # ways to use more than one GPU
 CASE_SECONDS = 150  # more is a hang
 ON, OFF = ["--compile_layers", "true"], ["--compile_layers", "false"]
 OURS: dict[str, list[str]] = {
@@ -60,11 +63,12 @@ BARE: dict[str, list[str]] = {
 GOALS = {"160m": (330_000, 412_000), "460m": (116_000, 145_000)}  # tokens/s on an H100: 40 and 50 % of its peak
 
 
-def case_names(preset: str) -> list[str]:
+def case_names(preset: str, num_gpus: int) -> list[str]:
     """Return the cases of a preset, the most important first."""
     names = ["ours", "bare", "ancestor", "whole logits", "eager", *(f"ours, {n} rows" for n in SWEPT_ROWS[preset])]
     liger = ["liger", "liger, layers"] if importlib.util.find_spec("liger_kernel") else []
-    return [*names, *liger, *(name for name in BARE if name != "bare")]
+    several = [f"ours, {way}" for way in SEVERAL] if num_gpus > 1 else []
+    return [*names, *liger, *(name for name in BARE if name != "bare"), *several]
 
 
 def run_child(command: list[str]) -> str:
@@ -99,6 +103,8 @@ def measure_ours(arguments: Any, name: str) -> dict[str, Any]:
     base, _, swept = name.partition(", ")
     rows = int(swept.split()[0]) if swept.endswith(" rows") else arguments.rows or ROWS[arguments.preset]
     options, steps = OURS[name if name in OURS else base], arguments.steps
+    if swept in SEVERAL:
+        options = [*options, "--accelerate", swept]
     context = int(json.loads((Path(arguments.packed) / "run.json").read_text())["context"])
     step_rows = STEP_ROWS
     if name == "ancestor":
@@ -117,6 +123,7 @@ def measure_ours(arguments: Any, name: str) -> dict[str, Any]:
         "tokens_per_second": median(record["tokens_per_second"] for record in records if record["step"] > 8),
         "peak_memory_gb": training.get("peak_gpu_memory_gb"),
         "rows": rows,
+        "gpus": training["world_size"],
         "last_loss": records[-1]["loss"],
         "speed": training["speed"],
     }
@@ -126,23 +133,23 @@ def with_mfu(figures: dict[str, Any], preset: str, context: int, peak: float) ->
     """Return the figures of a case with its MFU."""
     shape = PRESETS[preset]
     flops = training_flops(shape.num_parameters, shape.num_hidden_layers, shape.hidden_size, context)
-    return {**figures, "mfu": figures["tokens_per_second"] * flops / peak}
+    return {**figures, "mfu": figures["tokens_per_second"] * flops / (peak * figures.get("gpus", 1))}
 
 
 def show(cases: dict[str, dict[str, Any]], preset: str) -> None:
     """Print the table, and what the goals say of it."""
     speed = {name: found["tokens_per_second"] for name, found in cases.items() if "error" not in found}
-    heads = ["case", "rows", "tokens/s", "MFU", "GPU GB", "of bare", "of ancestor"]
+    heads = ["case", "GPUs", "rows", "tokens/s", "MFU", "GPU GB", "of bare", "of ancestor"]
     rows = []
     for name, found in cases.items():
         if "error" in found:
-            rows.append([name, "-", found["error"][:80], *["-"] * 4])
+            rows.append([name, "-", "-", found["error"][:80], *["-"] * 4])
             continue
         ratios = [
             found["tokens_per_second"] / speed[other] if other in speed else None for other in ("bare", "ancestor")
         ]
-        rows.append([name, found["rows"], found["tokens_per_second"], f"{100 * found['mfu']:.1f} %",
-                     found["peak_memory_gb"], *ratios])  # fmt: skip
+        rows.append([name, found.get("gpus", 1), found["rows"], found["tokens_per_second"],
+                     f"{100 * found['mfu']:.1f} %", found["peak_memory_gb"], *ratios])  # fmt: skip
     print_table(heads, rows)
     if "ours" in speed and preset in GOALS:
         floor, goal = GOALS[preset]
@@ -152,6 +159,8 @@ def show(cases: dict[str, dict[str, Any]], preset: str) -> None:
 
 def main() -> None:
     """Measure the cases one after the other; what is known when time ends is printed and written."""
+    import torch
+
     options = parser(__doc__)
     options.add_argument("--preset", choices=sorted(ROWS), default="160m")
     options.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
@@ -162,9 +171,10 @@ def main() -> None:
     options.add_argument("--profile", type=int, default=0, metavar="N", help="bare loops: the N slowest kernels")
     options.add_argument("--minutes", type=float, default=8, help="after so many no case begins")
     arguments = options.parse_args()
-    names = arguments.cases or case_names(arguments.preset)
-    if unknown := [name for name in names if name not in (*case_names(arguments.preset), *OURS, *BARE)]:
-        options.error(f"--cases {', '.join(unknown)}: must be of {', '.join(case_names(arguments.preset))}")
+    known = case_names(arguments.preset, torch.cuda.device_count())
+    names = arguments.cases or known
+    if unknown := [name for name in names if name not in (*known, *OURS, *BARE)]:
+        options.error(f"--cases {', '.join(unknown)}: must be of {', '.join(known)}")
     start, cases = time.monotonic(), {}
     device = device_name() if has_accelerator() else "no GPU"
     peak, source = peak_flops(device_name())
