@@ -80,16 +80,21 @@ def loss_function(model: Any, choices: list[str]) -> Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def attention_by(choices: list[str]) -> Any:
-    """Prefer a kernel for attention, where one is chosen."""
+    """Prefer a kernel for attention, where one is chosen.
+
+    Torch's cache of compiled code does not know which kernel it was compiled for and would bring back that of an
+    earlier process (pytorch issue 185449), so it is left out.
+    """
+    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     kernels = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
     chosen = [kernels[name] for name in choices if name in kernels]
-    with (
-        sdpa_kernel([*chosen, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True)
-        if chosen
-        else (contextlib.nullcontext())
-    ):
+    if not chosen:
+        yield
+        return
+    backends = [*chosen, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with torch.compiler.config.patch(force_disable_caches=True), sdpa_kernel(backends, set_priority=True):
         yield
 
 

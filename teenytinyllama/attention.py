@@ -18,8 +18,9 @@ def avoid_cudnn_attention() -> None:
     * it makes a plan for every length that a thread has not seen (pytorch pull request 190388), so each new token
       of an answer took 50 ms more (docs/gpu.md).
 
-    Pretraining has rows of one length and no mask: there it is right, and the fastest. A process that pretrains
-    afterwards turns it on again with `torch.backends.cuda.enable_cudnn_sdp(True)`.
+    Pretraining has rows of one length and no mask: there it is right. A process that pretrains afterwards turns it on
+    again with `torch.backends.cuda.enable_cudnn_sdp(True)`, before layers are compiled: compiled code keeps the kernel
+    that was chosen then, and so does torch's cache of it on disk (pytorch issue 185449).
     """
     import torch
 

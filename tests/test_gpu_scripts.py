@@ -3,6 +3,8 @@
 import argparse
 import functools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -419,6 +421,24 @@ def test_choices_change_the_speed_and_not_the_loss(
     assert plain["tokens_per_step"] == 2 * 2 * 32
     assert len(plain["seconds"]) == 3
     assert min(plain["seconds"]) > 0
+
+
+def test_a_chosen_kernel_is_the_one_that_computes(tmp_path: Path) -> None:
+    """Each in a process of its own with one cache of compiled code; a CPU has no cuDNN and takes plain arithmetic."""
+    script = (
+        "import sys, torch, bare_loop\n"
+        "attend = torch.compile(lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True))\n"
+        "with bare_loop.attention_by(sys.argv[1:]), torch.profiler.profile() as profiler:\n"
+        "    attend(torch.ones(1, 2, 64, 16))\n"
+        "print(any('flash_attention' in event.key for event in profiler.key_averages()))\n"
+    )
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(SCRIPTS.parent)}
+    flash = [
+        subprocess.run([sys.executable, "-c", script, choice], env=environment, capture_output=True, text=True,
+                       check=True).stdout.split()[-1]
+        for choice in ("flash", "cudnn")
+    ]  # fmt: skip
+    assert flash == ["True", "False"]
 
 
 def test_what_is_carried_is_checked(tmp_path: Path, packed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
