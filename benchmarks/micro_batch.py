@@ -42,7 +42,8 @@ def computation(arguments: Any) -> Any:
         on_gpu=on_gpu,
         attention=arguments.attention,
         checkpointing=arguments.checkpointing,
-        loss="chunked" if arguments.chunked_loss else "whole",
+        loss=arguments.loss,
+        compiled=arguments.compile_layers,
     )
 
 
@@ -57,6 +58,8 @@ def train(arguments: Any, rows: int) -> dict[str, float]:
     import torch
     from transformers import LlamaForCausalLM
 
+    from teenytinyllama.training.speed import SpeedPlan, apply_speed
+
     config = shape_config(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = 0 if device.type == "cuda" else resident_bytes(peak=False)
@@ -66,10 +69,7 @@ def train(arguments: Any, rows: int) -> dict[str, float]:
         model = LlamaForCausalLM(config)
     if arguments.checkpointing:
         model.gradient_checkpointing_enable()
-    if arguments.chunked_loss:
-        from teenytinyllama.training.loss import fuse_loss
-
-        fuse_loss(model, "chunked")
+    apply_speed(model, SpeedPlan(arguments.loss, arguments.compile_layers, {}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     kind = torch.bfloat16 if arguments.precision == "bf16" else torch.float16
     seconds = []
@@ -116,7 +116,8 @@ def main() -> None:
     options.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     options.add_argument("--attention", default="sdpa")
     options.add_argument("--checkpointing", action="store_true", help="compute layers again in the backward pass")
-    options.add_argument("--chunked_loss", action="store_true")
+    options.add_argument("--loss", default="whole", choices=["whole", "chunked", "compiled"])
+    options.add_argument("--compile_layers", action="store_true")
     options.add_argument("--child", action="store_true", help="measure the one number of rows and print it as JSON")
     arguments = options.parse_args()
     if arguments.child:

@@ -36,6 +36,7 @@ pytest.importorskip("lm_eval")
 import lm_eval.models.huggingface
 from lm_eval.api.model import LM
 
+from teenytinyllama.evaluation import harness
 from teenytinyllama.evaluation.harness import HarnessModel, run_task
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -277,6 +278,20 @@ def test_one_letter_to_everything_scores_exactly_its_line(name: str, data_dir: P
         lines = trivial_lines(task.kind, task.metric, outcome.rows)
         assert outcome.values["acc"] == pytest.approx(lines[f"always choice {place + 1}"][1])
     assert run_task(Constant("não sei"), task, str(data_dir)).values == {"acc": 0.0, "unparsable": 1.0}
+
+
+def test_a_template_is_compiled_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    plain = harness.templates.compile
+
+    def compile_template(source: str, *arguments: Any, **more: Any) -> Any:
+        compiled.append(source)
+        return plain(source, *arguments, **more)
+
+    monkeypatch.setattr(harness.templates, "compile", compile_template)
+    run_task(Constant(" Sim"), TASKS["ttl_hatebr"], str(data_dir))
+    assert 0 < len(compiled) == len(set(compiled))
+    assert "from_string" not in vars(harness.templates), "the harness is left as it was"
 
 
 @pytest.mark.parametrize("name", ["arc", "hellaswag", "mmlu"])

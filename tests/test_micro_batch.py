@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from teenytinyllama.training.memory import MemoryNeed, virtual_memory_bytes
 from teenytinyllama.training.micro_batch import settle_micro_batch
 from teenytinyllama.training.plan import check_before_launch, plan_run
 from teenytinyllama.training.pretrain import HeldOutEvaluation, Pretrainer
+from teenytinyllama.training.speed import SpeedPlan
 from teenytinyllama.training.trial import describe_out_of_memory, is_out_of_memory, try_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -85,6 +87,37 @@ def test_a_trial_changes_no_number(
     folder = run(values)
     assert tried == [8, 8]
     assert losses(folder) == losses(finished[0])
+
+
+def test_a_trial_compiles_each_size_once_and_leaves_nothing(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second shape would make torch compile for all shapes: its rows, and then those of the training."""
+    compiled = []
+
+    def compile_graph(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(trial_module, "compiles_trial", lambda speed, device: speed.compile_layers)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compile_graph))
+    config = build(PretrainConfig, {**values, "compile_layers": True})
+    plan, need = plan_run(config), MemoryNeed(0, 0, 0)
+    config.micro_batch_free_bytes = 10**10
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert [try_rows(config, plan, need, rows) for rows in (8, 4)] == ["", ""]
+    assert len(compiled) == 2, "a layer for each size"
+    config = build(PretrainConfig, {**values, "compile_layers": False})
+    assert try_rows(config, plan, need, 8) == ""
+    assert len(compiled) == 2
+
+
+def test_a_trial_on_a_cpu_compiles_nothing() -> None:
+    compiled, plain = SpeedPlan("compiled", True, {}), SpeedPlan("whole", False, {})
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert [trial_module.compiles_trial(*case) for case in ((compiled, gpu), (compiled, cpu), (plain, gpu))] == [
+        True, False, False
+    ]  # fmt: skip
 
 
 def test_a_given_one_that_does_not_fit_gets_smaller(

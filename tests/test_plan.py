@@ -275,18 +275,19 @@ def test_memory_is_that_of_the_training_s_own_arithmetic() -> None:
     found = plan("--preset", "460m", "--gpus", "2", "--context", "1024")
     assert [stage.zero_stage for stage in found.needs.stages] == [0, 1, 2, 3]
     for stage, zero in zip(found.needs.stages, (None, 1, 2, 3), strict=True):
-        how = Computation("bf16", zero, 2, loss="whole" if zero == 3 else "compiled", on_gpu=True)
+        loss = "whole" if zero == 3 else "compiled"
+        how = Computation("bf16", zero, 2, loss=loss, compiled=zero != 3, on_gpu=True)
         need = memory_need(preset_config("460m"), 1024, how)
         assert stage.bytes_by_rows == {rows: need.total_bytes(rows) for rows in (1, 2, 4, 8, 16, 32, 64)}
         assert stage.rows is not None
-        assert need.total_bytes(stage.rows) <= 0.8 * 80e9 < need.total_bytes(2 * stage.rows)
+        assert need.total_bytes(stage.rows) <= 0.85 * 80e9 < need.total_bytes(2 * stage.rows)
     assert found.needs.checkpoints_bytes == disk_bytes(N_460M, "bf16", 6)
 
 
 def test_what_does_not_fit_is_marked() -> None:
     text = render(plan("--preset", "1b1", "--gpu", "t4", "--tokens", "1e9"))
     assert text.count("does not fit") == 4
-    assert "26.0!" in text
+    assert "23.8!" in text
     assert "does not fit" not in render(plan("--preset", "160m", "--gpu", "t4", "--tokens", "1e9"))
 
 

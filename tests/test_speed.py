@@ -141,7 +141,7 @@ def test_on_a_gpu_the_loss_is_compiled_with_the_layers(values: dict[str, Any], m
     assert speed.choose_loss(config(values, compile_layers=False), 1.0, 0)[0] == otherwise
     whole = config(values, compile_layers=True, chunked_loss=False)
     assert speed.choose_loss(whole, 1.0, 0) == ("whole", "as configured")
-    assert whole.loss_kind(plan_run(whole).model_config, 0) == "whole"
+    assert whole.speed_plan(plan_run(whole).model_config, 0).loss == "whole"
     liger = config(values, compile_layers=True)
     liger.use_liger_kernel = True
     assert speed.choose_loss(liger, 1.0, 0) == ("whole", "Liger's")

@@ -5,6 +5,7 @@ machine; seeds and solved examples are those of its command, so `lm-eval run` gi
 """
 
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED  # noqa: E4
 from lm_eval.evaluator import evaluate  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.utils import env as templates  # noqa: E402
 from lm_eval.utils import hash_string  # noqa: E402
 
 if TYPE_CHECKING:
@@ -68,6 +70,19 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _templates_compiled_once() -> Iterator[None]:
+    """Keep templates, which the harness compiles anew for each question and each solved example.
+
+    That was 94 % of the time its prompts took (`lm_eval.utils.apply_template`, lm_eval 0.4.13).
+    """
+    templates.from_string = functools.cache(templates.from_string)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del templates.from_string  # the method is the class's
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]
@@ -171,7 +186,7 @@ def run_task(
     metadata: Any = {name: place for name, place in places.items() if place is not None}
     if isinstance(model, HarnessModel):
         model.cut = set()
-    with _quiet():
+    with _quiet(), _templates_compiled_once():
         manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=metadata)
         loaded = manager.load([task.name])
         loaded["tasks"][task.name].set_fewshot_seed(seed=DEFAULT_OTHER_SEED)

@@ -73,12 +73,17 @@ def run_needs(
     rows_per_gpu = tokens_per_step // context // machine.num_gpus
     return Needs(
         optimal_batch_tokens=optimal_batch_tokens(tokens),
-        usable_bytes=None if machine.memory_bytes is None else USED_SHARE * machine.memory_bytes,
+        usable_bytes=_usable_bytes(machine),
         stages=[_stage_memory(shape, context, rows_per_gpu, stage, machine) for stage in STAGES],
         checkpoints_kept=checkpoints_kept,
         checkpoints_bytes=disk_bytes(count_parameters(shape), machine.precision, checkpoints_kept + 1),
         packed_bytes=_TOKEN_BYTES * min(tokens, unique_tokens or tokens),
     )
+
+
+def _usable_bytes(machine: Machine) -> float | None:
+    kind = "cpu" if machine.gpu == "cpu" else "gpu"
+    return None if machine.memory_bytes is None else USED_SHARE[kind] * machine.memory_bytes
 
 
 def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | None, machine: Machine) -> StageMemory:
@@ -87,14 +92,16 @@ def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | N
         precision=machine.precision,
         zero_stage=stage,
         world_size=machine.num_gpus,
-        # `training.speed.choose_loss`, for a run that is long enough to compile
+        # `training.speed.plan_speed`, for a run that is long enough to compile
         loss="whole" if stage == 3 else "compiled" if on_gpu else "chunked",
+        compiled=on_gpu and stage != 3,
         on_gpu=on_gpu,
     )
     need = memory_need(shape, context, how)
     divisors = row_divisors(rows_per_gpu)
     chosen = None
-    if machine.memory_bytes is not None and need.total_bytes(1) <= USED_SHARE * machine.memory_bytes:
+    usable_bytes = _usable_bytes(machine)
+    if machine.memory_bytes is not None and usable_bytes is not None and need.total_bytes(1) <= usable_bytes:
         chosen = choose_rows(divisors, need, int(machine.memory_bytes), context, "cuda" if on_gpu else "cpu")
     powers = [2**power for power in range(_MOST_ROWS.bit_length()) if 2**power <= rows_per_gpu]
     by_rows = {rows: need.total_bytes(rows) for rows in powers}

@@ -10,10 +10,10 @@ from ..checks import ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from ..presets import flops_per_token
-from .batch import LossKind, batch_for
+from .batch import batch_for
 from .caps import Decision, check_caps, has_caps
 from .settings import REFUSED_KEYS, RunSettings
-from .speed import check_speed, choose_loss
+from .speed import SpeedPlan, check_speed, plan_speed
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -183,9 +183,9 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         assert self.tokens_per_step is not None
         return float(flops_per_token(model_config, self.context) * self.tokens_per_step * self.max_steps)
 
-    def loss_kind(self, model_config: "LlamaConfig", zero_stage: int) -> LossKind:
-        """Return how the loss is made."""
-        return choose_loss(self, self.training_flops(model_config), zero_stage)[0]
+    def speed_plan(self, model_config: "LlamaConfig", zero_stage: int) -> SpeedPlan:
+        """Return what makes a step fast, each with its reason."""
+        return plan_speed(self, self.training_flops(model_config), zero_stage)
 
 
 def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #             autocast remembers casts of weights only; all else in 2 bytes
 #   16 bits   both norms keep a float32 copy (4), the normed and the scaled input (2 + 2); all else in 2 bytes
 _LAYER_BYTES = {"fp32": (24, 8, 8, 16), "autocast": (26, 4, 4, 8), "16 bits": (16, 4, 4, 8)}
+# The same for compiled layers: no float32 copy or second cast of anything, norms and activation are computed again.
+# Within 1 per cent of the peaks of 160m and 460m by autocast on an H100 and an H200 (docs/gpu.md).
+_COMPILED_LAYER_BYTES = {"fp32": (16, 8, 8, 12), "autocast": (10, 4, 4, 6), "16 bits": (8, 4, 4, 6)}
 
 # Weights, gradients and AdamW's two moments are float32 unless DeepSpeed holds 16-bit weights with float32 masters.
 # Source: Rajbhandari et al. (arXiv 1910.02054), section 3.1, with float32 gradients added up as our ZeRO files ask.
@@ -43,9 +46,10 @@ FIXED_BYTES = {"cpu": 100_000_000, "gpu": 1_000_000_000}
 # with MALLOC_MMAP_THRESHOLD_=200000, which returns them at once, no more than the activations.
 _HEAP_FACTOR = 1.3
 
-# The share of the free memory that a choice made from arithmetic may use: predictions were at most 16 % below the peaks
-# measured, and other programs live too.
-USED_SHARE = 0.8
+# The share of the free memory that a choice made from arithmetic may use. CPU: predictions were at most 16 % below the
+# peaks measured, and other programs live too. GPU: at most 1 % below, as far as tensors go; the rest is for pieces that
+# torch cannot join.
+USED_SHARE = {"cpu": 0.8, "gpu": 0.85}
 
 # Tokens of a micro-batch beyond which nothing gets faster. CPU: measured, twice as many are slower (docs/lab-log.md).
 # GPU: 32 rows of 2,048 tokens were 2 % faster than 16 with 160m on an H100 (docs/gpu.md).
@@ -74,6 +78,7 @@ class Computation:
         zero_stage: DeepSpeed's stage, 0 to 3; None without DeepSpeed.
         world_size: number of ranks.
         loss: how the loss is made.
+        compiled: whether layers are compiled.
         attention: transformers' name of the attention; `eager` keeps scores of all pairs of tokens.
         checkpointing: whether layers are computed again in the backward pass.
         on_gpu: whether tensors lie on a GPU.
@@ -85,6 +90,7 @@ class Computation:
     zero_stage: int | None = None
     world_size: int = 1
     loss: LossKind = "whole"
+    compiled: bool = False
     attention: str = "sdpa"
     checkpointing: bool = False
     on_gpu: bool = False
@@ -155,7 +161,7 @@ def activation_bytes_per_row(config: "Preset | LlamaConfig", context: int, how: 
     """Return the bytes that one row of `context` tokens adds to the peak of a micro-batch.
 
     The peak is at the end of the forward pass, with the loss on top of all layers, or soon after, in the MLP of the
-    last one. torch's own count of allocations agrees within a tenth. Compiled layers keep less.
+    last one. torch's own count of allocations agrees within a tenth.
     """
     low = 4 if how.kind == "fp32" else 2
     stream = 2 if how.kind == "16 bits" else 4  # bytes of an element of the residual stream
@@ -164,9 +170,9 @@ def activation_bytes_per_row(config: "Preset | LlamaConfig", context: int, how: 
     if how.checkpointing:
         layers = config.num_hidden_layers * stream * hidden + layer
     last_norm = {"fp32": 12, "autocast": 10, "16 bits": 8}[how.kind] * hidden
-    # Whole logits: log-softmax and two gradients, in float32. Compiled: the logits and their gradient, as they are
-    # computed. In chunks: the hidden states and their gradient.
-    loss = {"whole": 12 * config.vocab_size, "compiled": 2 * low * config.vocab_size, "chunked": 8 * hidden}[how.loss]
+    # Whole logits: log-softmax and two gradients, in float32. Compiled: the logits as they are computed, which give
+    # their place to their gradient. In chunks: the hidden states and their gradient.
+    loss = {"whole": 12 * config.vocab_size, "compiled": low * config.vocab_size, "chunked": 8 * hidden}[how.loss]
     backward = 2 * low * config.intermediate_size + 4 * stream * hidden
     return context * (layers + max(last_norm + loss, backward))
 
@@ -179,7 +185,8 @@ def layer_bytes_per_token(config: "Preset | LlamaConfig", context: int, how: Com
     eager = how.attention == "eager"
     kv_width = heads * head_size if eager else kv_heads * head_size  # eager attention repeats shared keys and values
     widths = (config.hidden_size, heads * head_size, kv_width, config.intermediate_size)
-    kept = sum(width * size for width, size in zip(widths, _LAYER_BYTES[how.kind], strict=True))
+    sizes = (_COMPILED_LAYER_BYTES if how.compiled else _LAYER_BYTES)[how.kind]
+    kept = sum(width * size for width, size in zip(widths, sizes, strict=True))
     # Scores after softmax in float32 and a 16-bit copy of them, or the log-sum-exp of each head alone.
     kept += heads * context * (4 if how.kind == "fp32" else 6) if eager else 4 * heads
     return kept + 8  # the root mean squares of both norms
@@ -266,6 +273,7 @@ def choose_rows(divisors: list[int], need: MemoryNeed, free_bytes: int, context:
         context: tokens a row.
         device_type: `cpu`, or any GPU's.
     """
-    most_tokens = MOST_TOKENS["cpu" if device_type == "cpu" else "gpu"]
-    useful = [rows for rows in divisors if rows * context <= most_tokens]
-    return max((rows for rows in useful if need.total_bytes(rows) <= USED_SHARE * free_bytes), default=divisors[0])
+    kind = "cpu" if device_type == "cpu" else "gpu"
+    usable_bytes = USED_SHARE[kind] * free_bytes
+    useful = [rows for rows in divisors if rows * context <= MOST_TOKENS[kind]]
+    return max((rows for rows in useful if need.total_bytes(rows) <= usable_bytes), default=divisors[0])

@@ -19,7 +19,8 @@ from .hardware import device_name
 from .memory import Computation, MemoryNeed, choose_rows, free_memory_bytes, memory_need
 from .plan import RunPlan
 from .ranks import ranks_here
-from .trial import describe_out_of_memory, recomputes_layers, try_rows
+from .speed import SpeedPlan
+from .trial import compiles_trial, describe_out_of_memory, recomputes_layers, try_rows
 
 # A need of up to this share of the free memory is not tried: predictions were at most 16 % below measured peaks.
 SURE_SHARE = 0.5
@@ -45,12 +46,13 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     assert config.per_device_train_batch_size is not None
     device = config.device
     zero_stage = zero_stage_of(config)
-    loss = config.loss_kind(plan.model_config, zero_stage or 0)
+    speed: SpeedPlan = config.speed_plan(plan.model_config, zero_stage or 0)
     how = Computation(
         precision=config.precision,
         zero_stage=zero_stage,
         world_size=config.world_size,
-        loss="chunked" if config.use_liger_kernel else loss,  # Liger keeps as little
+        loss="chunked" if config.use_liger_kernel else speed.loss,  # Liger keeps as little
+        compiled=compiles_trial(speed, device),
         attention=config.attn_implementation,
         checkpointing=recomputes_layers(config),
         on_gpu=device.type != "cpu",
@@ -78,7 +80,7 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     config.set_micro_batch(*_shrink_until_it_fits(config, plan, need, rows, reason))
     if not config.eval_batch_given:
         rows, vocab_size = config.per_device_train_batch_size, plan.model_config.vocab_size
-        config.per_device_eval_batch_size = eval_rows(rows, config.longest_row, vocab_size, loss == "whole")
+        config.per_device_eval_batch_size = eval_rows(rows, config.longest_row, vocab_size, speed.loss == "whole")
 
 
 def zero_stage_of(config: Any) -> int | None:

@@ -23,7 +23,7 @@ from .report import (
 from .rows import CausalCollator, TrainingRows
 from .run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from .signal_scores import SignalCallback, build_signal_tasks
-from .speed import apply_speed, plan_speed
+from .speed import apply_speed
 from .trainer import Pretrainer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         compute_metrics=evaluation,
     )
     zero_stage = planned_zero_stage(trainer)
-    trainer.speed = plan_speed(config, config.training_flops(plan.model_config), zero_stage)
+    trainer.speed = config.speed_plan(plan.model_config, zero_stage)
     if config.eval_strategy != "no":
         held_out = plan.packed.documents["num_tokens"]
         trainer.final_share = float(held_out.sum() / held_out[evaluation.windows.document_ids].sum())

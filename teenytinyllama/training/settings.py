@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..arguments import own_keys
 from ..checks import InputError, ensure
 from ..grid import GridSettings
-from .batch import LossKind, derive_batch
+from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
+from .speed import SpeedPlan
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -204,9 +205,9 @@ class RunSettings(GridSettings):
         assert self.context is not None
         return self.context
 
-    def loss_kind(self, model_config: "LlamaConfig", zero_stage: int) -> LossKind:
-        """Return how training and evaluation make the loss."""
-        return "chunked"
+    def speed_plan(self, model_config: "LlamaConfig", zero_stage: int) -> SpeedPlan:
+        """Return how training and evaluation make the loss, and whether layers are compiled."""
+        return SpeedPlan("chunked", False, {})
 
     @property
     def frozen_share(self) -> float:

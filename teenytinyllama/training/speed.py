@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .config import PretrainConfig
 
 # Compiling takes 15 to 40 s on a CPU and saves a tenth of the time, so it pays back after about five minutes. On an
-# H100 it took 7 s and saved almost half of the time of the preset 160m (docs/lab-log.md).
+# H100 it takes 8 to 15 s and saves half of the time of the preset 160m (docs/gpu.md).
 COMPILE_PAYS_SECONDS = {"cpu": 600, "gpu": 60}
 _EXPECTED_MFU = 0.3  # for that estimate only
 GPU_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}

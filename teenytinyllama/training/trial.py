@@ -7,6 +7,7 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from .loss import has_chunked_loss
 from .memory import MemoryNeed, virtual_memory_bytes
 from .plan import RunPlan
-from .speed import SpeedPlan, apply_speed
+from .speed import SpeedPlan, apply_speed, eager
 
 # A GPU's allocator cannot use the last of its memory for one large tensor.
 _FRAGMENTED_SHARE = 0.02
@@ -44,6 +45,14 @@ def recomputes_layers(config: Any) -> bool:
     return any(bool(getattr(config, name, False)) for name in names)
 
 
+def compiles_trial(speed: SpeedPlan, device: torch.device) -> bool:
+    """Return whether a trial compiles the layers as the training will, and its memory is to be counted so.
+
+    On a CPU it does not: the compiler would be under the trial's limit of the address space.
+    """
+    return speed.compile_layers and device.type != "cpu"
+
+
 def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
     """Compute one micro-batch of random rows with the memory of the optimizer held back.
 
@@ -56,16 +65,20 @@ def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
         RuntimeError: it fails for another reason than memory.
     """
     device = config.device
+    speed: SpeedPlan = config.speed_plan(plan.model_config, 0)
+    compiles = compiles_trial(speed, device)
     keeps_state = device.type not in ("cpu", "mps")  # Apple's generator has no index; the Trainer seeds it anyway
     devices, kind = ([device.index or 0], device.type) if keeps_state else ([], "cuda")
     try:
         with torch.random.fork_rng(devices=devices, device_type=kind):
-            _try(config, plan, need, rows)
+            _try(config, plan, need, rows, SpeedPlan(speed.loss, compiles, {}))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return describe_out_of_memory(error)
     finally:
+        if compiles:  # or what is computed next counts as one more shape, and torch compiles for all of them
+            torch.compiler.reset()
         gc.collect()
         if device.type != "cpu":
             getattr(torch, device.type).empty_cache()
@@ -74,12 +87,12 @@ def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
     return ""
 
 
-def _try(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> None:
+def _try(config: Any, plan: RunPlan, need: MemoryNeed, rows: int, speed: SpeedPlan) -> None:
     assert config.context is not None
     device, own_weights = config.device, config.deepspeed_plugin is not None
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
     with device:
-        model = _build_model(config, plan)
+        model = _build_model(config, plan, speed)
     model.to(device=device, dtype=kind if own_weights else None)
     vocab_size = plan.model_config.vocab_size
 
@@ -89,7 +102,8 @@ def _try(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> None:
             loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
 
-    compute(1, min(8, config.context))  # the gradients, and the libraries' own buffers
+    with eager() if speed.compile_layers else contextlib.nullcontext():
+        compute(1, min(8, config.context))  # the gradients, and the libraries' own buffers
     state = need.state_bytes - sum(2 * parameter.nbytes for parameter in model.parameters())
     if device.type == "cpu":
         torch.empty(torch.get_num_threads() << 16).zero_()  # all threads: none can be made under the limit
@@ -105,17 +119,17 @@ def _try(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> None:
     del held_back
 
 
-def _build_model(config: Any, plan: RunPlan) -> Any:
+def _build_model(config: Any, plan: RunPlan, speed: SpeedPlan) -> Any:
     """Return a model that needs the memory of the one that will be trained; its weights are of no use.
 
-    Its layers are not compiled: that takes long, and only lessens what they keep.
+    What is compiled for it lies in torch's cache when the training compiles the same.
     """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(copy.deepcopy(plan.model_config)).float()
     model.set_attn_implementation(config.attn_implementation)
-    loss = config.loss_kind(plan.model_config, 0)
-    apply_speed(model, SpeedPlan("whole" if loss == "chunked" and not has_chunked_loss() else loss, False, {}))
+    loss = "whole" if speed.loss == "chunked" and not has_chunked_loss() else speed.loss
+    apply_speed(model, replace(speed, loss=loss))
     if config.use_liger_kernel:
         from transformers.integrations.liger import apply_liger_kernel
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..checks import ensure, ensure_packages
 from ..data.conversations import ConversationsConfig, conversations_manifest
-from ..training.batch import LossKind
 from ..training.loss import has_chunked_loss
 from ..training.settings import REFUSED_KEYS, RunSettings
-from ..training.speed import check_attention
+from ..training.speed import SpeedPlan, check_attention
 from .adapters import LoraSettings
 from .rows import load_rows
 
@@ -187,9 +186,9 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
         """Return the tokens that one row stands for in the figures of a step: without packing, the mean."""
         return self.row_tokens
 
-    def loss_kind(self, model_config: "LlamaConfig", zero_stage: int) -> LossKind:
-        """Return how training and evaluation make the loss."""
-        return "chunked" if has_chunked_loss() else "whole"
+    def speed_plan(self, model_config: "LlamaConfig", zero_stage: int) -> SpeedPlan:
+        """Return how training and evaluation make the loss; layers are not compiled."""
+        return SpeedPlan("chunked" if has_chunked_loss() else "whole", False, {})
 
     def _hand_over_to_trl(self, has_validation: bool) -> None:
         """TRL is given rows that are ready: it must neither mask, cut nor pack them again."""

@@ -95,7 +95,7 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
         if flatten:
             model.to("cuda")  # type: ignore[arg-type]  # flash attention has no other kernels
         check_no_leaks(model, config.attn_implementation, flatten)
-    loss = config.loss_kind(plan.model_config, 0)
+    loss = config.speed_plan(plan.model_config, 0).loss
     fuse_loss(model, loss)
     evaluation = AnswerEvaluation(
         HeldOutAnswers(plan.conversations, config.learns_answers, max_tokens=config.eval_max_tokens)
