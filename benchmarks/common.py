@@ -1,6 +1,7 @@
 """What the benchmark scripts share: a table, a JSON file, medians over interleaved repetitions, peak memory."""
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+TERM_SECONDS = 5.0  # from one signal to the next
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -49,10 +52,33 @@ def in_child(arguments: Iterable[str], environment: dict[str, str] | None = None
     return found
 
 
+def run_limited(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a Python command line as a process of its own, for so long at most, and return what it said.
+
+    `ttl` ends its ranks by itself, at the second signal even those that wait for one another on a GPU.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer; it has ended.
+    """
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            for _ in range(2):
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(TERM_SECONDS)
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
 def peak_rss_mb(children: bool = False) -> float:
     """Return the peak resident memory of this process (or of its largest finished child) in MB."""
     who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
-    return resource.getrusage(who).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def median(values: Iterable[float]) -> float:

@@ -89,7 +89,8 @@ def plan_ranks(
     gpus = visible_gpus()
     if accelerate_file is None:
         if (num_processes or max(1, gpus)) == 1:
-            return RankPlan((dict(os.environ) | _first_gpu(gpus),), uses_gpu=gpus > 0, accelerate_file=None)
+            environment = dict(os.environ)
+            return RankPlan((environment | _own_gpus(environment, gpus, 1),), uses_gpu=gpus > 0, accelerate_file=None)
         accelerate_file = "ddp"
     file = find_accelerate_file(script, accelerate_file)
     by_name = file.stem == accelerate_file
@@ -204,8 +205,8 @@ def _rank_environments(
     from accelerate.utils import check_cuda_p2p_ib_support, launch
 
     if not _has_ranks(settings):
-        environment = launch.prepare_simple_launcher_cmd_env(settings)[1] | _first_gpu(usable)
-        return (environment | _threads(1),)
+        environment = launch.prepare_simple_launcher_cmd_env(settings)[1]
+        return (environment | _own_gpus(environment, usable, 1) | _threads(1),)
     settings.main_process_port = settings.main_process_port or 0  # 0: accelerate chooses a free one
     if settings.use_deepspeed:
         settings.deepspeed_config_file = _find_deepspeed_file(settings.deepspeed_config_file, file, bases)
@@ -215,6 +216,7 @@ def _rank_environments(
     if not check_cuda_p2p_ib_support():  # as accelerate's launchers do for the RTX 4000 series
         environment = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"} | environment
     count = settings.num_processes
+    environment |= _own_gpus(environment, usable, count)
     environment |= _threads(count) | ({} if usable else {"DS_ACCELERATOR": "cpu"})
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(settings.main_process_port)}
     environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
@@ -232,9 +234,16 @@ def _find_deepspeed_file(name: str | None, file: Path, bases: list[Path]) -> str
     return str(found[0]) if found else None
 
 
-def _first_gpu(gpus: int) -> dict[str, str]:
-    """Let one process see one GPU only: with several, the Trainer would use nn.DataParallel."""
-    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]} if gpus > 1 else {}
+def _own_gpus(environment: dict[str, str], usable: int, count: int) -> dict[str, str]:
+    """Hide the GPUs that `count` ranks do not use.
+
+    With more than it needs, one process would train by nn.DataParallel, and their energy would count as the run's.
+    """
+    if count >= usable:
+        return {}
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(index) for index in range(usable)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count])}
 
 
 def _threads(num_processes: int) -> dict[str, str]:

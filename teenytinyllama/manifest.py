@@ -29,9 +29,15 @@ _VERSIONED = (
 )
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
+def write_json(path: Path, content: Any, suffix: str = ".partial") -> None:
+    """Write JSON so that a reader sees the old file or the whole new one, never a part.
+
+    Args:
+        path: the file.
+        content: anything that JSON can hold.
+        suffix: of the file that becomes `path`; processes that may write at the same moment need their own.
+    """
+    partial = path.with_name(path.name + suffix)
     with partial.open("w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
         file.write("\n")

@@ -24,6 +24,7 @@ sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent)]
 
 import bare_loop  # noqa: E402  (scripts, found by the line above)
 import carry  # noqa: E402
+import common  # noqa: E402
 import real_run  # noqa: E402
 import speed  # noqa: E402
 
@@ -320,8 +321,10 @@ def test_our_speed_is_that_of_the_log_without_its_first_steps(
     assert [int(command["--tokens_per_step"]) for command in commands] == [64 * 32] * 3 + [4 * 32, 64 * 32]
     assert [command["--max_steps"] for command in commands] == ["20", "20", "20", "80", "20"]
     assert [command["--compile_layers"] for command in commands] == ["true", "true", "false", "false", "true"]
-    assert [command.get("--accelerate") for command in commands] == [None] * 4 + ["ddp"]
+    assert [command["--accelerate"] for command in commands] == ["single"] * 4 + ["ddp"]
     assert found["ours, ddp"]["gpus"] == 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert speed.measure_ours(arguments, "ours, zero1")["rows"] == 8, "64 rows for 8 GPUs"
     assert (commands[3]["--optim"], commands[3]["--chunked_loss"]) == ("adamw_torch", "false")
 
 
@@ -388,6 +391,28 @@ def test_what_is_known_is_written_when_time_ends(
     assert all(case == {"error": "skipped: 2 minutes are over"} for case in list(found["cases"].values())[2:])
     assert (found["preset"], found["context"]) == ("160m", 32)
     assert capsys.readouterr().out.strip().endswith("on an H100: missed")
+
+
+def test_a_child_that_takes_too_long_gets_the_second_signal(tmp_path: Path) -> None:
+    """The first is what `ttl` ends its ranks by, the second what ends those that hang."""
+    log = tmp_path / "signals"
+    script = (
+        "import pathlib, signal, time\n"
+        f"log = pathlib.Path({str(log)!r})\n"
+        "def count(*_):\n"
+        "    log.write_text(log.read_text() + 'x' if log.exists() else 'x')\n"
+        "    if log.read_text() == 'xx': raise SystemExit(75)\n"
+        "signal.signal(signal.SIGTERM, count)\n"
+        "print('ready', flush=True)\n"
+        "while True: time.sleep(0.05)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "TERM_SECONDS", 1.0)
+        with pytest.raises(subprocess.TimeoutExpired):
+            common.run_limited(["-c", script], 2)
+    assert log.read_text() == "xx"
+    done = common.run_limited(["-c", "import sys; print('out'); sys.exit('err')"], 60)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "out\n", "err\n")
 
 
 def test_a_child_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,6 +299,21 @@ def test_one_process_takes_the_first_gpu_it_was_given(
     assert plan_ranks(recipes / "stub.py", [], "single").environments[0]["CUDA_VISIBLE_DEVICES"] == "3"
 
 
+def test_gpus_that_no_rank_uses_are_hidden(
+    recipes: Path, tmp_path: Path, set_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their energy would count, and a file that names GPUs would train on another one."""
+    set_gpus(4)
+    plan = plan_ranks(recipes / "stub.py", [], "ddp", 2)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in plan.environments] == ["0,1"] * 2
+    named = tmp_path / "named.yaml"
+    named.write_text((recipes / "accelerate" / "single.yaml").read_text() + "gpu_ids: '2,3'\n")
+    assert plan_ranks(recipes / "stub.py", [], str(named)).environments[0]["CUDA_VISIBLE_DEVICES"] == "2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    plan = plan_ranks(recipes / "stub.py", [], "zero1", 3)
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in plan.environments] == ["3,5,6"] * 3
+
+
 def test_the_number_of_ranks_and_threads_can_be_given(
     recipes: Path, set_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +333,9 @@ def test_deepspeed_files_are_found_from_any_folder(
     environment = plan_ranks(recipes / "stub.py", [], f"zero{stage}").environments[0]
     file = Path(environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"])
     assert file == recipes / "deepspeed" / f"zero{stage}.json"
-    assert json.loads(file.read_text())["zero_optimization"]["stage"] == stage
+    content = json.loads(file.read_text())
+    assert content["zero_optimization"]["stage"] == stage
+    assert content["data_types"]["grad_accum_dtype"] == "fp32", "or micro-batches add up in 16 bits"
 
 
 def test_a_path_is_read_as_accelerate_would_from_the_working_folder(

@@ -144,14 +144,18 @@ def test_weights_gradients_and_optimizer(how: Computation, bytes_per_parameter: 
     assert model_state_bytes(1_000_000, how) == 1_000_000 * bytes_per_parameter
 
 
-def test_deepspeed_fills_buffers_on_a_gpu() -> None:
-    how = {"precision": "bf16", "world_size": 2}
+@pytest.mark.parametrize(
+    ("precision", "buffers"),
+    [("bf16", [0, 2_000_000_000, 0]), ("fp16", [4_000_000_000, 2_000_000_000, 0]), ("fp32", [4e9, 4e9, 0])],
+)
+def test_deepspeed_fills_buffers_on_a_gpu(precision: str, buffers: list[int]) -> None:
+    how = {"precision": precision, "world_size": 2}
     added = [
         model_state_bytes(1000, Computation(**how, zero_stage=stage, on_gpu=True))  # type: ignore[arg-type]
         - model_state_bytes(1000, Computation(**how, zero_stage=stage))  # type: ignore[arg-type]
         for stage in (1, 2, 3)
     ]
-    assert added == [4_000_000_000, 2_000_000_000, 0]
+    assert added == buffers
 
 
 def test_the_choice() -> None:

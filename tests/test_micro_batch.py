@@ -104,6 +104,7 @@ def test_a_trial_compiles_each_size_once_and_leaves_nothing(
     config = build(PretrainConfig, {**values, "compile_layers": True})
     plan, need = plan_run(config), MemoryNeed(0, 0, 0)
     config.micro_batch_free_bytes = 10**10
+    torch.compiler.reset()  # of what other tests compiled
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert [try_rows(config, plan, need, rows) for rows in (8, 4)] == ["", ""]
     assert len(compiled) == 2, "a layer for each size"
@@ -211,6 +212,20 @@ def test_out_of_memory_in_training_is_remembered(
     assert micro_batch_module._before(folder, config, record["free_bytes"] * 2)["failed_rows"] is None
     monkeypatch.setattr(micro_batch_module, "device_name", lambda: "another")
     assert micro_batch_module._before(folder, config, record["free_bytes"]) == {}
+
+
+def test_ranks_that_run_out_in_the_same_moment_all_remember_it(tmp_path: Path) -> None:
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({"micro_batch": {"rows": 8}}))
+    script = (
+        "import pathlib, sys\n"
+        "from teenytinyllama.training.micro_batch import _remember_failure\n"
+        f"for _ in range(200): _remember_failure(pathlib.Path({str(path)!r}), 8)\n"
+    )
+    ranks = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    assert json.loads(path.read_text()) == {"micro_batch": {"rows": 8, "failed_rows": 8}}
+    assert [file.name for file in tmp_path.iterdir()] == ["environment.json"]
 
 
 def test_out_of_memory_elsewhere_says_what_to_lower(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -384,6 +384,7 @@ def test_bad_configs_write_nothing(values: dict[str, Any], changes: dict[str, An
         "hub_token",
         "num_train_epochs",
         "dataloader_drop_last",
+        "average_tokens_across_devices",
     ],
 )
 def test_refused_keys_say_why(values: dict[str, Any], key: str) -> None:

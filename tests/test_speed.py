@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import sys
+import time
 import types
 from collections import Counter
 from pathlib import Path
@@ -18,9 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
+from teenytinyllama.training import callbacks as callbacks_module
+from teenytinyllama.training import hardware, speed
 from teenytinyllama.training import loss as loss_module
 from teenytinyllama.training import settings as settings_module
-from teenytinyllama.training import speed
 from teenytinyllama.training.batch import LossKind, eval_rows
 from teenytinyllama.training.clock import Clock
 from teenytinyllama.training.config import PretrainConfig
@@ -241,6 +243,51 @@ def test_scored_tokens_are_known_without_counting(values: dict[str, Any]) -> Non
     assert trainer.clock.seconds["data"] > 0
 
 
+def test_a_layer_under_ddp_is_compiled_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets as small as its weights are what torch would cut it at."""
+    graphs = []
+
+    def compile_graph(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compile_graph))
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    torch.compiler.reset()
+    shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=2))
+    speed.apply_speed(model, speed.SpeedPlan("whole", True, {}))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ids = torch.randint(0, 64, (2, 16))
+        ranks = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.01)
+        ranks(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(graphs) == 1
+
+
+def test_what_waits_in_a_gpu_s_queue_counts_as_training(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """With a queue that takes a second after the evaluated step, its speed is under a step a second."""
+    waited: list[float] = []
+
+    def wait() -> None:
+        waited.append(1.0)
+        time.sleep(1.0)
+
+    monkeypatch.setattr(callbacks_module, "wait_for_gpu", wait)
+    made = config(values, logging_steps=4, eval_steps=3, max_tokens=4 * 256, save_strategy="no")
+    folder = pretrain(made, {})
+    trained = [record for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in trained] == [1, 4]
+    assert trained[1]["tokens_per_second"] < 3 * 256 / 2, "two waits, of the evaluation and of the log"
+    assert len(waited) == 3
+    parts = json.loads((folder / "run.json").read_text())["training"]["seconds_by_part_of_last_start"]
+    assert parts["training"] > 3 > parts["callbacks"]
+
+
 def test_an_evaluation_takes_the_rows_of_training_unless_its_logits_are_too_many(values: dict[str, Any]) -> None:
     assert eval_rows(64, 2048, 32_000, whole_logits=False) == 64
     assert eval_rows(64, 2048, 32_000, whole_logits=True) == 5
@@ -352,3 +399,25 @@ def test_copies_to_a_gpu_do_not_block(values: dict[str, Any], monkeypatch: pytes
     monkeypatch.setattr(settings_module, "has_accelerator", lambda: True)
     assert config(values).accelerator_config.non_blocking is True
     assert config(values, accelerator_config={"non_blocking": False}).accelerator_config.non_blocking is False
+
+
+# What the machine offers.
+
+
+def test_a_peak_that_no_table_has_is_measured_once_and_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    flops, source = hardware.peak_flops("a processor")
+    assert 1e8 < flops < 1e14
+    assert source == "measured: float32 product of 1024 x 1024 matrices"
+    assert hardware.peak_flops("another") == (flops, source), "not measured again"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_peak_of_memory_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux counts in KiB, macOS in bytes."""
+    usage = types.SimpleNamespace(ru_maxrss=2_000_000)
+    monkeypatch.setattr(hardware.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    assert hardware.peak_memory_gb() == 2.048
+    monkeypatch.setattr(hardware.sys, "platform", "darwin")
+    assert hardware.peak_memory_gb() == 0.002

@@ -19,9 +19,9 @@ skipped; one that fails is reported, the others go on, and the exit code is 1.
 import contextlib
 import math
 import multiprocessing
+import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts beside this folder
 
 from callbacks_overhead import GOAL_PERCENT, Training, by_callback, compare, prepare, print_callbacks, time_directly
-from common import median, parser, print_table, seconds_of, write_results
+from common import median, parser, print_table, run_limited, seconds_of, write_results
 
 from teenytinyllama.ledger import read_ledger
 from teenytinyllama.manifest import package_commit, versions
@@ -80,14 +80,14 @@ class Inputs:
     """What the parts work on.
 
     Attributes:
-        accelerate: a name of `ttl pretrain --accelerate` for the parts that start one; None: one process.
+        accelerate: a name of `ttl pretrain --accelerate` for the parts that start one.
     """
 
     sizes: Sizes
     tokenizer: str
     packed: str
     repeats: int
-    accelerate: str | None = None
+    accelerate: str = "single"
 
 
 @dataclass(frozen=True)
@@ -149,15 +149,15 @@ def pretrain(inputs: Inputs, folder: Path, steps: int, options: list[str]) -> No
         RuntimeError: it did not end as it should; with the last lines of its log.
     """
     sizes = inputs.sizes
-    command = [sys.executable, "-m", "teenytinyllama", "pretrain", "--preset", sizes.preset]
+    command = ["-m", "teenytinyllama", "pretrain", "--preset", sizes.preset, "--accelerate", inputs.accelerate]
     command += ["--tokenizer", inputs.tokenizer, "--packed", inputs.packed, "--output_dir", str(folder)]
-    command += ["--tokens_per_step", str(sizes.tokens_per_step), "--per_device_train_batch_size", str(sizes.rows)]
+    command += ["--tokens_per_step", str(sizes.tokens_per_step)]
+    if inputs.accelerate == "single":  # several GPUs share the rows of a step as they can
+        command += ["--per_device_train_batch_size", str(sizes.rows)]
     command += ["--max_steps", str(steps), "--compile_layers", str(sizes.compile_layers).lower(), *options]
-    command += ["--accelerate", inputs.accelerate] if inputs.accelerate else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=LONGEST_RUN_SECONDS,
-                          check=False, text=True, errors="replace")  # fmt: skip
+    done = run_limited(command, LONGEST_RUN_SECONDS)
     if done.returncode:
-        last = "\n".join(done.stdout.splitlines()[-15:])
+        last = "\n".join([*done.stdout.splitlines()[-10:], *done.stderr.splitlines()[-10:]])
         raise RuntimeError(f"ttl pretrain ended with {done.returncode}:\n{last}")
 
 
@@ -218,6 +218,7 @@ def measure_callbacks(inputs: Inputs) -> dict[str, Any]:
 
 def _time_callbacks(inputs: Inputs) -> dict[str, Any]:
     sizes = inputs.sizes
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     training = Training(sizes.preset, inputs.tokenizer, inputs.packed, sizes.tokens_per_step, sizes.rows,
                         sizes.callback_steps, not has_accelerator(), sizes.compile_layers)  # fmt: skip
     compared = compare(training, inputs.repeats)
@@ -463,7 +464,7 @@ def main() -> None:
     options.add_argument("--packed", help="folder of packed rows, context 2,048")
     options.add_argument("--minutes", type=float, default=7, help="after so many no part begins")
     options.add_argument("--parts", nargs="+", help="only these")
-    options.add_argument("--accelerate", help="ddp, zero1 …: energy and resume on all visible GPUs")
+    options.add_argument("--accelerate", default="single", help="ddp, zero1 …: energy and resume on all visible GPUs")
     options.add_argument("--tiny", action="store_true", help="the preset tiny, a few steps and tokens; also on a CPU")
     arguments = options.parse_args()
     if not arguments.tiny and not has_accelerator():

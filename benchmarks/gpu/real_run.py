@@ -67,7 +67,8 @@ def train(arguments: Any) -> int:
     """Run `ttl pretrain` by a recipe and return its exit code; --set changes single values."""
     values = {**values_of(arguments.recipe, arguments), **dict(arguments.set)}
     options = [text for name, value in values.items() for text in (f"--{name}", _as_option(value))]
-    return subprocess.run([sys.executable, "-m", "teenytinyllama", "pretrain", *options], check=False).returncode
+    command = [sys.executable, "-m", "teenytinyllama", "pretrain", "--accelerate", "single", *options]
+    return subprocess.run(command, check=False).returncode
 
 
 def _as_option(value: Any) -> str:

@@ -33,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts beside this folder
 
 from bare_loop import WARM_UP_STEPS
-from common import median, parser, print_table, write_results
+from common import median, parser, print_table, run_limited, write_results
 
 from teenytinyllama.checks import RunFailedError
 from teenytinyllama.presets import PRESETS, training_flops
@@ -78,7 +78,7 @@ def run_child(command: list[str]) -> str:
         RunFailedError: it failed, with the end of what it said, or took too long.
     """
     try:
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=CASE_SECONDS)
+        done = run_limited(command, CASE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise RunFailedError(f"more than {CASE_SECONDS} s") from error
     if done.returncode:
@@ -100,16 +100,19 @@ def measure_bare(arguments: Any, choices: list[str]) -> dict[str, Any]:
 
 def measure_ours(arguments: Any, name: str) -> dict[str, Any]:
     """Return tokens/s and peak memory of `ttl pretrain`, as its own log and record have them."""
+    import torch
+
     base, _, swept = name.partition(", ")
     rows = int(swept.split()[0]) if swept.endswith(" rows") else arguments.rows or ROWS[arguments.preset]
     options, steps = OURS[name if name in OURS else base], arguments.steps
-    if swept in SEVERAL:
-        options = [*options, "--accelerate", swept]
     context = int(json.loads((Path(arguments.packed) / "run.json").read_text())["context"])
     step_rows = STEP_ROWS
     if name == "ancestor":
         rows = step_rows = 4
         steps *= 4  # its steps are short
+    if swept in SEVERAL:
+        rows = min(rows, STEP_ROWS // max(1, torch.cuda.device_count()))
+    options = [*options, "--accelerate", swept if swept in SEVERAL else "single"]
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         command = ["-m", "teenytinyllama", "pretrain", "--preset", arguments.preset, "--output_dir", str(folder)]

@@ -12,6 +12,7 @@ from ..meter import EnergyReading
 from ..published import end_token_ids
 from ..recorder import Recorder
 from ..tokenizer import encode_texts
+from .hardware import wait_for_gpu
 from .metrics import append_jsonl, rewind_jsonl
 from .ranks import ranks_here
 from .spending import Spent
@@ -20,6 +21,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLES_NAME = "samples.jsonl"
+
+
+class QueueCallback(TrainerCallback):
+    """Waits for the GPU before a log, an evaluation or a save, so that the steps in its queue count as training.
+
+    What follows would wait as well, and be taken for slower than it is.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Wait if anything follows this step; the last one is always logged."""
+        if control.should_log or control.should_evaluate or control.should_save or state.global_step >= state.max_steps:
+            wait_for_gpu()
 
 
 def generate_texts(

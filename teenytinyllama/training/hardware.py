@@ -2,6 +2,8 @@
 
 import functools
 import platform
+import resource
+import sys
 import time
 from typing import Literal
 
@@ -52,29 +54,48 @@ def peak_gpu_memory_gb() -> float | None:
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
 
 
+def wait_for_gpu() -> None:
+    """Wait until the GPU, if there is one, has done all that this process has given it."""
+    import torch
+
+    if has_accelerator():
+        torch.accelerator.synchronize()
+
+
+def peak_memory_gb() -> float:
+    """Return the most memory that this process held at once, in 10^9 bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
 def peak_flops(device: str) -> tuple[float, str]:
     """Return the peak of one device in FLOP/s and where the figure is from.
 
-    A GPU's comes from `gpus.GPUS`; for anything else it is measured by a short float32 matrix product with the
-    threads that training uses, which is what a CPU can really reach.
+    A GPU's comes from `gpus.GPUS`. For any other it is measured by a short matrix product in the precision of the
+    training, and for a CPU likewise, with the threads that training uses: what it can really reach.
     """
     found = find_gpu(device)
     if found is not None:
         return found[1].peak_flops, f"data sheet of the {found[1].device}"
     import torch
 
-    return _measured_peak_flops(torch.get_num_threads())
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return _measured_peak_flops(torch.get_num_threads(), "cpu" if accelerator is None else accelerator.type)
 
 
 @functools.cache  # who asks twice is told the same
-def _measured_peak_flops(threads: int) -> tuple[float, str]:
+def _measured_peak_flops(threads: int, device: str) -> tuple[float, str]:
     import torch
 
-    size, own = 1024, torch.Generator().manual_seed(0)  # the process's random numbers stay as they are
-    a, b = (torch.randn(size, size, generator=own) for _ in range(2))
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choose_precision()[0]]
+    size = 1024 if device == "cpu" else 8192  # a GPU is filled
+    own = torch.Generator(device).manual_seed(0)  # the process's random numbers stay as they are
+    a, b = (torch.randn(size, size, generator=own, device=device, dtype=kind) for _ in range(2))
     best, begin = float("inf"), time.perf_counter()
     while time.perf_counter() - begin < 0.3:  # long enough for a quiet moment on a busy machine
         start = time.perf_counter()
         torch.mm(a, b)
+        wait_for_gpu()
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best, f"measured: float32 product of {size} x {size} matrices"
+    name = str(kind).removeprefix("torch.")
+    return 2 * size**3 / best, f"measured: {name} product of {size} x {size} matrices"

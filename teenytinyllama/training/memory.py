@@ -37,7 +37,8 @@ _COMPILED_LAYER_BYTES = {"fp32": (16, 8, 8, 12), "autocast": (10, 4, 4, 6), "16 
 _STATE_BYTES = {"weights": 4, "gradients": 4, "moments": 8}
 
 # DeepSpeed's two reduction buffers (overlap_comm) of 5e8 elements, made whether the model fills them or not. Source:
-# deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, `setup_buckets`, and its default reduce_bucket_size.
+# deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, `setup_buckets`, and its default reduce_bucket_size. Stage 1 in bf16
+# has another optimizer, without them (runtime/bf16_optimizer.py).
 _ZERO_BUFFER_ELEMENTS = 2 * 500_000_000
 
 # What a process holds beyond tensors once it computes: kernels' workspaces and buffers of the collectives.
@@ -130,7 +131,8 @@ def model_state_bytes(num_parameters: int, how: Computation) -> int:
     if stage == 2:
         sharded += _STATE_BYTES["gradients"]
     added = 0 if stage == 2 else _STATE_BYTES["gradients"]  # stage 1 adds the micro-batches' up whole, in float32
-    buffers = _ZERO_BUFFER_ELEMENTS * (low if stage == 2 else 4) if how.on_gpu else 0  # a CPU's are never filled
+    buffered = how.on_gpu and not (stage == 1 and how.precision == "bf16")  # a CPU's are never filled
+    buffers = _ZERO_BUFFER_ELEMENTS * (low if stage == 2 else 4) if buffered else 0
     return num_parameters * (2 * low + added) + num_parameters * sharded // ranks + buffers
 
 

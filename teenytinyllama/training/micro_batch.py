@@ -4,6 +4,7 @@ It decides speed and memory alone: tokens a step stay as they are, accumulation 
 """
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -162,7 +163,7 @@ def out_of_memory_failure(error: BaseException, config: Any, folder: Path) -> Ru
 def _remember_failure(path: Path, rows: int) -> None:
     environment = json.loads(path.read_text(encoding="utf-8"))
     environment["micro_batch"]["failed_rows"] = rows
-    write_json(path, environment)
+    write_json(path, environment, f".{os.getpid()}.partial")  # equal GPUs run out in the same moment
 
 
 def _say(line: str) -> None:

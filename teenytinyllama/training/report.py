@@ -1,7 +1,6 @@
 """What a run says about itself: the banner before it starts, and the manifest's records after it ends."""
 
 import math
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..checks import RunFailedError
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
 from ..presets import count_parameters
-from .hardware import device_name, peak_flops, peak_gpu_memory_gb
+from .hardware import device_name, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from .metrics import MFU_CONVENTION
 from .plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan
@@ -242,6 +241,6 @@ def describe_training(
         "precision": config.precision,
         "precision_reason": config.precision_reason,
         "hardware": device_name(),
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_memory_gb": peak_memory_gb(),
         "peak_gpu_memory_gb": peak_gpu_memory_gb(),
     }

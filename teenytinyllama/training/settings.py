@@ -25,6 +25,7 @@ REFUSED_KEYS = {
     "enable_jit_checkpoint": "signals are handled by our own callback, which is safe with several ranks.",
     "group_by_length": "rows are shuffled once and for all.",
     "dataloader_drop_last": "every step is whole by construction, and it would drop held-out documents as well.",
+    "average_tokens_across_devices": "the loss is the mean over the tokens of all ranks, always.",
     "ignore_data_skip": "a resumed run must go on with the rows it has not seen.",
     "auto_find_batch_size": "would change the tokens a step. Leave it out: the micro-batch fits by itself.",
     "resume_from_checkpoint": "the same command resumes by itself from the latest complete checkpoint.",

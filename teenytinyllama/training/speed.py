@@ -178,6 +178,11 @@ def apply_speed(model: "PreTrainedModel", plan: SpeedPlan) -> None:
         skip_mask(model)
     fuse_loss(model, plan.loss)
     if plan.compile_layers:
+        # For DDP torch cuts compiled code at its buckets of gradients, to send them early. Layers are apart already, so
+        # that would only cut each of them in three, which keep 4 % more.
+        import torch._dynamo
+
+        torch._dynamo.config.optimize_ddp = False
         # Layer by layer: whole-model compilation with sdpa builds a dense tokens x tokens mask, so attention loses its
         # fast kernel (transformers issue 48925), and one layer compiles once for all.
         layers: Any = model.base_model.layers
