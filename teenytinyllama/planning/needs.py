@@ -73,7 +73,7 @@ def run_needs(
     rows_per_gpu = tokens_per_step // context // machine.num_gpus
     return Needs(
         optimal_batch_tokens=optimal_batch_tokens(tokens),
-        usable_bytes=_usable_bytes(machine),
+        usable_bytes=None if machine.memory_bytes is None else _used_share(machine) * machine.memory_bytes,
         stages=[_stage_memory(shape, context, rows_per_gpu, stage, machine) for stage in STAGES],
         checkpoints_kept=checkpoints_kept,
         checkpoints_bytes=disk_bytes(count_parameters(shape), machine.precision, checkpoints_kept + 1),
@@ -81,9 +81,8 @@ def run_needs(
     )
 
 
-def _usable_bytes(machine: Machine) -> float | None:
-    kind = "cpu" if machine.gpu == "cpu" else "gpu"
-    return None if machine.memory_bytes is None else USED_SHARE[kind] * machine.memory_bytes
+def _used_share(machine: Machine) -> float:
+    return USED_SHARE["cpu" if machine.gpu == "cpu" else "gpu"]
 
 
 def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | None, machine: Machine) -> StageMemory:
@@ -100,8 +99,7 @@ def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | N
     need = memory_need(shape, context, how)
     divisors = row_divisors(rows_per_gpu)
     chosen = None
-    usable_bytes = _usable_bytes(machine)
-    if machine.memory_bytes is not None and usable_bytes is not None and need.total_bytes(1) <= usable_bytes:
+    if machine.memory_bytes is not None and need.total_bytes(1) <= _used_share(machine) * machine.memory_bytes:
         chosen = choose_rows(divisors, need, int(machine.memory_bytes), context, "cuda" if on_gpu else "cpu")
     powers = [2**power for power in range(_MOST_ROWS.bit_length()) if 2**power <= rows_per_gpu]
     by_rows = {rows: need.total_bytes(rows) for rows in powers}
