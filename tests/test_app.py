@@ -1,6 +1,7 @@
 """The page of `ttl app`: search, sessions, Spaces, refusals; and, marked slow, the page itself in a browser."""
 
 import ast
+import http.client
 import json
 import os
 import re
@@ -772,6 +773,25 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Any, chat_page: Any) -> 
 
 
 @pytest.mark.slow
+def test_other_names_and_files_are_refused(base_page: Any) -> None:
+    """A page from elsewhere could otherwise talk with the model, read the data by the search, and fill the disk."""
+    address = base_page[0].removeprefix("http://")
+    port = address.rpartition(":")[2]
+
+    def ask(method: str, path: str, host: str, body: bytes | None = None, **headers: str) -> int:
+        connection = http.client.HTTPConnection(address, timeout=60)
+        connection.request(method, path, body, {"Host": host, **headers})
+        return connection.getresponse().status
+
+    assert [ask("GET", "/config", f"{name}:{port}") for name in ("127.0.0.1", "localhost", "[::1]")] == [200] * 3
+    assert ask("GET", "/config", f"evil.example:{port}") == 400
+    part = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + bytes(10**5) + b"\r\n--x--\r\n"
+    )
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert ask("POST", "/gradio_api/upload", address, part, **kind) == 413
+
+
 def test_the_page_of_a_base_model_says_so(browser: Any, base_page: Any) -> None:
     tab = Tab(browser, base_page[0])
     assert "modelo base, sem modelo de conversa" in tab.page.locator("#ttl-heading").inner_text()

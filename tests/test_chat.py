@@ -266,8 +266,10 @@ def test_old_turns_leave_the_context_and_long_messages_are_refused(tokenizer: An
     assert len(chat.turns) + 2 * chat.dropped_turns == 12
     assert "Seja breve." in tokenizer.decode(reply.prompt)
     assert len(reply.prompt) + reply.sampling.max_new_tokens <= 128
+    before = list(chat.turns), chat.dropped_turns
     with pytest.raises(InputError, match=r"message: \d+ tokens, and the model's context of 128 must also hold 40"):
         chat.answer("casa " * 200)
+    assert (chat.turns, chat.dropped_turns) == before, "what was refused costs no memory"
 
 
 def test_a_base_model_completes(tokenizer: Any) -> None:

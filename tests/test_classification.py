@@ -139,6 +139,10 @@ def test_a_decoder_learns_a_separable_task(finished: Path, llama: str) -> None:
     records = records_of(finished)
     assert [record["seed"] for record in records] == [42, 43]
     assert all(record["scores"]["accuracy"] > 0.95 for record in records)
+    test = complete_splits({"train": [Example(row["text"], "", row["label"]) for row in toy_rows()]}, None).rows["test"]
+    for record in records:  # predictions are those of the rows in their order
+        right = [guess == row.label for guess, row in zip(record["predictions"], test, strict=True)]
+        assert np.mean(right) == record["scores"]["accuracy"]
     results = read_results(finished / "results.json")
     assert results.model == llama
     by_metric = {score.metric: score for score in results.scores}
@@ -590,6 +594,15 @@ def test_given_splits_stay_and_what_they_share_is_counted() -> None:
     assert (len(splits.rows["train"]), splits.left_out) == (40, 260)
     assert sum(row.label for row in splits.rows["train"]) == pytest.approx(10, abs=1)
     assert complete_splits(given, None).seen == {"validation": 0.0, "test": 0.25}
+
+
+def test_a_label_of_one_text_stays_in_training() -> None:
+    rows = [*many_examples(), Example("o único", "", 2)]
+    parts = complete_splits({"train": rows}, None).rows
+    assert [row.label for row in parts["train"]].count(2) == 1
+    assert all(row.label != 2 for split in ("validation", "test") for row in parts[split])
+    given = {"train": rows, "validation": rows[:20], "test": rows[20:60]}
+    assert len(complete_splits(given, 40).rows["train"]) == 40
 
 
 def test_too_few_rows_are_refused() -> None:

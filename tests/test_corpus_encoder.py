@@ -124,6 +124,18 @@ def test_a_worker_that_dies_is_named(tokenizer_folder: Path) -> None:
             list(encoding.encode_chunks(chunks))
 
 
+def test_without_a_start_token_what_is_scored_begins_with_an_end_token(tokenizer_folder: Path) -> None:
+    """As after another document; or its first token would have nothing that predicts it. Training text stays."""
+    tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
+    tokenizer.bos_token = None
+    chunk = [(split, Document("uma casa", "texto")) for split in ("train", "validation")]
+    with DocumentEncoder(tokenizer, np.uint16, 1) as encoding:
+        ((_, (train, validation)),) = encoding.encode_chunks([chunk])  # type: ignore[list-item]
+    end = tokenizer.eos_token_id
+    assert train.tolist()[-1] == end != train.tolist()[0]
+    assert validation.tolist() == [end, *train.tolist()]
+
+
 def test_workers_end_with_their_input(tokenizer_folder: Path) -> None:
     tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
     encoding = DocumentEncoder(tokenizer, np.uint16, 2)

@@ -127,6 +127,22 @@ def test_a_kill_is_resumed_to_the_same_rows(
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
+def test_a_kill_is_not_resumed_with_the_inputs_in_another_order(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """It would leave out documents of one file and read those of the other twice."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"documento {name} {number}" for number in range(1500)))
+    files, output = [str(tmp_path / f"{name}.txt") for name in "ab"], tmp_path / "killed"
+    script = KILLED.replace("inputs=[sys.argv[1]]", "txt_unit='line', inputs=sys.argv[1].split()")
+    arguments = [" ".join(files), str(tokenizer_folder), str(output)]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    values: dict[str, Any] = {"tokenizer": str(tokenizer_folder), "context": 32, "txt_unit": "line",
+                              "validation_fraction": 0.1}  # fmt: skip
+    whole = pack(PackConfig(inputs=files[::-1], output_dir=str(tmp_path / "whole"), **values))
+    again = pack(PackConfig(inputs=files[::-1], output_dir=str(output), **values))
+    assert (again / "train.npy").read_bytes() == (whole / "train.npy").read_bytes()
+
+
 def test_chunks_do_not_change_the_rows(
     tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

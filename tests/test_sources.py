@@ -76,6 +76,32 @@ def test_validation_inputs_replace_the_hash(tmp_path: Path) -> None:
     assert len(found) == 151
 
 
+def test_held_out_files_are_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    held = tmp_path / "corpus" / "val.jsonl"
+    held.write_bytes(jsonl(TEXTS))
+    (tmp_path / "corpus" / "a.jsonl").write_bytes(jsonl(["outro"]))
+    message = "validation_inputs=.*: its documents are in inputs, too, so they would be trained on"
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / "corpus", validation_inputs=[str(held)])
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(held.read_bytes())
+    config = CorpusConfig(inputs=[str(tmp_path / "corpus")], validation_inputs=[str(copy)])
+    with pytest.raises(InputError, match=message):
+        Corpus(config).fingerprint()
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.jsonl").write_bytes(jsonl([folder]))
+    files = [str(tmp_path / folder / "train.jsonl") for folder in "ab"]
+    hashes = Corpus(CorpusConfig(inputs=files)).fingerprint()
+    assert list(hashes) == ["train.jsonl", "train.jsonl (2)"]
+    assert len(set(hashes.values())) == 2
+    assert list(Corpus(CorpusConfig(inputs=files[::-1])).fingerprint().values()) == list(hashes.values())[::-1]
+
+
 def test_the_embedded_sample_has_its_own_split() -> None:
     splits = [split for split, _ in read("sample")]
     assert set(splits) == {"train", "validation"}

@@ -401,6 +401,28 @@ def test_copies_to_a_gpu_do_not_block(values: dict[str, Any], monkeypatch: pytes
     assert config(values, accelerator_config={"non_blocking": False}).accelerator_config.non_blocking is False
 
 
+@pytest.mark.parametrize("kind", sorted(loss_module.PLAIN_HEADS))
+def test_a_plain_head_s_loss_is_the_model_s_own(kind: str) -> None:
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **shape))
+    ids = torch.randint(0, 64, (2, 16))
+    plain = model(input_ids=ids, labels=ids, use_cache=False).loss
+    fuse_loss(model.train(), "chunked" if has_chunked_loss() else "compiled")
+    assert model(input_ids=ids, labels=ids).loss.item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+def test_a_head_that_does_more_keeps_its_own_loss(values: dict[str, Any]) -> None:
+    from teenytinyllama.tuning.config import SftConfig
+
+    made = config(values)
+    for kind, loss in (("llama", "chunked" if has_chunked_loss() else "whole"), ("gemma2", "whole"), ("phi", "whole")):
+        shape = transformers.AutoConfig.for_model(kind)
+        assert SftConfig.speed_plan(made, shape, 0).loss == loss  # type: ignore[arg-type]
+    found = speed.plan_speed(made, 1e10, 0, plain_head=False)
+    assert (found.loss, found.reasons["loss"]) == ("whole", "this model makes more of its logits than a product")
+
+
 # What the machine offers.
 
 

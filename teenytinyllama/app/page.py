@@ -32,10 +32,19 @@ _HOW_TO_SEARCH = (
 )
 
 
-def launch_arguments() -> dict[str, Any]:
-    """Return the arguments of `launch` that keep the page on its own: nothing is asked of another host."""
-    import gradio
+def launch_arguments(local_host: str | None) -> dict[str, Any]:
+    """Return the arguments of `launch` that keep the page on its own: nothing is asked of another host.
 
+    Args:
+        local_host: this machine's own address, if nobody else can reach the page. Requests under other names are
+            then refused: a page from elsewhere whose name was turned to 127.0.0.1 sends them (DNS rebinding).
+    """
+    import gradio
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    own = ["localhost", "127.0.0.1", "[", str(local_host)]  # "[": starlette reads an IPv6 address up to its first colon
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=own, www_redirect=False)
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
     mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
     return {
@@ -45,6 +54,8 @@ def launch_arguments() -> dict[str, Any]:
         "footer_links": [],
         "run_history": False,  # would keep the conversations in the browser
         "share": False,
+        "max_file_size": 1,  # byte: the page takes no files, and Gradio would store those of any other page
+        "app_kwargs": {"middleware": [hosts]} if local_host else {},
         "ssr_mode": False,
         "pwa": False,
         "mcp_server": False,

@@ -47,7 +47,8 @@ def run_app(model: str, config: AppConfig) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
     page: Any = build_page(speaker, _title(model), config, index)
     print(f"http://{config.host}:{config.port}  (Ctrl-C ends)", flush=True)
-    page.launch(server_name=config.host, server_port=config.port, **launch_arguments())
+    arguments = launch_arguments(config.host if is_loopback(config.host) else None)
+    page.launch(server_name=config.host, server_port=config.port, **arguments)
     return 0
 
 

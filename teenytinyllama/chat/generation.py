@@ -151,23 +151,26 @@ class Chat:
         """
         context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         room = min(self.sampling.max_new_tokens, context // 2)
-        ids = self._prompt(text)
-        while len(ids) + room > context and self.turns:
-            self.turns, self.dropped_turns = self.turns[2:], self.dropped_turns + 1
-            ids = self._prompt(text)
+        turns = self.turns
+        ids = self._prompt(turns, text)
+        while len(ids) + room > context and turns:
+            turns = turns[2:]
+            ids = self._prompt(turns, text)
         ensure(
             len(ids) + room <= context,
             f"message: {len(ids)} tokens, and the model's context of {context} must also hold {room} of the answer. "
             "Shorten the message.",
         )
+        self.dropped_turns += (len(self.turns) - len(turns)) // 2
+        self.turns = turns
         room = min(self.sampling.max_new_tokens, context - len(ids))
         return Reply(self.model, self.tokenizer, ids, Sampling(**{**vars(self.sampling), "max_new_tokens": room}))
 
-    def _prompt(self, text: str) -> list[int]:
+    def _prompt(self, turns: list[Message], text: str) -> list[int]:
         if self.encoder is None:
             start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
             return start + encode_texts(self.tokenizer, [text])[0]
-        messages = [*self.system, *self.turns, {"role": "user", "content": text}]
+        messages = [*self.system, *turns, {"role": "user", "content": text}]
         return self.encoder.encode(messages, for_answer=True).ids
 
     def keep(self, text: str, answer: str) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.data import SequentialSampler
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -77,6 +78,13 @@ class _EpochLines(TrainerCallback):
                     f"{found[f'eval_{split}_accuracy']:.4f}, macro-F1 {found[f'eval_{split}_f1_macro']:.4f}",
                     flush=True,
                 )
+
+
+class _OrderedTrainer(Trainer):
+    """Evaluates rows in their order; transformers 5.23 sorts them by length where training does."""
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)
 
 
 def training_arguments(config: ClassifyConfig, folder: Path, seed: int) -> TrainingArguments:
@@ -151,7 +159,7 @@ def finetune(
         logits: Any = prediction.predictions
         return score(logits.argmax(-1), prediction.label_ids, num_labels)
 
-    trainer = Trainer(
+    trainer = _OrderedTrainer(
         model=build_classifier(base, seed),
         args=training_arguments(config, checkpoints, seed),
         data_collator=DataCollatorWithPadding(base.tokenizer),

@@ -63,7 +63,10 @@ def complete_splits(found: dict[str, list[Example]], max_train_rows: int | None)
 
 
 def _take(rows: list[Example], fraction: float, purpose: str) -> tuple[list[Example], list[Example]]:
-    """Return (taken, rest), the fraction of each label's texts; rows of equal text stay together."""
+    """Return (taken, rest), the fraction of each label's texts; rows of equal text stay together.
+
+    Of a label with a single text a cut takes none, so that it can be learnt.
+    """
     groups: dict[str, list[int]] = {}
     for index, key in enumerate(keys_of(rows)):
         groups.setdefault(key, []).append(index)
@@ -74,10 +77,11 @@ def _take(rows: list[Example], fraction: float, purpose: str) -> tuple[list[Exam
     taken: set[int] = set()
     for label in sorted(by_label):
         ordered = sorted(by_label[label])
-        for _, members in ordered[: max(1, round(fraction * len(ordered)))]:
+        most = len(ordered) if purpose == "train" else len(ordered) - 1
+        for _, members in ordered[: min(most, max(1, round(fraction * len(ordered))))]:
             taken.update(members)
     ensure(
-        len(taken) < len(rows) and all(len(found) > 1 for found in by_label.values()),
+        taken,
         f"{purpose}: there is no such split, and {len(rows)} training rows with {len(by_label)} labels are too few to "
         "cut one from. Give it as a file.",
     )

@@ -103,7 +103,7 @@ class _Preparation:
             self.counts.drop(CUT, place)
             cut = {name: row[name][: self.config.context] for name in ("input_ids", "labels")}
             if any(label != IGNORED for label in cut["labels"]):
-                yield {**row, **cut}
+                yield {**row, **cut, "messages": self._kept(conversation.messages, cut["input_ids"])}
         elif self.config.long_conversations == "drop":
             self.counts.drop(TOO_LONG, place)
         else:
@@ -112,6 +112,30 @@ class _Preparation:
                 self.counts.drop(TOO_LONG, place)
             for part in parts:
                 yield self._row(part)
+
+    def _kept(self, messages: list[dict[str, str]], ids: list[int]) -> list[dict[str, str]]:
+        """Return what the first tokens of a conversation hold of its messages: whole ones and the beginning of one."""
+        whole = 0
+        before: list[int] = []
+        for number in range(1, len(messages) + 1):
+            try:
+                found = self.encoder.encode(messages[:number]).ids
+            except InputError:  # a template that wants an answer after each question
+                continue
+            if found != ids[: len(found)]:
+                break
+            whole, before = number, found
+        kept = [dict(message) for message in messages[:whole]]
+        rest = str(self.encoder.tokenizer.decode(ids[len(before) :], skip_special_tokens=True)).rstrip("\ufffd")
+        for message in messages[whole:]:
+            content = message["content"].strip()
+            if content in rest:
+                kept.append({**message, "content": content})
+                rest = rest[rest.index(content) + len(content) :]
+                continue
+            most = next((end for end in range(min(len(content), len(rest)), 0, -1) if rest.endswith(content[:end])), 0)
+            return [*kept, {**message, "content": content[:most]}] if most else kept
+        return kept
 
     def _fits(self, messages: list[dict[str, str]]) -> bool:
         return len(self.encoder.encode(messages).ids) <= self.config.context

@@ -108,8 +108,10 @@ def pack(config: PackConfig) -> Path:
     check_energy(config)
     corpus = Corpus(config)
     tokenizer = _load_tokenizer(config)
+    inputs = corpus.fingerprint()
     plan = {
-        "inputs": corpus.fingerprint(),
+        "inputs": inputs,
+        "order_of_inputs": list(inputs),  # a plan's keys are sorted before it is hashed, and a killed pack counts on it
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         **{key: getattr(config, key) for key in ("context", "seed", "validation_fraction", "text_column", "txt_unit")},
         "has_validation_inputs": bool(config.validation_inputs),

@@ -185,6 +185,9 @@ class Corpus:
         self.files = resolve_files("inputs", config.inputs)
         self.validation_files = resolve_files("validation_inputs", config.validation_inputs or [])
         self.has_sample = SAMPLE in config.inputs
+        trained = {file.path.resolve() for file in self.files}
+        for file in self.validation_files:
+            ensure(file.path.resolve() not in trained, _held_out_twice(file.name))
 
     def documents(self) -> Iterator[tuple[Split, Document]]:
         """Yield every non-empty document with its split, in the order of the files.
@@ -212,18 +215,37 @@ class Corpus:
                 yield Document(text, *parse_metadata(metadata, stem))
 
     def fingerprint(self) -> dict[str, str]:
-        """Return the sha256 of every file read, by name, and of the embedded sample's generator."""
-        return hash_files([*self.files, *self.validation_files]) | sample_hash(self.config.inputs)
+        """Return the sha256 of every file, by name and as they are read, and of the embedded sample's generator.
+
+        Raises:
+            InputError: a file to train on is, under another name, also one of the held-out files.
+        """
+        hashes = hash_files([*self.files, *self.validation_files])
+        own = list(hashes.items())
+        trained = {digest for _, digest in own[: len(self.files)]}
+        for name, digest in own[len(self.files) :]:
+            ensure(digest not in trained, _held_out_twice(name))
+        return hashes | sample_hash(self.config.inputs)
+
+
+def _held_out_twice(name: str) -> str:
+    return (
+        f"validation_inputs={name}: its documents are in inputs, too, so they would be trained on. Take them out there."
+    )
 
 
 def hash_files(files: list[SourceFile]) -> dict[str, str]:
-    """Return the sha256 of each file by its name."""
+    """Return the sha256 of each file by its name; files of one name are told apart by a number."""
     from tqdm import tqdm
 
     size = sum(file.path.stat().st_size for file in files)
     # disable=None: a bar on a terminal, nothing in a log file.
     with tqdm(total=size, desc="hashing inputs", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        return {file.name: sha256_file(file.path, bar.update) for file in files}
+        hashes: dict[str, str] = {}
+        for file in files:
+            same = sum(name == file.name or name.startswith(f"{file.name} (") for name in hashes)
+            hashes[f"{file.name} ({same + 1})" if same else file.name] = sha256_file(file.path, bar.update)
+        return hashes
 
 
 @functools.cache  # the stages of the demo read it several times in one process; it is about 5 MB

@@ -70,7 +70,11 @@ def _whole(data: bytes, length: int) -> bytes:
 
 
 class DocumentEncoder:
-    """Encode chunks of documents as `<s> text </s>`; use it as a context manager."""
+    """Encode chunks of documents as `<s> text </s>`; use it as a context manager.
+
+    A tokenizer without a start token trains on `text </s>`. Documents that are scored alone then begin with an end
+    token, as after another document, or their first token would have nothing that predicts it.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", dtype: Any, num_workers: int) -> None:
         """Start `num_workers` processes; with one, or for a tokenizer without a Rust backend, work in this process."""
@@ -129,8 +133,10 @@ class DocumentEncoder:
         pieces = [split_long_text(document.text, PIECE_CHARS) for _, document in chunk]
         encoded = iter(encode([piece for parts in pieces for piece in parts]))
         start, end = (np.array(ids, dtype=self.dtype).tobytes() for ids in (self.start, self.end))
+        starts = {"train": start, "validation": start or end}
         return [
-            np.frombuffer(b"".join([start, *(next(encoded) for _ in parts), end]), dtype=self.dtype) for parts in pieces
+            np.frombuffer(b"".join([starts[split], *(next(encoded) for _ in parts), end]), dtype=self.dtype)
+            for (split, _), parts in zip(chunk, pieces, strict=True)
         ]
 
     def _encode_here(self, texts: list[str]) -> list[bytes]:

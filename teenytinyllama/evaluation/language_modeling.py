@@ -95,8 +95,9 @@ def language_modeling_measures(
         2 <= context <= longest,
         f"context={context}: the model reads at most {longest} tokens. Give 2 to {longest}, or leave it out.",
     )
-    ensure(
-        stride is None or 1 <= stride <= context, f"stride={stride}: must be 1 to {context}. Half the context is usual."
+    ensure(  # the first token of a window is predicted by the one before it, so windows share at least one
+        stride is None or 1 <= stride < context,
+        f"stride={stride}: must be 1 to {context - 1}. Half the context is usual.",
     )
     registers = registers or {}
     for register, names in registers.items():

@@ -12,6 +12,7 @@ from ..data.sources import CorpusConfig
 from ..presets import flops_per_token
 from .batch import batch_for
 from .caps import Decision, check_caps, has_caps
+from .loss import has_plain_head
 from .settings import REFUSED_KEYS, RunSettings
 from .speed import SpeedPlan, check_speed, plan_speed
 
@@ -185,7 +186,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
 
     def speed_plan(self, model_config: "LlamaConfig", zero_stage: int) -> SpeedPlan:
         """Return what makes a step fast, each with its reason."""
-        return plan_speed(self, self.training_flops(model_config), zero_stage)
+        return plan_speed(self, self.training_flops(model_config), zero_stage, has_plain_head(model_config))
 
 
 def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,16 @@ def has_chunked_loss() -> bool:
     return hasattr(torch.nn.functional, "linear_cross_entropy")
 
 
+# Models of transformers whose logits are the output embeddings times the last hidden state and no more: no bias, no
+# scale, no soft cap, as Gemma 2, Granite, Cohere and Phi have.
+PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+
+
+def has_plain_head(config: Any) -> bool:
+    """Return whether `fuse_loss` may take the logits of a model for those of `PLAIN_HEADS`."""
+    return str(config.model_type) in PLAIN_HEADS
+
+
 def fuse_loss(model: "PreTrainedModel", kind: LossKind) -> None:
     """Make `model(input_ids, labels=…)` compute its loss without whole logits, in place; other calls stay as they are.
 
@@ -35,7 +45,7 @@ def fuse_loss(model: "PreTrainedModel", kind: LossKind) -> None:
     the scored tokens of each row and their number, which is what `evaluation.held_out.window_nats` makes of logits.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal language model of transformers, see `has_plain_head`.
         kind: chunked or compiled; whole leaves the model alone.
     """
     if kind == "whole":

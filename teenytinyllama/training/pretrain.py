@@ -7,6 +7,7 @@ import numpy as np
 from transformers import EvalPrediction, set_seed
 
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
+from ..evaluation.scoring import can_score
 from .callbacks import SampleCallback
 from .config import DEFAULT_PROMPTS, PretrainConfig
 from .plan import PretrainPlan, plan_run
@@ -92,9 +93,13 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
     }
+    asks = config.eval_strategy != "no" and can_score(model)
+    if config.eval_strategy != "no" and not asks:
+        kind = model.config.model_type
+        lines["signals"] = f"no questions while it trains: they are asked of Llamas alone, and this is a {kind}"
     run = assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)
     tasks = []
-    if config.eval_strategy != "no":
+    if asks:
         tasks = build_signal_tasks(config, plan.packed, evaluation.windows.document_ids, plan.tokenizer)
     signal = SignalCallback(
         tasks, evaluation, int(config.per_device_eval_batch_size or 8), zero_stage, trainer.compiles

@@ -26,6 +26,7 @@ _EXPECTED_MFU = 0.3  # for that estimate only
 GPU_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 _PLAIN_CAUSAL = "sdpa_without_mask"
 _ZERO_3 = "ZeRO 3 shares each layer out"
+_OTHER_HEAD = "this model makes more of its logits than a product"
 ATTENTION = ("sdpa", "eager", *GPU_ATTENTION)
 
 
@@ -98,16 +99,17 @@ def missing_compiler() -> str:
     return "" if shutil.which(command) or shutil.which("clang++") else f"a C++ compiler ({command})"
 
 
-def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int) -> SpeedPlan:
+def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int, plain_head: bool = True) -> SpeedPlan:
     """Decide what the config leaves open.
 
     Args:
         config: checked by `check_speed`.
         flops: of the training that is left to do, over all ranks.
         zero_stage: 3 holds parts of layers, which neither way of computing can see through.
+        plain_head: see `loss.has_plain_head`.
     """
     compiled, compile_reason = compiles_layers(config, flops, zero_stage)
-    loss, loss_reason = choose_loss(config, flops, zero_stage)
+    loss, loss_reason = choose_loss(config, flops, zero_stage) if plain_head else ("whole", _OTHER_HEAD)
     return SpeedPlan(loss, compiled, {"loss": loss_reason, "compile": compile_reason})
 
 

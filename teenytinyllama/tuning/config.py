@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..checks import ensure, ensure_packages
 from ..data.conversations import ConversationsConfig, conversations_manifest
-from ..training.loss import has_chunked_loss
+from ..training.loss import has_chunked_loss, has_plain_head
 from ..training.settings import REFUSED_KEYS, RunSettings
 from ..training.speed import SpeedPlan, check_attention
 from .adapters import LoraSettings
@@ -188,7 +188,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
 
     def speed_plan(self, model_config: "LlamaConfig", zero_stage: int) -> SpeedPlan:
         """Return how training and evaluation make the loss; layers are not compiled."""
-        return SpeedPlan("chunked" if has_chunked_loss() else "whole", False, {})
+        return SpeedPlan("chunked" if has_chunked_loss() and has_plain_head(model_config) else "whole", False, {})
 
     def _hand_over_to_trl(self, has_validation: bool) -> None:
         """TRL is given rows that are ready: it must neither mask, cut nor pack them again."""
