@@ -1,6 +1,7 @@
 """Energy and carbon of a run as codecarbon's files have them: the totals over restarts and machines."""
 
 import csv
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,21 @@ class EmissionRows:
                 f"{self.folder / EMISSIONS_NAME}: not a codecarbon file ({error!r}). Move it away; the run writes its "
                 "own."
             ) from error
+
+
+def drop_torn_row(path: Path) -> None:
+    """Cut a file that rows are appended to back to its last whole row: a full disk or a power cut can tear one.
+
+    Appended behind it, the next row would be lost as well and the file damaged.
+    """
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if not whole:
+        path.unlink()  # not even the first row: what is written next begins the file
+    elif whole < len(content):
+        os.truncate(path, whole)
 
 
 def emission_files(folder: Path) -> list[Path]:

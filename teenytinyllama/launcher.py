@@ -238,12 +238,14 @@ def _own_gpus(environment: dict[str, str], usable: int, count: int) -> dict[str,
     """Hide the GPUs that `count` ranks do not use.
 
     With more than it needs, one process would train by nn.DataParallel, and their energy would count as the run's.
+    Numbers are those of nvidia-smi, in which the meter counts; CUDA's own begin with the fastest GPU.
     """
+    order = {} if "CUDA_DEVICE_ORDER" in environment or not usable else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if count >= usable:
-        return {}
+        return order
     named = environment.get("CUDA_VISIBLE_DEVICES")
     names = named.split(",") if named else [str(index) for index in range(usable)]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count])}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count]), **order}
 
 
 def _threads(num_processes: int) -> dict[str, str]:

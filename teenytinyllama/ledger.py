@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .checks import InputError, ensure
-from .emissions import EMISSIONS_NAME, read_emissions
+from .emissions import EMISSIONS_NAME, drop_torn_row, read_emissions
 from .meter import EnergyReading
 
 LEDGER_NAME = "ledger.jsonl"
@@ -120,6 +120,7 @@ class LedgerWriter:
     def __init__(self, folder: Path, machine: int, first_step: int, about: dict[str, Any]) -> None:
         """Open the ledger and write that a start began at a step, and what its meter says of itself."""
         self.path = ledger_path(folder, machine)
+        drop_torn_row(self.path)
         self._start = uuid.uuid4().hex[:12]
         self._append({"event": "start", "machine": machine, "step": first_step, **about})
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import RunFailedError
-from .emissions import EMISSIONS_NAME, EmissionRows
+from .emissions import EMISSIONS_NAME, EmissionRows, drop_torn_row
 from .gpu_counter import GpuCounter, load_nvml
 from .grid import GridSettings, check_pue, grid_intensity
 from .tracker import Neighbours, ignored_settings, make_tracker
@@ -55,6 +55,7 @@ class EnergyMeter:
             nvml: NVIDIA's management library; by default the installed one, where there is a driver.
         """
         self.path = folder / (EMISSIONS_NAME if machine == 0 else f"emissions-{machine}.csv")
+        drop_torn_row(self.path)
         self._pue = grid.pue
         self._counter = GpuCounter(load_nvml() if nvml is None else nvml)
         self._rows = EmissionRows(folder)
@@ -123,8 +124,12 @@ class EnergyMeter:
         torch = sys.modules.get("torch")  # a stage without it uses no GPU
         methods = " ".join(self.methods())
         found = []
-        if torch is not None and torch.cuda.is_available() and ("GPU" not in methods or self._counter.gpus == []):
-            found.append("the GPU's energy is missing: its counters cannot be read (NVML), so it counts as 0")
+        if (
+            torch is not None
+            and torch.accelerator.is_available()
+            and ("GPU" not in methods or self._counter.gpus == [])
+        ):
+            found.append("the GPU's energy is missing: its counters cannot be read, so it counts as 0")
         if "MIG" in self._counter.reason:
             found.append("the energy of whole GPUs is counted, also of slices (MIG) that others use")
         if "RAPL" not in methods and "Power Gadget" not in methods:

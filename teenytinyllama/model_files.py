@@ -34,15 +34,24 @@ class ModelSource:
         """Return the first of these files that exists, downloaded if need be, or None."""
         if self.folder is not None:
             return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
-        # The cache first: offline, the Hub client cannot tell a file that the repository lacks from one not cached.
+        # The cache first: offline, the client cannot tell a file that the repository lacks from one not cached, but the
+        # cache remembers those that it was told are lacking.
+        unknown = []
         for name in names:
             cached = try_to_load_from_cache(self.name, name, revision=self.revision)
             if isinstance(cached, str):
                 return Path(cached)
-        downloads = (_download(self.name, name, self.revision) for name in names)
+            if cached is not _CACHED_NO_EXIST:
+                unknown.append(name)
+        downloads = (_download(self.name, name, self.revision) for name in unknown)
         return next((path for path in downloads if path is not None), None)
+
+
+def is_local(name: str | None) -> bool:
+    """Return whether a model's name is a place on this machine: `outputs/base` has the form of a repository, too."""
+    return name is not None and Path(name).expanduser().exists()
 
 
 def locate(name: str, revision: str | None) -> ModelSource:
@@ -70,9 +79,7 @@ def locate(name: str, revision: str | None) -> ModelSource:
             f"name_or_path={name}: neither a folder nor one of the short names {', '.join(PUBLISHED_MODELS)}."
             f"{near_name(name, PUBLISHED_MODELS)} A Hub repository is given as owner/name."
         )
-    config_path = _download(repository, "config.json", revision or "main") or _download(
-        repository, ADAPTER_CONFIG_NAME, revision or "main"
-    )
+    config_path = _download_first(repository, ("config.json", ADAPTER_CONFIG_NAME), revision or "main")
     if config_path is None:
         raise InputError(
             f"name_or_path={repository}: revision {revision or 'main'} holds no config.json, so it is no transformers "
@@ -133,6 +140,24 @@ def check_config(source: ModelSource, classifier: bool = False) -> None:
         f"name_or_path={source.name}: model_type={model_type} in config.json is no {what} of transformers, and code "
         f"that comes with a repository is never run. Use a model of a built-in type such as {such_as}.",
     )
+
+
+def _download_first(repository: str, names: tuple[str, ...], revision: str) -> Path | None:
+    """Return the first of a repository's files that is there, see `_download`.
+
+    Without a network the client cannot tell a file that is not there from one that is not cached, so the later names
+    are tried as well before that is said.
+    """
+    refused: InputError | None = None
+    for name in names:
+        try:
+            if path := _download(repository, name, revision):
+                return path
+        except InputError as error:
+            refused = refused or error
+    if refused:
+        raise refused
+    return None
 
 
 def _download(repository: str, filename: str, revision: str) -> Path | None:

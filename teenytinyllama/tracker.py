@@ -7,6 +7,8 @@ take over the signals of the process (the same key). So it is told everything.
 """
 
 import configparser
+import contextlib
+import importlib
 import inspect
 import logging
 import os
@@ -35,6 +37,9 @@ def make_tracker(folder: Path, file_name: str, grid: GridSettings, gpu_ids: list
     from codecarbon.output import OutputMethod
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
+    # codecarbon 3.3 keeps what the first tracker of a process found, and takes "no GPU" for "all" the next time.
+    with contextlib.suppress(ImportError, AttributeError):
+        importlib.import_module("codecarbon.core.hardware_cache").clear_cache()
     ours = {
         "project_name": folder.name or "run",
         "country_iso_code": grid.country_iso_code,

@@ -154,6 +154,13 @@ CHECKPOINT = {"branch": "step250", "step": 250, "tokens": 2_048_000, "loss": 3.2
               "kwh": 0.31, "kg_co2e": 0.031, "sha256": "f1" * 32}  # fmt: skip
 
 
+def write_checkpoints(folder: Path, *rows: dict[str, Any]) -> None:
+    """The record that `ttl publish` leaves, of rows as the card shows them."""
+    entries = [{**row, "sha256": {"model.safetensors": row["sha256"]}} for row in rows]
+    record = {"identity": {"seed": "42"}, "checkpoints": entries, "files": ["README.md"]}
+    (folder / "checkpoints.json").write_text(json.dumps(record), encoding="utf-8")
+
+
 def write_whole_run(folder: Path) -> Path:
     """A run with everything a card can show."""
     write_run(folder, RUN)
@@ -162,5 +169,5 @@ def write_whole_run(folder: Path) -> Path:
     rows = [("um", 0.1, 0.01), ("dois", 0.05, 0.004), ("um", 0.4, 0.0393), ("dois", 0.2, 0.02)]
     write_emissions(folder / "emissions.csv", *(energy_row(*row) for row in rows))
     write_results(folder / "results.json", RESULTS)
-    (folder / "checkpoints.json").write_text(json.dumps([CHECKPOINT]), encoding="utf-8")
+    write_checkpoints(folder, CHECKPOINT)
     return folder

@@ -20,6 +20,7 @@ from card_runs import (
     energy_row,
     evaluation,
     split_card,
+    write_checkpoints,
     write_emissions,
     write_rows,
     write_run,
@@ -231,9 +232,13 @@ def test_refuses_damaged_evaluations_and_checkpoints(run_folder: Path):
     write_rows(run_folder / "metrics.jsonl", [])
     for content, message in {
         "{": r"checkpoints\.json: is not valid JSON .*Publish the run again",
-        "{}": r"checkpoints\.json: must be a JSON list",
-        "[{}]": r"checkpoints\.json: key \[0\]\.branch is missing",
-        json.dumps([{**CHECKPOINT, "loss": "3"}]): r"key \[0\]\.loss is '3', but must be a finite int or float or null",
+        "{}": r"checkpoints\.json: must hold a list of checkpoints",
+        json.dumps([CHECKPOINT]): r"checkpoints\.json: must hold a list of checkpoints",
+        '{"checkpoints": [{}]}': r"checkpoints\.json: key \[0\]\.sha256 is missing",
+        '{"checkpoints": [{"sha256": {}}]}': r"checkpoints\.json: key \[0\]\.branch is missing",
+        json.dumps(
+            {"checkpoints": [{**CHECKPOINT, "sha256": {}, "loss": "3"}]}
+        ): r"key \[0\]\.loss is '3', but must be a finite int or float or null",
     }.items():
         (run_folder / "checkpoints.json").write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=message):
@@ -322,6 +327,10 @@ def test_continued_and_tuned_models(tmp_path: Path):
     assert "instruction-tuned from `runs/160m`" in body
     assert "ajustado por instruções a partir de `runs/160m`" in body
     assert metadata["widget"] == [{"messages": [{"role": "user", "content": "Era uma vez"}]}]
+    run["model"]["base_is_local"] = True  # a folder whose name has the form of somebody's repository
+    metadata, _ = split_card(render_model_card(write_run(tmp_path / "local", run)))
+    assert not {"base_model", "base_model_relation"} & set(metadata)
+    run["model"]["base_is_local"] = False
     run["stage"], run["model"]["base_model"] = "dpo", "../runs/160m"
     metadata, body = split_card(render_model_card(write_run(tmp_path / "c", run)))
     assert not {"base_model", "base_model_relation"} & set(metadata), (
@@ -476,9 +485,7 @@ def test_hostile_scores_and_checkpoints_are_inert(run_folder: Path):
     shared = [replace(score, suite=HOSTILE + score.suite) for score in scores]
     results = Results(HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, tuple(shared))
     write_results(run_folder / "results.json", results)
-    (run_folder / "checkpoints.json").write_text(
-        json.dumps([{**CHECKPOINT, "branch": HOSTILE + '"); import os', "sha256": "`|<b>" + HOSTILE}]), encoding="utf-8"
-    )
+    write_checkpoints(run_folder, {**CHECKPOINT, "branch": HOSTILE + '"); import os', "sha256": "`|<b>" + HOSTILE})
     # One suite instead of three: fewer headings and heads of tables, nothing else.
     suites_before = {score.suite for score in RESULTS.scores}
     body = split_card(render_model_card(run_folder))[1]

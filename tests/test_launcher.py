@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups 
 @pytest.fixture(autouse=True)
 def outside_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove what another launcher would have set, and let the ranks import the package from the working tree."""
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
@@ -286,6 +286,8 @@ def test_every_file_on_a_machine_with_four_gpus(
     assert plan.num_processes == num_ranks
     assert plan.uses_gpu == (name not in ("cpu", "cpu2"))
     assert {environment.get("CUDA_VISIBLE_DEVICES") for environment in plan.environments} == {devices}
+    # Numbers as the energy meter counts them.
+    assert plan.environments[0].get("CUDA_DEVICE_ORDER") == ("PCI_BUS_ID" if plan.uses_gpu else None)
     if plan.uses_gpu:
         assert "DS_ACCELERATOR" not in plan.environments[0]
 

@@ -16,7 +16,7 @@ from teenytinyllama import cli
 from teenytinyllama.checks import InputError
 from teenytinyllama.emissions import read_emissions
 from teenytinyllama.grid import GridSettings, grid_intensity
-from teenytinyllama.ledger import LEDGER_NAME, LedgerWriter, read_ledger
+from teenytinyllama.ledger import LEDGER_NAME, LedgerWriter, read_ledger, read_starts
 from teenytinyllama.meter import EnergyReading
 from teenytinyllama.publishing.energy import CAR_GRAMS_PER_KM, energy_report, write_energy_report
 from teenytinyllama.recorder import Recorder, StageMeter
@@ -235,6 +235,27 @@ def test_files_that_contradict_each_other_are_named_and_not_summed(
     (tmp_path / LEDGER_NAME).write_text("\n".join(lines[:2]) + "\n")
     with pytest.raises(InputError, match=r"emissions.csv adds up to \S+ kWh and ledger.jsonl to \S+ One of the two"):
         read_ledger(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [-30, 5])
+def test_a_row_torn_by_a_full_disk_does_not_take_the_next_one_with_it(tmp_path: Path, kept: int) -> None:
+    """The last row, or the very first, of either file."""
+
+    def start(steps: range) -> None:
+        recorder = Recorder(tmp_path, GridSettings())
+        for step in steps:
+            time.sleep(0.1)
+            recorder.write(step, "training", last=step == steps[-1])
+
+    start(range(1, 4))
+    for path in (tmp_path / LEDGER_NAME, tmp_path / "emissions.csv"):
+        path.write_bytes(path.read_bytes()[:kept])
+    start(range(4, 6))
+    found = read_starts(tmp_path / LEDGER_NAME)
+    assert [begun.points[-1][0] for begun in found] == ([2, 5] if kept < 0 else [5])
+    total = read_emissions(tmp_path / "emissions.csv")
+    assert total is not None
+    assert total.energy_kwh == pytest.approx(sum(begun.total.energy_kwh for begun in found), rel=1e-6)
 
 
 def test_a_kill_between_the_two_files_is_no_contradiction(tmp_path: Path) -> None:

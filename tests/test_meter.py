@@ -133,6 +133,26 @@ def test_a_tracker_that_writes_nothing_is_no_measurement_of_zero(tmp_path: Path)
         meter.stop()
 
 
+def test_what_codecarbon_found_before_is_looked_for_again(tmp_path: Path) -> None:
+    """Its memory of a tracker that was given no GPU would give the next one all of them."""
+    from codecarbon.core import hardware_cache
+
+    measure(tmp_path / "first")
+    hardware_cache._plans["stale"] = None  # type: ignore[index,assignment]
+    measure(tmp_path / "second")
+    assert "stale" not in hardware_cache._plans
+
+
+def test_a_gpu_that_nothing_measures_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Apple's chips, say, where it is no CUDA device."""
+    import torch
+
+    meter = EnergyMeter(tmp_path, GridSettings())
+    assert not any("GPU" in warning for warning in meter.warnings())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert "the GPU's energy is missing: its counters cannot be read, so it counts as 0" in meter.warnings()
+
+
 def test_two_measurements_at_once_know_of_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "b").mkdir()
     alone = measure(tmp_path / "a")

@@ -411,7 +411,11 @@ def test_rows_tokenizer_and_model_must_agree(
     with pytest.raises(InputError, match="has 100 embeddings for 600 tokens"):
         plan({**more, "model_name_or_path": str(base)})
     (base / "config.json").write_text("{")
-    with pytest.raises(InputError, match="no readable config.json"):
+    with pytest.raises(InputError, match="config.json"):
+        plan({**more, "model_name_or_path": str(base)})
+    code = {"model_type": "capivara", "auto_map": {"AutoConfig": "own.Config"}}
+    (base / "config.json").write_text(json.dumps(code))
+    with pytest.raises(InputError, match=r"model_type=capivara .* is never run"):
         plan({**more, "model_name_or_path": str(base)})
     (base / "config.json").write_text(json.dumps(config))
     load_tokenizer("x", str(other)).save_pretrained(base)

@@ -316,6 +316,21 @@ def test_an_adapter_names_its_base_on_the_hub(
         assert (place / "adapter_model.safetensors").is_file()
 
 
+def test_a_folder_whose_name_looks_like_a_repository_is_no_base_on_the_hub(
+    adapter_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever owns that name there would give everybody the base weights."""
+    for folder in (adapter_run, adapter_run / "checkpoint-10", adapter_run / "checkpoint-20"):
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "outputs/base", "r": 4}))
+        record = {"base_model": "outputs/base", "base_is_local": True, "fingerprint": "f"}
+        (folder / "base_model.json").write_text(json.dumps(record))
+        if folder != adapter_run:
+            fix_marker(folder)
+    assert "is an adapter of outputs/base, a folder of this machine" in refused(adapter_run, capsys)
+    folder = published(adapter_run, tmp_path, "--base_model", "ana/base")
+    assert json.loads((folder / "base_model.json").read_text())["base_is_local"] is False
+
+
 def upload(*paths: str, **more: Any) -> Upload:
     return Upload("ana/m", "model", "main", tuple(UploadFile(path, b"x") for path in paths), "m", **more)
 

@@ -130,6 +130,24 @@ def test_each_checkpoint_is_published_when_it_is_complete(
     )
 
 
+def test_a_run_made_longer_is_published_when_it_ends_again(
+    server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path
+) -> None:
+    """The manifest that is there when `ttl` starts both is that of the shorter run; the training takes it away later."""
+    for step in (10, 20):
+        make_checkpoint(run, tokenizer_folder, step)
+    end_run(run, tokenizer_folder, 20)
+    process = follow(run, TTL_SUPERVISOR_PID=str(os.getpid()))
+    wait_for(lambda: steps(progress(run)) == [10, 20])
+    time.sleep(1)
+    assert process.poll() is None, "it took the shorter run for the end"
+    (run / "run.json").unlink()
+    make_checkpoint(run, tokenizer_folder, 30)
+    end_run(run, tokenizer_folder, 30)
+    assert end(process, EXIT_DONE).splitlines()[-1].startswith("main       published, hashes compared: ")
+    assert json.loads(server.files(TO, "main")["run.json"])["training"]["steps"] == 30
+
+
 def test_a_killed_follower_goes_on(server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path) -> None:
     make_checkpoint(run, tokenizer_folder, 10)
     make_checkpoint(run, tokenizer_folder, 20)

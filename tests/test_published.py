@@ -195,6 +195,14 @@ def test_offline(server: HubServer, tmp_path: Path):
     assert len(server.requests) == before
 
 
+def test_a_cached_adapter_loads_offline(server: HubServer, tmp_path: Path):
+    _load(server, tmp_path, [("ana/lora", None, None)])
+    before = len(server.requests)
+    (cached,) = _load(server, tmp_path, [("ana/lora", None, None)], HF_HUB_OFFLINE="1")
+    assert cached.get("first") == 0.75, cached
+    assert len(server.requests) == before
+
+
 def test_code_in_a_folder_is_never_run(hub_folder: Path):
     model, _ = from_pretrained(hub_folder / "models/ana/mapeado/main")
     assert type(model).__module__.startswith("transformers.")

@@ -7,12 +7,12 @@ from typing import Any
 
 from ..checks import InputError, ensure
 from ..evaluation.results import RESULTS_NAME
-from ..manifest import MANIFEST_NAME, sha256_file, sha256_json
+from ..manifest import MANIFEST_NAME, sha256_file
 from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
 from .benchmarks import eval_result_files
 from .cards import CARD_NAME, render_model_card
 from .refusals import check_repository
-from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, read_run
+from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, card_row, read_run
 from .safety import inside
 from .uploads import Upload, UploadFile, record_file
 
@@ -85,7 +85,7 @@ def main_upload(
     """
     records = present_files(run, _RECORDS)  # first: the card quotes them, and none may be a link to elsewhere
     manifest = read_run(run)
-    card = render_model_card(run, repository or None, language, [_card_row(entry) for entry in entries])
+    card = render_model_card(run, repository or None, language, [card_row(entry) for entry in entries])
     files = [UploadFile(CARD_NAME, card.encode()), *model_files(run, run, base_model), *records]
     files += [UploadFile(path, content) for path, content in eval_result_files(run).items()]
     for name, expected in manifest["hashes"].items():
@@ -113,12 +113,6 @@ def index_upload(run: Path, repository: str, entries: list[dict[str, Any]], kept
     record = record_file(CHECKPOINTS_NAME, run_identity(run), kept, {"checkpoints": entries})
     message = f"checkpoints up to step {entries[-1]['step']}" if entries else "checkpoints will follow"
     return Upload(repository, "model", "main", (record,), message, record=CHECKPOINTS_NAME)
-
-
-def _card_row(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry as the card's table wants it: one hash, of the weights or of all their hashes together."""
-    hashes = list(entry["sha256"].values())
-    return {**entry, "sha256": hashes[0] if len(hashes) == 1 else sha256_json(entry["sha256"])}
 
 
 def present_files(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
@@ -158,15 +152,20 @@ def _with_base(file: UploadFile, folder: Path, base_model: str) -> UploadFile:
     try:
         content = json.loads(file.source.read_text(encoding="utf-8"))
         base = str(content[key])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file.source}: is damaged ({error!r}). Copy the adapter again.") from error
+        record = folder / BASE_RECORD_NAME
+        is_local = record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("base_is_local")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file.source} or {BASE_RECORD_NAME}: is damaged ({error!r}). Copy the adapter again."
+        ) from error
     if not base_model:
         ensure(
-            base.count("/") == 1 and not base.startswith((".", "~", "/")) and not Path(base).exists(),
+            not is_local and base.count("/") == 1 and not base.startswith((".", "~", "/")) and not Path(base).exists(),
             f"{folder}: is an adapter of {base}, a folder of this machine that nobody else can load. Publish that "
             "model first and name it with --base_model owner/name; or leave checkpoints out: --checkpoints false",
         )
         return file
     check_repository(base_model, "base_model")
-    text = json.dumps({**content, key: base_model}, ensure_ascii=False, indent=2)
+    there = {"base_is_local": False} if "base_is_local" in content else {}
+    text = json.dumps({**content, key: base_model, **there}, ensure_ascii=False, indent=2)
     return UploadFile(file.path, (text + "\n").encode())

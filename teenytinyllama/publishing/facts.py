@@ -81,8 +81,8 @@ class CardFacts:
     @property
     def hub_base(self) -> str | None:
         """Return the base model, if it is a repository on the Hub."""
-        base = self.run["model"]["base_model"]
-        return base if base and is_hub_id(base) else None
+        base, is_local = self.run["model"]["base_model"], self.run["model"].get("base_is_local")
+        return base if base and is_hub_id(base) and not is_local else None
 
     @property
     def hub_datasets(self) -> list[str]:

@@ -66,21 +66,40 @@ def follow(run: Path, config: PublishConfig) -> None:
     check_token()
     _step_back()
     with _ended_by_signals(run, config):
-        has_ended = _parent_watch()
+        has_ended, is_complete = _parent_watch(), _completion(run)
         ensure(run.is_dir() or not has_ended(), f"RUN={run}: no such folder. Give the output_dir of a run.")
         while not (run / ENVIRONMENT_NAME).is_file():
             ensure(not has_ended(), f"RUN={run}: no run began there.")
             time.sleep(min(1.0, config.poll_seconds))
         with _only_one(run, config, has_ended), finishing_command(run, config):
-            _follow(run, config, has_ended)
+            _follow(run, config, has_ended, is_complete)
 
 
-def _follow(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> None:
+def _completion(run: Path) -> Callable[[], bool]:
+    """Return what says whether a run is finished.
+
+    For a process that `ttl` started with the training, a manifest that was there before is that of a shorter run,
+    which the training goes on from and will take away.
+    """
+    manifest = run / MANIFEST_NAME
+
+    def found() -> tuple[int, int] | None:
+        try:
+            status = manifest.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    before = found() if SUPERVISOR_VARIABLE in os.environ else None
+    return lambda: found() not in (None, before)
+
+
+def _follow(run: Path, config: PublishConfig, has_ended: Callable[[], bool], is_complete: Callable[[], bool]) -> None:
     hub: Hub | None = None
     left_out: set[int] = set()
     failures = 0
     while True:
-        ended, complete = has_ended(), (run / MANIFEST_NAME).is_file()
+        ended, complete = has_ended(), is_complete()
         try:
             hub = hub or open_hub(config.limits())
             _publish_new(hub, run, config, complete, left_out)
@@ -94,14 +113,14 @@ def _follow(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> 
             if (ended or complete) and failures >= _PASSES_AFTER_END:
                 raise
             _say(f"no connection: {error}")
-        _wait(run, min(config.poll_seconds * 2**failures, _LONGEST_POLL_SECONDS), has_ended)
+        seconds = min(config.poll_seconds * 2 ** min(failures, 10), _LONGEST_POLL_SECONDS)
+        _wait(seconds, lambda: (has_ended(), is_complete()))
 
 
-def _wait(run: Path, seconds: float, has_ended: Callable[[], bool]) -> None:
+def _wait(seconds: float, state: Callable[[], tuple[bool, bool]]) -> None:
     """Sleep, but not on when the training or the run ends meanwhile."""
-    before = (has_ended(), (run / MANIFEST_NAME).is_file())
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and (has_ended(), (run / MANIFEST_NAME).is_file()) == before:
+    before, until = state(), time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and state() == before:
         time.sleep(min(1.0, left))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, MissingFileError, ensure
-from ..manifest import MANIFEST_NAME
+from ..manifest import MANIFEST_NAME, sha256_json
 
 STAGES = ("pretrain", "sft", "dpo")
 SAMPLES_NAME, METRICS_NAME, CHECKPOINTS_NAME = "samples.jsonl", "metrics.jsonl", "checkpoints.json"
@@ -201,7 +201,17 @@ def read_checkpoints(path: Path) -> list[dict[str, Any]] | None:
         records = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}). Publish the run again.") from error
-    return check_checkpoints(records, path)
+    entries: Any = records.get("checkpoints") if isinstance(records, dict) else None
+    ensure(isinstance(entries, list), f"{path}: must hold a list of checkpoints. Publish the run again.")
+    for index, entry in enumerate(entries):
+        _check_key(path, entry, ("sha256",), (dict,), f"[{index}].")
+    return check_checkpoints([card_row(entry) for entry in entries], path)
+
+
+def card_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of a published record as the card's table wants it: the hash of the weights, or one of all."""
+    hashes = list(entry["sha256"].values())
+    return {**entry, "sha256": hashes[0] if len(hashes) == 1 else sha256_json(entry["sha256"])}
 
 
 def check_checkpoints(records: Any, path: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checkpoints import complete_checkpoints
-from ..checks import InputError, ensure, ensure_disk_space
+from ..checks import ensure, ensure_disk_space
 from ..data.packed import PackedCorpus, load_packed, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
@@ -16,7 +16,7 @@ from ..grid import GRID_KEYS
 from ..manifest import MANIFEST_NAME
 from ..meter import check_energy
 from ..presets import count_parameters, get_preset, preset_config
-from ..published import load_tokenizer
+from ..published import load_config, load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
 from .checkpoints import check_run_folder, run_identity
@@ -130,13 +130,8 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
         if config.shape and "head_dim" not in config.shape:
             model_config.head_dim = model_config.hidden_size // heads
         return model_config
-    from transformers import AutoConfig
-
     place = str(config.model_name_or_path)
-    try:
-        found = AutoConfig.from_pretrained(place, revision=config.model_revision or "main")
-    except (OSError, ValueError) as error:
-        raise InputError(f"model_name_or_path={place}: no readable config.json ({error}).") from error
+    found: Any = load_config("model_name_or_path", place, config.model_revision)
     own = load_tokenizer("model_name_or_path", place, config.model_revision)
     ensure(
         tokenizer_fingerprint(own) == fingerprint,

@@ -10,6 +10,7 @@ from ..checkpoints import complete_checkpoints
 from ..checks import RunFailedError
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
+from ..model_files import is_local
 from ..presets import count_parameters
 from .hardware import device_name, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from .metrics import MFU_CONVENTION
@@ -176,6 +177,7 @@ def describe_model(config: Any, plan: RunPlan) -> dict[str, Any]:
     return {
         "preset": getattr(config, "preset", None),
         "base_model": config.model_name_or_path,
+        "base_is_local": is_local(config.model_name_or_path),
         "num_parameters": count_parameters(plan.model_config),
         "num_hidden_layers": plan.model_config.num_hidden_layers,
         "hidden_size": plan.model_config.hidden_size,

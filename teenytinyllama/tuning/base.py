@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapters import base_fingerprint
 from ..chat.template import ConversationEncoder, install_chat_template
 from ..checks import InputError, ensure
+from ..model_files import is_local
 from ..published import from_pretrained, load_config, load_tokenizer, resize_embeddings
 from ..tokenizer import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
 
@@ -94,6 +95,7 @@ def build_model(base: Base, seed: int, attention: str, dtype: Any) -> "tuple[Pre
         model.generation_config.pad_token_id = base.tokenizer.pad_token_id
     record = {
         "base_model": base.name,
+        "base_is_local": is_local(base.name),
         "revision": base.revision,
         "fingerprint": fingerprint,
         "eos_token_id": model.generation_config.eos_token_id,
