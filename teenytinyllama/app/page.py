@@ -43,7 +43,8 @@ def launch_arguments(local_host: str | None) -> dict[str, Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    own = ["localhost", "127.0.0.1", "[", str(local_host)]  # "[": starlette reads an IPv6 address up to its first colon
+    # Starlette's versions read an IPv6 address with its brackets, without them, or up to its first colon.
+    own = ["localhost", "127.0.0.1", "::1", "[::1]", "[", str(local_host)]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=own, www_redirect=False)
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
     mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
