@@ -45,8 +45,20 @@ def leave_ranks() -> None:
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
+        wait_for_ranks()
         distributed.destroy_process_group()
+
+
+def wait_for_ranks() -> None:
+    """Return once all ranks have called it; on GPUs, once what they had queued is done as well."""
+    import torch
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    # NCCL warns at each barrier that is not told its GPU: neither accelerate nor DeepSpeed connects with one.
+    gpus = [torch.cuda.current_device()] if distributed.get_backend() == "nccl" else None
+    distributed.barrier(device_ids=gpus)
 
 
 def least_over_ranks(value: int, device: "torch.device") -> int:

@@ -110,6 +110,28 @@ def test_tensors_on_a_gpu_are_what_was_measured(
     assert (need.state_bytes + rows * need.row_bytes) / 1e9 == pytest.approx(peak_gb, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("preset", "rows", "zero_stage", "peak_gb", "predicted"),
+    [
+        ("160m", 32, None, 33.18, 1.015),
+        ("160m", 32, 1, 30.92, 1.005),
+        ("160m", 32, 2, 30.27, 1.08),  # its two buffers are not full when memory is at its peak
+        ("160m", 32, 3, 61.30, 0.995),
+        ("460m", 16, None, 46.70, 1.0),
+        ("460m", 16, 1, 41.33, 1.0),
+        ("460m", 16, 2, 39.83, 1.06),
+    ],
+)
+def test_tensors_on_two_gpus_are_what_was_measured(
+    preset: str, rows: int, zero_stage: int | None, peak_gb: float, predicted: float
+) -> None:
+    """The same of one of two H200."""
+    whole = zero_stage == 3  # neither layers nor loss are compiled
+    how = Computation("bf16", zero_stage, 2, loss="whole" if whole else "compiled", compiled=not whole, on_gpu=True)
+    need = memory_need(PRESETS[preset], 2048, how)
+    assert (need.state_bytes + rows * need.row_bytes) / 1e9 / peak_gb == pytest.approx(predicted, abs=0.005)
+
+
 def test_what_a_row_needs_beyond_the_layers() -> None:
     config = small_config(vocab_size=32_000, num_hidden_layers=6)
     plain = activation_bytes_per_row(config, 100, Computation())

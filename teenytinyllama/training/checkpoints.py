@@ -24,7 +24,7 @@ from ..checkpoints import (
     write_marker,
 )
 from ..checks import InputError, RunFailedError, ensure, free_disk_bytes
-from ..collectives import least_over_ranks
+from ..collectives import least_over_ranks, wait_for_ranks
 from ..manifest import MANIFEST_NAME
 from .clock import Clock
 
@@ -125,12 +125,9 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Wait for all ranks and the disk, write the marker, delete what is too old or was left half-written."""
-        import torch.distributed as dist
-
         newest = self.folder / f"checkpoint-{state.global_step}"
         with self.clock.part("marking"):
-            if dist.is_available() and dist.is_initialized():
-                dist.barrier()
+            wait_for_ranks()
             if args.local_process_index == 0:
                 sync_files(newest)
             # Waits for the other machines' disks as well.
