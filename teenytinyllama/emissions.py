@@ -10,14 +10,17 @@ from .checks import InputError
 
 EMISSIONS_NAME = "emissions.csv"
 # Also those of further machines, and what codecarbon moved aside because another version of it writes other columns.
-_EMISSION_FILES = re.compile(r"emissions(-\d+)?\.csv(\.bak(_\d+)?)?")
+_EMISSION_FILES = re.compile(r"emissions(-(?P<machine>\d+))?\.csv(\.bak(_\d+)?)?")
 
 
 @dataclass(frozen=True)
 class EmissionsTotal:
-    """Sums over all starts of a run; energy in kWh, emissions in kg CO2e, time in seconds.
+    """Sums over all starts and machines of a run; energy in kWh, emissions in kg CO2e.
 
     Attributes:
+        duration_seconds: by the clock: of the first machine, over its starts.
+        num_starts: of the first machine.
+        num_machines: that were measured.
         energy_kwh: of the machines and the building's share (PUE); so are those of the parts.
         machine_kwh: of the machines alone.
         run_kwh: `energy_kwh` by codecarbon's name of the start.
@@ -30,6 +33,7 @@ class EmissionsTotal:
     emissions_kg: float
     duration_seconds: float
     num_starts: int
+    num_machines: int
     country_iso_code: str
     region: str
     machine_kwh: float
@@ -52,6 +56,7 @@ class EmissionRows:
         self.folder = folder
         self.last: dict[str, dict[str, str]] = {}
         self.num_rows: dict[str, int] = {}
+        self._machines: dict[str, int] = {}  # by run_id
         self._heads: dict[Path, list[str]] = {}
         self._offsets: dict[Path, int] = {}
 
@@ -70,6 +75,7 @@ class EmissionRows:
                 found = dict(zip(self._heads[path], row, strict=False))
                 name = found.get("run_id", "")
                 self.last[name] = found
+                self._machines[name] = _machine_of(path)
                 self.num_rows[name] = self.num_rows.get(name, 0) + 1
 
     def total(self) -> EmissionsTotal | None:
@@ -81,7 +87,7 @@ class EmissionRows:
         if not self.last:
             return None
         try:
-            return _total(list(self.last.values()))
+            return _total(self.last, self._machines)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.folder / EMISSIONS_NAME}: not a codecarbon file ({error!r}). Move it away; the run writes its "
@@ -110,6 +116,11 @@ def emission_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (".bak" not in path.name, path.name))
 
 
+def _machine_of(path: Path) -> int:
+    found = _EMISSION_FILES.fullmatch(path.name)
+    return int(found["machine"] or 0) if found else 0
+
+
 def read_emissions(path: Path) -> EmissionsTotal | None:
     """Return the totals of an `emissions.csv` and those beside it, or None when there is no file or no row.
 
@@ -124,7 +135,10 @@ def read_emissions(path: Path) -> EmissionsTotal | None:
     return rows.total()
 
 
-def _total(rows: list[dict[str, str]]) -> EmissionsTotal:
+def _total(last: dict[str, dict[str, str]], machines: dict[str, int]) -> EmissionsTotal:
+    rows = list(last.values())
+    first = [row for name, row in last.items() if machines[name] == min(machines.values())]
+
     def total(column: str) -> float:
         return sum(float(row[column]) for row in rows)
 
@@ -134,8 +148,9 @@ def _total(rows: list[dict[str, str]]) -> EmissionsTotal:
         gpu_kwh=total("gpu_energy"),
         ram_kwh=total("ram_energy"),
         emissions_kg=total("emissions"),
-        duration_seconds=total("duration"),
-        num_starts=len(rows),
+        duration_seconds=sum(float(row["duration"]) for row in first),
+        num_starts=len(first),
+        num_machines=len(set(machines.values())),
         country_iso_code=", ".join(sorted({row["country_iso_code"] for row in rows})),
         region=", ".join(sorted({row.get("region", "") for row in rows} - {""})),
         machine_kwh=sum(float(row["energy_consumed"]) / float(row.get("pue") or 1) for row in rows),

@@ -108,7 +108,10 @@ def get_gpu(name: str) -> tuple[str, Gpu]:
     wanted = plain(name).removeprefix("nvidia").removeprefix("geforce")
     if wanted not in known:
         near = near_name(wanted, known)
-        raise InputError(f"gpu={name}: must be one of {', '.join([*GPUS, 'cpu'])}.{near}")
+        raise InputError(
+            f"gpu={name}: must be one of {', '.join([*GPUS, 'cpu'])}.{near} Another one needs a "
+            "measured run: leave --gpu out and give --calibrate RUN, a short one made on it."
+        )
     return known[wanted], GPUS[known[wanted]]
 
 

@@ -13,6 +13,7 @@ it.
 """
 
 import json
+import re
 import time
 import uuid
 from collections import defaultdict
@@ -25,6 +26,7 @@ from .emissions import EMISSIONS_NAME, drop_torn_row, read_emissions
 from .meter import EnergyReading
 
 LEDGER_NAME = "ledger.jsonl"
+_LEDGER_FILES = re.compile(r"ledger(-\d+)?\.jsonl")
 FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
 _TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
 _SUMS = tuple(item.name for item in fields(EnergyReading) if item.name != "gpu_counter_kwh")
@@ -114,6 +116,11 @@ def ledger_path(folder: Path, machine: int) -> Path:
     return folder / (LEDGER_NAME if machine == 0 else f"ledger-{machine}.jsonl")
 
 
+def ledger_files(folder: Path) -> list[Path]:
+    """Return the ledgers of all machines in a run's folder."""
+    return sorted(path for path in folder.glob("ledger*.jsonl") if _LEDGER_FILES.fullmatch(path.name))
+
+
 class LedgerWriter:
     """Appends the rows of one start on one machine."""
 
@@ -158,8 +165,7 @@ def read_ledger(folder: Path) -> Account | None:
     Raises:
         InputError: a row is damaged, or the sums contradict `emissions.csv`.
     """
-    paths = sorted(folder.glob("ledger*.jsonl"))
-    starts = [start for path in paths for start in read_starts(path)]
+    starts = [start for path in ledger_files(folder) for start in read_starts(path)]
     if not starts:
         return None
     total = total_of(starts)

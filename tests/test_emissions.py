@@ -33,6 +33,18 @@ def test_the_meter_adds_up_over_starts(tmp_path: Path) -> None:
     assert total.country_iso_code == "BRA"
 
 
+def test_machines_are_added_and_their_time_is_not(tmp_path: Path) -> None:
+    columns = "run_id,energy_consumed,cpu_energy,gpu_energy,ram_energy,emissions,duration,country_iso_code"
+    for name, rows in {"emissions.csv": ["a,1,0,1,0,2,10,BRA", "a,2,0,2,0,4,20,BRA", "b,1,0,1,0,2,5,BRA"],
+                       "emissions-1.csv": ["c,3,0,3,0,6,25,BRA"], "emissions-1.csv.bak": ["d,1,0,1,0,2,7,BRA"],
+                       "emissions-2.csv": ["e,4,0,4,0,8,25,BRA"]}.items():  # fmt: skip
+        (tmp_path / name).write_text("\n".join([columns, *rows]) + "\n")
+    total = read_emissions(tmp_path / "emissions.csv")
+    assert total is not None
+    assert (total.energy_kwh, total.emissions_kg) == (11, 22)
+    assert (total.duration_seconds, total.num_starts, total.num_machines) == (25, 2, 3)
+
+
 def test_no_file_is_no_measurement_and_a_foreign_file_is_refused(tmp_path: Path) -> None:
     assert read_emissions(tmp_path / "emissions.csv") is None
     (tmp_path / "emissions.csv").write_text("run_id,energy_consumed\n")

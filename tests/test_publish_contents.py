@@ -43,6 +43,16 @@ def run(made_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made_run, tmp_path / "run"))
 
 
+def test_the_accounts_of_all_machines_are_published(run: Path, tmp_path: Path) -> None:
+    columns = "run_id,energy_consumed,cpu_energy,gpu_energy,ram_energy,emissions,duration,country_iso_code"
+    accounts = {"emissions.csv", "emissions-1.csv", "emissions.csv.bak", "ledger.jsonl", "ledger-1.jsonl"}
+    for name in accounts:
+        (run / name).write_text(f"{columns}\n{name},1,0,1,0,2,10,BRA\n" if name.startswith("em") else "")
+    for other in ("ledger-old.jsonl", "emissions-a.csv", "emissions.csv.bak.gz"):
+        (run / other).write_text("not an account")
+    assert names(published(run, tmp_path, "--checkpoints", "false")) == MAIN_FILES | accounts
+
+
 def published(run: Path, tmp_path: Path, *more: str) -> Path:
     """Return the folder that a run was published to."""
     folder = tmp_path / "out"

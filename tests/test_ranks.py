@@ -18,6 +18,7 @@ from test_pretrain import losses, make_values
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.emissions import read_emissions
 from teenytinyllama.ledger import read_ledger
+from teenytinyllama.publishing.energy import write_energy_report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -247,4 +248,9 @@ def test_two_machines_are_added(tmp_path: Path, packed_folder: Path, tokenizer_f
     each = [part.total.energy_kwh for part in account.starts]
     assert all(kwh > 0 for kwh in each)
     assert account.total.energy_kwh == pytest.approx(sum(each))
+    total = read_emissions(folder / "emissions.csv")
+    assert total is not None
+    assert (total.num_starts, total.num_machines) == (1, 2)
+    assert total.duration_seconds == pytest.approx(account.seconds, rel=0.01)
+    assert "in 1 start(s) on 2 machines" in write_energy_report(folder)
     assert account.seconds < sum(part.total.seconds for part in account.starts)  # time by the clock of one

@@ -1,5 +1,6 @@
 """Finished runs as the measure of a plan: their speed, their watts, and where their loss lies beside the laws'."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ..manifest import MANIFEST_NAME, read_manifest
 from ..presets import training_flops
 from .laws import LAWS, LossLaw, predicted_loss
 
+CPU = "cpu"
 _FIX = "Give the output_dir of a finished `ttl pretrain`."
 _STARTED_NAME = "environment.json"  # `training.checkpoints` has this name too, and loads torch
 # A run of fewer tokens a parameter is nowhere near the runs that the laws were fitted to, and still learns at once: its
@@ -28,10 +30,12 @@ class MeasuredRun:
     Attributes:
         folder: where it is.
         hardware: the device's name.
-        gpu: its key in `gpus.GPUS`, or `cpu` for everything else.
+        gpu: its key in `gpus.GPUS`, the device's name for a GPU that is not there, or `cpu`.
         num_gpus: ranks that trained.
         flops_per_second: of one rank in a step, by 6 N + 12 L h T.
         tokens_per_second: of all ranks.
+        precision: that it trained in.
+        memory_bytes: that were free on its device when it started; None: not known.
         watts: of one rank with its share of the host; None: nothing was measured.
         num_parameters: of its model.
         tokens: trained on.
@@ -48,6 +52,8 @@ class MeasuredRun:
     num_gpus: int
     flops_per_second: float
     tokens_per_second: float
+    precision: str
+    memory_bytes: float | None
     watts: float | None
     num_parameters: int
     tokens: int
@@ -104,15 +110,17 @@ def read_run(folder: str, watts_given: bool) -> MeasuredRun:
         )
         loss, loss_name = _final_loss(manifest)
         hardware = str(training["hardware"])
-        found = find_gpu(hardware)
+        gpu = _gpu_name(training)
         return MeasuredRun(
             folder=folder,
             hardware=hardware,
-            gpu=found[0] if found else "cpu",
+            gpu=gpu,
             num_gpus=num_gpus,
             flops_per_second=speed * flops / num_gpus,
             tokens_per_second=speed,
-            watts=None if watts_given else _measured_watts(path, num_gpus, on_gpu=found is not None),
+            precision=str(training["precision"]),
+            memory_bytes=_free_bytes(path / _STARTED_NAME),
+            watts=None if watts_given else _measured_watts(path, num_gpus, on_gpu=gpu != CPU),
             num_parameters=model["num_parameters"],
             tokens=training["tokens"],
             unique_tokens=manifest["data"]["train_tokens"],
@@ -123,6 +131,24 @@ def read_run(folder: str, watts_given: bool) -> MeasuredRun:
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"calibrate={folder}: {MANIFEST_NAME} lacks what a plan needs ({error!r}). {_FIX}") from error
+
+
+def _gpu_name(training: dict[str, Any]) -> str:
+    hardware = str(training["hardware"])
+    found = find_gpu(hardware)
+    if found is not None:
+        return found[0]
+    return hardware if training.get("peak_gpu_memory_gb") else CPU
+
+
+def _free_bytes(environment: Path) -> float | None:
+    """Return the memory that was free when a run started, by its own record."""
+    if not environment.is_file():
+        return None
+    try:
+        return float(json.loads(environment.read_text(encoding="utf-8"))["micro_batch"]["free_bytes"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _final_loss(manifest: dict[str, Any]) -> tuple[float, str]:
@@ -153,7 +179,7 @@ def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
         f"calibrate={folder}: {EMISSIONS_NAME} has no energy of the GPU (codecarbon could not ask it), so its power is "
         f"not known. {fix}",
     )
-    return 1000 * total.machine_kwh / (total.duration_seconds / 3600) / num_gpus
+    return 1000 * total.machine_kwh / (total.duration_seconds / 3600) / num_gpus  # kWh of all machines, hours of one
 
 
 def _share_in_steps(training: dict[str, Any]) -> float | None:

@@ -28,7 +28,9 @@ class PlanConfig:
         metadata={"help": "h200, h100, a100-80gb, a100-40gb, rtx4090, rtx3090, l4, t4, or cpu (measured here); "
                           "default h100, with calibrate the run's"},
     )  # fmt: skip
-    gpus: int = field(default=1, metadata={"help": "number of GPUs; the speed is taken to grow with it"})
+    gpus: int = field(
+        default=1, metadata={"help": "number of GPUs of one host; several keep 0.92 of the speed of as many alone"}
+    )
     price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; default: a usual price"})
     mfu: float | None = field(default=None, metadata={"help": "share of the peak that is reached, such as 0.4"})
     watts: float | None = field(

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..checks import ensure
-from ..gpus import get_gpu
+from ..gpus import GPUS, get_gpu
 from ..grid import grid_intensity, place
-from .calibration import MeasuredRun, choose_run
+from .calibration import CPU, MeasuredRun, choose_run
 from .config import PlanConfig
 
 Origin = Literal["given", "measured", "data sheet", "table", "assumed"]
@@ -22,6 +22,9 @@ _MFU_REASONS = {
     "cpu": "careful: of the product of two matrices, timed here",
 }
 _MFU_UNKNOWN = "a guess from other cards: no run of this size is published for this one"
+# Share of the speed of as many GPUs on their own. Measured on two H200 of one host under ZeRO-1 (docs/gpu.md).
+_SCALING = 0.92
+_SCALING_REASON = "two H200 under ZeRO-1: 0.92 (160m), 0.97 (460m), docs/gpu.md; more GPUs are not measured"
 # Source: codecarbon 3.3.2, external/hardware.py, POWER_CONSTANT.
 _CPU_WATTS, _CPU_WATTS_SOURCE = 85.0, "codecarbon's figure for a processor it does not know"
 
@@ -41,11 +44,12 @@ class Machine:
     """What a plan runs on.
 
     Attributes:
-        gpu: a key of `gpus.GPUS`, or `cpu`.
+        gpu: a key of `gpus.GPUS`, the name of another GPU that a run was measured on, or `cpu`.
         title: its name for readers.
         num_gpus: how many.
         memory_bytes: of each; None: not known.
-        mfu: share of the peak that this is; None: the speed was measured.
+        precision: that it trains in.
+        mfu: share of the peak that one reaches alone; None: the speed was measured.
         flops_per_second: that training reaches on each, by 6 N + 12 L h T.
         watts: of each at work, with its share of the host.
         pue: kWh of the building for each of the machine.
@@ -60,6 +64,7 @@ class Machine:
     title: str
     num_gpus: int
     memory_bytes: float | None
+    precision: str
     mfu: float | None
     flops_per_second: float
     watts: float
@@ -69,11 +74,6 @@ class Machine:
     grams_per_kwh: float
     assumptions: tuple[Assumption, ...] = ()
     region: str | None = None
-
-    @property
-    def precision(self) -> str:
-        """Return what `training.hardware.choose_precision` would choose there."""
-        return {"cpu": "fp32", "t4": "fp16"}.get(self.gpu, "bf16")
 
     def tokens_per_second(self, flops_per_token: float) -> float:
         """Return the speed of all GPUs for a model of so many FLOPs a token."""
@@ -97,6 +97,7 @@ class _Sheet:
     """What is known of a GPU, or of this computer, without a run on it; see `gpus.Gpu`."""
 
     title: str
+    precision: str
     peak_flops: float
     peak_origin: Origin
     peak_source: str
@@ -116,19 +117,22 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
     gpu = _choose_gpu(config, runs)
     grams = grid_intensity(config.country, config.region, key="country")
     ensure(
-        config.budget is None or config.price is not None or gpu != "cpu",
-        f"budget={config.budget}: an hour of gpu=cpu has no price. Give --price, or ask with --hours or --kwh.",
+        config.budget is None or config.price is not None or gpu in GPUS,
+        f"budget={config.budget}: an hour of gpu={gpu} has no price. Give --price, or ask with --hours or --kwh.",
     )
     run = choose_run(runs, gpu)
-    sheet = _read_sheet(gpu, measure=run is None)
+    sheet = _read_sheet(gpu, run)
+    alone = config.gpus == 1 or config.mfu is not None or (run is not None and run.num_gpus > 1)
+    scaling = 1.0 if alone else _SCALING
     mfu = _MFU.get(gpu, DEFAULT_MFU) if config.mfu is None else config.mfu
     machine = Machine(
         gpu=gpu,
         title=sheet.title,
         num_gpus=config.gpus,
         memory_bytes=sheet.memory_bytes,
+        precision=sheet.precision,
         mfu=mfu,
-        flops_per_second=sheet.peak_flops * mfu,
+        flops_per_second=sheet.peak_flops * mfu * scaling,
         watts=sheet.watts if config.watts is None else config.watts,
         pue=config.pue,
         price_usd=sheet.price_usd if config.price is None else config.price,
@@ -136,24 +140,31 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         region=config.region,
         grams_per_kwh=grams,
     )
-    machine = replace(machine, assumptions=_assumptions(machine, config, sheet))
-    return machine if run is None else _with_measurements(machine, config, run)
+    machine = replace(machine, assumptions=_assumptions(machine, config, sheet, scaling))
+    return machine if run is None else _with_measurements(machine, config, run, scaling)
 
 
 def _choose_gpu(config: PlanConfig, runs: list[MeasuredRun]) -> str:
     if config.gpu is None:
         return runs[0].gpu if runs else "h100"
-    return "cpu" if config.gpu.lower() == "cpu" else get_gpu(config.gpu)[0]
+    for run in runs:
+        if config.gpu.lower() == run.gpu.lower():
+            return run.gpu
+    return CPU if config.gpu.lower() == CPU else get_gpu(config.gpu)[0]
 
 
-def _read_sheet(gpu: str, measure: bool) -> _Sheet:
+def _read_sheet(gpu: str, run: MeasuredRun | None) -> _Sheet:
     """Return what the table says of a GPU; a CPU's peak is measured here and now, unless a run has its speed."""
-    if gpu != "cpu":
-        record = get_gpu(gpu)[1]
-        return _Sheet(gpu, record.peak_flops, "data sheet", record.source, record.memory_gb * 1e9,
+    if gpu in GPUS:
+        record = GPUS[gpu]
+        precision = "fp16" if gpu == "t4" else "bf16"  # as `training.hardware.choose_precision` would choose
+        return _Sheet(gpu, precision, record.peak_flops, "data sheet", record.source, record.memory_gb * 1e9,
                       record.planned_watts, record.watts_source, record.price_usd, record.price_source)  # fmt: skip
-    title, peak, peak_source, memory_bytes = _measure_cpu() if measure else ("cpu", 0.0, "", None)
-    return _Sheet(title, peak, "measured", peak_source, memory_bytes, _CPU_WATTS, _CPU_WATTS_SOURCE,
+    if gpu != CPU:
+        assert run is not None
+        return _Sheet(gpu, run.precision, 0.0, "measured", "", run.memory_bytes, 0.0, "", 0.0, "not in the table")
+    title, peak, peak_source, memory_bytes = _measure_cpu() if run is None else (CPU, 0.0, "", None)
+    return _Sheet(title, "fp32", peak, "measured", peak_source, memory_bytes, _CPU_WATTS, _CPU_WATTS_SOURCE,
                   0.0, "your own computer")  # fmt: skip
 
 
@@ -169,7 +180,7 @@ def _measure_cpu() -> tuple[str, float, str, float]:
     return title, peak, source.removeprefix("measured: "), free_memory_bytes(torch.device("cpu"))
 
 
-def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet) -> tuple[Assumption, ...]:
+def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet, scaling: float) -> tuple[Assumption, ...]:
     """Return where the numbers of a machine without a run on it come from."""
 
     def item(name: str, value: str, given: float | None, reason: str) -> Assumption:
@@ -188,11 +199,12 @@ def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet) -> tuple[A
         Assumption("grid", grid, "table", "codecarbon's table of yearly means"),
     ]
     if config.gpus > 1:
-        found.append(Assumption("scaling", f"{config.gpus} x one GPU", "assumed", "no loss to communication"))
+        reason = _SCALING_REASON if scaling < 1 else "as many as were measured, or the MFU that is given"
+        found.append(Assumption("scaling", f"{config.gpus} x {scaling:g}", "assumed", reason))
     return tuple(found)
 
 
-def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun) -> Machine:
+def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun, scaling: float) -> Machine:
     """Return the machine with a run's speed and watts in place of the tables'.
 
     Raises:
@@ -216,9 +228,9 @@ def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun) -
         replaced.add("power")
     return replace(
         machine,
-        title=run.hardware if machine.gpu == "cpu" else machine.title,
+        title=run.hardware if machine.gpu == CPU else machine.title,
         mfu=None,
-        flops_per_second=run.flops_per_second,
+        flops_per_second=run.flops_per_second * scaling,
         watts=machine.watts if run.watts is None else run.watts,
         assumptions=(*measured, *(item for item in machine.assumptions if item.name not in replaced)),
     )

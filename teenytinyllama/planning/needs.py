@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..presets import Preset, count_parameters
 from ..training.batch import optimal_batch_tokens, row_divisors
 from ..training.memory import USED_SHARE, Computation, choose_rows, disk_bytes, memory_need
+from .calibration import CPU
 from .machine import Machine
 
 STAGES: tuple[int | None, ...] = (None, 1, 2, 3)
@@ -82,11 +83,11 @@ def run_needs(
 
 
 def _used_share(machine: Machine) -> float:
-    return USED_SHARE["cpu" if machine.gpu == "cpu" else "gpu"]
+    return USED_SHARE["cpu" if machine.gpu == CPU else "gpu"]
 
 
 def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | None, machine: Machine) -> StageMemory:
-    on_gpu = machine.gpu != "cpu"
+    on_gpu = machine.gpu != CPU
     how = Computation(
         precision=machine.precision,
         zero_stage=stage,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
+from ..emissions import emission_files
 from ..evaluation.results import RESULTS_NAME
+from ..ledger import ledger_files
 from ..manifest import MANIFEST_NAME, sha256_file
 from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
 from .benchmarks import eval_result_files
@@ -43,8 +45,6 @@ _RECORDS = (
     "speed_test.json",
     RESULTS_NAME,
     "loss.png",
-    "ledger.jsonl",
-    "emissions.csv",
     "emissions.json",
     "emissions.md",
     "emissions.png",
@@ -83,7 +83,10 @@ def main_upload(
         InputError: the run is not finished, lacks a file, or its weights are not those that the manifest names; a link
             leads out of the folder; an adapter of a base model that is on this machine alone.
     """
-    records = present_files(run, _RECORDS)  # first: the card quotes them, and none may be a link to elsewhere
+    # Of each machine, and what codecarbon moved aside: the report adds them up.
+    measured = [path.name for path in (*ledger_files(run), *emission_files(run))]
+    # First: the card quotes them, and none may be a link to elsewhere.
+    records = present_files(run, (*_RECORDS, *measured))
     manifest = read_run(run)
     card = render_model_card(run, repository or None, language, [card_row(entry) for entry in entries])
     files = [UploadFile(CARD_NAME, card.encode()), *model_files(run, run, base_model), *records]

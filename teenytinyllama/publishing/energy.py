@@ -30,7 +30,7 @@ def write_energy_report(folder: Path, usd_per_hour: float | None = None, elsewhe
 
     Args:
         folder: of a run, finished or not.
-        usd_per_hour: what the machine costs, for the money; None leaves it out.
+        usd_per_hour: what all its machines together cost, for the money; None leaves it out.
         elsewhere: countries whose grids the same energy is set against.
 
     Raises:
@@ -73,6 +73,7 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "usd": None if usd_per_hour is None else hours * usd_per_hour,
         "usd_per_hour": usd_per_hour,
         "num_starts": total.num_starts,
+        "num_machines": total.num_machines,
         "country_iso_code": total.country_iso_code,
         "region": total.region or None,
         "grams_per_kwh": grams_per_kwh,
@@ -96,7 +97,6 @@ def _ledger_figures(account: Account | None, total: EmissionsTotal) -> dict[str,
         "repeated_kwh": account.repeated_kwh,
         "repeated_kg": account.repeated_kwh * total.emissions_kg / total.energy_kwh,
         "phases_kwh": account.phases_kwh,
-        "num_machines": len({start.machine for start in account.starts}),
         "num_kills": account.num_kills,
         "missing_seconds_at_most": account.num_kills * FLUSH_SECONDS,
         "methods": sorted({method for start in account.starts for method in start.methods}),

@@ -16,6 +16,7 @@ def render_markdown(report: dict[str, Any]) -> str:
     lines = [f"# Energy and emissions of {report['run']}", ""]
     if not report["complete"]:
         lines += ["The run is not finished: these are the figures so far.", ""]
+    machines = f" on {report['num_machines']} machines" if report["num_machines"] > 1 else ""
     grid = f"at {report['grams_per_kwh']:.1f} g/kWh ({place(report['country_iso_code'], report['region'])})"
     rows = {
         "Energy": f"{report['energy_kwh']:.4g} kWh",
@@ -24,7 +25,7 @@ def render_markdown(report: dict[str, Any]) -> str:
         "of which memory": f"{report['ram_kwh']:.4g} kWh",
         "Emissions": f"{report['emissions_kg']:.4g} kg CO2e, {grid}",
         "The same by car": f"{report['car_km']:.3g} km (US EPA: 400 g a mile)",
-        "Time": f"{report['hours']:.3g} h in {report['num_starts']} start(s)",
+        "Time": f"{report['hours']:.3g} h in {report['num_starts']} start(s){machines}",
     }
     if report["usd"] is not None:
         rows["Money"] = f"{report['usd']:.2f} USD at {report['usd_per_hour']} an hour"
