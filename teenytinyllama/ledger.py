@@ -35,7 +35,7 @@ OTHERS = (
     "sees, so these are in both"
 )
 
-Phase = Literal["training", "evaluation", "saving"]
+Phase = Literal["speed test", "training", "evaluation", "saving"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Recording: a meter and its ledger together, for a run's callback and for stages that train nothing."""
 
+import json
 import shutil
 import tempfile
 import time
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import ledger
-from .emissions import emission_files
+from .emissions import EMISSIONS_NAME, drop_torn_row, emission_files
 from .grid import GridSettings
 from .meter import EnergyMeter, EnergyReading
 
@@ -89,5 +90,36 @@ def measured_into(output: Path, grid: GridSettings) -> Iterator[None]:
 
 def move_energy_files(source: Path, target: Path) -> None:
     """Move what a stage measured to another folder."""
-    for path in (*emission_files(source), *source.glob("ledger*.jsonl")):
+    for path in (*emission_files(source), *ledger.ledger_files(source)):
         shutil.move(path, target / path.name)
+
+
+def add_energy_files(source: Path, target: Path, phase: ledger.Phase) -> None:
+    """Add what one process measured in a folder to another folder's account, as work before its first step.
+
+    Args:
+        source: a folder of measurements, or with none; what a kill tore is left out.
+        target: of a run on the same machine that is not measuring now.
+        phase: what the work was.
+    """
+    rows, account = source / EMISSIONS_NAME, ledger.ledger_path(source, 0)
+    for path in (rows, account, target / rows.name, target / account.name):
+        drop_torn_row(path)
+    if rows.is_file():
+        _append_rows(rows, target / rows.name)
+    if account.is_file():
+        with (target / account.name).open("a", encoding="utf-8") as file:
+            for line in account.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                told = {} if row["event"] == "start" else {"phase": phase}
+                file.write(json.dumps({**row, "step": 0, **told}) + "\n")
+
+
+def _append_rows(source: Path, target: Path) -> None:
+    """Append codecarbon's rows; a target that another version of it wrote is moved aside first, as it does itself."""
+    head, *rows = source.read_bytes().splitlines(keepends=True)
+    if target.is_file() and target.read_bytes().splitlines(keepends=True)[0] != head:
+        aside = [target.with_name(f"{target.name}.bak{f'_{number}' if number else ''}") for number in range(1000)]
+        target.rename(next(path for path in aside if not path.exists()))
+    with target.open("ab") as file:
+        file.writelines(rows if file.tell() else [head, *rows])

@@ -35,6 +35,7 @@ RUN: dict[str, Any] = {
     },
     "data": {
         "packed": "packed",
+        "hub_datasets": ["ana/noticias"],
         "tokenizer_sha256": "b" * 64,
         "packed_sha256": "c" * 64,
         "sources": {

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,13 @@ from test_pretrain import interrupted_run, losses, make_values, run
 from teenytinyllama.arguments import build
 from teenytinyllama.checkpoints import list_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.grid import GridSettings
 from teenytinyllama.ledger import read_ledger
+from teenytinyllama.publishing.energy import write_energy_report
+from teenytinyllama.recorder import StageMeter
 from teenytinyllama.training import callbacks, speed_test
 from teenytinyllama.training.caps import CapCallback, Decision, decay_steps, decide, hours_until_cap, stored_decision
+from teenytinyllama.training.checkpoints import check_run_folder
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.speed_test import MeasuredSpeed, settle_length, tokens_within
@@ -231,6 +236,10 @@ def test_the_tightest_cap_says_how_many_tokens(packed_folder: Path) -> None:
     assert tokens_within({"max_hours": 2.0, "max_cost": 1.25}, 2.5, SPEED, values) == (1_800_000, "max_cost")
     assert tokens_within({"max_kwh": 0.5}, 0.0, replace(SPEED, watts=0.0), values)[0] == float("inf")
     scored = tokens_within({"max_hours": 2.0}, 0.0, SPEED, {"packed": str(packed_folder)})[0]
+    tested = replace(SPEED, spent_hours=0.5, spent_kwh=0.1)  # is paid for by the caps
+    assert tokens_within({"max_hours": 2.0}, 0.0, tested, values) == (5_400_000, "max_hours")
+    assert tokens_within({"max_kwh": 0.5}, 0.0, tested, values) == (2_880_000, "max_kwh")
+    assert tokens_within({"max_cost": 2.5}, 2.5, tested, values) == (1_800_000, "max_cost")
     assert 6_800_000 < scored < 7_000_000, "evaluations cost a few per cent"
 
 
@@ -264,11 +273,21 @@ def test_the_length_follows_from_the_record_of_a_test(values: dict[str, Any]) ->
 def test_a_test_that_fails_shows_its_last_lines(values: dict[str, Any]) -> None:
     def fails(values: dict[str, Any], log: Path) -> int:
         log.write_text("one\nno room\n")
+        place = Path(values["output_dir"])
+        place.mkdir()
+        with StageMeter(place, GridSettings()):
+            time.sleep(0.1)
         return 1
 
     with pytest.raises(RunFailedError, match="the speed test ended with exit code 1; its last lines:\none\nno room"):
         settle({**values, "max_tokens": None, "max_hours": 1.0}, fails)
-    assert not (Path(values["output_dir"]) / speed_test.SPEED_TEST_FOLDER).exists()
+    folder = Path(values["output_dir"])
+    assert {path.name for path in folder.iterdir()} == {"speed-test.log", "emissions.csv", "ledger.jsonl"}
+    assert check_run_folder(folder, {}) == "new"  # the same command tries again
+    account = read_ledger(folder)
+    assert account is not None
+    assert account.phases_kwh == {"speed test": account.total.energy_kwh}
+    assert account.total.energy_kwh > 0
 
 
 def test_the_test_is_the_run_made_short(values: dict[str, Any]) -> None:
@@ -289,7 +308,7 @@ def test_a_run_by_the_clock(values: dict[str, Any], tmp_path: Path, ranks: list[
     capped = {
         **values,
         "max_tokens": None,
-        "max_hours": 0.004,
+        "max_hours": 0.008,
         "logging_steps": 5,
         "eval_steps": 0.2,
         "save_steps": 0.2,
@@ -306,6 +325,16 @@ def test_a_run_by_the_clock(values: dict[str, Any], tmp_path: Path, ranks: list[
     folder = Path(values["output_dir"])
     assert done.stdout.count("speed test") == (1 if ranks else 2)
     assert not list(folder.glob("speed-test*"))
+    account = read_ledger(folder)
+    assert account is not None
+    assert ("speed test" in account.phases_kwh) == (not ranks)
+    if not ranks:
+        record = json.loads((folder / "speed_test.json").read_text())
+        assert account.phases_kwh["speed test"] == pytest.approx(record["spent_kwh"], rel=1e-6) != 0
+        assert account.repeated_kwh == 0
+        assert len(account.starts) == 2
+        assert "| speed test |" in write_energy_report(folder)
+        assert read_jsonl(folder / "metrics.jsonl")[0]["kwh"] >= record["spent_kwh"]
     training = json.loads((folder / "run.json").read_text())["training"]
     decision = stored_decision(list_checkpoints(folder)[-1][1])
     if decision is None:

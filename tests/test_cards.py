@@ -381,6 +381,14 @@ def test_examples_run_as_printed(tmp_path: Path, stage: str, capsys: pytest.Capt
         assert "Era uma vez uma lhama que" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("recorded", [[], None, "ana/noticias", [7, "ana/x\nlicense: mit"]])
+def test_only_what_was_read_from_the_hub_is_a_dataset_there(run_folder: Path, recorded: Any):
+    """A column of a local file can name any source, with a slash or without."""
+    metadata, body = split_card(render_model_card(write_run(run_folder, changed("data.hub_datasets", recorded))))
+    assert "datasets" not in metadata
+    assert "| ana/noticias | 34 |" in body
+
+
 def test_licences_with_conditions_are_named(run_folder: Path):
     assert "conditions on commercial use or on derived works (CC-BY-NC-4.0)" in render_model_card(run_folder)
     run = changed("data.sources.ana/noticias", {"documents": 1, "bytes": 1, "tokens": 1, "licenses": []})

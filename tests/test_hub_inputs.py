@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
+from teenytinyllama.data.sources import hub_datasets
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLIENT = """
 import json, sys
@@ -38,6 +40,13 @@ def hub(tmp_path: Path) -> Path:
     (main / "extra.txt").write_text("três")
     (main / "README.md").write_text("# Contos")
     return tmp_path / "hub"
+
+
+def test_datasets_are_told_from_other_inputs() -> None:
+    commit = "0" * 40
+    inputs = ["corpus", "ana/x.jsonl", f"hf://datasets/ana/z@{commit}", f"hf://datasets/ana/a@{commit}/data/*", "sample",
+              f"hf://datasets/ana/a@{commit}/more/*"]  # fmt: skip
+    assert hub_datasets(inputs) == ["ana/a", "ana/z"]
 
 
 def test_a_dataset_at_a_commit_is_read_and_cached(hub: Path, tmp_path: Path) -> None:

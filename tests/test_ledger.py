@@ -19,7 +19,7 @@ from teenytinyllama.grid import GridSettings, grid_intensity
 from teenytinyllama.ledger import LEDGER_NAME, LedgerWriter, read_ledger, read_starts
 from teenytinyllama.meter import EnergyReading
 from teenytinyllama.publishing.energy import CAR_GRAMS_PER_KM, energy_report, write_energy_report
-from teenytinyllama.recorder import Recorder, StageMeter
+from teenytinyllama.recorder import Recorder, StageMeter, add_energy_files
 from teenytinyllama.training.metrics import read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -382,3 +382,40 @@ def test_a_region_and_a_building_stand_in_the_report(tmp_path: Path, corpus_fold
     # another place is the same tokenizer
     again = TokenizerConfig(inputs=[str(corpus_folder)], vocab_size=500, output_dir=str(tmp_path / "a"))
     assert build_tokenizer(again) == folder
+
+
+def test_what_a_speed_test_consumed_is_added_to_a_run(tmp_path: Path) -> None:
+    run, tested = tmp_path / "run", tmp_path / "tested"
+    for folder in (run, tested):
+        folder.mkdir()
+        with StageMeter(folder, GridSettings()):
+            time.sleep(0.1)
+    before = [read_ledger(folder) for folder in (run, tested)]
+    assert before[0] is not None
+    assert before[1] is not None
+    own, other = (account.total.energy_kwh for account in before)
+    with (tested / "emissions.csv").open("a") as file, (tested / LEDGER_NAME).open("a") as rows:
+        file.write("torn,by a ki")
+        rows.write('{"torn": "by')
+    add_energy_files(tested, run, "speed test")
+    account = read_ledger(run)  # which compares it with emissions.csv
+    assert account is not None
+    assert account.total.energy_kwh == pytest.approx(own + other)
+    assert account.phases_kwh == {"speed test": pytest.approx(other)}
+    assert account.repeated_kwh == 0
+    add_energy_files(tmp_path / "nothing", run, "speed test")
+    assert read_ledger(run) == account
+
+
+def test_rows_of_another_codecarbon_are_not_mixed(tmp_path: Path) -> None:
+    run, tested = tmp_path / "run", tmp_path / "tested"
+    head = "run_id,energy_consumed,cpu_energy,gpu_energy,ram_energy,emissions,duration,country_iso_code"
+    for folder, name, more in ((run, "a", ""), (tested, "b", ",pue")):
+        folder.mkdir()
+        (folder / "emissions.csv").write_text(f"{head}{more}\n{name},1,0,1,0,2,10,BRA{',1.0' if more else ''}\n")
+    (run / "emissions.csv.bak").write_text(f"{head}\nc,1,0,1,0,2,10,BRA\n")
+    add_energy_files(tested, run, "speed test")
+    assert {path.name for path in run.iterdir()} == {"emissions.csv", "emissions.csv.bak", "emissions.csv.bak_1"}
+    total = read_emissions(run / "emissions.csv")
+    assert total is not None
+    assert (total.energy_kwh, total.num_starts) == (3, 3)

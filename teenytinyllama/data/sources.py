@@ -117,6 +117,11 @@ def resolve_files(key: str, inputs: list[str], suffixes: tuple[str, ...] = SUFFI
     return files
 
 
+def hub_datasets(inputs: list[str]) -> list[str]:
+    """Return the Hub datasets among the inputs of a stage, without commits and patterns."""
+    return sorted({match["repo"] for text in inputs if (match := _HUB_INPUT.match(text))})
+
+
 def _is_known(path: Path, suffixes: tuple[str, ...]) -> bool:
     # run.json and audits of our own folders are .json, which is not a corpus format here.
     return path.is_file() and path.name.lower().endswith(suffixes)

@@ -71,7 +71,12 @@ def _ledger_lines(ledger: dict[str, Any] | None, energy_kwh: float) -> list[str]
 def _phase_lines(phases_kwh: dict[str, float], energy_kwh: float) -> list[str]:
     if not phases_kwh:
         return []
-    names = {"training": "training", "evaluation": "evaluation, samples included", "saving": "saving"}
+    names = {
+        "speed test": "speed test",
+        "training": "training",
+        "evaluation": "evaluation, samples included",
+        "saving": "saving",
+    }
     rows = [f"| {names[name]} | {phases_kwh[name]:.4g} | {phases_kwh[name] / energy_kwh:.1%} |"
             for name in names if name in phases_kwh]  # fmt: skip
     rest = energy_kwh - sum(phases_kwh.values())

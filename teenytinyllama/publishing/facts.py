@@ -27,7 +27,6 @@ MAX_EVALUATIONS = 12  # rows of the table of evaluations; a run may make hundred
 _LINKED = ("config.yaml", METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, "emissions.json",
            "environment.json", CHECKPOINTS_NAME)  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_DATA_FILE = re.compile(r"\.(parquet|jsonl?|txt|csv|arrow)(\.\w+)?$")
 # Licence names with conditions on commercial use, on derived works or on how they are shared.
 _RESTRICTED = re.compile(r"\b(nc|nd|sa|gpl|agpl|lgpl|non-?commercial)\b", re.IGNORECASE)
 
@@ -86,9 +85,9 @@ class CardFacts:
 
     @property
     def hub_datasets(self) -> list[str]:
-        """Return those sources of the training data that are datasets on the Hub."""
-        names: dict[str, Any] = self.run["data"]["sources"]
-        return [name for name in names if is_hub_id(name) and not _DATA_FILE.search(name)]
+        """Return the datasets on the Hub that the training data was read from, as the run recorded them."""
+        names = self.run["data"].get("hub_datasets")  # runs of the first versions did not
+        return [name for name in names if isinstance(name, str) and is_hub_id(name)] if isinstance(names, list) else []
 
     @property
     def links(self) -> list[str]:

@@ -26,7 +26,7 @@ _RUN: dict[str, Any] = {
     "model": dict.fromkeys(
         ("preset", "base_model", "num_parameters", "num_hidden_layers", "hidden_size", "vocab_size", "context")
     ),
-    "data": {"sources": {}, "train_tokens": None, "validation_documents": None},
+    "data": {"sources": {}, "hub_datasets": [], "train_tokens": None, "validation_documents": None},
     "training": dict.fromkeys(
         ("steps", "tokens", "tokens_per_step", "epochs", "seconds", "tokens_per_second", "world_size", "backend",
          "zero_stage", "precision", "hardware")

@@ -31,7 +31,7 @@ from .clock import Clock
 ENVIRONMENT_NAME = "environment.json"
 # What `ttl` writes into a run's folder before its ranks start.
 _PREPARED = (".lock", "packed", "conversations", "preferences", "speed_test.json", "speed-test", "speed-test.log",
-             "publish.log", ".publish")  # fmt: skip
+             "emissions.csv", "ledger.jsonl", "publish.log", ".publish")  # fmt: skip
 _FREE_SHARE = 1.05  # of the room that a save needs, for what else is written meanwhile
 
 

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..checkpoints import complete_checkpoints
 from ..checks import RunFailedError
+from ..data.sources import hub_datasets
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
 from ..model_files import is_local
@@ -192,6 +193,7 @@ def describe_data(config: Any, plan: PretrainPlan) -> dict[str, Any]:
     return {
         "packed": str(config.packed),
         "inputs": manifest["plan"]["inputs"],
+        "hub_datasets": hub_datasets(manifest["config"]["inputs"]),
         "tokenizer_sha256": manifest["tokenizer_sha256"],
         "packed_sha256": manifest["hashes"]["train.npy"],
         "sources": manifest["sources"],

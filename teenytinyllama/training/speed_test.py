@@ -1,7 +1,8 @@
 """The length of a run that is capped by money, energy or hours: a few real steps, then arithmetic.
 
 The test is the run itself, made short: the same ranks, ZeRO stage, kernels and rows, in a folder of its own that is
-deleted. Only `ttl` does this, before the ranks start; a rank never does.
+deleted; what it consumed stays in the run's account and counts against its caps. Only `ttl` does this, before the
+ranks start; a rank never does.
 """
 
 import json
@@ -17,6 +18,7 @@ from ..data.packed import packed_manifest
 from ..gpus import find_gpu
 from ..ledger import read_ledger
 from ..manifest import read_manifest, write_json
+from ..recorder import add_energy_files
 from .batch import batch_for
 from .caps import CAP_KEYS
 from .hardware import device_name
@@ -48,6 +50,8 @@ class MeasuredSpeed:
         num_ranks: that trained.
         steps: that were made.
         tokens_per_step: of the test's steps, which may be fewer than the run's.
+        spent_kwh: by the test.
+        spent_hours: that the test was measured for.
     """
 
     tokens_per_second: float
@@ -56,6 +60,8 @@ class MeasuredSpeed:
     num_ranks: int
     steps: int
     tokens_per_step: int
+    spent_kwh: float = 0.0
+    spent_hours: float = 0.0
 
 
 def settle_length(
@@ -116,11 +122,11 @@ def values_tokens_per_step(values: dict[str, Any]) -> int:
 def tokens_within(
     caps: dict[str, float], price_usd: float, speed: MeasuredSpeed, values: dict[str, Any]
 ) -> tuple[float, str]:
-    """Return the tokens that the tightest cap pays for, evaluations included, and that cap's key."""
+    """Return the tokens that what the test left of the tightest cap pays for, evaluations included, and its key."""
     hours = {
-        "max_hours": lambda cap: cap,
-        "max_cost": lambda cap: cap / price_usd,
-        "max_kwh": lambda cap: cap / (speed.watts / 1000) if speed.watts else float("inf"),
+        "max_hours": lambda cap: cap - speed.spent_hours,
+        "max_cost": lambda cap: cap / price_usd - speed.spent_hours,
+        "max_kwh": lambda cap: (cap - speed.spent_kwh) / (speed.watts / 1000) if speed.watts else float("inf"),
     }
     tightest = min(caps, key=lambda key: hours[key](caps[key]))
     tokens = hours[tightest](caps[tightest]) * 3600 * speed.tokens_per_second
@@ -135,7 +141,7 @@ def _measure(values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[st
     folder = Path(values["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     place, log = folder / SPEED_TEST_FOLDER, folder / f"{SPEED_TEST_FOLDER}.log"
-    shutil.rmtree(place, ignore_errors=True)  # of a test that was killed
+    _clear(place)  # of a test that was killed
     test = test_values(values, num_ranks, place)
     try:
         code = run_test(test, log)
@@ -144,9 +150,15 @@ def _measure(values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[st
             raise RunFailedError(f"the speed test ended with exit code {code}; its last lines:\n{tail}")
         speed = _read_test(place, test)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        _clear(place)
     log.unlink()
     return speed
+
+
+def _clear(place: Path) -> None:
+    """Delete the folder of a test, once what it consumed is in the run's account."""
+    add_energy_files(place, place.parent, "speed test")
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def test_values(values: dict[str, Any], num_ranks: int, place: Path) -> dict[str, Any]:
@@ -201,6 +213,8 @@ def _read_test(place: Path, test: dict[str, Any]) -> MeasuredSpeed:
         num_ranks=training["world_size"],
         steps=training["steps"],
         tokens_per_step=test["tokens_per_step"],
+        spent_kwh=total.energy_kwh if total else 0.0,
+        spent_hours=total.seconds / 3600 if total else 0.0,
     )
 
 

@@ -13,6 +13,7 @@ from ..arguments import build
 from ..attention import avoid_cudnn_attention
 from ..checks import ensure
 from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
+from ..data.sources import hub_datasets
 from ..grid import GRID_KEYS
 from ..meter import check_energy
 from ..presets import count_parameters
@@ -226,6 +227,7 @@ def _finish(run: Run, config: DpoConfig, plan: DpoPlan, seconds: float) -> None:
             "data": {
                 "preferences": str(config.preferences),
                 "inputs": manifest["plan"]["inputs"],
+                "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),
                 "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
                 "packed_sha256": manifest["hashes"]["train.parquet"],
                 "sources": manifest["train"]["sources"],

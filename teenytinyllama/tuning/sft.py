@@ -11,6 +11,7 @@ from trl import SFTTrainer
 from ..attention import avoid_cudnn_attention
 from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
+from ..data.sources import hub_datasets
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
 from ..training.loss import fuse_loss
@@ -237,6 +238,7 @@ def describe_data(config: SftConfig, plan: SftPlan) -> dict[str, Any]:
     return {
         "conversations": str(config.conversations),
         "inputs": manifest["plan"]["inputs"],
+        "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),
         "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
         "packed_sha256": manifest["hashes"]["train.parquet"],
         "sources": manifest["train"]["sources"],

@@ -7,6 +7,7 @@ from typing import Any
 
 from ... import __version__
 from ...data.examples import SPLITS
+from ...data.sources import hub_datasets
 from ...manifest import package_commit, versions
 from ..escaping import Markdown, card_environment, one_line
 from ..wording import card_languages
@@ -71,7 +72,7 @@ def render_dataset_card(described: Described) -> str:
 def front_matter(described: Described) -> dict[str, Any]:
     """Return the metadata of the card."""
     splits, kind = described.splits(), described.content.kind
-    hub_inputs = [text.removeprefix("hf://datasets/").split("@")[0] for text in described.source if text[:5] == "hf://"]
+    hub_inputs = hub_datasets(list(described.source))
     return {
         "language": ["pt"],
         **license_metadata(described.counts.licenses()),
@@ -79,7 +80,7 @@ def front_matter(described: Described) -> dict[str, Any]:
         "size_categories": [size_category(sum(split["rows"] for split in splits))],
         "task_categories": ["text-generation"],
         **({"task_ids": ["language-modeling"]} if kind in ("corpus", "packed") else {}),
-        **({"source_datasets": sorted(set(hub_inputs))} if hub_inputs else {}),
+        **({"source_datasets": hub_inputs} if hub_inputs else {}),
         "tags": ["teenytinyllama", "portuguese", *_TAGS[kind]],
         "dataset_info": {
             "features": features_of(described.content.schema),
