@@ -23,6 +23,7 @@ if not SCRIPT.is_file():
 sys.path.insert(0, str(SCRIPT.parent))
 
 import checks  # noqa: E402  (a script, found by the line above)
+import run_differences  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def random_weights() -> dict[str, torch.Tensor]:
 
 def test_equal_runs_are_equal(tmp_path: Path) -> None:
     one, other = (save_run(tmp_path / name, random_weights(), {1: 5.0, 2: 4.0}) for name in "ab")
-    found = checks.compare_runs(one, other, 1)
+    found = run_differences.compare_runs(one, other, 1)
     assert found["weights"] == {
         "equal": True, "num_tensors": 3, "num_different": 0, "first_different": None, "largest_difference": 0,
         "largest_relative_difference": 0,
@@ -59,7 +60,7 @@ def test_a_planted_difference_is_found(tmp_path: Path) -> None:
     changed = {"a": torch.tensor([1.5, -4.0]), "b": torch.tensor([1.0])}
     one = save_run(tmp_path / "a", whole, {1: 5.0, 2: 4.0, 3: 3.0})
     other = save_run(tmp_path / "b", changed, {1: 9.0, 2: 4.0, 3: 3.25})
-    found = checks.compare_runs(one, other, 1)
+    found = run_differences.compare_runs(one, other, 1)
     assert found["weights"] == {
         "equal": False, "num_tensors": 2, "num_different": 1, "first_different": "a", "largest_difference": 0.5,
         "largest_relative_difference": 0.125,
@@ -72,7 +73,7 @@ def test_weights_are_compared_by_their_bits(tmp_path: Path) -> None:
     one, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file({"a": torch.tensor([0.0], dtype=torch.bfloat16)}, one)
     save_file({"a": torch.tensor([-0.0], dtype=torch.bfloat16)}, other)
-    found = checks.compare_weights(one, other)
+    found = run_differences.compare_weights(one, other)
     assert (found["equal"], found["largest_difference"]) == (False, 0)
 
 
@@ -82,13 +83,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     save_file({"b": torch.zeros(2)}, names)
     save_file({"a": torch.zeros(3)}, shapes)
     with pytest.raises(ValueError, match="different names"):
-        checks.compare_weights(one, names)
+        run_differences.compare_weights(one, names)
     with pytest.raises(ValueError, match=r"a: torch.Size\(\[2\]\)"):
-        checks.compare_weights(one, shapes)
+        run_differences.compare_weights(one, shapes)
     with pytest.raises(ValueError, match=r"steps \[1\] of one run and \[2\]"):
-        checks.compare_logged({1: {"loss": 1.0}}, {2: {"loss": 1.0}}, "loss")
+        run_differences.compare_logged({1: {"loss": 1.0}}, {2: {"loss": 1.0}}, "loss")
     with pytest.raises(ValueError, match="cannot be compared"):  # nothing was logged after the stop
-        checks.compare_logged({}, {}, "loss")
+        run_differences.compare_logged({}, {}, "loss")
 
 
 def test_the_table_of_resume_says_whether_runs_repeat_at_all(
@@ -96,13 +97,13 @@ def test_the_table_of_resume_says_whether_runs_repeat_at_all(
 ) -> None:
     one = save_run(tmp_path / "a", random_weights(), {1: 5.0})
     other = save_run(tmp_path / "b", {**random_weights(), "b": torch.zeros(5)}, {1: 5.0})
-    same, apart = checks.compare_runs(one, one, 0), checks.compare_runs(one, other, 0)
+    same, apart = run_differences.compare_runs(one, one, 0), run_differences.compare_runs(one, other, 0)
     figures = {"steps": 4, "checkpoint": 2, "resumed": same, "repeated": same}
-    checks.show_resume(figures)
+    run_differences.show_resume(figures)
     printed = capsys.readouterr().out
     assert "| resumed after step 2 of 4, against going on | yes           | 0 of 3" in printed
     assert "twice" not in printed
-    checks.show_resume({**figures, "resumed": apart, "repeated": apart})
+    run_differences.show_resume({**figures, "resumed": apart, "repeated": apart})
     printed = capsys.readouterr().out
     assert "| no            | 1 of 3" in printed
     assert "The same steps twice are not the same to the bit here" in printed

@@ -115,8 +115,13 @@ class _Preparation:
 
     def _kept(self, messages: list[dict[str, str]], ids: list[int]) -> list[dict[str, str]]:
         """Return what the first tokens of a conversation hold of its messages: whole ones and the beginning of one."""
-        whole = 0
-        before: list[int] = []
+        whole, num_ids = self._whole(messages, ids)
+        rest = str(self.encoder.tokenizer.decode(ids[num_ids:], skip_special_tokens=True)).rstrip("\ufffd")
+        return [dict(message) for message in messages[:whole]] + _begun(messages[whole:], rest)
+
+    def _whole(self, messages: list[dict[str, str]], ids: list[int]) -> tuple[int, int]:
+        """Return how many messages the tokens begin with, and how many tokens these are."""
+        whole, num_ids = 0, 0
         for number in range(1, len(messages) + 1):
             try:
                 found = self.encoder.encode(messages[:number]).ids
@@ -124,18 +129,8 @@ class _Preparation:
                 continue
             if found != ids[: len(found)]:
                 break
-            whole, before = number, found
-        kept = [dict(message) for message in messages[:whole]]
-        rest = str(self.encoder.tokenizer.decode(ids[len(before) :], skip_special_tokens=True)).rstrip("\ufffd")
-        for message in messages[whole:]:
-            content = message["content"].strip()
-            if content in rest:
-                kept.append({**message, "content": content})
-                rest = rest[rest.index(content) + len(content) :]
-                continue
-            most = next((end for end in range(min(len(content), len(rest)), 0, -1) if rest.endswith(content[:end])), 0)
-            return [*kept, {**message, "content": content[:most]}] if most else kept
-        return kept
+            whole, num_ids = number, len(found)
+        return whole, num_ids
 
     def _fits(self, messages: list[dict[str, str]]) -> bool:
         return len(self.encoder.encode(messages).ids) <= self.config.context
@@ -151,6 +146,20 @@ class _Preparation:
             "input_ids": encoded.ids,
             "labels": labels,
         }
+
+
+def _begun(messages: list[dict[str, str]], rest: str) -> list[dict[str, str]]:
+    """Return the messages that a text cut off somewhere still holds, the last one as far as it goes."""
+    kept: list[dict[str, str]] = []
+    for message in messages:
+        content = message["content"].strip()
+        if content in rest:
+            kept.append({**message, "content": content})
+            rest = rest[rest.index(content) + len(content) :]
+            continue
+        most = next((end for end in range(min(len(content), len(rest)), 0, -1) if rest.endswith(content[:end])), 0)
+        return [*kept, {**message, "content": content[:most]}] if most else kept
+    return kept
 
 
 def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTokenizerBase") -> Path:

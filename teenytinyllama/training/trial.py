@@ -71,7 +71,7 @@ def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
     devices, kind = ([device.index or 0], device.type) if keeps_state else ([], "cuda")
     try:
         with torch.random.fork_rng(devices=devices, device_type=kind):
-            _try(config, plan, need, rows, SpeedPlan(speed.loss, compiles, {}))
+            _try(config, plan, need, rows, replace(speed, compile_layers=compiles, reasons={}))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
