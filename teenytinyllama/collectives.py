@@ -76,6 +76,38 @@ def any_rank(here: bool, device: "torch.device") -> bool:
     return bool(_over_ranks([int(here)], device, "MAX")[0])
 
 
+class SharedFlag:
+    """Whether something is so on any rank, asked at every step.
+
+    On NVIDIA GPUs an answer is that of the call before: for the present one the processor would have to wait until the
+    GPU's queue is empty, and the GPU then for the processor, once a step. All ranks get the same answer all the same.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing asked."""
+        self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def ask(self, here: bool, device: "torch.device") -> bool:
+        """Say whether it is so here, and return whether it was so on any rank; all of them have to call it."""
+        import torch
+        from torch import distributed
+
+        if num_ranks() == 1 or device.type != "cuda" or distributed.get_backend() != "nccl":
+            return any_rank(here, device)
+        before = self._asked
+        flag = torch.full((1,), int(here), dtype=torch.int32, device=device)  # a kernel: a copy would wait
+        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+        answer = torch.empty(1, dtype=torch.int32, pin_memory=True)
+        answer.copy_(flag, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self._asked = (answer, done)
+        if before is None:
+            return False
+        before[1].synchronize()
+        return bool(before[0].item())
+
+
 def _over_ranks(values: list[Any], device: "torch.device", how: str) -> list[Any]:
     """Reduce whole numbers or floats, kept as they are, over all ranks."""
     import torch

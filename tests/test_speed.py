@@ -252,16 +252,16 @@ def test_a_layer_under_ddp_is_compiled_in_one_piece(monkeypatch: pytest.MonkeyPa
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compile_graph))
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     torch.compiler.reset()
     shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=2))
-    speed.apply_speed(model, speed.SpeedPlan("whole", True, {}))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        ids = torch.randint(0, 64, (2, 16))
-        ranks = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.01)
-        ranks(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with torch._dynamo.config.patch(optimize_ddp=True):  # undone after it; monkeypatch would delete it
+            speed.apply_speed(model, speed.SpeedPlan("whole", True, {}))
+            ids = torch.randint(0, 64, (2, 16))
+            ranks = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.01)
+            ranks(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     finally:
         torch.distributed.destroy_process_group()
     assert len(graphs) == 1

@@ -8,10 +8,9 @@ import time
 from types import FrameType
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..collectives import any_rank
+from ..collectives import SharedFlag, any_rank
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +28,10 @@ class StopCallback(TrainerCallback):
     """Save and stop at the end of the step in which any rank received TERM, INT or USR1.
 
     The signal may reach the ranks at different times, or one of them alone, whereas saving is collective: so the ranks
-    agree on it after every optimizer step. That is one reduction of eight bytes a step, which waits for the GPU; with
-    one rank there is none. After training, `stopped` says whether to leave with exit code 75. An evaluation that was
-    due after that step is left out, and one that is under way is left: whoever sent the signal may not wait for it.
+    agree on it after every optimizer step. That is one reduction of a few bytes a step, with one rank none; on GPUs its
+    result is read one step later, so they stop at the end of the step after. After training, `stopped` says whether to
+    leave with exit code 75. An evaluation that was due after that step is left out, and one that is under way is left:
+    whoever sent the signal may not wait for it.
 
     A second TERM or INT more than three seconds after the first acts as if there was no callback.
 
@@ -45,20 +45,22 @@ class StopCallback(TrainerCallback):
         self._received: signal.Signals | None = None
         self._received_at = 0.0
         self._previous: dict[int, Any] = {}
+        self._shared = SharedFlag()
         self._pid = os.getpid()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take over the signals; outside the main thread Python cannot, and nothing is done."""
-        self.stopped, self._received = False, None
+        self.stopped, self._received, self._shared = False, None, SharedFlag()
         self.restore_handlers()
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in _STOP_SIGNALS}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Agree with the other ranks whether to stop; the Trainer then saves in the same step."""
-        if not self._any_rank_received(args.device) or state.global_step >= state.max_steps:
+        asked = self._shared.ask(self._received is not None, args.device)
+        if not asked or state.global_step >= state.max_steps:
             return
         if state.is_world_process_zero:
             reason = self._received.name if self._received else "a signal on another rank"
@@ -74,7 +76,7 @@ class StopCallback(TrainerCallback):
         Raises:
             EvaluationInterruptedError: for `Pretrainer.evaluate`, after which the Trainer saves.
         """
-        if self._previous and self._any_rank_received(args.device):
+        if self._previous and any_rank(self._received is not None, args.device):
             self.stopped = control.should_save = control.should_training_stop = True
             raise EvaluationInterruptedError
 
@@ -100,6 +102,3 @@ class StopCallback(TrainerCallback):
             return
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), time.monotonic()
-
-    def _any_rank_received(self, device: torch.device) -> bool:
-        return any_rank(self._received is not None, device)
