@@ -3,7 +3,8 @@
 After a kill a run goes back to its last checkpoint: metrics, samples and token counts go back with it, what was
 consumed does not. Each row of `ledger.jsonl` holds the sums of one start of the run so far and the step they belong to,
 so that energy can be told apart that bought steps which were kept (useful) and steps that were done again (repeated).
-A row also says what went on since the one before it: training, evaluation or saving.
+A row also says what went on since the one before it: training, evaluation or saving. The speed test that finds the
+length of a capped run is a start of its own, whose steps are neither kept nor done again.
 
     start A  step 0 ------- 40 (checkpoint) --- 55 killed          useful 0-40, repeated 40-55
     start B                 40 ----------------------------- 80    useful
@@ -35,6 +36,7 @@ OTHERS = (
     "sees, so these are in both"
 )
 
+SPEED_TEST = "speed test"
 Phase = Literal["speed test", "training", "evaluation", "saving"]
 
 
@@ -55,6 +57,7 @@ class Start:
         counter_reason: why the GPUs' own counters were not read, or not to the end; None in older ledgers.
         gpu_check: (kWh by codecarbon, kWh by the counters) of the GPUs in the last row with both; None: in no row.
         run_id: codecarbon's name of it; empty in older ledgers.
+        is_speed_test: whether it was the test before the run and not a part of it.
     """
 
     machine: int
@@ -69,6 +72,7 @@ class Start:
     counter_reason: str | None
     gpu_check: tuple[float, float] | None
     run_id: str
+    is_speed_test: bool
 
     def kwh_until(self, step: int) -> float:
         """Return the kWh that had been consumed at a step, linear between rows."""
@@ -86,7 +90,8 @@ class Account:
 
     Attributes:
         useful_kwh: of steps that were kept, evaluations and the end included.
-        repeated_kwh: of steps that were done again. Both add up to `total.energy_kwh`.
+        repeated_kwh: of steps that were done again.
+        speed_test_kwh: of speed tests. The three add up to `total.energy_kwh`.
         seconds: of the first machine.
     """
 
@@ -94,6 +99,7 @@ class Account:
     total: EnergyReading
     useful_kwh: float
     repeated_kwh: float
+    speed_test_kwh: float
     seconds: float
 
     @property
@@ -170,9 +176,30 @@ def read_ledger(folder: Path) -> Account | None:
         return None
     total = total_of(starts)
     repeated = sum(_repeated_kwh(start, starts) for start in starts)
+    tests = sum(start.total.energy_kwh for start in starts if start.is_speed_test)
     seconds = sum(start.total.seconds for start in starts if start.machine == 0)
     _check_against_emissions(folder, starts)
-    return Account(starts, total, total.energy_kwh - repeated, repeated, seconds)
+    return Account(starts, total, total.energy_kwh - repeated - tests, repeated, tests, seconds)
+
+
+def append_speed_test(source: Path, target: Path) -> None:
+    """Append the rows of a speed test's ledger to a run's, marked as such and without its steps; none twice.
+
+    Raises:
+        InputError: a row of the run's ledger is damaged.
+    """
+    read_starts(target)  # refuses a damaged one by its line
+    text = target.read_text(encoding="utf-8") if target.is_file() else ""
+    known = {(row["start"], row["time"]) for row in map(json.loads, text.splitlines())}
+    with target.open("a", encoding="utf-8") as file:
+        for row in map(json.loads, source.read_text(encoding="utf-8").splitlines()):
+            if (row["start"], row["time"]) not in known:
+                file.write(json.dumps({**row, "step": 0, "phase": SPEED_TEST}) + "\n")
+
+
+def num_speed_tests(folder: Path) -> int:
+    """Return how many of the starts in a folder's account, on the first machine, were speed tests."""
+    return sum(start.is_speed_test for start in read_starts(ledger_path(folder, 0)))
 
 
 def total_of(starts: list[Start]) -> EnergyReading:
@@ -182,10 +209,13 @@ def total_of(starts: list[Start]) -> EnergyReading:
 
 def _repeated_kwh(start: Start, starts: list[Start]) -> float:
     """Return what a start consumed for steps that a later start of the same machine did again."""
-    later = [other.first_step for other in starts
-             if other.machine == start.machine and other.times[0] > start.times[0]]  # fmt: skip
+    later = [
+        other.first_step
+        for other in starts
+        if other.machine == start.machine and other.times[0] > start.times[0] and not other.is_speed_test
+    ]
     kept_until = min(later, default=None)
-    if kept_until is None:
+    if kept_until is None or start.is_speed_test:
         return 0.0
     return start.total.energy_kwh - start.kwh_until(max(kept_until, start.first_step))
 
@@ -236,6 +266,7 @@ def _read_start(rows: list[dict[str, Any]]) -> Start:
         counter_reason=reasons[-1] if reasons else None,
         gpu_check=counted[-1] if counted else None,
         run_id=str(head.get("run_id", "")),
+        is_speed_test=head.get("phase") == SPEED_TEST,
     )
 
 

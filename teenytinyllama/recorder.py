@@ -1,6 +1,5 @@
 """Recording: a meter and its ledger together, for a run's callback and for stages that train nothing."""
 
-import json
 import shutil
 import tempfile
 import time
@@ -94,25 +93,22 @@ def move_energy_files(source: Path, target: Path) -> None:
         shutil.move(path, target / path.name)
 
 
-def add_energy_files(source: Path, target: Path, phase: ledger.Phase) -> None:
-    """Add what one process measured in a folder to another folder's account, as work before its first step.
+def add_speed_test(source: Path, target: Path) -> None:
+    """Add what a speed test measured in a folder of its own to the account of the run that it was made for.
+
+    What is there already, of a call that was cut off, is not added again.
 
     Args:
-        source: a folder of measurements, or with none; what a kill tore is left out.
-        target: of a run on the same machine that is not measuring now.
-        phase: what the work was.
+        source: the test's folder, with measurements or none; what a kill tore is left out.
+        target: the run's, on the same machine; nothing may be measuring there.
     """
     rows, account = source / EMISSIONS_NAME, ledger.ledger_path(source, 0)
     for path in (rows, account, target / rows.name, target / account.name):
         drop_torn_row(path)
     if rows.is_file():
-        _append_rows(rows, target / rows.name)
+        _append_rows(rows, target / rows.name)  # of equal ones the last counts
     if account.is_file():
-        with (target / account.name).open("a", encoding="utf-8") as file:
-            for line in account.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                told = {} if row["event"] == "start" else {"phase": phase}
-                file.write(json.dumps({**row, "step": 0, **told}) + "\n")
+        ledger.append_speed_test(account, target / account.name)
 
 
 def _append_rows(source: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from teenytinyllama.publishing.energy import write_energy_report
 from teenytinyllama.recorder import StageMeter
 from teenytinyllama.training import callbacks, speed_test
 from teenytinyllama.training.caps import CapCallback, Decision, decay_steps, decide, hours_until_cap, stored_decision
-from teenytinyllama.training.checkpoints import check_run_folder
+from teenytinyllama.training.checkpoints import check_run_folder, lock_run_folder
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.speed_test import MeasuredSpeed, settle_length, tokens_within
@@ -282,12 +282,41 @@ def test_a_test_that_fails_shows_its_last_lines(values: dict[str, Any]) -> None:
     with pytest.raises(RunFailedError, match="the speed test ended with exit code 1; its last lines:\none\nno room"):
         settle({**values, "max_tokens": None, "max_hours": 1.0}, fails)
     folder = Path(values["output_dir"])
-    assert {path.name for path in folder.iterdir()} == {"speed-test.log", "emissions.csv", "ledger.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {".lock", "speed-test.log", "emissions.csv", "ledger.jsonl"}
     assert check_run_folder(folder, {}) == "new"  # the same command tries again
     account = read_ledger(folder)
     assert account is not None
-    assert account.phases_kwh == {"speed test": account.total.energy_kwh}
-    assert account.total.energy_kwh > 0
+    assert account.speed_test_kwh == account.total.energy_kwh > 0
+    (folder / "emissions.csv.bak").write_bytes((folder / "emissions.csv").read_bytes())
+    assert check_run_folder(folder, {}) == "new"
+    (folder / "ledger.jsonl").unlink()  # of other work then, as codecarbon's own default name is
+    with pytest.raises(InputError, match=r"is not empty and holds no run of ours \(emissions.csv, emissions.csv.bak\)"):
+        check_run_folder(folder, {})
+
+
+def test_what_a_test_died_of_is_told_also_when_its_account_cannot_be_kept(values: dict[str, Any]) -> None:
+    """A full disk ends the test and refuses the account's rows as well."""
+
+    def fails(values: dict[str, Any], log: Path) -> int:
+        log.write_text("No space left on device\n")
+        place = Path(values["output_dir"])
+        place.mkdir()
+        with StageMeter(place, GridSettings()):
+            pass
+        (place.parent / "ledger.jsonl").symlink_to("/dev/full")
+        return 1
+
+    with pytest.raises(RunFailedError, match="No space left on device"):
+        settle({**values, "max_tokens": None, "max_hours": 1.0}, fails)
+    assert not (Path(values["output_dir"]) / speed_test.SPEED_TEST_FOLDER).exists()
+
+
+def test_a_folder_that_is_training_is_not_tested(values: dict[str, Any]) -> None:
+    folder = Path(values["output_dir"])
+    lock = lock_run_folder(folder)
+    with pytest.raises(InputError, match="another process is training there. Wait for it or stop it"):
+        settle({**values, "max_tokens": None, "max_hours": 1.0})
+    lock.release()
 
 
 def test_the_test_is_the_run_made_short(values: dict[str, Any]) -> None:
@@ -330,10 +359,10 @@ def test_a_run_by_the_clock(values: dict[str, Any], tmp_path: Path, ranks: list[
     assert ("speed test" in account.phases_kwh) == (not ranks)
     if not ranks:
         record = json.loads((folder / "speed_test.json").read_text())
-        assert account.phases_kwh["speed test"] == pytest.approx(record["spent_kwh"], rel=1e-6) != 0
+        assert account.speed_test_kwh == pytest.approx(record["spent_kwh"], rel=1e-6) != 0
         assert account.repeated_kwh == 0
         assert len(account.starts) == 2
-        assert "| speed test |" in write_energy_report(folder)
+        assert "in 1 start(s)" in write_energy_report(folder)
         assert read_jsonl(folder / "metrics.jsonl")[0]["kwh"] >= record["spent_kwh"]
     training = json.loads((folder / "run.json").read_text())["training"]
     decision = stored_decision(list_checkpoints(folder)[-1][1])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,12 @@ from teenytinyllama.arguments import build, check_types, write_yaml
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.instructions import RowError
-from teenytinyllama.data.preferences import PreferencesConfig, prepare_preferences, read_preference
+from teenytinyllama.data.preferences import (
+    PreferencesConfig,
+    preferences_manifest,
+    prepare_preferences,
+    read_preference,
+)
 from teenytinyllama.emissions import read_emissions
 from teenytinyllama.ledger import read_ledger
 from teenytinyllama.published import load_tokenizer
@@ -27,7 +33,7 @@ pytest.importorskip("trl")
 
 from test_sft import NAMES, PLACES, save_base
 
-from teenytinyllama.tuning.dpo import check_before_launch, dpo, plan_dpo, prepare_inputs
+from teenytinyllama.tuning.dpo import check_before_launch, describe_data, dpo, plan_dpo, prepare_inputs
 from teenytinyllama.tuning.dpo_config import DpoConfig
 from teenytinyllama.tuning.pairs import summarise_pairs
 
@@ -291,3 +297,10 @@ def test_two_ranks_tune_the_same(tmp_path: Path, chat_model: Path, prepared: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     expected, found = (results_of(folder)["final"] for folder in (finished, tmp_path / "run"))
     assert found["margin"] == pytest.approx(expected["margin"], abs=1e-4)
+
+
+def test_hub_datasets_are_recorded(prepared: Path) -> None:
+    manifest = preferences_manifest(str(prepared))
+    manifest["plan"]["inputs"].append("hf://datasets/ana/pares@" + "0" * 40)
+    found = describe_data(SimpleNamespace(preferences=prepared), SimpleNamespace(manifest=manifest))
+    assert found["hub_datasets"] == ["ana/pares"]

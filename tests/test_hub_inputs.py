@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import HubServer
 
+from teenytinyllama.data.packed import packed_manifest
 from teenytinyllama.data.sources import hub_datasets
+from teenytinyllama.training.report import describe_data
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLIENT = """
@@ -83,3 +86,10 @@ def test_offline_is_one_message(hub: Path, tmp_path: Path) -> None:
         commit = server.commit("ana/contos", repo_type="dataset")
         answer = read(server, tmp_path / "home", f"hf://datasets/ana/contos@{commit}", HF_HUB_OFFLINE="1")
     assert "could not be read from the Hub: OfflineModeIsEnabled" in answer
+
+
+def test_hub_datasets_of_packed_rows_are_recorded(packed_folder: Path) -> None:
+    manifest = packed_manifest(str(packed_folder))
+    manifest["config"]["inputs"].append("hf://datasets/ana/textos@" + "0" * 40)
+    plan = SimpleNamespace(packed=SimpleNamespace(manifest=manifest, documents=[]))
+    assert describe_data(SimpleNamespace(packed=packed_folder), plan)["hub_datasets"] == ["ana/textos"]

@@ -16,10 +16,10 @@ from teenytinyllama import cli
 from teenytinyllama.checks import InputError
 from teenytinyllama.emissions import read_emissions
 from teenytinyllama.grid import GridSettings, grid_intensity
-from teenytinyllama.ledger import LEDGER_NAME, LedgerWriter, read_ledger, read_starts
+from teenytinyllama.ledger import LEDGER_NAME, Account, LedgerWriter, read_ledger, read_starts
 from teenytinyllama.meter import EnergyReading
 from teenytinyllama.publishing.energy import CAR_GRAMS_PER_KM, energy_report, write_energy_report
-from teenytinyllama.recorder import Recorder, StageMeter, add_energy_files
+from teenytinyllama.recorder import Recorder, StageMeter, add_speed_test
 from teenytinyllama.training.metrics import read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -385,26 +385,51 @@ def test_a_region_and_a_building_stand_in_the_report(tmp_path: Path, corpus_fold
 
 
 def test_what_a_speed_test_consumed_is_added_to_a_run(tmp_path: Path) -> None:
+    """Of a run that was stopped at step 500 and is resumed there under a cap: nothing was done again."""
     run, tested = tmp_path / "run", tmp_path / "tested"
-    for folder in (run, tested):
+    for folder, steps in ((run, [0, 500]), (tested, [0, 8])):
         folder.mkdir()
-        with StageMeter(folder, GridSettings()):
-            time.sleep(0.1)
-    before = [read_ledger(folder) for folder in (run, tested)]
-    assert before[0] is not None
-    assert before[1] is not None
-    own, other = (account.total.energy_kwh for account in before)
+        recorder = Recorder(folder, GridSettings(), first_step=steps[0])
+        time.sleep(0.1)
+        recorder.write(steps[1], "training", last=True)
+    own, test = (account_of(folder).total.energy_kwh for folder in (run, tested))
     with (tested / "emissions.csv").open("a") as file, (tested / LEDGER_NAME).open("a") as rows:
         file.write("torn,by a ki")
         rows.write('{"torn": "by')
-    add_energy_files(tested, run, "speed test")
-    account = read_ledger(run)  # which compares it with emissions.csv
-    assert account is not None
-    assert account.total.energy_kwh == pytest.approx(own + other)
-    assert account.phases_kwh == {"speed test": pytest.approx(other)}
+    add_speed_test(tested, run)
+    once = account_of(run)  # which compares it with emissions.csv
+    add_speed_test(tested, run)  # as after a kill before the test's folder was gone
+    assert account_of(run) == once
+    recorder = Recorder(run, GridSettings(), first_step=500)
+    recorder.write(600, "training", last=True)
+    account = account_of(run)
+    assert account.speed_test_kwh == account.phases_kwh["speed test"] == pytest.approx(test)
     assert account.repeated_kwh == 0
-    add_energy_files(tmp_path / "nothing", run, "speed test")
-    assert read_ledger(run) == account
+    assert own < account.useful_kwh == pytest.approx(account.total.energy_kwh - test)
+    text = write_energy_report(run)
+    assert "| the speed test before it | " in text
+    assert "in 2 start(s)" in text  # of three in the account
+    add_speed_test(tmp_path / "nothing", run)
+    assert account_of(run) == account
+
+
+def account_of(folder: Path) -> Account:
+    account = read_ledger(folder)
+    assert account is not None
+    return account
+
+
+def test_a_speed_test_is_not_added_to_a_damaged_account(tmp_path: Path) -> None:
+    write_start(tmp_path, 0, [(5, 1.0)], ended=True)
+    source = tmp_path / "tested"
+    source.mkdir()
+    write_start(source, 0, [(5, 1.0)], ended=True)
+    path = tmp_path / LEDGER_NAME
+    damaged = "damaged\n" + path.read_text()
+    path.write_text(damaged)
+    with pytest.raises(InputError, match=r"ledger.jsonl: line 1 is damaged"):
+        add_speed_test(source, tmp_path)
+    assert path.read_text() == damaged
 
 
 def test_rows_of_another_codecarbon_are_not_mixed(tmp_path: Path) -> None:
@@ -414,7 +439,7 @@ def test_rows_of_another_codecarbon_are_not_mixed(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "emissions.csv").write_text(f"{head}{more}\n{name},1,0,1,0,2,10,BRA{',1.0' if more else ''}\n")
     (run / "emissions.csv.bak").write_text(f"{head}\nc,1,0,1,0,2,10,BRA\n")
-    add_energy_files(tested, run, "speed test")
+    add_speed_test(tested, run)
     assert {path.name for path in run.iterdir()} == {"emissions.csv", "emissions.csv.bak", "emissions.csv.bak_1"}
     total = read_emissions(run / "emissions.csv")
     assert total is not None

@@ -412,7 +412,7 @@ def test_watts_and_speed_are_of_one_rank(tmp_path: Path) -> None:
 
 
 def test_several_gpus_lose_to_communication_unless_they_were_measured(tmp_path: Path) -> None:
-    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", world_size=2)
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two", world_size=2, tokens=100_000_000)
     assert plan("--calibrate", one, "--preset", "160m").choice.tokens_per_second == pytest.approx(360_000)
     assert plan("--calibrate", one, "--preset", "160m", "--gpus", "2").choice.tokens_per_second == pytest.approx(
         662_400
@@ -420,6 +420,13 @@ def test_several_gpus_lose_to_communication_unless_they_were_measured(tmp_path: 
     assert plan("--calibrate", two, "--preset", "160m", "--gpus", "2").choice.tokens_per_second == pytest.approx(
         360_000
     )
+    for folders in ((one, two), (two, one)):
+        found = plan("--calibrate", *folders, "--preset", "160m", "--gpus", "2")
+        assert found.choice.tokens_per_second == pytest.approx(360_000)
+        reasons = {item.name: item.reason for item in found.machine.assumptions}
+        assert f"{two}: " in reasons["speed"]
+        assert "2 x " in reasons["speed"]
+        assert reasons["scaling"] == "each as fast as one of those that were measured"
     given = [plan("--preset", "160m", "--mfu", "0.5", "--gpus", gpus).choice.tokens_per_second for gpus in "12"]
     assert given[1] == pytest.approx(2 * given[0])
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from teenytinyllama.arguments import build, check_types
 from teenytinyllama.chat.linter import check_chat_model
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.checks import InputError, MissingPackageError, RunFailedError, StoppedResumable
-from teenytinyllama.data.conversations import IGNORED
+from teenytinyllama.data.conversations import IGNORED, conversations_manifest
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.training.metrics import read_jsonl
 
@@ -34,7 +35,7 @@ from teenytinyllama.tuning.leaks import check_no_leaks, leak_between_texts
 from teenytinyllama.tuning.plan import check_before_launch, plan_sft, prepare_inputs
 from teenytinyllama.tuning.rows import RowCollator, load_rows, order_rows
 from teenytinyllama.tuning.sense import SenseCallback
-from teenytinyllama.tuning.sft import sample_questions, sft
+from teenytinyllama.tuning.sft import describe_data, sample_questions, sft
 
 NAMES = ["a menina", "o gato", "a lhama", "o menino", "a avó", "o cão", "o rei", "a fada"]
 PLACES = ["na praia", "em casa", "no mato", "na escola", "no rio"]
@@ -703,3 +704,10 @@ def test_two_ranks_tune_the_same(
     final, other = (manifest_of(folder)["results"]["final"] for folder in (tmp_path / "two", one))
     assert final["nats_per_token"] == pytest.approx(other["nats_per_token"], abs=2e-5)
     assert manifest_of(tmp_path / "two")["training"]["world_size"] == 2
+
+
+def test_hub_datasets_are_recorded(prepared: Path) -> None:
+    manifest = conversations_manifest(str(prepared))
+    manifest["plan"]["inputs"].append("hf://datasets/ana/conversas@" + "0" * 40)
+    found = describe_data(SimpleNamespace(conversations=prepared), SimpleNamespace(manifest=manifest))
+    assert found["hub_datasets"] == ["ana/conversas"]

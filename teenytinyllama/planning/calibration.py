@@ -189,9 +189,13 @@ def _share_in_steps(training: dict[str, Any]) -> float | None:
     return parts["training"] / whole if whole and "training" in parts else None
 
 
-def choose_run(runs: list[MeasuredRun], gpu: str) -> MeasuredRun | None:
-    """Return the run whose speed and watts a plan for this GPU uses, the one with the largest model, or None."""
-    return max((run for run in runs if run.gpu == gpu), key=lambda run: run.num_parameters, default=None)
+def choose_run(runs: list[MeasuredRun], gpu: str, num_gpus: int) -> MeasuredRun | None:
+    """Return the run whose speed and watts a plan for these GPUs uses, or None.
+
+    It is the one with the largest model; of several such, one on as many GPUs.
+    """
+    of_this = [run for run in runs if run.gpu == gpu]
+    return max(of_this, key=lambda run: (run.num_parameters, run.num_gpus == num_gpus), default=None)
 
 
 def fit_losses(runs: list[MeasuredRun]) -> dict[str, LossFit]:

@@ -120,7 +120,7 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         config.budget is None or config.price is not None or gpu in GPUS,
         f"budget={config.budget}: an hour of gpu={gpu} has no price. Give --price, or ask with --hours or --kwh.",
     )
-    run = choose_run(runs, gpu)
+    run = choose_run(runs, gpu, config.gpus)
     sheet = _read_sheet(gpu, run)
     alone = config.gpus == 1 or config.mfu is not None or (run is not None and run.num_gpus > 1)
     scaling = 1.0 if alone else _SCALING
@@ -199,7 +199,13 @@ def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet, scaling: f
         Assumption("grid", grid, "table", "codecarbon's table of yearly means"),
     ]
     if config.gpus > 1:
-        reason = _SCALING_REASON if scaling < 1 else "as many as were measured, or the MFU that is given"
+        reason = _SCALING_REASON
+        if scaling == 1:
+            reason = (
+                "each reaches the MFU that is given"
+                if config.mfu is not None
+                else "each as fast as one of those that were measured"
+            )
         found.append(Assumption("scaling", f"{config.gpus} x {scaling:g}", "assumed", reason))
     return tuple(found)
 

@@ -65,7 +65,7 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
     machine = build_machine(config, runs)
     fits = fit_losses(runs)
     ensure(
-        not runs or fits or choose_run(runs, machine.gpu) is not None,
+        not runs or fits or choose_run(runs, machine.gpu, machine.num_gpus) is not None,
         f"calibrate={', '.join(run.folder for run in runs)}: says nothing about this plan: it is not a run on "
         f"gpu={machine.gpu}, and with less than {LEAST_TOKENS_PER_PARAMETER:g} token a parameter its loss does not "
         "count. Leave --gpu out to plan for its hardware, or leave --calibrate out.",

@@ -10,7 +10,7 @@ from typing import Any
 from ..checks import InputError, ensure
 from ..emissions import EMISSIONS_NAME, EmissionsTotal, read_emissions
 from ..grid import grid_intensity
-from ..ledger import FLUSH_SECONDS, LEDGER_NAME, Account, read_ledger
+from ..ledger import FLUSH_SECONDS, LEDGER_NAME, Account, num_speed_tests, read_ledger
 from ..manifest import MANIFEST_NAME, write_json
 from ..training.metrics import METRICS_NAME, read_jsonl
 from .energy_text import REPORT_PLOT, plot_energy, render_markdown
@@ -72,7 +72,7 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "hours": hours,
         "usd": None if usd_per_hour is None else hours * usd_per_hour,
         "usd_per_hour": usd_per_hour,
-        "num_starts": total.num_starts,
+        "num_starts": total.num_starts - num_speed_tests(folder),
         "num_machines": total.num_machines,
         "country_iso_code": total.country_iso_code,
         "region": total.region or None,
@@ -95,6 +95,7 @@ def _ledger_figures(account: Account | None, total: EmissionsTotal) -> dict[str,
     return {
         "useful_kwh": account.useful_kwh,
         "repeated_kwh": account.repeated_kwh,
+        "speed_test_kwh": account.speed_test_kwh,
         "repeated_kg": account.repeated_kwh * total.emissions_kg / total.energy_kwh,
         "phases_kwh": account.phases_kwh,
         "num_kills": account.num_kills,
@@ -102,7 +103,8 @@ def _ledger_figures(account: Account | None, total: EmissionsTotal) -> dict[str,
         "methods": sorted({method for start in account.starts for method in start.methods}),
         "warnings": sorted({warning for start in account.starts for warning in start.warnings}),
         "starts": [{"machine": start.machine, "first_step": start.first_step, "last_step": _last_step(start),
-                    "ended": start.ended, **asdict(start.total)} for start in account.starts],
+                    "ended": start.ended, "is_speed_test": start.is_speed_test, **asdict(start.total)}
+                   for start in account.starts],
     }  # fmt: skip
 
 

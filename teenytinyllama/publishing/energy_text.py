@@ -49,7 +49,7 @@ def render_markdown(report: dict[str, Any]) -> str:
 def _ledger_lines(ledger: dict[str, Any] | None, energy_kwh: float) -> list[str]:
     if ledger is None:
         return [f"The run has no `{LEDGER_NAME}`: repeated work and methods are not known.", ""]
-    useful, repeated = ledger["useful_kwh"], ledger["repeated_kwh"]
+    useful, repeated, test = ledger["useful_kwh"], ledger["repeated_kwh"], ledger["speed_test_kwh"]
     lines = [
         "## Useful and repeated work",
         "",
@@ -57,6 +57,7 @@ def _ledger_lines(ledger: dict[str, Any] | None, energy_kwh: float) -> list[str]
         "|---|---|---|",
         f"| steps that were kept | {useful:.4g} | {useful / energy_kwh:.1%} |",
         f"| steps done again after a stop | {repeated:.4g} | {repeated / energy_kwh:.1%} |",
+        *([f"| the speed test before it | {test:.4g} | {test / energy_kwh:.1%} |"] if test else []),
         f"| all | {energy_kwh:.4g} | |",
         "",
         *_phase_lines(ledger["phases_kwh"], energy_kwh),

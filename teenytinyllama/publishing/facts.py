@@ -10,6 +10,7 @@ from ..checks import ensure
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..evaluation.results import RESULTS_NAME, Results, read_results
 from ..grid import place
+from ..ledger import num_speed_tests
 from ..model_files import ADAPTER_CONFIG_NAME
 from .escaping import one_line
 from .run_files import (
@@ -183,5 +184,5 @@ def _read_energy(path: Path) -> dict[str, Any] | None:
         "country": place(total.country_iso_code, total.region),
         "pue": total.pue,
         "hours": total.duration_seconds / 3600,
-        "num_starts": total.num_starts,
+        "num_starts": total.num_starts - num_speed_tests(path.parent),
     }

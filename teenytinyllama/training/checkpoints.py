@@ -25,13 +25,15 @@ from ..checkpoints import (
 )
 from ..checks import InputError, RunFailedError, ensure, free_disk_bytes
 from ..collectives import least_over_ranks, wait_for_ranks
+from ..emissions import emission_files
+from ..ledger import ledger_path, read_starts
 from ..manifest import MANIFEST_NAME
 from .clock import Clock
 
 ENVIRONMENT_NAME = "environment.json"
 # What `ttl` writes into a run's folder before its ranks start.
 _PREPARED = (".lock", "packed", "conversations", "preferences", "speed_test.json", "speed-test", "speed-test.log",
-             "emissions.csv", "ledger.jsonl", "publish.log", ".publish")  # fmt: skip
+             "publish.log", ".publish")  # fmt: skip
 _FREE_SHARE = 1.05  # of the room that a save needs, for what else is written meanwhile
 
 
@@ -198,6 +200,14 @@ def lock_run_folder(folder: Path) -> FileLock:
     return lock
 
 
+def _files_of_speed_tests(folder: Path) -> list[str]:
+    """Return the files of a folder's account if it holds speed tests alone, no other work's."""
+    starts = read_starts(ledger_path(folder, 0))
+    if not starts or not all(start.is_speed_test for start in starts):
+        return []
+    return [path.name for path in (ledger_path(folder, 0), *emission_files(folder))]
+
+
 def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
     """Return the state of a run's folder: `new`, `resume` or `complete`.
 
@@ -209,7 +219,8 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
         return "new"
     environment = folder / ENVIRONMENT_NAME
     if not environment.is_file():
-        others = sorted(path.name for path in folder.iterdir() if path.name not in _PREPARED)
+        prepared = {*_PREPARED, *_files_of_speed_tests(folder)}
+        others = sorted(path.name for path in folder.iterdir() if path.name not in prepared)
         ensure(
             not others,
             f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). "

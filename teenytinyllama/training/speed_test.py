@@ -5,6 +5,7 @@ deleted; what it consumed stays in the run's account and counts against its caps
 ranks start; a rank never does.
 """
 
+import contextlib
 import json
 import shutil
 import statistics
@@ -18,9 +19,10 @@ from ..data.packed import packed_manifest
 from ..gpus import find_gpu
 from ..ledger import read_ledger
 from ..manifest import read_manifest, write_json
-from ..recorder import add_energy_files
+from ..recorder import add_speed_test
 from .batch import batch_for
 from .caps import CAP_KEYS
+from .checkpoints import lock_run_folder
 from .hardware import device_name
 from .metrics import METRICS_NAME, read_jsonl
 from .speed import compile_pays
@@ -81,7 +83,8 @@ def settle_length(
         run_test: trains by given values with its output in a file, and returns the exit code.
 
     Raises:
-        InputError: `check` refuses the values, the caps pay for too little, or an earlier test's record is damaged.
+        InputError: `check` refuses the values, the caps pay for too little, an earlier test's record is damaged, or
+            another process is training in the run's folder.
         RunFailedError: the test's training failed.
     """
     given = {key: float(values[key]) for key in CAP_KEYS if values.get(key) is not None}
@@ -97,8 +100,12 @@ def settle_length(
     speed = _read(record) if record.is_file() else None
     if speed is None:
         print(f"speed test {_STEPS} steps of the run, to see what its caps pay for", flush=True)
-        speed = _measure(values, num_ranks, run_test)
-        write_json(record, asdict(speed))
+        lock = lock_run_folder(folder)
+        try:
+            speed = _measure(values, num_ranks, run_test)
+            write_json(record, asdict(speed))
+        finally:
+            lock.release()
     tokens, cap = tokens_within(given, float(values.get("price") or 0), speed, values)
     least = _LEAST_STEPS * values_tokens_per_step(values)
     ensure(
@@ -149,16 +156,21 @@ def _measure(values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[st
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
             raise RunFailedError(f"the speed test ended with exit code {code}; its last lines:\n{tail}")
         speed = _read_test(place, test)
-    finally:
-        _clear(place)
+    except BaseException:
+        with contextlib.suppress(OSError, InputError):  # what the test died of is what the user has to know
+            _clear(place)
+        raise
+    _clear(place)
     log.unlink()
     return speed
 
 
 def _clear(place: Path) -> None:
-    """Delete the folder of a test, once what it consumed is in the run's account."""
-    add_energy_files(place, place.parent, "speed test")
-    shutil.rmtree(place, ignore_errors=True)
+    """Put what a test consumed into the run's account, and delete its folder."""
+    try:
+        add_speed_test(place, place.parent)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def test_values(values: dict[str, Any], num_ranks: int, place: Path) -> dict[str, Any]:

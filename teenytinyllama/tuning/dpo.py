@@ -218,23 +218,12 @@ def _finish(run: Run, config: DpoConfig, plan: DpoPlan, seconds: float) -> None:
     if config.eval_strategy != "no" and evaluation.last_step != trainer.state.global_step:
         trainer.evaluate(metric_key_prefix="final")
     save_model(trainer, plan.folder, config.merge)
-    manifest = plan.manifest
 
     def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
         initial = next((record for record in records if "preference_loss" in record and record["step"] == 0), None)
         return {
             "model": describe_model(config, plan),
-            "data": {
-                "preferences": str(config.preferences),
-                "inputs": manifest["plan"]["inputs"],
-                "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),
-                "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
-                "packed_sha256": manifest["hashes"]["train.parquet"],
-                "sources": manifest["train"]["sources"],
-                "train_tokens": manifest["train"]["tokens"],
-                "validation_documents": manifest["validation"]["pairs"],
-                "dropped": manifest["dropped"],
-            },
+            "data": describe_data(config, plan),
             "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
             "results": {
                 "initial": NOT_EVALUATED,
@@ -244,3 +233,19 @@ def _finish(run: Run, config: DpoConfig, plan: DpoPlan, seconds: float) -> None:
         }
 
     close_run_folder(run, config, plan, "dpo", describe)
+
+
+def describe_data(config: DpoConfig, plan: DpoPlan) -> dict[str, Any]:
+    """Return the manifest's record of the pairs and where they come from."""
+    manifest = plan.manifest
+    return {
+        "preferences": str(config.preferences),
+        "inputs": manifest["plan"]["inputs"],
+        "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),
+        "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
+        "packed_sha256": manifest["hashes"]["train.parquet"],
+        "sources": manifest["train"]["sources"],
+        "train_tokens": manifest["train"]["tokens"],
+        "validation_documents": manifest["validation"]["pairs"],
+        "dropped": manifest["dropped"],
+    }
