@@ -270,14 +270,18 @@ def test_the_length_follows_from_the_record_of_a_test(values: dict[str, Any]) ->
         settle(open_length)
 
 
+def fail_measured(place: Path, log: Path, words: str) -> int:
+    """What a speed test leaves that dies: its words, and what it consumed."""
+    log.write_text(words)
+    place.mkdir()
+    with StageMeter(place, GridSettings()):
+        time.sleep(0.1)
+    return 1
+
+
 def test_a_test_that_fails_shows_its_last_lines(values: dict[str, Any]) -> None:
     def fails(values: dict[str, Any], log: Path) -> int:
-        log.write_text("one\nno room\n")
-        place = Path(values["output_dir"])
-        place.mkdir()
-        with StageMeter(place, GridSettings()):
-            time.sleep(0.1)
-        return 1
+        return fail_measured(Path(values["output_dir"]), log, "one\nno room\n")
 
     with pytest.raises(RunFailedError, match="the speed test ended with exit code 1; its last lines:\none\nno room"):
         settle({**values, "max_tokens": None, "max_hours": 1.0}, fails)
@@ -298,13 +302,9 @@ def test_what_a_test_died_of_is_told_also_when_its_account_cannot_be_kept(values
     """A full disk ends the test and refuses the account's rows as well."""
 
     def fails(values: dict[str, Any], log: Path) -> int:
-        log.write_text("No space left on device\n")
         place = Path(values["output_dir"])
-        place.mkdir()
-        with StageMeter(place, GridSettings()):
-            pass
         (place.parent / "ledger.jsonl").symlink_to("/dev/full")
-        return 1
+        return fail_measured(place, log, "No space left on device\n")
 
     with pytest.raises(RunFailedError, match="No space left on device"):
         settle({**values, "max_tokens": None, "max_hours": 1.0}, fails)

@@ -13,7 +13,7 @@ from ..ledger import LEDGER_NAME
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from .instructions import Counts
 from .readers import read_records
-from .sources import SourceFile, Split
+from .sources import SourceFile, Split, hub_datasets
 
 if TYPE_CHECKING:
     import pyarrow
@@ -73,6 +73,19 @@ def examples_are_done(output: Path, stage: str, plan: dict[str, Any]) -> bool:
     others = sorted({path.name for path in output.iterdir()} - own) if output.is_dir() else []
     ensure(not others, f"output_dir={output}: is not empty ({', '.join(others[:3])}). Choose an empty or new folder.")
     return False
+
+
+def describe_examples(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what a tuning's manifest says of its prepared examples, whatever their kind, and where they come from."""
+    return {
+        "inputs": manifest["plan"]["inputs"],
+        "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),
+        "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
+        "packed_sha256": manifest["hashes"]["train.parquet"],
+        "sources": manifest["train"]["sources"],
+        "train_tokens": manifest["train"]["tokens"],
+        "dropped": manifest["dropped"],
+    }
 
 
 def messages_type() -> "pyarrow.DataType":

@@ -12,8 +12,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from ..arguments import build
 from ..attention import avoid_cudnn_attention
 from ..checks import ensure
+from ..data.examples import describe_examples
 from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
-from ..data.sources import hub_datasets
 from ..grid import GRID_KEYS
 from ..meter import check_energy
 from ..presets import count_parameters
@@ -237,15 +237,8 @@ def _finish(run: Run, config: DpoConfig, plan: DpoPlan, seconds: float) -> None:
 
 def describe_data(config: DpoConfig, plan: DpoPlan) -> dict[str, Any]:
     """Return the manifest's record of the pairs and where they come from."""
-    manifest = plan.manifest
     return {
         "preferences": str(config.preferences),
-        "inputs": manifest["plan"]["inputs"],
-        "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),
-        "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
-        "packed_sha256": manifest["hashes"]["train.parquet"],
-        "sources": manifest["train"]["sources"],
-        "train_tokens": manifest["train"]["tokens"],
-        "validation_documents": manifest["validation"]["pairs"],
-        "dropped": manifest["dropped"],
+        **describe_examples(plan.manifest),
+        "validation_documents": plan.manifest["validation"]["pairs"],
     }

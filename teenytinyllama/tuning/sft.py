@@ -11,7 +11,7 @@ from trl import SFTTrainer
 from ..attention import avoid_cudnn_attention
 from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
-from ..data.sources import hub_datasets
+from ..data.examples import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
 from ..training.loss import fuse_loss
@@ -237,14 +237,8 @@ def describe_data(config: SftConfig, plan: SftPlan) -> dict[str, Any]:
     manifest = plan.manifest
     return {
         "conversations": str(config.conversations),
-        "inputs": manifest["plan"]["inputs"],
-        "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),
-        "tokenizer_sha256": manifest["plan"]["tokenizer_sha256"],
-        "packed_sha256": manifest["hashes"]["train.parquet"],
-        "sources": manifest["train"]["sources"],
+        **describe_examples(manifest),
         "validation_sources": manifest["validation"]["sources"],
-        "train_tokens": manifest["train"]["tokens"],
         "answer_tokens": manifest["train"]["answer_tokens"],
         "validation_documents": manifest["validation"]["conversations"],
-        "dropped": manifest["dropped"],
     }
