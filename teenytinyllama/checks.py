@@ -6,6 +6,7 @@ traceback. Exit codes follow the design: 0 done, 1 failed, 2 bad input, 75 stopp
 
 import difflib
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -90,9 +91,10 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
     Raises:
         InputError: the disk is too full.
     """
+    needed_bytes = math.ceil(needed_bytes * 1.05)
     free_bytes = free_disk_bytes(folder)
     ensure(
-        free_bytes > needed_bytes * 1.05,
+        free_bytes >= needed_bytes,
         f"{field}={folder}: about {needed_bytes / 1e9:.2f} GB are needed there and {free_bytes / 1e9:.2f} GB are free. "
         f"{fix}",
     )

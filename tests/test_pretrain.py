@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_rows import write_rows
-from transformers import LlamaModel, TrainerCallback
+from transformers import LlamaModel, TrainerCallback, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints
@@ -22,6 +22,7 @@ from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.packing import PackConfig, pack
 from teenytinyllama.evaluation.signal import score_signal
 from teenytinyllama.manifest import sha256_file
+from teenytinyllama.presets import count_parameters
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training import pretrain as pretrain_module
@@ -238,6 +239,22 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_weights(
     assert sha256_file(folder / "model.safetensors") == sha256_file(finished[0] / "model.safetensors")
     with (folder / "emissions.csv").open() as file:  # energy is never rewound
         assert len({row["run_id"] for row in csv.DictReader(file)}) == 2
+
+
+def test_a_resume_with_shares_of_the_steps_finds_those_of_the_first_start(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trainer_utils.logger, "warning_once", said.append)
+    values |= {"eval_steps": 0.3, "save_steps": 0.3, "logging_steps": 0.1, "warmup_steps": 0.2}
+    interrupted_run(values, 5, monkeypatch)
+    folder = run(values)
+    assert said == []
+    records = read_jsonl(folder / "metrics.jsonl")
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 9))
+    assert {3, 6} <= {record["step"] for record in records if "bits_per_byte" in record}
+    assert json.loads((folder / "run.json").read_text())["config"]["save_steps"] == 0.3
+    assert "eval_steps: 0.3\n" in (folder / "config.yaml").read_text()
 
 
 def test_a_signal_ends_an_evaluation_too(
@@ -460,10 +477,42 @@ def test_zero_checkpoints_of_other_ranks_are_refused(values: dict[str, Any], mon
         run(values)
 
 
+def free_disk(monkeypatch: pytest.MonkeyPatch, free_bytes: float) -> None:
+    usage = shutil._ntuple_diskusage(int(1e12), 0, int(free_bytes))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
 def test_a_full_disk_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="output_dir=.*3 checkpoints of .* are kept: lower save_total_limit"):
+    free_disk(monkeypatch, 1)
+    with pytest.raises(
+        InputError, match="output_dir=.*2 checkpoints of .* still to come: lower save_total_limit, free"
+    ):
         plan(values)
+    with pytest.raises(InputError, match="1 checkpoint of .* GB are still to come: free some space"):
+        plan({**values, "save_strategy": "no"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "checkpoints"),
+    [
+        ({"save_steps": 1}, 4),  # three are kept, and one is being written
+        ({"save_steps": 1, "save_total_limit": 1}, 2),
+        ({"save_steps": 1, "save_total_limit": None}, 8),  # all of the run
+        ({"save_steps": 3}, 3),
+        ({"save_steps": 0.5}, 2),
+        ({"save_strategy": "no"}, 1),  # a signal's
+    ],
+)
+def test_the_disk_needs_room_for_what_lies_there_at_once(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], checkpoints: int
+) -> None:
+    parameters = count_parameters(plan(values | changes).model_config)
+    needed = parameters * (checkpoints * 12 + 4) * 1.05
+    free_disk(monkeypatch, needed + 1)
+    plan(values | changes)
+    free_disk(monkeypatch, needed - 1)
+    with pytest.raises(InputError, match="GB are needed there"):
+        plan(values | changes)
 
 
 def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:

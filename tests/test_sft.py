@@ -618,6 +618,17 @@ def test_conversations_of_another_model_are_refused(
         plan_sft(config_of({**values, "model_name_or_path": str(short)}))
 
 
+def test_checkpoints_of_an_adapter_need_little_room(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = sum(
+        weight.numel() for weight in LlamaForCausalLM.from_pretrained(values["model_name_or_path"]).parameters()
+    )
+    usage = shutil._ntuple_diskusage(10**12, 0, 10 * parameters)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"2 checkpoints of .* still to come: lower save_total_limit"):
+        plan_sft(config_of(values))
+    plan_sft(config_of({**values, "lora_r": 2}))
+
+
 def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, base: Path, instructions: Path) -> None:
     values = {"model_name_or_path": str(base), "inputs": [str(instructions)], "output_dir": str(tmp_path / "run")}
     with pytest.raises(InputError, match="conversations, inputs: give one of the two"):

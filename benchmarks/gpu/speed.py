@@ -41,8 +41,8 @@ from teenytinyllama.training.hardware import device_name, has_accelerator, peak_
 from teenytinyllama.training.metrics import METRICS_NAME, MFU_CONVENTION, read_jsonl
 
 STEP_ROWS = 64  # of a step: any micro-batch of note divides it
-ROWS = {"160m": 32, "460m": 16}  # of a micro-batch, where a case does not name it
-SWEPT_ROWS = {"160m": (8, 16, 64), "460m": (8, 32)}
+ROWS = {"160m": 32, "460m": 16, "1b1": 8}  # of a micro-batch, where a case does not name it
+SWEPT_ROWS = {"160m": (8, 16, 64), "460m": (8, 32), "1b1": (4, 16)}
 SEVERAL = ("ddp", "zero1", "zero2", "zero3")  # ways to use more than one GPU
 CASE_SECONDS = 150  # more is a hang
 ON, OFF = ["--compile_layers", "true"], ["--compile_layers", "false"]

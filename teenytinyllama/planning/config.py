@@ -29,7 +29,7 @@ class PlanConfig:
                           "default h100, with calibrate the run's"},
     )  # fmt: skip
     gpus: int = field(
-        default=1, metadata={"help": "number of GPUs of one host; several keep 0.92 of the speed of as many alone"}
+        default=1, metadata={"help": "number of GPUs of one host; several keep 0.96 of the speed of as many alone"}
     )
     price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; default: a usual price"})
     mfu: float | None = field(default=None, metadata={"help": "share of the peak that is reached, such as 0.4"})

@@ -11,20 +11,21 @@ from .config import PlanConfig
 
 Origin = Literal["given", "measured", "data sheet", "table", "assumed"]
 
-# By 6 N + 12 L h T. On an H100 this project's own training steps reach 51.9 % (160m) and 52.7 % (460m, docs/gpu.md),
-# above what is published at that size (40 to 46 %: llm.c, nanochat); on an A100 published figures are 51 to 63 %.
+# By 6 N + 12 L h T. This project's own training steps reach 51.9 % (160m) and 52.7 % (460m) on an H100, 54 to 57 %, 55 to
+# 58 % and 57.8 % (1b1) on an H200 (docs/gpu.md), above what is published at that size (40 to 46 %: llm.c, nanochat); on an
+# A100 published figures are 51 to 63 %.
 DEFAULT_MFU = 0.4
-_MFU = {"h100": 0.5, "h200": 0.5}
+_MFU = {"h100": 0.5, "h200": 0.55}
 _MFU_REASONS = {
     "h100": "own training steps on an H100: 51.9 % (160m), 52.7 % (460m), docs/gpu.md",
-    "h200": "as the H100, which has the same peak",
+    "h200": "own training steps on an H200: 54-57 % (160m), 55-58 % (460m), 57.8 % (1b1), docs/gpu.md",
     "a100": "careful: published runs of this size reach 51-63 %, the TeenyTinyLlama paper's own 11 %",
     "cpu": "careful: of the product of two matrices, timed here",
 }
 _MFU_UNKNOWN = "a guess from other cards: no run of this size is published for this one"
-# Share of the speed of as many GPUs on their own. Measured on two H200 of one host under ZeRO-1 (docs/gpu.md).
-_SCALING = 0.92
-_SCALING_REASON = "two H200 under ZeRO-1: 0.92 (160m), 0.97 (460m), docs/gpu.md; more GPUs are not measured"
+# Share of the speed of as many GPUs on their own. Measured on two H200 of one host under DDP (docs/gpu.md).
+_SCALING = 0.96
+_SCALING_REASON = "two H200 under DDP: 0.96 to 0.97 (160m, 460m), docs/gpu.md; more GPUs are not measured"
 # Source: codecarbon 3.3.2, external/hardware.py, POWER_CONSTANT.
 _CPU_WATTS, _CPU_WATTS_SOURCE = 85.0, "codecarbon's figure for a processor it does not know"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..presets import Preset, count_parameters
 from ..training.batch import optimal_batch_tokens, row_divisors
-from ..training.memory import USED_SHARE, Computation, choose_rows, disk_bytes, memory_need
+from ..training.memory import USED_SHARE, Computation, checkpoint_bytes, choose_rows, final_model_bytes, memory_need
 from .calibration import CPU
 from .machine import Machine
 
@@ -72,12 +72,14 @@ def run_needs(
         machine: what it runs on.
     """
     rows_per_gpu = tokens_per_step // context // machine.num_gpus
+    parameters = count_parameters(shape)
+    checkpoints = (checkpoints_kept + 1) * checkpoint_bytes(parameters, machine.precision)  # one is being written
     return Needs(
         optimal_batch_tokens=optimal_batch_tokens(tokens),
         usable_bytes=None if machine.memory_bytes is None else _used_share(machine) * machine.memory_bytes,
         stages=[_stage_memory(shape, context, rows_per_gpu, stage, machine) for stage in STAGES],
         checkpoints_kept=checkpoints_kept,
-        checkpoints_bytes=disk_bytes(count_parameters(shape), machine.precision, checkpoints_kept + 1),
+        checkpoints_bytes=checkpoints + final_model_bytes(parameters),
         packed_bytes=_TOKEN_BYTES * min(tokens, unique_tokens or tokens),
     )
 

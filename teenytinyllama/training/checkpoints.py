@@ -175,7 +175,7 @@ def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[
         names: keys that decide the weights.
         hashes: of the data and the tokenizer.
     """
-    values = {name: getattr(config, name) for name in names} | getattr(config, "given_shares", {})
+    values = {name: getattr(config, name) for name in names} | config.given_shares
     return {**{name: _as_text(values[name]) for name in names}, **hashes}
 
 

@@ -1,6 +1,5 @@
 """The pretraining config: the Trainer's own arguments, plus what a language model from scratch needs."""
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -102,7 +101,6 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
 
     cap_decision: Decision | None = field(init=False, default=None)
-    given_shares: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Derive batch, steps and precision, then hand over to TrainingArguments.
@@ -159,24 +157,9 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             "max_tokens: missing. Give the length of the run in tokens (or max_steps)."
             + (" Only `ttl pretrain` finds it from a cap, before the ranks start." if has_caps(self) else ""),
         )
-        if has_caps(self):
-            self._fix_shares()
         if self.eval_max_tokens is None:  # ten evaluations then cost about as much as a twentieth of the training
             self.eval_max_tokens = min(200_000, max(20_000, self.max_steps * self.tokens_per_step // 100))
-        self._set_decay(self.max_steps)
-
-    def _fix_shares(self) -> None:
-        """Turn shares of the planned steps into steps: a cap may end the run earlier, and a resume knows that."""
-        for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
-            value = getattr(self, name)
-            if value is not None and 0 < value < 1:
-                self.given_shares[name] = value
-                setattr(self, name, max(1, math.ceil(value * self.max_steps)))
-
-    def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the keys that say what this run is; see `RunSettings`. Shares stay shares."""
-        own = {name: value for name, value in self.given_shares.items() if name not in given}
-        return {**super().to_yaml_values(given), **own}
+        self._settle_steps()
 
     def training_flops(self, model_config: "LlamaConfig") -> float:
         """Return the FLOPs of the whole run, over all ranks."""

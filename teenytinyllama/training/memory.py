@@ -154,9 +154,9 @@ def checkpoint_bytes(num_parameters: int, precision: str, zero_stage: int | None
     return num_parameters * (4 + 8 + copies[zero_stage])
 
 
-def disk_bytes(num_parameters: int, precision: str, num_checkpoints: int) -> int:
-    """Return the bytes on the disk of so many checkpoints and the final model in float32."""
-    return checkpoint_bytes(num_parameters, precision) * num_checkpoints + 4 * num_parameters
+def final_model_bytes(num_parameters: int) -> int:
+    """Return the bytes on the disk of the model at the end, which is float32."""
+    return 4 * num_parameters
 
 
 def activation_bytes_per_row(config: "Preset | LlamaConfig", context: int, how: Computation) -> int:

@@ -21,7 +21,7 @@ from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
 from .checkpoints import check_run_folder, run_identity
 from .config import PretrainConfig, corpus_config_values
-from .memory import checkpoint_bytes, disk_bytes
+from .memory import checkpoint_bytes, final_model_bytes
 from .metrics import METRICS_NAME, read_jsonl
 from .settings import RunSettings
 
@@ -147,19 +147,22 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
 
 
 def check_space(config: RunSettings, folder: Path, num_parameters: int) -> None:
-    """Check that the disk has room for the checkpoints that are kept, one more, and the final model.
+    """Check that the disk has room for the checkpoints that will lie there at once, and for the final model.
 
     Raises:
         InputError: it has not.
     """
-    kept = config.save_checkpoints_kept or 10
     written = len(complete_checkpoints(folder)) if folder.exists() else 0
-    each_gb = checkpoint_bytes(num_parameters, config.precision) / 1e9
+    count = max(1, config.most_checkpoints - written)
+    trained = round((1 - config.frozen_share) * num_parameters)
+    each = checkpoint_bytes(trained, config.precision)
+    final = final_model_bytes(num_parameters)
     ensure_disk_space(
         "output_dir",
         folder,
-        disk_bytes(num_parameters, config.precision, max(1, kept + 1 - written)),
-        f"{kept} checkpoints of {each_gb:.2f} GB are kept: lower save_total_limit or free some space.",
+        count * each + final,
+        f"{count} checkpoint{'s' * (count > 1)} of {each / 1e9:.2f} GB and the final model of {final / 1e9:.2f} GB are "
+        f"still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
     )
 
 

@@ -19,7 +19,7 @@ from .caps import CapCallback, apply_decision, has_caps, hours_until_cap, stored
 from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, lock_run_folder
 from .clock import Clock
 from .hardware import device_name
-from .memory import checkpoint_bytes
+from .memory import checkpoint_bytes, final_model_bytes
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .micro_batch import micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .plan import RunPlan, what_follows
@@ -135,7 +135,7 @@ def _checkpoint_callback(
         config.save_checkpoints_kept,
         zero_stage,
         checkpoint_bytes(trained, config.precision, zero_stage),
-        4 * parameters,  # the model at the end, in float32
+        final_model_bytes(parameters),
         figures,
         trainer.clock,
     )

@@ -1,5 +1,6 @@
 """The keys and rules that every training shares, mixed into the Trainer's own arguments."""
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -98,6 +99,7 @@ class RunSettings(GridSettings):
     context: int | None = field(init=False, default=None)
     rows_per_step: int = field(init=False, default=0)
     precision_reason: str = field(init=False, default="")
+    given_shares: dict[str, float] = field(init=False, default_factory=dict)
     micro_batch_given: bool = field(init=False, default=False)
     eval_batch_given: bool = field(init=False, default=False)
     micro_batch_reason: str = field(init=False, default="")
@@ -144,9 +146,20 @@ class RunSettings(GridSettings):
         self.per_device_train_batch_size, self.micro_batch_reason = rows, reason
         self.gradient_accumulation_steps = self.rows_per_step // arguments.world_size // rows
 
-    def _set_decay(self, max_steps: int) -> None:
-        """Give warmup_stable_decay the length of its decay, which it has no default for."""
+    def _settle_steps(self) -> None:
+        """State in steps what `max_steps`, derived before, gives a number to.
+
+        Shares of the steps become steps, in the Trainer's own way (rounded up): a cap may end the run earlier, and a
+        resumed Trainer would warn that the share differs from the steps in its checkpoint. The decay of
+        warmup_stable_decay, which has no default, gets its length.
+        """
         arguments: Any = self
+        max_steps: int = arguments.max_steps
+        for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
+            value = getattr(arguments, name)
+            if value is not None and 0 < value < 1:
+                self.given_shares[name] = value
+                setattr(self, name, math.ceil(value * max_steps))
         if arguments.lr_scheduler_type == "warmup_stable_decay":
             given = arguments.lr_scheduler_kwargs if isinstance(arguments.lr_scheduler_kwargs, dict) else {}
             decay = {"num_decay_steps": max(1, round(self.decay_fraction * max_steps)), "decay_type": "linear"}
@@ -216,14 +229,27 @@ class RunSettings(GridSettings):
         return 0.0
 
     @property
+    def most_checkpoints(self) -> int:
+        """Return how many checkpoints will lie in the folder at once: those kept and the one that is being written."""
+        arguments: Any = self
+        if arguments.save_strategy != "steps":
+            return 1  # a signal's
+        saves = math.ceil(arguments.max_steps / self.save_steps)  # the last step is always saved
+        return saves if self.save_checkpoints_kept is None else min(self.save_checkpoints_kept + 1, saves)
+
+    @property
     def reference_models(self) -> int:
         """Return how many models beside the trained one are held in memory."""
         return 0
 
     def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the keys that say what this run is: those given, and our own with their defaults; no derived ones."""
+        """Return the keys that say what this run is: those given, and our own with their defaults; no derived ones.
+
+        Shares stay shares.
+        """
         own = [item.name for item in fields(self) if item.init and item.name in own_keys(type(self))]
-        values = {name: getattr(self, name) for name in own if name not in self.DERIVED_KEYS and name not in given}
+        values = {name: getattr(self, name) for name in own if name not in self.DERIVED_KEYS} | self.given_shares
+        values = {name: value for name, value in values.items() if name not in given}
         values = {name: getattr(value, "value", value) for name, value in values.items()}  # enums by their value
         if "save_total_limit" not in given:
             values["save_total_limit"] = self.save_checkpoints_kept

@@ -70,7 +70,7 @@ class TuningSettings(LoraSettings, RunSettings):
         arguments: Any = self
         if arguments.max_steps <= 0:
             arguments.max_steps = max(1, -(-round(self.num_rows * arguments.num_train_epochs) // self.rows_per_step))
-        self._set_decay(arguments.max_steps)
+        self._settle_steps()
 
 
 @dataclass
