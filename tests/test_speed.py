@@ -1,6 +1,7 @@
 """The fast ways of computing change the time of a step and nothing else."""
 
 import functools
+import itertools
 import json
 import os
 import sys
@@ -433,6 +434,17 @@ def test_a_peak_that_no_table_has_is_measured_once_and_draws_nothing() -> None:
     assert source == "measured: float32 product of 1024 x 1024 matrices"
     assert hardware.peak_flops("another") == (flops, source), "not measured again"
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("worked", "seconds"), [(0.02, 0.01), (0.3, 0.1), (0.0, 0.1)])
+def test_the_peak_of_a_processor_leaves_out_what_other_programs_took(
+    monkeypatch: pytest.MonkeyPatch, worked: float, seconds: float
+) -> None:
+    """One product, in a tenth of a second by the clock, for which two threads worked so long; 0: too short to tell."""
+    clock, process = itertools.count(), iter([0.0, worked])
+    times = types.SimpleNamespace(perf_counter=lambda: next(clock) / 10, process_time=lambda: next(process))
+    monkeypatch.setattr(hardware, "time", times)
+    assert hardware._measured_peak_flops.__wrapped__(2, "cpu")[0] == pytest.approx(2 * 1024**3 / seconds)
 
 
 def test_the_peak_of_memory_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
