@@ -11,9 +11,9 @@ from .config import PlanConfig
 
 Origin = Literal["given", "measured", "data sheet", "table", "assumed"]
 
-# By 6 N + 12 L h T. This project's own training steps reach 51.9 % (160m) and 52.7 % (460m) on an H100, 54 to 57 % (160m),
-# 55 to 58 % (460m) and 57.8 % (1b1) on an H200 (docs/gpu.md), above what is published at that size (40 to 46 %: llm.c,
-# nanochat); on an A100 published figures are 51 to 63 %.
+# By 6 N + 12 L h T. This project's own training steps reach 51.9 % (160m) and 52.7 % (460m) on an H100, 54 to 57 %
+# (160m), 55 to 58 % (460m) and 57.8 % (1b1) on an H200 (docs/gpu.md), above what is published at that size (40 to
+# 46 %: llm.c, nanochat); on an A100 published figures are 51 to 63 %.
 DEFAULT_MFU = 0.4
 _MFU = {"h100": 0.5, "h200": 0.55}
 _MFU_REASONS = {
