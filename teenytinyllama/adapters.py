@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import InputError, ensure, ensure_packages
+from .checks import InputError, ensure, ensure_not_below_a_file, ensure_packages
 from .manifest import write_json
 from .model_files import (
     ADAPTER_CONFIG_NAME,
@@ -47,14 +47,14 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
     except InputError as error:
         where = f"base_model={name}" if base_model else f"name_or_path={source.name}: its base model is {name}"
         raise InputError(f"{where}: {error} Give its place with --base_model.") from error
-    record = source.find(BASE_RECORD_NAME)
-    expected = json.loads(record.read_text(encoding="utf-8")) if record else {}
+    expected = _base_record(source)
     other = f"name_or_path={source.name}: is an adapter of another base model than {name}"
     ensure(
         expected.get("fingerprint") in (None, base_fingerprint(model)),
         f"{other}: it was trained on {expected.get('base_model')}. Give that one with --base_model.",
     )
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     if source.find(*TOKENIZER_FILES):
         tokenizer = load_tokenizer("name_or_path", source.name, None if source.folder else source.revision)
@@ -64,10 +64,24 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
     except (RuntimeError, ValueError) as error:  # sizes or names of layers that do not fit
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{other} ({reason}). Give its own with --base_model.") from error
+    except (OSError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"name_or_path={source.name}: {ADAPTER_CONFIG_NAME} or {ADAPTER_WEIGHTS_NAME} is damaged ({error!r}). "
+            "Download or copy the adapter again."
+        ) from error
     merged: PreTrainedModel = adapted.merge_and_unload().eval()
     if merged.generation_config is not None and expected.get("eos_token_id") is not None:
         merged.generation_config.eos_token_id = expected["eos_token_id"]
     return merged, tokenizer
+
+
+def _base_record(source: ModelSource) -> dict[str, Any]:
+    """Return what `write_base_record` wrote, or nothing for an adapter that another library made."""
+    record = source.find(BASE_RECORD_NAME)
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8"))) if record else {}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"name_or_path={source.name}: {BASE_RECORD_NAME} is damaged ({error!r}).") from error
 
 
 def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None) -> Path:
@@ -80,8 +94,9 @@ def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None
         is_adapter(locate(name_or_path, None)),
         f"adapter={name_or_path}: is a whole model already, there is nothing to merge.",
     )
+    ensure_not_below_a_file("folder", folder)
     ensure(
-        not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+        not folder.exists() or not any(folder.iterdir()),
         f"folder={folder}: is not empty. Give a new folder.",
     )
     model, tokenizer = from_pretrained(name_or_path, base_model=base_model)

@@ -79,18 +79,33 @@ def ensure_file(field: str, path: str | Path, fix: str) -> Path:
 
 def free_disk_bytes(folder: str | Path) -> int:
     """Return the bytes free on the disk that holds `folder`, or will."""
+    return shutil.disk_usage(_nearest_existing(folder)).free
+
+
+def _nearest_existing(folder: str | Path) -> Path:
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
-    return shutil.disk_usage(existing).free
+    return existing
+
+
+def ensure_not_below_a_file(field: str, folder: str | Path) -> None:
+    """Check that `folder` is one, or can be made.
+
+    Raises:
+        InputError: it is a file, or would lie below one.
+    """
+    existing = _nearest_existing(folder)
+    ensure(existing.is_dir(), f"{field}={folder}: {existing} is a file. Choose a folder.")
 
 
 def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: str) -> None:
     """Check that the disk that will hold `folder` has `needed_bytes` free, plus five per cent.
 
     Raises:
-        InputError: the disk is too full.
+        InputError: the disk is too full, or `folder` cannot be one.
     """
+    ensure_not_below_a_file(field, folder)
     needed_bytes = math.ceil(needed_bytes * 1.05)
     free_bytes = free_disk_bytes(folder)
     ensure(

@@ -4,7 +4,9 @@ A Hub revision is resolved once, with config.json, and everything else is read a
 cannot come from two versions. Weights are read from safetensors only: pickle files can run code when they are read.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,20 +58,40 @@ def from_pretrained(
         "with `tokenizer.save_pretrained`.",
     )
     # Only now, so that a refusal does not wait for torch.
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"revision": source.revision} if source.folder is None else {}
-    try:
+    with _damage_told(source.name):
         tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.name, trust_remote_code=False, use_safetensors=True, **place
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            source.name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **place
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"name_or_path={source.name}: transformers cannot read its files: {error} Download or copy the model again."
-        ) from error
+    model, loaded = read
+    missing = sorted(loaded["missing_keys"])  # which transformers draws at random
+    ensure(
+        not missing,
+        f"name_or_path={source.name}: config.json asks for {len(missing)} weights that its files do not hold "
+        f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}). Download or copy the model again.",
+    )
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    """Turn what the libraries raise at damaged files, of whatever kind, into a refusal.
+
+    Raises:
+        InputError: with their reason.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"name_or_path={name}: transformers cannot read its files: {reason} Download or copy the model again."
+        ) from error
 
 
 def load_classifier(
@@ -90,19 +112,14 @@ def load_classifier(
     source = locate(name_or_path, revision)
     check_weights(source)
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     place = {"revision": source.revision} if source.folder is None else {}
-    try:
+    with _damage_told(source.name):
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             source.name, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
             output_loading_info=True, **place,
         )  # fmt: skip
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"name_or_path={source.name}: transformers cannot read its files: {error} Download or copy the model again."
-        ) from error
     return model, sorted(loaded["missing_keys"])
 
 
@@ -200,5 +217,5 @@ def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> 
     place = {"revision": source.revision} if source.folder is None else {}
     try:
         return make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{key}={name_or_path}: its tokenizer cannot be read: {error}") from error

@@ -354,7 +354,7 @@ def test_a_base_model_completes(base_folder: Path) -> None:
     [
         ({"port": 0}, "port=0: must lie between 1 and 65535"),
         ({"host": ""}, "host='': empty"),
-        ({"temperature": -1.0}, "temperature=-1.0: must be 0 or more"),
+        ({"temperature": -1.0}, "temperature=-1.0: must be 0, or lie in"),
         ({"space_dir": "x", "port": 1234}, "host=127.0.0.1, port=1234: mean nothing with space_dir=x"),
     ],
 )

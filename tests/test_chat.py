@@ -288,7 +288,10 @@ def test_a_base_model_completes(tokenizer: Any) -> None:
     ("changes", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0: must be at least 1"),
-        ({"temperature": -1.0}, "temperature=-1.0: must be 0 or more"),
+        ({"temperature": -1.0}, "temperature=-1.0: must be 0, or lie in"),
+        ({"temperature": 1e-40}, "temperature=1e-40: must be 0, or lie in"),
+        ({"seed": -1}, "seed=-1: must lie between 0 and 2147483647"),
+        ({"seed": 10**20}, "seed=100000000000000000000: must lie between 0 and"),
         ({"top_k": -1}, "top_k=-1: must be 0"),
         ({"top_p": 0.0}, "top_p=0.0: must lie in"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be positive"),

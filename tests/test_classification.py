@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +21,7 @@ from hub_server import HubServer
 from transformers import BertConfig, BertForMaskedLM, DataCollatorWithPadding, LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, RunFailedError
+from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, RunFailedError, StoppedResumable
 from teenytinyllama.cli import main
 from teenytinyllama.evaluation.results import read_results
 from teenytinyllama.published import load_tokenizer
@@ -133,6 +135,42 @@ def test_the_scores_of_a_run_lie_where_its_card_looks(llama: str, toy: str, tmp_
     assert not (run / "results.json").exists()  # neither is what the whole training set makes of this model
     classify(make_config(str(run), toy, tmp_path / "whole", **one))
     assert read_results(run / "results.json").scores == read_results(tmp_path / "whole" / "results.json").scores
+    other = write_jsonl(tmp_path / "other.jsonl", toy_rows()[:60])
+    classify(make_config(str(run), other, tmp_path / "second", **one))  # files of one's own are tasks of their own
+    scores = read_results(run / "results.json").scores
+    assert len({score.task for score in scores}) == 2
+    assert {score.name for score in scores} == {f"local files ({Path(toy).name})", "local files (other.jsonl)"}
+
+
+def test_a_model_asked_for_later_is_made_by_its_seed(llama: str, toy: str, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"seeds": 2, "num_train_epochs": 1}
+    folder = classify(make_config(llama, toy, tmp_path / "run", **values))
+    records = records_of(folder)
+    times = [path.stat().st_mtime_ns for path in sorted(folder.glob("seed-*.json"))]
+    classify(make_config(llama, toy, folder, save_model=True, **values))
+    assert (folder / "model" / "model.safetensors").is_file()
+    now = [path.stat().st_mtime_ns for path in sorted(folder.glob("seed-*.json"))]
+    assert (now[0] > times[0], now[1] == times[1]) == (True, True)
+    assert [record["scores"] for record in records_of(folder)] == [record["scores"] for record in records]
+
+
+def test_a_signal_keeps_the_seeds_that_are_done(
+    llama: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from teenytinyllama.classification import run as run_module
+
+    def stop(path: Path, content: Any) -> None:
+        write_json(path, content)
+        if path.name == "seed-42.json":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    write_json = run_module.write_json
+    monkeypatch.setattr(run_module, "write_json", stop)
+    config = make_config(llama, toy, tmp_path / "run", seeds=2, num_train_epochs=1)
+    with pytest.raises(StoppedResumable, match="SIGTERM; the seeds that are done are kept; the same command goes on"):
+        classify(config)
+    monkeypatch.undo()
+    assert [record["seed"] for record in records_of(classify(config))] == [42, 43]
 
 
 def test_a_decoder_learns_a_separable_task(finished: Path, llama: str) -> None:
@@ -662,7 +700,7 @@ def test_errors_of_scores() -> None:
 def test_a_score_like_the_trivial_one_is_marked(llama: str, toy: str, tmp_path: Path) -> None:
     folder = classify(make_config(llama, toy, tmp_path / "run", seeds=1, num_train_epochs=1, learning_rate=1e-9))
     table = (folder / "classification.md").read_text()
-    assert "within two standard errors of the most frequent label" in table
+    assert "not above the most frequent label by two standard errors" in table
     assert "| not known" not in table
     assert "(not known; " in table  # one seed says nothing about seeds
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from hub_server import HubServer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from teenytinyllama import cli
-from teenytinyllama.checks import InputError, MissingPackageError
+from teenytinyllama.checks import InputError, MissingPackageError, StoppedResumable
+from teenytinyllama.evaluation import evaluate as evaluate_module
+from teenytinyllama.evaluation import parts
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import evaluate_model
 from teenytinyllama.evaluation.held_out_text import load_held_out
@@ -161,15 +164,14 @@ def test_the_names_of_scores_say_what_was_computed_in_less_than_float32(
     found = {}
     for model, precision, suffix in ((model_folder, "float32", ""), (model_folder, "bfloat16", ", bfloat16"),
                                      (model_folder, "saved", ""), (halved, "saved", ", bfloat16")):  # fmt: skip
-        # One folder: what another precision measured is measured again.
-        evaluate(
-            model, tmp_path / "out", tasks=["arc_zero", "enem"], data_dir=str(data_dir), limit=4, precision=precision
-        )
-        scores = read_results(tmp_path / "out" / "results.json").scores
+        # One folder a model: what another precision measured is measured again.
+        output = tmp_path / f"of-{model.name}"
+        evaluate(model, output, tasks=["arc_zero", "enem"], data_dir=str(data_dir), limit=4, precision=precision)
+        scores = read_results(output / "results.json").scores
         assert [score.name for score in scores] == [
             f"ENEM, first 4{suffix}", f"ARC-Challenge (pt), 0-shot, first 4{suffix}"
         ]  # fmt: skip
-        bits = [row.value for row in read_measures(tmp_path / "out" / "measures.json") if "bits" in row.metric]
+        bits = [row.value for row in read_measures(output / "measures.json") if "bits" in row.metric]
         found[model.name, precision] = bits
     exact, rounded = found[model_folder.name, "float32"], found[model_folder.name, "bfloat16"]
     assert found[model_folder.name, "saved"] == exact
@@ -460,6 +462,7 @@ def test_data_that_does_not_fit_is_refused_before_any_work(
         ({"model_name_or_path": ""}, r"model_name_or_path: missing\. Write ttl evaluate MODEL"),
         ({"suite": "lm", "tasks": ["arc"]}, r"suite=lm, tasks=arc: give one of the two"),
         ({"tasks": []}, r"tasks=\[\]: empty"),
+        ({"tasks": [","]}, r"tasks=\[\]: empty"),
         ({"batch_size": 0}, r"batch_size=0: must be at least 1"),
         ({"checkpoints": True, "revision": "x"}, r"checkpoints, revision=x: give one of the two"),
         ({"country_iso_code": "XXX"}, r"country_iso_code=XXX"),
@@ -468,6 +471,11 @@ def test_data_that_does_not_fit_is_refused_before_any_work(
 def test_configs_that_make_no_sense_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         EvaluateConfig(**{"model_name_or_path": "x", **values})
+
+
+def test_no_repository_is_refused() -> None:
+    with pytest.raises(InputError, match=r"checkpoints: a/b/c is neither a folder nor a Hub repository \(owner/name\)"):
+        list_stops("a/b/c", None, checkpoints=True)
 
 
 def test_a_model_without_tokenizer_a_foreign_folder_and_a_missing_extra_are_refused(
@@ -668,6 +676,59 @@ def test_the_results_of_a_finished_run_lie_where_its_card_looks(
     assert not (run / "results.json").exists()  # a part of the questions is no score
     evaluate_model(EvaluateConfig(model_name_or_path=str(run), tasks=["calame"], data_dir=str(data_dir)))
     assert [score.num_items for score in read_results(run / "results.json").scores] == [12]
+
+
+def test_scores_of_other_weights_and_of_first_questions_are_not_this_model_s(
+    model_folder: Path, tokenizer_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(model_folder, tmp_path / "run")
+    (run / "run.json").write_text("{}")
+
+    def measure(task: str, **more: Any) -> None:
+        evaluate_model(EvaluateConfig(model_name_or_path=str(run), tasks=[task], data_dir=str(data_dir), **more))
+
+    measure("lambada", limit=4)
+    measure("calame")
+    assert {score.task for score in read_results(run / "evaluation" / "results.json").scores} == {
+        "ttl_lambada", "ttl_calame"}  # fmt: skip
+    assert {score.task for score in read_results(run / "results.json").scores} == {"ttl_calame"}
+    other = make_model(tmp_path / "other", tokenizer_folder, 4096, seed=7)
+    shutil.copy(other / "model.safetensors", run)  # trained anew
+    measure("arc_zero")
+    for place in (run, run / "evaluation"):
+        assert {score.task for score in read_results(place / "results.json").scores} == {"ttl_arc_zero"}
+    assert (run / "evaluation" / "parts" / "final" / "ttl_calame.json").is_file()  # nothing is lost
+
+
+def test_a_folder_with_the_evaluation_of_another_model_is_refused(
+    model_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(model_folder, tmp_path / "out", tasks=["calame"], data_dir=str(data_dir))
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    with pytest.raises(
+        InputError, match=r"output_dir=.*out: holds the evaluation of .*\. Choose another folder for .*other"
+    ):
+        evaluate(other, tmp_path / "out", tasks=["calame"], data_dir=str(data_dir))
+    monkeypatch.chdir(model_folder.parent)
+    evaluate(Path(model_folder.name), tmp_path / "out", tasks=["calame"], data_dir=str(data_dir))  # the same one
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_that_goes_on(
+    model_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def stop(path: Path, part: parts.Part) -> None:
+        write_part(path, part)
+        os.kill(os.getpid(), number)
+
+    write_part, before = parts.write_part, signal.getsignal(number)
+    monkeypatch.setattr(evaluate_module, "write_part", stop)
+    with pytest.raises(StoppedResumable, match=f"{number.name}; what is measured is kept; the same command goes on"):
+        evaluate(model_folder, tmp_path / "out", tasks=["calame", "lambada"], data_dir=str(data_dir))
+    assert signal.getsignal(number) is before
+    monkeypatch.undo()
+    output = evaluate(model_folder, tmp_path / "out", tasks=["calame", "lambada"], data_dir=str(data_dir))
+    assert len(read_results(output / "results.json").scores) == 2
 
 
 def test_every_task_file_is_valid_for_the_harness(

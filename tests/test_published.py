@@ -251,6 +251,7 @@ def test_refuses_missing_folders_files_and_unknown_short_names(tmp_path: Path):
     [
         ("config.json", "{", r"config.json is no JSON .*Copy it again"),
         ("model.safetensors", "", r"transformers cannot read its files: .*Download or copy the model again"),
+        ("tokenizer.json", "{}", r"transformers cannot read its files: .*Download or copy the model again"),
         ("tokenizer.json", None, r"holds no tokenizer .*`tokenizer.save_pretrained`"),
         ("model.safetensors", None, r"holds no weights in safetensors"),
     ],
@@ -260,6 +261,23 @@ def test_refuses_damaged_folders(hub_folder: Path, tmp_path: Path, broken: str, 
     (folder / broken).unlink()
     if content is not None:
         (folder / broken).write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 2}, r"asks for 9 weights that its files do not hold \(model.layers.1.*, …\)"),
+        ({"intermediate_size": 96}, r"transformers cannot read its files: .*Download or copy the model again"),
+    ],
+)
+def test_refuses_weights_that_are_not_those_of_the_config(
+    hub_folder: Path, tmp_path: Path, changes: dict[str, int], message: str
+):
+    folder = shutil.copytree(hub_folder / "models/nicholasKluge/TeenyTinyLlama-160m/main", tmp_path / "modelo")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(InputError, match=message):
         from_pretrained(folder)
 

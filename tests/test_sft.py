@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from teenytinyllama import checks, cli, from_pretrained
+from teenytinyllama.adapters import merge_adapter
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.chat.linter import check_chat_model
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
@@ -426,6 +427,16 @@ def test_adapter_errors(adapter: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"base_model=/nowhere: .*no such folder.* Give its place with --base_model"):
         from_pretrained(adapter, base_model="/nowhere")
     copy = shutil.copytree(adapter, tmp_path / "copy")
+    (copy / "base_model.json").write_text("{")
+    with pytest.raises(InputError, match=r"copy: base_model.json is damaged"):
+        from_pretrained(copy)
+    shutil.copy(adapter / "base_model.json", copy)
+    (copy / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"adapter_model.safetensors is damaged .*Download or copy the adapter again"):
+        from_pretrained(copy)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"folder=.*file/merged: .*file is a file. Choose a folder"):
+        merge_adapter(str(adapter), tmp_path / "file" / "merged")
     (copy / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"holds no adapter_model.safetensors. Pickle files"):
         from_pretrained(copy)

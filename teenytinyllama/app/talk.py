@@ -26,13 +26,12 @@ REFUSED = "O modelo de conversa deste modelo não aceita a mensagem ou o texto d
 DROPPED = "Os {} turnos mais antigos já não cabem no contexto e ficaram de fora."
 RULES = {
     "max_new_tokens": "Máximo de tokens: um número inteiro a partir de 1.",
-    "temperature": "Temperatura: um número a partir de 0.",
+    "temperature": "Temperatura: 0, ou um número de 0,01 a 100.",
     "top_k": "Top-k: um número inteiro a partir de 0 (0: sem limite).",
     "top_p": "Top-p: um número acima de 0 e até 1.",
     "repetition_penalty": "Penalidade de repetição: um número acima de 0 (1: nenhuma).",
     "seed": "Semente: um número inteiro de 0 a 2147483647.",
 }
-_LARGEST_SEED = 2**31 - 1
 
 
 class Session:
@@ -110,7 +109,7 @@ def read_sampling(values: dict[str, float | None]) -> Sampling:
         InputError: a value is missing or outside its range; the message is one of `RULES`.
     """
     for name, value in values.items():
-        if value is None or (name == "seed" and not 0 <= value <= _LARGEST_SEED):
+        if value is None:
             raise InputError(RULES[name])
     whole = ("max_new_tokens", "top_k", "seed")
     try:

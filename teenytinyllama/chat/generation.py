@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+LARGEST_SEED = 2**31 - 1  # which every library takes
+
+
 @dataclass
 class Sampling:
     """How the next token is chosen."""
@@ -34,12 +37,16 @@ class Sampling:
             InputError: a number outside its range.
         """
         ensure(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens}: must be at least 1.")
-        ensure(self.temperature >= 0, f"temperature={self.temperature}: must be 0 or more. 0.7 is usual.")
+        ensure(
+            self.temperature == 0 or 0.01 <= self.temperature <= 100,  # others overflow
+            f"temperature={self.temperature}: must be 0, or lie in [0.01, 100]. 0.7 is usual.",
+        )
         ensure(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (no limit) or more. 50 is usual.")
         ensure(0 < self.top_p <= 1, f"top_p={self.top_p}: must lie in (0, 1]. 0.9 is usual.")
         ensure(
             self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty}: must be positive. 1 is none."
         )
+        ensure(0 <= self.seed <= LARGEST_SEED, f"seed={self.seed}: must lie between 0 and {LARGEST_SEED}.")
 
     def to_generate(self) -> dict[str, Any]:
         """Return the arguments of transformers' `generate`."""

@@ -11,6 +11,7 @@ from .tasks import LOCAL, find_task
 
 SPLITS = ("train", "validation", "test")
 CHOSEN_ON_TEST = "test_as_in_the_paper"
+MODEL_FOLDER = "model"  # of a kept classifier, in the folder of the results
 
 
 @dataclass

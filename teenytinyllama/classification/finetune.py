@@ -25,7 +25,7 @@ from ..checks import InputError, RunFailedError, ensure
 from ..recorder import StageMeter
 from ..training.hardware import choose_precision, has_accelerator
 from ..training.trial import is_out_of_memory
-from .config import CHOSEN_ON_TEST, ClassifyConfig
+from .config import CHOSEN_ON_TEST, MODEL_FOLDER, ClassifyConfig
 from .encoding import Encoded
 from .model import Base, build_classifier
 from .scoring import score
@@ -183,7 +183,7 @@ def finetune(
         ) from error
     record = _record(trainer, predicted, seed, evaluated, num_labels)
     if config.save_model and seed == config.seed:
-        _save(trainer, base, folder.parent / "model")
+        _save(trainer, base, folder.parent / MODEL_FOLDER)
     shutil.rmtree(checkpoints)
     return {**record, "seconds": time.monotonic() - start}
 

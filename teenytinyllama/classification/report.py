@@ -1,13 +1,14 @@
 """The results of a fine-tuning over its seeds: the file for cards, and the table that says what a score can mean."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..emissions import EmissionsTotal
 from ..evaluation.results import FINE_TUNED_SUITE, Results, Score
 from .config import CHOSEN_ON_TEST, ClassifyConfig
 from .scoring import METRICS, Summary, item_error, majority_scores, summarise
-from .tasks import PAPER
+from .tasks import LOCAL, PAPER
 
 if TYPE_CHECKING:
     from .run import ClassifyPlan
@@ -48,13 +49,14 @@ def make_results(
 ) -> Results:
     """Return the scores of the model for `results.json`; those of the baseline are not the model's."""
     task, model = plan.task, plan.base
+    name, title = _task_name(config, plan)
     scores = [
         Score(
-            task=task.name,
+            task=name,
             suite=FINE_TUNED_SUITE,
-            name=task.title,
-            metric=name,
-            metric_name=metric_title(name),
+            name=title,
+            metric=metric,
+            metric_name=metric_title(metric),
             value=summary.mean,
             dataset_id=task.dataset_id or None if plan.found.revision else None,
             dataset_revision=plan.found.revision,
@@ -70,11 +72,19 @@ def make_results(
             harness=f"transformers {versions.get('transformers')} Trainer, fine-tuned, mean of {config.seeds} seeds",
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        for name, summary in found.items()
-        if not name.startswith(f"{_BASELINE}_")
+        for metric, summary in found.items()
+        if not metric.startswith(f"{_BASELINE}_")
     ]
-    name = model.name + (" (random initialisation)" if model.random_init else "")
-    return Results(model=name, command=command, versions=versions, scores=tuple(scores))
+    shown = model.name + (" (random initialisation)" if model.random_init else "")
+    return Results(model=shown, command=command, versions=versions, scores=tuple(scores))
+
+
+def _task_name(config: ClassifyConfig, plan: "ClassifyPlan") -> tuple[str, str]:
+    """Return name and title of the task; files of one's own are told apart by their rows and named by their names."""
+    if plan.task.name != LOCAL:
+        return plan.task.name, plan.task.title
+    files = ", ".join(Path(file).name for file in config.train_file or [str(config.data_dir)])
+    return f"{LOCAL}-{plan.identity['rows_sha256'][:8]}", f"{plan.task.title} ({files})"
 
 
 def render_table(
@@ -127,7 +137,7 @@ def render_table(
 def _line(title: str, summary: Summary) -> str:
     deviation = "" if summary.deviation is None else f"{100 * summary.deviation:.2f}"
     seeds = "not known" if summary.seed_error is None else f"{100 * summary.seed_error:.2f}"
-    note = "within two standard errors of the most frequent label" if summary.is_trivial else ""
+    note = "not above the most frequent label by two standard errors" if summary.is_trivial else ""
     error = f"{100 * summary.stderr:.2f} ({seeds}; {100 * summary.item_error:.2f})"
     return f"| {title} | {100 * summary.mean:.2f} | {deviation} | {error} | {note} |"
 

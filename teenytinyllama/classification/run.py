@@ -20,10 +20,11 @@ from ..manifest import (
 )
 from ..meter import check_energy
 from ..recorder import StageMeter
+from ..stopping import stopped_by_signals
 from ..training.checkpoints import ENVIRONMENT_NAME, check_run_folder, lock_run_folder
 from ..training.hardware import device_name
 from ..training.ranks import prepare_rank
-from .config import SPLITS, ClassifyConfig
+from .config import MODEL_FOLDER, SPLITS, ClassifyConfig
 from .encoding import Encoded, Framing, choose_length, describe_framing, encode, frame
 from .model import Base, load_base
 from .rows import TaskRows, read_task
@@ -86,6 +87,7 @@ def plan_classify(config: ClassifyConfig) -> ClassifyPlan:
     return ClassifyPlan(task, found, splits, base, framing, data, max_length, identity, state)
 
 
+@stopped_by_signals("the seeds that are done are kept; the same command goes on")
 def classify(config: ClassifyConfig) -> Path:
     """Fine-tune a model on a task with every seed that is not done yet, and return the folder with the results.
 
@@ -95,6 +97,7 @@ def classify(config: ClassifyConfig) -> Path:
         InputError: see `plan_classify`; also a folder in which another process works.
         MissingPackageError: the extra `eval` is not installed.
         RunFailedError: see `finetune`.
+        StoppedResumable: a signal.
     """
     ensure_packages("eval", "evaluate", "datasets", "sklearn")
     prepare_rank()
@@ -112,6 +115,8 @@ def classify(config: ClassifyConfig) -> Path:
                            "device": device_name()}  # fmt: skip
             write_json(folder / ENVIRONMENT_NAME, environment)
         missing = [seed for seed in seeds if not (folder / f"seed-{seed}.json").is_file()]
+        if config.save_model and config.seed not in missing and not (folder / MODEL_FOLDER).is_dir():
+            missing.insert(0, config.seed)  # measured before anyone asked for its model
         baseline = _work(config, plan, folder, missing)
         records = [_read_record(folder / f"seed-{seed}.json") for seed in seeds]
         _finish(config, plan, folder, records, baseline)

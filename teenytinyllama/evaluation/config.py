@@ -70,9 +70,9 @@ class EvaluateConfig(GridSettings):
             self.suite is None or self.tasks is None,
             f"suite={self.suite}, tasks={', '.join(self.tasks or [])}: give one of the two.",
         )
-        ensure(self.tasks is None or self.tasks, "tasks=[]: empty. Give at least one.")
         if self.tasks is not None:
             self.tasks = [name for text in self.tasks for name in text.split(",") if name]
+            ensure(self.tasks, "tasks=[]: empty. Give at least one.")
         elif self.suite is None:
             self.suite = "signal"
         assert self.suite is None or self.suite in SUITE_CHOICES

@@ -4,7 +4,6 @@ The folder holds `results.json` (scores), `measures.json` (bits per byte, perple
 of the evaluation, `parts/` (one file a task and model), and `run.json`, written last.
 """
 
-import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,13 +15,25 @@ from ..checks import ensure, ensure_packages, is_main_process
 from ..collectives import from_first, join_ranks, leave_ranks
 from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
 from ..recorder import StageMeter
+from ..stopping import stopped_by_signals
 from .config import EvaluateConfig
 from .inputs import CLOZE_NAME, find_held_out_text, make_cloze_file, tasks_with_data
 from .local_data import CLOZE, TaskRows
 from .measures import MEASURES_NAME, Measure, write_measures
-from .parts import PARTS_FOLDER, Part, make_part, part_path, read_part, rows_of, step_of_part, task_identity, write_part
+from .parts import (
+    PARTS_FOLDER,
+    Part,
+    make_part,
+    part_path,
+    read_part,
+    read_parts,
+    rows_of,
+    step_of_part,
+    task_identity,
+    write_part,
+)
 from .plots import PROGRESS_PLOT, SCORES_PLOT, plot_progress, plot_scores
-from .results import RESULTS_NAME, Results, Score, merge_results, write_results
+from .results import RESULTS_NAME, Results, Score, merge_results, read_results, write_results
 from .suites import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, choose_tasks
 from .tables import format_results
 from .walk import Stop, list_stops, precision_name, weights_fingerprint
@@ -50,6 +61,7 @@ class _Work:
     cloze_file: Path | None
 
 
+@stopped_by_signals("what is measured is kept; the same command goes on")
 @without_cudnn_attention()
 def evaluate_model(config: EvaluateConfig) -> Path:
     """Measure a model, or go on where an earlier start stopped, and return the folder of the results.
@@ -59,6 +71,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     Raises:
         InputError: an unknown task, data that does not fit, a model that cannot be read, a folder that holds something
             else, or a context that is too short. Nothing is measured then.
+        StoppedResumable: a signal.
     """
     wanted = choose_tasks(config.suite, config.tasks)
     if wanted:
@@ -68,7 +81,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     stops = list_stops(config.model_name_or_path, config.revision, config.checkpoints)
     missing: dict[str, str] = {}
     tasks = list(tasks_with_data(list(dict.fromkeys(task for _, task in wanted)), config, missing))
-    model, tokenizer = _load(config, stops[0], device)
+    model, tokenizer, fingerprint = _load(config, stops[0], device)
     text = find_held_out_text(config, wanted, tokenizer, missing)
     folder.mkdir(parents=True, exist_ok=True)
     cloze_file = None
@@ -84,14 +97,16 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     )
     work = _Work(config, folder, stops, tasks, language, cloze_file)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    weights: dict[int | None, str] = {}
     with StageMeter(folder, config) if is_main_process() else nullcontext() as energy:
         for number, stop in enumerate(stops):
             if number:
                 del model
-                model, tokenizer = _load(config, stop, device)
-            _measure(work, stop, model, tokenizer, energy)
+                model, tokenizer, fingerprint = _load(config, stop, device)
+            weights[stop.step] = fingerprint
+            _measure(work, stop, model, tokenizer, fingerprint, energy)
     if is_main_process():
-        _write_results(work, missing)
+        _write_results(work, missing, weights)
     leave_ranks()
     return folder
 
@@ -107,18 +122,38 @@ def _open_folder(config: EvaluateConfig) -> Path:
         not others or others & {PARTS_FOLDER, CLOZE_NAME, "emissions.csv", "ledger.jsonl"} or others <= known,
         f"output_dir={folder}: holds no evaluation ({', '.join(sorted(others)[:3])}). Choose a new folder.",
     )
+    if folder != model / "evaluation":  # where a moved run takes its evaluation along
+        _check_same_model(folder, config.model_name_or_path)
     return folder
+
+
+def _check_same_model(folder: Path, name_or_path: str) -> None:
+    """Check that a folder with results is about a model of this name.
+
+    Raises:
+        InputError: it is about another, whose scores would stand beside this one's.
+    """
+    if not (folder / RESULTS_NAME).is_file():
+        return
+    there = read_results(folder / RESULTS_NAME).model
+    here, before = Path(name_or_path).expanduser(), Path(there).expanduser()
+    ensure(
+        there == name_or_path or (here.is_dir() and here.resolve() == before.resolve()),
+        f"output_dir={folder}: holds the evaluation of {there}. Choose another folder for {name_or_path}.",
+    )
 
 
 def _load(
     config: EvaluateConfig, stop: Stop, device: "torch.device"
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
+    """Return a model in the precision that is asked for, its tokenizer, and the fingerprint of its weights as saved."""
     from transformers.utils import logging as transformers_logging
 
     from ..published import from_pretrained
 
     transformers_logging.disable_progress_bar()
     model, tokenizer = from_pretrained(stop.name_or_path, stop.revision, config.base_model)
+    fingerprint = weights_fingerprint(model)
     if config.precision == "float32":
         model = model.float()
     elif config.precision == "bfloat16":
@@ -126,13 +161,17 @@ def _load(
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16()
     placed: Any = model
-    return placed.to(device).eval(), tokenizer
+    return placed.to(device).eval(), tokenizer, fingerprint
 
 
 def _measure(
-    work: _Work, stop: Stop, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", energy: StageMeter | None
+    work: _Work,
+    stop: Stop,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    model_hash: str,
+    energy: StageMeter | None,
 ) -> None:
-    model_hash = weights_fingerprint(model)
     if work.text is not None:
         _measure_text(work, stop, model, model_hash)
     harness_model = None
@@ -148,7 +187,7 @@ def _measure(
             outcome = run_task(harness_model, task, work.config.data_dir, cloze_file, work.config.limit)
             if is_main_process():
                 limited, precision = work.config.limit is not None, precision_name(model)
-                write_part(path, make_part(task, outcome, rows, stop, identity, limited, precision))
+                write_part(path, make_part(task, outcome, rows, stop, identity, model_hash, limited, precision))
         if energy is not None:
             energy.tick()
 
@@ -171,12 +210,13 @@ def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash:
         measures = language_modeling_measures(model, text, config.batch_size, *settings)
         measures = [replace(measure, step=stop.step, tokens=stop.tokens) for measure in measures]
         if is_main_process():
-            write_part(path, Part(identity, [], [asdict(measure) for measure in measures]))
+            write_part(path, Part(identity, [], [asdict(measure) for measure in measures], weights=model_hash))
 
 
-def _write_results(work: _Work, missing: dict[str, str]) -> None:
-    """Collect what all starts in this folder measured, and write it in every form; the manifest last."""
-    scores, measures = _collect(work.folder)
+def _write_results(work: _Work, missing: dict[str, str], weights: dict[int | None, str]) -> None:
+    """Collect what all starts in this folder measured of these models, and write it in every form; manifest last."""
+    parts = read_parts(work.folder, weights)
+    scores, measures = _collect(parts)
     results = Results(work.config.model_name_or_path, command_line(), versions(_VERSIONED), tuple(scores))
     write_results(work.folder / RESULTS_NAME, results)
     write_measures(work.folder / MEASURES_NAME, measures)
@@ -190,28 +230,29 @@ def _write_results(work: _Work, missing: dict[str, str]) -> None:
         plot_progress(over_steps, measured, energy, work.folder / PROGRESS_PLOT)
     model = Path(work.config.model_name_or_path).expanduser()
     if work.config.limit is None and work.config.output_dir is None and (model / MANIFEST_NAME).is_file():
-        merge_results(model / RESULTS_NAME, results)  # where the run's card looks for them
+        whole, _ = _collect([(path, part) for path, part in parts if not part.limited])
+        # Where the run's card looks for them.
+        merge_results(model / RESULTS_NAME, replace(results, scores=tuple(whole)))
     content = {"config": asdict(work.config), "missing": missing, "num_scores": len(scores)}
     write_manifest(work.folder, "evaluate", content)
 
 
-def _collect(folder: Path) -> tuple[list[Score], list[Measure]]:
-    """Return all scores and measures in the folder, in the order of the suites and steps.
+def _collect(parts: list[tuple[Path, Part]]) -> tuple[list[Score], list[Measure]]:
+    """Return all scores and measures of some parts, in the order of the suites and steps.
 
     A task counts in each of its suites. The final model comes before the checkpoints.
     """
     scores, measures = [], []
     order = {name: number for number, name in enumerate((_HELD_OUT, *TASKS))}
 
-    def place(path: Path) -> tuple[int, int]:
-        step = step_of_part(path)
-        return order.get(path.stem, 99), -1 if step is None else step
+    def place(found: tuple[Path, Part]) -> tuple[int, int]:
+        step = step_of_part(found[0])
+        return order.get(found[0].stem, 99), -1 if step is None else step
 
-    paths = sorted((folder / PARTS_FOLDER).glob("*/*.json"), key=place)
-    parts = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    ordered = [(path.stem, part) for path, part in sorted(parts, key=place)]
     for suite in (LANGUAGE_MODELING, *SUITES):
-        for name, part in parts:
+        for name, part in ordered:
             if name == _HELD_OUT if suite == LANGUAGE_MODELING else name in SUITES[suite]:
-                scores += [Score(**{**row, "suite": suite}) for row in part["scores"]]
-                measures += [Measure(**{**row, "suite": suite}) for row in part["measures"]]
+                scores += [Score(**{**row, "suite": suite}) for row in part.scores]
+                measures += [Measure(**{**row, "suite": suite}) for row in part.measures]
     return scores, measures

@@ -31,6 +31,8 @@ class Part:
         measures: for `measures.json`, without a suite.
         trivial: what answers without a model score, by what they do.
         truncated_prompts: questions whose prompt did not fit.
+        weights: `walk.weights_fingerprint` of the model; empty in files of earlier versions, which did not write it.
+        limited: whether only the first questions were asked.
     """
 
     identity: str
@@ -38,6 +40,8 @@ class Part:
     measures: list[dict[str, Any]]
     trivial: dict[str, float] = field(default_factory=dict)
     truncated_prompts: int = 0
+    weights: str = ""
+    limited: bool = False
 
 
 def part_path(folder: Path, stop: Stop, task: str) -> Path:
@@ -64,6 +68,21 @@ def write_part(path: Path, part: Part) -> None:
     """Write a part; its presence means that it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(part))
+
+
+def read_parts(folder: Path, weights: dict[int | None, str]) -> list[tuple[Path, Part]]:
+    """Return the parts of a folder, but for those of models that were measured now with other weights.
+
+    Args:
+        folder: of the evaluation.
+        weights: fingerprints of the models that were measured now, by their step.
+    """
+    found = []
+    for path in (folder / PARTS_FOLDER).glob("*/*.json"):
+        part = Part(**json.loads(path.read_text(encoding="utf-8")))
+        if part.weights in ("", weights.get(step_of_part(path), part.weights)):
+            found.append((path, part))
+    return found
 
 
 def rows_of(task: BenchmarkTask, config: EvaluateConfig, cloze_file: Path | None) -> TaskRows:
@@ -93,6 +112,7 @@ def make_part(
     rows: TaskRows,
     stop: Stop,
     identity: str,
+    weights: str,
     limited: bool,
     precision: str | None = None,
 ) -> Part:
@@ -104,6 +124,7 @@ def make_part(
         rows: its questions and examples.
         stop: the model.
         identity: see `task_identity`.
+        weights: see `Part`.
         limited: whether only the first questions were asked.
         precision: what the model computed in; None for float32.
     """
@@ -148,4 +169,6 @@ def make_part(
         [asdict(measure) for measure in measures],
         {name: line[1] for name, line in lines.items()},
         outcome.truncated_prompts,
+        weights,
+        limited,
     )

@@ -37,7 +37,7 @@ def mmlu(row: Row) -> Row:
 
 def hellaswag(row: Row) -> Row:
     """Return the beginning of a text, its continuations and the place of the right one."""
-    text = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    text = f"{row['activity_label']}: {row['ctx_a']} {(row.get('ctx_b') or '').capitalize()}"
     return {"question": clean(text), "choices": [clean(ending) for ending in row["endings"]], "gold": int(row["label"])}
 
 

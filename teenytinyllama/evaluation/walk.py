@@ -96,10 +96,13 @@ def _progress(folder: Path) -> dict[int, tuple[int | None, float | None]]:
 
 def _branch_stops(name_or_path: str) -> list[Stop]:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
     repository = PUBLISHED_MODELS.get(name_or_path, name_or_path)
     try:
         branches = [branch.name for branch in HfApi().list_repo_refs(repository).branches]
+    except HFValidationError as error:
+        raise InputError(f"checkpoints: {repository} is neither a folder nor a Hub repository (owner/name).") from error
     except hub_errors() as error:
         raise InputError(
             f"checkpoints: the branches of {repository} cannot be listed: {type(error).__name__}. Check the name and "

@@ -7,18 +7,17 @@ that it can be ended at any moment and go on later.
 import contextlib
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
 from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
 from ..manifest import MANIFEST_NAME
+from ..stopping import stopped_by_signals
 from ..supervision import SUPERVISOR_VARIABLE
 from .branches import check_distinct, merge_entries
 from .contents import ENVIRONMENT_NAME, index_upload
@@ -65,7 +64,8 @@ def follow(run: Path, config: PublishConfig) -> None:
     """
     check_token()
     _step_back()
-    with _ended_by_signals(run, config):
+    command = command_for(run, config)
+    with stopped_by_signals(f"what is published is recorded, this goes on: {command}", _end_soon):
         has_ended, is_complete = _parent_watch(), _completion(run)
         ensure(run.is_dir() or not has_ended(), f"RUN={run}: no such folder. Give the output_dir of a run.")
         while not (run / ENVIRONMENT_NAME).is_file():
@@ -215,23 +215,11 @@ def _only_one(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -
         lock.release()
 
 
-@contextlib.contextmanager
-def _ended_by_signals(run: Path, config: PublishConfig) -> Iterator[None]:
-    """Turn TERM and INT into `StoppedResumable`, at once or, while an upload holds on, a little later."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        end = threading.Timer(_END_SECONDS, os._exit, (EXIT_RESUMABLE,))
-        end.daemon = True
-        end.start()
-        raise StoppedResumable(f"{signal.Signals(number).name}; what is published is recorded, this goes on: "
-                               f"{command_for(run, config)}")  # fmt: skip
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _end_soon() -> None:
+    """End the process a little later, if an upload that cannot be interrupted holds on until then."""
+    end = threading.Timer(_END_SECONDS, os._exit, (EXIT_RESUMABLE,))
+    end.daemon = True
+    end.start()
 
 
 def _step_back() -> None:
