@@ -9,7 +9,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -47,6 +47,8 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode, deep: bool
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):  # such as `{{ name }}`, a template that nobody filled in
+            raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key_node.start_mark)
         ensure(
             key not in seen,
             f"{key}: given twice in the YAML (line {key_node.start_mark.line + 1}). Keep one of the two lines.",
@@ -56,12 +58,16 @@ def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode, deep: bool
 
 
 def _without_yaml_1_1(resolvers: dict[str, list[tuple[str, Any]]]) -> dict[str, list[tuple[str, Any]]]:
-    dropped = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+    dropped = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "bool", "float", "timestamp")}
     return {first: [(tag, regexp) for tag, regexp in rules if tag not in dropped] for first, rules in resolvers.items()}
 
 
 _StrictLoader.yaml_implicit_resolvers = _without_yaml_1_1(yaml.SafeLoader.yaml_implicit_resolvers)
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+# Decimal alone: 1.1 reads 1:30 as 90 and 0100 as 64.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+)$"),

@@ -95,6 +95,16 @@ def test_a_long_conversation(
     assert read_manifest("x", folder, "conversations", "")["dropped"] == dropped
 
 
+def test_a_cut_before_the_answer_leaves_a_row_out(tmp_path: Path, tokenizer: Any) -> None:
+    config = ConversationsConfig(
+        inputs=[write(tmp_path / "a.jsonl", [turns(1, 1), turns(90, 2)])], output_dir=str(tmp_path / "out"),
+        context=40, validation_fraction=0.0, long_conversations="cut",
+    )  # fmt: skip
+    folder = prepare_conversations(config, tokenizer)
+    assert len(rows_of(folder, "train")) == 1
+    assert read_manifest("x", folder, "conversations", "")["dropped"] == {"longer than the context": 1}
+
+
 def test_nothing_held_out_is_learnt(tmp_path: Path, tokenizer: Any) -> None:
     asked = pairs(3)
     config = ConversationsConfig(

@@ -23,6 +23,7 @@ SYSTEM = {"role": "system", "content": "Seja breve."}
         {"conversations": [{"from": "human", "value": " Oi? "}, {"from": "gpt", "value": "Olá.\n"}], "source": "x"},
         {"instruction": "Oi?", "input": "", "output": "Olá."},
         {"instruction": "Oi?", "input": None, "output": "Olá."},
+        {"instruction": "Oi?", "context": "", "response": "Ola\u0301."},
         {"prompt": "Oi?", "completion": "Olá."},
         {"prompt": "Oi?", "response": "Olá.", "messages": None},
         {"prompt": [USER], "completion": [ASSISTANT]},
@@ -38,6 +39,8 @@ def test_inputs_and_system_texts() -> None:
         {"role": "user", "content": "Some.\n\n1 e 2"},
         {"role": "assistant", "content": "3"},
     ]
+    dolly = {"instruction": "Quando?", "context": "Foi em 1822.", "response": "Em 1822."}
+    assert read_conversation(dolly)[0]["content"] == "Quando?\n\nFoi em 1822."
     turns = [SYSTEM, USER, ASSISTANT, {"role": "user", "content": "E?"}, ASSISTANT]
     assert read_conversation({"messages": turns}) == turns
 
@@ -51,6 +54,7 @@ def test_inputs_and_system_texts() -> None:
         ({"messages": [USER, {"role": "assistant", "content": None}]}, data.NOT_TEXT),
         ({"prompt": "Oi", "completion": 3}, data.NOT_TEXT),
         ({"instruction": "Oi", "input": 3, "output": "a"}, data.NOT_TEXT),
+        ({"prompt": "Oi", "completion": "\ud83d"}, data.NOT_UNICODE),
         ({"messages": [{"role": "tool", "content": "x"}, ASSISTANT]}, data.UNKNOWN_ROLE),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, data.EMPTY_TURN),
         ({"messages": [ASSISTANT, USER]}, data.BAD_ORDER),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.data import packing, workers
@@ -216,6 +217,68 @@ def test_an_empty_corpus_and_a_foreign_folder_are_refused(
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     with pytest.raises(InputError, match="output_dir=.*thesis.txt: is a file"):
         pack(config(corpus_folder, tokenizer_folder, tmp_path / "mine" / "thesis.txt"))
+
+
+def test_two_processes_do_not_pack_into_one_folder(tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    with (
+        FileLock(folder / ".lock"),
+        pytest.raises(InputError, match=r"output_dir=.*p: another process is packing into it\. Wait for it, or choose"),
+    ):
+        pack(config(corpus_folder, tokenizer_folder, folder))
+    assert load_packed(pack(config(corpus_folder, tokenizer_folder, folder))).train.size
+    with (
+        pytest.raises(InputError, match=r"another process has packed into it meanwhile"),
+        packing._alone_in(folder),
+    ):
+        pass
+    assert not (folder / ".lock").exists()
+
+
+def test_other_held_out_files_and_other_metadata_are_other_rows(tmp_path: Path, tokenizer_folder: Path) -> None:
+    files = [str(tmp_path / f"{name}.jsonl") for name in "abc"]
+    for name in files:
+        Path(name).write_text("".join(json.dumps({"text": f"{name} {n} " * 9}) + "\n" for n in range(9)))
+    split = {"tokenizer": str(tokenizer_folder), "output_dir": str(tmp_path / "p"), "context": 32}
+    pack(PackConfig(inputs=files[:2], validation_inputs=files[2:], **split))
+    for other in (
+        PackConfig(inputs=files[:1], validation_inputs=files[1:], **split),
+        PackConfig(inputs=files[:2], validation_inputs=files[2:], metadata_column="other", **split),
+    ):
+        with pytest.raises(InputError, match="holds rows of other inputs or settings"):
+            pack(other)
+
+
+def test_a_corpus_shorter_than_a_row_takes_nothing_away(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(InputError, match="context=10000000: the corpus has only .* training tokens, less than one row"):
+        pack(config(corpus_folder, tokenizer_folder, tmp_path / "link", context=10_000_000))
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_the_journal_does_not_repeat_sources(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus from the web can have a source a document."""
+    rows = [{"text": f"Era uma vez {n} gatos.", "metadata": {"source": f"https://x/{n}"}} for n in range(400)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 500)
+    sizes: list[int] = []
+    close = packing.Journal.close
+
+    def measured(journal: packing.Journal) -> None:
+        close(journal)
+        sizes.append((journal.folder / "journal.jsonl").stat().st_size)
+
+    monkeypatch.setattr(packing.Journal, "close", measured)
+    folder = pack(config(tmp_path / "a.jsonl", tokenizer_folder, tmp_path / "p"))
+    sources = load_packed(folder).manifest["sources"] | load_packed(folder).manifest["validation_sources"]
+    assert len(sources) == 400
+    assert sizes[0] < 400 * 200
 
 
 def test_a_full_disk_is_refused(

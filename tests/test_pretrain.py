@@ -25,6 +25,7 @@ from teenytinyllama.manifest import sha256_file
 from teenytinyllama.presets import count_parameters
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.publishing.cards import write_model_card
+from teenytinyllama.training import plan as plan_module
 from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training import signal_scores
@@ -402,6 +403,7 @@ def test_bad_configs_write_nothing(values: dict[str, Any], changes: dict[str, An
         "num_train_epochs",
         "dataloader_drop_last",
         "average_tokens_across_devices",
+        "save_only_model",
     ],
 )
 def test_refused_keys_say_why(values: dict[str, Any], key: str) -> None:
@@ -493,26 +495,57 @@ def test_a_full_disk_is_refused(values: dict[str, Any], monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("changes", "checkpoints"),
+    ("changes", "there", "new"),
     [
-        ({"save_steps": 1}, 4),  # three are kept, and one is being written
-        ({"save_steps": 1, "save_total_limit": 1}, 2),
-        ({"save_steps": 1, "save_total_limit": None}, 8),  # all of the run
-        ({"save_steps": 3}, 3),
-        ({"save_steps": 0.5}, 2),
-        ({"save_strategy": "no"}, 1),  # a signal's
+        ({"save_steps": 1}, [], 4),  # three are kept, and one is being written
+        ({"save_steps": 1, "save_total_limit": 1}, [], 2),
+        ({"save_steps": 1, "save_total_limit": None}, [], 8),  # all of the run
+        ({"save_steps": 1, "save_total_limit": None}, [1, 2, 3], 5),
+        ({"save_steps": 1}, [1, 2, 3], 1),
+        ({"save_steps": 1}, [1], 3),
+        ({"save_steps": 3}, [], 3),
+        ({"save_steps": 3}, [3, 5], 2),  # of 6 and 8; a signal saved 5
+        ({"save_steps": 4, "save_total_limit": 9, "max_tokens": 4096}, [1, 2, 3, 4, 5, 6, 7, 8], 2),  # a longer run
+        ({"save_steps": 0.5}, [], 2),
+        ({"save_steps": 0}, [], 1),  # the last
+        ({"save_strategy": "no"}, [], 1),  # a signal's
     ],
 )
-def test_the_disk_needs_room_for_what_lies_there_at_once(
-    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], checkpoints: int
+def test_the_disk_needs_room_for_what_is_to_come(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], there: list[int], new: int
 ) -> None:
+    for step in there:
+        folder = Path(values["output_dir"]) / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "complete.json").write_text("{}")
+    monkeypatch.setattr(plan_module, "check_run_folder", lambda folder, identity: "resume" if there else "new")
     parameters = count_parameters(plan(values | changes).model_config)
-    needed = parameters * (checkpoints * 12 + 4) * 1.05
+    needed = parameters * (new * 12 + 4) * 1.05
     free_disk(monkeypatch, needed + 1)
     plan(values | changes)
     free_disk(monkeypatch, needed - 1)
     with pytest.raises(InputError, match="GB are needed there"):
         plan(values | changes)
+
+
+def test_a_complete_run_needs_no_room(finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    free_disk(monkeypatch, 1)
+    assert plan(finished[1]).state == "complete"
+
+
+@pytest.mark.parametrize(("first", "then"), [({"save_steps": 0.25}, {"save_steps": 0.25}), ({}, {"save_steps": 6})])
+def test_a_longer_run_takes_its_own_intervals(
+    values: dict[str, Any], first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """Those of the start that wrote the checkpoint are in its state, which the Trainer goes on with."""
+    values |= {"save_total_limit": None, "eval_steps": 6, "logging_steps": 3}
+    folder = run(values | first)
+    run(values | {"max_tokens": 24 * 256} | then)
+    old = [2, 4, 6, 8] if first else [4, 8]
+    assert [step for step, _ in complete_checkpoints(folder)] == [*old, 12, 18, 24]
+    records = read_jsonl(folder / "metrics.jsonl")
+    scored = {record["step"] for record in records if "bits_per_byte" in record}
+    assert {step for step in scored if step > 8} == {12, 18, 24}
 
 
 def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:

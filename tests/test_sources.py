@@ -20,6 +20,10 @@ def read(*inputs: Path | str, **options: object) -> list[tuple[str, Document]]:
     return list(Corpus(CorpusConfig(inputs=[str(path) for path in inputs], **options)).documents())  # type: ignore[arg-type]
 
 
+def texts(read: list[tuple[str, Document]]) -> list[str]:
+    return [document.text for _, document in read]
+
+
 def jsonl(texts: list[str]) -> bytes:
     return "".join(json.dumps({"text": text, "metadata": "source: a; license: MIT"}) + "\n" for text in texts).encode()
 
@@ -157,10 +161,42 @@ def test_bad_inputs_are_refused(inputs: list[str], message: str) -> None:
         read(*inputs)
 
 
+def test_folders_are_read_to_their_depth(tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "x" / "y").mkdir(parents=True)
+    (tmp_path / "real").mkdir()
+    for place in ("corpus/a", "corpus/x/b", "corpus/x/y/c", "real/d"):
+        (tmp_path / f"{place}.jsonl").write_bytes(jsonl([place]))
+    below = ["corpus/a", "corpus/x/b", "corpus/x/y/c"]
+    assert sorted(texts(read(tmp_path / "corpus" / "**" / "*.jsonl"))) == below
+    assert sorted(texts(read(tmp_path / "corpus" / "**"))) == below
+    (tmp_path / "corpus" / "more").symlink_to(tmp_path / "real")
+    (tmp_path / "corpus" / "x" / "back").symlink_to(tmp_path / "corpus")
+    assert sorted(texts(read(tmp_path / "corpus"))) == [*below, "real/d"]
+
+
+def test_texts_are_composed_and_lose_their_byte_order_mark(tmp_path: Path) -> None:
+    marked = tmp_path / "a.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + jsonl(["A\u0301gua", "chão"]))
+    assert texts(read(marked)) == ["Água", "chão"]
+    lines = tmp_path / "b.txt"
+    lines.write_bytes("\ufeffum\ndois\n".encode())
+    assert texts(read(lines, txt_unit="line")) == ["um", "dois"]
+
+
+def test_shards_are_of_one_source(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for number in range(2):
+        (bare / f"contos-0000{number}-of-00002.txt").write_text(str(number))
+    assert {document.source for _, document in read(bare)} == {"contos"}
+
+
 def test_a_folder_without_texts_and_a_wild_fraction_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a")
     with pytest.raises(InputError, match="the folder holds no .parquet"):
         read(tmp_path)
+    with pytest.raises(InputError, match="metadata_column=text: is the text_column"):
+        read("sample", metadata_column="text")
     with pytest.raises(InputError, match="validation_fraction=0.9: must lie between 0 and 0.5"):
         read("sample", validation_fraction=0.9)
 

@@ -436,11 +436,14 @@ def test_a_peak_that_no_table_has_is_measured_once_and_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("worked", "seconds"), [(0.02, 0.01), (0.3, 0.1), (0.0, 0.1)])
+@pytest.mark.parametrize(
+    ("worked", "cores", "seconds"), [(0.02, 8, 0.01), (0.3, 8, 0.1), (0.0, 8, 0.1), (0.02, 1, 0.02)]
+)
 def test_the_peak_of_a_processor_leaves_out_what_other_programs_took(
-    monkeypatch: pytest.MonkeyPatch, worked: float, seconds: float
+    monkeypatch: pytest.MonkeyPatch, worked: float, cores: int, seconds: float
 ) -> None:
     """One product, in a tenth of a second by the clock, for which two threads worked so long; 0: too short to tell."""
+    monkeypatch.setattr(hardware, "available_cores", lambda: cores)
     clock, process = itertools.count(), iter([0.0, worked])
     times = types.SimpleNamespace(perf_counter=lambda: next(clock) / 10, process_time=lambda: next(process))
     monkeypatch.setattr(hardware, "time", times)

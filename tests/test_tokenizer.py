@@ -1,5 +1,6 @@
 """The tokenizer: fixed ids, exact round trips, the same ids wherever it is loaded, and every refusal."""
 
+import heapq
 import json
 import os
 import pickle
@@ -11,12 +12,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from teenytinyllama import tokenizer as tk
 from teenytinyllama.checks import InputError
 from teenytinyllama.published import load_tokenizer
+from teenytinyllama.tokenizer import sampling
 from teenytinyllama.tokenizer.reading import choose_alphabet, known_parts
 from teenytinyllama.tokenizer.sampling import PIECE_BYTES, sample_texts
 from teenytinyllama.tokenizer.superwords import FUNCTION_WORDS
@@ -580,3 +583,48 @@ def test_importing_the_module_is_light():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_source_that_loses_a_piece_is_the_one_a_plain_search_finds() -> None:
+    """With as many sources as documents a search over all of them takes hours."""
+    draw = random.Random(3)
+    documents = [
+        SimpleNamespace(text="á" * draw.randint(1, 60), source=f"s{int(draw.random() ** 3 * 200)}")
+        for _ in range(3_000)
+    ]
+    found = sample_texts(documents, 20_000, seed=5)
+    priorities = random.Random(5)
+    sources: dict[str, sampling._Source] = {}
+    total = place = 0
+    for document in documents:
+        for piece in sampling._cut(document.text.encode(), max(4, 20_000 // sampling._PIECES_AT_LEAST)):
+            source = sources.setdefault(document.source, sampling._Source(len(sources), []))
+            heapq.heappush(source.heap, (priorities.random(), place, piece))
+            place, total = place + 1, total + len(piece)
+            source.seen += len(piece)
+            source.kept += len(piece)
+            while total > 20_000:
+                total -= max(sources.values(), key=sampling._Source.rate_after_eviction).evict()
+    expected = sorted(entry[1:] for source in sources.values() for entry in source.heap)
+    assert found.pieces == [piece for _, piece in expected]
+    assert found.kept_bytes == {name: source.kept for name, source in sources.items()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"validation_fraction": 0.0}, {"validation_fraction": 0.5, "audit_bytes": 1}])
+def test_a_tokenizer_without_held_out_documents_is_kept(
+    tmp_path: Path, changes: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One book is the plainest corpus."""
+    from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+
+    names = ["livro.txt"] if not changes else [f"{n}.txt" for n in range(8)]
+    for name in names:
+        (tmp_path / name).write_text(f"{name} " + " ".join(SENTENCES))
+    inputs = [str(tmp_path / name) for name in names]
+    folder = build_tokenizer(
+        TokenizerConfig(inputs=inputs, vocab_size=400, output_dir=str(tmp_path / "t"), **changes)  # type: ignore[arg-type]
+    )
+    documents = json.loads((folder / "audit.json").read_text())["overall"]["documents"]
+    said = "no held-out document to audit with" in capsys.readouterr().out
+    assert (documents, said) == ((1, False) if "audit_bytes" in changes else (0, True))
+    assert len(load_tokenizer("tokenizer", str(folder))) == 400

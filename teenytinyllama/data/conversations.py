@@ -100,9 +100,10 @@ class _Preparation:
         if len(row["input_ids"]) <= self.config.context:
             yield row
         elif self.config.long_conversations == "cut":
-            self.counts.drop(CUT, place)
             cut = {name: row[name][: self.config.context] for name in ("input_ids", "labels")}
-            if any(label != IGNORED for label in cut["labels"]):
+            has_answer = any(label != IGNORED for label in cut["labels"])
+            self.counts.drop(CUT if has_answer else TOO_LONG, place)
+            if has_answer:
                 yield {**row, **cut, "messages": self._kept(conversation.messages, cut["input_ids"])}
         elif self.config.long_conversations == "drop":
             self.counts.drop(TOO_LONG, place)

@@ -13,7 +13,7 @@ from ..ledger import LEDGER_NAME
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from .instructions import Counts
 from .readers import read_records
-from .sources import SourceFile, Split, hub_datasets
+from .sources import SourceFile, Split, default_source, hub_datasets
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,9 +28,9 @@ def records(key: str, files: list[SourceFile]) -> Iterator[tuple[str, str, dict[
         InputError: a file cannot be read; it names the config key.
     """
     for file in files:
-        stem = file.path.name.split(".")[0]
+        source = default_source(file.path)
         for number, record in enumerate(read_records(key, file.path), start=1):
-            yield f"{file.name}:{number}", stem, record
+            yield f"{file.name}:{number}", source, record
 
 
 def reasons(counts: Counts) -> str:

@@ -3,13 +3,14 @@
 A row is recognised by its keys:
 
 * `messages` or `conversations`: a list of turns, `role`/`content` or (ShareGPT) `from`/`value`;
-* `instruction`, optional `input`, `output` (Alpaca);
+* `instruction`, optional `input` or `context`, `output` (Alpaca, Dolly);
 * `prompt` and `completion`, `response` or `answer`: two texts, or two lists of turns.
 
 A conversation is: optional system text, then user and assistant in turn, ending with an answer.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ ANSWER_KEYS = ("completion", "response", "answer", "output")
 
 UNKNOWN_FORM = "no known form"
 NOT_TEXT = "a turn that is no text"
+NOT_UNICODE = "a turn that is not valid Unicode"
 UNKNOWN_ROLE = "a role other than system, user, assistant"
 EMPTY_TURN = "an empty turn"
 BAD_ORDER = "roles that do not alternate"
@@ -91,7 +93,7 @@ def _turns(row: dict[str, Any]) -> list[Any]:
             return list(row[name])
     answer = next((row[name] for name in ANSWER_KEYS if row.get(name) is not None), None)
     if "instruction" in row and answer is not None:
-        parts = [row["instruction"], *([row["input"]] if row.get("input") else [])]
+        parts = [row["instruction"], *(row[name] for name in ("input", "context") if row.get(name))]
         if not all(isinstance(part, str) for part in parts):
             raise RowError(NOT_TEXT)
         head = [_turn("system", row["system"])] if row.get("system") else []
@@ -117,7 +119,11 @@ def _read_turn(turn: Any) -> Message:
         raise RowError(NOT_TEXT)
     if role.lower() not in _ROLES:
         raise RowError(UNKNOWN_ROLE)
-    return {"role": _ROLES[role.lower()], "content": content.strip()}
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as error:  # jsonl can escape half of a character
+        raise RowError(NOT_UNICODE) from error
+    return {"role": _ROLES[role.lower()], "content": unicodedata.normalize("NFC", content.strip())}
 
 
 def read_origin(row: dict[str, Any], default_source: str) -> tuple[str, str]:

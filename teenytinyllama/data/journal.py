@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,11 @@ class Totals:
 
 
 class Journal:
-    """The unfinished folder `.partial`: token files that only grow, and one line of totals per finished chunk."""
+    """The unfinished folder `.partial`: token files that only grow, and one line per finished chunk.
+
+    A line holds the totals, and the records of those sources alone that the chunk added to: there can be as many
+    sources as documents.
+    """
 
     def __init__(self, folder: Path, plan: str, dtype: Any) -> None:
         self.folder, self.dtype = folder, dtype
@@ -48,8 +52,11 @@ class Journal:
             (folder / "plan").write_text(plan)
         lines = marks.read_text().split("\n") if marks.exists() else []
         whole = [line for line in lines[:-1] if line]  # a kill can leave a last line without its end
-        if whole:
-            self.totals = Totals(**json.loads(whole[-1]))
+        for line in whole:
+            mark = json.loads(line)
+            sources = {split: records | mark["sources"][split] for split, records in self.totals.sources.items()}
+            self.totals = Totals(**{**mark, "sources": sources})
+        self.source_ids = {name: place for place, name in enumerate(self.totals.sources["validation"])}
         marks.write_text("".join(line + "\n" for line in whole))
         self.files = {name: self._open(name) for name in ("train", "validation", "documents")}
         self.marks = marks.open("a")
@@ -69,17 +76,17 @@ class Journal:
     def append(self, chunk: list[tuple[str, Document]], encoded: list[NDArray[Any]]) -> None:
         """Add a chunk's documents to the token files and mark it done."""
         totals = self.totals
-        names = list(totals.sources["validation"])
+        touched: dict[str, dict[str, Any]] = {split: {} for split in totals.sources}
         for (split, document), ids in zip(chunk, encoded, strict=True):
             num_bytes = len(document.text.encode())
             totals.count(split, document, num_bytes, len(ids))
+            touched[split][document.source] = totals.sources[split][document.source]
             self.files[split].write(ids.tobytes())
             if split == "train":
                 totals.train_tokens += len(ids)
                 continue
-            if document.source not in names:
-                names.append(document.source)
-            row = (totals.validation_tokens, len(ids), num_bytes, names.index(document.source))
+            source_id = self.source_ids.setdefault(document.source, len(self.source_ids))
+            row = (totals.validation_tokens, len(ids), num_bytes, source_id)
             self.files["documents"].write(np.array([row], dtype=DOCUMENT_DTYPE).tobytes())
             totals.validation_tokens += len(ids)
         totals.documents += len(chunk)
@@ -87,7 +94,7 @@ class Journal:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        self.marks.write(json.dumps(asdict(totals)) + "\n")
+        self.marks.write(json.dumps({**vars(totals), "sources": touched}) + "\n")
         self.marks.flush()
 
     def close(self) -> None:

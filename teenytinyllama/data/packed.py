@@ -12,6 +12,8 @@ from ..manifest import MANIFEST_NAME, read_manifest
 
 PACK_FIX = "Make it with `ttl pack`."
 
+_MOST_SOURCES_SHOWN = 40
+
 
 @dataclass(frozen=True)
 class PackedCorpus:
@@ -61,16 +63,19 @@ def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
 
 
 def print_summary(folder: Path) -> None:
-    """Print what a packed folder holds: a line a source and the totals."""
+    """Print what a packed folder holds: a line for each of the largest sources, and the totals."""
     manifest = packed_manifest(folder)
-    width = max(len("source"), *map(len, manifest["sources"]))
+    shown = sorted(manifest["sources"].items(), key=lambda item: -item[1]["bytes"])[:_MOST_SOURCES_SHOWN]
+    width = max(len("source"), *(len(name) for name, _ in shown))
     print(f"{'source':{width}} {'documents':>10} {'MB':>8} {'tokens':>12} {'held out':>9}  licences")
-    for name, record in manifest["sources"].items():
+    for name, record in shown:
         held_out = manifest["validation_sources"].get(name, {"documents": 0})["documents"]
         print(
             f"{name:{width}} {record['documents']:10,} {record['bytes'] / 1e6:8.1f} {record['tokens']:12,} "
             f"{held_out:9,}  {', '.join(record['licenses'])[:60]}"
         )
+    if more := len(manifest["sources"]) - len(shown):
+        print(f"… and {more:,} smaller sources")
     print(
         f"{manifest['num_rows']:,} rows of {manifest['context']} tokens ({manifest['dtype']}) in {folder}; "
         f"{manifest['validation_tokens']:,} held-out tokens; {manifest['dropped_tokens']} tokens dropped at the end"

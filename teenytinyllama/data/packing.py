@@ -14,6 +14,7 @@ A packed folder holds, all readable with numpy alone:
 There are no labels: for a causal model they are the inputs, and the collator makes them.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ..checks import InputError, available_cores, ensure, ensure_disk_space
@@ -38,6 +40,8 @@ from .workers import Chunk, DocumentEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_LOCK_NAME = ".lock"
 
 CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
 SMALL_BYTES = 8_000_000  # below, starting worker processes takes longer than they save
@@ -116,22 +120,56 @@ def pack(config: PackConfig) -> Path:
         **{key: getattr(config, key) for key in ("context", "seed", "validation_fraction", "text_column", "txt_unit")},
         "has_validation_inputs": bool(config.validation_inputs),
     }
+    if config.validation_inputs:
+        plan["num_training_files"] = len(corpus.files)  # the others are held out
+    if config.metadata_column != PackConfig.metadata_column:
+        plan["metadata_column"] = config.metadata_column
     if _is_done(output, sha256_json(plan), config):
         print(f"{output} already holds these rows")
         return output
     num_documents, num_bytes = _inspect(corpus)
     ensure_disk_space("output_dir", output, 2 * 2 * num_bytes // 3, "Free some space or choose another disk.")
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    journal = Journal(output / ".partial", sha256_json(plan), dtype)
-    if journal.totals.chunks:
-        print(f"going on after {journal.totals.documents} of {num_documents} documents")
     num_workers = config.num_workers or (1 if num_bytes < SMALL_BYTES else available_cores())
-    with StageMeter(journal.folder, config) as energy:
-        with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
-            _encode_all(corpus, encoder, journal, num_documents, energy)
-        journal.close()
-    _finish(output, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
+    with _alone_in(output):
+        journal = Journal(output / ".partial", sha256_json(plan), dtype)
+        if journal.totals.chunks:
+            print(f"going on after {journal.totals.documents} of {num_documents} documents")
+        with StageMeter(journal.folder, config) as energy:
+            with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
+                _encode_all(corpus, encoder, journal, num_documents, energy)
+            journal.close()
+        _finish(output, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
     return output
+
+
+@contextlib.contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Make a folder and hold it for this process; one that stays empty is taken away again.
+
+    Raises:
+        InputError: another process packs into it, or has done so since this one looked.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / _LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"output_dir={output}: another process is packing into it. Wait for it, or choose another folder."
+        ) from error
+    try:
+        ensure(
+            not (output / MANIFEST_NAME).exists(),
+            f"output_dir={output}: another process has packed into it meanwhile. The same command says what it holds.",
+        )
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            (output / _LOCK_NAME).unlink()
+        with contextlib.suppress(OSError):
+            output.rmdir()
 
 
 def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
@@ -142,12 +180,20 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
             f"output_dir={config.output_dir}: holds rows of other inputs or settings. Choose another folder.",
         )
         return True
-    others = [path.name for path in output.iterdir() if path.name != ".partial"] if output.is_dir() else []
+    others = [path.name for path in output.iterdir()] if output.is_dir() else []
     ensure(
         not output.exists() or output.is_dir(),
         f"output_dir={config.output_dir}: is a file. Choose a folder.",
     )
-    leftovers = {"train.npy", "validation.npy", "validation_documents.npy", EMISSIONS_NAME, LEDGER_NAME}
+    leftovers = {
+        ".partial",
+        _LOCK_NAME,
+        "train.npy",
+        "validation.npy",
+        "validation_documents.npy",
+        EMISSIONS_NAME,
+        LEDGER_NAME,
+    }
     ensure(
         not set(others) - leftovers - {name + ".partial" for name in [*leftovers, MANIFEST_NAME]},
         f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose a new folder.",
@@ -210,7 +256,7 @@ def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, 
     totals, partial = journal.totals, journal.folder
     num_rows = totals.train_tokens // config.context
     if num_rows == 0:
-        shutil.rmtree(output)
+        shutil.rmtree(partial)
         raise InputError(
             f"context={config.context}: the corpus has only {totals.train_tokens} training tokens, less than one row. "
             "Add text or choose a smaller context."

@@ -124,6 +124,8 @@ def read_records(key: str, path: Path, columns: list[str] | None = None) -> Iter
                     row += batch.num_rows
             except UnicodeDecodeError as error:
                 raise _invalid_utf8(key, path, f"a row after row {row}", error) from error
+            except OverflowError as error:  # dates outside Python's
+                raise InputError(f"{key}={path}: a row after row {row} cannot be read ({error}).") from error
     elif name.endswith(".json"):
         yield from _read_json(key, path)
     elif name.endswith(TABLE_SUFFIXES):
@@ -177,7 +179,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 
 def _lines(key: str, path: Path) -> Iterator[bytes]:
     """Yield the lines of a plain or compressed file without their line ends."""
-    rest = b""
+    rest, mark = b"", b"\xef\xbb\xbf"  # which some editors write in front
     with _open_bytes(path) as stream:
         while True:
             try:
@@ -186,7 +188,8 @@ def _lines(key: str, path: Path) -> Iterator[bytes]:
                 raise InputError(f"{key}={path}: damaged compressed file ({str(error).splitlines()[0]}).") from error
             if not part:
                 break
-            *whole, rest = (rest + part).split(b"\n")
+            *whole, rest = (rest + part).removeprefix(mark).split(b"\n")
+            mark = b""
             yield from whole
     if rest:
         yield rest

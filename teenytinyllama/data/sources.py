@@ -11,7 +11,9 @@ import fnmatch
 import functools
 import glob
 import hashlib
+import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from .readers import SUFFIXES, Row, read_rows
 Split = Literal["train", "validation"]
 SAMPLE = "sample"
 _HUB_INPUT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)(?:/(?P<pattern>.+))?$")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _METADATA_FIELD = re.compile(r"\b(source|license|licence)\s*:\s*([^;]+)", re.IGNORECASE)
 
 
@@ -71,6 +74,10 @@ class CorpusConfig:
             0.0 <= self.validation_fraction <= 0.5,
             f"validation_fraction={self.validation_fraction}: must lie between 0 and 0.5. 0.01 is usual.",
         )
+        ensure(
+            self.text_column != self.metadata_column,
+            f"metadata_column={self.metadata_column}: is the text_column. Give another column, or leave it out.",
+        )
 
 
 @dataclass(frozen=True)
@@ -99,14 +106,14 @@ def resolve_files(key: str, inputs: list[str], suffixes: tuple[str, ...] = SUFFI
         if text.startswith("hf://"):
             files += _hub_files(key, text, suffixes)
             continue
-        paths = [Path(text)] if Path(text).exists() else [Path(match) for match in sorted(glob.glob(text))]
+        paths = [Path(text)] if Path(text).exists() else _matches(text)
         ensure(
             paths,
             f"{key}={text}: no such file or folder, and no file matches it as a glob. A Hub dataset is written "
             "hf://datasets/user/name@commit.",
         )
         for path in paths:
-            found = sorted(file for file in path.rglob("*") if _is_known(file, suffixes)) if path.is_dir() else [path]
+            found = _files_below(path, suffixes) if path.is_dir() else [path]
             ensure(found, f"{key}={text}: the folder holds no {', '.join(suffixes)} file.")
             ensure(
                 all(_is_known(file, suffixes) for file in found),
@@ -115,6 +122,26 @@ def resolve_files(key: str, inputs: list[str], suffixes: tuple[str, ...] = SUFFI
             files += [SourceFile(str(file.relative_to(path.parent)) if path.is_dir() else file.name, file)
                       for file in found]  # fmt: skip
     return files
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return what a glob stands for; `**` is any depth, and then means files, which their folders would repeat."""
+    found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    return [path for path in found if path.is_file()] if "**" in pattern else found
+
+
+def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files of known kinds in a folder and below it, links to folders included, by name."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders.sort()  # the same on every machine
+        found += [Path(place) / name for name in names]
+    return sorted(path for path in found if _is_known(path, suffixes))
 
 
 def hub_datasets(inputs: list[str]) -> list[str]:
@@ -156,6 +183,11 @@ def _hub_files(key: str, text: str, suffixes: tuple[str, ...]) -> list[SourceFil
             f"{key}={text}: could not be read from the Hub: {type(error).__name__}: {str(error).splitlines()[0]} "
             "Check the name, the commit, `hf auth login` for a private dataset, and the network."
         ) from error
+
+
+def default_source(path: Path) -> str:
+    """Return the source of a file's documents that name none: its name without endings and the number of a shard."""
+    return _SHARD.sub("", path.name.split(".")[0])
 
 
 def parse_metadata(metadata: Any, default_source: str) -> tuple[str, str]:
@@ -211,13 +243,14 @@ class Corpus:
             yield from _sample_documents()
 
     def _read(self, key: str, file: SourceFile) -> Iterator[Document]:
-        stem = file.path.name.split(".")[0]
+        source = default_source(file.path)
         rows: Iterator[Row] = read_rows(
             key, file.path, self.config.text_column, self.config.metadata_column, self.config.txt_unit
         )
         for text, metadata in rows:
             if text.strip():
-                yield Document(text, *parse_metadata(metadata, stem))
+                # Composed letters, as they are typed: é as two characters costs three times the tokens.
+                yield Document(unicodedata.normalize("NFC", text), *parse_metadata(metadata, source))
 
     def fingerprint(self) -> dict[str, str]:
         """Return the sha256 of every file, by name and as they are read, and of the embedded sample's generator.

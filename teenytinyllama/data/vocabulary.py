@@ -100,7 +100,8 @@ def _learn(config: TokenizerConfig, corpus: Corpus) -> "tuple[PreTrainedTokenize
     ensure(kept, f"inputs={', '.join(config.inputs)}: hold no training document with text.")
     print(f"learning {config.vocab_size:,} entries from {kept / 1e6:.1f} of {seen / 1e6:.1f} MB of training text")
     tokenizer = train_tokenizer(sample, config.vocab_size, num_superwords=config.num_superwords)
-    audit = audit_tokenizer(tokenizer, _up_to(_documents(corpus, "validation", "auditing"), config.audit_bytes))
+    held_out = _up_to(_documents(corpus, "validation", "auditing"), config.audit_bytes)
+    audit = audit_tokenizer(tokenizer, held_out, allow_none=True)
     return tokenizer, sample, audit
 
 
@@ -134,9 +135,11 @@ def _documents(corpus: Corpus, split: Split, description: str) -> Iterator[Docum
 
 
 def _up_to(documents: Iterator[Document], max_bytes: int) -> Iterator[Document]:
+    """Yield documents until one would go beyond `max_bytes`; the first one in any case."""
     total = 0
     for document in documents:
-        total += len(document.text.encode())
-        if total > max_bytes:
+        size = len(document.text.encode())
+        if total and total + size > max_bytes:
             return
+        total += size
         yield document

@@ -43,7 +43,7 @@ class _Vocabulary:
 
 
 def audit_tokenizer(
-    tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str | TextWithSource]
+    tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str | TextWithSource], allow_none: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Measure a tokenizer on texts, per source and overall. Works with any transformers tokenizer.
 
@@ -52,6 +52,7 @@ def audit_tokenizer(
     Args:
         tokenizer: ours or a foreign one; special strings in the texts are read as plain text.
         texts: `str` items, or documents with `.text` and `.source`.
+        allow_none: no text gives a row of zeros instead of an error.
 
     Returns:
         `{"overall": row, "sources": {source: row}}`, ready for JSON. A row has `documents`, `words` (separated by
@@ -61,7 +62,7 @@ def audit_tokenizer(
         Ratios without a denominator are None.
 
     Raises:
-        InputError: no text, an item that is not text, or invalid Unicode.
+        InputError: no text (without `allow_none`), an item that is not text, or invalid Unicode.
     """
     vocabulary = _describe_vocabulary(tokenizer)
     sources: dict[str, _Counts] = {}
@@ -70,7 +71,7 @@ def audit_tokenizer(
             counts = sources.setdefault(source, _Counts(np.zeros(vocabulary.size, dtype=bool)))
             counts.bytes += size
             _count(counts, vocabulary, tokenizer, text, np.asarray(ids, dtype=np.int64))
-    ensure(sources, "texts: nothing to audit (no item). Check the path and the filters of the input.")
+    ensure(sources or allow_none, "texts: nothing to audit (no item). Check the path and the filters of the input.")
     return {
         "overall": _row(_total(sources.values(), vocabulary.size), vocabulary),
         "sources": {name: _row(counts, vocabulary) for name, counts in sources.items()},

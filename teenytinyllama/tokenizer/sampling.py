@@ -79,6 +79,7 @@ class TextSample:
 
 @dataclass
 class _Source:
+    number: int  # in the order of their first texts
     heap: list[tuple[float, int, bytes]]  # (priority, place in the input, piece); the lowest priority goes first
     seen: int = 0
     kept: int = 0
@@ -92,6 +93,41 @@ class _Source:
         size = len(heapq.heappop(self.heap)[2])
         self.kept -= size
         return size
+
+
+class _Evictions:
+    """Finds the source that loses a piece next: that with the highest share kept, of equal ones the first.
+
+    There can be as many sources as documents. The heap holds the present share of each, beside shares that it had.
+    """
+
+    def __init__(self, sources: dict[str, _Source]) -> None:
+        self.sources = list(sources.values())
+        self.heap: list[tuple[float, int]] = []
+        self._rebuild()
+
+    def changed(self, source: _Source) -> None:
+        """Take over the share of a source that got or lost a piece."""
+        if source.number == len(self.sources):
+            self.sources.append(source)
+        heapq.heappush(self.heap, (-source.rate_after_eviction(), source.number))
+        if len(self.heap) > 4 * len(self.sources) + 1000:
+            self._rebuild()
+
+    def evict(self) -> int:
+        """Drop a piece and return its size in bytes."""
+        while True:
+            rate, number = self.heap[0]
+            source = self.sources[number]
+            if -rate == source.rate_after_eviction():
+                size = source.evict()
+                heapq.heapreplace(self.heap, (-source.rate_after_eviction(), number))
+                return size
+            heapq.heappop(self.heap)
+
+    def _rebuild(self) -> None:
+        self.heap = [(-source.rate_after_eviction(), source.number) for source in self.sources]
+        heapq.heapify(self.heap)
 
 
 def text_and_source(item: Any, position: int) -> tuple[str, str]:
@@ -154,18 +190,23 @@ def sample_texts(texts: Iterable[str | TextWithSource], max_bytes: int, seed: in
     piece_bytes = max(4, min(PIECE_BYTES, max_bytes // _PIECES_AT_LEAST))  # 4 bytes hold any character
     priorities = random.Random(seed)
     sources: dict[str, _Source] = {}
+    evictions: _Evictions | None = None
     total = place = 0
     for position, item in enumerate(texts):
         text, name = text_and_source(item, position)
         for piece in _cut(encode_utf8(text, position), piece_bytes):
-            source = sources.setdefault(name, _Source([]))
+            source = sources.setdefault(name, _Source(len(sources), []))
             heapq.heappush(source.heap, (priorities.random(), place, piece))
             place += 1
             source.seen += len(piece)
             source.kept += len(piece)
             total += len(piece)
-            while total > max_bytes:
-                total -= max(sources.values(), key=_Source.rate_after_eviction).evict()
+            if evictions is not None:
+                evictions.changed(source)
+            elif total > max_bytes:
+                evictions = _Evictions(sources)
+            while evictions is not None and total > max_bytes:
+                total -= evictions.evict()
     ensure(sources, "texts: no text at all (no item, or only empty ones). Check the path and the filters of the input.")
     ensure(total, f"max_bytes={max_bytes}: too small to keep even one piece of text. Use at least 1,000.")
     kept = sorted(

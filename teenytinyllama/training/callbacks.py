@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 SAMPLES_NAME = "samples.jsonl"
 
 
+class IntervalsCallback(TrainerCallback):
+    """Lets this start's intervals count; the Trainer goes on with those of the start that wrote the checkpoint."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """State in steps how far logs, evaluations and saves are apart, once the checkpoint's state was read."""
+        state.compute_steps(args, state.max_steps)
+
+
 class QueueCallback(TrainerCallback):
     """Waits for the GPU before a log, an evaluation or a save, so that the steps in its queue count as training.
 

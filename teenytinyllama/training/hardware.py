@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Literal
 
+from ..checks import available_cores
 from ..gpus import find_gpu
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -98,7 +99,7 @@ def _measured_peak_flops(threads: int, device: str) -> tuple[float, str]:
         wait_for_gpu()
         best, count = min(best, time.perf_counter() - start), count + 1
     # Other programs may leave a processor no quiet moment: what its threads worked is theirs alone.
-    worked = (time.process_time() - begun) / threads
+    worked = (time.process_time() - begun) / min(threads, available_cores())
     if device == "cpu" and worked > 0:
         best = min(best, worked / count)
     name = str(kind).removeprefix("torch.")

@@ -83,7 +83,8 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
     state = run_state(folder, identity, config.max_steps)
-    check_space(config, folder, count_parameters(model_config))
+    if state != "complete":
+        check_space(config, folder, count_parameters(model_config))
     return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
 
 
@@ -147,13 +148,12 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
 
 
 def check_space(config: RunSettings, folder: Path, num_parameters: int) -> None:
-    """Check that the disk has room for the checkpoints that will lie there at once, and for the final model.
+    """Check that the disk has room for the checkpoints that are to come, while they are kept, and for the final model.
 
     Raises:
         InputError: it has not.
     """
-    written = len(complete_checkpoints(folder)) if folder.exists() else 0
-    count = max(1, config.most_checkpoints - written)
+    count = config.new_checkpoints([step for step, _ in complete_checkpoints(folder)] if folder.exists() else [])
     trained = round((1 - config.frozen_share) * num_parameters)
     each = checkpoint_bytes(trained, config.precision)
     final = final_model_bytes(num_parameters)

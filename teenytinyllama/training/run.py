@@ -14,7 +14,7 @@ from ..checks import StoppedResumable, is_main_process
 from ..collectives import leave_ranks
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
 from ..presets import count_parameters
-from .callbacks import EnergyCallback, QueueCallback, SampleCallback
+from .callbacks import EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback
 from .caps import CapCallback, apply_decision, has_caps, hours_until_cap, stored_decision
 from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, lock_run_folder
 from .clock import Clock
@@ -97,6 +97,7 @@ def assemble_run(
         cap = CapCallback(config, spending, config.cap_decision)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
+    trainer.add_callback(IntervalsCallback())
     trainer.add_callback(QueueCallback())  # the first, and not watched: its time is training
     # The order matters: sampling is over before energy is flushed and the clock goes on, energy is flushed before it is
     # reported, and a checkpoint is marked complete after everything else has written into the folder.

@@ -31,6 +31,7 @@ REFUSED_KEYS = {
     "auto_find_batch_size": "would change the tokens a step. Leave it out: the micro-batch fits by itself.",
     "resume_from_checkpoint": "the same command resumes by itself from the latest complete checkpoint.",
     "remove_unused_columns": "the columns are ours.",
+    "save_only_model": "a run cannot go on from a checkpoint without optimizer and schedule.",
     "train_sampling_strategy": "rows are shuffled once and for all.",
     "torch_compile": "compiles the whole model, which costs attention its fast kernel. Set compile_layers.",
     "load_best_model_at_end": "every checkpoint is kept on its own; choose one by metrics.jsonl.",
@@ -120,6 +121,10 @@ class RunSettings(GridSettings):
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
         )
         ensure(self.price is None or self.price >= 0, f"price={self.price}: must be 0 or more, in USD an hour.")
+        ensure(
+            arguments.save_strategy != "best",
+            "save_strategy=best: checkpoints are kept by their age. Use steps or no, and choose one by metrics.jsonl.",
+        )
         ensure(
             self.save_total_limit is None or self.save_total_limit > 0,
             f"save_total_limit={self.save_total_limit}: the newest complete checkpoint always stays. Use 1 or more, or "
@@ -228,14 +233,20 @@ class RunSettings(GridSettings):
         """Return the share of the parameters that are not trained."""
         return 0.0
 
-    @property
-    def most_checkpoints(self) -> int:
-        """Return how many checkpoints will lie in the folder at once: those kept and the one that is being written."""
+    def new_checkpoints(self, steps_there: list[int]) -> int:
+        """Return by how many checkpoints the folder will grow: until those are deleted that are more than are kept.
+
+        Args:
+            steps_there: of the complete checkpoints that lie there.
+        """
         arguments: Any = self
-        if arguments.save_strategy != "steps":
-            return 1  # a signal's
-        saves = math.ceil(arguments.max_steps / self.save_steps)  # the last step is always saved
-        return saves if self.save_checkpoints_kept is None else min(self.save_checkpoints_kept + 1, saves)
+        if arguments.save_strategy != "steps" or self.save_steps <= 0:
+            return 1  # the last one, or a signal's
+        done = max((step for step in steps_there if step <= arguments.max_steps), default=0)
+        to_come = math.ceil(arguments.max_steps / self.save_steps) - int(done // self.save_steps)  # the last is saved
+        if self.save_checkpoints_kept is not None:
+            to_come = min(to_come, self.save_checkpoints_kept + 1 - len(steps_there))
+        return max(1, to_come)
 
     @property
     def reference_models(self) -> int:
