@@ -97,6 +97,24 @@ def test_a_folder_holds_exactly_what_is_allowed(run: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_no_folder_of_this_machine_is_published(run: Path, tmp_path: Path) -> None:
+    place = "/home/ana/teses/packed"
+    for name in ("run.json", "environment.json"):
+        content = json.loads((run / name).read_text())
+        for part in ("config", "data", "identity"):
+            if part in content:
+                content[part]["packed"] = place
+        if "command" in content:
+            content["command"] = f"ttl pretrain --packed {place}"
+        (run / name).write_text(json.dumps(content))
+    (run / "config.yaml").write_text(f"packed: {place}\noutput_dir: {run}\n")
+    folder = published(run, tmp_path)
+    texts = {path: path.read_text() for path in folder.rglob("*") if path.suffix in (".json", ".yaml", ".md", ".jsonl")}
+    assert [path.name for path, text in texts.items() if "/home/ana" in text or str(tmp_path) in text] == []
+    assert "ttl pretrain --packed packed" in texts[folder / "README.md"]
+    assert json.loads(texts[folder / "run.json"])["config"]["packed"] == "packed"
+
+
 def test_it_loads_without_our_package(run: Path, tmp_path: Path) -> None:
     folder = published(run, tmp_path)
     code = (

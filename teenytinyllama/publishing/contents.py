@@ -13,6 +13,7 @@ from ..manifest import MANIFEST_NAME, sha256_file
 from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
 from .benchmarks import eval_result_files
 from .cards import CARD_NAME, render_model_card
+from .places import record_without_places, without_places
 from .refusals import check_repository
 from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, card_row, read_run
 from .safety import inside
@@ -49,6 +50,8 @@ _RECORDS = (
     "emissions.md",
     "emissions.png",
 )
+# Of them, those that hold commands and folders as they were typed.
+_NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, "speed_test.json", RESULTS_NAME, "emissions.json"}
 
 
 def run_identity(run: Path) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def run_identity(run: Path) -> dict[str, Any]:
     ensure(path.is_file(), f"RUN={run}: is no run's folder, it has no {ENVIRONMENT_NAME}. Give a run's output_dir.")
     inside(run, path)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["identity"])
+        return without_places(dict(json.loads(path.read_text(encoding="utf-8"))["identity"]))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is damaged ({error!r}). The run's command writes it again.") from error
 
@@ -119,9 +122,17 @@ def index_upload(run: Path, repository: str, entries: list[dict[str, Any]], kept
 
 
 def present_files(run: Path, names: tuple[str, ...]) -> list[UploadFile]:
-    """Return those of the files that the run has; a link counts, so that one that leads out is refused."""
+    """Return those of the files that the run has; a link counts, so that one that leads out is refused.
+
+    Raises:
+        InputError: such a link, or a damaged record.
+    """
     found = [name for name in names if (run / name).is_file() or (run / name).is_symlink()]
-    return [UploadFile(name, inside(run, run / name)) for name in found]
+    files = [UploadFile(name, inside(run, run / name)) for name in found]
+    return [
+        UploadFile(file.path, record_without_places(run / file.path)) if file.path in _NAMING_PLACES else file
+        for file in files
+    ]
 
 
 def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFile]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from ..grid import place
 from ..ledger import num_speed_tests
 from ..model_files import ADAPTER_CONFIG_NAME
 from .escaping import one_line
+from .places import command_without_places
 from .run_files import (
     CHECKPOINTS_NAME,
     METRICS_NAME,
@@ -111,6 +112,8 @@ def facts_of_run(
 ) -> CardFacts:
     """Return the facts of a finished run; see `cards.render_model_card`."""
     run = read_run(folder)
+    run = {**run, "command": command_without_places(run["command"])}
+    results = read_results(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else None
     evaluations = read_evaluations(folder / METRICS_NAME)
     samples = read_samples(folder / SAMPLES_NAME)
     index = folder / CHECKPOINTS_NAME
@@ -122,7 +125,7 @@ def facts_of_run(
         energy=_read_energy(folder / EMISSIONS_NAME),
         evaluations=thin(evaluations),
         num_evaluations=len(evaluations),
-        results=read_results(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else None,
+        results=results and replace(results, command=command_without_places(results.command)),
         checkpoints=read_checkpoints(index) if checkpoints is None else check_checkpoints(checkpoints, index),
         samples=samples,
         prompts=list(dict.fromkeys(sample["prompt"] for sample in samples)),
