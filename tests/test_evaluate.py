@@ -22,6 +22,7 @@ from teenytinyllama import cli
 from teenytinyllama.checks import InputError, MissingPackageError, StoppedResumable
 from teenytinyllama.evaluation import evaluate as evaluate_module
 from teenytinyllama.evaluation import parts
+from teenytinyllama.evaluation import rows as evaluation_rows
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import evaluate_model
 from teenytinyllama.evaluation.held_out_text import load_held_out
@@ -839,3 +840,8 @@ def test_real_data_has_the_rows_and_constants_that_are_known(real_data: Path) ->
     assert 0.25 < arc["a guess"][1] < 0.251
     truth = trivial_lines("truth", "mc2", load_rows("truthfulqa", folder).test)
     assert 0.38 < truth["the same probability for each"][1] < 0.46
+
+
+def test_a_hellaswag_row_may_lack_its_second_sentence() -> None:
+    row = {"activity_label": "Cozinha", "ctx_a": "Ela corta.", "ctx_b": None, "endings": ["a", "b"], "label": 1}
+    assert evaluation_rows.hellaswag(row)["question"].startswith("Cozinha: Ela corta.")

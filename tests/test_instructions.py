@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from teenytinyllama.checks import InputError
@@ -183,3 +185,11 @@ def test_real_instructions(real_data: Path) -> None:
     assert sum(counts.kept["train"].values()) > 17_000
     assert 300 < sum(counts.kept["validation"].values()) < 900
     assert sum(counts.dropped.values()) < 10
+
+
+def test_dates_outside_python_s_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    days = pyarrow.array([-(10**17)], pyarrow.timestamp("us"))
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": ["Oi?"], "day": days}), path)
+    with pytest.raises(InputError, match=r"inputs=.*a\.parquet: a row after row 0 cannot be read"):
+        list(read_records("inputs", path))

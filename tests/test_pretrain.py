@@ -376,6 +376,7 @@ def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens:
         ({"output_dir": None}, "output_dir: missing"),
         ({"max_tokens": None}, "max_tokens: missing"),
         ({"max_tokens": -5}, "max_tokens=-5: must be positive"),
+        ({"save_strategy": "best"}, "save_strategy=best: checkpoints are kept by their age. Use steps or no"),
         ({"max_steps": 3}, "max_steps=3, max_tokens=2048: disagree .8 steps."),
         ({"report_to": "all"}, "report_to=..all..: would start a second energy tracker"),
         ({"report_to": ["tensorboard", "codecarbon"]}, "second energy tracker"),

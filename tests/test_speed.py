@@ -17,6 +17,7 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+from teenytinyllama import checks
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
@@ -448,6 +449,16 @@ def test_the_peak_of_a_processor_leaves_out_what_other_programs_took(
     times = types.SimpleNamespace(perf_counter=lambda: next(clock) / 10, process_time=lambda: next(process))
     monkeypatch.setattr(hardware, "time", times)
     assert hardware._measured_peak_flops.__wrapped__(2, "cpu")[0] == pytest.approx(2 * 1024**3 / seconds)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("150000 100000", 2), ("20000 100000", 1), ("", 8)])
+def test_a_container_s_quota_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(checks, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert checks.available_cores() == cores
 
 
 def test_the_peak_of_memory_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
