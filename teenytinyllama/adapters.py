@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import InputError, ensure, ensure_not_below_a_file, ensure_packages
+from .checks import InputError, ensure, ensure_folder, ensure_packages
 from .manifest import write_json
 from .model_files import (
     ADAPTER_CONFIG_NAME,
@@ -94,7 +94,7 @@ def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None
         is_adapter(locate(name_or_path, None)),
         f"adapter={name_or_path}: is a whole model already, there is nothing to merge.",
     )
-    ensure_not_below_a_file("folder", folder)
+    ensure_folder("folder", folder)
     ensure(
         not folder.exists() or not any(folder.iterdir()),
         f"folder={folder}: is not empty. Give a new folder.",

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checks import InputError, available_cores, ensure
+from .locks import take_lock
 from .manifest import sha256_file, write_json
 
 MARKER_NAME = "complete.json"
@@ -189,10 +190,13 @@ def _hash_faults(path: Path, records: dict[str, FileRecord]) -> list[str]:
     ]
 
 
+def _lease_path(path: Path) -> Path:
+    return path.parent / LEASES_FOLDER / f"{path.name}.lock"
+
+
 def _lease_lock(path: Path) -> FileLock:
-    folder = path.parent / LEASES_FOLDER
-    folder.mkdir(exist_ok=True)
-    return FileLock(folder / f"{path.name}.lock")
+    _lease_path(path).parent.mkdir(exist_ok=True)
+    return FileLock(_lease_path(path))
 
 
 @contextmanager
@@ -205,11 +209,8 @@ def lease(path: Path) -> Iterator[None]:
         InputError: another process holds it, or the checkpoint is not there (any more).
     """
     ensure(path.is_dir(), f"{path}: there is no such folder.")
-    lock = _lease_lock(path)
-    try:
-        lock.acquire(timeout=_LEASE_SECONDS)
-    except Timeout as error:
-        raise InputError(f"{path}: another process holds this checkpoint. Wait until it is done.") from error
+    refusal = f"{path}: another process holds this checkpoint. Wait until it is done."
+    lock = take_lock(_lease_path(path), refusal, _LEASE_SECONDS)
     try:
         # Only now can nobody delete it.
         ensure((path / MARKER_NAME).is_file(), f"{path}: has no {MARKER_NAME}: it was not saved to its end.")
@@ -220,7 +221,7 @@ def lease(path: Path) -> Iterator[None]:
 
 def is_leased(path: Path) -> bool:
     """Return whether a process holds a checkpoint."""
-    if not (path.parent / LEASES_FOLDER / f"{path.name}.lock").exists():
+    if not _lease_path(path).exists():
         return False
     try:
         with _lease_lock(path).acquire(timeout=0):

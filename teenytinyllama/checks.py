@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
+# Of cgroup 2: microseconds of all cores together, in a period of so many; or "max".
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class InputError(ValueError):
@@ -91,14 +91,15 @@ def _nearest_existing(folder: str | Path) -> Path:
     return existing
 
 
-def ensure_not_below_a_file(field: str, folder: str | Path) -> None:
-    """Check that `folder` is one, or can be made.
+def ensure_folder(field: str, folder: str | Path) -> None:
+    """Check that `folder` is one, or could be made.
 
     Raises:
         InputError: it is a file, or would lie below one.
     """
     existing = _nearest_existing(folder)
-    ensure(existing.is_dir(), f"{field}={folder}: {existing} is a file. Choose a folder.")
+    what = "" if existing == Path(folder).absolute() else f"{existing} "
+    ensure(existing.is_dir(), f"{field}={folder}: {what}is a file. Choose a folder.")
 
 
 def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: str) -> None:
@@ -107,7 +108,7 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
     Raises:
         InputError: the disk is too full, or `folder` cannot be one.
     """
-    ensure_not_below_a_file(field, folder)
+    ensure_folder(field, folder)
     needed_bytes = math.ceil(needed_bytes * 1.05)
     free_bytes = free_disk_bytes(folder)
     ensure(
@@ -120,10 +121,10 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
 def available_cores() -> int:
     """Return the number of cores that this process may use, by its affinity and by a container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:  # cgroup 2: microseconds of all cores together, in a period of so many
+    try:
         quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # no quota
         return cores
 
 

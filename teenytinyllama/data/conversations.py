@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat.template import ConversationEncoder
-from ..checks import InputError, ensure
+from ..checks import InputError, ensure, ensure_folder
 from ..grid import GRID_KEYS, GridSettings
 from ..manifest import read_manifest, sha256_json
 from ..meter import check_energy
@@ -174,10 +174,7 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
         InputError: bad inputs or rows, a template that marks no answers, nothing left to learn, or a folder that holds
             something else.
     """
-    ensure(
-        not Path(config.output_dir).exists() or Path(config.output_dir).is_dir(),
-        f"output_dir={config.output_dir}: is a file. Choose a folder.",
-    )
+    ensure_folder("output_dir", config.output_dir)
     check_energy(config)
     encoder = ConversationEncoder(tokenizer)
     ensure(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import ensure
+from ..checks import ensure, ensure_folder
 from ..emissions import EMISSIONS_NAME
 from ..ledger import LEDGER_NAME
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
@@ -60,7 +60,7 @@ def examples_are_done(output: Path, stage: str, plan: dict[str, Any]) -> bool:
     Raises:
         InputError: it is a file, or holds something else.
     """
-    ensure(not output.exists() or output.is_dir(), f"output_dir={output}: is a file. Choose a folder.")
+    ensure_folder("output_dir", output)
     if (output / MANIFEST_NAME).exists():
         found = read_manifest("output_dir", output, stage, "Choose another folder.")
         ensure(

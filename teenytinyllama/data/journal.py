@@ -54,8 +54,9 @@ class Journal:
         whole = [line for line in lines[:-1] if line]  # a kill can leave a last line without its end
         for line in whole:
             mark = json.loads(line)
-            sources = {split: records | mark["sources"][split] for split, records in self.totals.sources.items()}
-            self.totals = Totals(**{**mark, "sources": sources})
+            for split, records in self.totals.sources.items():
+                records.update(mark["sources"][split])
+            self.totals = Totals(**{**mark, "sources": self.totals.sources})
         self.source_ids = {name: place for place, name in enumerate(self.totals.sources["validation"])}
         marks.write_text("".join(line + "\n" for line in whole))
         self.files = {name: self._open(name) for name in ("train", "validation", "documents")}

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from ..checks import InputError, available_cores, ensure, ensure_disk_space
+from ..checks import InputError, available_cores, ensure, ensure_disk_space, ensure_folder
 from ..emissions import EMISSIONS_NAME
 from ..grid import GridSettings
 from ..ledger import LEDGER_NAME
+from ..locks import take_lock
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from ..meter import check_energy
 from ..recorder import StageMeter, move_energy_files
@@ -150,14 +150,8 @@ def _alone_in(output: Path) -> Iterator[None]:
     Raises:
         InputError: another process packs into it, or has done so since this one looked.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / _LOCK_NAME)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"output_dir={output}: another process is packing into it. Wait for it, or choose another folder."
-        ) from error
+    refusal = f"output_dir={output}: another process is packing into it. Wait for it, or choose another folder."
+    lock = take_lock(output / _LOCK_NAME, refusal)
     try:
         ensure(
             not (output / MANIFEST_NAME).exists(),
@@ -180,11 +174,8 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
             f"output_dir={config.output_dir}: holds rows of other inputs or settings. Choose another folder.",
         )
         return True
+    ensure_folder("output_dir", config.output_dir)
     others = [path.name for path in output.iterdir()] if output.is_dir() else []
-    ensure(
-        not output.exists() or output.is_dir(),
-        f"output_dir={config.output_dir}: is a file. Choose a folder.",
-    )
     leftovers = {
         ".partial",
         _LOCK_NAME,

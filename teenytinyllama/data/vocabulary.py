@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import ensure, ensure_disk_space
+from ..checks import ensure, ensure_disk_space, ensure_folder
 from ..emissions import EMISSIONS_NAME
 from ..grid import GRID_KEYS, GridSettings
 from ..ledger import LEDGER_NAME
@@ -106,7 +106,7 @@ def _learn(config: TokenizerConfig, corpus: Corpus) -> "tuple[PreTrainedTokenize
 
 
 def _is_done(output: Path, plan_sha256: str) -> bool:
-    ensure(not output.exists() or output.is_dir(), f"output_dir={output}: is a file. Choose a folder.")
+    ensure_folder("output_dir", output)
     if (output / MANIFEST_NAME).exists():
         found = read_manifest("output_dir", output, "tokenizer", "Choose another folder.")
         ensure(

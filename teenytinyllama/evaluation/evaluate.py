@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..attention import without_cudnn_attention
-from ..checks import ensure, ensure_packages, is_main_process
+from ..checks import ensure, ensure_folder, ensure_packages, is_main_process
 from ..collectives import from_first, join_ranks, leave_ranks
 from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
 from ..recorder import StageMeter
@@ -115,7 +115,7 @@ def _open_folder(config: EvaluateConfig) -> Path:
     model = Path(config.model_name_or_path).expanduser()
     default = model / "evaluation" if model.is_dir() else Path("evaluation") / model.name
     folder = Path(config.output_dir) if config.output_dir else default
-    ensure(not folder.exists() or folder.is_dir(), f"output_dir={folder}: is a file. Choose a folder.")
+    ensure_folder("output_dir", folder)
     others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     known = {PARTS_FOLDER, RESULTS_NAME, MEASURES_NAME, TABLE_NAME, CLOZE_NAME, SCORES_PLOT, PROGRESS_PLOT}
     ensure(

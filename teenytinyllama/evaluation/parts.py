@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from .local_data import CLOZE, TaskRows, load_rows
 from .measures import Measure
 from .results import Score
 from .suites import BenchmarkTask
-from .trivial import best_line, trivial_lines
+from .trivial import Line, best_line, trivial_lines
 from .walk import Stop
 
 if TYPE_CHECKING:
@@ -129,11 +129,36 @@ def make_part(
         precision: what the model computed in; None for float32.
     """
     lines = trivial_lines(task.kind, task.metric, outcome.rows)
-    kind, trivial = best_line(lines)
-    value = outcome.values[task.metric]
-    count = len(outcome.rows)
+    score = _make_score(task, outcome, rows, best_line(lines), limited, precision)
+    measures = [
+        Measure("", task.name, name, value, outcome.stderrs[name], None, score.num_items, stop.step, stop.tokens)
+        for name, value in outcome.values.items()
+        if name not in (task.metric, "unparsable")
+    ]
+    return Part(
+        identity,
+        [asdict(replace(score, step=stop.step, tokens=stop.tokens))],
+        [asdict(measure) for measure in measures],
+        {name: line[1] for name, line in lines.items()},
+        outcome.truncated_prompts,
+        weights,
+        limited,
+    )
+
+
+def _make_score(
+    task: BenchmarkTask,
+    outcome: "TaskOutcome",
+    rows: TaskRows,
+    best_trivial: Line,
+    limited: bool,
+    precision: str | None,
+) -> Score:
+    """Return the score of a task beside the best answer that needs no model, without its step."""
+    kind, trivial = best_trivial
+    value, count = outcome.values[task.metric], len(outcome.rows)
     first = f", first {count}" if limited and count < len(rows.test) else ""
-    score = Score(
+    return Score(
         task=task.name,
         suite="",
         name=f"{task.title}{first}" + (f", {precision}" if precision else ""),
@@ -155,20 +180,4 @@ def make_part(
         task_hash=outcome.task_hash,
         harness=f"lm-evaluation-harness {harness_version()}",
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        step=stop.step,
-        tokens=stop.tokens,
-    )
-    measures = [
-        Measure("", task.name, name, value, outcome.stderrs[name], None, count, stop.step, stop.tokens)
-        for name, value in outcome.values.items()
-        if name not in (task.metric, "unparsable")
-    ]
-    return Part(
-        identity,
-        [asdict(score)],
-        [asdict(measure) for measure in measures],
-        {name: line[1] for name, line in lines.items()},
-        outcome.truncated_prompts,
-        weights,
-        limited,
     )

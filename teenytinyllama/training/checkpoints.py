@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -23,10 +23,11 @@ from ..checkpoints import (
     sync_files,
     write_marker,
 )
-from ..checks import InputError, RunFailedError, ensure, free_disk_bytes
+from ..checks import InputError, RunFailedError, ensure, ensure_folder, free_disk_bytes
 from ..collectives import least_over_ranks, wait_for_ranks
 from ..emissions import emission_files
 from ..ledger import ledger_path, read_starts
+from ..locks import take_lock
 from ..manifest import MANIFEST_NAME
 from .clock import Clock
 
@@ -191,13 +192,8 @@ def lock_run_folder(folder: Path) -> FileLock:
     Raises:
         InputError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"output_dir={folder}: another process is training there. Wait for it or stop it.") from error
-    return lock
+    refusal = f"output_dir={folder}: another process is training there. Wait for it or stop it."
+    return take_lock(folder / ".lock", refusal)
 
 
 def _files_of_speed_tests(folder: Path) -> list[str]:
@@ -214,7 +210,7 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
     Raises:
         InputError: the folder holds another run, or files that are no run's.
     """
-    ensure(not folder.exists() or folder.is_dir(), f"output_dir={folder}: is a file. Choose a folder.")
+    ensure_folder("output_dir", folder)
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     environment = folder / ENVIRONMENT_NAME

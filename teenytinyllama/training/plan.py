@@ -83,8 +83,7 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
     state = run_state(folder, identity, config.max_steps)
-    if state != "complete":
-        check_space(config, folder, count_parameters(model_config))
+    check_space(config, folder, state, count_parameters(model_config))
     return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
 
 
@@ -147,12 +146,14 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
     return found
 
 
-def check_space(config: RunSettings, folder: Path, num_parameters: int) -> None:
+def check_space(config: RunSettings, folder: Path, state: str, num_parameters: int) -> None:
     """Check that the disk has room for the checkpoints that are to come, while they are kept, and for the final model.
 
     Raises:
         InputError: it has not.
     """
+    if state == "complete":
+        return
     count = config.new_checkpoints([step for step, _ in complete_checkpoints(folder)] if folder.exists() else [])
     trained = round((1 - config.frozen_share) * num_parameters)
     each = checkpoint_bytes(trained, config.precision)

@@ -66,8 +66,7 @@ def plan_dpo(config: DpoConfig) -> DpoPlan:
     identity = run_identity(config, _IDENTITY.split(), hashes)
     state = run_state(folder, identity, config.max_steps)
     model_config: Any = base.config
-    if state != "complete":
-        check_space(config, folder, count_parameters(model_config))
+    check_space(config, folder, state, count_parameters(model_config))
     return DpoPlan(folder, state, base.tokenizer, model_config, identity, base, Path(str(config.preferences)), manifest)
 
 

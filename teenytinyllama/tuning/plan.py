@@ -53,8 +53,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     identity = run_identity(config, _IDENTITY.split(), hashes)
     state = run_state(folder, identity, config.max_steps)
     model_config: Any = base.config
-    if state != "complete":
-        check_space(config, folder, count_parameters(model_config))
+    check_space(config, folder, state, count_parameters(model_config))
     return SftPlan(
         folder, state, base.tokenizer, model_config, identity, base, Path(str(config.conversations)), manifest
     )

@@ -10,6 +10,7 @@ from ...data.examples import SPLITS
 from ...data.sources import hub_datasets
 from ...manifest import package_commit, versions
 from ..escaping import Markdown, card_environment, one_line
+from ..places import without_place
 from ..wording import card_languages
 from .content import Content, features_of
 from .counting import Counts
@@ -140,11 +141,11 @@ def describe_making(described: Described) -> dict[str, Any]:
 
 def publish_command(described: Described) -> str:
     """Return the command that publishes this dataset again; paths of this machine are cut to their last part."""
-    shown = [Path(text).name if Path(text).is_absolute() else text for text in described.source]
+    shown = map(without_place, described.source)
     words = ["ttl", "publish", *shown, "--to", described.repository or f"folder:{described.name}"]
     for name, value in described.options.said().items():
         values = [str(part) for part in (value if isinstance(value, list) else [value])]
-        words += [f"--{name}", *(Path(part).name if Path(part).is_absolute() else part for part in values)]
+        words += [f"--{name}", *map(without_place, values)]
     return shlex.join(words)
 
 
