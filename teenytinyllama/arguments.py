@@ -28,6 +28,7 @@ RENAMED_KEYS = {
     "block_size": "context (of `ttl pack`)",
     "max_seq_length": "context (of `ttl pack`)",
     "tokenizer_name_or_path": "tokenizer",
+    "country": "country_iso_code",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
 

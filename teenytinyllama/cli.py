@@ -169,7 +169,7 @@ def publish(argv: list[str]) -> None:
 
 
 def emissions(argv: list[str]) -> None:
-    """Report what runs consumed and emitted: RUN ... [--price USD_PER_HOUR] [--elsewhere BRA,PRT]."""
+    """Report what runs consumed and emitted: RUN ... [--price USD_PER_GPU_HOUR] [--elsewhere BRA,PRT]."""
     argv, price = _take_option(argv, "price")
     argv, elsewhere = _take_option(argv, "elsewhere")
     ensure(
@@ -179,7 +179,7 @@ def emissions(argv: list[str]) -> None:
     try:
         usd_per_hour = None if price is None else float(price)
     except ValueError as error:
-        raise InputError(f"price={price}: must be a number, in USD an hour.") from error
+        raise InputError(f"price={price}: must be a number, in USD for an hour of one GPU.") from error
     from .publishing.energy import parse_elsewhere, write_energy_reports
 
     print(write_energy_reports([Path(word) for word in argv], usd_per_hour, parse_elsewhere(elsewhere)))
@@ -283,7 +283,10 @@ def _run(argv: list[str]) -> int:
     if argv[1:] and argv[1] in ("--help", "-h"):
         print(f"ttl {argv[0]}: {(verb.__doc__ or '').strip()}\n\n{_describe_verb(argv[0])}")
         return EXIT_DONE
-    return verb(argv[1:]) or EXIT_DONE
+    from .recorder import counted_time
+
+    with counted_time():
+        return verb(argv[1:]) or EXIT_DONE
 
 
 # The config of each verb: module, class, and whether only our own keys are listed, not TrainingArguments' hundred.

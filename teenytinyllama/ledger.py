@@ -58,6 +58,8 @@ class Start:
         gpu_check: (kWh by codecarbon, kWh by the counters) of the GPUs in the last row with both; None: in no row.
         run_id: codecarbon's name of it; empty in older ledgers.
         is_speed_test: whether it was the test before the run and not a part of it.
+        num_gpus: of its ranks on this machine, 1 where they compute without; None in older ledgers.
+        starting_seconds: from the start of its process until the meter's; energy is not measured in them.
     """
 
     machine: int
@@ -73,6 +75,13 @@ class Start:
     gpu_check: tuple[float, float] | None
     run_id: str
     is_speed_test: bool
+    num_gpus: int | None = None
+    starting_seconds: float = 0.0
+
+    @property
+    def paid_gpu_hours(self) -> float:
+        """Return the hours times the GPUs of this machine (1 where there is none), from the start of the process on."""
+        return (self.total.seconds + self.starting_seconds) / 3600 * (self.num_gpus or 1)
 
     def kwh_until(self, step: int) -> float:
         """Return the kWh that had been consumed at a step, linear between rows."""
@@ -93,6 +102,8 @@ class Account:
         repeated_kwh: of steps that were done again.
         speed_test_kwh: of speed tests. The three add up to `total.energy_kwh`.
         seconds: of the first machine.
+        starting_seconds: of the first machine, before its meter ran; not in `seconds`.
+        paid_gpu_hours: hours of all starts times their GPUs, over all machines; None: a start does not tell its GPUs.
     """
 
     starts: list[Start]
@@ -101,6 +112,8 @@ class Account:
     repeated_kwh: float
     speed_test_kwh: float
     seconds: float
+    starting_seconds: float = 0.0
+    paid_gpu_hours: float | None = None
 
     @property
     def num_kills(self) -> int:
@@ -178,8 +191,11 @@ def read_ledger(folder: Path) -> Account | None:
     repeated = sum(_repeated_kwh(start, starts) for start in starts)
     tests = sum(start.total.energy_kwh for start in starts if start.is_speed_test)
     seconds = sum(start.total.seconds for start in starts if start.machine == 0)
+    starting = sum(start.starting_seconds for start in starts if start.machine == 0)
+    told = all(start.num_gpus is not None for start in starts)
+    paid = sum(start.paid_gpu_hours for start in starts) if told else None
     _check_against_emissions(folder, starts)
-    return Account(starts, total, total.energy_kwh - repeated - tests, repeated, tests, seconds)
+    return Account(starts, total, total.energy_kwh - repeated - tests, repeated, tests, seconds, starting, paid)
 
 
 def append_speed_test(source: Path, target: Path) -> None:
@@ -267,6 +283,8 @@ def _read_start(rows: list[dict[str, Any]]) -> Start:
         gpu_check=counted[-1] if counted else None,
         run_id=str(head.get("run_id", "")),
         is_speed_test=head.get("phase") == SPEED_TEST,
+        num_gpus=int(head["num_gpus"]) if head.get("num_gpus") is not None else None,
+        starting_seconds=float(head.get("starting_seconds", 0.0)),
     )
 
 

@@ -1,5 +1,6 @@
 """Recording: a meter and its ledger together, for a run's callback and for stages that train nothing."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -12,15 +13,60 @@ from .emissions import EMISSIONS_NAME, drop_torn_row, emission_files
 from .grid import GridSettings
 from .meter import EnergyMeter, EnergyReading
 
+# When the time began that is paid and not yet in any account, in seconds since the epoch; ranks inherit it.
+STARTED_VARIABLE = "TTL_STARTED"
+
+
+@contextmanager
+def counted_time() -> Iterator[None]:
+    """Count the time of the block, a `ttl` command, as time that is paid: the accounts opened in it begin with it."""
+    before = os.environ.get(STARTED_VARIABLE)
+    os.environ[STARTED_VARIABLE] = repr(time.time())
+    try:
+        yield
+    finally:
+        os.environ.pop(STARTED_VARIABLE, None)
+        if before is not None:
+            os.environ[STARTED_VARIABLE] = before
+
+
+def count_from_now() -> None:
+    """Say that all time until now is in an account."""
+    if STARTED_VARIABLE in os.environ:
+        os.environ[STARTED_VARIABLE] = repr(time.time())
+
+
+def seconds_unmeasured() -> float:
+    """Return how long this command has run without a meter: imports, checks, the building of a model.
+
+    0 outside of a `ttl` command, as in a notebook, where nobody knows what the time was for.
+    """
+    try:
+        return max(0.0, time.time() - float(os.environ[STARTED_VARIABLE]))
+    except (KeyError, ValueError):
+        return 0.0
+
 
 class Recorder:
     """Measures one start on one machine and writes its rows."""
 
-    def __init__(self, folder: Path, grid: GridSettings, machine: int = 0, first_step: int = 0) -> None:
-        """Begin measuring into a folder that exists, from a step on."""
+    def __init__(
+        self, folder: Path, grid: GridSettings, machine: int = 0, first_step: int = 0, num_gpus: int = 1
+    ) -> None:
+        """Begin measuring into a folder that exists, from a step on.
+
+        Args:
+            folder: exists.
+            grid: where the machine stands.
+            machine: its number.
+            first_step: the step that the start begins at.
+            num_gpus: that are paid for on this machine; 1 where there is none.
+        """
         self._meter = EnergyMeter(folder, grid, machine)
         self._meter.start()
-        self._ledger = ledger.LedgerWriter(folder, machine, first_step, self._meter.about())
+        self.num_gpus, self.starting_seconds = num_gpus, seconds_unmeasured()
+        about = {"num_gpus": num_gpus, "starting_seconds": round(self.starting_seconds, 3)}
+        self._ledger = ledger.LedgerWriter(folder, machine, first_step, {**self._meter.about(), **about})
         self._flushed = time.monotonic()
         others = self._meter.others()
         for alert in [*self._meter.alerts(), *([ledger.OTHERS.format(others)] if others else [])]:
@@ -52,6 +98,8 @@ class Recorder:
         reading = self._meter.reading()
         self._ledger.write(step, reading, last, phase, others, self._meter.counter_reason)
         self._flushed = time.monotonic()
+        if last:
+            count_from_now()
         return reading
 
 

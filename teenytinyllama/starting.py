@@ -39,6 +39,7 @@ def start_stage(
     from .launcher import launch, plan_ranks
     from .manifest import command_line
     from .publishing.beside import check_follower, report_follower, start_follower
+    from .recorder import count_from_now
     from .training.plan import what_follows
 
     script = recipes_folder() / recipe
@@ -51,7 +52,10 @@ def start_stage(
         with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
             config = Path(folder) / "config.yaml"
             write_yaml(config, values)
-            return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)
+            try:
+                return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)
+            finally:
+                count_from_now()  # what the ranks took is in their own account
 
     if settle is not None:
         values = settle(values, ranks.num_processes, check, start)

@@ -37,6 +37,11 @@ NO_PAUSES = Pauses()
 WSD = {"lr_scheduler_type": "warmup_stable_decay", "decay_fraction": 0.25}
 
 
+def paid_hours(hours: float) -> Spent:
+    """A kWh, 0.1 kg and one paid GPU an hour."""
+    return Spent(hours, 0.1 * hours, hours, hours, 0.0, 1)
+
+
 @pytest.fixture
 def values(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
     return {**make_values(tmp_path, packed_folder, tokenizer_folder), **WSD, "max_tokens": 256 * 24, "save_steps": 3}
@@ -45,9 +50,7 @@ def values(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> dict[
 @pytest.fixture
 def a_kwh_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step costs a kWh, 0.1 kg and an hour, and nothing else does: a meter that says so in place of the real one."""
-    monkeypatch.setattr(
-        callbacks.EnergyCallback, "spent", lambda self: Spent(float(self._step), 0.1 * self._step, float(self._step))
-    )
+    monkeypatch.setattr(callbacks.EnergyCallback, "spent", lambda self: paid_hours(float(self._step)))
     monkeypatch.setattr("teenytinyllama.training.trainer.RunTrainer.pauses", lambda self: NO_PAUSES)
 
 
@@ -62,7 +65,7 @@ def spending_at(step: int, kwh_per_step: float = 1.0, pauses: Pauses = NO_PAUSES
     """A callback that has measured the steps 1 and `step`."""
     at = SimpleNamespace(step=0)
     spending = SpendingCallback(
-        lambda: Spent(at.step * kwh_per_step, 0.1 * at.step, float(at.step)), 2.5, lambda: pauses
+        lambda: replace(paid_hours(float(at.step)), kwh=at.step * kwh_per_step), 2.5, lambda: pauses
     )
     for at.step in (1, step):
         state = SimpleNamespace(global_step=at.step, max_steps=10**9, eval_steps=eval_steps, save_steps=500)
@@ -187,7 +190,7 @@ def test_a_resume_from_before_the_decision_decides_anew(capped: dict[str, Any], 
     folder = Path(capped["output_dir"])
     interrupted_run(capped, 8, monkeypatch)
     # Four steps more were paid for and lost.
-    monkeypatch.setattr(callbacks.EnergyCallback, "spent", lambda self: Spent(self._step + 4.0, 1.0, self._step + 4.0))
+    monkeypatch.setattr(callbacks.EnergyCallback, "spent", lambda self: replace(paid_hours(self._step + 4.0), kg=1.0))
     run(capped)
     decision = stored_decision(folder / "checkpoint-12")
     assert decision is not None
@@ -387,8 +390,8 @@ def test_a_run_by_the_clock(values: dict[str, Any], tmp_path: Path, ranks: list[
 @pytest.mark.parametrize(("changes", "message"), [
     ({"max_kwh": 0}, r"max_kwh=0: must be positive, in kWh"),
     ({"max_hours": -1}, r"max_hours=-1: must be positive, in hours"),
-    ({"max_cost": 5}, r"max_cost=5: needs price, the USD an hour of all machines together"),
-    ({"price": -1}, r"price=-1: must be 0 or more, in USD an hour"),
+    ({"max_cost": 5}, r"max_cost=5, price=None: needs a price above 0, the USD for an hour of one GPU"),
+    ({"price": -1}, r"price=-1: must be 0 or more, in USD for an hour of one GPU"),
     ({"hard_stop": True}, r"hard_stop=true: ends a run at a cap, and there is none. Give one of max_kwh, max_cost"),
     ({"max_kwh": 5, "lr_scheduler_type": "cosine"}, r"lr_scheduler_type=cosine: a cap would cut it off while .* Set "
      r"lr_scheduler_type: warmup_stable_decay, whose decay begins in time, or hard_stop: true"),

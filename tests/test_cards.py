@@ -50,7 +50,7 @@ def test_every_number_comes_from_the_run(run_folder: Path):
     body = english(run_folder)
     for shown in (
         "# lhama-serra\n", "2,557,632 parameters", "4 × 192", "2,048 entries", "256 tokens", "500 of 8,192 tokens",
-        "4,096,000 (4.50 epochs)", "1.50 h, 758 tokens/s", "AMD EPYC, 2 processes", "fp32, gloo, DeepSpeed ZeRO-2 |",
+        "4,096,000 (4.50 epochs)", "1.50 h, 759 tokens/s on average, evaluations and saves included (median of steps: 758)", "AMD EPYC, 2 processes", "fp32, gloo, DeepSpeed ZeRO-2 |",
         "| contos | 1,200 | 3.40 | 900,000 | CC0-1.0 |", "| all | 1,234 | 3.50 | 925,000 | |", "910,000 tokens",
         "12 held-out whole documents", "| before training | 3.0123 | 2,048.70 |", "**1.2346** | **17.12**",
         "| contos | 1.2000 | 16.50 |", "Era uma vez uma lhama que vivia na serra.", "written by teenytinyllama 0.1.0",

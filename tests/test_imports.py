@@ -67,7 +67,7 @@ ALLOWED = {
     "publishing": CORE | {"data", "evaluation", "supervision", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
-    "starting": BASE | {"arguments", "launcher", "publishing", "training"},
+    "starting": BASE | {"arguments", "launcher", "publishing", "recorder", "training"},
     "cli": CORE
     | {"starting", "app", "chat", "classification", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing",
        "training", "tuning"},

@@ -3,16 +3,21 @@
 Written into each run's folder: `emissions.json`, `emissions.md` and `emissions.png`.
 """
 
+import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..arguments import load_yaml
 from ..checks import InputError, ensure
 from ..emissions import EMISSIONS_NAME, EmissionsTotal, read_emissions
+from ..gpus import find_gpu
 from ..grid import grid_intensity
 from ..ledger import FLUSH_SECONDS, LEDGER_NAME, Account, num_speed_tests, read_ledger
 from ..manifest import MANIFEST_NAME, write_json
 from ..training.metrics import METRICS_NAME, read_jsonl
+from .contents import CONFIG_NAME
 from .energy_text import REPORT_PLOT, plot_energy, render_markdown
 
 REPORT_JSON, REPORT_MARKDOWN = "emissions.json", "emissions.md"
@@ -30,7 +35,7 @@ def write_energy_report(folder: Path, usd_per_hour: float | None = None, elsewhe
 
     Args:
         folder: of a run, finished or not.
-        usd_per_hour: what all its machines together cost, for the money; None leaves it out.
+        usd_per_hour: for one GPU, or for a machine without one; None: the run's own `price`, if it has one.
         elsewhere: countries whose grids the same energy is set against.
 
     Raises:
@@ -49,7 +54,10 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
     ensure(
         folder.is_dir(), f"RUN={folder}: no such folder. Give the output_dir of `ttl pretrain`, `ttl sft` or `ttl dpo`."
     )
-    ensure(usd_per_hour is None or usd_per_hour >= 0, f"price={usd_per_hour}: must be 0 or more, in USD an hour.")
+    ensure(
+        usd_per_hour is None or 0 <= usd_per_hour < math.inf,
+        f"price={usd_per_hour}: must be 0 or more, in USD for an hour of one GPU.",
+    )
     total = read_emissions(folder / EMISSIONS_NAME)
     ensure(
         total is not None and total.energy_kwh > 0,
@@ -70,8 +78,8 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "ram_kwh": total.ram_kwh,
         "emissions_kg": total.emissions_kg,
         "hours": hours,
-        "usd": None if usd_per_hour is None else hours * usd_per_hour,
-        "usd_per_hour": usd_per_hour,
+        "starting_hours": account.starting_seconds / 3600 if account else 0.0,
+        **_money(folder, usd_per_hour, account, total),
         "num_starts": total.num_starts - num_speed_tests(folder),
         "num_machines": total.num_machines,
         "country_iso_code": total.country_iso_code,
@@ -87,6 +95,50 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "half": _half(scores),
         "files": {"energy": EMISSIONS_NAME, "starts": LEDGER_NAME, "scores": METRICS_NAME},
     }
+
+
+def _money(folder: Path, given: float | None, account: Account | None, total: EmissionsTotal) -> dict[str, Any]:
+    """Return what a run cost: price x GPUs x hours of each start on each machine, from the start of its process on.
+
+    Starts that were recorded before ledgers told the GPUs count by the ranks in `run.json`, without the time before
+    their meter ran; the `price` in the config of such a run was that of all machines together.
+    """
+    price, source = given, "--price"
+    if price is None:
+        price, source = _own_price(folder), "price in the run's config"
+    found: dict[str, Any] = {"usd": None, "usd_per_hour": price, "price_source": None, "gpu_hours": None}
+    if price is None:
+        return found
+    hours, gpu_hours = total.duration_seconds / 3600, account.paid_gpu_hours if account else None
+    if gpu_hours is None and given is None:
+        return {**found, "usd": price * hours, "price_source": f"{source}, which was that of all machines together when "
+                "the run was recorded"}  # fmt: skip
+    if gpu_hours is None:
+        num_gpus = _recorded_gpus(folder)
+        source += "" if num_gpus else "; the number of GPUs is not on record, one a machine is taken"
+        gpu_hours = hours * (num_gpus or total.num_machines)
+    return {**found, "usd": price * gpu_hours, "price_source": source, "gpu_hours": gpu_hours}
+
+
+def _own_price(folder: Path) -> float | None:
+    """Return the `price` in a run's config; None where it has none."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return None
+    values = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    price = values.get("price") if isinstance(values, dict) else None
+    return float(price) if isinstance(price, int | float) and price >= 0 else None
+
+
+def _recorded_gpus(folder: Path) -> int | None:
+    """Return the GPUs that a finished run trained on, 1 without one; None where its record does not tell."""
+    path = folder / MANIFEST_NAME
+    try:
+        training = json.loads(path.read_text(encoding="utf-8"))["training"]
+        on_gpu = training.get("peak_gpu_memory_gb") or find_gpu(str(training["hardware"]))
+        return int(training["world_size"]) if on_gpu else 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _ledger_figures(account: Account | None, total: EmissionsTotal) -> dict[str, Any] | None:
@@ -173,11 +225,14 @@ def write_energy_reports(folders: list[Path], usd_per_hour: float | None, elsewh
     text = "\n".join(write_energy_report(folder, usd_per_hour, elsewhere) for folder in folders)
     if len(reports) == 1:
         return text
-    rows = [f"| {report['run']} | {report['energy_kwh']:.4g} | {report['emissions_kg']:.4g} | {report['hours']:.3g} |"
+    rows = [f"| {report['run']} | {report['energy_kwh']:.4g} | {report['emissions_kg']:.4g} | {report['hours']:.3g} | "
+            f"{'not known' if report['usd'] is None else format(report['usd'], '.2f')} |"
             for report in reports]  # fmt: skip
     sums = [sum(report[key] for report in reports) for key in ("energy_kwh", "emissions_kg", "hours")]
-    table = ["## All of them", "", "| run | kWh | kg CO2e | hours |", "|---|---|---|---|", *rows,
-             f"| all | {sums[0]:.4g} | {sums[1]:.4g} | {sums[2]:.3g} |", ""]  # fmt: skip
+    paid = [report["usd"] for report in reports if report["usd"] is not None]
+    usd = f"{sum(paid):.2f}" + ("" if len(paid) == len(reports) else f" ({len(paid)} of {len(reports)} runs)")
+    table = ["## All of them", "", "| run | kWh | kg CO2e | hours | USD |", "|---|---|---|---|---|", *rows,
+             f"| all | {sums[0]:.4g} | {sums[1]:.4g} | {sums[2]:.3g} | {usd if paid else 'not known'} |", ""]  # fmt: skip
     return text + "\n" + "\n".join(table)
 
 

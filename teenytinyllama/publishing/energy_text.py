@@ -27,8 +27,12 @@ def render_markdown(report: dict[str, Any]) -> str:
         "The same by car": f"{report['car_km']:.3g} km (US EPA: 400 g a mile)",
         "Time": f"{report['hours']:.3g} h in {report['num_starts']} start(s){machines}",
     }
+    if report["starting_hours"]:
+        rows["Before the meter ran"] = (
+            f"{report['starting_hours']:.3g} h of imports and building, paid and not measured"
+        )
     if report["usd"] is not None:
-        rows["Money"] = f"{report['usd']:.2f} USD at {report['usd_per_hour']} an hour"
+        rows["Money"] = _describe_money(report)
     lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items()), ""]
     lines += _ledger_lines(report["ledger"], report["energy_kwh"])
     lines += ["## GPU energy, checked", "", describe_gpu_check(report["gpu_check"]), ""]
@@ -44,6 +48,15 @@ def render_markdown(report: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _describe_money(report: dict[str, Any]) -> str:
+    """Return the money with the hours that are paid, and where the price is from."""
+    if report["gpu_hours"] is None:
+        paid = "an hour"
+    else:
+        paid = f"for an hour of one GPU, {report['gpu_hours']:.4g} such hours"
+    return f"{report['usd']:.2f} USD at {report['usd_per_hour']} {paid} ({report['price_source']})"
 
 
 def _ledger_lines(ledger: dict[str, Any] | None, energy_kwh: float) -> list[str]:

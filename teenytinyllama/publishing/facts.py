@@ -97,6 +97,14 @@ class CardFacts:
         return [name for name in _LINKED if name in self.files]
 
 
+def _with_mean_speed(training: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a training whose speed is that of all its seconds; older ones have the median of steps."""
+    if "median_tokens_per_second" in training:
+        return training
+    mean = training["tokens"] / training["seconds"] if training["seconds"] else training["tokens_per_second"]
+    return {**training, "tokens_per_second": mean, "median_tokens_per_second": training["tokens_per_second"]}
+
+
 def is_hub_id(name: str) -> bool:
     """Return whether a name has the form of a repository on the Hub."""
     return bool(_HUB_ID.fullmatch(name))
@@ -112,7 +120,7 @@ def facts_of_run(
 ) -> CardFacts:
     """Return the facts of a finished run; see `cards.render_model_card`."""
     run = read_run(folder)
-    run = {**run, "command": command_without_places(run["command"])}
+    run = {**run, "command": command_without_places(run["command"]), "training": _with_mean_speed(run["training"])}
     results = read_results(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else None
     evaluations = read_evaluations(folder / METRICS_NAME)
     samples = read_samples(folder / SAMPLES_NAME)

@@ -28,7 +28,8 @@ _RUN: dict[str, Any] = {
     ),
     "data": {"sources": {}, "hub_datasets": [], "train_tokens": None, "validation_documents": None},
     "training": dict.fromkeys(
-        ("steps", "tokens", "tokens_per_step", "epochs", "seconds", "tokens_per_second", "world_size", "backend",
+        ("steps", "tokens", "tokens_per_step", "epochs", "seconds", "tokens_per_second", "median_tokens_per_second",
+         "world_size", "backend",
          "zero_stage", "precision", "hardware")
     ),
     "results": {"final": {"bits_per_byte": None, "perplexity": None}},

@@ -1,6 +1,7 @@
 """The arithmetic of batches: tokens a step into rows a rank computes at once, and accumulation."""
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from ..checks import ensure
 
@@ -10,6 +11,11 @@ LossKind = Literal["whole", "chunked", "compiled"]
 # Whole logits of an evaluation batch, in bytes: 16-bit ones and the float32 copy that accelerate makes of them.
 EVAL_LOGITS_BYTES = 2_000_000_000
 _BYTES_PER_LOGIT = 6
+
+# Readings of the same text up to which it teaches nearly as much as new text. Source: Muennighoff et al. 2023, Scaling
+# Data-Constrained Language Models (arXiv 2305.16264). Here 160m still gained after 5.6 readings and got worse after
+# seven to ten (docs/gpu.md).
+REPEATS_WORTH_READING = 4
 
 # By the law below for 20 tokens a parameter of 160m (276,000), in a power of two.
 LONG_RUN_TOKENS_PER_STEP = 262_144
@@ -43,7 +49,7 @@ def derive_batch(
     ensure(
         rows % world_size == 0,
         f"{key}={tokens_per_step}: its {rows} rows cannot be shared by {world_size} ranks. "
-        f"Use {-(-rows // world_size) * world_size * context}.",
+        f"Use {_nearest_two(rows, world_size, context)}.",
     )
     rows_per_rank = rows // world_size
     divisors = row_divisors(rows_per_rank)
@@ -56,6 +62,25 @@ def derive_batch(
     return rows, micro, rows_per_rank // micro
 
 
+def _nearest_two(rows: int, unit: int, context: int) -> str:
+    """Return the nearest numbers of tokens, below and above, whose rows are a multiple of `unit`."""
+    below = rows // unit * unit
+    return " or ".join(str(count * context) for count in (below, below + unit) if count)
+
+
+def shared_rows(rows: int, world_size: int, micro_batch: int | None = None) -> int:
+    """Return the number of rows nearest to `rows` that ranks can share in whole micro-batches; at least one of each.
+
+    Args:
+        rows: wanted for a step.
+        world_size: number of ranks.
+        micro_batch: rows a rank computes at once; None: not given, one will do.
+    """
+    unit = world_size * (micro_batch or 1)
+    below = rows // unit * unit
+    return max(unit, below if rows - below <= below + unit - rows else below + unit)
+
+
 def optimal_batch_tokens(tokens: float) -> float:
     """Return the tokens of a step with the lowest loss for a run of so many tokens.
 
@@ -64,8 +89,10 @@ def optimal_batch_tokens(tokens: float) -> float:
     return float(0.0306 * tokens**0.383 * 2048)
 
 
-def batch_for(tokens: int | None, context: int) -> int:
+def batch_for(tokens: int | None, context: int, world_size: int = 1, micro_batch: int | None = None) -> int:
     """Return the tokens of a step where a config leaves them open: by the law above, in a power of two of rows.
+
+    Where ranks cannot share so many rows, it is the nearest number of rows that they can share.
 
     Rounded down, because a smaller batch costs speed alone and a larger one learns less from the same tokens: 160m on
     42 million tokens ended at 1.637 bits per byte in steps of 65,536 and at 1.565 in steps of 8,192 (docs/gpu.md).
@@ -73,9 +100,26 @@ def batch_for(tokens: int | None, context: int) -> int:
     Args:
         tokens: of the whole run; None: not known yet, a long run is meant.
         context: tokens a row.
+        world_size: number of ranks.
+        micro_batch: rows a rank computes at once, where that is given.
     """
     best = LONG_RUN_TOKENS_PER_STEP if tokens is None else optimal_batch_tokens(tokens)
-    return context << max(0, int(best // context).bit_length() - 1)
+    rows = 1 << max(0, int(best // context).bit_length() - 1)
+    return context * shared_rows(rows, world_size, micro_batch)
+
+
+def mean_step_speed(records: Iterable[dict[str, Any]]) -> float | None:
+    """Return the mean tokens/s of a run's steps: all tokens over all seconds, not the mean or median of intervals.
+
+    Args:
+        records: of `metrics.jsonl`, by step; those without a training loss do not count.
+    """
+    tokens, seconds = 0, 0.0
+    for record in records:
+        if "loss" in record and record.get("tokens_per_second"):
+            seconds += (record["tokens"] - tokens) / record["tokens_per_second"]
+            tokens = record["tokens"]
+    return tokens / seconds if seconds > 0 else None
 
 
 def row_divisors(rows_per_rank: int) -> list[int]:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..grid import GridSettings
-from ..ledger import Phase, ledger_path, read_starts, total_of
+from ..ledger import Phase, ledger_path, read_starts
 from ..meter import EnergyReading
 from ..published import end_token_ids
 from ..recorder import Recorder
 from ..tokenizer import encode_texts
-from .hardware import wait_for_gpu
+from .hardware import has_accelerator, wait_for_gpu
 from .metrics import append_jsonl, rewind_jsonl
 from .ranks import ranks_here
-from .spending import Spent
+from .spending import Spent, spent_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -187,10 +187,12 @@ class EnergyCallback(TrainerCallback):
     def __init__(self, folder: Path, grid: GridSettings) -> None:
         """Append to the `emissions.csv` of `folder`; nothing is measured on the machine's other ranks."""
         self.folder, self.grid = folder, grid
-        self._before = self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        self._before = Spent()
+        self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self._recorder: Recorder | None = None
         self._step = 0
         self._rest: Phase = "training"
+        self._num_gpus, self._starting_hours = 0, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -199,8 +201,10 @@ class EnergyCallback(TrainerCallback):
         self._step = state.global_step
         if args.local_process_index == 0:
             machine = args.process_index // ranks_here()
-            self._before = total_of(read_starts(ledger_path(self.folder, machine)))
-            self._recorder = Recorder(self.folder, self.grid, machine, state.global_step)
+            self._before = spent_in(read_starts(ledger_path(self.folder, machine)))
+            num_gpus = ranks_here() if has_accelerator() and not args.use_cpu else 1
+            self._recorder = Recorder(self.folder, self.grid, machine, state.global_step, num_gpus)
+            self._num_gpus, self._starting_hours = num_gpus, self._recorder.starting_seconds / 3600
 
     def _write(self, step: int, phase: Phase) -> None:
         self._step = step
@@ -209,11 +213,15 @@ class EnergyCallback(TrainerCallback):
 
     def spent(self) -> Spent:
         """Return what this machine has spent by now in all starts, since the last row at their mean power."""
-        before, here = self._before, self._reading
+        before, here, starting = self._before, self._reading, self._starting_hours
+        hours = here.seconds / 3600 + starting
         spent = Spent(
-            before.energy_kwh + here.energy_kwh,
-            before.emissions_kg + here.emissions_kg,
-            (before.seconds + here.seconds) / 3600,
+            before.kwh + here.energy_kwh,
+            before.kg + here.emissions_kg,
+            before.hours + hours,
+            before.gpu_hours + hours * self._num_gpus,
+            before.starting_hours + starting,
+            self._num_gpus,
         )
         return spent if self._recorder is None else spent.after(self._recorder.seconds_since / 3600)
 

@@ -60,10 +60,10 @@ def check_caps(config: "PretrainConfig") -> None:
     """
     for key, unit in CAP_KEYS.items():
         value = getattr(config, key)
-        ensure(value is None or value > 0, f"{key}={value}: must be positive, in {unit}.")
+        ensure(value is None or 0 < value < math.inf, f"{key}={value}: must be positive, in {unit}.")
     ensure(
         config.max_cost is None or config.price,
-        f"max_cost={config.max_cost}: needs price, the USD an hour of all machines together.",
+        f"max_cost={config.max_cost}, price={config.price}: needs a price above 0, the USD for an hour of one GPU.",
     )
     ensure(
         has_caps(config) or not config.hard_stop,
@@ -98,7 +98,9 @@ def exceeded_cap(config: Any, spent: Spent) -> str | None:
 
 def hours_until_cap(config: Any, spent: Spent) -> float:
     """Return the hours until the first cap is reached at the mean power so far; infinite without any."""
-    hours = [spent.hours * (cap / value - 1) for cap, value in _capped_sums(config, spent).values() if value > 0]
+    later = _capped_sums(config, spent.after(1.0))
+    hours = [(cap - value) / (later[key][1] - value)
+             for key, (cap, value) in _capped_sums(config, spent).items() if later[key][1] > value]  # fmt: skip
     return max(0.0, min(hours, default=math.inf))
 
 

@@ -1,6 +1,9 @@
 """The pretraining config: the Trainer's own arguments, plus what a language model from scratch needs."""
 
+import json
+import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from transformers import TrainingArguments
@@ -11,6 +14,7 @@ from ..data.sources import CorpusConfig
 from ..presets import flops_per_token
 from .batch import batch_for
 from .caps import Decision, check_caps, has_caps
+from .checkpoints import ENVIRONMENT_NAME
 from .loss import has_plain_head
 from .settings import REFUSED_KEYS, RunSettings
 from .speed import SpeedPlan, check_speed, plan_speed
@@ -18,6 +22,8 @@ from .speed import SpeedPlan, check_speed, plan_speed
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
+# Keys for packing `inputs`, which rows that are packed already leave without effect.
+PACKING_KEYS = ("validation_inputs", "validation_fraction", "text_column", "txt_unit")
 DEFAULT_PROMPTS = ["Era uma vez", "A capital do Brasil", "O menino abriu a porta e", "Segundo a lei,"]
 
 
@@ -52,7 +58,8 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     tokens_per_step: int | None = field(
         default=None,
         metadata={"help": "global batch of one optimizer step, in tokens; null: what a run of max_tokens learns most "
-                          "from by a published law, 262,144 where its length is not known"},
+                          "from by a published law, 262,144 where its length is not known, or the nearest that the "
+                          "ranks can share; a run that has begun keeps its batch"},
     )  # fmt: skip
     max_tokens: int | None = field(default=None, metadata={"help": "length of the run in tokens (or give max_steps)"})
     max_kwh: float | None = field(
@@ -60,9 +67,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                                 "left out: a speed test finds it"}
     )  # fmt: skip
     max_cost: float | None = field(
-        default=None, metadata={"help": "cap on the money of all starts, in USD; needs price"}
+        default=None, metadata={"help": "cap on the money of all starts and GPUs, in USD; needs price"}
     )
-    max_hours: float | None = field(default=None, metadata={"help": "cap on the hours of all starts"})
+    max_hours: float | None = field(
+        default=None, metadata={"help": "cap on the hours of all starts, from the start of the processes on"}
+    )
     hard_stop: bool = field(
         default=False, metadata={"help": "at a cap stop at once, also with a schedule whose decay cannot begin earlier"}
     )
@@ -113,9 +122,13 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         """
         self._check_choices()
         manifest = packed_manifest(str(self.packed))
+        self._refuse_packing_keys(manifest["context"])
         self.context = manifest["context"]
         if self.tokens_per_step is None:
-            self.tokens_per_step = batch_for(self.max_tokens, manifest["context"])
+            ranks = int(os.environ.get("WORLD_SIZE", "1"))
+            self.tokens_per_step, self.batch_reason = open_batch(
+                self.output_dir, self.max_tokens, manifest["context"], ranks, self.per_device_train_batch_size
+            )
         self._share_batch(self.tokens_per_step, manifest["context"])
         self._derive_steps()
         self._hand_over(bool(manifest["validation_tokens"]))
@@ -141,6 +154,21 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         check_caps(self)
         for key in ("cloze_items", "signal_items"):
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")
+
+    def _refuse_packing_keys(self, row_tokens: int) -> None:
+        """Refuse keys that say how to pack, beside rows that are packed already and differ or cannot tell."""
+        ensure(
+            self.context in (None, row_tokens),
+            f"context={self.context}: packed={self.packed} has rows of {row_tokens} tokens. Leave context out, or pack "
+            f"again with `ttl pack --context {self.context}`.",
+        )
+        for name in PACKING_KEYS:
+            value, usual = getattr(self, name), getattr(type(self), name, None)
+            ensure(
+                value == usual,
+                f"{name}={value}: says how to pack, and packed={self.packed} is packed already. Leave it out, or give "
+                "inputs in place of packed.",
+            )
 
     def _derive_steps(self) -> None:
         assert self.tokens_per_step is not None
@@ -170,6 +198,49 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     def speed_plan(self, model_config: "LlamaConfig", zero_stage: int) -> SpeedPlan:
         """Return what makes a step fast, each with its reason."""
         return plan_speed(self, self.training_flops(model_config), zero_stage, has_plain_head(model_config))
+
+
+def open_batch(
+    output_dir: str | None, max_tokens: int | None, context: int, ranks: int, micro_batch: int | None
+) -> tuple[int, str]:
+    """Return the tokens of a step of a run whose config leaves them open, and why so many.
+
+    A run that has begun keeps the batch it began with, on any number of ranks that can share it.
+
+    Args:
+        output_dir: of the run.
+        max_tokens: its length; None: not known.
+        context: tokens a row.
+        ranks: that train.
+        micro_batch: rows a rank computes at once, where that is given.
+
+    Raises:
+        InputError: the run has begun, and so many ranks cannot share its batch.
+    """
+    begun = _begun_batch(Path(str(output_dir)) / ENVIRONMENT_NAME)
+    if begun is not None and begun % context == 0:
+        rows = begun // context
+        shares = [str(number) for number in range(1, 17) if rows % number == 0]
+        ensure(
+            rows % ranks == 0,
+            f"output_dir={output_dir}: the run there began with {begun:,} tokens a step, and {ranks} ranks cannot "
+            f"share its {rows} rows. Go on with {', '.join(shares)} ranks, or begin a new run in another folder.",
+        )
+        return begun, "tokens_per_step as the run began"
+    usual, shared = batch_for(max_tokens, context), batch_for(max_tokens, context, ranks, micro_batch)
+    reason = "tokens_per_step by a published law for the run's length, in a power of two of rows"
+    if shared != usual:
+        reason = f"tokens_per_step not given: {usual:,} by a published law, the nearest that {ranks} rank(s) can share"
+    return shared, reason
+
+
+def _begun_batch(environment: Path) -> int | None:
+    """Return the tokens of a step that a run's record has; None: it has not begun, or its record does not tell."""
+    try:
+        found = json.loads(environment.read_text(encoding="utf-8"))["identity"]["tokens_per_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -172,6 +172,7 @@ class MetricsCallback(TrainerCallback):
         now = time.perf_counter()
         seconds = max(now - self._logged_time - self._paused, 1e-9)
         tokens_per_second = (state.global_step - self._logged_step) * self.tokens_per_step / seconds
+        mfu = self._mfu(tokens_per_second)
         steps_left = state.max_steps - state.global_step
         record = {
             "step": state.global_step,
@@ -182,13 +183,25 @@ class MetricsCallback(TrainerCallback):
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * self._flops_per_token / self._peak if self.knows_flops else None,
+            "mfu": mfu,
             **self.spending.record(steps_left),
             "seconds": now - self._start,
         }
         append_jsonl(self.path, record)
         self._logged_time, self._logged_step, self._paused = now, state.global_step, 0.0
         self._bar.write(_console_line(record, state.max_steps, self.spending.seconds_left(steps_left)))
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        """Return the share of the peak that is reached; None where it is not known, from the first impossible one on."""
+        if not self.knows_flops:
+            return None
+        share = tokens_per_second * self._flops_per_token / self._peak
+        if share <= 1:
+            return share
+        self.knows_flops = False
+        self._bar.write(f"MFU        n/a from here on: steps reach {share:.0%} of the measured peak, which was therefore "
+                        "taken beside other work")  # fmt: skip
+        return None
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import build
 from ..checkpoints import complete_checkpoints
 from ..checks import ensure, ensure_disk_space
-from ..data.packed import PackedCorpus, load_packed, print_summary
+from ..data.packed import PackedCorpus, load_packed, packed_manifest, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..evaluation.signal import local_tasks
@@ -20,7 +20,7 @@ from ..published import load_config, load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
 from .checkpoints import check_run_folder, run_identity
-from .config import PretrainConfig, corpus_config_values
+from .config import PretrainConfig, corpus_config_values, open_batch
 from .memory import checkpoint_bytes, final_model_bytes
 from .metrics import METRICS_NAME, read_jsonl
 from .settings import RunSettings
@@ -191,6 +191,21 @@ def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "packed": str(folder)}
 
 
+def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:
+    """Return the values of a pretraining with the tokens of a step that so many ranks will choose.
+
+    Values that have them, or that the config will refuse, come back as they are.
+
+    Raises:
+        InputError: see `packed_manifest` and `open_batch`.
+    """
+    if values.get("tokens_per_step") is not None or not values.get("packed"):
+        return values
+    micro_batch, context = values.get("per_device_train_batch_size"), packed_manifest(str(values["packed"]))["context"]
+    chosen, _ = open_batch(values.get("output_dir"), values.get("max_tokens"), context, num_processes, micro_batch)
+    return {**values, "tokens_per_step": chosen}
+
+
 def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
     """Check a config for a number of ranks without starting any; return the run folder's state.
 
@@ -199,7 +214,7 @@ def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
     Raises:
         InputError: see `PretrainConfig` and `plan_run`.
     """
-    config = build(PretrainConfig, {**values, "use_cpu": True})
+    config = build(PretrainConfig, {**with_batch(values, num_processes), "use_cpu": True})
     assert config.context is not None
     derive_batch(
         config.rows_per_step * config.context, config.context, values.get("per_device_train_batch_size"), num_processes

@@ -8,7 +8,10 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, NoReturn
 
+import psutil
+
 from ..checks import ensure
+from ..recorder import STARTED_VARIABLE
 from ..supervision import SUPERVISOR_VARIABLE
 from .hardware import has_accelerator
 
@@ -38,6 +41,8 @@ def prepare_rank() -> None:
     Raises:
         SystemExit: `ttl` is already gone.
     """
+    if STARTED_VARIABLE not in os.environ:  # another launcher's rank, which nobody has begun to count
+        os.environ[STARTED_VARIABLE] = repr(psutil.Process().create_time())
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
     if supervisor and sys.platform == "linux":
         _end_with(int(supervisor))

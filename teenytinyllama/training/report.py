@@ -1,6 +1,7 @@
 """What a run says about itself: the banner before it starts, and the manifest's records after it ends."""
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,12 @@ from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
 from ..model_files import is_local
 from ..presets import count_parameters
+from .batch import REPEATS_WORTH_READING, mean_step_speed
 from .hardware import device_name, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from .metrics import MFU_CONVENTION
 from .plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan
 
-# Epochs up to which repeated text teaches nearly as much as new text. Source: Muennighoff et al. 2023, Scaling
-# Data-Constrained Language Models (arXiv 2305.16264). Here 160m got worse after seven to ten (docs/gpu.md).
-REPEATS_WORTH_READING = 4
 RISE_WORTH_TELLING = 0.005  # share of the lowest held-out score; evaluations near the end of a good run differ by less
 
 
@@ -75,7 +74,8 @@ def print_banner(trainer: Any, config: Any, plan: RunPlan, more: dict[str, str],
         "precision": f"{config.precision} ({config.precision_reason})",
         "batch": f"{config.rows_per_step * config.tokens_per_row:,} tokens a step = "
         f"{config.per_device_train_batch_size} rows x {config.gradient_accumulation_steps} accumulation x "
-        f"{config.world_size} ranks x {config.tokens_per_row} tokens ({config.micro_batch_reason})",
+        f"{config.world_size} ranks x {config.tokens_per_row} tokens "
+        f"({'; '.join(filter(None, (config.micro_batch_reason, config.batch_reason)))})",
         **more,
         "MFU": f"{MFU_CONVENTION}; peak {peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
         "energy": f"offline, grid of {place(config.country_iso_code, config.region)} at "
@@ -210,29 +210,41 @@ def describe_time(seconds: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * spent / whole:.2f} %" for name, spent in parts) + f" of {whole:,.0f} s"
 
 
+def _speeds_of_steps(train: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean and median of the speed of the steps, and their mean MFU; None where it is not known throughout."""
+    speeds = [record["tokens_per_second"] for record in train]
+    mean, known = mean_step_speed(train), bool(train) and all(record["mfu"] is not None for record in train)
+    return {
+        "steps_tokens_per_second": mean,
+        "median_tokens_per_second": statistics.median(speeds) if speeds else None,
+        # MFU is the speed times a constant.
+        "mfu": train[-1]["mfu"] / train[-1]["tokens_per_second"] * mean if known and mean else None,
+    }
+
+
 def describe_training(
     trainer: Any, config: Any, plan: RunPlan, records: list[dict[str, Any]], seconds: float, rows: int
 ) -> dict[str, Any]:
     """Return the manifest's record of a run over so many rows of data.
 
-    Speeds are medians over the logged intervals of all starts.
+    Of the speeds, `tokens_per_second` is the run's, by its tokens and all of its seconds; the others are of its steps.
     """
     import torch.distributed as dist
 
     train = [record for record in records if "loss" in record]
     energy = read_emissions(plan.folder / EMISSIONS_NAME)
-    speeds = sorted(record["tokens_per_second"] for record in train)
-    mfu = sorted(record["mfu"] for record in train if record["mfu"] is not None)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
+    tokens = trainer.state.global_step * tokens_per_step
+    seconds = energy.duration_seconds if energy else seconds
     return {
         "steps": trainer.state.global_step,
-        "tokens": trainer.state.global_step * tokens_per_step,
+        "tokens": tokens,
         "tokens_per_step": tokens_per_step,
         "epochs": trainer.state.global_step * config.rows_per_step / rows,
-        "seconds": energy.duration_seconds if energy else seconds,  # of all starts, repeated steps included
+        "seconds": seconds,  # of all starts, repeated steps included
         "seconds_by_part_of_last_start": {name: round(spent, 3) for name, spent in trainer.clock.seconds.items()},
-        "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
-        "mfu": mfu[len(mfu) // 2] if mfu else None,
+        "tokens_per_second": tokens / seconds if seconds > 0 else None,  # evaluations and saves included
+        **_speeds_of_steps(train),
         "mfu_convention": MFU_CONVENTION,
         "first_loss": train[0]["loss"] if train else None,
         "last_loss": train[-1]["loss"] if train else None,

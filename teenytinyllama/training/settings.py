@@ -66,8 +66,10 @@ class RunSettings(GridSettings):
     )
     sample_new_tokens: int = field(default=60, metadata={"help": "tokens generated for each prompt"})
     price: float | None = field(
-        default=None, metadata={"help": "USD an hour of all machines together, for money in the log and for max_cost"}
-    )
+        default=None,
+        metadata={"help": "USD for an hour of one GPU (of the whole machine where there is none), for money in the log "
+                          "and for max_cost; all GPUs of all machines are paid"},
+    )  # fmt: skip
     license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
     card_language: Literal["en", "pt", "both"] = field(
         default="both", metadata={"help": "language of the model's card: en, pt, or both, one after the other"}
@@ -99,6 +101,7 @@ class RunSettings(GridSettings):
 
     context: int | None = field(init=False, default=None)
     rows_per_step: int = field(init=False, default=0)
+    batch_reason: str = field(init=False, default="")
     precision_reason: str = field(init=False, default="")
     given_shares: dict[str, float] = field(init=False, default_factory=dict)
     micro_batch_given: bool = field(init=False, default=False)
@@ -120,7 +123,10 @@ class RunSettings(GridSettings):
             len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
         )
-        ensure(self.price is None or self.price >= 0, f"price={self.price}: must be 0 or more, in USD an hour.")
+        ensure(
+            self.price is None or 0 <= self.price < math.inf,
+            f"price={self.price}: must be 0 or more, in USD for an hour of one GPU.",
+        )
         ensure(
             arguments.save_strategy != "best",
             "save_strategy=best: checkpoints are kept by their age. Use steps or no, and choose one by metrics.jsonl.",

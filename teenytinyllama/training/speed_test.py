@@ -20,11 +20,11 @@ from ..gpus import find_gpu
 from ..ledger import read_ledger
 from ..manifest import read_manifest, write_json
 from ..recorder import add_speed_test
-from .batch import batch_for
 from .caps import CAP_KEYS
 from .checkpoints import lock_run_folder
-from .hardware import device_name
+from .hardware import device_name, has_accelerator
 from .metrics import METRICS_NAME, read_jsonl
+from .plan import with_batch
 from .speed import compile_pays
 
 SPEED_TEST_NAME = "speed_test.json"
@@ -46,14 +46,16 @@ class MeasuredSpeed:
     """What the test found, over all ranks; `speed_test.json`.
 
     Attributes:
-        tokens_per_second: median of the steady steps.
+        tokens_per_second: mean of the steady steps.
         watts: mean power of the machine.
         hardware: the device's name.
         num_ranks: that trained.
         steps: that were made.
         tokens_per_step: of the test's steps, which may be fewer than the run's.
         spent_kwh: by the test.
-        spent_hours: that the test was measured for.
+        spent_hours: that the test took, its start included.
+        starting_hours: of them, until the first step; the run will take as many.
+        num_gpus: that are paid for.
     """
 
     tokens_per_second: float
@@ -64,6 +66,8 @@ class MeasuredSpeed:
     tokens_per_step: int
     spent_kwh: float = 0.0
     spent_hours: float = 0.0
+    starting_hours: float = 0.0
+    num_gpus: int = 1
 
 
 def settle_length(
@@ -91,7 +95,7 @@ def settle_length(
     if not given or values.get("max_tokens") or values.get("max_steps", -1) > 0:
         return values
     # One batch for the test, the check and the run: the length that is found would ask for another.
-    values = {**values, "tokens_per_step": values_tokens_per_step(values)}
+    values = with_batch(values, num_ranks)
     shortest = {**values, "max_tokens": values_tokens_per_step(values)}
     if check(shortest, num_ranks) == "complete":
         return shortest
@@ -123,16 +127,17 @@ def settle_length(
 
 def values_tokens_per_step(values: dict[str, Any]) -> int:
     """Return the tokens of a step, by the values or by the default of a run whose length is not known yet."""
-    return int(values.get("tokens_per_step") or batch_for(None, packed_manifest(str(values["packed"]))["context"]))
+    return int(with_batch(values, 1)["tokens_per_step"])
 
 
 def tokens_within(
     caps: dict[str, float], price_usd: float, speed: MeasuredSpeed, values: dict[str, Any]
 ) -> tuple[float, str]:
     """Return the tokens that what the test left of the tightest cap pays for, evaluations included, and its key."""
+    gone = speed.spent_hours + speed.starting_hours
     hours = {
-        "max_hours": lambda cap: cap - speed.spent_hours,
-        "max_cost": lambda cap: cap / price_usd - speed.spent_hours,
+        "max_hours": lambda cap: cap - gone,
+        "max_cost": lambda cap: cap / (price_usd * speed.num_gpus) - gone,
         "max_kwh": lambda cap: (cap - speed.spent_kwh) / (speed.watts / 1000) if speed.watts else float("inf"),
     }
     tightest = min(caps, key=lambda key: hours[key](caps[key]))
@@ -191,21 +196,22 @@ def test_values(values: dict[str, Any], num_ranks: int, place: Path) -> dict[str
         "eval_strategy": "no",
         "save_strategy": "no",
         "sample_prompts": [],
-        "compile_layers": _compiles(values),
+        "compile_layers": _compiles(values, num_ranks),
     }
 
 
-def _compiles(values: dict[str, Any]) -> bool | None:
+def _compiles(values: dict[str, Any], num_ranks: int) -> bool | None:
     """Return whether the run will compile its layers: it decides by its length, which only the caps tell so far."""
     if values.get("compile_layers") is not None:
         return bool(values["compile_layers"])
     gpu = find_gpu(device_name())
     watts = gpu[1].planned_watts if gpu else 100.0  # a computer without a known GPU
+    num_gpus = num_ranks if has_accelerator() else 1
     hours = min(
         [
             float(values.get("max_hours") or "inf"),
-            float(values.get("max_cost") or "inf") / float(values.get("price") or 1),
-            float(values.get("max_kwh") or "inf") * 1000 / watts,
+            float(values.get("max_cost") or "inf") / (float(values.get("price") or 1) * num_gpus),
+            float(values.get("max_kwh") or "inf") * 1000 / (watts * num_gpus),
         ]
     )
     return compile_pays(hours * 3600)[0] or None
@@ -216,17 +222,19 @@ def _read_test(place: Path, test: dict[str, Any]) -> MeasuredSpeed:
     training = read_manifest("speed test", str(place), "pretrain", "Run it again.")["training"]
     account = read_ledger(place)
     total = account.total if account else None
+    starting_hours = account.starting_seconds / 3600 if account else 0.0
+    steady = [record for record in records if record["step"] >= _FIRST_STEADY_STEP]
     return MeasuredSpeed(
-        tokens_per_second=statistics.median(
-            record["tokens_per_second"] for record in records if record["step"] >= _FIRST_STEADY_STEP
-        ),
+        tokens_per_second=statistics.harmonic_mean([record["tokens_per_second"] for record in steady]),
         watts=1000 * total.energy_kwh / (total.seconds / 3600) if total and total.seconds else 0.0,
         hardware=training["hardware"],
         num_ranks=training["world_size"],
         steps=training["steps"],
         tokens_per_step=test["tokens_per_step"],
         spent_kwh=total.energy_kwh if total else 0.0,
-        spent_hours=total.seconds / 3600 if total else 0.0,
+        spent_hours=(total.seconds / 3600 if total else 0.0) + starting_hours,
+        starting_hours=starting_hours,
+        num_gpus=sum(start.num_gpus or 1 for start in account.starts) if account else 1,
     )
 
 

@@ -1,27 +1,57 @@
 """What a run has spent so far over all its starts and machines, and what it will have spent at its end."""
 
 import math
+from collections import deque
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..collectives import sum_over_ranks
+from ..ledger import Start, total_of
+
+# Logging intervals whose mean is the pace that the rest of a run is projected by: a machine that was busy when the run
+# began is forgotten, a busy minute is not taken for the rest.
+_PACE_INTERVALS = 20
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Energy in kWh, emissions in kg CO2e, time in hours of the first machine."""
+    """Energy in kWh, emissions in kg CO2e, time in hours of the first machine.
+
+    Attributes:
+        gpu_hours: hours times the GPUs of all machines (1 a machine where there is none): what is paid.
+        starting_hours: of `hours`, those before the meters ran, in which no energy was measured.
+        num_gpus: of all machines, now.
+    """
 
     kwh: float = 0.0
     kg: float = 0.0
     hours: float = 0.0
+    gpu_hours: float = 0.0
+    starting_hours: float = 0.0
+    num_gpus: float = 0
 
     def after(self, hours: float) -> "Spent":
-        """Return what will have been spent so many hours later, at the mean power and grid so far."""
-        share = 1 + hours / self.hours if self.hours else 1.0
-        return Spent(self.kwh * share, self.kg * share, self.hours + hours)
+        """Return what will have been spent so many hours later, at the mean power and grid so far and these GPUs."""
+        measured = self.hours - self.starting_hours
+        share = 1 + hours / measured if measured > 0 else 1.0
+        return replace(
+            self,
+            kwh=self.kwh * share,
+            kg=self.kg * share,
+            hours=self.hours + hours,
+            gpu_hours=self.gpu_hours + hours * self.num_gpus,
+        )
+
+
+def spent_in(starts: list[Start]) -> Spent:
+    """Return what the starts of one machine have spent."""
+    total = total_of(starts)
+    starting = sum(start.starting_seconds for start in starts) / 3600
+    return Spent(total.energy_kwh, total.emissions_kg, total.seconds / 3600 + starting,
+                 sum(start.paid_gpu_hours for start in starts), starting)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +82,7 @@ class SpendingCallback(TrainerCallback):
 
         Args:
             measure: what this machine has spent by now, over all starts.
-            price_usd: of an hour of all machines together; None: money is not counted.
+            price_usd: of an hour of one GPU; None: money is not counted.
             pauses: what evaluations and saves took in this start.
             hours_left: until a cap ends the run.
         """
@@ -60,14 +90,16 @@ class SpendingCallback(TrainerCallback):
         self.now = Spent()
         self._pauses = Pauses()
         self._state = TrainerState()
-        self._first: tuple[int, float] | None = None  # (step, hours less pauses)
+        # (step, hours less pauses) at logging steps; the steps before the first also paid for starting and compiling.
+        self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_INTERVALS + 1)
         self._hours_per_step: float | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget the pace of an earlier training."""
-        self._first = self._hours_per_step = None
+        self._pace.clear()
+        self._hours_per_step = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure at logging steps and at the last one."""
@@ -76,10 +108,10 @@ class SpendingCallback(TrainerCallback):
         self._add_up(args)
         self._state = state
         step, hours = state.global_step, self.now.hours - self._pauses.total_seconds / 3600
-        if self._first is None:
-            self._first = (step, hours)  # the steps before it also paid for starting and compiling
-        elif step > self._first[0]:
-            self._hours_per_step = (hours - self._first[1]) / (step - self._first[0])
+        self._pace.append((step, hours))
+        first_step, first_hours = self._pace[0]
+        if step > first_step:
+            self._hours_per_step = (hours - first_hours) / (step - first_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, so that a score has its energy."""
@@ -92,11 +124,14 @@ class SpendingCallback(TrainerCallback):
     def _add_up(self, args: TrainingArguments) -> None:
         """Add up the energy of all machines; hours and pauses are those of the first rank."""
         here, first = self.measure(), args.process_index == 0
-        shared = [here.hours, *astuple(self.pauses())] if first else [0.0] * 5
-        kwh, kg, hours, *pauses = sum_over_ranks([here.kwh, here.kg, *shared], args.device)
+        shared = [here.hours, here.starting_hours, *astuple(self.pauses())] if first else [0.0] * 6
+        found = sum_over_ranks([here.kwh, here.kg, here.gpu_hours, here.num_gpus, *shared], args.device)
+        kwh, kg, gpu_hours, num_gpus, hours, starting_hours, *pauses = found
         self._pauses = Pauses(*pauses)
         # Readings are some seconds apart and bridged by the mean power, which must not let a sum fall.
-        self.now = Spent(max(kwh, self.now.kwh), max(kg, self.now.kg), max(hours, self.now.hours))
+        now = self.now
+        self.now = Spent(max(kwh, now.kwh), max(kg, now.kg), max(hours, now.hours), max(gpu_hours, now.gpu_hours),
+                         starting_hours, num_gpus)  # fmt: skip
 
     def projected(self, steps: int) -> Spent | None:
         """Return what will have been spent when so many more steps and the end are done, or None if not yet known."""
@@ -141,5 +176,5 @@ class SpendingCallback(TrainerCallback):
 
 
 def usd(spent: Spent, price_usd: float | None) -> float | None:
-    """Return the money for the hours, or None without a price."""
-    return None if price_usd is None else spent.hours * price_usd
+    """Return the money for the hours of all GPUs, or None without a price."""
+    return None if price_usd is None else spent.gpu_hours * price_usd

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..checks import ensure, ensure_packages
 from ..data.conversations import ConversationsConfig, conversations_manifest
+from ..training.batch import shared_rows
 from ..training.loss import has_chunked_loss, has_plain_head
 from ..training.settings import REFUSED_KEYS, RunSettings
 from ..training.speed import SpeedPlan, check_attention
@@ -60,11 +61,20 @@ class TuningSettings(LoraSettings, RunSettings):
             f"num_train_epochs={arguments.num_train_epochs}: must be positive. 2 or 3 is usual.",
         )
 
+    def _refuse_other_context(self, key: str, prepared: int) -> None:
+        """Refuse a context beside rows that were prepared for another."""
+        context = getattr(self, "context", None)
+        ensure(
+            context in (None, prepared),
+            f"context={context}: {key}={getattr(self, key)} was prepared for {prepared} tokens. Leave context out, or "
+            "give inputs in its place.",
+        )
+
     def _usual_rows_a_step(self, most: int) -> int:
-        """Return a power of two that leaves an epoch enough steps, raised to whole rows for every rank."""
+        """Return a power of two that leaves an epoch enough steps, or the nearest that all ranks can share."""
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         rows = 1 << (max(1, min(most, self.num_rows // _LEAST_STEPS_PER_EPOCH)).bit_length() - 1)
-        return -(-rows // ranks) * ranks
+        return shared_rows(rows, ranks, getattr(self, "per_device_train_batch_size", None))
 
     def _derive_steps(self) -> None:
         arguments: Any = self
@@ -161,6 +171,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
         )
         ensure(self.final_answers >= 0, f"final_answers={self.final_answers}: must be 0 (none) or more.")
         manifest = conversations_manifest(str(self.conversations))
+        self._refuse_other_context("conversations", manifest["plan"]["context"])
         self.context = manifest["plan"]["context"]
         self.assistant_only_loss = manifest["plan"]["assistant_only_loss"]
         self._derive_batch(manifest)

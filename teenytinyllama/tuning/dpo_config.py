@@ -81,6 +81,7 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
         )
         ensure(self.beta > 0, f"beta={self.beta}: must be positive. 0.1 to 0.5 is usual.")
         manifest = preferences_manifest(str(self.preferences))
+        self._refuse_other_context("preferences", manifest["plan"]["context"])
         self.context = manifest["plan"]["context"]
         self.num_rows = manifest["train"]["pairs"]
         self.pair_tokens = max(1, round(manifest["train"]["tokens"] / self.num_rows))
