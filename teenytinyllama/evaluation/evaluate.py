@@ -92,7 +92,8 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     language = text if config.wants_language_modeling else None
     ensure(
         tasks or language is not None,
-        f"suite={config.suite}: nothing can be measured. "
+        (f"suite={config.suite}" if config.tasks is None else f"tasks={' '.join(config.tasks)}")
+        + ": nothing can be measured. "
         + "; ".join(f"{task}: {reason}" for task, reason in missing.items()),
     )
     work = _Work(config, folder, stops, tasks, language, cloze_file)

@@ -42,7 +42,25 @@ def tasks_with_data(
             f"tasks={task.name}: {len(rows.shots)} solved examples are there and {task.shots} are shown. Give the "
             "whole training split.",
         )
+        _check_differences(task, rows)
         yield task, rows
+
+
+def _check_differences(task: BenchmarkTask, rows: TaskRows) -> None:
+    """Refuse questions that all have one right answer, where telling classes or degrees apart is the task.
+
+    Raises:
+        InputError: they do.
+    """
+    key = {"labels": "answer", "similarity": "similarity"}.get(task.kind)
+    if key is None:
+        return
+    found = {row[key] for row in rows.test}
+    ensure(
+        len(found) > 1,
+        f"tasks={task.name}: {key} is {next(iter(found))!r} in all questions ({len(rows.test):,}) of "
+        f"{rows.origin.split}, so there is nothing to tell apart. Give a file with several.",
+    )
 
 
 def find_held_out_text(

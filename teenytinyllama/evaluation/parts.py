@@ -11,6 +11,7 @@ from .config import EvaluateConfig
 from .local_data import CLOZE, TaskRows, load_rows
 from .measures import Measure
 from .results import Score
+from .rows import questions_sha256
 from .suites import BenchmarkTask
 from .trivial import Line, best_line, trivial_lines
 from .walk import Stop
@@ -87,7 +88,8 @@ def read_parts(folder: Path, weights: dict[int | None, str]) -> list[tuple[Path,
 
 def rows_of(task: BenchmarkTask, config: EvaluateConfig, cloze_file: Path | None) -> TaskRows:
     """Return the questions and examples of a task; see `local_data.load_rows`."""
-    return load_rows(task.source, config.data_dir, str(cloze_file) if task.source == CLOZE and cloze_file else None)
+    cloze = str(cloze_file) if task.source == CLOZE and cloze_file else None
+    return load_rows(task.source, config.data_dir, cloze, task.shots > 0)
 
 
 def task_identity(task: BenchmarkTask, config: EvaluateConfig, rows: TaskRows, model_hash: str, yaml_text: str) -> str:
@@ -158,7 +160,7 @@ def _make_score(
     kind, trivial = best_trivial
     value, count = outcome.values[task.metric], len(outcome.rows)
     first = f", first {count}" if limited and count < len(rows.test) else ""
-    return Score(
+    score = Score(
         task=task.name,
         suite="",
         name=f"{task.title}{first}" + (f", {precision}" if precision else ""),
@@ -175,9 +177,13 @@ def _make_score(
         normalised=(value - trivial) / (1 - trivial) if trivial < 1 else None,
         shots=outcome.shots,
         num_items=count,
+        total_items=len(rows.test),
+        questions_sha256=questions_sha256(rows.test[:count]),
         unparsable=outcome.values.get("unparsable"),
         truncated_prompts=outcome.truncated_prompts,
         task_hash=outcome.task_hash,
         harness=f"lm-evaluation-harness {harness_version()}",
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+    odd: dict[str, Any] = {name: number or None for name, number in rows.remarks(count).items()}
+    return replace(score, **odd)

@@ -17,6 +17,14 @@ RESULTS_NAME = "results.json"
 TrivialKind = Literal["constant", "majority", "length", "chance"]
 FINE_TUNED_SUITE = "downstream fine-tuning"  # scores of models that were made from this one, see `ttl classify`
 CORRELATIONS = ("pearson", "spearman", "mcc")  # metrics that can be negative
+# Counts of odd questions, and how they are said.
+ODD_QUESTIONS = {
+    "repeated_questions": "asked again",
+    "repeated_shots": "solved examples repeated",
+    "questions_among_shots": "also among the solved examples",
+    "questions_with_twins": "with a wrong answer of the same text as a right one",
+    "left_out_rows": "rows left out, which are no questions (a picture, or no text)",
+}
 _FIX = "Run the evaluation again, or correct the file."
 _TASK = re.compile(r"[A-Za-z0-9][\w.-]*")  # it becomes the name of a file
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})?)?")
@@ -43,7 +51,14 @@ class Score:
             longest or shortest (`length`), or a guess (`chance`).
         normalised: 0 at the trivial answer, 1 at a perfect score.
         shots: solved examples in front of each question.
-        num_items: questions.
+        num_items: questions that were asked.
+        total_items: questions of the data; more than `num_items` where only the first were asked.
+        questions_sha256: of the texts of the questions that were asked, in whatever order.
+        repeated_questions: those of them that ask what an earlier one asks.
+        repeated_shots: likewise, of the solved examples.
+        questions_among_shots: questions that are also solved examples.
+        questions_with_twins: questions with a wrong answer of the same text as a right one.
+        left_out_rows: rows of the data that are no questions, such as those with a picture.
         unparsable: share of the answers that could not be read.
         truncated_prompts: questions whose prompt did not fit into the context.
         task_hash: of the task's texts.
@@ -70,6 +85,13 @@ class Score:
     normalised: float | None = None
     shots: int | None = None
     num_items: int | None = None
+    total_items: int | None = None
+    questions_sha256: str | None = None
+    repeated_questions: int | None = None
+    repeated_shots: int | None = None
+    questions_among_shots: int | None = None
+    questions_with_twins: int | None = None
+    left_out_rows: int | None = None
     unparsable: float | None = None
     truncated_prompts: int | None = None
     task_hash: str | None = None
@@ -95,6 +117,16 @@ class Results:
     command: str
     versions: dict[str, str]
     scores: tuple[Score, ...]
+
+
+def is_limited(score: Score) -> bool:
+    """Return whether only the first questions of the data were asked."""
+    return score.total_items is not None and (score.num_items or 0) < score.total_items
+
+
+def describe_odd_questions(score: Score) -> str:
+    """Return the counts of odd questions in words, or nothing."""
+    return ", ".join(f"{getattr(score, key):,} {text}" for key, text in ODD_QUESTIONS.items() if getattr(score, key))
 
 
 def is_trivial(score: Score) -> bool:
@@ -207,7 +239,7 @@ def _parse_score(path: Path, place: str, row: Any) -> Score:
         check(value is None or lowest <= value <= 1, key, f"{lowest:.0f} to 1: a fraction, 0.1924 for 19.24 %")
     check(score.stderr is None or 0 <= score.stderr <= 1, "stderr", "0 to 1, in the unit of the value")
     check(score.unparsable is None or 0 <= score.unparsable <= 1, "unparsable", "a share of 0 to 1")
-    for key in ("shots", "num_items", "truncated_prompts", "step", "tokens"):
+    for key in ("shots", "num_items", "total_items", *ODD_QUESTIONS, "truncated_prompts", "step", "tokens"):
         check((getattr(score, key) or 0) >= 0, key, "0 or more")
     check(_TASK.fullmatch(score.task), "task", "letters, digits, '.', '_' and '-': it names a file")
     check(score.date is None or _DATE.fullmatch(score.date), "date", "an ISO 8601 date such as 2024-01-30")

@@ -83,7 +83,7 @@ def local_tasks(data_dir: str, tokenizer: "PreTrainedTokenizerBase", num_items: 
     tasks, missing = [], []
     for name, short in _LOCAL.items():
         try:
-            rows = load_rows(TASKS[name].source, data_dir).test[:num_items]
+            rows = load_rows(TASKS[name].source, data_dir, None, TASKS[name].shots > 0).test[:num_items]
         except MissingDataError as error:
             missing.append(str(error))
             continue

@@ -5,6 +5,7 @@ suite, https://github.com/eduagarcia/lm-evaluation-harness-pt (lm_eval/tasks/por
 the datasets' cards for CALAME-PT and LAMBADA-PT.
 """
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from . import rows
 from .rows import LETTERS, SENTIMENTS, Row
 
-Kind = Literal["text", "texts", "list", "options", "number"]
+Kind = Literal["text", "texts", "list", "options", "number", "letter"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,17 @@ class Column:
     """What a column has to hold.
 
     Attributes:
-        kind: a text, a list of texts, any list, an exam's choices (`{text: [...], label: [...]}`), or a number.
+        kind: a text, a list of texts, any list, an exam's choices (`{text: [...], label: [...]}`), a number, or the
+            letter of an answer.
         allowed: the only values there may be, if that is known.
         optional: whether rows may lack it.
+        may_be_empty: whether cells may be empty, though the column has to be there.
     """
 
     kind: Kind = "text"
     allowed: tuple[Hashable, ...] | None = None
     optional: bool = False
+    may_be_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,17 +104,16 @@ _LABEL = Column("number", allowed=(0, 1))
 
 
 def _lettered(letters: str) -> dict[str, Column]:
-    options = {f"option_{letter.lower()}": Column(optional=letter in "CDE") for letter in letters}
-    return {"instruction": _TEXT, **options, "answer": Column(allowed=tuple(letters))}
+    options = {
+        f"option_{letter.lower()}": Column(optional=letter in "CDE", may_be_empty=letter in "AB") for letter in letters
+    }
+    return {"instruction": _TEXT, **options, "answer": Column("letter", allowed=tuple(letters))}
 
 
-def _exam(letters: str) -> dict[str, Column]:
-    return {"id": _TEXT, "question": _TEXT, "choices": Column("options"), "answerKey": Column(allowed=tuple(letters))}
-
-
+_EXAM = {"id": _TEXT, "question": _TEXT, "choices": Column("options"), "answerKey": Column("letter")}
 _ENEM_RECORD = Layout(
     {"id": _TEXT, "context": Column(optional=True), "question": Column(optional=True), "alternatives": Column("list"),
-     "label": Column(allowed=tuple("abcdeABCDE"))},
+     "label": Column("letter", allowed=tuple(LETTERS))},
     rows.enem_record,
 )  # fmt: skip
 # As published by its authors: one file, sorted by label, without the benchmark's split.
@@ -165,7 +168,7 @@ SOURCES: dict[str, Source] = {
     "enem": Source(
         "eduagarcia/enem_challenge",
         Part("train", ("enem_challenge", "enem", "enem_2022")),
-        _exam("ABCDE"),
+        _EXAM,
         rows.exam,
         shots=Shots(Part("train", ("enem_challenge", "enem", "enem_2022")), "id", _ENEM_SHOTS, _ENEM_SHOTS),
         layouts=(_ENEM_RECORD,),
@@ -173,15 +176,15 @@ SOURCES: dict[str, Source] = {
     "bluex": Source(
         "eduagarcia-temp/BLUEX_without_images",
         Part("train", ("bluex",)),
-        _exam("ABCDE"),
+        _EXAM,
         rows.exam,
         shots=Shots(Part("train", ("bluex",)), "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS),
     ),
     "oab": Source(
         "eduagarcia/oab_exams",
         Part("train", ("oab_exams", "oab")),
-        _exam("ABCD"),
-        rows.exam,
+        _EXAM,
+        functools.partial(rows.exam, letters="ABCD"),
         shots=Shots(Part("train", ("oab_exams", "oab")), "id", _OAB_SHOTS[:3], _OAB_SHOTS),
     ),
     "assin2": Source(

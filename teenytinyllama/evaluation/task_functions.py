@@ -22,13 +22,20 @@ UNREADABLE_SIMILARITY = 5.0  # what the leaderboard takes an answer without a nu
 macro_f1, pearson = bootstrap.macro_f1, bootstrap.pearson
 
 
-def load_task(rows_of: str, data_dir: str | None = None, cloze_file: str | None = None, **other: Any) -> "DatasetDict":
+def load_task(
+    rows_of: str,
+    data_dir: str | None = None,
+    cloze_file: str | None = None,
+    with_shots: bool = True,
+    **other: Any,
+) -> "DatasetDict":
     """Return the rows of a task as the harness wants them.
 
     Args:
         rows_of: the source, given in the task's YAML.
         data_dir: folder of local files, from `--metadata data_dir=…` or the environment; None: the Hub.
         cloze_file: rows of `cloze`, from `--metadata cloze_file=…` or the environment.
+        with_shots: whether the task shows solved examples, given in its YAML.
         **other: further metadata of the harness.
 
     Raises:
@@ -40,6 +47,7 @@ def load_task(rows_of: str, data_dir: str | None = None, cloze_file: str | None 
         rows_of,
         data_dir or os.environ.get(DATA_DIR_VARIABLE) or None,
         cloze_file or os.environ.get(CLOZE_FILE_VARIABLE) or None,
+        with_shots,
     )
     splits = {"test": Dataset.from_list(found.test)}
     if found.shots:
