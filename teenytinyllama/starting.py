@@ -20,11 +20,13 @@ def start_stage(
     values: dict[str, Any],
     accelerate_file: str | None,
     num_processes: int | None,
-    prepare: Callable[[dict[str, Any]], dict[str, Any]],
+    prepare: Callable[[dict[str, Any], int], dict[str, Any]],
     check: Callable[[dict[str, Any], int], str],
     settle: Callable[..., dict[str, Any]] | None = None,
 ) -> int:
     """Check everything in this process, prepare the data, then start the ranks and supervise them.
+
+    `prepare` refuses what can be known without the data before it writes any; `check` sees the data too.
 
     With `settle`, a length that only caps tell is settled in between, by a test with the same ranks. With
     `hub_model_id` a process beside them publishes the run; it changes neither the ranks nor the exit code.
@@ -45,7 +47,7 @@ def start_stage(
     script = recipes_folder() / recipe
     ranks = plan_ranks(script, [], accelerate_file, num_processes)
     publishing = check_follower(values)
-    values = prepare(values)
+    values = prepare(values, ranks.num_processes)
     os.environ.setdefault("TTL_COMMAND", command_line())
 
     def start(values: dict[str, Any], log: Path | None = None) -> int:

@@ -31,6 +31,7 @@ from teenytinyllama.app.talk import Session, Speaker, accept, begin_again, read_
 from teenytinyllama.arguments import parse
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template
 from teenytinyllama.checks import InputError, MissingPackageError
+from teenytinyllama.data.turns import TOOL_TURN
 from teenytinyllama.published import load_tokenizer
 
 pytest.importorskip("gradio", reason="needs the extra: pip install 'teenytinyllama[app]'")
@@ -169,7 +170,7 @@ def test_equal_texts_are_one_result_and_turns_are_pairs(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(rows))
     pairs, left_out = read_pairs([str(tmp_path)])
     assert [(pair.question, pair.source) for pair in pairs] == [("Um?", "a"), ("Dois?", "a"), ("Três?", "a")]
-    assert dict(left_out) == {"a role other than system, user, assistant": 1}
+    assert dict(left_out) == {TOOL_TURN: 1}
     found = SearchIndex(pairs).nearest("Sim senhora.")
     assert [(match.pair.question, match.others) for match in found] == [("Um?", 1)]
     assert "o mesmo texto aparece mais 1 vez<" in as_cards(found, "x")
@@ -510,6 +511,7 @@ def note(event, arguments):
         seen.write(f"{arguments[0]}\\n")
 sys.addaudithook(note)
 from teenytinyllama.cli import main
+from teenytinyllama.data.turns import TOOL_TURN
 sys.exit(main(sys.argv[2:]))
 """
 

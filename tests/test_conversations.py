@@ -70,6 +70,21 @@ def test_rows_hold_the_tokens_of_the_template_and_learn_the_answers(tmp_path: Pa
     assert all(row["labels"] == row["input_ids"] for row in rows_of(prepare_conversations(config, tokenizer), "train"))
 
 
+@pytest.mark.parametrize("assistant_only", [True, False])
+def test_an_answer_of_weight_0_is_read_and_not_learnt(tmp_path: Path, tokenizer: Any, assistant_only: bool) -> None:
+    row = turns(1, 2, 1, 3, 1, 4)
+    for place, weight in ((1, 0), (3, 1), (5, 0)):
+        row["messages"][place]["weight"] = weight
+    config = ConversationsConfig(
+        inputs=[write(tmp_path / "a.jsonl", [row])], output_dir=str(tmp_path / "out"), validation_fraction=0.0,
+        assistant_only_loss=assistant_only,
+    )  # fmt: skip
+    found = rows_of(prepare_conversations(config, tokenizer), "train")[0]
+    learnt = tokenizer.decode([label for label in found["labels"] if label != -100])
+    assert learnt.count("casa") == (3 if assistant_only else 6)
+    assert found["input_ids"] == tokenizer.apply_chat_template(found["messages"], return_dict=True)["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("long_conversations", "kept", "dropped"),
     [

@@ -15,13 +15,12 @@ from teenytinyllama import from_pretrained
 from teenytinyllama.arguments import build, check_types, write_yaml
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
-from teenytinyllama.data.instructions import RowError
 from teenytinyllama.data.preferences import (
     PreferencesConfig,
     preferences_manifest,
     prepare_preferences,
-    read_preference,
 )
+from teenytinyllama.data.turns import RowError, read_pair
 from teenytinyllama.emissions import read_emissions
 from teenytinyllama.ledger import read_ledger
 from teenytinyllama.published import load_tokenizer
@@ -108,10 +107,19 @@ def finished(tmp_path_factory: pytest.TempPathFactory, chat_model: Path, prepare
 def test_rows_of_several_forms_are_one_pair() -> None:
     question, better, worse = ({"role": role, "content": text} for role, text in
                                (("user", "Quem?"), ("assistant", "Eu."), ("assistant", "Tu.")))  # fmt: skip
-    expected = ([question, better], [question, worse])
-    assert read_preference({"prompt": "Quem?", "chosen": "Eu. ", "rejected": "Tu."}) == expected
-    assert read_preference({"prompt": [question], "chosen": [better], "rejected": [worse]}) == expected
-    assert read_preference({"prompt": "Quem?", "chosen": [question, better], "rejected": [question, worse]}) == expected
+    more = [{"role": "user", "content": "E?"}, {"role": "assistant", "content": "Sim."}]
+    as_sharegpt = {"from": "gpt", "value": "Tu."}
+    for row in (
+        {"prompt": "Quem?", "chosen": "Eu. ", "rejected": "Tu."},
+        {"question": "Quem?", "chosen": "Eu.", "rejected": "Tu.", "prompt": None},
+        {"prompt": [question], "chosen": [better], "rejected": [worse]},
+        {"prompt": "Quem?", "chosen": [question, better], "rejected": [question, worse]},
+        {"conversations": [{"from": "human", "value": "Quem?"}], "chosen": better, "rejected": as_sharegpt},
+    ):
+        pair = read_pair(row)
+        assert (pair.chosen, pair.rejected) == ([question, better], [question, worse])
+    long = read_pair({"chosen": [*more, question, better], "rejected": [*more, question, worse], "score": 3})
+    assert (long.chosen[:-1], long.unused) == ([*more, question], ["score"])
 
 
 @pytest.mark.parametrize(
@@ -122,6 +130,9 @@ def test_rows_of_several_forms_are_one_pair() -> None:
         ({"chosen": "b", "rejected": "c"}, "a turn that is no text"),
         ({"prompt": "a", "chosen": "b", "rejected": 3}, "a turn that is no text"),
         ({"prompt": "a", "chosen": "b", "rejected": ""}, "an empty turn"),
+        ({"prompt": "a", "completion": "b", "label": True}, r"one answer with a label \(KTO\)"),
+        ({"prompt": "a", "question": "c", "chosen": "b", "rejected": "d"}, "prompt and question that differ"),
+        ({"prompt": "a", "chosen": "b", "rejected": "d", "system": 1}, "a turn that is no text"),
         ({"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
           "rejected": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "c"}]},
          "chosen and rejected answer different prompts"),
@@ -129,7 +140,7 @@ def test_rows_of_several_forms_are_one_pair() -> None:
 )  # fmt: skip
 def test_rows_that_are_no_pair_say_why(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
-        read_preference(row)
+        read_pair(row)
 
 
 def test_equal_answers_are_refused_or_dropped_and_counted(tmp_path: Path, chat_model: Path) -> None:
@@ -268,6 +279,13 @@ def test_inputs_are_checked(tmp_path: Path, chat_model: Path, prepared: Path, to
     base = save_base(tmp_path / "base", load_tokenizer("tokenizer", str(tokenizer_folder)))
     with pytest.raises(InputError, match=r"is a base model without a chat template. Tune it on instructions first"):
         prepare_inputs({**values, "model_name_or_path": str(base)})
+    for more, message in (
+        ({"beta": 0.0}, "beta=0.0: must be positive"),
+        ({"pairs_per_step": 4}, "pairs_per_step=4: its 4 rows cannot be shared by 3 ranks"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare_inputs({**values, **more}, num_processes=3)
+    assert not (tmp_path / "run").exists()
     assert prepare_inputs({"preferences": "x"}) == {"preferences": "x"}
     with pytest.raises(InputError, match="pairs_per_step=4: its 4 rows cannot be shared by 3 ranks"):
         check_before_launch(make_values(tmp_path, chat_model, prepared), 3)

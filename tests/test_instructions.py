@@ -10,9 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.data import instructions as data
-from teenytinyllama.data.instructions import Conversation, Counts, RowError, read_conversation, read_conversations
+from teenytinyllama.data import instructions, turns
+from teenytinyllama.data.instructions import Conversation, Counts, read_conversations
 from teenytinyllama.data.readers import read_records
+from teenytinyllama.data.turns import RowError, read_turns
 
 USER, ASSISTANT = {"role": "user", "content": "Oi?"}, {"role": "assistant", "content": "Olá."}
 SYSTEM = {"role": "system", "content": "Seja breve."}
@@ -29,48 +30,137 @@ SYSTEM = {"role": "system", "content": "Seja breve."}
         {"prompt": "Oi?", "completion": "Olá."},
         {"prompt": "Oi?", "response": "Olá.", "messages": None},
         {"prompt": [USER], "completion": [ASSISTANT]},
+        {"question": "Oi?", "answer": "Olá."},
+        {"input": "Oi?", "output": "Olá."},
+        {"prompt": "Oi?", "question": " Oi? ", "completion": "Olá.", "output": "Olá."},
+        {"messages": [{"role": "Human", "content": "Oi?"}, {"role": "chatgpt", "content": "Olá."}]},
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": [{"type": "text", "text": "Ol"}, {"type": "text", "text": "á."}]},
+            ]
+        },
+        # what joined data sets leave behind: columns that are there and empty
+        {"instruction": None, "prompt": "Oi?", "completion": "Olá.", "messages": []},
+        {"instruction": "", "input": float("nan"), "prompt": "Oi?", "completion": "", "output": "Olá."},
+        {
+            "messages": [],
+            "conversations": [
+                {"role": None, "content": None, "from": "human", "value": "Oi?", "weight": None},
+                {"role": None, "content": "", "from": "gpt", "value": "Olá.", "weight": 1},
+                None,
+            ],
+        },
+        {"messages": [{"role": "system", "content": " "}, USER, ASSISTANT], "system_prompt": None},
     ],
 )
 def test_every_form_gives_the_same_turns(row: dict[str, Any]) -> None:
-    assert read_conversation(row) == [USER, ASSISTANT]
+    assert read_turns(row).messages == [USER, ASSISTANT]
 
 
 def test_inputs_and_system_texts() -> None:
-    assert read_conversation({"instruction": "Some.", "input": "1 e 2", "output": "3", "system": "Conte."}) == [
+    assert read_turns({"instruction": "Some.", "input": "1 e 2", "output": "3", "system": "Conte."}).messages == [
         {"role": "system", "content": "Conte."},
         {"role": "user", "content": "Some.\n\n1 e 2"},
         {"role": "assistant", "content": "3"},
     ]
     dolly = {"instruction": "Quando?", "context": "Foi em 1822.", "response": "Em 1822."}
-    assert read_conversation(dolly)[0]["content"] == "Quando?\n\nFoi em 1822."
-    turns = [SYSTEM, USER, ASSISTANT, {"role": "user", "content": "E?"}, ASSISTANT]
-    assert read_conversation({"messages": turns}) == turns
+    assert read_turns(dolly).messages[0]["content"] == "Quando?\n\nFoi em 1822."
+    messages = [SYSTEM, USER, ASSISTANT, {"role": "user", "content": "E?"}, ASSISTANT]
+    assert read_turns({"messages": messages}).messages == messages
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"text": "Oi"}, data.UNKNOWN_FORM),
-        ({"prompt": "Oi", "chosen": "a", "rejected": "b"}, data.UNKNOWN_FORM),
-        ({"messages": ["Oi"]}, data.NOT_TEXT),
-        ({"messages": [USER, {"role": "assistant", "content": None}]}, data.NOT_TEXT),
-        ({"prompt": "Oi", "completion": 3}, data.NOT_TEXT),
-        ({"instruction": "Oi", "input": 3, "output": "a"}, data.NOT_TEXT),
-        ({"prompt": "Oi", "completion": "\ud83d"}, data.NOT_UNICODE),
-        ({"messages": [{"role": "tool", "content": "x"}, ASSISTANT]}, data.UNKNOWN_ROLE),
-        ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, data.EMPTY_TURN),
-        ({"messages": [ASSISTANT, USER]}, data.BAD_ORDER),
-        ({"messages": [USER, USER, ASSISTANT]}, data.BAD_ORDER),
-        ({"messages": [USER, SYSTEM, ASSISTANT]}, data.BAD_ORDER),
-        ({"messages": [USER, ASSISTANT, USER]}, data.NO_ANSWER),
-        ({"messages": [SYSTEM]}, data.NO_ANSWER),
-        ({"messages": []}, data.NO_ANSWER),
+        ({"text": "Oi"}, turns.UNKNOWN_FORM),
+        ({"prompt": "Oi", "chosen": "a", "rejected": "b"}, turns.UNKNOWN_FORM),
+        ({"messages": ["Oi"]}, turns.NOT_TEXT),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, turns.NOT_TEXT),
+        ({"prompt": "Oi", "completion": 3}, turns.NOT_TEXT),
+        ({"instruction": "Oi", "input": 3, "output": "a"}, turns.NOT_TEXT),
+        ({"prompt": "Oi", "completion": "\ud83d"}, turns.NOT_UNICODE),
+        ({"messages": [{"role": "tool", "content": "x"}, ASSISTANT]}, turns.TOOL_TURN),
+        ({"messages": [USER, {**ASSISTANT, "tool_calls": [{"name": "soma"}]}]}, turns.TOOL_TURN),
+        ({"messages": [{"role": "narrador", "content": "x"}, ASSISTANT]}, f"{turns.UNKNOWN_ROLE}: 'narrador'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT]},
+            f"{turns.OTHER_PART}: 'image_url'",
+        ),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, turns.BAD_WEIGHT),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, turns.NOTHING_LEARNT),
+        ({"messages": [SYSTEM, USER, ASSISTANT], "system": "Outra coisa."}, turns.TWO_SYSTEMS),
+        (
+            {"messages": [USER, ASSISTANT], "conversations": [USER, {**ASSISTANT, "content": "Não."}]},
+            "messages and conversations that differ",
+        ),
+        ({"prompt": "Oi?", "question": "E aí?", "answer": "Olá."}, "prompt and question that differ"),
+        ({"prompt": "Oi?", "completion": "Olá.", "output": "Não."}, "completion and output that differ"),
+        ({"messages": [USER, {**ASSISTANT, "value": "Não."}]}, "content and value that differ"),
+        ({"prompt": "Oi?", "completion": "Olá.", "label": False}, turns.ONE_ANSWER_LABELLED),
+        ({"prompt": "Oi?", "completion": "  "}, turns.EMPTY_TURN),
+        ({"instruction": "Oi?", "system": 3, "output": "a"}, turns.NOT_TEXT),
+        ({"instruction": "Oi?", "history": "x", "output": "a"}, turns.NOT_TEXT),
+        ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, turns.EMPTY_TURN),
+        ({"messages": [ASSISTANT, USER]}, turns.BAD_ORDER),
+        ({"messages": [USER, USER, ASSISTANT]}, turns.BAD_ORDER),
+        ({"messages": [USER, SYSTEM, ASSISTANT]}, turns.BAD_ORDER),
+        ({"messages": [USER, ASSISTANT, USER]}, turns.NO_ANSWER),
+        ({"messages": [SYSTEM]}, turns.NO_ANSWER),
+        ({"messages": []}, turns.NO_ANSWER),
     ],
 )
 def test_rows_that_are_no_conversation_have_a_reason(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError) as error:
-        read_conversation(row)
+        read_turns(row)
     assert str(error.value) == reason
+
+
+TURNS_FORMS: list[dict[str, Any]] = [
+    {"messages": [USER, ASSISTANT]},
+    {"instruction": "Oi?", "output": "Olá."},
+    {"prompt": [USER], "completion": "Olá."},
+]
+
+
+@pytest.mark.parametrize("form", TURNS_FORMS)
+@pytest.mark.parametrize("name", turns.SYSTEM_KEYS)
+def test_a_system_column_begins_every_form(form: dict[str, Any], name: str) -> None:
+    assert read_turns({**form, name: "Seja breve. "}) == turns.Turns([SYSTEM, USER, ASSISTANT], [])
+    pair = turns.read_pair({"prompt": "Oi?", "chosen": "Olá.", "rejected": "Não.", name: "Seja breve."})
+    assert (pair.chosen, pair.unused) == ([SYSTEM, USER, ASSISTANT], [])
+    assert (
+        read_turns({"messages": [{**SYSTEM, "role": "developer"}, USER, ASSISTANT], name: "Seja  breve."}).messages[0]
+        == SYSTEM
+    )
+
+
+def test_a_history_comes_before_the_question() -> None:
+    more = [{"role": "user", "content": "E?"}, {"role": "assistant", "content": "Sim."}]
+    row = {"instruction": "E?", "output": "Sim.", "history": [["Oi?", "Olá."]], "system": "Seja breve."}
+    assert read_turns(row) == turns.Turns([SYSTEM, USER, ASSISTANT, *more], [])
+    assert read_turns({**row, "history": [USER, ASSISTANT]}).messages == [SYSTEM, USER, ASSISTANT, *more]
+    pair = turns.read_pair({"question": "E?", "chosen": "Sim.", "rejected": "Não.", "history": [["Oi?", "Olá."]]})
+    assert pair.chosen == [USER, ASSISTANT, *more]
+
+
+def test_columns_that_no_turn_is_made_of_are_counted_by_name() -> None:
+    named = {"role": "user", "content": "Oi?", "name": "Ana", "weight": 1}
+    rows: list[dict[str, Any]] = [
+        {
+            "messages": [named, ASSISTANT],
+            "id": 7,
+            "prompt": "Oi?",
+            "source": "s",
+            "metadata": "license: MIT",
+            "nota": None,
+        },
+        {"instruction": "E?", "output": "Sim.", "id": 8},
+        {"text": "nada", "id": 9},
+    ]
+    counts = Counts()
+    assert len(list(read_conversations((("f:1", "f", row) for row in rows), counts, 0.0))) == 2
+    assert counts.unused == {"id": 2, "prompt": 1, "turn.name": 1}
 
 
 def test_duplicates_and_bad_rows_are_counted_with_their_first_place() -> None:
@@ -88,8 +178,8 @@ def test_duplicates_and_bad_rows_are_counted_with_their_first_place() -> None:
         counts.keep(split, conversation)
     assert [place for _, _, place in kept] == ["a:1", "a:3", "b:2"]
     assert counts.kept["train"] == {"a": 2, "s": 1}
-    assert counts.dropped == {data.DUPLICATE: 1, data.UNKNOWN_FORM: 2}
-    assert counts.first_dropped == {data.DUPLICATE: "a:2", data.UNKNOWN_FORM: "a:4"}
+    assert counts.dropped == {instructions.DUPLICATE: 1, turns.UNKNOWN_FORM: 2}
+    assert counts.first_dropped == {instructions.DUPLICATE: "a:2", turns.UNKNOWN_FORM: "a:4"}
 
 
 def test_the_split_is_by_the_first_question() -> None:
@@ -101,6 +191,17 @@ def test_the_split_is_by_the_first_question() -> None:
     assert 20 < sum(found == {"validation"} for found in sides.values()) < 60
     half = {c.first_question(): s for s, c, _ in read_conversations(rows[:500], Counts(), 0.2)}
     assert all(sides[question] == {split} for question, split in half.items()), "more data moved a question"
+
+
+@pytest.mark.parametrize("how_many", [2, 3, 10])
+@pytest.mark.parametrize("fraction", [0.01, 0.5])
+def test_of_two_questions_one_is_held_out(how_many: int, fraction: float) -> None:
+    rows = [(f"a:{i}", "a", {"prompt": f"Pergunta {i}?", "completion": f"Resposta {i}."}) for i in range(how_many)]
+    splits = {place: split for split, _, place in read_conversations(rows, Counts(), fraction)}
+    assert set(splits.values()) == {"train", "validation"}
+    assert splits == {place: split for split, _, place in read_conversations(rows[::-1], Counts(), fraction)}
+    assert {split for split, _, _ in read_conversations(rows, Counts(), 0.0)} == {"train"}
+    assert {split for split, _, _ in read_conversations(rows[:1], Counts(), 0.5)} == {"train"}
 
 
 def test_questions_with_the_same_long_answer_stay_on_one_side() -> None:
@@ -131,11 +232,11 @@ def test_a_conversation_is_split_where_it_fits() -> None:
     def fits(messages: list[dict[str, str]]) -> bool:
         return sum(len(message["content"]) for message in messages) <= 10 + len(SYSTEM["content"])
 
-    parts, left_out = data.split_to_fit(Conversation([SYSTEM, *turns], "s"), fits)
+    parts, left_out = instructions.split_to_fit(Conversation([SYSTEM, *turns], "s"), fits)
     assert [part.messages for part in parts] == [[SYSTEM, *turns[:4]], [SYSTEM, *turns[6:]]]
     assert left_out == 1
     assert {part.source for part in parts} == {"s"}
-    assert data.split_to_fit(Conversation(turns[4:6]), fits) == ([Conversation(turns[4:6])], 0)
+    assert instructions.split_to_fit(Conversation(turns[4:6]), fits) == ([Conversation(turns[4:6])], 0)
 
 
 def test_rows_of_all_files_are_the_same(tmp_path: Path) -> None:

@@ -559,6 +559,21 @@ def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:
         pack_inputs({"inputs": ["a"], "output_dir": "x", "model_name_or_path": "y"})
     with pytest.raises(InputError, match="output_dir: missing"):
         pack_inputs({"inputs": ["a"]})
+    packing = {name: value for name, value in values.items() if name != "packed"} | {"inputs": ["a"], "context": 32}
+    for more, message in (
+        ({"cloze_items": -1}, "cloze_items=-1: must be 0"),
+        ({"shape": {"hidden": 8}}, "LlamaConfig has no such field"),
+        (
+            {"context": 4096, "tokens_per_step": 8192},
+            "context=4096: rows of that many tokens are longer than the model's context",
+        ),
+        ({"tokens_per_step": 256}, "its 8 rows cannot be shared by 3 ranks"),
+        ({"lr_scheduler_type": "warmup_stable_decay", "max_tokens": None, "max_hours": -1.0}, "max_hours=-1.0"),
+        ({}, "inputs=a: no such file"),  # all else was fine
+    ):
+        with pytest.raises(InputError, match=message):
+            pack_inputs({**packing, **more}, num_processes=3 if "tokens_per_step" in more else 2)
+    assert not (Path(values["output_dir"]) / "packed").exists()
 
 
 def test_several_gpus_in_one_process_are_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -649,6 +649,14 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, base: Pat
             prepare_inputs({**values, missing: None})
     with pytest.raises(InputError, match="context=500: longer than the context"):
         prepare_inputs({**values, "context": 500})
+    for more, message in (
+        ({"attn_implementation": "x"}, "attn_implementation=x"),
+        ({"num_train_epochs": -1.0}, "num_train_epochs=-1.0: must be positive"),
+        ({"tokens_per_step": 192}, "tokens_per_step=192: its 2 rows cannot be shared by 3 ranks"),
+        ({"country_iso_code": "XXX"}, "country_iso_code=XXX: unknown country"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare_inputs({**values, "context": 96, **more}, num_processes=3)
     assert not (tmp_path / "run").exists()
     unmarked = shutil.copytree(base, tmp_path / "unmarked")
     tokenizer = load_tokenizer("tokenizer", str(unmarked))

@@ -139,6 +139,8 @@ class _Preparation:
     def _row(self, conversation: Conversation) -> dict[str, Any]:
         encoded = self.encoder.encode(conversation.messages)
         learnt = encoded.is_answer if self.config.assistant_only_loss else [True] * len(encoded.ids)
+        if any(message.get("weight") == 0 for message in conversation.messages):
+            learnt = _without_weightless(learnt, encoded.is_answer, conversation.messages)
         labels = [index if learn else IGNORED for index, learn in zip(encoded.ids, learnt, strict=True)]
         return {
             "messages": conversation.messages,
@@ -147,6 +149,24 @@ class _Preparation:
             "input_ids": encoded.ids,
             "labels": labels,
         }
+
+
+def _without_weightless(learnt: list[bool], is_answer: list[bool], messages: list[dict[str, Any]]) -> list[bool]:
+    """Return which tokens are learnt when the answers of weight 0 are not: their tokens are those of the n-th answer.
+
+    Raises:
+        InputError: the template marks more or fewer answers than there are, so that none can be told from another.
+    """
+    answers = [message for message in messages if message["role"] == "assistant"]
+    number, kept = 0, list[bool]()
+    for place, (learn, marked) in enumerate(zip(learnt, is_answer, strict=True)):
+        number += marked and not (place and is_answer[place - 1])
+        kept.append(learn and not (marked and number <= len(answers) and answers[number - 1].get("weight") == 0))
+    ensure(
+        number == len(answers),
+        f"messages: a turn has weight 0, and the chat template marks {number} answers where {len(answers)} stand",
+    )
+    return kept
 
 
 def _begun(messages: list[dict[str, str]], rest: str) -> list[dict[str, str]]:

@@ -40,6 +40,15 @@ def reasons(counts: Counts) -> str:
     return "; ".join(texts) or "no row at all"
 
 
+def print_left_out(manifest: dict[str, Any]) -> None:
+    """Print what a folder of examples leaves out: rows by reason, and columns that no turn was made of."""
+    for reason, number in manifest["dropped"].items():
+        print(f"left out   {number:,} x {reason} (first: {manifest['first_dropped'][reason]})")
+    if unused := manifest.get("unused_columns"):  # manifests of older versions have none
+        names = ", ".join(f"{name} ({number:,} rows)" for name, number in unused.items())
+        print(f"not used   columns {names}")
+
+
 def refuse_bad_rows(config: Any, counts: Counts, what: str, harmless: tuple[str, ...]) -> None:
     """Refuse inputs with rows that were left out for more than the harmless reasons, unless they are to be dropped.
 
@@ -120,6 +129,7 @@ def write_examples(
         **summary,
         "dropped": dict(counts.dropped),
         "first_dropped": counts.first_dropped,
+        "unused_columns": dict(counts.unused),
         "hashes": {f"{split}.parquet": sha256_file(output / f"{split}.parquet") for split in SPLITS},
     }
     write_manifest(output, stage, content)

@@ -1,16 +1,10 @@
-"""Instruction data: rows of many forms become checked conversations, with counts of what was left out and why.
+"""Instruction data: rows become distinct conversations, each on one side of a split, with counts of what is left out.
 
-A row is recognised by its keys:
-
-* `messages` or `conversations`: a list of turns, `role`/`content` or (ShareGPT) `from`/`value`;
-* `instruction`, optional `input` or `context`, `output` (Alpaca, Dolly);
-* `prompt` and `completion`, `response` or `answer`: two texts, or two lists of turns.
-
-A conversation is: optional system text, then user and assistant in turn, ending with an answer.
+`turns` says which forms a row may have. A conversation is: optional system text, then user and assistant in turn,
+ending with an answer.
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,29 +12,13 @@ from typing import Any
 
 from ..manifest import sha256_json
 from .sources import Split, is_held_out, parse_metadata
+from .turns import Message, RowError, read_turns
 
-Message = dict[str, str]
-
-_ROLES = {"system": "system", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
-          "gpt": "assistant", "bot": "assistant", "model": "assistant"}  # fmt: skip
 # Characters from which on an equal answer is no chance: "A resposta é 73." is shared by questions that differ.
 _TELLING_ANSWER = 40
-TURN_KEYS = ("messages", "conversations", "conversation")
-ANSWER_KEYS = ("completion", "response", "answer", "output")
 
-UNKNOWN_FORM = "no known form"
-NOT_TEXT = "a turn that is no text"
-NOT_UNICODE = "a turn that is not valid Unicode"
-UNKNOWN_ROLE = "a role other than system, user, assistant"
-EMPTY_TURN = "an empty turn"
-BAD_ORDER = "roles that do not alternate"
-NO_ANSWER = "no answer at the end"
 DUPLICATE = "a duplicate"
 TOO_LONG = "longer than the context"
-
-
-class RowError(ValueError):
-    """A row that is no conversation; its text is the reason, the same for all rows of that kind."""
 
 
 @dataclass(frozen=True)
@@ -69,63 +47,6 @@ def _folded(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().casefold()
 
 
-def read_conversation(row: dict[str, Any]) -> list[Message]:
-    """Return the turns of a row, contents stripped.
-
-    Raises:
-        RowError: it is no conversation.
-    """
-    messages = [_read_turn(turn) for turn in _turns(row)]
-    if any(not message["content"] for message in messages):
-        raise RowError(EMPTY_TURN)
-    turns = messages[1:] if messages[:1] and messages[0]["role"] == "system" else messages
-    for place, message in enumerate(turns):
-        if message["role"] != ("user", "assistant")[place % 2]:
-            raise RowError(BAD_ORDER)
-    if not turns or len(turns) % 2:
-        raise RowError(NO_ANSWER)
-    return messages
-
-
-def _turns(row: dict[str, Any]) -> list[Any]:
-    for name in TURN_KEYS:
-        if isinstance(row.get(name), list):
-            return list(row[name])
-    answer = next((row[name] for name in ANSWER_KEYS if row.get(name) is not None), None)
-    if "instruction" in row and answer is not None:
-        parts = [row["instruction"], *(row[name] for name in ("input", "context") if row.get(name))]
-        if not all(isinstance(part, str) for part in parts):
-            raise RowError(NOT_TEXT)
-        head = [_turn("system", row["system"])] if row.get("system") else []
-        return [*head, _turn("user", "\n\n".join(parts)), _turn("assistant", answer)]
-    if "prompt" in row and answer is not None:
-        return [*_side(row["prompt"], "user"), *_side(answer, "assistant")]
-    raise RowError(UNKNOWN_FORM)
-
-
-def _side(part: Any, role: str) -> list[Any]:
-    return part if isinstance(part, list) else [_turn(role, part)]
-
-
-def _turn(role: str, content: Any) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _read_turn(turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise RowError(NOT_TEXT)
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise RowError(NOT_TEXT)
-    if role.lower() not in _ROLES:
-        raise RowError(UNKNOWN_ROLE)
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError as error:  # jsonl can escape half of a character
-        raise RowError(NOT_UNICODE) from error
-    return {"role": _ROLES[role.lower()], "content": unicodedata.normalize("NFC", content.strip())}
-
-
 def read_origin(row: dict[str, Any], default_source: str) -> tuple[str, str]:
     """Return (source, licence) of a row: of its own columns, else of its `metadata`; an empty licence when unknown."""
     source, license = parse_metadata(row.get("metadata"), default_source)
@@ -142,11 +63,13 @@ class Counts:
         kept: conversations by split, then source.
         dropped: rows (or, when split for length, pairs of turns) by reason.
         first_dropped: by reason, the first row it happened to, as `file:row`.
+        unused: rows by the name of a filled column that no turn was made of (`turn.name` inside a turn).
     """
 
     kept: dict[str, Counter[str]] = field(default_factory=lambda: {"train": Counter(), "validation": Counter()})
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, str] = field(default_factory=dict)
+    unused: Counter[str] = field(default_factory=Counter)
 
     def drop(self, reason: str, place: str) -> None:
         """Count a row that is left out."""
@@ -170,16 +93,31 @@ def read_conversations(
         rows: (place, default source, row) each.
         counts: filled while reading: what is left out, with its reason. What is kept is counted by who keeps it.
         validation_fraction: share of the families (see above) that are held out, by a hash of one of their texts, so
-            that the split does not depend on the order of the rows.
+            that the split does not depend on the order of the rows; with two families or more, one at least.
     """
     found: list[tuple[Conversation, str]] = []
     families = _Families()
     for conversation, place in _distinct(rows, counts):
         found.append((conversation, place))
         families.join(conversation.telling_texts())
-    for conversation, place in found:
-        held_out = is_held_out(families.name(conversation.first_question()), validation_fraction)
-        yield "validation" if held_out else "train", conversation, place
+    names = [families.name(conversation.first_question()) for conversation, _ in found]
+    held_out = held_out_texts(names, validation_fraction)
+    for name, (conversation, place) in zip(names, found, strict=True):
+        yield "validation" if name in held_out else "train", conversation, place
+
+
+def held_out_texts(texts: Iterable[str], fraction: float) -> set[str]:
+    """Return those of the texts that are held out, by a hash of each; of two or more that differ, at least one.
+
+    Which one, where the fraction would hold out none or all, is decided by the same texts alone, in whatever order.
+    """
+    distinct = set(texts)
+    held_out = {text for text in distinct if is_held_out(text, fraction)}
+    if held_out == distinct:  # something has to be left to learn from
+        held_out.discard(max(distinct, key=sha256_json, default=""))
+    if not held_out and fraction > 0 and len(distinct) > 1:
+        held_out.add(min(distinct, key=sha256_json))
+    return held_out
 
 
 class _Families:
@@ -210,15 +148,16 @@ def _distinct(rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts) -
     seen: set[str] = set()
     for place, default_source, row in rows:
         try:
-            messages = read_conversation(row)
+            turns = read_turns(row)
         except RowError as error:
             counts.drop(str(error), place)
             continue
-        conversation = Conversation(messages, *read_origin(row, default_source))
+        conversation = Conversation(turns.messages, *read_origin(row, default_source))
         if (fingerprint := conversation.fingerprint()) in seen:
             counts.drop(DUPLICATE, place)
             continue
         seen.add(fingerprint)
+        counts.unused.update(turns.unused)
         yield conversation, place
 
 

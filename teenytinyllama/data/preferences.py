@@ -1,6 +1,7 @@
 """Preference files become pairs of answers to one prompt, in tokens: what `ttl dpo` trains on.
 
-A row has `prompt`, `chosen` and `rejected`: texts, or lists of turns of which the last is the answer. A folder holds
+A row has `chosen` and `rejected`, texts or lists of turns of which the last is the answer, and a prompt (`turns` lists
+its forms). A folder holds
 `train.parquet` and `validation.parquet` with one pair a row, and `run.json`, written last.
 """
 
@@ -18,26 +19,14 @@ from ..meter import check_energy
 from ..recorder import measured_into
 from ..tokenizer import tokenizer_fingerprint
 from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
-from .instructions import (
-    DUPLICATE,
-    NOT_TEXT,
-    TOO_LONG,
-    UNKNOWN_FORM,
-    Conversation,
-    Counts,
-    Message,
-    RowError,
-    read_conversation,
-    read_origin,
-)
+from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, held_out_texts, read_origin
 from .readers import RECORD_SUFFIXES
-from .sources import SourceFile, Split, hash_files, is_held_out, resolve_files
+from .sources import SourceFile, Split, hash_files, resolve_files
+from .turns import Message, PairOfTurns, RowError, read_pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EQUAL_ANSWERS = "chosen and rejected are equal"
-OTHER_PROMPTS = "chosen and rejected answer different prompts"
 # The tokenizer's hash says more.
 _NOT_OF_THE_DATA = GRID_KEYS | {"output_dir", "model_name_or_path", "model_revision"}
 
@@ -78,22 +67,6 @@ class PreferencesConfig(GridSettings):
         )
 
 
-def read_preference(row: dict[str, Any]) -> tuple[list[Message], list[Message]]:
-    """Return the conversations with the chosen and with the rejected answer; they differ in their last turn alone.
-
-    Raises:
-        RowError: the row is no pair.
-    """
-    if "chosen" not in row or "rejected" not in row:
-        raise RowError(UNKNOWN_FORM)
-    chosen, rejected = (_with_answer(row.get("prompt"), row[side]) for side in ("chosen", "rejected"))
-    if chosen[:-1] != rejected[:-1]:
-        raise RowError(OTHER_PROMPTS)
-    if chosen[-1]["content"] == rejected[-1]["content"]:
-        raise RowError(EQUAL_ANSWERS)
-    return chosen, rejected
-
-
 @dataclass(frozen=True)
 class Pair:
     """Two conversations that differ in their last answer alone, where they belong, and their licence."""
@@ -113,32 +86,29 @@ def read_preferences(
     Args:
         rows: (place, default source, row) each.
         counts: filled while reading: what is left out, with its reason.
-        validation_fraction: share of the prompts held out, by a hash of their text.
+        validation_fraction: share of the first questions held out, see `held_out_texts`.
     """
     seen: set[str] = set()
+    found: list[tuple[PairOfTurns, tuple[str, str], str]] = []
     for place, default_source, record in rows:
         try:
-            chosen, rejected = read_preference(record)
+            pair = read_pair(record)
         except RowError as error:
             counts.drop(str(error), place)
             continue
+        chosen, rejected = pair.chosen, pair.rejected
         fingerprint = sha256_json([chosen, rejected[-1]])
         if fingerprint in seen:
             counts.drop(DUPLICATE, place)
             continue
         seen.add(fingerprint)
-        held_out = is_held_out(Conversation(chosen).first_question(), validation_fraction)
-        split: Split = "validation" if held_out else "train"
-        yield Pair(split, chosen, rejected, *read_origin(record, default_source)), place
-
-
-def _with_answer(prompt: Any, answer: Any) -> list[Message]:
-    turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-    if len(turns) == 1:  # the answer alone: the prompt stands in its own column
-        if not isinstance(prompt, str | list):
-            raise RowError(NOT_TEXT)
-        turns = [*(prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]), *turns]
-    return read_conversation({"messages": turns})
+        counts.unused.update(pair.unused)
+        found.append((pair, read_origin(record, default_source), place))
+    questions = [Conversation(pair.chosen).first_question() for pair, _, _ in found]
+    held_out = held_out_texts(questions, validation_fraction)
+    for question, (pair, origin, place) in zip(questions, found, strict=True):
+        split: Split = "validation" if question in held_out else "train"
+        yield Pair(split, pair.chosen, pair.rejected, *origin), place
 
 
 def preferences_manifest(folder: str | Path, key: str = "preferences") -> dict[str, Any]:

@@ -121,7 +121,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             InputError: see the checks below; TrainingArguments' own refusals are turned into one.
         """
         self._check_choices()
-        manifest = packed_manifest(str(self.packed))
+        manifest = self._manifest()
         self._refuse_packing_keys(manifest["context"])
         self.context = manifest["context"]
         if self.tokens_per_step is None:
@@ -141,6 +141,17 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         ensure(self.shape is None or self.preset, "shape: changes a preset's shape, so it needs preset.")
         self._check_common()
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote.")
+        check_speed(self)
+        check_caps(self)
+        for key in ("cloze_items", "signal_items"):
+            ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")
+
+    def _manifest(self) -> dict[str, Any]:
+        """Return the manifest of the packed rows.
+
+        Raises:
+            InputError: there are none.
+        """
         ensure(
             self.packed is not None,
             "packed: missing. Give the folder that `ttl pack` wrote"
@@ -150,10 +161,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                 else ", or `inputs` with `ttl pretrain`."
             ),
         )
-        check_speed(self)
-        check_caps(self)
-        for key in ("cloze_items", "signal_items"):
-            ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")
+        return packed_manifest(str(self.packed))
 
     def _refuse_packing_keys(self, row_tokens: int) -> None:
         """Refuse keys that say how to pack, beside rows that are packed already and differ or cannot tell."""
@@ -247,3 +255,18 @@ def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:
     """Return those values of a pretraining config that say what to pack."""
     names = {item.name for item in fields(CorpusConfig)} | {"tokenizer", "context"}
     return {name: value for name, value in values.items() if name in names and value is not None}
+
+
+class PretrainConfigBeforePacking(PretrainConfig):
+    """The keys of `ttl pretrain` while its rows are still `inputs`, to refuse what is wrong before they are packed."""
+
+    def _manifest(self) -> dict[str, Any]:
+        return {"context": self.context, "validation_tokens": 1}
+
+    def _refuse_packing_keys(self, row_tokens: int) -> None:
+        pass  # they are to be used
+
+    def _derive_steps(self) -> None:
+        if self.max_tokens is None and self.max_steps <= 0 and has_caps(self):
+            self.max_steps = 1  # stands for the length that a speed test will tell
+        super()._derive_steps()

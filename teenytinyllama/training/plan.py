@@ -20,7 +20,7 @@ from ..published import load_config, load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
 from .checkpoints import check_run_folder, run_identity
-from .config import PretrainConfig, corpus_config_values, open_batch
+from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
 from .memory import checkpoint_bytes, final_model_bytes
 from .metrics import METRICS_NAME, read_jsonl
 from .settings import RunSettings
@@ -167,13 +167,15 @@ def check_space(config: RunSettings, folder: Path, state: str, num_parameters: i
     )
 
 
-def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:
+def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
     """Pack the `inputs` of a pretraining config into `packed` in its run folder, and return the config that reads them.
 
-    Values without `inputs` come back as they are.
+    Values without `inputs` come back as they are. What can be refused without the rows is refused first, so that a
+    refusal leaves nothing behind.
 
     Raises:
-        InputError: `inputs` beside `packed`, no output folder, no shape to take the context from, or see `pack`.
+        InputError: `inputs` beside `packed`, no output folder, no shape to take the context from, a value that
+            `PretrainConfig` refuses, or see `pack`.
     """
     if not values.get("inputs"):
         return values
@@ -184,11 +186,32 @@ def pack_inputs(values: dict[str, Any]) -> dict[str, Any]:
     if "context" not in packing:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
         packing["context"] = get_preset(values["preset"]).max_position_embeddings
+    _check_before_packing(values, packing["context"], num_processes)
     folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
     print_summary(folder)
     only_for_packing = set(packing) - {"tokenizer"} - GRID_KEYS
     kept = {name: value for name, value in values.items() if name not in only_for_packing}
     return {**kept, "packed": str(folder)}
+
+
+def _check_before_packing(values: dict[str, Any], context: int, num_processes: int) -> None:
+    """Refuse what is wrong with a pretraining whatever its rows will hold; nothing is written.
+
+    Raises:
+        InputError: see `PretrainConfig`, `check_energy`, `_model_config` and `derive_batch`.
+    """
+    early = build(PretrainConfigBeforePacking, {**values, "context": context, "use_cpu": True})
+    check_energy(early)
+    tokenizer = load_tokenizer("tokenizer", str(early.tokenizer))
+    model_config = _model_config(early, tokenizer, tokenizer_fingerprint(tokenizer))
+    ensure(
+        context <= model_config.max_position_embeddings,
+        f"context={context}: rows of that many tokens are longer than the model's context of "
+        f"{model_config.max_position_embeddings}. Use that or less.",
+    )
+    if values.get("tokens_per_step") is not None:
+        tokens = early.rows_per_step * context
+        derive_batch(tokens, context, values.get("per_device_train_batch_size"), num_processes)
 
 
 def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:

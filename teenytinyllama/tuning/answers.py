@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
+from pyarrow.compute import list_value_length
 from torch.utils.data import Dataset
 from transformers import EvalPrediction
 
@@ -36,12 +37,11 @@ class HeldOutAnswers(Dataset[dict[str, NDArray[np.int64]]]):
             seed: of that draw, so that every evaluation of a run scores the same ones.
         """
         table = pyarrow.parquet.read_table(folder / "validation.parquet")
-        rows = table.to_pylist()
-        order = np.random.default_rng(seed).permutation(len(rows))
-        if max_tokens is not None and len(rows):
-            cumulated = np.cumsum([len(rows[index]["input_ids"]) for index in order])
+        order = np.random.default_rng(seed).permutation(table.num_rows)
+        if max_tokens is not None and table.num_rows:
+            cumulated = np.cumsum(list_value_length(table["input_ids"]).to_numpy()[order])
             order = order[: max(1, int(np.searchsorted(cumulated, max_tokens, side="right")))]
-        self.rows = sorted((rows[index] for index in order), key=lambda row: -len(row["input_ids"]))
+        self.rows = sorted(table.take(order).to_pylist(), key=lambda row: -len(row["input_ids"]))
         self.num_bytes = [
             sum(
                 len(message["content"].encode())

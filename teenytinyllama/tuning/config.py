@@ -23,6 +23,7 @@ from trl import SFTConfig  # noqa: E402  # after the message about the extra
 # 64 rows of 2,048 tokens: small models take larger batches no better (SmolLM's recipes use 128 rows).
 _MOST_TOKENS_PER_STEP = 131_072
 _LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
+ROWS_BEFORE_DATA = 100_000  # stand for the rows that nobody has counted yet
 
 # TRL's keys that our data preparation replaces, and the model's that our loading does.
 TRL_REFUSED_KEYS = {
@@ -160,6 +161,20 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
             InputError: see the checks below; the library's own refusals are turned into one.
         """
         self._check_tuning("base model")
+        ensure(self.final_answers >= 0, f"final_answers={self.final_answers}: must be 0 (none) or more.")
+        manifest = self._manifest()
+        self._refuse_other_context("conversations", manifest["plan"]["context"])
+        self.context = manifest["plan"]["context"]
+        self.assistant_only_loss = manifest["plan"]["assistant_only_loss"]
+        self._derive_batch(manifest)
+        self._hand_over_to_trl(bool(manifest["validation"]["conversations"]))
+
+    def _manifest(self) -> dict[str, Any]:
+        """Return the manifest of the prepared conversations.
+
+        Raises:
+            InputError: there are none.
+        """
         ensure(
             self.conversations,
             "conversations: missing. Give the folder that `ttl conversations` wrote"
@@ -169,18 +184,15 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
                 else ", or `inputs` with `ttl sft`."
             ),
         )
-        ensure(self.final_answers >= 0, f"final_answers={self.final_answers}: must be 0 (none) or more.")
-        manifest = conversations_manifest(str(self.conversations))
-        self._refuse_other_context("conversations", manifest["plan"]["context"])
-        self.context = manifest["plan"]["context"]
-        self.assistant_only_loss = manifest["plan"]["assistant_only_loss"]
-        self._derive_batch(manifest)
-        self._hand_over_to_trl(bool(manifest["validation"]["conversations"]))
+        return conversations_manifest(str(self.conversations))
+
+    def _count_rows(self) -> int:
+        assert self.context is not None
+        return len(load_rows(Path(str(self.conversations)) / "train.parquet", self.context, self.packing))
 
     def _derive_batch(self, manifest: dict[str, Any]) -> None:
         assert self.context is not None
-        rows = load_rows(Path(str(self.conversations)) / "train.parquet", self.context, self.packing)
-        self.num_rows = len(rows)
+        self.num_rows = self._count_rows()
         # Unpacked, a row holds one conversation and much padding: a step takes as many as hold its tokens.
         row_tokens = self.context if self.packing else max(1, round(manifest["train"]["tokens"] / self.num_rows))
         self.row_tokens = row_tokens
@@ -220,3 +232,19 @@ def conversations_config_values(values: dict[str, Any]) -> dict[str, Any]:
     """Return those values of a tuning's config that say which conversations to prepare, and how."""
     names = {item.name for item in fields(ConversationsConfig)} - {"output_dir"}
     return {name: value for name, value in values.items() if name in names and value is not None}
+
+
+class SftConfigBeforeData(SftConfig):
+    """The keys of `ttl sft` while its conversations are still `inputs`, to refuse what is wrong before they are read.
+
+    How many rows there will be is not known: as many stand for them as make an epoch of the usual length.
+    """
+
+    def _manifest(self) -> dict[str, Any]:
+        plan = {"context": self.context, "assistant_only_loss": self.assistant_only_loss}
+        assert self.context is not None
+        tokens = ROWS_BEFORE_DATA * self.context
+        return {"plan": plan, "train": {"tokens": tokens}, "validation": {"conversations": 1}}
+
+    def _count_rows(self) -> int:
+        return ROWS_BEFORE_DATA

@@ -12,7 +12,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from ..arguments import build
 from ..attention import avoid_cudnn_attention
 from ..checks import ensure
-from ..data.examples import describe_examples
+from ..data.examples import describe_examples, print_left_out
 from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
 from ..grid import GRID_KEYS
 from ..meter import check_energy
@@ -24,7 +24,7 @@ from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from .adapters import lora_config, save_model
 from .base import Base, build_model, check_fits, load_base
-from .dpo_config import DpoConfig, preferences_config_values
+from .dpo_config import DpoConfig, DpoConfigBeforeData, preferences_config_values
 from .pairs import HeldOutPairs, PairEvaluation
 from .plan import check_tokens_of
 from .rows import order_rows
@@ -80,13 +80,15 @@ def _chat_model(name: str, revision: str | None) -> Base:
     return base
 
 
-def prepare_inputs(values: dict[str, Any]) -> dict[str, Any]:
+def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
     """Prepare the `inputs` of a config in its run folder, and return the config that reads the result.
 
-    Values without `inputs` come back as they are.
+    Values without `inputs` come back as they are. What can be refused without the pairs is refused first, so that a
+    refusal leaves nothing behind.
 
     Raises:
-        InputError: `inputs` beside `preferences`, no output folder, no chat model, or see `prepare_preferences`.
+        InputError: `inputs` beside `preferences`, no output folder, no chat model, a value that `DpoConfig` refuses,
+            or see `prepare_preferences`.
     """
     if not values.get("inputs"):
         return values
@@ -98,14 +100,15 @@ def prepare_inputs(values: dict[str, Any]) -> dict[str, Any]:
     longest = getattr(base.config, "max_position_embeddings", None) or _USUAL_CONTEXT
     chosen.setdefault("context", min(int(longest), _USUAL_CONTEXT))
     check_fits(base, chosen["context"], "context")
+    early = build(DpoConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
+    _check_batch(early, values, num_processes)
     output = str(Path(values["output_dir"]) / "preferences")
     folder = prepare_preferences(build(PreferencesConfig, {**chosen, "output_dir": output}), base.tokenizer)
     manifest = preferences_manifest(folder)
     for split in ("train", "validation"):
         part = manifest[split]
         print(f"{split:10} {part['pairs']:,} pairs, {part['tokens']:,} tokens; longest {part['longest_tokens']}")
-    for reason, number in manifest["dropped"].items():
-        print(f"left out   {number:,} x {reason} (first: {manifest['first_dropped'][reason]})")
+    print_left_out(manifest)
     only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"} - GRID_KEYS
     kept = {name: value for name, value in values.items() if name not in only_for_preparing}
     return {**kept, "preferences": str(folder)}
@@ -118,10 +121,19 @@ def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
         InputError: see `DpoConfig` and `plan_dpo`.
     """
     config = build(DpoConfig, {**values, "use_cpu": True})
-    if values.get("pairs_per_step"):  # otherwise it is derived for the ranks there are
+    _check_batch(config, values, num_processes)
+    return plan_dpo(config).state
+
+
+def _check_batch(config: DpoConfig, values: dict[str, Any], num_processes: int) -> None:
+    """Check that the ranks can share a batch that the user gave; another is derived for the ranks there are.
+
+    Raises:
+        InputError: see `derive_batch`.
+    """
+    if values.get("pairs_per_step"):
         micro_batch = values.get("per_device_train_batch_size")
         derive_batch(config.rows_per_step, 1, micro_batch, num_processes, "pairs_per_step")
-    return plan_dpo(config).state
 
 
 class PreferenceTrainer(TrlTrainer, DPOTrainer):

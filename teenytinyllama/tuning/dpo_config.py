@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from ..checks import ensure, ensure_packages
 from ..data.preferences import PreferencesConfig, preferences_manifest
 from ..training.settings import REFUSED_KEYS, RunSettings
-from .config import TRL_REFUSED_KEYS, TuningSettings
+from .config import ROWS_BEFORE_DATA, TRL_REFUSED_KEYS, TuningSettings
 
 ensure_packages("sft", "trl", "peft", "datasets")
 from trl import DPOConfig  # noqa: E402  # after the message about the extra
@@ -70,17 +70,8 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
             InputError: see the checks below; the library's own refusals are turned into one.
         """
         self._check_tuning("chat model")
-        ensure(
-            self.preferences,
-            "preferences: missing. "
-            + (
-                "`inputs` are prepared by `ttl dpo` before the ranks start, never by a rank. Give the folder it made."
-                if self.inputs
-                else "Give `inputs` with `ttl dpo`."
-            ),
-        )
         ensure(self.beta > 0, f"beta={self.beta}: must be positive. 0.1 to 0.5 is usual.")
-        manifest = preferences_manifest(str(self.preferences))
+        manifest = self._manifest()
         self._refuse_other_context("preferences", manifest["plan"]["context"])
         self.context = manifest["plan"]["context"]
         self.num_rows = manifest["train"]["pairs"]
@@ -91,6 +82,23 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
         self.max_length = None
         self._hand_over(bool(manifest["validation"]["pairs"]))
         self._refuse_zero_3()
+
+    def _manifest(self) -> dict[str, Any]:
+        """Return the manifest of the prepared pairs.
+
+        Raises:
+            InputError: there are none.
+        """
+        ensure(
+            self.preferences,
+            "preferences: missing. "
+            + (
+                "`inputs` are prepared by `ttl dpo` before the ranks start, never by a rank. Give the folder it made."
+                if self.inputs
+                else "Give `inputs` with `ttl dpo`."
+            ),
+        )
+        return preferences_manifest(str(self.preferences))
 
     @property
     def tokens_per_row(self) -> int:
@@ -107,6 +115,14 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
     def reference_models(self) -> int:
         """Return 1 where the reference is a model of its own, 0 where it is the base of the adapters."""
         return 0 if self.lora_r else 1
+
+
+class DpoConfigBeforeData(DpoConfig):
+    """The keys of `ttl dpo` while its pairs are still `inputs`, to refuse what is wrong before they are read."""
+
+    def _manifest(self) -> dict[str, Any]:
+        pairs = {"pairs": ROWS_BEFORE_DATA, "tokens": ROWS_BEFORE_DATA}
+        return {"plan": {"context": self.context}, "train": pairs, "validation": {"pairs": 1}}
 
 
 def preferences_config_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from ..arguments import build
 from ..checks import ensure
 from ..data.conversations import ConversationsConfig, conversations_manifest, prepare_conversations
+from ..data.examples import print_left_out
 from ..grid import GRID_KEYS
 from ..manifest import sha256_json
 from ..meter import check_energy
@@ -16,7 +17,7 @@ from ..training.batch import derive_batch
 from ..training.checkpoints import run_identity
 from ..training.plan import RunPlan, check_space, run_state
 from .base import Base, check_fits, load_base
-from .config import SftConfig, conversations_config_values
+from .config import SftConfig, SftConfigBeforeData, conversations_config_values
 
 _IDENTITY = (
     "model_name_or_path model_revision tokens_per_step learning_rate lr_scheduler_type warmup_steps weight_decay "
@@ -92,13 +93,15 @@ def prepare(config: ConversationsConfig) -> Path:
     return prepare_conversations(config, base.tokenizer)
 
 
-def prepare_inputs(values: dict[str, Any]) -> dict[str, Any]:
+def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
     """Prepare the `inputs` of a tuning's config in its run folder, and return the config that reads the result.
 
-    Values without `inputs` come back as they are.
+    Values without `inputs` come back as they are. What can be refused without the conversations is refused first, so
+    that a refusal leaves nothing behind.
 
     Raises:
-        InputError: `inputs` beside `conversations`, no output folder, or see `prepare`.
+        InputError: `inputs` beside `conversations`, no output folder, a value that `SftConfig` refuses, or see
+            `prepare`.
     """
     if not values.get("inputs"):
         return values
@@ -106,10 +109,13 @@ def prepare_inputs(values: dict[str, Any]) -> dict[str, Any]:
     ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
     ensure(values.get("model_name_or_path"), "model_name_or_path: missing. Give the base model: a folder or a Hub id.")
     chosen = conversations_config_values(values)
-    if "context" not in chosen:
-        base = load_base("model_name_or_path", values["model_name_or_path"], values.get("model_revision"))
+    base = load_base("model_name_or_path", values["model_name_or_path"], values.get("model_revision"))
+    if chosen.get("context") is None:
         longest = getattr(base.config, "max_position_embeddings", None) or _USUAL_CONTEXT
         chosen["context"] = min(int(longest), _USUAL_CONTEXT)
+    check_fits(base, chosen["context"], "context")
+    early = build(SftConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
+    _check_batch(early, values, num_processes)
     folder = prepare(
         build(ConversationsConfig, {**chosen, "output_dir": str(Path(values["output_dir"]) / "conversations")})
     )
@@ -128,8 +134,7 @@ def print_summary(folder: Path) -> None:
             f"{split:10} {part['conversations']:,} conversations, {part['tokens']:,} tokens, {part['answer_tokens']:,} "
             f"of them learnt; median {part['median_tokens']}, longest {part['longest_tokens']}"
         )
-    for reason, number in manifest["dropped"].items():
-        print(f"left out   {number:,} x {reason} (first: {manifest['first_dropped'][reason]})")
+    print_left_out(manifest)
 
 
 def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
@@ -139,7 +144,16 @@ def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
         InputError: see `SftConfig` and `plan_sft`.
     """
     config = build(SftConfig, {**values, "use_cpu": True})
-    if values.get("tokens_per_step"):  # otherwise it is derived for the ranks there are
+    _check_batch(config, values, num_processes)
+    return plan_sft(config).state
+
+
+def _check_batch(config: SftConfig, values: dict[str, Any], num_processes: int) -> None:
+    """Check that the ranks can share a batch that the user gave; another is derived for the ranks there are.
+
+    Raises:
+        InputError: see `derive_batch`.
+    """
+    if values.get("tokens_per_step"):
         tokens = config.rows_per_step * config.tokens_per_row
         derive_batch(tokens, config.tokens_per_row, values.get("per_device_train_batch_size"), num_processes)
-    return plan_sft(config).state

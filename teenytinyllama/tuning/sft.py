@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyarrow.compute import list_flatten
 from transformers import Trainer
 from trl import SFTTrainer
 
 from ..attention import avoid_cudnn_attention
 from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
+from ..data.conversations import IGNORED
 from ..data.examples import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
 from ..training.callbacks import SampleCallback
@@ -30,6 +32,7 @@ from .rows import RowCollator, load_rows, order_rows
 from .sense import SenseCallback
 
 _SAMPLED_QUESTIONS = 4
+_ROWS_READ_AT_ONCE = 10_000
 _QUESTION = "O que é a Amazônia?"  # asked when nothing is held out
 
 
@@ -117,10 +120,12 @@ def build_run(config: SftConfig, plan: SftPlan) -> Run:
     trainer.base = record
     samples = answer_samples(config, plan, trainer, evaluation.answers.rows)
     train = plan.manifest["train"]
-    answers = [label for row in rows["labels"] for label in row]
+    arrow = rows.with_format("arrow")  # four bytes a label; a list of Python numbers takes eight times as many
+    labels = [list_flatten(batch["labels"]).to_numpy() for batch in arrow.iter(_ROWS_READ_AT_ONCE)]
+    answers = np.concatenate([part[part != IGNORED] for part in labels])
     held_out = [label for row in evaluation.answers.rows for label in row["labels"]]
     if held_out:
-        nats = frequency_entropy(np.array(answers), np.array(held_out), len(plan.tokenizer))
+        nats = frequency_entropy(answers, np.array(held_out), len(plan.tokenizer))
         trainer.add_callback(SenseCallback(evaluation, nats, config.check_first_loss))
     return assemble_run(
         trainer,

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ...checks import ensure
 from ...data.conversations import ConversationsConfig, conversations_manifest, split_conversations
 from ...data.examples import SPLITS, messages_type, reasons, records, refuse_bad_rows
-from ...data.instructions import DUPLICATE, Counts, Message
+from ...data.instructions import DUPLICATE, Counts
 from ...data.preferences import PreferencesConfig, preferences_manifest, read_preferences
 from ...data.readers import RECORD_SUFFIXES, read_records
 from ...data.sources import hash_files, resolve_files, sample_hash
+from ...data.turns import Message
 from ...manifest import sha256_file
 from ..safety import inside
 from .content import Content, Row
@@ -67,14 +68,16 @@ def instructions_content(inputs: list[str], options: DatasetOptions) -> Content:
     train = resolve_files("source", inputs, RECORD_SUFFIXES)
     held_out = resolve_files("validation_inputs", options.validation_inputs or [], RECORD_SUFFIXES)
     counts = Counts()
-    rows = [
-        _conversation_row(split, found.source, found.license, found.messages)
-        for split, found, _ in split_conversations(config, train, held_out, counts)
-    ]
+    rows = []
+    for split, found, _ in split_conversations(config, train, held_out, counts):
+        rows.append(_conversation_row(split, found.source, found.license, found.messages))
+        counts.unused["turn.weight"] += any("weight" in message for message in found.messages)  # no such column
+    counts.unused = +counts.unused  # without zeros
     refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE,))
     ensure(rows, f"source={', '.join(inputs)}: holds no conversation ({reasons(counts)}).")
     facts = {
         "dropped": dict(counts.dropped),
+        "unused_columns": dict(counts.unused),
         "validation_fraction": None if held_out else config.validation_fraction,
     }
     hashes = hash_files([*train, *held_out]) | sample_hash(inputs)
@@ -123,7 +126,12 @@ def preferences_content(inputs: list[str], options: DatasetOptions, folder: Path
         lambda some, licenses: [*(pyarrow.array(side, turns) for side in _sides(some)), *_origin(some, licenses)],
         hashes,
         {"inputs": _names(inputs)},
-        {"dropped": dict(counts.dropped), "validation_fraction": config.validation_fraction, "prepared": manifest},
+        {
+            "dropped": dict(counts.dropped),
+            "unused_columns": dict(counts.unused),
+            "validation_fraction": config.validation_fraction,
+            "prepared": manifest,
+        },
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from ...arguments import read_values
 from ...checks import ensure
-from ...data.instructions import ANSWER_KEYS, TURN_KEYS
 from ...data.packing import PackConfig
 from ...data.readers import RECORD_SUFFIXES, SUFFIXES, read_records
 from ...data.sources import SAMPLE, SourceFile, resolve_files
+from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
 from ...manifest import MANIFEST_NAME
 from ..safety import inside
 from .content import Content
@@ -167,7 +167,7 @@ def _kind_of_rows(file: SourceFile, text_column: str) -> str:
     ensure(row is not None, f"source={file.path}: holds no row. Take it away or fill it.")
     assert row is not None
     names = {name for name, value in row.items() if value is not None}
-    is_asked = "instruction" in names or "prompt" in names
+    is_asked = bool(names & {*QUESTION_KEYS, "input"})
     forms = {
         "preferences": {"chosen", "rejected"} <= names,
         "instructions": bool(names & set(TURN_KEYS)) or (is_asked and bool(names & set(ANSWER_KEYS))),
