@@ -24,10 +24,10 @@ from .locks import take_lock
 from .manifest import sha256_file, write_json
 
 MARKER_NAME = "complete.json"
-SAVING_NAME = "saving.json"  # lies in a checkpoint from before its first file until it is marked complete
+BEGUN_NAME = "begun.json"  # the first file of a checkpoint: says that its folder was made here
 LEASES_FOLDER = ".leases"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
-_NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial", SAVING_NAME)
+_NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial", BEGUN_NAME)
 # hashlib lets other threads run while it hashes. More threads only wait: a checkpoint has few large files.
 _MOST_HASHING_THREADS = 8
 _LEASE_SECONDS = 1.0  # `is_leased` holds the lock for a moment
@@ -81,13 +81,13 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def is_ours(path: Path) -> bool:
     """Return whether a folder named like a checkpoint was written here, complete or not."""
-    return not path.is_symlink() and any((path / name).is_file() for name in (MARKER_NAME, SAVING_NAME))
+    return not path.is_symlink() and any((path / name).is_file() for name in (MARKER_NAME, BEGUN_NAME))
 
 
 def begin_saving(path: Path) -> None:
     """Make the folder of a checkpoint and write in it that it is ours, before anything else."""
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / SAVING_NAME, {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    write_json(path / BEGUN_NAME, {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
 
 
 def read_marker(path: Path) -> Marker:
@@ -127,7 +127,6 @@ def write_marker(path: Path, marker: Marker) -> None:
     content: dict[str, Any] = {**asdict(marker), "created": created}
     write_json(path / MARKER_NAME, {name: value for name, value in content.items() if value is not None})
     _sync(path)
-    (path / SAVING_NAME).unlink(missing_ok=True)
     _sync(path.parent)
 
 
@@ -256,7 +255,8 @@ def delete_checkpoint(path: Path) -> bool:
     except Timeout:
         return False
     try:
-        begin_saving(path)  # a deletion that is killed goes on the next time
+        if not (path / BEGUN_NAME).is_file():
+            begin_saving(path)  # of an earlier version; if this is killed, the next deletion knows it by that
         (path / MARKER_NAME).unlink(missing_ok=True)
         shutil.rmtree(path)
         # Whoever opened the lock's file meanwhile gets a lock of no use, and then finds no checkpoint.

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import (
+    BEGUN_NAME,
     MARKER_NAME,
-    SAVING_NAME,
     checkpoint_faults,
     complete_checkpoints,
     is_ours,
@@ -113,7 +113,7 @@ def _refuse_strangers(folder: Path, max_step: int) -> None:
     ensure(
         not strangers,
         f"output_dir={folder}: {', '.join(strangers)} may lie where this run will save, and was not written by it (it "
-        f"has no {MARKER_NAME} and no {SAVING_NAME}). Move it away. If an earlier version of this package was killed "
+        f"has no {MARKER_NAME} and no {BEGUN_NAME}). Move it away. If an earlier version of this package was killed "
         "while it saved there, delete it.",
     )
 
