@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
-from .checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, ensure, near_name, run_main
+from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, ensure, near_name, run_main
 from .starting import recipes_folder, start_pretraining, start_stage
 from .stopping import stopped_by_signals
 
@@ -348,4 +348,7 @@ def _describe_verb(verb: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the `ttl` command and return its exit code."""
-    return run_main(lambda: _run(sys.argv[1:] if argv is None else argv))
+    code = run_main(lambda: _run(sys.argv[1:] if argv is None else argv))
+    if argv is None and code == EXIT_RESUMABLE:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not change how this process ends
+    return code
