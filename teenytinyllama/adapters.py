@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, ensure_folder, ensure_packages
+from .locks import scratch_folder
 from .manifest import write_json
 from .model_files import (
     ADAPTER_CONFIG_NAME,
@@ -100,8 +102,12 @@ def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None
         f"folder={folder}: is not empty. Give a new folder.",
     )
     model, tokenizer = from_pretrained(name_or_path, base_model=base_model)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(place.parent) as scratch:  # the folder appears whole or not at all
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        os.replace(scratch, place)
     return folder
 
 

@@ -159,6 +159,10 @@ def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
         if key not in known:
             renamed = f" It is now called {RENAMED_KEYS[key]}." if key in RENAMED_KEYS else near_name(str(key), known)
             raise InputError(f"{key}: unknown key.{renamed} `--help` lists the keys.")
+        ensure(
+            "\0" not in str(value),
+            f"{key}={value!r}: holds the character NUL, which no text or path can. Write it without.",
+        )
         checked[key] = _convert(value, hints[key])
         ensure(
             checked[key] is not _REFUSED,

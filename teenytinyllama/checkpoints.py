@@ -24,9 +24,10 @@ from .locks import take_lock
 from .manifest import sha256_file, write_json
 
 MARKER_NAME = "complete.json"
+BEGUN_NAME = "begun.json"  # the first file of a checkpoint: says that its folder was made here
 LEASES_FOLDER = ".leases"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
-_NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial")
+_NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial", BEGUN_NAME)
 # hashlib lets other threads run while it hashes. More threads only wait: a checkpoint has few large files.
 _MOST_HASHING_THREADS = 8
 _LEASE_SECONDS = 1.0  # `is_leased` holds the lock for a moment
@@ -76,6 +77,17 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of the checkpoints with a completion marker, by step."""
     return [(step, path) for step, path in list_checkpoints(folder) if (path / MARKER_NAME).is_file()]
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a folder named like a checkpoint was written here, complete or not."""
+    return not path.is_symlink() and any((path / name).is_file() for name in (MARKER_NAME, BEGUN_NAME))
+
+
+def begin_saving(path: Path) -> None:
+    """Make the folder of a checkpoint and write in it that it is ours, before anything else."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / BEGUN_NAME, {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
 
 
 def read_marker(path: Path) -> Marker:
@@ -231,16 +243,20 @@ def is_leased(path: Path) -> bool:
 
 
 def delete_checkpoint(path: Path) -> bool:
-    """Delete a checkpoint unless a process holds it; return whether it is gone.
+    """Delete a checkpoint that was written here, unless a process holds it; return whether it is gone.
 
     The marker goes first, so that a deletion that is killed leaves nothing that looks complete.
     """
+    if not is_ours(path):
+        return False
     lock = _lease_lock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return False
     try:
+        if not (path / BEGUN_NAME).is_file():
+            begin_saving(path)  # of an earlier version; if this is killed, the next deletion knows it by that
         (path / MARKER_NAME).unlink(missing_ok=True)
         shutil.rmtree(path)
         # Whoever opened the lock's file meanwhile gets a lock of no use, and then finds no checkpoint.

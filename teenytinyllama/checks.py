@@ -5,6 +5,7 @@ traceback. Exit codes follow the design: 0 done, 1 failed, 2 bad input, 75 stopp
 """
 
 import difflib
+import errno
 import importlib.util
 import math
 import os
@@ -34,8 +35,12 @@ class RunFailedError(RuntimeError):
     """The work failed for a reason that the message explains; a traceback would add nothing. Exit code 1."""
 
 
-class StoppedResumable(Exception):
-    """A signal stopped the work after everything was saved; the same command resumes it."""
+class StoppedResumable(KeyboardInterrupt):
+    """A signal stopped the work; the message says what is kept and what the same command does.
+
+    Like Python's own for Ctrl-C it is no `Exception`: raised by a signal anywhere, it must not end in a library's
+    `except Exception`.
+    """
 
 
 def ensure(condition: object, message: str) -> None:
@@ -95,11 +100,15 @@ def ensure_folder(field: str, folder: str | Path) -> None:
     """Check that `folder` is one, or could be made.
 
     Raises:
-        InputError: it is a file, or would lie below one.
+        InputError: it is a file, or would lie below one, or may not be written to.
     """
     existing = _nearest_existing(folder)
     what = "" if existing == Path(folder).absolute() else f"{existing} "
     ensure(existing.is_dir(), f"{field}={folder}: {what}is a file. Choose a folder.")
+    ensure(
+        os.access(existing, os.W_OK | os.X_OK) and shutil.disk_usage(existing).total > 0,  # /proc is no disk
+        f"{field}={folder}: {what}cannot be written to. Choose another folder, or change its permissions.",
+    )
 
 
 def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: str) -> None:
@@ -133,13 +142,43 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+# What a path that a user gave can be refused with by the system, and what a disk that is full or breaks says.
+_PATH_FAULTS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+# Python's words for paths that no system is asked about.
+_NO_PATHS = {
+    "embedded null": "a path holds the character NUL, which no path can. Write it without",
+    "home directory": "a path begins with ~ and a user who is not known here. Write the whole path",
+}
+
+
+def _explain_fault(error: OSError | ValueError | RuntimeError) -> InputError | RunFailedError | None:
+    """Return what a user has to know of a path or a disk that the system refuses, or None for a program's failure."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in _DISK_FAULTS:
+            return RunFailedError(f"{where}{error.strerror}. Free some space, or mend the disk; then run it again.")
+        if error.errno in _PATH_FAULTS and where:
+            return InputError(f"{where}{error.strerror}. Give another path, or change its permissions.")
+        return None
+    return next((InputError(text + ".") for words, text in _NO_PATHS.items() if words in str(error)), None)
+
+
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a program's main function and return its exit code; only outcomes of known cause become one message.
 
     Every rank of a distributed run meets the same bad input, so only rank 0 prints.
     """
     try:
-        return main() or EXIT_DONE
+        try:
+            return main() or EXIT_DONE
+        except (InputError, RunFailedError, BrokenPipeError):
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            explained = _explain_fault(error)
+            if explained is None:
+                raise
+            raise explained from error
     except BrokenPipeError:  # whoever read the output has seen enough, as in `ttl VERB --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's last flush goes nowhere
         return EXIT_FAILED
@@ -147,9 +186,10 @@ def run_main(main: Callable[[], int | None]) -> int:
         if is_main_process():
             print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except StoppedResumable as stop:
+    except KeyboardInterrupt as stop:
         if is_main_process():
-            print(f"stopped: {stop}", file=sys.stderr)
+            text = stop if isinstance(stop, StoppedResumable) else "SIGINT; the same command starts again or goes on"
+            print(f"stopped: {text}", file=sys.stderr)
         return EXIT_RESUMABLE
     except RunFailedError as failure:
         if is_main_process():

@@ -6,13 +6,16 @@ Nothing heavy is imported before a verb needs it.
 import importlib
 import itertools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
-from .checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, ensure, near_name, run_main
+from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, ensure, near_name, run_main
 from .starting import recipes_folder, start_pretraining, start_stage
+from .stopping import stopped_by_signals
 
 
 def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
@@ -279,14 +282,41 @@ def _run(argv: list[str]) -> int:
         return EXIT_DONE
     if argv[0] not in VERBS:
         raise InputError(f"{argv[0]}: unknown verb.{near_name(argv[0], VERBS)} `ttl --help` lists them.")
+    ensure("\0" not in "".join(argv), f"{argv!r}: holds the character NUL, which no path can. Write it without.")
     verb = VERBS[argv[0]]
     if argv[1:] and argv[1] in ("--help", "-h"):
         print(f"ttl {argv[0]}: {(verb.__doc__ or '').strip()}\n\n{_describe_verb(argv[0])}")
         return EXIT_DONE
+    if argv[0] in _ENDED_BY_SIGNALS:
+        return _until_signal(verb, argv[1:])
     from .recorder import counted_time
 
-    with counted_time():
+    with stopped_by_signals(_AFTER_A_SIGNAL.get(argv[0], "the same command starts again")), counted_time():
         return verb(argv[1:]) or EXIT_DONE
+
+
+# What Ctrl-C leaves of a verb. Ranks, `evaluate` and `classify` say it themselves once they work.
+_AFTER_A_SIGNAL = {
+    "pack": "what is packed is kept; the same command goes on",
+    "demo": "what is complete is kept; the same command goes on",
+    "publish": "what is published stays; the same command goes on",
+    **dict.fromkeys(("pretrain", "sft", "dpo"), "nothing on disk was lost; the same command starts again or goes on"),
+}
+# They last until somebody ends them.
+_ENDED_BY_SIGNALS = ("app", "chat")
+
+
+def _until_signal(verb: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    """Run a verb whose usual end is Ctrl-C, or TERM."""
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
+    try:
+        return verb(argv) or EXIT_DONE
+    except KeyboardInterrupt:
+        return EXIT_DONE
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, previous)
 
 
 # The config of each verb: module, class, and whether only our own keys are listed, not TrainingArguments' hundred.
@@ -320,4 +350,7 @@ def _describe_verb(verb: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the `ttl` command and return its exit code."""
-    return run_main(lambda: _run(sys.argv[1:] if argv is None else argv))
+    code = run_main(lambda: _run(sys.argv[1:] if argv is None else argv))
+    if argv is None and code == EXIT_RESUMABLE:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not change how this process ends
+    return code

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from . import ledger
 from .emissions import EMISSIONS_NAME, drop_torn_row, emission_files
 from .grid import GridSettings
+from .locks import scratch_folder
 from .meter import EnergyMeter, EnergyReading
 
 # When the time began that is paid and not yet in any account, in seconds since the epoch; ranks inherit it.
@@ -128,11 +128,11 @@ class StageMeter:
 @contextmanager
 def measured_into(output: Path, grid: GridSettings) -> Iterator[None]:
     """Measure the block, and put what was measured into `output` if it ends well; nothing is there before."""
-    with tempfile.TemporaryDirectory(prefix="ttl-") as scratch:
-        with StageMeter(Path(scratch), grid):
+    with scratch_folder() as scratch:
+        with StageMeter(scratch, grid):
             yield
         output.mkdir(parents=True, exist_ok=True)
-        move_energy_files(Path(scratch), output)
+        move_energy_files(scratch, output)
 
 
 def move_energy_files(source: Path, target: Path) -> None:

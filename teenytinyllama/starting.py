@@ -1,7 +1,6 @@
 """Starting a stage of training: everything is checked and prepared in this process before any rank exists."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ def start_stage(
     """
     from .arguments import write_yaml
     from .launcher import launch, plan_ranks
+    from .locks import scratch_folder
     from .manifest import command_line
     from .publishing.beside import check_follower, report_follower, start_follower
     from .recorder import count_from_now
@@ -51,8 +51,8 @@ def start_stage(
     os.environ.setdefault("TTL_COMMAND", command_line())
 
     def start(values: dict[str, Any], log: Path | None = None) -> int:
-        with tempfile.TemporaryDirectory(prefix="ttl-") as folder:
-            config = Path(folder) / "config.yaml"
+        with scratch_folder() as folder:
+            config = folder / "config.yaml"
             write_yaml(config, values)
             try:
                 return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)

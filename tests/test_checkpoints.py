@@ -20,6 +20,7 @@ from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import (
     FileRecord,
     Marker,
+    begin_saving,
     checkpoint_faults,
     complete_checkpoints,
     delete_checkpoint,
@@ -90,7 +91,7 @@ def test_a_marker_says_what_the_checkpoint_is_and_holds(finished: tuple[Path, di
     assert (marker.step, marker.world_size, marker.zero_stage, marker.tokens) == (4, 1, 0, 1024)
     assert marker.files is not None
     on_disk = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
-    assert set(marker.files) == on_disk - {"complete.json"}
+    assert set(marker.files) == on_disk - {"complete.json", "begun.json"}
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "config.json"} <= set(marker.files)
     weights = path / "model.safetensors"
     assert marker.files["model.safetensors"] == FileRecord(weights.stat().st_size, sha256_file(weights))
@@ -371,7 +372,7 @@ def test_rotation_counts_complete_checkpoints_alone(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         mark(tmp_path / f"checkpoint-{step}")
     for step in (4, 9):  # half-written, one of them ahead
-        (tmp_path / f"checkpoint-{step}").mkdir()
+        begin_saving(tmp_path / f"checkpoint-{step}")
     mark(tmp_path / "checkpoint-8")  # of an earlier start, which went further
     with lease(tmp_path / "checkpoint-1"):
         save(callback, 5)
@@ -446,7 +447,7 @@ def test_room_is_made_by_what_may_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
     callback = a_callback(tmp_path, 2)
     for step in (1, 2):
         save(callback, step)
-    (tmp_path / "checkpoint-0").mkdir()
+    begin_saving(tmp_path / "checkpoint-0")
     free = lambda folder: 200 if len(steps(folder)) < 2 else 0  # noqa: E731
     monkeypatch.setattr(callback_module, "free_disk_bytes", free)
     assert not withdraws(callback, 3)
@@ -474,7 +475,10 @@ def test_a_checkpoint_of_the_same_step_makes_way(tmp_path: Path, capsys: pytest.
     path = mark(tmp_path / "checkpoint-3")
     with lease(path):
         assert withdraws(callback, 3)
-    assert "the save would replace checkpoint-3, which another process reads: wait" in capsys.readouterr().out
+    assert (
+        "the save would replace checkpoint-3, which another process reads or which is not this run's: move"
+        in capsys.readouterr().out
+    )
     assert not withdraws(callback, 3)
     assert not path.exists()
 

@@ -611,10 +611,10 @@ def test_a_staging_folder_in_the_source_or_of_others_is_refused(tmp_path: Path, 
     staging = tmp_path / "staging"
     (staging / "data").mkdir(parents=True)
     (staging / "data" / "meu.parquet").write_text("x")
-    with pytest.raises(InputError, match="staging=.*: has a folder data that is not of this tool"):
+    with pytest.raises(InputError, match="staging=.*: is not empty .data"):
         publish(tmp_path, corpus_folder)
     (staging / "tese.txt").write_text("x")
-    with pytest.raises(InputError, match=r"staging=.*: is not empty \(tese.txt\)"):
+    with pytest.raises(InputError, match=r"staging=.*: is not empty \(data, tese.txt\)"):
         publish(tmp_path, corpus_folder)
     assert (staging / "data" / "meu.parquet").read_text() == "x"
     (tmp_path / "file").write_text("x")

@@ -51,7 +51,7 @@ ALLOWED = {
     "emissions": {"checks"},
     "meter": {"checks", "grid", "gpu_counter", "tracker", "emissions"},
     "ledger": BASE | {"emissions", "meter"},
-    "recorder": {"grid", "emissions", "meter", "ledger", "__init__"},
+    "recorder": {"checks", "grid", "emissions", "locks", "meter", "ledger", "__init__"},
     "tokenizer": BASE,
     "model_files": BASE | {"hub_client"},
     "adapters": CORE,
@@ -67,7 +67,7 @@ ALLOWED = {
     "publishing": CORE | {"data", "evaluation", "supervision", "training"},
     "demo": CORE | {"data", "evaluation", "training", "publishing"},
     "app": CORE | {"chat", "data"},
-    "starting": BASE | {"arguments", "launcher", "publishing", "recorder", "training"},
+    "starting": BASE | {"arguments", "launcher", "locks", "publishing", "recorder", "training"},
     "cli": CORE
     | {"starting", "app", "chat", "classification", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing",
        "training", "tuning"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,14 @@ from numpy.typing import NDArray
 from .sources import Document, source_statistics
 
 DOCUMENT_DTYPE = np.dtype([("offset", "<i8"), ("num_tokens", "<i8"), ("num_bytes", "<i8"), ("source", "<i4")])
+
+
+def is_journal(folder: Path) -> bool:
+    """Return whether an unfinished folder was made here: the plan, a hash, is the first thing that is written."""
+    plan = folder / "plan"
+    if folder.is_symlink() or not plan.is_file():
+        return False
+    return bool(re.fullmatch("[0-9a-f]{64}", plan.read_text(encoding="utf-8", errors="replace")))
 
 
 @dataclass
@@ -47,8 +56,9 @@ class Journal:
         self.totals = Totals()
         marks = folder / "journal.jsonl"
         if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            if is_journal(folder):
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "plan").write_text(plan)
         lines = marks.read_text().split("\n") if marks.exists() else []
         whole = [line for line in lines[:-1] if line]  # a kill can leave a last line without its end

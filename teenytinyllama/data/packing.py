@@ -34,7 +34,7 @@ from ..locks import take_lock
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
 from ..meter import check_energy
 from ..recorder import StageMeter, move_energy_files
-from .journal import DOCUMENT_DTYPE, Journal
+from .journal import DOCUMENT_DTYPE, Journal, is_journal
 from .sources import Corpus, CorpusConfig, Document
 from .workers import Chunk, DocumentEncoder
 
@@ -150,6 +150,7 @@ def _alone_in(output: Path) -> Iterator[None]:
     Raises:
         InputError: another process packs into it, or has done so since this one looked.
     """
+    is_new = not output.exists()
     refusal = f"output_dir={output}: another process is packing into it. Wait for it, or choose another folder."
     lock = take_lock(output / _LOCK_NAME, refusal)
     try:
@@ -162,8 +163,9 @@ def _alone_in(output: Path) -> Iterator[None]:
         lock.release()
         with contextlib.suppress(OSError):
             (output / _LOCK_NAME).unlink()
-        with contextlib.suppress(OSError):
-            output.rmdir()
+        if is_new:
+            with contextlib.suppress(OSError):
+                output.rmdir()
 
 
 def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
@@ -185,6 +187,9 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
         EMISSIONS_NAME,
         LEDGER_NAME,
     }
+    unfinished = output / ".partial"
+    if not is_journal(unfinished):  # what lies there was not made here, whatever its name
+        leftovers = {_LOCK_NAME} | ({".partial"} if unfinished.is_dir() and not any(unfinished.iterdir()) else set())
     ensure(
         not set(others) - leftovers - {name + ".partial" for name in [*leftovers, MANIFEST_NAME]},
         f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose a new folder.",

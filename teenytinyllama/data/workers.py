@@ -180,6 +180,7 @@ def _start_worker(tokenizer_json: str, dtype: np.dtype[Any]) -> "subprocess.Pope
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
+        start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which then ends its workers
     )
     assert worker.stdin is not None
     write_frame(worker.stdin, [json.dumps({"dtype": dtype.name}).encode(), tokenizer_json.encode()])
@@ -188,19 +189,17 @@ def _start_worker(tokenizer_json: str, dtype: np.dtype[Any]) -> "subprocess.Pope
 
 def _work() -> None:
     """Answer each frame of texts with a frame of ids until the input ends."""
-    import signal
-
     from tokenizers import Tokenizer
 
     from ..tokenizer.words import CorpusEncoder
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     first = read_frame(sys.stdin.buffer)
     if first is None:
         return
     encoder = CorpusEncoder(Tokenizer.from_str(first[1].decode()), json.loads(first[0])["dtype"])
-    while (texts := read_frame(sys.stdin.buffer)) is not None:
-        write_frame(sys.stdout.buffer, encoder.encode([text.decode() for text in texts]))
+    with contextlib.suppress(BrokenPipeError, EOFError):  # the parent was killed
+        while (texts := read_frame(sys.stdin.buffer)) is not None:
+            write_frame(sys.stdout.buffer, encoder.encode([text.decode() for text in texts]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import InputError, RunFailedError, ensure
 from .branches import Checkpoint, check_distinct, merge_entries, read_checkpoint
 from .contents import main_upload, run_identity
-from .folder import FOLDER_PREFIX, describe_uploads, write_folder
+from .folder import FOLDER_PREFIX, check_folder, describe_uploads, folder_of, write_folder
 from .hub import Hub, Standing, open_hub, prepare, push
 from .hub_calls import HubLimits
 from .refusals import check_repository, check_token
@@ -100,6 +100,8 @@ def publish(run: Path, config: PublishConfig) -> None:
         RunFailedError: the Hub gives no good answer in time.
     """
     run_identity(run)
+    if config.is_folder:
+        check_folder(folder_of(config.to), run)
     found = sound_checkpoints(run, config.skip_damaged) if config.checkpoints else []
     checkpoints = [read_with_config(run, folder, config) for folder in found]
     entries = [checkpoint.entry for checkpoint in checkpoints]
@@ -110,7 +112,7 @@ def publish(run: Path, config: PublishConfig) -> None:
         print(describe_uploads(uploads))
         return
     if config.is_folder:
-        print(write_folder(uploads, Path(config.to.removeprefix(FOLDER_PREFIX)).expanduser()))
+        print(write_folder(uploads, folder_of(config.to)))
         return
     check_token()
     with finishing_command(run, config):

@@ -109,9 +109,10 @@ class CheckpointCallback(TrainerCallback):
         must not stand in a folder that is being written.
         """
         there = self.folder / f"checkpoint-{state.global_step}"
-        cleared = not state.is_world_process_zero or not there.is_dir() or delete_checkpoint(there)
+        is_empty = not there.is_dir() or not any(there.iterdir())
+        cleared = not state.is_world_process_zero or is_empty or delete_checkpoint(there)
         if not least_over_ranks(int(cleared), args.device):
-            return f"would replace {there.name}, which another process reads: wait for that one"
+            return f"would replace {there.name}, which another process reads or which is not this run's: move it away"
         saved_bytes = -least_over_ranks(-self._saved_bytes, args.device)
         needed_bytes = int(_FREE_SHARE * ((saved_bytes or self.needed_bytes) + last * self.final_bytes))
         free_bytes = least_over_ranks(free_disk_bytes(self.folder), args.device)

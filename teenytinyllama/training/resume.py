@@ -4,7 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import MARKER_NAME, checkpoint_faults, complete_checkpoints, list_checkpoints, read_marker
+from ..checkpoints import (
+    BEGUN_NAME,
+    MARKER_NAME,
+    checkpoint_faults,
+    complete_checkpoints,
+    is_ours,
+    list_checkpoints,
+    read_marker,
+)
 from ..checks import InputError, ensure, is_main_process
 from ..collectives import least_over_ranks
 from .micro_batch import zero_stage_of
@@ -71,6 +79,7 @@ def _newest_whole(plan: RunPlan, max_step: int) -> tuple[int, Path] | None:
     Raises:
         InputError: complete ones are there, and none holds.
     """
+    _refuse_strangers(plan.folder, max_step)
     reasons = {}
     for step, path in reversed(list_checkpoints(plan.folder)):
         if step > max_step:
@@ -90,6 +99,23 @@ def _newest_whole(plan: RunPlan, max_step: int) -> tuple[int, Path] | None:
         "start from the beginning, or choose another folder.",
     )
     return None
+
+
+def _refuse_strangers(folder: Path, max_step: int) -> None:
+    """Refuse a folder in the way of a save: nothing that was not written here is ever replaced or deleted.
+
+    Raises:
+        InputError: there is one after the newest complete checkpoint.
+    """
+    newest = max((step for step, _ in complete_checkpoints(folder)), default=0)
+    later = [path for step, path in list_checkpoints(folder) if newest < step <= max_step and not is_ours(path)]
+    strangers = [path.name for path in later if path.is_symlink() or not path.is_dir() or any(path.iterdir())]
+    ensure(
+        not strangers,
+        f"output_dir={folder}: {', '.join(strangers)} may lie where this run will save, and was not written by it (it "
+        f"has no {MARKER_NAME} and no {BEGUN_NAME}). Move it away. If an earlier version of this package was killed "
+        "while it saved there, delete it.",
+    )
 
 
 def _say_what_holds(path: Path) -> None:

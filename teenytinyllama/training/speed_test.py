@@ -21,7 +21,7 @@ from ..ledger import read_ledger
 from ..manifest import read_manifest, write_json
 from ..recorder import add_speed_test
 from .caps import CAP_KEYS
-from .checkpoints import lock_run_folder
+from .checkpoints import ENVIRONMENT_NAME, lock_run_folder
 from .hardware import device_name, has_accelerator
 from .metrics import METRICS_NAME, read_jsonl
 from .plan import with_batch
@@ -153,6 +153,12 @@ def _measure(values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[st
     folder = Path(values["output_dir"])
     folder.mkdir(parents=True, exist_ok=True)
     place, log = folder / SPEED_TEST_FOLDER, folder / f"{SPEED_TEST_FOLDER}.log"
+    is_ours = not place.is_symlink() and (place / ENVIRONMENT_NAME).is_file()
+    left_over = {path.name for path in place.iterdir()} - {".lock"} if place.is_dir() else set()
+    ensure(
+        is_ours or not (left_over or place.is_symlink()),
+        f"output_dir={folder}: its {SPEED_TEST_FOLDER} is not of a speed test. Move it away, or choose another folder.",
+    )
     _clear(place)  # of a test that was killed
     test = test_values(values, num_ranks, place)
     try:

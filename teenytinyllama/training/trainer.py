@@ -3,11 +3,13 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
 from ..attention import without_cudnn_attention
+from ..checkpoints import begin_saving
 from .clock import Clock
 from .signals import EvaluationInterruptedError
 from .speed import SpeedPlan, eager
@@ -61,8 +63,11 @@ class RunTrainer:
             ending_seconds=self.final_share * evaluation,
         )
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # To take the time, and to mark the folder as ours before the first file.
         with self.clock.part("saving"):
+            if self.is_world_process_zero():  # type: ignore[attr-defined]
+                begin_saving(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")  # type: ignore[attr-defined]
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
 

@@ -58,14 +58,12 @@ class Staging:
             f"staging={folder}: cannot be made in {existing}. Give another folder with --staging.",
         )
         own = {_PLAN, _DONE, DATA_FOLDER, _PLAN + ".partial"}
+        self._state = self._read_plan()
+        if not self._state:  # what lies there was not made here, whatever its name
+            own = {_PLAN + ".partial"}
         others = sorted({path.name for path in folder.iterdir()} - own) if folder.is_dir() else []
         ensure(not others, f"staging={folder}: is not empty ({', '.join(others[:3])}). Give an empty or new folder.")
-        self._state = self._read_plan()
         if self._state.get("plan_sha256") != self._plan:
-            ensure(
-                self._state or not (folder / DATA_FOLDER).exists(),
-                f"staging={folder}: has a folder {DATA_FOLDER} that is not of this tool. Give an empty or new folder.",
-            )
             shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
             (folder / _DONE).unlink(missing_ok=True)
             self._state = {}
@@ -75,7 +73,8 @@ class Staging:
             found = json.loads((self.folder / _PLAN).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        is_ours = isinstance(found, dict) and {"plan_sha256", "counts"} <= set(found)
+        return dict(found) if is_ours else {}
 
     def counts(self) -> Counts | None:
         """Return what was counted at an earlier start, or None."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...checks import RunFailedError
-from ..folder import FOLDER_PREFIX, describe_uploads, write_folder
+from ..folder import check_folder, describe_uploads, folder_of, write_folder
 from ..hub import open_hub
 from ..publish import PublishConfig, push_and_say
 from .build import dataset_uploads, default_staging
@@ -49,6 +49,8 @@ def publish_dataset(source: list[str], config: PublishDatasetConfig) -> None:
         InputError: see `dataset_uploads` and `hub.push`.
         RunFailedError: the Hub gives no good answer in time.
     """
+    if config.is_folder:
+        check_folder(folder_of(config.to))
     hub = None if config.dry_run or config.is_folder else open_hub(config.limits())
     staging = Path(config.staging).expanduser() if config.staging else default_staging(source)
     upload = dataset_uploads(source, config.repository, staging, config)
@@ -57,7 +59,7 @@ def publish_dataset(source: list[str], config: PublishDatasetConfig) -> None:
         print(f"the files are kept in {staging} for the publication itself")
         return
     if hub is None:
-        print(write_folder([upload], Path(config.to.removeprefix(FOLDER_PREFIX)).expanduser()))
+        print(write_folder([upload], folder_of(config.to)))
     else:
         try:
             push_and_say(hub, upload, config)
