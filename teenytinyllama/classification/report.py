@@ -69,7 +69,8 @@ def make_results(
             num_items=len(plan.splits.rows["test"]),
             truncated_prompts=plan.data["test"].truncated,
             task_hash=plan.identity["rows_sha256"],
-            harness=f"transformers {versions.get('transformers')} Trainer, fine-tuned, mean of {config.seeds} seeds",
+            harness=f"transformers {versions.get('transformers')} Trainer, fine-tuned, "
+            f"{f'mean of {config.seeds} seeds' if config.seeds > 1 else 'one seed'}",
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         for metric, summary in found.items()

@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import glob
 import hashlib
+import json
 import os
 import re
 import unicodedata
@@ -191,7 +192,12 @@ def default_source(path: Path) -> str:
 
 
 def parse_metadata(metadata: Any, default_source: str) -> tuple[str, str]:
-    """Return (source, licence) from a metadata cell: a mapping, or text such as `source: x; license: y`."""
+    """Return (source, licence) from a metadata cell: a mapping, its JSON, or text such as `source: x; license: y`."""
+    if isinstance(metadata, str) and metadata.lstrip().startswith("{"):
+        try:
+            metadata = json.loads(metadata)
+        except (ValueError, RecursionError):  # text that only looks like JSON is read as text
+            pass
     if isinstance(metadata, dict):
         found = {str(name).lower(): str(value) for name, value in metadata.items() if value is not None}
     else:

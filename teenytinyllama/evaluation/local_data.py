@@ -231,7 +231,7 @@ def _check_rows(place: str, rows: list[Row], columns: dict[str, Column]) -> None
             label = letter_of(value) if column.kind == "letter" else value
             ensure(
                 column.allowed is None or (isinstance(label, Hashable) and label in column.allowed),
-                f"{place}: row {number}: {name} is {str(value)[:80]!r}, outside the set "
+                f"{place}: row {number}: {name} is {repr(value)[:80]}, outside the set "
                 f"{', '.join(map(repr, column.allowed or ()))}. Correct the row, or take it out"
                 + (": whether a number counts from 0 or from 1 is not guessed." if column.kind == "letter" else "."),
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .measures import Measure
-from .references import read_references
+from .references import read_references, why_not_comparable
 from .results import Results, Score
 
 SCORES_PLOT, PROGRESS_PLOT = "scores.png", "progress.png"
@@ -33,6 +33,7 @@ def plot_scores(results: Results, path: Path) -> None:
         for found in read_references().values()
         for reference in found
         if (reference.suite, reference.task) == (score.suite, score.task)
+        and why_not_comparable(score, reference) is None
     ]
     if others:
         axis.plot([value for _, value in others], [place for place, _ in others], "o", color="0.75", ms=5,

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..arguments import load_yaml
 from ..checks import ensure
-from .results import Score
+from .results import Score, is_limited
 from .suites import TASKS
 
 REFERENCES_PATH = Path(__file__).parent / "references.yaml"
@@ -30,6 +30,22 @@ def read_references(path: Path = REFERENCES_PATH) -> dict[str, list[Score]]:
                 task = TASKS[name]
                 models.setdefault(model, []).append(
                     Score(task=name, suite=group["suite"], name=task.title, metric=task.metric,
-                          metric_name=task.metric_title, value=value / 100, source=group["source"])
+                          metric_name=task.metric_title, value=value / 100, source=group["source"],
+                          num_items=group["items"][name], questions_sha256=group.get("questions", {}).get(name))
                 )  # fmt: skip
     return models
+
+
+def why_not_comparable(score: Score, reference: Score) -> str | None:
+    """Return why a published score is of other questions than a score, or None if it is of the same.
+
+    They are the same if their texts are, or, of a dataset whose texts are not known here, if there are as many.
+    """
+    if is_limited(score):
+        return f"only the first {score.num_items:,} of {score.total_items:,} questions were asked"
+    if score.num_items != reference.num_items:
+        return f"{score.num_items:,} questions were asked, and the published scores are of {reference.num_items:,}"
+    known = (reference.questions_sha256, score.questions_sha256)
+    if score.dataset_id is None and None not in known and known[0] != known[1]:
+        return "as many questions were asked as in the published scores, but others"
+    return None

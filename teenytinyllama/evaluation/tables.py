@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from .measures import Measure
-from .references import read_references
-from .results import Results, Score, is_trivial
+from .references import read_references, why_not_comparable
+from .results import Results, Score, describe_odd_questions, is_trivial
 
 _KINDS = {"constant": "one answer to everything", "majority": "the most frequent answer", "length": "chosen by length",
           "chance": "a guess"}  # fmt: skip
@@ -41,7 +41,7 @@ def format_results(results: Results, measures: Sequence[Measure], missing: dict[
     final = [score for score in results.scores if score.step is None]
     for suite in dict.fromkeys(score.suite for score in final):
         lines += [f"## {suite}", "", *_scores([score for score in final if score.suite == suite])]
-        lines += _references(suite, [score.task for score in final if score.suite == suite])
+        lines += _references(suite, [score for score in final if score.suite == suite])
     if final:
         lines += [_MEANING, ""]
     lines += _measures([measure for measure in measures if measure.step is None])
@@ -60,27 +60,46 @@ def _scores(scores: Sequence[Score]) -> list[str]:
         text = _with_error(score.value, score.stderr)
         trivial = "-" if score.trivial is None else f"{_percent(score.trivial)} ({_KINDS[str(score.trivial_kind)]})"
         rows.append(
-            [score.name, score.metric_name, str(score.shots), f"{score.num_items:,}",
+            [score.name, score.metric_name, "-" if score.shots is None else str(score.shots),
+             "-" if score.num_items is None else f"{score.num_items:,}",
              text if is_trivial(score) else f"**{text}**", _percent(score.normalised), trivial,
-             "-" if score.unparsable is None else f"{_percent(score.unparsable)} %", str(score.truncated_prompts)]
+             "-" if score.unparsable is None else f"{_percent(score.unparsable)} %",
+             "-" if score.truncated_prompts is None else str(score.truncated_prompts)]
         )  # fmt: skip
     return _table(head, rows)
 
 
-def _references(suite: str, tasks: Sequence[str]) -> list[str]:
-    rows, sources = [], []
+def _references(suite: str, measured: Sequence[Score]) -> list[str]:
+    """Return published scores on the same questions, and for the others why they are left out."""
+    rows, sources, reasons = [], [], {}
+    own = {score.task: score for score in measured}
     for model, scores in read_references().items():
-        found = {score.task: score for score in scores if score.suite == suite}
-        if set(found) & set(tasks):
+        found = {}
+        for score in scores:
+            if score.suite == suite and score.task in own:
+                reason = why_not_comparable(own[score.task], score)
+                if reason is None:
+                    found[score.task] = score
+                else:
+                    reasons[score.task] = reason
+        if found:
+            tasks = [task for task in own if task not in reasons]
             sources += [str(score.source) for score in found.values()]
             numbers = [list(dict.fromkeys(sources)).index(str(score.source)) + 1 for score in found.values()]
             label = f"{model} [{', '.join(map(str, sorted(set(numbers))))}]"
             rows.append([label, *(_percent(found[task].value) if task in found else "-" for task in tasks)])
+    left_out = [
+        f"- {own[task].name}: no published scores stand here, because {reason}." for task, reason in reasons.items()
+    ]
+    left_out += [""] if left_out else []
+    odd = [f"- {score.name}: {describe_odd_questions(score)}." for score in measured if describe_odd_questions(score)]
+    left_out += [*odd, ""] if odd else []
     if not rows:
-        return []
+        return left_out
+    tasks = [task for task in own if task not in reasons]
     notes = [f"[{number}] {source}." for number, source in enumerate(dict.fromkeys(sources), start=1)]
     head = ["other models", *(task.removeprefix("ttl_") for task in tasks)]
-    return [*_table(head, rows), *(line for note in notes for line in (note, ""))]
+    return [*_table(head, rows), *(line for note in notes for line in (note, "")), *left_out]
 
 
 def _measures(measures: Sequence[Measure]) -> list[str]:
@@ -94,6 +113,7 @@ def _measures(measures: Sequence[Measure]) -> list[str]:
             bits, perplexity = found[part, "bits_per_byte"], found[part, "perplexity"]
             rows.append([part or "all", f"{bits.num_items:,}", _figure(bits), _figure(perplexity, 2)])
         lines += ["## Held-out text", "", *_table(["source", "documents", "bits per byte", "perplexity"], rows)]
+        lines += ["Bits per byte are per byte of the text in composed form (NFC).", ""]
     others = [measure for measure in measures if measure.task != "held_out"]
     if others:
         rows = [[measure.task, measure.metric, _figure(measure)] for measure in dict.fromkeys(others)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..evaluation.results import FINE_TUNED_SUITE, RESULTS_NAME, Results, Score, is_trivial, read_results
+from ..evaluation.results import FINE_TUNED_SUITE, RESULTS_NAME, Results, Score, is_limited, is_trivial, read_results
 from .escaping import one_line
 
 if TYPE_CHECKING:
@@ -67,8 +67,12 @@ def benchmark_progress(results: Results) -> dict[str, Any] | None:
 
 
 def trivial_names(results: Results) -> list[str]:
-    """Return the tasks in which the final model is no better than the best trivial answer."""
-    return list(dict.fromkeys(score.name for score in final_scores(results) if is_trivial(score)))
+    """Return the tasks, and by which metrics, in which the final model is no better than the best trivial answer."""
+    metrics: dict[str, list[str]] = {}
+    for score in final_scores(results):
+        if is_trivial(score):
+            metrics.setdefault(score.name, []).append(score.metric_name)
+    return [f"{name} ({'; '.join(dict.fromkeys(found))})" for name, found in metrics.items()]
 
 
 def metric_ids(results: Results) -> list[str]:
@@ -167,7 +171,7 @@ def eval_result_files_of(results: Results) -> dict[str, bytes]:
 
     files: dict[str, bytes] = {}
     for score in own_scores(results):
-        if score.dataset_id is None:
+        if score.dataset_id is None or is_limited(score):  # the first questions are not the benchmark
             continue
         entry = EvalResultEntry(
             dataset_id=one_line(score.dataset_id),
