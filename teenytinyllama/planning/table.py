@@ -96,8 +96,8 @@ def _hours_of_choice(plan: Plan) -> list[str]:
     lines = [f"  hours of *: {each}"]
     if choice.left_usd is not None:
         budget = choice.cost_usd + choice.left_usd
-        lines.append(f"  {100 * KEPT_BACK:g} % of the budget, {KEPT_BACK * budget:,.2f} USD, are kept back for the tokenizer, "
-                     "packing and a start that fails")  # fmt: skip
+        lines.append(f"  {100 * KEPT_BACK:g} % of the budget, {KEPT_BACK * budget:,.2f} USD, are kept back for the "
+                     "tokenizer, packing and a start that fails")  # fmt: skip
     return lines
 
 
@@ -208,8 +208,8 @@ def _about_hours(plan: Plan) -> list[str]:
     if run is None:
         return ["  Hours hold evaluations, checkpoints and the start as assumed; --calibrate RUN measures them."]
     share = run.outside_seconds * run.overall_tokens_per_second / run.tokens
-    return [f"  Hours hold evaluations, saves and the start as in {run.folder}, where {100 * share:.0f} % of the time was "
-            "no step."]  # fmt: skip
+    return [f"  Hours hold evaluations, saves and the start as in {run.folder}, where {100 * share:.0f} % of the time "
+            "was no step."]  # fmt: skip
 
 
 def _warnings(plan: Plan) -> list[str]:
@@ -217,12 +217,12 @@ def _warnings(plan: Plan) -> list[str]:
     choice, lines = plan.choice, []
     turns = "Muennighoff et al. 2023; here a model got worse after seven to ten readings, docs/gpu.md"
     if choice.epochs is not None and choice.epochs > 1.01 * REPEATS_WORTH_READING:
-        lines.append(f"  Warning: each token is read {choice.epochs:,.1f} times. Up to {REPEATS_WORTH_READING} teach nearly "
-                     f"as much as new text ({turns}).")  # fmt: skip
+        lines.append(f"  Warning: each token is read {choice.epochs:,.1f} times. Up to {REPEATS_WORTH_READING} teach "
+                     f"nearly as much as new text ({turns}).")  # fmt: skip
     if choice.reason == READINGS:
         more = f"; the limit would pay for {short(plan.affordable_tokens)}" if plan.affordable_tokens else ""
-        lines.append(f"  No more than {REPEATS_WORTH_READING} readings are recommended ({turns}){more}: more text is worth "
-                     "more than more hours.")  # fmt: skip
+        lines.append(f"  No more than {REPEATS_WORTH_READING} readings are recommended ({turns}){more}: more text is "
+                     "worth more than more hours.")  # fmt: skip
     if choice.tokens_per_parameter < LEAST_TOKENS_PER_PARAMETER:
         lines.append(
             "  The laws were not fitted to runs of less than one token a parameter: take no loss from this plan."
@@ -235,10 +235,10 @@ def _warnings(plan: Plan) -> list[str]:
     if choice.preset == "tiny" and len({option.preset for option in plan.options}) > 1:
         lines.append("  Losses of tiny, whose vocabulary has 2,048 entries, do not compare with those of the others.")
     if choice.tokens_per_parameter > MOST_TOKENS_PER_PARAMETER:
-        lines.append(f"  Warning: nobody has measured that a model learns from more than {MOST_TOKENS_PER_PARAMETER:,} tokens "
-                     "a parameter (arXiv 2401.00448).")  # fmt: skip
+        lines.append(f"  Warning: nobody has measured that a model learns from more than "
+                     f"{MOST_TOKENS_PER_PARAMETER:,} tokens a parameter (arXiv 2401.00448).")  # fmt: skip
     if choice.reason == MOST_PER_PARAMETER and plan.affordable_tokens:
         lines.append(f"  The limit would pay for {short(plan.affordable_tokens)} tokens, and no more than "
-                     f"{MOST_TOKENS_PER_PARAMETER:,} a parameter are recommended (arXiv 2401.00448): it calls for a larger "
-                     "model than this one, and the rest is left.")  # fmt: skip
+                     f"{MOST_TOKENS_PER_PARAMETER:,} a parameter are recommended (arXiv 2401.00448): it calls for a "
+                     "larger model than this one, and the rest is left.")  # fmt: skip
     return lines
