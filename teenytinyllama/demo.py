@@ -178,7 +178,8 @@ def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: st
         print("  | " + story.strip().replace("\n", "\n  | ") + "\n")
     print(f"Reloaded as {class_name} without this package: {continuation}\n")
     print(
-        f"{training['tokens']:,} tokens in {training['steps']} steps, {training['tokens_per_second']:,.0f} tokens/s on average, "
+        f"{training['tokens']:,} tokens in {training['steps']} steps, "
+        f"{training['tokens_per_second']:,.0f} tokens/s on average, "
         f"{training['peak_memory_gb']:.1f} GB of memory in the training process\n"
     )
     print(f"model     {run}   (from_pretrained loads it)")

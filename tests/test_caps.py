@@ -30,7 +30,7 @@ from teenytinyllama.training.checkpoints import check_run_folder, lock_run_folde
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.speed_test import MeasuredSpeed, settle_length, tokens_within
-from teenytinyllama.training.spending import Pauses, SpendingCallback, Spent
+from teenytinyllama.training.spending import Pauses, SpendingCallback, Spent, usd
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NO_PAUSES = Pauses()
@@ -207,6 +207,26 @@ def test_a_finished_capped_run_is_complete(capped: dict[str, Any], capsys: Any) 
     assert (folder / "run.json").read_text() == before
 
 
+def test_a_busy_beginning_is_forgotten() -> None:
+    """A hundred slow logging steps, then fast ones: the rest is projected by the latter."""
+    at = SimpleNamespace(hours=0.0)
+    spending = SpendingCallback(lambda: paid_hours(at.hours), None)
+    for step in range(1, 201):
+        at.hours += 10.0 if step <= 100 else 1.0
+        state = SimpleNamespace(global_step=step, max_steps=10**9, eval_steps=500, save_steps=500)
+        arguments = SimpleNamespace(process_index=0, device=torch.device("cpu"))
+        spending.on_step_end(arguments, state, SimpleNamespace(should_log=True))  # type: ignore[arg-type]
+    assert spending.seconds_left(50) == pytest.approx(50 * 3600)
+
+
+def test_money_is_of_all_gpus_and_the_start_has_no_energy() -> None:
+    spent = Spent(kwh=4.0, kg=0.4, hours=2.5, gpu_hours=20.0, starting_hours=0.5, num_gpus=8)
+    later = spent.after(2.0)
+    assert (later.kwh, later.hours, later.gpu_hours) == (8.0, 4.5, 36.0)
+    assert usd(later, 2.5) == 90.0
+    assert hours_until_cap(config_of(max_cost=70.0, price=2.5), spent) == pytest.approx(1.0)
+
+
 def test_a_hard_stop_ends_any_schedule(values: dict[str, Any], a_kwh_a_step: None) -> None:
     folder = run({**values, "lr_scheduler_type": "cosine", "max_kwh": 7.5, "hard_stop": True})
     training = json.loads((folder / "run.json").read_text())["training"]
@@ -235,6 +255,8 @@ SPEED = MeasuredSpeed(1000.0, 500.0, "a machine", 1, 8, 256)
 def test_the_tightest_cap_says_how_many_tokens(packed_folder: Path) -> None:
     values = {"packed": str(packed_folder), "eval_strategy": "no"}
     assert tokens_within({"max_hours": 2.0}, 0.0, SPEED, values) == (7_200_000, "max_hours")
+    eight = replace(SPEED, num_gpus=8, spent_hours=0.5, starting_hours=0.5)
+    assert tokens_within({"max_cost": 60.0}, 2.5, eight, values) == (7_200_000, "max_cost")
     assert tokens_within({"max_hours": 2.0, "max_kwh": 0.5}, 0.0, SPEED, values) == (3_600_000, "max_kwh")
     assert tokens_within({"max_hours": 2.0, "max_cost": 1.25}, 2.5, SPEED, values) == (1_800_000, "max_cost")
     assert tokens_within({"max_kwh": 0.5}, 0.0, replace(SPEED, watts=0.0), values)[0] == float("inf")

@@ -444,3 +444,46 @@ def test_rows_of_another_codecarbon_are_not_mixed(tmp_path: Path) -> None:
     total = read_emissions(run / "emissions.csv")
     assert total is not None
     assert (total.energy_kwh, total.num_starts) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("starts", "gpu_hours"),
+    [
+        ([(0, 1, 3600.0)], 1.0),
+        ([(0, 2, 3600.0)], 2.0),
+        ([(0, 8, 3600.0)], 8.0),
+        ([(0, 8, 3600.0), (1, 8, 3600.0)], 16.0),  # two machines
+        ([(0, 8, 3600.0), (0, 2, 1800.0)], 9.0),  # resumed on fewer
+    ],
+)
+def test_money_is_price_times_gpus_times_hours_of_each_start(
+    starts: list[tuple[int, int, float]], gpu_hours: float, tmp_path: Path
+) -> None:
+    for machine, num_gpus, seconds in starts:
+        about = {"methods": [], "warnings": [], "num_gpus": num_gpus, "starting_seconds": 360.0}
+        LedgerWriter(tmp_path, machine, 0, about).write(1, EnergyReading(1, 1, 0, 0, 0.1, seconds), last=True)
+    account = read_ledger(tmp_path)
+    assert account is not None
+    started = sum(0.1 * num_gpus for _, num_gpus, _ in starts)  # paid before the meter ran
+    assert account.paid_gpu_hours == pytest.approx(gpu_hours + started)
+
+
+def test_a_run_s_own_price_counts_and_its_old_meaning_is_said(
+    interrupted: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = copy_of(interrupted[0], tmp_path / "run")
+    assert energy_report(folder, None, ("BRA",))["usd"] is None
+    (folder / "config.yaml").write_text("price: 36.0\n")
+    report = energy_report(folder, None, ("BRA",))
+    assert report["usd"] == pytest.approx(36 * report["gpu_hours"])
+    assert report["price_source"] == "price in the run's config"
+    assert energy_report(folder, 72.0, ("BRA",))["usd"] == pytest.approx(2 * report["usd"])
+    rows = [json.loads(line) for line in (folder / LEDGER_NAME).read_text().splitlines()]
+    older = [{key: value for key, value in row.items() if key not in ("num_gpus", "starting_seconds")} for row in rows]
+    (folder / LEDGER_NAME).write_text("".join(json.dumps(row) + "\n" for row in older))
+    report = energy_report(folder, None, ("BRA",))
+    assert report["usd"] == pytest.approx(36 * report["hours"])
+    assert "that of all machines together" in report["price_source"]
+    training = {"world_size": 8, "hardware": "NVIDIA H100 80GB HBM3", "peak_gpu_memory_gb": 9.0}
+    (folder / "run.json").write_text(json.dumps({"training": training}))
+    assert energy_report(folder, 36.0, ("BRA",))["usd"] == pytest.approx(8 * 36 * report["hours"])

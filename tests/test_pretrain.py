@@ -337,12 +337,83 @@ def test_batch_arithmetic() -> None:
     assert derive_batch(7 * 2048, 2048, None, 1) == (7, 7, 1)
     with pytest.raises(InputError, match="tokens_per_step=1000: must be a positive multiple .* 2048. Use 2048"):
         derive_batch(1000, 2048, None, 1)
-    with pytest.raises(InputError, match="its 3 rows cannot be shared by 2 ranks. Use 8192"):
+    with pytest.raises(InputError, match="its 3 rows cannot be shared by 2 ranks. Use 4096 or 8192"):
         derive_batch(3 * 2048, 2048, None, 2)
     with pytest.raises(
         InputError, match="per_device_train_batch_size=3: must divide the 8 rows .* Use one of 1, 2, 4, 8"
     ):
         derive_batch(8 * 2048, 2048, 3, 1)
+
+
+@pytest.mark.parametrize("context", [256, 512, 1024, 2048])
+@pytest.mark.parametrize("micro_batch", [None, 1, 3, 8])
+def test_any_number_of_ranks_shares_a_batch_that_nobody_gave(context: int, micro_batch: int | None) -> None:
+    for tokens in (None, 1, 1_228_800, 42_000_000, 3_276_800_000, 9_830_400_000, 22_020_096_000):
+        usual = batch_for(tokens, context)
+        for ranks in range(1, 17):
+            chosen = batch_for(tokens, context, ranks, micro_batch)
+            derive_batch(chosen, context, micro_batch, ranks)
+            unit = context * ranks * (micro_batch or 1)
+            assert chosen == unit or abs(chosen - usual) <= unit / 2
+
+
+def test_a_batch_that_nobody_gave_is_shared_and_kept(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from teenytinyllama.training.plan import check_before_launch, with_batch
+
+    context = 32
+    asked = {**values, "max_tokens": 42_000_000}
+    del asked["tokens_per_step"]
+    assert with_batch(asked, 3)["tokens_per_step"] == 1023 * context  # 32,768 tokens are 1,024 rows
+    for ranks in (1, 3, 6, 7):
+        assert check_before_launch(asked, ranks) == "new"
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = build(PretrainConfig, asked)
+    assert "the nearest that 3 rank(s) can share" in config.batch_reason
+    folder = Path(asked["output_dir"])
+    folder.mkdir(parents=True)
+    (folder / "environment.json").write_text(json.dumps({"identity": {"tokens_per_step": 8 * context}}))
+    assert with_batch(asked, 4)["tokens_per_step"] == 8 * context, "as the run began"
+    with pytest.raises(InputError, match="began with 256 tokens a step, and 3 ranks cannot share its 8 rows. Go on"):
+        with_batch(asked, 3)
+
+
+def test_a_step_faster_than_the_measured_peak_has_no_mfu(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from teenytinyllama.training.metrics import MetricsCallback
+
+    said: list[str] = []
+    metrics = MetricsCallback(tmp_path, 256, None, None)  # type: ignore[arg-type]
+    metrics._bar, metrics._flops_per_token, metrics._peak = SimpleNamespace(write=said.append), 10.0, 1000.0
+    assert metrics._mfu(50.0) == 0.5
+    assert metrics._mfu(120.0) is None
+    assert metrics._mfu(50.0) is None, "the peak was wrong for this one too"
+    assert said == ["MFU        n/a from here on: a step reached 120 % of the measured peak, which was therefore taken "
+                    "beside other work"]  # fmt: skip
+
+
+def test_the_speed_of_a_run_is_its_mean() -> None:
+    from teenytinyllama.training.batch import mean_step_speed
+
+    records = [{"tokens": 900, "loss": 1.0, "tokens_per_second": 9.0}, {"tokens": 900, "bits_per_byte": 2.0},
+               {"tokens": 1800, "loss": 1.0, "tokens_per_second": 1.0}]  # fmt: skip
+    assert mean_step_speed(records) == pytest.approx(1800 / 1000)
+    assert mean_step_speed([]) is None
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("context", 512, "context=512: packed=.* has rows of 32 tokens. Leave context out, or pack again with"),
+    ("validation_fraction", 0.2, "validation_fraction=0.2: says how to pack, and packed=.* is packed already"),
+    ("text_column", "texto", "text_column=texto: says how to pack"),
+])  # fmt: skip
+def test_keys_of_packing_beside_packed_rows_are_refused(
+    values: dict[str, Any], key: str, value: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build(PretrainConfig, {**values, key: value})
+    assert build(PretrainConfig, {**values, "context": 32}).context == 32
 
 
 def test_max_steps_of_the_user_is_kept(values: dict[str, Any]) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 from ..checks import InputError, ensure
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..gpus import find_gpu
+from ..ledger import Account, read_ledger
 from ..manifest import MANIFEST_NAME, read_manifest
 from ..presets import training_flops
+from ..training.batch import mean_step_speed
 from .laws import LAWS, LossLaw, predicted_loss
 
 CPU = "cpu"
 _FIX = "Give the output_dir of a finished `ttl pretrain`."
-_STARTED_NAME = "environment.json"  # `training.checkpoints` has this name too, and loads torch
+# `training.checkpoints` and `training.metrics` have these names too, and load torch.
+_STARTED_NAME, _METRICS_NAME = "environment.json", "metrics.jsonl"
 # A run of fewer tokens a parameter is nowhere near the runs that the laws were fitted to, and still learns at once: its
 # loss says nothing about a long run's.
 LEAST_TOKENS_PER_PARAMETER = 1.0
@@ -32,8 +35,12 @@ class MeasuredRun:
         hardware: the device's name.
         gpu: its key in `gpus.GPUS`, the device's name for a GPU that is not there, or `cpu`.
         num_gpus: ranks that trained.
-        flops_per_second: of one rank in a step, by 6 N + 12 L h T.
-        tokens_per_second: of all ranks.
+        flops_per_second: of one rank in the mean step, by 6 N + 12 L h T.
+        tokens_per_second: of all ranks, the mean of its steps.
+        overall_tokens_per_second: the same over all of its time: evaluations, saves and the start included.
+        outside_seconds: of that time, what was neither a step nor the start, without what was done again after a kill.
+        starting_seconds: until its meter ran.
+        scores_by_length: whether an evaluation scores a share of the run's tokens, as is usual, and not a given number.
         precision: that it trained in.
         memory_bytes: that were free on its device when it started; None: not known.
         watts: of one rank with its share of the host; None: nothing was measured.
@@ -43,7 +50,6 @@ class MeasuredRun:
         loss: at its end, in nats per token.
         loss_name: which loss that is.
         tokenizer_sha256: of its tokenizer.
-        share_in_steps: share of the recorded time that was training steps; None: not known.
     """
 
     folder: str
@@ -52,6 +58,10 @@ class MeasuredRun:
     num_gpus: int
     flops_per_second: float
     tokens_per_second: float
+    overall_tokens_per_second: float
+    outside_seconds: float
+    starting_seconds: float
+    scores_by_length: bool
     precision: str
     memory_bytes: float | None
     watts: float | None
@@ -61,7 +71,6 @@ class MeasuredRun:
     loss: float
     loss_name: str
     tokenizer_sha256: str
-    share_in_steps: float | None
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -103,8 +112,14 @@ def read_run(folder: str, watts_given: bool) -> MeasuredRun:
     manifest = read_manifest("calibrate", folder, "pretrain", _FIX)
     try:
         model, training = manifest["model"], manifest["training"]
-        speed, num_gpus = training["tokens_per_second"], int(training["world_size"])
-        ensure(speed, f"calibrate={folder}: {MANIFEST_NAME} has no tokens_per_second: nothing was logged. {_FIX}")
+        num_gpus, tokens = int(training["world_size"]), training["tokens"]
+        ensure(
+            training["tokens_per_second"],
+            f"calibrate={folder}: {MANIFEST_NAME} has no tokens_per_second: nothing was logged. {_FIX}",
+        )
+        account = read_ledger(path)
+        seconds, starting = _seconds(path, training, account)
+        speed = _steps_speed(path, training, tokens / seconds)
         flops = training_flops(
             model["num_parameters"], model["num_hidden_layers"], model["hidden_size"], model["context"]
         )
@@ -118,16 +133,19 @@ def read_run(folder: str, watts_given: bool) -> MeasuredRun:
             num_gpus=num_gpus,
             flops_per_second=speed * flops / num_gpus,
             tokens_per_second=speed,
+            overall_tokens_per_second=tokens / (seconds + starting),
+            outside_seconds=max(0.0, seconds - tokens / speed),
+            starting_seconds=starting,
+            scores_by_length=(manifest.get("config") or {}).get("eval_max_tokens") is None,
             precision=str(training["precision"]),
             memory_bytes=_free_bytes(path / _STARTED_NAME),
             watts=None if watts_given else _measured_watts(path, num_gpus, on_gpu=gpu != CPU),
             num_parameters=model["num_parameters"],
-            tokens=training["tokens"],
+            tokens=tokens,
             unique_tokens=manifest["data"]["train_tokens"],
             loss=loss,
             loss_name=loss_name,
             tokenizer_sha256=manifest["data"]["tokenizer_sha256"],
-            share_in_steps=_share_in_steps(training),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"calibrate={folder}: {MANIFEST_NAME} lacks what a plan needs ({error!r}). {_FIX}") from error
@@ -182,11 +200,35 @@ def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
     return 1000 * total.machine_kwh / (total.duration_seconds / 3600) / num_gpus  # kWh of all machines, hours of one
 
 
-def _share_in_steps(training: dict[str, Any]) -> float | None:
-    """Return the share of the last start's time that was training steps, of the parts that the clock names."""
-    parts = training.get("seconds_by_part_of_last_start") or {}
-    whole = sum(parts.values())
-    return parts["training"] / whole if whole and "training" in parts else None
+def _seconds(folder: Path, training: dict[str, Any], account: Account | None) -> tuple[float, float]:
+    """Return the seconds that a run's useful work took while its meter ran, and those of its start before.
+
+    What was done again after a kill, and speed tests, are left out by their share of the energy. Without a ledger all
+    of the measured time counts, and without any measurement the time that its speed stands for.
+    """
+    total = read_emissions(folder / EMISSIONS_NAME)
+    seconds = total.duration_seconds if total else training.get("seconds") or 0.0
+    if not seconds:
+        return training["tokens"] / training["tokens_per_second"], 0.0
+    if account is None or account.total.energy_kwh <= 0:
+        return seconds, 0.0
+    runs = [start for start in account.starts if start.machine == 0 and not start.is_speed_test]
+    return seconds * account.useful_kwh / account.total.energy_kwh, runs[-1].starting_seconds if runs else 0.0
+
+
+def _steps_speed(folder: Path, training: dict[str, Any], overall: float) -> float:
+    """Return the mean tokens/s of a run's steps; of one whose record has a median alone, by its `metrics.jsonl`.
+
+    Where that is not there or cannot be read, it is the speed over all of its time, which is the lower one.
+    """
+    if training.get("steps_tokens_per_second"):
+        return float(training["steps_tokens_per_second"])
+    try:
+        lines = (folder / _METRICS_NAME).read_text(encoding="utf-8").splitlines()
+        mean = mean_step_speed(json.loads(line) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return overall
+    return mean or overall
 
 
 def choose_run(runs: list[MeasuredRun], gpu: str, num_gpus: int) -> MeasuredRun | None:

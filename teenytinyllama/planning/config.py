@@ -6,8 +6,10 @@ from pathlib import Path
 from ..checks import ensure, near_name
 from ..presets import PRESETS
 
-# The demo's preset learns 2,048 tokens of vocabulary from short stories: nothing that anybody rents a GPU for.
+# The demo's preset learns 2,048 tokens of vocabulary from short stories: nothing that anybody rents a GPU for. It is
+# planned where it is asked for, and on a computer without a GPU.
 PLANNED_PRESETS = tuple(name for name in PRESETS if name != "tiny")
+USUAL_CONTEXT = 2048
 LIMITS = ("budget", "hours", "kwh")
 _MOST, _MOST_GPUS = 1e15, 512  # beyond any question; rows of the largest recipe's step (1b1)
 
@@ -21,8 +23,10 @@ class PlanConfig:
     kwh: float | None = field(default=None, metadata={"help": "energy that the run may take, in kWh"})
     tokens: int | None = field(default=None, metadata={"help": "tokens to train on, if the limits allow that many"})
     preset: str | None = field(
-        default=None, metadata={"help": f"one of {', '.join(PLANNED_PRESETS)}; default: all, and the best is named"}
-    )
+        default=None,
+        metadata={"help": f"one of {', '.join(PRESETS)}; default: all but tiny (on a cpu tiny too), and "
+                                "the best is named"},
+    )  # fmt: skip
     gpu: str | None = field(
         default=None,
         metadata={"help": "h200, h100, a100-80gb, a100-40gb, rtx4090, rtx3090, l4, t4, or cpu (measured here); "
@@ -31,7 +35,11 @@ class PlanConfig:
     gpus: int = field(
         default=1, metadata={"help": "number of GPUs of one host; several keep 0.96 of the speed of as many alone"}
     )
-    price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; default: a usual price"})
+    price: float | None = field(
+        default=None,
+        metadata={"help": "USD for an hour of one GPU (of the whole machine where there is none), 0 for one's own; "
+                          "default: a usual price"},
+    )  # fmt: skip
     mfu: float | None = field(default=None, metadata={"help": "share of the peak that is reached, such as 0.4"})
     watts: float | None = field(
         default=None, metadata={"help": "power of one GPU at work with its share of the host, in watts"}
@@ -39,13 +47,19 @@ class PlanConfig:
     pue: float = field(
         default=1.0, metadata={"help": "what the building draws for each kWh of the machine; 1 is the machine alone"}
     )
-    country: str = field(default="BRA", metadata={"help": "three-letter country of the machine, for its grid"})
+    country_iso_code: str = field(default="BRA", metadata={"help": "three-letter country of the machine, for its grid"})
     region: str | None = field(
         default=None, metadata={"help": "its state, province or price zone, where codecarbon knows some"}
     )
-    context: int = field(default=2048, metadata={"help": "tokens a row"})
+    context: int | None = field(
+        default=None, metadata={"help": f"tokens a row; default {USUAL_CONTEXT}, or what the preset is made for"}
+    )
     unique_tokens: int | None = field(
-        default=None, metadata={"help": "different tokens that there are; more are repeats, which teach less"}
+        default=None,
+        metadata={
+            "help": "different tokens that there are; more are repeats, which teach less: no more than four "
+            "readings are recommended"
+        },
     )
     calibrate: list[str] | None = field(
         default=None, metadata={"help": "folders of finished runs: their speed, watts and loss replace assumptions"}
@@ -64,12 +78,20 @@ class PlanConfig:
             any(getattr(self, name) is not None for name in asked),
             "ttl plan: asks nothing. Give --budget USD, --hours, --kwh, --tokens, --preset, or several of them.",
         )
-        for name in (*LIMITS, "tokens", "price", "mfu", "watts", "pue", "gpus", "unique_tokens"):
+        for name in (*LIMITS, "tokens", "mfu", "watts", "pue", "gpus", "unique_tokens"):
             value = getattr(self, name)
             ensure(
                 value is None or 0 < value <= _MOST,
                 f"{name}={value}: must be more than 0 and at most {_MOST:g}. Leave it out if it does not matter.",
             )
+        ensure(
+            self.price is None or 0 <= self.price <= _MOST,
+            f"price={self.price}: must be 0 to {_MOST:g}, in USD for an hour of one GPU. 0 is one's own.",
+        )
+        ensure(
+            self.budget is None or self.price != 0,
+            f"budget={self.budget}, price=0: free hours never use money up. Give --hours, --kwh or --tokens instead.",
+        )
         ensure(
             self.gpus <= _MOST_GPUS,
             f"gpus={self.gpus}: is more than the rows of a step can feed. Give {_MOST_GPUS} or fewer.",
@@ -79,17 +101,20 @@ class PlanConfig:
         )
         ensure(self.pue >= 1, f"pue={self.pue}: a building draws at least what the machine does. Give 1 or more.")
         ensure(
-            self.preset is None or self.preset in PLANNED_PRESETS,
-            f"preset={self.preset}: must be one of {', '.join(PLANNED_PRESETS)}."
-            f"{near_name(str(self.preset), PLANNED_PRESETS)}",
+            self.preset is None or self.preset in PRESETS,
+            f"preset={self.preset}: must be one of {', '.join(PRESETS)}.{near_name(str(self.preset), PRESETS)}",
         )
         longest = PRESETS[self.preset or PLANNED_PRESETS[0]].max_position_embeddings
         ensure(
-            8 <= self.context <= longest,
+            self.context is None or 8 <= self.context <= longest,
             f"context={self.context}: must be 8 to {longest} tokens, which the presets are made for.",
         )
-        self.country = self.country.upper()
+        self.country_iso_code = self.country_iso_code.upper()
         self._check_files()
+
+    def context_of(self, preset: str) -> int:
+        """Return the tokens a row that a preset is planned with."""
+        return self.context or min(USUAL_CONTEXT, PRESETS[preset].max_position_embeddings)
 
     def _check_files(self) -> None:
         ensure(

@@ -74,6 +74,13 @@ LAWS: dict[str, LossLaw] = {
     ),
 }
 
+# What the laws were fitted to: "over 400 language models ranging from 70 million to over 16 billion parameters on 5 to
+# 500 billion tokens" (Hoffmann et al. 2022, abstract; the refit is of the same runs).
+FITTED_PARAMETERS, FITTED_TOKENS = (70e6, 16e9), (5e9, 500e9)
+# Tokens a parameter beyond which nobody has measured that a model goes on learning. Source: Sardana et al. 2023, Beyond
+# Chinchilla-Optimal (arXiv 2401.00448): "up to 10,000".
+MOST_TOKENS_PER_PARAMETER = 10_000
+
 # How fast repeated tokens and surplus parameters lose their worth. Source: huggingface/datablations, README
 # (Muennighoff et al., arXiv 2305.16264, equations 5 and 6).
 _REPEATED_TOKENS_WORTH, _SURPLUS_PARAMETERS_WORTH = 15.387756, 5.309743

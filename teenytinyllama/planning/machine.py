@@ -59,6 +59,7 @@ class Machine:
         grams_per_kwh: of the grid there, g CO2e/kWh.
         assumptions: where all these are from.
         region: where in the country, or None for its mean.
+        run: that its speed was measured by.
     """
 
     gpu: str
@@ -75,6 +76,12 @@ class Machine:
     grams_per_kwh: float
     assumptions: tuple[Assumption, ...] = ()
     region: str | None = None
+    run: MeasuredRun | None = None
+
+    @property
+    def price_is_given(self) -> bool:
+        """Return whether the price is the user's, which may be 0, and not the table's."""
+        return any(item.name == "price" and item.origin == "given" for item in self.assumptions)
 
     def tokens_per_second(self, flops_per_token: float) -> float:
         """Return the speed of all GPUs for a model of so many FLOPs a token."""
@@ -116,7 +123,7 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         InputError: unknown GPU or country, a budget for a computer without a price, or a speed both given and measured.
     """
     gpu = _choose_gpu(config, runs)
-    grams = grid_intensity(config.country, config.region, key="country")
+    grams = grid_intensity(config.country_iso_code, config.region)
     ensure(
         config.budget is None or config.price is not None or gpu in GPUS,
         f"budget={config.budget}: an hour of gpu={gpu} has no price. Give --price, or ask with --hours or --kwh.",
@@ -137,7 +144,7 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         watts=sheet.watts if config.watts is None else config.watts,
         pue=config.pue,
         price_usd=sheet.price_usd if config.price is None else config.price,
-        country_iso_code=config.country,
+        country_iso_code=config.country_iso_code,
         region=config.region,
         grams_per_kwh=grams,
     )
@@ -223,7 +230,7 @@ def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun, s
     )
     speed = Assumption(
         "speed",
-        f"{run.tokens_per_second:,.0f} tokens/s there",
+        f"{run.tokens_per_second:,.0f} tokens/s in steps, {run.overall_tokens_per_second:,.0f} over all there",
         "measured",
         f"{run.folder}: {run.num_parameters:,} parameters on {run.num_gpus} x {run.hardware}; scaled by FLOPs a token",
     )
@@ -237,6 +244,7 @@ def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun, s
         machine,
         title=run.hardware if machine.gpu == CPU else machine.title,
         mfu=None,
+        run=run,
         flops_per_second=run.flops_per_second * scaling,
         watts=machine.watts if run.watts is None else run.watts,
         assumptions=(*measured, *(item for item in machine.assumptions if item.name not in replaced)),

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from ..checks import ensure
 from ..presets import PRESETS, count_parameters, flops_per_token
-from .calibration import LEAST_TOKENS_PER_PARAMETER, LossFit
+from ..training.batch import REPEATS_WORTH_READING
+from ..training.memory import checkpoint_bytes
+from .calibration import CPU, LEAST_TOKENS_PER_PARAMETER, LossFit
 from .config import LIMITS, PlanConfig
-from .laws import LAWS, predicted_loss
+from .laws import LAWS, MOST_TOKENS_PER_PARAMETER, predicted_loss
 from .machine import Machine
 from .recipes import Recipe, step_tokens
 
@@ -14,6 +16,18 @@ from .recipes import Recipe, step_tokens
 LONG_RUN = 100
 # An option within this of what the limit allows says nothing that the limit's own line does not.
 _NEARLY = 0.95
+# Share of a budget that no run is planned with: for the tokenizer, packing and a start that fails. Assumed.
+KEPT_BACK = 0.02
+# What ends an option where no limit does.
+READINGS, MOST_PER_PARAMETER = f"{REPEATS_WORTH_READING} readings", f"{MOST_TOKENS_PER_PARAMETER:,} per param."
+_MOST_TOKENS = 10**18
+# What is outside of steps where no run has measured it. A forward pass is a third of a step (2 of 6 N FLOPs a token);
+# `ttl pack` holds out 1 % by default, all of which the last evaluation scores. Callbacks and samples took 0.08 % of
+# steps between evaluations on a GPU (docs/gpu.md) and 0.20 % of 81 minutes (docs/performance.md). A start took 20 s on
+# a CPU (docs/performance.md); two minutes on a GPU, where layers are compiled, and the speed of the disk are assumed.
+_FORWARD_SHARE, _HELD_OUT_SHARE, _CALLBACKS_SHARE = 1 / 3, 0.01, 0.0035
+_START_SECONDS = {"cpu": 20.0, "gpu": 120.0}
+_DISK_BYTES_PER_SECOND = 5e8
 
 
 @dataclass(frozen=True)
@@ -31,8 +45,9 @@ class Option:
         losses: by law, in nats per token; calibrated where runs were given.
         flops: by 6 N + 12 L h T.
         tokens_per_second: of all GPUs.
-        hours: by the clock, of training steps alone.
-        kwh: energy.
+        hours: by the clock, of the whole run.
+        outside_hours: of these, what is no training step, by what it is for.
+        kwh: energy, of all but the start.
         emissions_kg: kg CO2e.
         cost_usd: money.
         left_usd: what is left of the budget; None without one.
@@ -50,6 +65,7 @@ class Option:
     flops: float
     tokens_per_second: float
     hours: float
+    outside_hours: dict[str, float]
     kwh: float
     emissions_kg: float
     cost_usd: float
@@ -58,18 +74,71 @@ class Option:
 
 
 def limits_in_hours(config: PlanConfig, machine: Machine) -> dict[str, float]:
-    """Return how long each given limit lets the machine run, in hours by the clock."""
-    hourly = {"budget": machine.cost_usd(1.0), "hours": 1.0, "kwh": machine.kwh(1.0)}
+    """Return how long each given limit lets the machine run, in hours by the clock; a part of a budget is kept back."""
+    hourly = {"budget": machine.cost_usd(1.0) / (1 - KEPT_BACK), "hours": 1.0, "kwh": machine.kwh(1.0)}
     return {name: getattr(config, name) / hourly[name] for name in LIMITS if getattr(config, name) is not None}
+
+
+def outside_hours(config: PlanConfig, machine: Machine, recipe: Recipe, tokens: float) -> dict[str, float]:
+    """Return the hours of a run that are no training steps, by what they are for.
+
+    On the hardware of a calibrating run they are that run's: its start, and the rest in the proportion of the tokens
+    that an evaluation scores and of the time that a token takes.
+    """
+    shape, run = PRESETS[recipe.preset], machine.run
+    speed = machine.tokens_per_second(flops_per_token(shape, config.context_of(recipe.preset)))
+    if run is not None:
+        longer = _evaluated_tokens(tokens) / _evaluated_tokens(run.tokens) if run.scores_by_length else 1.0
+        rest = run.outside_seconds * longer * run.tokens_per_second / speed
+        return {"evaluations, saves and callbacks": rest / 3600, "start": run.starting_seconds / 3600}
+    held_out = _HELD_OUT_SHARE * min(tokens, config.unique_tokens or tokens)
+    scored = (recipe.num_evaluations + 1) * min(_evaluated_tokens(tokens), held_out) + held_out
+    each = checkpoint_bytes(count_parameters(shape), machine.precision)
+    seconds = {
+        "evaluations": _FORWARD_SHARE * scored / speed,
+        "checkpoints": recipe.num_saves * each / _DISK_BYTES_PER_SECOND,
+        "callbacks and samples": _CALLBACKS_SHARE * tokens / speed,
+        "start": _START_SECONDS["cpu" if machine.gpu == CPU else "gpu"],
+    }
+    return {name: taken / 3600 for name, taken in seconds.items()}
+
+
+def _evaluated_tokens(tokens: float) -> float:
+    """Return the tokens that an evaluation scores by default; see `training.config`, eval_max_tokens."""
+    return min(200_000.0, max(20_000.0, tokens / 100))
+
+
+def tokens_within(config: PlanConfig, machine: Machine, recipe: Recipe, hours: float) -> int:
+    """Return the most tokens that a run of so many hours trains on, what is outside of its steps included."""
+    speed = machine.tokens_per_second(flops_per_token(PRESETS[recipe.preset], config.context_of(recipe.preset)))
+    low, high = 0.0, min(hours * 3600 * speed, _MOST_TOKENS)
+    for _ in range(64):
+        middle = (low + high) / 2
+        taken = middle / speed / 3600 + sum(outside_hours(config, machine, recipe, middle).values())
+        low, high = (middle, high) if taken <= hours else (low, middle)
+    return int(low)
+
+
+def _ends(config: PlanConfig, machine: Machine, recipe: Recipe, limits: dict[str, float]) -> list[tuple[int, str]]:
+    """Return the tokens that no option goes beyond, each with its reason."""
+    ends = []
+    if limits:
+        binding = min(limits, key=lambda name: limits[name])
+        ends.append((tokens_within(config, machine, recipe, limits[binding]), binding))
+    if config.tokens is None:  # whoever asks for more is told what it means, and gets it
+        parameters = count_parameters(PRESETS[recipe.preset])
+        ends.append((MOST_TOKENS_PER_PARAMETER * parameters, MOST_PER_PARAMETER))
+        if config.unique_tokens:
+            ends.append((REPEATS_WORTH_READING * config.unique_tokens, READINGS))
+    return ends
 
 
 def preset_options(
     config: PlanConfig, machine: Machine, recipe: Recipe, limits: dict[str, float], fits: dict[str, LossFit]
 ) -> list[Option]:
     """Return the token counts of one preset that are worth a line, fewest first; none if the limits allow too few."""
-    shape, step = PRESETS[recipe.preset], step_tokens(recipe, config.context, config.gpus)
+    shape, step = PRESETS[recipe.preset], step_tokens(recipe, config.context_of(recipe.preset), config.gpus)
     parameters = count_parameters(shape)
-    speed = machine.tokens_per_second(flops_per_token(shape, config.context))
     targets = [(recipe.max_tokens, "recipe"), (LONG_RUN * parameters, f"{LONG_RUN} per param.")]
     if config.tokens is not None:
         ensure(
@@ -77,37 +146,35 @@ def preset_options(
             f"tokens={config.tokens}: is less than one step of {recipe.preset}, {step:,} tokens. Ask for more.",
         )
         targets = [(config.tokens, "tokens")]
-    if limits:
-        binding = min(limits, key=lambda name: limits[name])
-        most = limits[binding] * 3600 * speed
-        if config.tokens is not None and config.tokens <= most:
-            pass
-        elif most < max(LEAST_TOKENS_PER_PARAMETER * parameters, step):
+    most, reason = min(_ends(config, machine, recipe, limits), default=(_MOST_TOKENS, ""))
+    if config.tokens is None or config.tokens > most:
+        if most < max(LEAST_TOKENS_PER_PARAMETER * parameters, step):
             return []
-        else:
-            shorter = [] if config.tokens is not None else [item for item in targets if item[0] < _NEARLY * most]
-            targets = [*shorter, (int(most), binding)]
-    return [_option(config, machine, recipe.preset, tokens, step, reason, fits) for tokens, reason in targets]
+        shorter = [] if config.tokens is not None else [item for item in targets if item[0] < _NEARLY * most]
+        if limits or len(shorter) < len(targets):
+            targets = [*shorter, (int(most), reason)]
+    return [_option(config, machine, recipe, tokens, step, reason, fits) for tokens, reason in targets]
 
 
 def _option(
     config: PlanConfig,
     machine: Machine,
-    preset: str,
+    recipe: Recipe,
     tokens: int,
     step: int,
     reason: str,
     fits: dict[str, LossFit],
 ) -> Option:
-    shape = PRESETS[preset]
-    parameters, flops = count_parameters(shape), flops_per_token(shape, config.context)
+    shape = PRESETS[recipe.preset]
+    parameters, flops = count_parameters(shape), flops_per_token(shape, config.context_of(recipe.preset))
     steps = tokens // step
     tokens = steps * step
     speed = machine.tokens_per_second(flops)
-    hours = tokens / speed / 3600
-    cost, kwh = machine.cost_usd(hours), machine.kwh(hours)
+    outside = outside_hours(config, machine, recipe, tokens)
+    hours = tokens / speed / 3600 + sum(outside.values())
+    cost, kwh = machine.cost_usd(hours), machine.kwh(hours - outside["start"])  # nothing is measured in the start
     return Option(
-        preset=preset,
+        preset=recipe.preset,
         num_parameters=parameters,
         tokens=tokens,
         tokens_per_step=step,
@@ -121,6 +188,7 @@ def _option(
         flops=float(tokens) * flops,
         tokens_per_second=speed,
         hours=hours,
+        outside_hours=outside,
         kwh=kwh,
         emissions_kg=machine.emissions_kg(kwh),
         cost_usd=cost,
@@ -148,23 +216,33 @@ def _calibrated(fits: dict[str, LossFit], law: str, predicted: float) -> float:
 
 def too_little(config: PlanConfig, machine: Machine, recipe: Recipe, limits: dict[str, float]) -> tuple[str, str]:
     """Return what a limit that is too tight for a preset buys, and what the preset takes."""
-    binding = min(limits, key=lambda name: limits[name])
-    shape = PRESETS[recipe.preset]
-    speed = machine.tokens_per_second(flops_per_token(shape, config.context))
-    parameters = count_parameters(shape)
+    tokens, binding = min(_ends(config, machine, recipe, limits))
+    parameters = count_parameters(PRESETS[recipe.preset])
+    per_parameter = tokens / parameters
+    if binding == READINGS:
+        return (
+            f"unique_tokens={config.unique_tokens}: {REPEATS_WORTH_READING} readings are {per_parameter:.2g} tokens a "
+            f"parameter of {recipe.preset}",
+            f"{LEAST_TOKENS_PER_PARAMETER * parameters / REPEATS_WORTH_READING / 1e6:,.2f}M different tokens for one "
+            "token a parameter, or --tokens to read them more often all the same",
+        )
+    speed = machine.tokens_per_second(flops_per_token(PRESETS[recipe.preset], config.context_of(recipe.preset)))
 
     def takes(tokens: float) -> str:
-        hours = tokens / speed / 3600
+        hours = tokens / speed / 3600 + sum(outside_hours(config, machine, recipe, tokens).values())
         amounts = {
-            "budget": f"{machine.cost_usd(hours):,.2f} USD",
+            "budget": f"{machine.cost_usd(hours) / (1 - KEPT_BACK):,.2f} USD",
             "hours": f"{hours:,.2f} hours",
             "kwh": f"{machine.kwh(hours):,.2f} kWh",
         }
         return amounts[binding]
 
-    per_parameter = limits[binding] * 3600 * speed / parameters
     buys = f"{binding}={getattr(config, binding):g}: buys {per_parameter:.2g} tokens a parameter of {recipe.preset}"
     return buys, (
         f"{takes(LEAST_TOKENS_PER_PARAMETER * parameters)} for one token a parameter and {takes(recipe.max_tokens)} "
-        f"for its recipe ({recipe.max_tokens / 1e9:.2f}B tokens)"
+        f"for its recipe ({_count(recipe.max_tokens)} tokens)"
     )
+
+
+def _count(tokens: int) -> str:
+    return f"{tokens / 1e9:.2f}B" if tokens >= 1e9 else f"{tokens / 1e6:.2f}M"

@@ -31,6 +31,16 @@ class Recipe:
         """Return how many checkpoints stay on the disk."""
         return int(self.values["save_total_limit"])
 
+    @property
+    def num_evaluations(self) -> int:
+        """Return how often it scores held-out text on the way."""
+        return round(1 / float(self.values["eval_steps"]))
+
+    @property
+    def num_saves(self) -> int:
+        """Return how many checkpoints it writes."""
+        return round(1 / float(self.values["save_steps"]))
+
 
 def read_recipe(folder: Path, preset: str) -> Recipe:
     """Return the recipe of a preset from the folder of recipes."""

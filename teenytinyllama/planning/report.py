@@ -47,6 +47,7 @@ def _write_run(path: Path, plan: Plan, recipes_folder: Path) -> None:
     grid: dict[str, Any] = {"country_iso_code": machine.country_iso_code}
     grid |= {"region": machine.region} if machine.region else {}
     grid |= {"pue": machine.pue} if machine.pue != 1 else {}
+    grid |= {"price": machine.price_usd} if machine.price_is_given else {}
     values = planned_values(recipe, choice.tokens, choice.tokens_per_step, grid)
     comments = [
         f"{choice.preset}: {short(choice.tokens)} tokens, {choice.tokens_per_parameter:.1f} a parameter, "

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from ..grid import place
-from .calibration import LEAST_TOKENS_PER_PARAMETER
-from .laws import LAWS
+from ..training.batch import REPEATS_WORTH_READING
+from .calibration import CPU, LEAST_TOKENS_PER_PARAMETER
+from .laws import FITTED_PARAMETERS, FITTED_TOKENS, LAWS, MOST_TOKENS_PER_PARAMETER
+from .options import KEPT_BACK, MOST_PER_PARAMETER, READINGS
 from .plan import Plan
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -43,7 +45,8 @@ def render(plan: Plan) -> str:
 
 def _question(plan: Plan) -> list[str]:
     machine = plan.machine
-    price = f"{machine.price_usd:.2f} USD an hour each" if machine.price_usd else "no price"
+    has_price = machine.price_usd or machine.price_is_given
+    price = f"{machine.price_usd:.2f} USD an hour each" if has_price else "no price"
     speed = "measured speed" if machine.mfu is None else f"{100 * machine.mfu:g} % MFU (6 N + 12 L h T)"
     lines = [
         f"{machine.num_gpus} x {machine.title}: {speed}, {price}, {machine.watts:.0f} W each, PUE {machine.pue:g}, "
@@ -81,7 +84,21 @@ def _options(plan: Plan) -> list[str]:
         f"what fits, with the {kind} loss by four laws, in nats per token (* lowest by {ranked!r}: worked out below)",
         *align(rows, left=2),
         *(f"  left out: {text}" for text in plan.left_out.values()),
+        *_hours_of_choice(plan),
     ]
+
+
+def _hours_of_choice(plan: Plan) -> list[str]:
+    """Return what the hours of the chosen option are for, and what is kept back of a budget."""
+    choice = plan.choice
+    parts = {"steps": choice.hours - sum(choice.outside_hours.values()), **choice.outside_hours}
+    each = ", ".join(f"{name} {_amount(hours)}" for name, hours in parts.items())
+    lines = [f"  hours of *: {each}"]
+    if choice.left_usd is not None:
+        budget = choice.cost_usd + choice.left_usd
+        lines.append(f"  {100 * KEPT_BACK:g} % of the budget, {KEPT_BACK * budget:,.2f} USD, are kept back for the "
+                     "tokenizer, packing and a start that fails")  # fmt: skip
+    return lines
 
 
 def _optima(plan: Plan) -> list[str]:
@@ -183,13 +200,45 @@ def _notes(plan: Plan) -> list[str]:
         lines.append(
             "  Only the law 'repeats' knows that a token seen again teaches less; the others take it for a new one."
         )
-    if plan.choice.tokens_per_parameter < LEAST_TOKENS_PER_PARAMETER:
+    return [*lines, *_warnings(plan), *_about_hours(plan)]
+
+
+def _about_hours(plan: Plan) -> list[str]:
+    run = plan.machine.run
+    if run is None:
+        return ["  Hours hold evaluations, checkpoints and the start as assumed; --calibrate RUN measures them."]
+    share = run.outside_seconds * run.overall_tokens_per_second / run.tokens
+    return [f"  Hours hold evaluations, saves and the start as in {run.folder}, where {100 * share:.0f} % of the time "
+            "was no step."]  # fmt: skip
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """Return what is to be said against the chosen option, or against its predicted loss."""
+    choice, lines = plan.choice, []
+    turns = "Muennighoff et al. 2023; here a model got worse after seven to ten readings, docs/gpu.md"
+    if choice.epochs is not None and choice.epochs > 1.01 * REPEATS_WORTH_READING:
+        lines.append(f"  Warning: each token is read {choice.epochs:,.1f} times. Up to {REPEATS_WORTH_READING} teach "
+                     f"nearly as much as new text ({turns}).")  # fmt: skip
+    if choice.reason == READINGS:
+        more = f"; the limit would pay for {short(plan.affordable_tokens)}" if plan.affordable_tokens else ""
+        lines.append(f"  No more than {REPEATS_WORTH_READING} readings are recommended ({turns}){more}: more text is "
+                     "worth more than more hours.")  # fmt: skip
+    if choice.tokens_per_parameter < LEAST_TOKENS_PER_PARAMETER:
         lines.append(
             "  The laws were not fitted to runs of less than one token a parameter: take no loss from this plan."
         )
-    shares = [run.share_in_steps for run in plan.runs if run.share_in_steps is not None]
-    if shares:
-        lines.append(f"  Hours are of training steps alone: {100 * min(shares):.0f} % of the calibrating run's time.")
-    else:
-        lines.append("  Hours are of training steps alone: evaluations, checkpoints, a failed start come on top.")
+    if choice.num_parameters < FITTED_PARAMETERS[0] or choice.tokens > FITTED_TOKENS[1]:
+        lines.append("  The laws were fitted to 70M to 16B parameters on 5B to 500B tokens: beyond, their losses are a "
+                     "guess.")  # fmt: skip
+    if choice.preset == "tiny" and plan.machine.gpu != CPU and plan.machine.run is None:
+        lines.append("  A model as small as tiny keeps no GPU busy: expect a small part of this speed.")
+    if choice.preset == "tiny" and len({option.preset for option in plan.options}) > 1:
+        lines.append("  Losses of tiny, whose vocabulary has 2,048 entries, do not compare with those of the others.")
+    if choice.tokens_per_parameter > MOST_TOKENS_PER_PARAMETER:
+        lines.append(f"  Warning: nobody has measured that a model learns from more than "
+                     f"{MOST_TOKENS_PER_PARAMETER:,} tokens a parameter (arXiv 2401.00448).")  # fmt: skip
+    if choice.reason == MOST_PER_PARAMETER and plan.affordable_tokens:
+        lines.append(f"  The limit would pay for {short(plan.affordable_tokens)} tokens, and no more than "
+                     f"{MOST_TOKENS_PER_PARAMETER:,} a parameter are recommended (arXiv 2401.00448): it calls for a "
+                     "larger model than this one, and the rest is left.")  # fmt: skip
     return lines

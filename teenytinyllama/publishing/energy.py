@@ -111,8 +111,8 @@ def _money(folder: Path, given: float | None, account: Account | None, total: Em
         return found
     hours, gpu_hours = total.duration_seconds / 3600, account.paid_gpu_hours if account else None
     if gpu_hours is None and given is None:
-        return {**found, "usd": price * hours, "price_source": f"{source}, which was that of all machines together when "
-                "the run was recorded"}  # fmt: skip
+        return {**found, "usd": price * hours, "price_source": f"{source}, which was that of all machines together "
+                "when the run was recorded"}  # fmt: skip
     if gpu_hours is None:
         num_gpus = _recorded_gpus(folder)
         source += "" if num_gpus else "; the number of GPUs is not on record, one a machine is taken"
@@ -231,8 +231,9 @@ def write_energy_reports(folders: list[Path], usd_per_hour: float | None, elsewh
     sums = [sum(report[key] for report in reports) for key in ("energy_kwh", "emissions_kg", "hours")]
     paid = [report["usd"] for report in reports if report["usd"] is not None]
     usd = f"{sum(paid):.2f}" + ("" if len(paid) == len(reports) else f" ({len(paid)} of {len(reports)} runs)")
+    usd = usd if paid else "not known"
     table = ["## All of them", "", "| run | kWh | kg CO2e | hours | USD |", "|---|---|---|---|---|", *rows,
-             f"| all | {sums[0]:.4g} | {sums[1]:.4g} | {sums[2]:.3g} | {usd if paid else 'not known'} |", ""]  # fmt: skip
+             f"| all | {sums[0]:.4g} | {sums[1]:.4g} | {sums[2]:.3g} | {usd} |", ""]  # fmt: skip
     return text + "\n" + "\n".join(table)
 
 

@@ -52,10 +52,8 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 def _describe_money(report: dict[str, Any]) -> str:
     """Return the money with the hours that are paid, and where the price is from."""
-    if report["gpu_hours"] is None:
-        paid = "an hour"
-    else:
-        paid = f"for an hour of one GPU, {report['gpu_hours']:.4g} such hours"
+    hours = report["gpu_hours"]
+    paid = "an hour" if hours is None else f"for an hour of one GPU, {hours:.4g} such hours"
     return f"{report['usd']:.2f} USD at {report['usd_per_hour']} {paid} ({report['price_source']})"
 
 

@@ -192,15 +192,15 @@ class MetricsCallback(TrainerCallback):
         self._bar.write(_console_line(record, state.max_steps, self.spending.seconds_left(steps_left)))
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        """Return the share of the peak that is reached; None where it is not known, from the first impossible one on."""
+        """Return the share of the peak that is reached; None if not known, and from the first impossible one on."""
         if not self.knows_flops:
             return None
         share = tokens_per_second * self._flops_per_token / self._peak
         if share <= 1:
             return share
         self.knows_flops = False
-        self._bar.write(f"MFU        n/a from here on: steps reach {share:.0%} of the measured peak, which was therefore "
-                        "taken beside other work")  # fmt: skip
+        self._bar.write(f"MFU        n/a from here on: a step reached {100 * share:.0f} % of the measured peak, which "
+                        "was therefore taken beside other work")  # fmt: skip
         return None
 
     def on_prediction_step(
