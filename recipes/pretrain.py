@@ -11,7 +11,7 @@ Every key of the YAML can be overridden: --max_tokens 1e9 --learning_rate 2e-3
 import sys
 
 from teenytinyllama.arguments import build, read_values
-from teenytinyllama.checks import is_main_process, run_main
+from teenytinyllama.checks import beside_the_model, is_main_process, run_main
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
@@ -24,7 +24,8 @@ def main() -> None:
     values = read_values(PretrainConfig, sys.argv[1:])
     folder = pretrain(build(PretrainConfig, values), values)
     if is_main_process():
-        write_model_card(folder)
+        with beside_the_model("the model card (`ttl card` writes it)"):
+            write_model_card(folder)
 
 
 if __name__ == "__main__":

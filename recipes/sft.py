@@ -11,7 +11,7 @@ Every key of the YAML can be overridden: --learning_rate 1e-3 --lora_r 16
 import sys
 
 from teenytinyllama.arguments import build, read_values
-from teenytinyllama.checks import is_main_process, run_main
+from teenytinyllama.checks import beside_the_model, is_main_process, run_main
 from teenytinyllama.publishing.cards import write_model_card
 from teenytinyllama.training.ranks import exit_rank, prepare_rank
 
@@ -25,7 +25,8 @@ def main() -> None:
     values = read_values(SftConfig, sys.argv[1:])
     folder = sft(build(SftConfig, values), values)
     if is_main_process():
-        write_model_card(folder)
+        with beside_the_model("the model card (`ttl card` writes it)"):
+            write_model_card(folder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
@@ -162,6 +163,28 @@ def _explain_fault(error: OSError | ValueError | RuntimeError) -> InputError | R
             return InputError(f"{where}{error.strerror}. Give another path, or change its permissions.")
         return None
     return next((InputError(text + ".") for words, text in _NO_PATHS.items() if words in str(error)), None)
+
+
+@contextmanager
+def beside_the_model(what: str, on_failure: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Let the block fail with a warning: it makes something beside the model, such as a plot, and must not end a run.
+
+    The one place where every exception is handled, whatever raised it: behind such work stand other libraries, drivers
+    and disks, and days of training are worth more than any of it. Signals pass. Between ranks nothing may wait for
+    another in the block.
+
+    Args:
+        what: is made, for the warning.
+        on_failure: told the reason, for what has to be remembered of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        reason = text if isinstance(error, InputError | RunFailedError) else f"{type(error).__name__}: {text}"
+        print(f"warning    {what} failed: {reason}. The run goes on without it.", flush=True)
+        if on_failure is not None:
+            on_failure(reason)
 
 
 def run_main(main: Callable[[], int | None]) -> int:

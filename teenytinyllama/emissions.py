@@ -1,6 +1,7 @@
 """Energy and carbon of a run as codecarbon's files have them: the totals over restarts and machines."""
 
 import csv
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -11,6 +12,15 @@ from .checks import InputError
 EMISSIONS_NAME = "emissions.csv"
 # Also those of further machines, and what codecarbon moved aside because another version of it writes other columns.
 _EMISSION_FILES = re.compile(r"emissions(-(?P<machine>\d+))?\.csv(\.bak(_\d+)?)?")
+
+
+_SUMMED = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
+_NEEDED = ("run_id", "country_iso_code", *_SUMMED)
+_ROUNDING = 1e-9  # of figures written as text
+_LINE_FIX = (
+    "Restore the file from a copy, or remove that line: rows are sums, so only the last one of a start counts, and "
+    "whether it is there is checked against the ledger."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class EmissionRows:
         self._machines: dict[str, int] = {}  # by run_id
         self._heads: dict[Path, list[str]] = {}
         self._offsets: dict[Path, int] = {}
+        self._lines: dict[Path, int] = {}
+        self._faults: list[str] = []
 
     def update(self) -> None:
         """Read the rows that are new."""
@@ -68,31 +80,42 @@ class EmissionRows:
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]  # another machine may be writing the rest
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            rows = list(csv.reader(whole.decode(errors="replace").splitlines()))
-            if rows and path not in self._heads:
-                self._heads[path] = rows.pop(0)
-            for row in rows:
-                found = dict(zip(self._heads[path], row, strict=False))
-                name = found.get("run_id", "")
-                self.last[name] = found
-                self._machines[name] = _machine_of(path)
-                self.num_rows[name] = self.num_rows.get(name, 0) + 1
+            for line in whole.splitlines():
+                self._lines[path] = self._lines.get(path, 0) + 1
+                if line.strip():
+                    self._add(path, line)
 
-    def total(self) -> EmissionsTotal | None:
+    def _add(self, path: Path, line: bytes) -> None:
+        """Take in a row; one that cannot be true is remembered by its line and left out of the sums."""
+        row = next(csv.reader([line.decode(errors="replace")]))
+        head = self._heads.setdefault(path, row)
+        if head is row:
+            lacking = [name for name in _NEEDED if name not in row]
+            if lacking:
+                self._faults.append(f"{path}: not a codecarbon file: has no column {', '.join(lacking)}. Move it away.")
+            return
+        found = dict(zip(head, row, strict=False))
+        name = found.get("run_id", "")
+        fault = _row_fault(head, row, found, self.last.get(name))
+        if fault:
+            self._faults.append(f"{path}: line {self._lines[path]} {fault}. {_LINE_FIX}")
+            return
+        self.last[name] = found
+        self._machines[name] = _machine_of(path)
+        self.num_rows[name] = self.num_rows.get(name, 0) + 1
+
+    def total(self, strict: bool = True) -> EmissionsTotal | None:
         """Return the sums of the last rows, or None when there is no row.
 
+        Args:
+            strict: refuse files with a row that cannot be true, rather than leave it out.
+
         Raises:
-            InputError: the file is not codecarbon's.
+            InputError: there is such a row, or the file is not codecarbon's; the message names file and line.
         """
-        if not self.last:
-            return None
-        try:
-            return _total(self.last, self._machines)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.folder / EMISSIONS_NAME}: not a codecarbon file ({error!r}). Move it away; the run writes its "
-                "own."
-            ) from error
+        if strict and self._faults:
+            raise InputError(self._faults[0])
+        return _total(self.last, self._machines) if self.last else None
 
 
 def drop_torn_row(path: Path) -> None:
@@ -108,6 +131,52 @@ def drop_torn_row(path: Path) -> None:
         path.unlink()  # not even the first row: what is written next begins the file
     elif whole < len(content):
         os.truncate(path, whole)
+
+
+def _row_fault(head: list[str], row: list[str], found: dict[str, str], before: dict[str, str] | None) -> str:
+    """Return why a row cannot be true, in words; an empty text for one that can.
+
+    Args:
+        head: names of the columns.
+        row: of the file.
+        found: the row by column.
+        before: the row before it of the same start, whose sums can only grow.
+    """
+    if row == head:
+        return "is a second row of names"
+    if len(row) != len(head) or not set(_NEEDED) <= set(head):
+        return f"has {len(row)} columns and not {len(head)}"
+    if not found["run_id"]:
+        return "names no start (run_id)"
+    for column in (*_SUMMED, "pue"):
+        text = found.get(column) or ("1" if column == "pue" else "")
+        try:
+            value = float(text)
+        except ValueError:
+            return f"has {column}={text!r}, which is no number"
+        if not 0 <= value < math.inf:
+            return f"has {column}={text}, which must be a finite number, 0 or above"
+        if column == "pue":
+            return "" if value > 0 else "has pue=0"
+        if before is not None and value < float(before[column]) * (1 - _ROUNDING):
+            return f"has {column}={text} after {before[column]} of the same start, and such sums never fall"
+    return ""
+
+
+def close_line(path: Path) -> None:
+    """End a file's last line, which a full disk may have torn, so that what is appended stands on a line of its own."""
+    if is_torn(path):
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
+def is_torn(path: Path) -> bool:
+    """Return whether a file ends within a row."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def emission_files(folder: Path) -> list[Path]:
@@ -128,7 +197,7 @@ def read_emissions(path: Path) -> EmissionsTotal | None:
     the last row of each run_id counts and the run_ids are added.
 
     Raises:
-        InputError: the file is not codecarbon's.
+        InputError: the file is not codecarbon's, or has a row that cannot be true.
     """
     rows = EmissionRows(path.parent)
     rows.update()

@@ -14,6 +14,7 @@ it.
 """
 
 import json
+import math
 import re
 import time
 import uuid
@@ -23,12 +24,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .checks import InputError, ensure
-from .emissions import EMISSIONS_NAME, drop_torn_row, read_emissions
+from .emissions import (
+    EMISSIONS_NAME,
+    EmissionsTotal,
+    close_line,
+    drop_torn_row,
+    emission_files,
+    is_torn,
+    read_emissions,
+)
+from .manifest import MANIFEST_NAME, parse_record
 from .meter import EnergyReading
 
 LEDGER_NAME = "ledger.jsonl"
 _LEDGER_FILES = re.compile(r"ledger(-\d+)?\.jsonl")
 FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
+_ROUNDING = 1e-9  # of figures written as text
 _TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
 _SUMS = tuple(item.name for item in fields(EnergyReading) if item.name != "gpu_counter_kwh")
 OTHERS = (
@@ -60,6 +71,7 @@ class Start:
         is_speed_test: whether it was the test before the run and not a part of it.
         num_gpus: of its ranks on this machine, 1 where they compute without; None in older ledgers.
         starting_seconds: from the start of its process until the meter's; energy is not measured in them.
+        incomplete: (step, reason) from which on nothing was measured, because the meter failed; None: it did not.
     """
 
     machine: int
@@ -77,6 +89,7 @@ class Start:
     is_speed_test: bool
     num_gpus: int | None = None
     starting_seconds: float = 0.0
+    incomplete: tuple[int, str] | None = None
 
     @property
     def paid_gpu_hours(self) -> float:
@@ -121,6 +134,11 @@ class Account:
         return sum(not start.ended for start in self.starts)
 
     @property
+    def incomplete(self) -> tuple[int, str] | None:
+        """Return (step, reason) from which on energy is missing from the sums, which are then the least; or None."""
+        return min((start.incomplete for start in self.starts if start.incomplete), default=None)
+
+    @property
     def phases_kwh(self) -> dict[str, float]:
         """Return the kWh by what went on, repeated steps included; of the starts that tell it apart."""
         sums: dict[str, float] = defaultdict(float)
@@ -158,6 +176,7 @@ class LedgerWriter:
         phase: Phase | None = None,
         others: int = 0,
         counter_reason: str = "",
+        incomplete: str = "",
     ) -> None:
         """Append the sums of this start up to a step.
 
@@ -168,12 +187,14 @@ class LedgerWriter:
             phase: what went on since the row before.
             others: measurements of ours that run beside this one on the machine.
             counter_reason: why the reading has nothing of the GPUs' counters.
+            incomplete: why nothing is measured any more: the sums are those of before, their seconds by the clock.
         """
-        told = {"phase": phase, "others": others, "counter_reason": counter_reason}
+        told = {"phase": phase, "others": others, "counter_reason": counter_reason, "incomplete": incomplete}
         self._append({"event": "end" if last else "reading", "step": step, **asdict(reading),
                       **{name: value for name, value in told.items() if value}})  # fmt: skip
 
     def _append(self, row: dict[str, Any]) -> None:
+        close_line(self.path)  # a disk that was full may have torn the row before
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"start": self._start, "time": round(time.time(), 3), **row}) + "\n")
 
@@ -196,6 +217,38 @@ def read_ledger(folder: Path) -> Account | None:
     paid = sum(start.paid_gpu_hours for start in starts) if told else None
     _check_against_emissions(folder, starts)
     return Account(starts, total, total.energy_kwh - repeated - tests, repeated, tests, seconds, starting, paid)
+
+
+def read_energy(folder: Path) -> tuple[EmissionsTotal | None, Account | None]:
+    """Return what codecarbon's files and the ledgers of a run's folder say; whoever tells others of it reads it here.
+
+    Returns:
+        The sums of `emissions.csv`, None where nothing was measured, and the account, None without a ledger.
+
+    Raises:
+        InputError: a damaged row, one that cannot be true, a file that is cut off though the run has ended, or sums of
+            the two that differ; the message names file and line.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        for path in (*emission_files(folder), *ledger_files(folder)):
+            ensure(
+                not is_torn(path),
+                f"{path}: is cut off within its last line, though the run has ended. Restore it from a copy.",
+            )
+    account, total = read_ledger(folder), read_emissions(folder / EMISSIONS_NAME)
+    ensure(
+        total is not None or account is None or account.total.energy_kwh == 0,
+        f"{folder / EMISSIONS_NAME}: is missing or empty, and {LEDGER_NAME} has its energy. Restore it from a copy.",
+    )
+    return total, account
+
+
+def describe_incomplete(account: Account | None) -> dict[str, Any] | None:
+    """Return since which step energy is missing from an account and why, or None where none is."""
+    if account is None or account.incomplete is None:
+        return None
+    step, reason = account.incomplete
+    return {"since_step": step, "reason": reason}
 
 
 def append_speed_test(source: Path, target: Path) -> None:
@@ -236,8 +289,12 @@ def _repeated_kwh(start: Start, starts: list[Start]) -> float:
     return start.total.energy_kwh - start.kwh_until(max(kept_until, start.first_step))
 
 
-def read_starts(path: Path) -> list[Start]:
+def read_starts(path: Path, strict: bool = True) -> list[Start]:
     """Return the starts in one machine's ledger; no file, no starts.
+
+    Args:
+        path: of the ledger.
+        strict: refuse a damaged row, rather than leave it out, as a training does for which the sums decide nothing.
 
     Raises:
         InputError: a row is damaged.
@@ -245,21 +302,50 @@ def read_starts(path: Path) -> list[Start]:
     if not path.is_file():
         return []
     rows: dict[str, list[dict[str, Any]]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        if not line:
+        if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_record(line)
+            _check_row(row, rows.get(row.get("start", "")))
             rows.setdefault(row["start"], []).append(row)
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # cut off by a kill
+            if number == len(lines) or not strict:  # cut off by a kill
                 continue
-            raise InputError(f"{path}: line {number} is damaged ({error!r}). Restore the file from a copy.") from error
-    try:
-        return [_read_start(found) for found in rows.values()]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: a row lacks what it must have ({error!r}). Restore the file from a copy.") from error
+            raise InputError(
+                f"{path}: line {number} is damaged ({error!r}). Restore the file from a copy, or remove that line: "
+                f"rows are sums, so only the last one of a start counts, which {EMISSIONS_NAME} has as well."
+            ) from error
+    return [_read_start(found) for found in rows.values()]
+
+
+def _check_row(row: dict[str, Any], before: list[dict[str, Any]] | None) -> None:
+    """Check a row by itself and against those of the same start that come before it.
+
+    Raises:
+        ValueError, KeyError, TypeError: it cannot be true.
+    """
+    event, is_first = row["event"], before is None
+    if not isinstance(row["start"], str) or event not in (("start",) if is_first else ("reading", "end")):
+        raise ValueError(f"event {event!r} of start {row['start']!r}")
+    for name in ("time", "step", *(("machine",) if is_first else _SUMS)):
+        _check_figure(name, row[name])
+    if is_first:
+        if not all(isinstance(row[name], list) for name in ("methods", "warnings")):
+            raise TypeError("methods or warnings are no lists")
+        return
+    assert before is not None
+    for name in _SUMS if len(before) > 1 else ():
+        if row[name] < before[-1][name] * (1 - _ROUNDING):
+            raise ValueError(f"{name} falls from {before[-1][name]} to {row[name]} within a start")
+    if row.get("gpu_counter_kwh") is not None:
+        _check_figure("gpu_counter_kwh", row["gpu_counter_kwh"])
+
+
+def _check_figure(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r} is no finite number, 0 or above")
 
 
 def _read_start(rows: list[dict[str, Any]]) -> Start:
@@ -267,6 +353,7 @@ def _read_start(rows: list[dict[str, Any]]) -> Start:
     last = {key: float(readings[-1][key]) for key in _SUMS} if readings else dict.fromkeys(_SUMS, 0.0)
     counted = [(float(row["gpu_kwh"]), float(row["gpu_counter_kwh"])) for row in readings
                if row.get("gpu_counter_kwh") is not None]  # fmt: skip
+    failed = [(int(row["step"]), str(row["incomplete"])) for row in rows if row.get("incomplete")]
     reasons = [row["counter_reason"] for row in rows if row.get("counter_reason") is not None]
     others = max((int(row.get("others", 0)) for row in readings), default=0)
     return Start(
@@ -285,6 +372,7 @@ def _read_start(rows: list[dict[str, Any]]) -> Start:
         is_speed_test=head.get("phase") == SPEED_TEST,
         num_gpus=int(head["num_gpus"]) if head.get("num_gpus") is not None else None,
         starting_seconds=float(head.get("starting_seconds", 0.0)),
+        incomplete=failed[0] if failed else None,
     )
 
 
@@ -306,7 +394,7 @@ def _check_against_emissions(folder: Path, starts: list[Start]) -> None:
     own = sum(start.total.energy_kwh for start in starts)
     # codecarbon's row is written first, so a kill between the two leaves it ahead.
     own += sum(max(0.0, found.run_kwh.get(start.run_id, 0.0) - start.total.energy_kwh)
-               for start in starts if not start.ended)  # fmt: skip
+               for start in starts if not start.ended or start.incomplete)  # fmt: skip
     ensure(
         abs(found.energy_kwh - own) <= _TOLERANCE * max(found.energy_kwh, own),
         f"{folder}: {EMISSIONS_NAME} adds up to {found.energy_kwh:.6g} kWh and {LEDGER_NAME} to {own:.6g}. One of the "

@@ -46,6 +46,21 @@ def write_json(path: Path, content: Any, suffix: str = ".partial") -> None:
     partial.replace(path)
 
 
+def parse_record(line: bytes) -> dict[str, Any]:
+    """Return a line of a jsonl file, an object.
+
+    Raises:
+        ValueError: it is none, whatever its bytes are.
+    """
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
 def sha256_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
     """Return the sha256 of a file in hex; `on_bytes` is called with the size of each part read (for a bar)."""
     digest = hashlib.sha256()

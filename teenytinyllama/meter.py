@@ -157,6 +157,6 @@ class EnergyMeter:
                 f"{self.path}: codecarbon wrote no row, so this energy would count as 0. The disk may be full, or the "
                 "folder gone."
             )
-        total = self._rows.total()
+        total = self._rows.total(strict=False)  # whoever reads the account refuses what an earlier start left damaged
         assert total is not None
         return total.energy_kwh, total.emissions_kg

@@ -1,13 +1,17 @@
 """Recording: a meter and its ledger together, for a run's callback and for stages that train nothing."""
 
+import contextlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from . import ledger
+from .checks import beside_the_model
 from .emissions import EMISSIONS_NAME, drop_torn_row, emission_files
 from .grid import GridSettings
 from .locks import scratch_folder
@@ -48,7 +52,11 @@ def seconds_unmeasured() -> float:
 
 
 class Recorder:
-    """Measures one start on one machine and writes its rows."""
+    """Measures one start on one machine and writes its rows; a meter that fails ends the measuring, not the work.
+
+    Attributes:
+        failure: why nothing is measured any more, or an empty text.
+    """
 
     def __init__(
         self, folder: Path, grid: GridSettings, machine: int = 0, first_step: int = 0, num_gpus: int = 1
@@ -62,15 +70,39 @@ class Recorder:
             first_step: the step that the start begins at.
             num_gpus: that are paid for on this machine; 1 where there is none.
         """
-        self._meter = EnergyMeter(folder, grid, machine)
-        self._meter.start()
+        self.failure = ""  # why nothing is measured any more
+        self._meter: EnergyMeter | None = None
+        self._ledger: ledger.LedgerWriter | None = None
+        self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.num_gpus, self.starting_seconds = num_gpus, seconds_unmeasured()
-        about = {"num_gpus": num_gpus, "starting_seconds": round(self.starting_seconds, 3)}
-        self._ledger = ledger.LedgerWriter(folder, machine, first_step, {**self._meter.about(), **about})
         self._flushed = time.monotonic()
+        with beside_the_model("measuring energy", self._fail):
+            self._start(folder, grid, machine, first_step)
+
+    def _start(self, folder: Path, grid: GridSettings, machine: int, first_step: int) -> None:
+        about: dict[str, Any] = {"methods": [], "warnings": [], "run_id": ""}
+        with beside_the_model("the energy meter", self._fail):
+            meter = EnergyMeter(folder, grid, machine)
+            meter.start()
+            self._meter, about = meter, meter.about()
+        about |= {"num_gpus": self.num_gpus, "starting_seconds": round(self.starting_seconds, 3)}
+        if self.failure:
+            about["incomplete"] = self.failure
+        self._ledger = ledger.LedgerWriter(folder, machine, first_step, about)
+        if self._meter is None:
+            return
         others = self._meter.others()
         for alert in [*self._meter.alerts(), *([ledger.OTHERS.format(others)] if others else [])]:
             print(f"energy     warning: {alert}", flush=True)
+
+    def _fail(self, reason: str) -> None:
+        """Measure no more: what is on record stays and is the least that was used, which every reader is told."""
+        self.failure = self.failure or reason
+        print("energy     warning: NOTHING IS MEASURED FROM HERE ON; the run's account is incomplete", flush=True)
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            with contextlib.suppress(Exception):  # it has failed; its thread should end all the same
+                meter.stop()
 
     @property
     def seconds_since(self) -> float:
@@ -90,17 +122,30 @@ class Recorder:
             phase: what went on since the row before.
             last: stop measuring.
         """
-        others = self._meter.others()
-        if last:
-            self._meter.stop()
-        else:
-            self._meter.flush()
-        reading = self._meter.reading()
-        self._ledger.write(step, reading, last, phase, others, self._meter.counter_reason)
-        self._flushed = time.monotonic()
+        with beside_the_model("measuring energy", self._fail):
+            if self._meter is not None and self._ledger is not None:
+                others = self._meter.others()
+                if last:
+                    self._meter.stop()
+                else:
+                    self._meter.flush()
+                reading = self._meter.reading()
+                self._ledger.write(step, reading, last, phase, others, self._meter.counter_reason)
+                self._reading, self._flushed = reading, time.monotonic()
+        if self.failure:
+            self._write_unmeasured(step, phase, last)
         if last:
             count_from_now()
-        return reading
+        return self._reading
+
+    def _write_unmeasured(self, step: int, phase: ledger.Phase | None, last: bool) -> None:
+        """Append a row with the sums of before, and their seconds by the clock: hours are still counted."""
+        now = time.monotonic()
+        self._reading = replace(self._reading, seconds=self._reading.seconds + now - self._flushed)
+        self._flushed = now
+        if self._ledger is not None:
+            with contextlib.suppress(OSError):  # whoever trains was warned
+                self._ledger.write(step, self._reading, last, phase, incomplete=self.failure)
 
 
 class StageMeter:

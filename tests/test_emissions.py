@@ -47,7 +47,7 @@ def test_machines_are_added_and_their_time_is_not(tmp_path: Path) -> None:
 
 def test_no_file_is_no_measurement_and_a_foreign_file_is_refused(tmp_path: Path) -> None:
     assert read_emissions(tmp_path / "emissions.csv") is None
-    (tmp_path / "emissions.csv").write_text("run_id,energy_consumed\n")
+    (tmp_path / "emissions.csv").write_text("")
     assert read_emissions(tmp_path / "emissions.csv") is None
     (tmp_path / "emissions.csv").write_text("run_id,energy\na,1\n")
     with pytest.raises(InputError, match="not a codecarbon file"):

@@ -94,7 +94,8 @@ def main_upload(
     card = render_model_card(run, repository or None, language, [card_row(entry) for entry in entries])
     files = [UploadFile(CARD_NAME, card.encode()), *model_files(run, run, base_model), *records]
     files += [UploadFile(path, content) for path, content in eval_result_files(run).items()]
-    for name, expected in manifest["hashes"].items():
+    weights = [file.path for file in files if WEIGHTS.fullmatch(file.path)]
+    for name, expected in _hashes_of(run, manifest["hashes"], weights).items():
         found = sha256_file(run / name) if (run / name).is_file() else "no such file"
         ensure(
             found == expected,
@@ -105,6 +106,28 @@ def main_upload(
     record = record_file(CHECKPOINTS_NAME, run_identity(run), names, {"checkpoints": entries})
     message = f"{manifest['stage']}: {manifest['training']['steps']} steps"
     return Upload(repository, "model", "main", (*files, record), message, record=CHECKPOINTS_NAME)
+
+
+def _hashes_of(run: Path, hashes: dict[str, Any], weights: list[str]) -> dict[str, str]:
+    """Return the recorded hashes of a run's weights.
+
+    Args:
+        run: its folder.
+        hashes: as `run.json` has them.
+        weights: names of the files that are to be published.
+
+    Raises:
+        InputError: a file has none, or a name or a hash is none.
+    """
+    where = f"{run / MANIFEST_NAME}: hashes"
+    fix = "Restore the file from a copy; what nobody can verify is not published."
+    lacking = [name for name in weights if name not in hashes]
+    ensure(not lacking, f"{where} has no sha256 of {', '.join(lacking)}. {fix}")
+    for name, value in hashes.items():
+        ensure(WEIGHTS.fullmatch(name), f"{where}: {name!r} is no file of weights. {fix}")
+        is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+        ensure(is_hash, f"{where}: {name}={value!r} is no sha256. {fix}")
+    return hashes
 
 
 def index_upload(run: Path, repository: str, entries: list[dict[str, Any]], kept: list[str]) -> Upload:

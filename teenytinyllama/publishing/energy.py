@@ -14,11 +14,11 @@ from ..checks import InputError, ensure
 from ..emissions import EMISSIONS_NAME, EmissionsTotal, read_emissions
 from ..gpus import find_gpu
 from ..grid import grid_intensity
-from ..ledger import FLUSH_SECONDS, LEDGER_NAME, Account, num_speed_tests, read_ledger
+from ..ledger import FLUSH_SECONDS, LEDGER_NAME, Account, describe_incomplete, num_speed_tests, read_energy
 from ..manifest import MANIFEST_NAME, write_json
-from ..training.metrics import METRICS_NAME, read_jsonl
 from .contents import CONFIG_NAME
 from .energy_text import REPORT_PLOT, plot_energy, render_markdown
+from .run_files import METRICS_NAME, read_metrics
 
 REPORT_JSON, REPORT_MARKDOWN = "emissions.json", "emissions.md"
 ELSEWHERE = ("BRA", "PRT", "FRA", "DEU", "USA")
@@ -58,14 +58,13 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         usd_per_hour is None or 0 <= usd_per_hour < math.inf,
         f"price={usd_per_hour}: must be 0 or more, in USD for an hour of one GPU.",
     )
-    total = read_emissions(folder / EMISSIONS_NAME)
+    total, account = read_energy(folder)
     ensure(
         total is not None and total.energy_kwh > 0,
         f"RUN={folder}: its energy was not measured ({EMISSIONS_NAME} is missing or holds only zeros), so there is "
         "nothing to report.",
     )
     assert total is not None
-    account = read_ledger(folder)
     scores = _scores(folder)
     hours = total.duration_seconds / 3600
     grams_per_kwh = 1000 * total.emissions_kg / total.energy_kwh
@@ -89,6 +88,7 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "machine_kwh": total.machine_kwh,
         "elsewhere_kg": {name: total.energy_kwh * grid_intensity(name, key="elsewhere") / 1000 for name in elsewhere},
         "car_km": total.emissions_kg * 1000 / CAR_GRAMS_PER_KM,
+        "incomplete": describe_incomplete(account),
         "ledger": _ledger_figures(account, total),
         "gpu_check": _check_gpus(account, total),
         "scores": scores,
@@ -191,7 +191,7 @@ def _last_step(start: Any) -> int:
 def _scores(folder: Path) -> list[dict[str, Any]]:
     """Return the held-out scores with what had been consumed when they were made, over all starts."""
     keys = ("step", "tokens", "scored_tokens", "bits_per_byte", "perplexity", "kwh", "kg_co2e")
-    records = read_jsonl(folder / METRICS_NAME)
+    records = read_metrics(folder / METRICS_NAME)
     return [{key: record[key] for key in keys if key in record} for record in records if "bits_per_byte" in record]
 
 

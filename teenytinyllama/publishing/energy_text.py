@@ -16,14 +16,19 @@ def render_markdown(report: dict[str, Any]) -> str:
     lines = [f"# Energy and emissions of {report['run']}", ""]
     if not report["complete"]:
         lines += ["The run is not finished: these are the figures so far.", ""]
+    least = "at least " if report["incomplete"] else ""
+    if report["incomplete"]:
+        lines += [f"**Incomplete since step {report['incomplete']['since_step']:,}**: the meter failed "
+                  f"({report['incomplete']['reason']}), so energy is missing and the sums are the least that was used.",
+                  ""]  # fmt: skip
     machines = f" on {report['num_machines']} machines" if report["num_machines"] > 1 else ""
     grid = f"at {report['grams_per_kwh']:.1f} g/kWh ({place(report['country_iso_code'], report['region'])})"
     rows = {
-        "Energy": f"{report['energy_kwh']:.4g} kWh",
+        "Energy": f"{least}{report['energy_kwh']:.4g} kWh",
         "of which GPU": f"{report['gpu_kwh']:.4g} kWh" if report["gpu_kwh"] else "none seen",
         "of which processor": f"{report['cpu_kwh']:.4g} kWh",
         "of which memory": f"{report['ram_kwh']:.4g} kWh",
-        "Emissions": f"{report['emissions_kg']:.4g} kg CO2e, {grid}",
+        "Emissions": f"{least}{report['emissions_kg']:.4g} kg CO2e, {grid}",
         "The same by car": f"{report['car_km']:.3g} km (US EPA: 400 g a mile)",
         "Time": f"{report['hours']:.3g} h in {report['num_starts']} start(s){machines}",
     }

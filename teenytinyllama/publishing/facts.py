@@ -1,16 +1,14 @@
 """The facts of a card, whichever language it is written in: read from a run's folder, ready to be shown."""
 
-import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import ensure
-from ..emissions import EMISSIONS_NAME, read_emissions
+from ..emissions import EMISSIONS_NAME
 from ..evaluation.results import RESULTS_NAME, Results, read_results
 from ..grid import place
-from ..ledger import num_speed_tests
+from ..ledger import describe_incomplete, num_speed_tests, read_energy
 from ..model_files import ADAPTER_CONFIG_NAME
 from .escaping import one_line
 from .places import command_without_places
@@ -171,19 +169,16 @@ def data_table(sources: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_energy(path: Path) -> dict[str, Any] | None:
-    """Return kwh, cpu_kwh, gpu_kwh, ram_kwh, kg, country, pue, hours and num_starts; None when nothing was measured.
+    """Return kwh, cpu_kwh, gpu_kwh, ram_kwh, kg, country, pue, hours, num_starts and incomplete (or None).
 
     Nothing was measured without a file, without a row, or when all rows are zero.
+
+    Raises:
+        InputError: see `read_energy`.
     """
-    total = read_emissions(path)
+    total, account = read_energy(path.parent)
     if total is None:
         return None
-    for column, value in {"energy_consumed": total.energy_kwh, "emissions": total.emissions_kg}.items():
-        ensure(
-            math.isfinite(value) and value >= 0,
-            f"{path}: column {column} adds up to {value}, but must be a finite number, 0 or above. Move the file away, "
-            "and the card will say that energy was not measured.",
-        )
     if total.energy_kwh == 0:
         return None
     return {
@@ -196,4 +191,5 @@ def _read_energy(path: Path) -> dict[str, Any] | None:
         "pue": total.pue,
         "hours": total.duration_seconds / 3600,
         "num_starts": total.num_starts - num_speed_tests(path.parent),
+        "incomplete": describe_incomplete(account),
     }

@@ -35,7 +35,9 @@ _RUN: dict[str, Any] = {
     "results": {"final": {"bits_per_byte": None, "perplexity": None}},
 }  # fmt: skip
 _SOURCE: dict[str, Any] = {"documents": None, "bytes": None, "tokens": None, "licenses": []}
-_ENERGY = dict.fromkeys(("kwh", "cpu_kwh", "gpu_kwh", "ram_kwh", "kg", "country", "pue", "hours", "num_starts"))
+_ENERGY = dict.fromkeys(
+    ("kwh", "cpu_kwh", "gpu_kwh", "ram_kwh", "kg", "country", "pue", "hours", "num_starts", "incomplete")
+)
 _EVALUATION = dict.fromkeys(("step", "tokens", "perplexity", "bits_per_byte", "kwh", "kg_co2e", "basis"))
 _NOT_IN_A_REFERENCE = dict.fromkeys(("package_version", "command", "commit", "created"))
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, MissingFileError, ensure
-from ..manifest import MANIFEST_NAME, sha256_json
+from ..manifest import MANIFEST_NAME, parse_record, sha256_json
 
 STAGES = ("pretrain", "sft", "dpo")
 SAMPLES_NAME, METRICS_NAME, CHECKPOINTS_NAME = "samples.jsonl", "metrics.jsonl", "checkpoints.json"
 _FIX = "It was written by another version or changed since: train again into a new output_dir."
+_LINE_FIX = "Restore the file from a copy, or remove that line: the record then has a gap there, and no more is lost."
 _MAX_SAMPLES, _MAX_SAMPLE_CHARACTERS = 4, 1000
 
 _NUMBER = (int, float)
@@ -93,50 +94,66 @@ def read_run(folder: Path) -> dict[str, Any]:
     return dict(run)
 
 
-def _check_key(path: Path, content: Any, keys: tuple[str, ...], types: tuple[type, ...], prefix: str = "") -> None:
+def _check_key(
+    path: Path, content: Any, keys: tuple[str, ...], types: tuple[type, ...], prefix: str = "", fix: str = _FIX
+) -> None:
     """Refuse a file in which the key, nested as `keys`, is missing or of another type."""
     shown, value = prefix + ".".join(keys), content
     for key in keys:
         ensure(
             isinstance(value, dict) and key in value,
-            f"{path}: key {shown} is missing. {_FIX}",
+            f"{path}: key {shown} is missing. {fix}",
         )
         value = value[key]
     # Exact types: to isinstance, true would be an int.
     allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
     ensure(
         type(value) in types and (not isinstance(value, float) or math.isfinite(value)),
-        f"{path}: key {shown} is {value!r}, but must be a finite {allowed}. {_FIX}"
+        f"{path}: key {shown} is {value!r}, but must be a finite {allowed}. {fix}"
         if set(types) & {int, float}
-        else f"{path}: key {shown} is {value!r}, but must be {allowed}. {_FIX}",
+        else f"{path}: key {shown} is {value!r}, but must be {allowed}. {fix}",
     )
 
 
-def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl up to a step; a last line that is still being written is left out.
 
-    `training.metrics.read_jsonl` would load transformers for it, which a process beside a training must not.
-    """
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    records = [json.loads(line) for line in lines if line]
-    return [record for record in records if record["step"] <= last_step]
-
-
-def _read_rows(path: Path) -> Iterator[tuple[Path, Any]]:
-    """Yield each row of a jsonl file with its place for messages; nothing without a file.
+    `training.metrics.read_jsonl` would load transformers for it, which a process beside a training must not, and it
+    leaves damaged lines out, which whoever tells others of a run must not.
 
     Raises:
-        InputError: a line is not JSON.
+        InputError: a line is damaged; the message names file and line.
+    """
+    records = []
+    for place, row in _read_rows(path):
+        _check_key(place, row, ("step",), (int,), fix=_LINE_FIX)
+        for key in ("tokens", "loss", "bits_per_byte", "perplexity", "scored_tokens", "kwh", "kg_co2e"):
+            if key in row:
+                _check_key(place, row, (key,), _OPTIONAL_NUMBER, fix=_LINE_FIX)
+        records.append(row)
+    return [record for record in records if last_step is None or record["step"] <= last_step]
+
+
+def _read_rows(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield each row of a jsonl file with its place for messages; nothing without a file.
+
+    Until the run has ended, a last line without its end is one that is still being written.
+
+    Raises:
+        InputError: a line is no JSON object.
     """
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    lines = path.read_bytes().split(b"\n")
+    if not (path.parent / MANIFEST_NAME).is_file():
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_record(line)
         except ValueError as error:
-            raise InputError(f"{path}: line {number} is not valid JSON ({error}). Remove that line.") from error
+            raise InputError(f"{path}: line {number} is damaged ({error}). {_LINE_FIX}") from error
         yield Path(f"{path}, line {number}"), row
 
 
@@ -149,7 +166,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     rows = []
     for place, row in _read_rows(path):
         for key, types in {"step": (int,), "prompt": (str,), "text": (str,)}.items():
-            _check_key(place, row, (key,), types)
+            _check_key(place, row, (key,), types, fix=_LINE_FIX)
         text = row["text"]  # the prompt and its continuation, decoded together
         if "ended" in row:  # an answer alone
             text = f"Pergunta: {row['prompt']}\n\nResposta: {text}"
@@ -171,7 +188,6 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for place, row in _read_rows(path):
-        ensure(isinstance(row, dict), f"{place}: must be a JSON object. Remove that line.")
         figures: tuple[str, ...]
         if "bits_per_byte" in row:
             figures, basis = ("bits_per_byte", "perplexity"), "scored_tokens"
@@ -180,9 +196,9 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         else:
             continue
         for key in ("step", "tokens", basis):
-            _check_key(place, row, (key,), (int,))
+            _check_key(place, row, (key,), (int,), fix=_LINE_FIX)
         for key in (*figures, "kwh", "kg_co2e"):
-            _check_key(place, row, (key,), _NUMBER)
+            _check_key(place, row, (key,), _NUMBER, fix=_LINE_FIX)
         if not rows or row[basis] == rows[0]["basis"]:
             rows.append({**{key: row[key] for key in ("step", "tokens", *figures, "kwh", "kg_co2e")},
                          "basis": row[basis]})  # fmt: skip

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..checks import beside_the_model
 from ..grid import GridSettings
 from ..ledger import Phase, ledger_path, read_starts
 from ..meter import EnergyReading
@@ -158,10 +159,11 @@ class SampleCallback(TrainerCallback):
         self._sampled_step = state.global_step
         if not self.prompts or not (self.all_ranks or state.is_world_process_zero):
             return
-        samples = self._sample(kwargs["model"], args.seed)
-        if state.is_world_process_zero:
-            for prompt, sample in zip(self.prompts, samples, strict=True):
-                append_jsonl(self.path, {"step": state.global_step, "prompt": prompt, **sample})
+        with beside_the_model(f"sampling texts at step {state.global_step}"):
+            samples = self._sample(kwargs["model"], args.seed)
+            if state.is_world_process_zero:
+                for prompt, sample in zip(self.prompts, samples, strict=True):
+                    append_jsonl(self.path, {"step": state.global_step, "prompt": prompt, **sample})
 
     def _sample(self, model: "PreTrainedModel", seed: int) -> list[dict[str, Any]]:
         if self.encode is None:
@@ -201,7 +203,8 @@ class EnergyCallback(TrainerCallback):
         self._step = state.global_step
         if args.local_process_index == 0:
             machine = args.process_index // ranks_here()
-            self._before = spent_in(read_starts(ledger_path(self.folder, machine)))
+            # Damaged rows of earlier starts are left out: whoever tells others of the run refuses them.
+            self._before = spent_in(read_starts(ledger_path(self.folder, machine), strict=False))
             num_gpus = ranks_here() if has_accelerator() and not args.use_cpu else 1
             self._recorder = Recorder(self.folder, self.grid, machine, state.global_step, num_gpus)
             self._num_gpus, self._starting_hours = num_gpus, self._recorder.starting_seconds / 3600
@@ -210,6 +213,10 @@ class EnergyCallback(TrainerCallback):
         self._step = step
         if self._recorder is not None:
             self._reading = self._recorder.write(step, phase)
+
+    def has_failed(self) -> bool:
+        """Return whether this machine's meter has failed, so that nobody counts its energy."""
+        return self._recorder is not None and bool(self._recorder.failure)
 
     def spent(self) -> Spent:
         """Return what this machine has spent by now in all starts, since the last row at their mean power."""

@@ -13,6 +13,7 @@ one logging interval, up to a decay that becomes slower than the steps before it
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from ..checks import InputError, ensure
+from ..collectives import any_rank
 from .spending import SpendingCallback, Spent, usd
 
 if TYPE_CHECKING:
@@ -155,9 +157,23 @@ def _decays_as_planned(config: "PretrainConfig", step: int) -> bool:
 class CapCallback(TrainerCallback, ExportableState):
     """Ask `decide` at each logging step and carry the decision out; it is saved in every later checkpoint."""
 
-    def __init__(self, config: "PretrainConfig", spending: SpendingCallback, decision: Decision | None) -> None:
-        """Watch the caps of a run; `decision` is that of the checkpoint it resumes from, already in its config."""
-        self.config, self.spending, self.decision = config, spending, decision
+    def __init__(
+        self,
+        config: "PretrainConfig",
+        spending: SpendingCallback,
+        decision: Decision | None,
+        is_blind: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Watch the caps of a run.
+
+        Args:
+            config: has the caps.
+            spending: what was spent so far.
+            decision: that of the checkpoint it resumes from, already in its config.
+            is_blind: whether this rank's meter has failed. Then nobody counts what `max_kwh` caps, and the run stops.
+        """
+        self.config, self.spending, self.decision, self.is_blind = config, spending, decision, is_blind
+        self.stopped_blind = False
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -173,6 +189,10 @@ class CapCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide at logging steps; call it after the spending was added up."""
         if not control.should_log or control.should_training_stop or state.global_step >= state.max_steps:
+            return
+        if self.config.max_kwh is not None and any_rank(self.is_blind(), args.device):
+            self.stopped_blind = control.should_training_stop = control.should_save = True
+            control.should_evaluate = False
             return
         warmup_steps = args.get_warmup_steps(self.config.max_steps)
         decision = decide(self.config, self.spending, state.global_step, warmup_steps, self.decision is not None)

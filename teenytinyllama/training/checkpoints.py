@@ -23,7 +23,7 @@ from ..checkpoints import (
     sync_files,
     write_marker,
 )
-from ..checks import InputError, RunFailedError, ensure, ensure_folder, free_disk_bytes
+from ..checks import InputError, RunFailedError, beside_the_model, ensure, ensure_folder, free_disk_bytes
 from ..collectives import least_over_ranks, wait_for_ranks
 from ..emissions import emission_files
 from ..ledger import ledger_path, read_starts
@@ -139,7 +139,8 @@ class CheckpointCallback(TrainerCallback):
             if state.is_world_process_zero:
                 self._mark(newest, args, state)
                 self._tell_of_disks(shared)
-                self._rotate(state.global_step, self.keep)
+                with beside_the_model("deleting old checkpoints"):
+                    self._rotate(state.global_step, self.keep)
         self._withdrawn = 0
 
     def _mark(self, newest: Path, args: TrainingArguments, state: TrainerState) -> None:

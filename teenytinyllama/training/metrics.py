@@ -1,7 +1,9 @@
 """What a run reports while it trains: metrics.jsonl, the console line, loss.png."""
 
+import itertools
 import json
 import math
+import statistics
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checks import RunFailedError
+from ..checks import RunFailedError, beside_the_model
+from ..emissions import close_line
+from ..manifest import parse_record
 from ..presets import flops_per_token
 from .hardware import device_name, peak_flops
 from .spending import SpendingCallback
@@ -20,23 +24,40 @@ MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddi
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a jsonl file; a last line cut off by a kill is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    """Return the records of a jsonl file; damaged lines, and a last one that a kill cut off, are left out.
+
+    Records are for people: a run goes on without some of them. `publishing.run_files` refuses them by file and line.
+    """
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [record for line in lines[:-1] if (record := _record(line)) is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return a record with a step and figures that are numbers, or None for a damaged line."""
+    try:
+        record = parse_record(line)
+    except ValueError:
+        return None
+    figures = [record.get(name, 0) for name in ("tokens", "loss", "tokens_per_second", "bits_per_byte", "accuracy")]
+    is_sound = type(record.get("step")) is int and all(type(value) in (int, float) for value in figures)
+    return record if is_sound else None
 
 
 def rewind_jsonl(path: Path, step: int) -> None:
     """Drop the records after `step`: they will be made again by the resumed run."""
-    kept = [record for record in read_jsonl(path) if record["step"] <= step]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    steps = [record["step"] if (record := _record(line)) else None for line in lines]
+    # Damaged lines between records that are kept stay, so that the gap is seen.
+    last = max((number for number, found in enumerate(steps) if found is not None and found <= step), default=-1)
+    kept = [line for line, found in zip(lines[: last + 1], steps, strict=False) if found is None or found <= step]
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), encoding="utf-8")
+    partial.write_bytes(b"".join(line + b"\n" for line in kept))
     partial.replace(path)
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Add one record to a jsonl file."""
+    close_line(path)  # a disk that was full may have torn the record before
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -59,7 +80,10 @@ def plot_loss(
     train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
     held_out = [(r["tokens"], r[held_out_key]) for r in records if held_out_key in r]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    lines = axis.plot(*zip(*train, strict=True), color="tab:blue", label="training loss") if train else []
+    lines: list[Any] = []
+    if train:
+        lines += axis.plot(*zip(*_broken(train), strict=True), color="tab:blue", label="training loss")
+    gaps = [axis.axvspan(start, end, color="0.85", label="records lost") for start, end in gaps_of(train)]
     axis.set_xlabel("tokens")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_ylabel(f"training loss ({loss_unit})", color="tab:blue")
@@ -70,12 +94,33 @@ def plot_loss(
         right.set_ylabel(held_out_label, color="tab:red")
         right.set_ylim(bottom=0)
     axis.set_ylim(bottom=0)
+    lines += gaps[:1]
     axis.legend(lines, [str(line.get_label()) for line in lines], loc="upper right")
     figure.tight_layout()
     partial = plot_path.with_name("partial-" + plot_path.name)
     figure.savefig(partial)
     pyplot.close(figure)
     partial.replace(plot_path)
+
+
+def gaps_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return where records are missing, as (tokens, tokens): between neighbours much further apart than most are.
+
+    Args:
+        points: (tokens, value) in order. Before the first one as much may be missing.
+    """
+    places = [0.0, *(tokens for tokens, _ in points)]
+    distances = [after - before for before, after in itertools.pairwise(places)]
+    usual = statistics.median(distances[1:]) if len(distances) > 2 else math.inf
+    return [
+        pair for pair, distance in zip(itertools.pairwise(places), distances, strict=True) if distance > 1.5 * usual
+    ]
+
+
+def _broken(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points with one that is drawn as nothing in each gap, so that no line leads over it."""
+    breaks = [((start + end) / 2, math.nan) for start, end in gaps_of(points) if start]
+    return sorted([*points, *breaks], key=lambda point: point[0])
 
 
 class MetricsCallback(TrainerCallback):
@@ -123,7 +168,8 @@ class MetricsCallback(TrainerCallback):
         """Go back to the resumed step and start the clock and the bar."""
         if not state.is_world_process_zero:
             return
-        rewind_jsonl(self.path, state.global_step)
+        with beside_the_model(f"going back in {METRICS_NAME}"):
+            rewind_jsonl(self.path, state.global_step)
         config = kwargs["model"].config
         self._flops_per_token = flops_per_token(config, config.max_position_embeddings)
         self._peak = peak_flops(device_name())[0] * args.world_size
@@ -187,7 +233,8 @@ class MetricsCallback(TrainerCallback):
             **self.spending.record(steps_left),
             "seconds": now - self._start,
         }
-        append_jsonl(self.path, record)
+        with beside_the_model(f"writing {METRICS_NAME}"):
+            append_jsonl(self.path, record)
         self._logged_time, self._logged_step, self._paused = now, state.global_step, 0.0
         self._bar.write(_console_line(record, state.max_steps, self.spending.seconds_left(steps_left)))
 
@@ -224,8 +271,9 @@ class MetricsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         tokens, spent = state.global_step * self.tokens_per_step, self.spending.now
-        append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **self.evaluation.last,
-                                 "kwh": spent.kwh, "kg_co2e": spent.kg})  # fmt: skip
+        with beside_the_model(f"writing {METRICS_NAME}"):
+            append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **self.evaluation.last,
+                                     "kwh": spent.kwh, "kg_co2e": spent.kg})  # fmt: skip
         if self._bar is not None:
             self._bar.write(f"held out  step {state.global_step}  {self.evaluation.describe()}")
             self._plot()
@@ -253,9 +301,8 @@ class MetricsCallback(TrainerCallback):
             self._plot()
 
     def _plot(self) -> None:
-        plot_loss(
-            self.path, self.plot_path, self.evaluation.plot_key, self.evaluation.plot_label, self.loss_unit
-        )  # fmt: skip
+        with beside_the_model(f"the plot {PLOT_NAME}"):
+            plot_loss(self.path, self.plot_path, self.evaluation.plot_key, self.evaluation.plot_label, self.loss_unit)
 
 
 def _key(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoints import complete_checkpoints
-from ..checks import RunFailedError
+from ..checks import RunFailedError, beside_the_model
 from ..data.sources import hub_datasets
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
@@ -232,7 +232,9 @@ def describe_training(
     import torch.distributed as dist
 
     train = [record for record in records if "loss" in record]
-    energy = read_emissions(plan.folder / EMISSIONS_NAME)
+    energy = None
+    with beside_the_model("reading the energy of all starts"):
+        energy = read_emissions(plan.folder / EMISSIONS_NAME)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     tokens = trainer.state.global_step * tokens_per_step
     seconds = energy.duration_seconds if energy else seconds

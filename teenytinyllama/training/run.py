@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeVar
 from transformers import PrinterCallback, ProgressCallback
 
 from ..arguments import write_yaml
-from ..checks import StoppedResumable, is_main_process
+from ..checks import StoppedResumable, beside_the_model, is_main_process
 from ..collectives import leave_ranks
+from ..ledger import ledger_files, read_starts
 from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
 from ..presets import count_parameters
 from .callbacks import EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback
@@ -66,6 +67,15 @@ class Run:
     stop: StopCallback
     banner: BannerCallback
 
+    @property
+    def stopped(self) -> str:
+        """Return what ended the training before its last step, resumably; an empty text if nothing did."""
+        if self.stop.stopped:
+            return "a signal"
+        if self.cap is not None and self.cap.stopped_blind:
+            return "the energy meter has failed, so nobody counts what max_kwh caps (leave it out to go on without)"
+        return ""
+
 
 def assemble_run(
     trainer: Any,
@@ -94,7 +104,7 @@ def assemble_run(
     spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
     if has_caps(config):
         spending.hours_left = functools.partial(hours_until_cap, config)
-        cap = CapCallback(config, spending, config.cap_decision)
+        cap = CapCallback(config, spending, config.cap_decision, energy.has_failed)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     trainer.add_callback(IntervalsCallback())
@@ -184,7 +194,7 @@ def execute(
     try:
         with trainer.clock.part("training"):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if not run.stop.stopped:
+        if not run.stopped:
             finish(run, config, plan, time.time() - start)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -196,9 +206,10 @@ def execute(
         if lock is not None:
             lock.release()
     leave_ranks()
-    if run.stop.stopped:
+    if run.stopped:
+        why = "" if run.stop.stopped else f"{run.stopped}; "
         raise StoppedResumable(
-            f"saved {plan.folder}/checkpoint-{trainer.state.global_step}; the same command goes on from there"
+            f"{why}saved {plan.folder}/checkpoint-{trainer.state.global_step}; the same command goes on from there"
         )
     return plan.folder
 
@@ -216,6 +227,13 @@ def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
         "micro_batch": micro_batch_record(config),
     }
     write_json(plan.folder / ENVIRONMENT_NAME, environment)
+
+
+def _incomplete_energy(folder: Path) -> dict[str, Any] | None:
+    """Return since when energy is missing from the account of a run (`describe_incomplete`), or None."""
+    starts = [start for path in ledger_files(folder) for start in read_starts(path, strict=False)]
+    failed = [start.incomplete for start in starts if start.incomplete]
+    return {"since_step": min(failed)[0], "reason": min(failed)[1]} if failed else None
 
 
 def close_run_folder(
@@ -237,11 +255,13 @@ def close_run_folder(
     records = read_jsonl(plan.folder / METRICS_NAME)
     manifest = {
         "config": config.to_yaml_values({}),
+        "energy_incomplete": _incomplete_energy(plan.folder),
         **describe(records),
         "hashes": {path.name: sha256_file(path) for path in sorted(plan.folder.glob("*.safetensors"))},
     }
     write_manifest(plan.folder, stage, manifest)
-    turn = describe_turn(plan.folder, records, manifest["training"]["epochs"])
-    if turn is not None:
-        print(f"{'held out':10} {turn}", flush=True)
+    with beside_the_model("a word on the held-out scores"):
+        turn = describe_turn(plan.folder, records, manifest["training"]["epochs"])
+        if turn is not None:
+            print(f"{'held out':10} {turn}", flush=True)
     print("time       " + describe_time(run.trainer.clock.seconds), flush=True)
