@@ -1,7 +1,6 @@
 """Adapters (LoRA, DoRA): loaded into the base model that they belong to, and never into another."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ from .model_files import (
     ModelSource,
     is_adapter,
     locate,
+    read_json_file,
+    refusing_damage,
 )
 from .published import from_pretrained, load_tokenizer, resize_embeddings
 
@@ -33,11 +34,13 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
     ensure_packages("sft", "peft")
     found = source.find(ADAPTER_CONFIG_NAME)
     assert found is not None
-    try:
-        adapter: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-        recorded = str(adapter["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"name_or_path={source.name}: {ADAPTER_CONFIG_NAME} is damaged ({error!r}).") from error
+    adapter = read_json_file("name_or_path", source.name, found)
+    recorded = adapter.get("base_model_name_or_path")
+    ensure(
+        isinstance(recorded, str) and recorded,
+        f"name_or_path={source.name}: {ADAPTER_CONFIG_NAME} is damaged (base_model_name_or_path={recorded!r}).",
+    )
+    assert isinstance(recorded, str)
     ensure(
         source.find(ADAPTER_WEIGHTS_NAME),
         f"name_or_path={source.name}: holds no {ADAPTER_WEIGHTS_NAME}. Pickle files such as adapter_model.bin are "
@@ -56,21 +59,16 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
         f"{other}: it was trained on {expected.get('base_model')}. Give that one with --base_model.",
     )
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     if source.find(*TOKENIZER_FILES):
         tokenizer = load_tokenizer("name_or_path", source.name, None if source.folder else source.revision)
     resize_embeddings(model, tokenizer)
-    try:
-        adapted: Any = PeftModel.from_pretrained(model, str(found.parent))
-    except (RuntimeError, ValueError) as error:  # sizes or names of layers that do not fit
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{other} ({reason}). Give its own with --base_model.") from error
-    except (OSError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(
-            f"name_or_path={source.name}: {ADAPTER_CONFIG_NAME} or {ADAPTER_WEIGHTS_NAME} is damaged ({error!r}). "
-            "Download or copy the adapter again."
-        ) from error
+    with refusing_damage("name_or_path", source.name, f"{ADAPTER_CONFIG_NAME} or {ADAPTER_WEIGHTS_NAME}"):
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, str(found.parent))
+        except (RuntimeError, ValueError) as error:  # sizes or names of layers that do not fit
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{other} ({reason}). Give its own with --base_model.") from error
     merged: PreTrainedModel = adapted.merge_and_unload().eval()
     if merged.generation_config is not None and expected.get("eos_token_id") is not None:
         merged.generation_config.eos_token_id = expected["eos_token_id"]
@@ -80,10 +78,7 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
 def _base_record(source: ModelSource) -> dict[str, Any]:
     """Return what `write_base_record` wrote, or nothing for an adapter that another library made."""
     record = source.find(BASE_RECORD_NAME)
-    try:
-        return dict(json.loads(record.read_text(encoding="utf-8"))) if record else {}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"name_or_path={source.name}: {BASE_RECORD_NAME} is damaged ({error!r}).") from error
+    return read_json_file("name_or_path", source.name, record) if record else {}
 
 
 def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None) -> Path:

@@ -166,7 +166,7 @@ def _accelerate_settings(
 
 
 def _has_ranks(settings: "argparse.Namespace") -> bool:
-    return bool(settings.use_deepspeed or settings.multi_gpu or settings.use_fsdp)
+    return bool(settings.use_deepspeed or settings.multi_gpu)
 
 
 def _usable_gpus(settings: "argparse.Namespace", gpus: int) -> int:
@@ -178,9 +178,12 @@ def _usable_gpus(settings: "argparse.Namespace", gpus: int) -> int:
 
 def _check_settings(settings: "argparse.Namespace", file: Path, usable: int) -> None:
     count = settings.num_processes
+    is_other = settings.tpu or settings.use_megatron_lm or settings.use_fsdp
+    is_other = is_other or getattr(settings, "use_parallelism_config", False)
     ensure(
-        not settings.tpu and not settings.use_megatron_lm,
-        f"distributed_type in {file}: must be NO, MULTI_GPU, DEEPSPEED or FSDP.",
+        not is_other,
+        f"distributed_type in {file}: must be NO, MULTI_GPU or DEEPSPEED, without parallelism_config. FSDP, Megatron "
+        "and TPUs are not supported: use `--accelerate zero1`, `zero2` or `zero3` in their place.",
     )
     ensure(
         count == 1 or _has_ranks(settings),

@@ -1,9 +1,13 @@
 """Where a model's files are: a folder or a Hub repository at one commit, and whether they can be read safely."""
 
+import contextlib
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .checks import InputError, MissingFileError, ensure, near_name
 from .hub_client import hub_errors
@@ -95,12 +99,60 @@ def is_adapter(source: ModelSource) -> bool:
     return source.find("config.json") is None and source.find(ADAPTER_CONFIG_NAME) is not None
 
 
-def check_weights(source: ModelSource) -> None:
-    """Refuse a model without weights in safetensors.
+@contextlib.contextmanager
+def refusing_damage(field: str, name: str, what: str = "its files") -> Iterator[None]:
+    """Turn whatever the libraries raise at damaged files of a model into one refusal.
+
+    This is the one place that catches everything: transformers, tokenizers, peft and safetensors raise dozens of kinds
+    of errors at what they did not expect (AttributeError, ZeroDivisionError, RecursionError, panics of Rust), none of
+    them says whose file it was, and which one it is changes with their versions.
+
+    Args:
+        field: the config key that names the model, for the message.
+        name: folder or repository.
+        what: is being read.
 
     Raises:
-        InputError: it has none.
+        InputError: with the libraries' reason.
     """
+    try:
+        yield
+    except (InputError, MemoryError, NotImplementedError):
+        raise
+    except BaseException as error:
+        # Rust's panics derive from BaseException; Ctrl-C and the end of the process do as well, and pass.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        raise InputError(
+            f"{field}={name}: transformers cannot read {what}: {reason} Download or copy the model again."
+        ) from error
+
+
+def read_json_file(field: str, name: str, path: Path) -> dict[str, Any]:
+    """Return a JSON file of a model, which must hold one mapping.
+
+    Raises:
+        InputError: it is no JSON, or no mapping.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError, OSError) as error:  # also bytes that are no UTF-8
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{field}={name}: {path.name} is no JSON ({reason}). Copy it again.") from error
+    ensure(isinstance(content, dict), f"{field}={name}: {path.name} holds no mapping. Copy it again.")
+    return dict(content)
+
+
+def check_weights(source: ModelSource) -> None:
+    """Refuse a model without weights in safetensors, and an index that names anything but such files beside it.
+
+    Raises:
+        InputError: it has none, or its index names a pickle, another folder, or files that are not there.
+    """
+    for name in ("model.safetensors", ADAPTER_WEIGHTS_NAME):
+        if source.find(f"{name}.index.json") and not source.find(name):
+            _check_index(source, f"{name}.index.json")
     ensure(
         source.find(*WEIGHT_FILES),
         f"name_or_path={source.name}: holds no weights in safetensors ({' or '.join(WEIGHT_FILES)}). Pickle files such "
@@ -109,11 +161,99 @@ def check_weights(source: ModelSource) -> None:
     )
 
 
+def _check_index(source: ModelSource, index_name: str) -> None:
+    """Check which files an index of weights names: transformers reads whatever stands there, a pickle too.
+
+    Raises:
+        InputError: see `check_weights`.
+    """
+    index = source.find(index_name)
+    assert index is not None
+    weight_map = read_json_file("name_or_path", source.name, index).get("weight_map")
+    ensure(
+        isinstance(weight_map, dict) and weight_map and all(isinstance(name, str) for name in weight_map.values()),
+        f"name_or_path={source.name}: weight_map in {index_name} is no mapping of weights to files. Copy it again.",
+    )
+    assert isinstance(weight_map, dict)
+    for name in sorted(set(weight_map.values())):
+        ensure(
+            name.endswith(".safetensors") and not set(name) & set("/\\:\0") and not name.startswith("."),
+            f"name_or_path={source.name}: {index_name} names {name!r}. Only *.safetensors files beside it are read: "
+            "pickle files can run code, and other folders are none of a model's business.",
+        )
+        ensure(
+            source.folder is None or (source.folder / name).is_file(),
+            f"name_or_path={source.name}: {index_name} names {name}, which is not there. Download or copy the model "
+            "again.",
+        )
+
+
+# What no model of this kind exceeds: above, building the model alone would take minutes or all memory.
+_LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 1_000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "n_inner"), 1_000_000),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff"), 10_000_000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "head_dim"), 100_000),
+    **dict.fromkeys(("vocab_size", "pad_vocab_size_multiple"), 10_000_000),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1_000_000_000),
+}
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Settings of generation that transformers takes as they are, until it compares or multiplies with them.
+_FLAGS = ("do_sample", "use_cache", "return_dict_in_generate", "output_scores", "output_logits", "output_attentions",
+          "output_hidden_states", "remove_invalid_values", "renormalize_logits")  # fmt: skip
+_NUMBERS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h",
+            "repetition_penalty", "encoder_repetition_penalty", "length_penalty", "no_repeat_ngram_size", "max_length",
+            "max_new_tokens", "min_length", "min_new_tokens", "max_time", "num_beams", "num_beam_groups",
+            "diversity_penalty", "num_return_sequences", "guidance_scale")  # fmt: skip
+# Values that name what computes a model; with a slash or a colon transformers loads code from the Hub for it.
+_IMPLEMENTATIONS = ("_attn_implementation", "attn_implementation", "_attn_implementation_internal",
+                    "_experts_implementation", "experts_implementation", "use_kernels", "kernel_config")  # fmt: skip
+
+
+def _check_values(field: str, name: str, file: str, config: dict[str, Any]) -> None:
+    """Check the values of a model's config on which memory, time and safety depend, also those of its parts.
+
+    Raises:
+        InputError: a size that is no positive integer or beyond reason, a token's id that is none, or an
+            implementation that is code from the Hub.
+    """
+    where = f"{field}={name}: {file} has"
+    for key, largest in _LARGEST.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        is_size = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= largest
+        ensure(is_size, f"{where} {key}={value!r:.80}. It must be an integer from 1 to {largest:,}.")
+    for key in _TOKEN_IDS:
+        value = config.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        is_id = all(isinstance(item, int) and not isinstance(item, bool) and -1 <= item < 10_000_000 for item in ids)
+        ensure(is_id, f"{where} {key}={value!r:.80}. It must be the id of a token, or a list of ids.")
+    for key in (*_FLAGS, *_NUMBERS):
+        value = config.get(key)
+        fits = isinstance(value, bool) if key in _FLAGS else isinstance(value, int | float) and math.isfinite(value)
+        ensure(
+            value is None or fits,
+            f"{where} {key}={value!r:.80}. It must be {'true or false' if key in _FLAGS else 'a number'}.",
+        )
+    for key in _IMPLEMENTATIONS:
+        value = config.get(key)
+        texts = [str(part) for part in value.values()] if isinstance(value, dict) else [str(value)]
+        ensure(
+            value in (None, False) or (key != "use_kernels" and not any(set(text) & set("/:") for text in texts)),
+            f"{where} {key}={value!r:.80}: code from the Hub would compute the model, and such code is never run. Take "
+            "the line out of the file.",
+        )
+    for part in config.values():
+        if isinstance(part, dict):
+            _check_values(field, name, file, part)
+
+
 def check_config(source: ModelSource, classifier: bool = False) -> None:
     """Refuse a model without config.json, or one that transformers knows only by running the repository's code.
 
     Raises:
-        InputError: it is one of them, or its config.json is damaged.
+        InputError: it is one of them, or its config.json is damaged or names sizes beyond reason.
     """
     config_path = source.find("config.json")
     if config_path is None:
@@ -130,15 +270,54 @@ def check_config(source: ModelSource, classifier: bool = False) -> None:
     if classifier:
         known, what = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "classifier of texts"
         such_as = "llama or bert"
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"name_or_path={source.name}: config.json is no JSON ({error}). Copy it again.") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
+    config = read_json_file("name_or_path", source.name, config_path)
+    model_type = config.get("model_type")
     ensure(
-        model_type in known,
+        isinstance(model_type, str) and model_type in known,
         f"name_or_path={source.name}: model_type={model_type} in config.json is no {what} of transformers, and code "
         f"that comes with a repository is never run. Use a model of a built-in type such as {such_as}.",
+    )
+    _check_values("name_or_path", source.name, "config.json", config)
+    if generation := source.find("generation_config.json"):
+        settings = read_json_file("name_or_path", source.name, generation)
+        _check_values("name_or_path", source.name, "generation_config.json", settings)
+    _check_layers(source, config)
+
+
+def _check_layers(source: ModelSource, config: dict[str, Any]) -> None:
+    """Refuse a config that asks for more than the weights of a folder can hold, before a model of that size is built.
+
+    Raises:
+        InputError: more layers than there are weights, or a size beyond all weights together.
+    """
+    if source.folder is None:  # nothing but the config is here yet
+        return
+    files = sorted(source.folder.glob("*.safetensors"))
+    if not files:
+        return
+    from safetensors import SafetensorError, safe_open
+
+    weights, numbers = 0, 0
+    try:
+        for file in files:
+            with safe_open(file, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118  # it is no mapping
+                    count = 1
+                    for size in opened.get_slice(name).get_shape():
+                        count *= size
+                    weights, numbers = weights + 1, numbers + count
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"name_or_path={source.name}: transformers cannot read its files: {' '.join(str(error).split())} Download "
+            "or copy the model again."
+        ) from error
+    layers = config.get("num_hidden_layers") or config.get("n_layer") or 0
+    vocab_size, hidden_size = config.get("vocab_size") or 0, config.get("hidden_size") or config.get("n_embd") or 0
+    ensure(
+        layers <= weights and vocab_size * hidden_size <= max(numbers, 1),
+        f"name_or_path={source.name}: config.json asks for {layers:,} layers and {vocab_size:,} x {hidden_size:,} "
+        f"embeddings, more than its files hold ({weights:,} weights of {numbers:,} numbers). Download or copy the "
+        "model again.",
     )
 
 

@@ -4,13 +4,11 @@ A Hub revision is resolved once, with config.json, and everything else is read a
 cannot come from two versions. Weights are read from safetensors only: pickle files can run code when they are read.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import InputError, ensure
+from .checks import ensure
 from .manifest import sha256_file, sha256_json
 from .model_files import (
     PUBLISHED_MODELS,
@@ -20,10 +18,15 @@ from .model_files import (
     check_weights,
     is_adapter,
     locate,
+    refusing_damage,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# What memory and parameters are counted from.
+_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+          "vocab_size", "max_position_embeddings")  # fmt: skip
 
 
 def from_pretrained(
@@ -61,8 +64,9 @@ def from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = {"revision": source.revision} if source.folder is None else {}
-    with _damage_told(source.name):
+    with refusing_damage("name_or_path", source.name):
         tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place)
+        tokenizer("a")  # what a damaged file breaks only in use
         read: Any = AutoModelForCausalLM.from_pretrained(
             source.name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **place
         )
@@ -74,24 +78,6 @@ def from_pretrained(
         f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}). Download or copy the model again.",
     )
     return model, tokenizer
-
-
-@contextlib.contextmanager
-def _damage_told(name: str) -> Iterator[None]:
-    """Turn what the libraries raise at damaged files, of whatever kind, into a refusal.
-
-    Raises:
-        InputError: with their reason.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"name_or_path={name}: transformers cannot read its files: {reason} Download or copy the model again."
-        ) from error
 
 
 def load_classifier(
@@ -115,7 +101,7 @@ def load_classifier(
     from transformers import AutoModelForSequenceClassification
 
     place = {"revision": source.revision} if source.folder is None else {}
-    with _damage_told(source.name):
+    with refusing_damage("name_or_path", source.name):
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             source.name, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
             output_loading_info=True, **place,
@@ -180,10 +166,22 @@ def load_config(
     from transformers import AutoConfig
 
     place = {"revision": source.revision} if source.folder is None else {}
-    try:
+    with refusing_damage(key, name_or_path, "its config.json"):
         return AutoConfig.from_pretrained(source.name, trust_remote_code=False, **place)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{key}={name_or_path}: transformers cannot read its config.json: {error}") from error
+
+
+def ensure_llama_shape(key: str, name: str, config: "PreTrainedConfig") -> None:
+    """Check that a model has the shape that memory and parameters are counted from.
+
+    Raises:
+        InputError: it has another, such as GPT-2's.
+    """
+    missing = [field for field in _SHAPE if not isinstance(getattr(config, field, None), int)]
+    ensure(
+        not missing,
+        f"{key}={name}: is a {config.model_type} whose config lacks {', '.join(missing)}. Use a model with a Llama's "
+        "shape: Llama, Mistral, Qwen, SmolLM and their kin.",
+    )
 
 
 def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -215,7 +213,7 @@ def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> 
     from .tokenizer import make_portable
 
     place = {"revision": source.revision} if source.folder is None else {}
-    try:
-        return make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{key}={name_or_path}: its tokenizer cannot be read: {error}") from error
+    with refusing_damage(key, name_or_path, "its tokenizer"):
+        tokenizer = make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
+        tokenizer("a")  # what a damaged file breaks only in use
+        return tokenizer

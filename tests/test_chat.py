@@ -14,12 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import cli
 from teenytinyllama.attention import place_for_answers
+from teenytinyllama.chat import template as chat_template
 from teenytinyllama.chat.generation import Chat, Reply, Sampling
 from teenytinyllama.chat.linter import check_chat_model, format_findings
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template, render
 from teenytinyllama.chat.terminal import ChatConfig, run_chat
 from teenytinyllama.checks import InputError
 from teenytinyllama.published import load_tokenizer
+from teenytinyllama.tuning.base import end_tokens_of_answers
 
 QUESTION, ANSWER = "Quem vem?", "A menina vem com o cachorro."
 TURN = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
@@ -210,6 +212,70 @@ def test_what_is_wrong_is_found(chat_model: tuple[Any, Any], what: str, message:
     broken(*chat_model, what)
     lines = format_findings(check_chat_model(*chat_model))
     assert re.search(f"FAILED.*{message}", lines), lines
+
+
+TURN_ENDS = {
+    "chatml": ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% generation %}{{ m.content + '<|im_end|>\\n' }}"
+               "{% endgeneration %}{% endfor %}", "<|im_end|>"),
+    "chatml without marks": ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+                             "{% endfor %}", "<|im_end|>"),
+    "the library's end token": ("{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}", "</s>"),
+    "the next turn's start": ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '\\n' }}{% endfor %}",
+                              "<|im_start|>"),
+    "plain text": ("{% for m in messages %}{{ '### ' + m.role + ': ' + m.content + '\\n' }}{% endfor %}", None),
+    "text before the token": ("{% for m in messages %}{{ m.content + '\\n### Fim <|im_end|>' }}{% endfor %}", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "end"), TURN_ENDS.values(), ids=TURN_ENDS)
+def test_the_end_of_an_answer_is_found_by_rendering(tokenizer: Any, template: str, end: str | None) -> None:
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = template
+    found = ConversationEncoder(tokenizer).end_of_answer()
+    assert found == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+    expected = {tokenizer.eos_token_id} | ({found} if found is not None else set())
+    assert end_tokens_of_answers(tokenizer) == sorted(expected)
+
+
+def test_a_chatml_model_that_stops_passes_the_check(chat_model: tuple[Any, Any]) -> None:
+    model, tokenizer = chat_model
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content + '<|im_end|>\\n' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert [found.problem for found in check_chat_model(model, tokenizer)] == [""] * 7
+    model.generation_config.eos_token_id = 2
+    lines = format_findings(check_chat_model(model, tokenizer))
+    assert "answers end with '<|im_end|>', generation_config.json has eos_token_id=2" in lines
+    chat = Chat(model, tokenizer, Sampling(max_new_tokens=2))
+    assert chat.answer("Oi").ends == {2, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ 'a' * 10**10 }}", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+     "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaa' }}{% endfor %}"],
+)  # fmt: skip
+def test_a_template_that_takes_too_much_is_refused(
+    tokenizer: Any, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "_MOST_SECONDS", 1)
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=r"chat_template: takes more than 1 s, 1 GB or 1,000,000 characters"):
+        ConversationEncoder(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ messages[99].content }}", "{{ 'a' + 1 }}", "{{ range(10**9) | list }}"]
+)
+def test_a_template_that_fails_is_refused(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match="messages: the chat template refuses them"):
+        ConversationEncoder(tokenizer)
 
 
 # --- answers

@@ -590,6 +590,11 @@ def test_checkpoints_are_walked_and_the_walk_resumes(tokenizer_folder: Path, dat
             (run / f"checkpoint-{step}" / "complete.json").write_text("{}")
     metrics = [{"step": step, "tokens": step * 100, "loss": 1.0, "kwh": step / 1000} for step in (5, 15, 20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    (run / "config.json").rename(run / "kept.json")
+    (run / "adapter_config.json").write_text("{}")  # of a LoRA run that was not merged
+    assert list_stops(str(run), None, checkpoints=True)[-1].name_or_path == str(run)
+    (run / "adapter_config.json").unlink()
+    (run / "kept.json").rename(run / "config.json")
     stops = list_stops(str(run), None, checkpoints=True)
     assert [(stop.step, stop.tokens) for stop in stops] == [(9, 900), (20, 2000), (None, None)]  # 30 is not whole
     assert stops[0].kwh == pytest.approx(0.009)

@@ -379,6 +379,12 @@ def _write_file(recipes: Path, **changes: str) -> str:
         ("ddp", 5, 4, r"num_processes=5: 4 GPU\(s\) can be used"),
         ({"num_machines": "2", "main_process_ip": "10.0.0.1"}, None, 0, "num_machines=2 in .*own.yaml"),
         ({"distributed_type": "XLA"}, None, 0, "distributed_type in .*own.yaml: must be"),
+        (
+            {"distributed_type": "FSDP"},
+            None,
+            0,
+            "distributed_type in .*own.yaml: .*FSDP, Megatron and TPUs are not supported",
+        ),
         ({"num_process": "2"}, None, 0, "accelerate=.*own.yaml: accelerate refuses it: .*unknown keys.*num_process"),
         ({"gpu_ids": "'0,1'"}, 3, 4, r"num_processes=3: 2 GPU\(s\) can be used"),
     ],

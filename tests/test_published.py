@@ -266,6 +266,67 @@ def test_refuses_damaged_folders(hub_folder: Path, tmp_path: Path, broken: str, 
 
 
 @pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"num_hidden_layers": 1_000_000}, "num_hidden_layers=1000000. It must be an integer from 1 to 1,000"),
+        ("config.json", {"num_hidden_layers": 999}, "asks for 999 layers and 6 x 16 embeddings, more than its files hold"),
+        ("config.json", {"vocab_size": 9_000_000}, "asks for 1 layers and 9,000,000 x 16 embeddings, more than"),
+        ("config.json", {"hidden_size": "16"}, "config.json has hidden_size='16'. It must be an integer"),
+        ("config.json", {"num_attention_heads": True}, "num_attention_heads=True. It must be an integer"),
+        ("config.json", {"text_config": {"hidden_size": -1}}, "hidden_size=-1. It must be an integer"),
+        ("config.json", {"eos_token_id": "</s>"}, "eos_token_id='</s>'. It must be the id of a token"),
+        ("config.json", {"_attn_implementation": "ana/atencao"}, "_attn_implementation='ana/atencao': code from the Hub"),
+        ("config.json", {"attn_implementation": "kernels-community:x"}, "code from the Hub would compute the model"),
+        ("config.json", {"use_kernels": True}, "use_kernels=True: code from the Hub"),
+        ("config.json", {"model_type": ["llama"]}, "model_type=.* is no causal language model"),
+        ("config.json", {"rope_parameters": "x"}, "transformers cannot read its files"),
+        ("config.json", {"hidden_act": 3}, "transformers cannot read its files"),
+        ("generation_config.json", {"temperature": "x"}, "generation_config.json has temperature='x'. It must be a number"),
+        ("generation_config.json", {"output_hidden_states": 1}, "output_hidden_states=1. It must be true or false"),
+        ("generation_config.json", {"pad_token_id": {}}, "pad_token_id={}. It must be the id of a token"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}, "cannot read its files"),
+        ("tokenizer.json", {"model": None}, "cannot read its files"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "cannot read its files"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "weights.bin"}}, "names 'weights.bin'. Only .*pickle"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../x.safetensors"}}, "names '../x.safetensors'. Only"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "/x.safetensors"}}, "names '/x.safetensors'. Only"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "b/x.safetensors"}}, "names 'b/x.safetensors'. Only"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "x.safetensors"}}, "names x.safetensors, which is not there"),
+        ("model.safetensors.index.json", {"weight_map": ["x.safetensors"]}, "is no mapping of weights to files"),
+    ],
+)  # fmt: skip
+def test_files_of_a_model_that_are_wrong_are_refused(
+    hub_folder: Path, tmp_path: Path, file: str, changes: dict, message: str
+):
+    folder = shutil.copytree(hub_folder / "models/nicholasKluge/TeenyTinyLlama-160m/main", tmp_path / "modelo")
+    if "index" in file:
+        (folder / "model.safetensors").unlink()
+        (folder / "weights.bin").write_bytes(b"\x80\x04.")
+    found = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(found | changes))
+    with pytest.raises(InputError, match=message):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[" * 100_000, bytes(range(256))])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_files_that_are_no_json_are_refused(hub_folder: Path, tmp_path: Path, file: str, content: bytes):
+    folder = shutil.copytree(hub_folder / "models/nicholasKluge/TeenyTinyLlama-160m/main", tmp_path / "modelo")
+    (folder / file).write_bytes(content)
+    with pytest.raises(InputError, match=r"name_or_path=.*modelo: (config|generation_config|transformers|holds no)"):
+        from_pretrained(folder)
+
+
+def test_a_gpt_2_is_no_base_of_ours(hub_folder: Path, tmp_path: Path):
+    from transformers import GPT2Config
+
+    from teenytinyllama.published import ensure_llama_shape
+
+    with pytest.raises(InputError, match=r"model_name_or_path=x: is a gpt2 whose config lacks intermediate_size"):
+        ensure_llama_shape("model_name_or_path", "x", GPT2Config())
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_hidden_layers": 2}, r"asks for 9 weights that its files do not hold \(model.layers.1.*, …\)"),

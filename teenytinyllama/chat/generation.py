@@ -65,10 +65,20 @@ class Reply:
     """
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ids: list[int], sampling: Sampling
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        ids: list[int],
+        sampling: Sampling,
+        end: int | None = None,
     ) -> None:
-        """Prepare an answer to the tokens `ids`; the model begins with the iteration."""
+        """Prepare an answer to the tokens `ids`; the model begins with the iteration.
+
+        `end` is a token that ends it beside the model's own: many chat models are published without it in
+        generation_config.json, and would write both sides of the conversation.
+        """
         self.model, self.tokenizer, self.prompt, self.sampling = model, tokenizer, ids, sampling
+        self.ends = end_token_ids(model, tokenizer) | (set() if end is None else {end})
         self.ids: list[int] = []
         self.ended = False
         self._error: BaseException | None = None
@@ -113,6 +123,7 @@ class Reply:
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([stopped]),  # type: ignore[list-item]
                 pad_token_id=pad,
+                eos_token_id=sorted(self.ends) or None,
                 **self.sampling.to_generate(),
             )
         except BaseException as error:  # handed to the reader, who waits for the streamer in another thread
@@ -120,7 +131,7 @@ class Reply:
             streamer.text_queue.put(streamer.stop_signal)
             return
         self.ids = output[0, len(self.prompt) :].tolist()
-        self.ended = bool(self.ids) and self.ids[-1] in end_token_ids(self.model, tokenizer)
+        self.ended = bool(self.ids) and self.ids[-1] in self.ends
 
 
 class Chat:
@@ -140,6 +151,7 @@ class Chat:
         )
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.encoder = ConversationEncoder(tokenizer) if tokenizer.chat_template else None
+        self.end = self.encoder.end_of_answer() if self.encoder else None
         self.system: list[Message] = [{"role": "system", "content": system}] if system else []
         self.turns: list[Message] = []
         self.dropped_turns = 0
@@ -171,7 +183,8 @@ class Chat:
         self.dropped_turns += (len(self.turns) - len(turns)) // 2
         self.turns = turns
         room = min(self.sampling.max_new_tokens, context - len(ids))
-        return Reply(self.model, self.tokenizer, ids, Sampling(**{**vars(self.sampling), "max_new_tokens": room}))
+        sampling = Sampling(**{**vars(self.sampling), "max_new_tokens": room})
+        return Reply(self.model, self.tokenizer, ids, sampling, self.end)
 
     def _prompt(self, turns: list[Message], text: str) -> list[int]:
         if self.encoder is None:

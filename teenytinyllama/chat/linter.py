@@ -48,15 +48,16 @@ def check_chat_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
         return [Finding("has a chat template", "none: this is a base model, or the template was not saved with it")]
     try:
         encoder = ConversationEncoder(tokenizer)
-        conversations = [(messages, encoder.encode(messages)) for messages in _CONVERSATIONS]
+        for messages in _CONVERSATIONS:
+            encoder.encode(messages)
     except InputError as error:
         return [Finding("renders one and two turns", str(error))]
-    ends = {encoded.ids[last] for _, encoded in conversations for last in _ends_of_answers(encoded.is_answer)}
+    end = encoder.end_of_answer()
     return [
         Finding("renders one and two turns"),
         Finding("the generation prompt begins the conversation", _check_prompts(tokenizer, encoder)),
-        Finding("exactly the answers and their end tokens are learnt", _check_mask(tokenizer, encoder)),
-        Finding("generation stops at the end token", _check_stop(model, tokenizer, ends)),
+        Finding("exactly the answers and their end tokens are learnt", _check_mask(tokenizer, encoder, end)),
+        Finding("generation stops at the end token", _check_stop(model, tokenizer, end)),
         Finding("tokens decode to the text", _check_round_trip(tokenizer, encoder)),
         Finding("typed special tokens stay text", _check_injection(tokenizer, encoder)),
         Finding("every token has an embedding", _check_embeddings(model, tokenizer)),
@@ -69,9 +70,15 @@ def format_findings(findings: list[Finding]) -> str:
         f": {found.problem}" if found.problem else "") for found in findings)  # fmt: skip
 
 
-def _ends_of_answers(is_answer: list[bool]) -> list[int]:
-    following = [*is_answer[1:], False]
-    return [place for place, (here, after) in enumerate(zip(is_answer, following, strict=True)) if here and not after]
+def _answers(ids: list[int], is_answer: list[bool]) -> list[list[int]]:
+    """Return the tokens of each answer: of each run of marked tokens."""
+    found: list[list[int]] = []
+    for place, (index, marked) in enumerate(zip(ids, is_answer, strict=True)):
+        if marked and not (place and is_answer[place - 1]):
+            found.append([])
+        if marked:
+            found[-1].append(index)
+    return found
 
 
 def _check_prompts(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
@@ -84,27 +91,30 @@ def _check_prompts(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEn
     return ""
 
 
-def _check_mask(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+def _check_mask(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder, end: int | None) -> str:
     if not encoder.has_marks:
         return "the template has no {% generation %} marks, so nothing says what an answer is; add them"
+    name = tokenizer.eos_token if end is None else tokenizer.convert_ids_to_tokens(end)
     for messages in _CONVERSATIONS:
         encoded = encoder.encode(messages)
-        learnt = [index for index, answer in zip(encoded.ids, encoded.is_answer, strict=True) if answer]
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        expected = "".join(answer + str(tokenizer.eos_token) for answer in answers)
-        found = tokenizer.decode(learnt)
-        if found != expected:
+        found = [str(tokenizer.decode(ids)) for ids in _answers(encoded.ids, encoded.is_answer)]
+        expected = [f"{message['content']}{name}" for message in messages if message["role"] == "assistant"]
+        if [text.strip() for text in found] != expected:  # a line feed behind the end token does no harm
             return f"learnt is {found!r}, and should be {expected!r}; put the end token inside {{% generation %}}"
     return ""
 
 
-def _check_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ends: set[int]) -> str:
+def _check_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end: int | None) -> str:
     stops = model.generation_config.eos_token_id if model.generation_config is not None else None
     known = set(stops if isinstance(stops, list) else [] if stops is None else [stops])
-    if ends and ends <= known:
+    if end is None:
+        return "the template writes no token of its own after an answer, so nothing ends one; write eos_token there"
+    if end in known:
         return ""
-    names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(ends)))) or "nothing marked"
-    return f"answers end with {names}, generation_config.json has eos_token_id={stops}; set it to the end token's id"
+    return (
+        f"answers end with {tokenizer.convert_ids_to_tokens(end)!r}, generation_config.json has eos_token_id={stops}; "
+        "set it to the end token's id"
+    )
 
 
 def _check_round_trip(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:

@@ -1,6 +1,11 @@
 """The chat template, and the tokens of a conversation: special tokens come from the template, never from a text."""
 
+import functools
+import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +82,7 @@ def render(
 
     ensure(tokenizer.chat_template, "tokenizer: has no chat template: it belongs to a base model, which completes.")
     template = tokenizer.get_chat_template()
+    _ensure_cheap(template)
     rendering: Any = render_jinja_template  # declared to return a str
     try:
         texts, spans = rendering(
@@ -86,9 +92,95 @@ def render(
             add_generation_prompt=for_answer,
             **tokenizer.special_tokens_map,
         )
-    except TemplateError as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise InputError(f"messages: the chat template refuses them: {error}") from error
     return texts[0], [(start, end) for start, end in spans[0]] if spans else []
+
+
+# Renders a template as transformers does, in a process that the system ends when it takes too much.
+_PROBE_SCRIPT = """
+import datetime, json, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[1]), int(sys.argv[1])))
+    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
+except (ImportError, ValueError, OSError):
+    pass  # macOS limits no memory: the clock alone ends it there
+import jinja2, jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+class Generation(jinja2.ext.Extension):
+    tags = {"generation"}
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True)).set_lineno(line)
+
+def refuse(message):
+    raise jinja2.TemplateError(message)
+
+environment = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
+environment.globals.update(raise_exception=refuse, strftime_now=datetime.datetime.now().strftime)
+template, messages, tokens = json.load(sys.stdin)
+try:
+    written = environment.from_string(template).generate(
+        messages=messages, tools=None, documents=None, add_generation_prompt=True, **tokens)
+    length = 0
+    for part in written:
+        length += len(part)
+        if length > int(sys.argv[3]):
+            sys.exit(3)
+except MemoryError:
+    sys.exit(3)
+except Exception:
+    pass  # the real rendering says it
+"""
+_MOST_SECONDS, _MOST_BYTES, _MOST_CHARS = 5, 1 << 30, 1_000_000  # for four short turns, which take milliseconds
+_LONGEST_WAIT_SECONDS = 60  # by the clock, on a machine that does much else
+
+
+@functools.lru_cache(maxsize=256)
+def _ensure_cheap(template: str) -> None:
+    """Refuse a template that takes too much time or memory: once for each, in a process of its own, before it is used.
+
+    The sandbox of transformers keeps a template from running code, not from counting to a billion or writing ten
+    gigabytes of one letter.
+
+    Raises:
+        InputError: it takes more than 5 s of a processor, 1 GB, or a million characters for four short turns.
+    """
+    if template == TEMPLATE_PATH.read_text(encoding="utf-8"):
+        return
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    command = [sys.executable, "-P", "-c", _PROBE_SCRIPT, *map(str, (_MOST_SECONDS, _MOST_BYTES, _MOST_CHARS))]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps([template, _PROBE, tokens]),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=False,
+            timeout=_LONGEST_WAIT_SECONDS,
+        )
+        ended_early = done.returncode < 0 or done.returncode == 3
+    except subprocess.TimeoutExpired:
+        ended_early = True
+    ensure(
+        not ended_early,
+        f"chat_template: takes more than {_MOST_SECONDS} s, {_MOST_BYTES >> 30} GB or {_MOST_CHARS:,} characters to "
+        "write four short turns. It is damaged or meant to do harm: use the model with another template.",
+    )
 
 
 def has_generation_marks(template: str) -> bool:
@@ -145,6 +237,23 @@ class ConversationEncoder:
                 "this template cannot tell it from its own. Take it out.",
             )
         return self._by_library(stripped, for_answer)
+
+    def end_of_answer(self) -> int | None:
+        """Return the token that the template writes after an answer, or None if it writes none of its own.
+
+        It is found by rendering, marked or not: the first special or added token behind the text of an answer, with
+        nothing but white space between. Where the last answer is followed by nothing, what stands between an answer
+        and the next question tells.
+
+        Raises:
+            InputError: the template refuses conversations of one or two turns.
+        """
+        for messages in (_PROBE[:2], _PROBE[:3]):
+            text, answer = render(self.tokenizer, messages)[0], messages[1]["content"]
+            found = self._special_in.search(text, text.rfind(answer) + len(answer))
+            if answer in text and found and not text[text.rfind(answer) + len(answer) : found.start()].strip():
+                return self._special[found[0]]
+        return None
 
     def _by_library(self, messages: list[Message], for_answer: bool) -> EncodedConversation:
         found: Any = self.tokenizer.apply_chat_template(

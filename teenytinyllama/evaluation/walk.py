@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import InputError, ensure
 from ..hub_client import hub_errors
+from ..model_files import ADAPTER_CONFIG_NAME
 from ..published import PUBLISHED_MODELS
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def list_stops(name_or_path: str, revision: str | None, checkpoints: bool) -> li
         f"checkpoints: {name_or_path} has no complete checkpoint (checkpoint-N with {_COMPLETE}, or branches stepN). "
         "Leave checkpoints out to evaluate the final model.",
     )
-    has_final = not folder.is_dir() or (folder / "config.json").is_file()
+    has_final = not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG_NAME))
     return [*sorted(stops, key=lambda stop: stop.step or 0), *([final] if has_final else [])]
 
 

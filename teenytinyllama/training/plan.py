@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checkpoints import complete_checkpoints
-from ..checks import ensure, ensure_disk_space
+from ..checks import ensure, ensure_disk_space, near_name
 from ..data.packed import PackedCorpus, load_packed, packed_manifest, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
@@ -16,7 +16,7 @@ from ..grid import GRID_KEYS
 from ..manifest import MANIFEST_NAME
 from ..meter import check_energy
 from ..presets import count_parameters, get_preset, preset_config
-from ..published import load_config, load_tokenizer
+from ..published import ensure_llama_shape, load_config, load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
 from .checkpoints import check_run_folder, run_identity
@@ -33,6 +33,14 @@ _IDENTITY = (
     "preset shape model_name_or_path model_revision tokens_per_step learning_rate lr_scheduler_type warmup_steps "
     "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed"
 )
+
+
+# Fields of a model that a shape cannot set, and what decides them.
+_DECIDED_ELSEWHERE = {
+    "vocab_size": "the tokenizer decides it. Make one of that size with `ttl tokenizer --vocab_size`.",
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "the tokenizer decides it. Leave it out."),
+}
+_LARGEST_SIZE, _MOST_LAYERS = 1_000_000, 1_000  # beyond any model; above, building one would not end
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,17 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
         model_config = preset_config(config.preset, tokenizer)
         known = model_config.to_dict()
         for name, value in (config.shape or {}).items():
-            ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.")
-            ensure(isinstance(value, int) and value > 0, f"shape={{{name}: {value}}}: must be a positive integer.")
+            ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.{near_name(name, known)}")
+            ensure(name not in _DECIDED_ELSEWHERE, f"shape={{{name}: {value}}}: {_DECIDED_ELSEWHERE.get(name)}")
+            ensure(
+                isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE,
+                f"shape={{{name}: {value}}}: must be an integer from 1 to {_LARGEST_SIZE:,}.",
+            )
             setattr(model_config, name, value)
+        ensure(
+            model_config.num_hidden_layers <= _MOST_LAYERS,
+            f"shape={config.shape}: num_hidden_layers must be at most {_MOST_LAYERS}.",
+        )
         heads = model_config.num_attention_heads
         kv_heads = model_config.num_key_value_heads or heads
         ensure(
@@ -132,6 +148,7 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
         return model_config
     place = str(config.model_name_or_path)
     found: Any = load_config("model_name_or_path", place, config.model_revision)
+    ensure_llama_shape("model_name_or_path", place, found)
     own = load_tokenizer("model_name_or_path", place, config.model_revision)
     ensure(
         tokenizer_fingerprint(own) == fingerprint,

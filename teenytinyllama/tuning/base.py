@@ -7,14 +7,11 @@ from ..adapters import base_fingerprint
 from ..chat.template import ConversationEncoder, install_chat_template
 from ..checks import InputError, ensure
 from ..model_files import is_local
-from ..published import from_pretrained, load_config, load_tokenizer, resize_embeddings
+from ..published import ensure_llama_shape, from_pretrained, load_config, load_tokenizer, resize_embeddings
 from ..tokenizer import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-# What memory and parameters are counted from.
-_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,7 @@ def load_base(key: str, name: str, revision: str | None) -> Base:
     """
     tokenizer = load_tokenizer(key, name, revision)
     config = load_config(key, name, revision)
-    missing = [field for field in _SHAPE if not hasattr(config, field)]
-    ensure(
-        not missing,
-        f"{key}={name}: is a {config.model_type} whose config lacks {', '.join(missing)}. Use a model with a Llama's "
-        "shape: Llama, Mistral, Qwen, SmolLM and their kin.",
-    )
+    ensure_llama_shape(key, name, config)
     new_tokens: list[int] = []
     had_template = bool(tokenizer.chat_template)
     if not tokenizer.chat_template:
@@ -104,16 +96,13 @@ def build_model(base: Base, seed: int, attention: str, dtype: Any) -> "tuple[Pre
 
 
 def end_tokens_of_answers(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the ids that answers end with by the chat template; the tokenizer's end token where it marks none.
+    """Return the ids that answers end with: what the chat template writes after one, and the tokenizer's end token.
 
     Raises:
         InputError: neither says how an answer ends.
     """
-    encoder = ConversationEncoder(tokenizer)
-    turn = [{"role": "user", "content": "Olá."}, {"role": "assistant", "content": "Olá!"}]
-    encoded = encoder.encode(turn)
-    marked = [index for index, is_answer in zip(encoded.ids, encoded.is_answer, strict=True) if is_answer]
-    ends = {marked[-1]} if marked and marked[-1] in tokenizer.all_special_ids else set()
+    end = ConversationEncoder(tokenizer).end_of_answer()
+    ends = set() if end is None else {end}
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
     ensure(ends, "model_name_or_path: its tokenizer has no end token, so answers could never end. Set eos_token.")
