@@ -80,7 +80,9 @@ def plot_loss(
     train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
     held_out = [(r["tokens"], r[held_out_key]) for r in records if held_out_key in r]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    lines = axis.plot(*zip(*_broken(train), strict=True), color="tab:blue", label="training loss") if train else []
+    lines: list[Any] = (
+        axis.plot(*zip(*_broken(train), strict=True), color="tab:blue", label="training loss") if train else []
+    )
     gaps = [axis.axvspan(start, end, color="0.85", label="records lost") for start, end in gaps_of(train)]
     axis.set_xlabel("tokens")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))

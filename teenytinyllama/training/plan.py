@@ -1,19 +1,18 @@
 """What is checked before a run starts; nothing is written here."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checkpoints import complete_checkpoints
-from ..checks import ensure, ensure_disk_space
+from ..checks import InputError, ensure, ensure_disk_space
 from ..data.packed import PackedCorpus, load_packed, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..evaluation.signal import local_tasks
 from ..grid import GRID_KEYS
-from ..manifest import MANIFEST_NAME
+from ..manifest import MANIFEST_NAME, parse_record
 from ..meter import check_energy
 from ..presets import count_parameters, get_preset, preset_config
 from ..published import load_config, load_tokenizer
@@ -22,7 +21,6 @@ from .batch import derive_batch
 from .checkpoints import check_run_folder, run_identity
 from .config import PretrainConfig, corpus_config_values
 from .memory import checkpoint_bytes, final_model_bytes
-from .metrics import METRICS_NAME, read_jsonl
 from .settings import RunSettings
 
 if TYPE_CHECKING:
@@ -94,15 +92,31 @@ def run_state(folder: Path, identity: dict[str, Any], max_steps: int) -> str:
         InputError: see `check_run_folder`.
     """
     state = check_run_folder(folder, identity)
-    if state == "complete" and not ended_by_cap(folder) and read_jsonl(folder / METRICS_NAME)[-1]["step"] < max_steps:
+    if state == "complete" and not ended_by_cap(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
         return "resume"  # a longer run goes on where the shorter one ended
     return state
 
 
 def ended_by_cap(folder: Path) -> str:
     """Return the cap that ended a complete run, or an empty text."""
-    training = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")).get("training", {})
-    return str(training.get("ended_by_cap") or "")
+    return str(_record_of_training(folder).get("ended_by_cap") or "")
+
+
+def _record_of_training(folder: Path) -> dict[str, Any]:
+    """Return what the manifest of a complete run says of its training.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        training = parse_record(path.read_bytes())["training"]
+        return {**training, "steps": int(training["steps"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"output_dir={folder}: {MANIFEST_NAME} is damaged ({error!r}). Restore it from a copy; or delete it, and "
+            "the same command ends the run again."
+        ) from error
 
 
 def what_follows(folder: Path) -> str:

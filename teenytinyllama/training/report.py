@@ -233,7 +233,9 @@ def describe_training(
         "epochs": trainer.state.global_step * config.rows_per_step / rows,
         "seconds": energy.duration_seconds if energy else seconds,  # of all starts, repeated steps included
         "seconds_by_part_of_last_start": {name: round(spent, 3) for name, spent in trainer.clock.seconds.items()},
-        "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "tokens_per_second": speeds[len(speeds) // 2]
+        if speeds
+        else trainer.state.global_step * tokens_per_step / seconds,
         "mfu": mfu[len(mfu) // 2] if mfu else None,
         "mfu_convention": MFU_CONVENTION,
         "first_loss": train[0]["loss"] if train else None,
