@@ -18,7 +18,7 @@ from ..presets import count_parameters, get_preset, preset_config
 from ..published import load_config, load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
-from .checkpoints import check_run_folder, run_identity
+from .checkpoints import check_run_folder, identity_defaults, run_identity
 from .config import PretrainConfig, corpus_config_values
 from .memory import checkpoint_bytes, final_model_bytes
 from .settings import RunSettings
@@ -80,18 +80,18 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     folder = Path(str(config.output_dir))
     hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
-    state = run_state(folder, identity, config.max_steps)
+    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
     check_space(config, folder, state, count_parameters(model_config))
     return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
 
 
-def run_state(folder: Path, identity: dict[str, Any], max_steps: int) -> str:
+def run_state(folder: Path, identity: dict[str, Any], max_steps: int, defaults: dict[str, str] | None = None) -> str:
     """Return new, resume or complete; a run that is complete but shorter than asked for is resumed.
 
     Raises:
         InputError: see `check_run_folder`.
     """
-    state = check_run_folder(folder, identity)
+    state = check_run_folder(folder, identity, defaults)
     if state == "complete" and not ended_by_cap(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
         return "resume"  # a longer run goes on where the shorter one ended
     return state
