@@ -73,7 +73,7 @@ def test_the_way_on_works(finished: tuple[Path, dict[str, Any]], tmp_path: Path)
         for found in (folder, new)
     ]
     # The new run begins at the old one's last score.
-    assert scores[1][0] == pytest.approx(scores[0][-1], abs=1e-4)
+    assert scores[1][0] == pytest.approx(scores[0][2], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -590,7 +590,7 @@ def test_the_disk_needs_room_for_what_is_to_come(
         folder = Path(values["output_dir"]) / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "complete.json").write_text("{}")
-    monkeypatch.setattr(plan_module, "check_run_folder", lambda *arguments: "resume" if there else "new")
+    monkeypatch.setattr(plan_module, "check_run_folder", lambda *given: "resume" if there else "new")
     parameters = count_parameters(plan(values | changes).model_config)
     needed = parameters * (new * 12 + 4) * 1.05
     free_disk(monkeypatch, needed + 1)
