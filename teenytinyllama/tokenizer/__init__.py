@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import ensure
 from .audit import audit_tokenizer, format_audit
 from .encoding import (
+    compose,
     encode_texts,
     make_portable,
     tokenizer_fingerprint,
@@ -70,6 +71,7 @@ __all__ = [
     "UNK_TOKEN",
     "TextSample",
     "audit_tokenizer",
+    "compose",
     "encode_texts",
     "format_audit",
     "make_portable",

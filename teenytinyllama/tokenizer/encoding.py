@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
@@ -11,6 +12,15 @@ if TYPE_CHECKING:
 
 # The parts of tokenizer.json that decide ids. The decoder decides text only; padding and truncation belong to a call.
 _ID_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
+
+
+def compose(text: str) -> str:
+    """Return a text with composed letters (Unicode's form NFC), as keyboards write them.
+
+    Documents, prompts, questions and answers all pass through here: a model that learnt from `é` as one character
+    reads `e` and an accent as something else, and in more tokens.
+    """
+    return unicodedata.normalize("NFC", text)
 
 
 def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:

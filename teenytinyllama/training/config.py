@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 # Keys for packing `inputs`, which rows that are packed already leave without effect.
-PACKING_KEYS = ("validation_inputs", "validation_fraction", "text_column", "txt_unit")
+PACKING_KEYS = ("validation_inputs", "validation_fraction", "text_column", "txt_unit", "encoding")
 DEFAULT_PROMPTS = ["Era uma vez", "A capital do Brasil", "O menino abriu a porta e", "Segundo a lei,"]
 
 
@@ -54,6 +54,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     validation_fraction: float = field(default=0.01, metadata={"help": "with inputs: see `ttl pack`"})
     text_column: str = field(default="text", metadata={"help": "with inputs: see `ttl pack`"})
     txt_unit: Literal["file", "line"] = field(default="file", metadata={"help": "with inputs: see `ttl pack`"})
+    encoding: str | None = field(default=None, metadata={"help": "with inputs: see `ttl pack`"})
     context: int | None = field(default=None, metadata={"help": "with inputs: tokens a row; default the preset's"})
     tokens_per_step: int | None = field(
         default=None,
