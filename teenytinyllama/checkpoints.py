@@ -179,6 +179,11 @@ def checkpoint_faults(path: Path, hashes: bool = True) -> list[str]:
     if match and int(match[1]) != marker.step:
         faults.append(f"{MARKER_NAME} is of step {marker.step}")
     records = marker.files or {}
+    if marker.files is not None:  # what is not listed cannot be verified
+        weights = {file.relative_to(path).as_posix() for file in path.rglob("*.safetensors")}
+        faults += [f"{name} is not listed in {MARKER_NAME}" for name in sorted(weights - set(records))]
+        if not records:
+            faults.append(f"{MARKER_NAME} lists no file")
     faults += [fault for name, record in records.items() if (fault := _size_fault(path, name, record))]
     return faults or (_hash_faults(path, records) if hashes else [])
 

@@ -1,5 +1,6 @@
 """Checkpoints prove themselves: markers and hashes, what is skipped, leases, rotation, room on the disk, kills."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -604,9 +605,14 @@ def test_the_order_of_keys_makes_no_other_run() -> None:
 
     one, other = {"hidden_size": 8, "num_hidden_layers": 2}, {"num_hidden_layers": 2, "hidden_size": 8}
 
+    @dataclasses.dataclass
+    class Config:
+        shape: dict[str, int] | None = None
+        seed: int = 1
+        given_shares: ClassVar[dict[str, Any]] = {}
+
     def identity(shape: dict[str, int]) -> dict[str, Any]:
-        config = SimpleNamespace(shape=shape, seed=1, given_shares={})
-        return run_identity(config, ["shape", "seed"], {"data": "ab"})
+        return run_identity(Config(shape), ["shape", "seed"], {"data": "ab"})
 
     assert identity(one) == identity(other)
     assert identity(one) != identity({**one, "hidden_size": 16})

@@ -113,8 +113,8 @@ def test_all_suites_run_offline_from_local_files(everything: Path) -> None:
 def test_the_table_and_the_plot_are_written(everything: Path) -> None:
     text = (everything / "results.md").read_text(encoding="utf-8")
     assert "| ENEM, first 8 | accuracy | 3 | 8 |" in text
-    assert "| TeenyTinyLlama-160m [1] | 26.15 | 29.29 | 28.11 | 41.12 |" in text
-    assert "arXiv 2401.16640" in text
+    assert "| TeenyTinyLlama-160m [1] |" not in text, "8 questions are not the benchmark's"
+    assert "no published scores stand here, because" in text
     assert "## Held-out text" in text
     assert "Not measured" not in text
     for score in read_results(everything / "results.json").scores:

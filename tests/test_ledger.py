@@ -149,7 +149,7 @@ def test_the_report_says_what_was_consumed_and_bought(interrupted: tuple[Path, d
     total = read_emissions(folder / "emissions.csv")
     assert total is not None
     assert report["energy_kwh"] == total.energy_kwh
-    assert report["usd"] == pytest.approx(total.duration_seconds / 100)
+    assert report["usd"] == pytest.approx(total.duration_seconds / 100 + report["starting_hours"] * 36.0)
     assert report["car_km"] == pytest.approx(1000 * total.emissions_kg / CAR_GRAMS_PER_KM)
     assert report["elsewhere_kg"]["PRT"] == pytest.approx(total.energy_kwh * grid_intensity("PRT") / 1000)
     assert report["elsewhere_kg"]["BRA"] == pytest.approx(total.emissions_kg, rel=0.01)

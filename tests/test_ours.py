@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from teenytinyllama.checkpoints import MARKER_NAME, begin_saving, delete_checkpoint, is_ours
+from teenytinyllama.checkpoints import (
+    MARKER_NAME,
+    Marker,
+    begin_saving,
+    checkpoint_faults,
+    delete_checkpoint,
+    is_ours,
+    write_marker,
+)
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.journal import Journal
 from teenytinyllama.data.packing import _is_done
@@ -130,6 +138,14 @@ def test_a_strangers_checkpoint_is_neither_deleted_nor_written_over(tmp_path: Pa
     begin_saving(tmp_path / "checkpoint-11")
     assert delete_checkpoint(tmp_path / "checkpoint-11")
     assert mine.exists()
+
+
+def test_weights_that_a_marker_does_not_list_are_a_fault(tmp_path: Path) -> None:
+    begin_saving(tmp_path)
+    write_marker(tmp_path, Marker(3, 1, 0, files={}))
+    assert checkpoint_faults(tmp_path) == ["complete.json lists no file"]
+    (tmp_path / "model.safetensors").touch()
+    assert "model.safetensors is not listed in complete.json" in checkpoint_faults(tmp_path)
 
 
 def test_a_strangers_unfinished_folder_is_not_packed_into(tmp_path: Path) -> None:

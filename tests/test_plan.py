@@ -605,7 +605,7 @@ SPOILT: list[tuple[Callable[[str], Any], tuple[str, ...], str]] = [
     (lambda run: (Path(run) / "emissions.csv").unlink(), (),
      "calibrate={run}: has no emissions.csv with rows, so its power is not known. Give --watts"),
     (lambda run: make_run(Path(run), gpu_kwh=0.0), (), "calibrate={run}: emissions.csv has no energy of the GPU"),
-    (lambda run: make_run(Path(run), gpu_kwh=-0.1), (), "calibrate={run}: emissions.csv has 0.0 kWh in 7200.0 s, so its"),
+    (lambda run: make_run(Path(run), gpu_kwh=-0.1), (), "{run}/emissions.csv: line 2 has gpu_energy=-0.1"),
     (lambda run: change(run, "stage", value="sft"), (), "calibrate={run}: was made by 'sft', not by 'pretrain'."),
     (lambda run: change(run, "training", "tokens_per_second", value=0), (),
      "calibrate={run}: run.json has no tokens_per_second: nothing was logged."),

@@ -357,9 +357,8 @@ def test_any_number_of_ranks_shares_a_batch_that_nobody_gave(context: int, micro
             assert chosen == unit or abs(chosen - usual) <= unit / 2
 
 
-def test_a_batch_that_nobody_gave_is_shared_and_kept(
-    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> None:
+    from teenytinyllama.training.config import open_batch
     from teenytinyllama.training.plan import check_before_launch, with_batch
 
     context = 32
@@ -368,9 +367,7 @@ def test_a_batch_that_nobody_gave_is_shared_and_kept(
     assert with_batch(asked, 3)["tokens_per_step"] == 1023 * context  # 32,768 tokens are 1,024 rows
     for ranks in (1, 3, 6, 7):
         assert check_before_launch(asked, ranks) == "new"
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    config = build(PretrainConfig, asked)
-    assert "the nearest that 3 rank(s) can share" in config.batch_reason
+    assert "the nearest that 3 rank(s) can share" in open_batch(asked["output_dir"], 42_000_000, context, 3, None)[1]
     folder = Path(asked["output_dir"])
     folder.mkdir(parents=True)
     (folder / "environment.json").write_text(json.dumps({"identity": {"tokens_per_step": 8 * context}}))
@@ -593,7 +590,7 @@ def test_the_disk_needs_room_for_what_is_to_come(
         folder = Path(values["output_dir"]) / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "complete.json").write_text("{}")
-    monkeypatch.setattr(plan_module, "check_run_folder", lambda folder, identity: "resume" if there else "new")
+    monkeypatch.setattr(plan_module, "check_run_folder", lambda *given: "resume" if there else "new")
     parameters = count_parameters(plan(values | changes).model_config)
     needed = parameters * (new * 12 + 4) * 1.05
     free_disk(monkeypatch, needed + 1)

@@ -406,3 +406,24 @@ def test_an_adapter_is_loaded_from_the_hub(
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert fresh.returncode == 0, fresh.stderr
+
+
+_LEFT_EMPTY = """
+from huggingface_hub import HfApi
+api = HfApi()
+first = api.list_repo_commits("ana/modelo")[-1].commit_id
+api.create_branch("ana/modelo", branch="step20", revision=first)
+api.create_branch("ana/modelo", branch="de-outro", revision=first)
+"""
+
+
+def test_an_empty_branch_that_a_killed_publication_left_is_used_again(server: HubServer, run: Path) -> None:
+    assert publish(server, run, "--checkpoints", "false").returncode == EXIT_DONE
+    left = subprocess.run(
+        [sys.executable, "-c", _LEFT_EMPTY], env=environment(server, run.parent / "home"), check=False
+    )
+    assert left.returncode == 0
+    assert publish(server, run).returncode == EXIT_DONE
+    assert remote_names(server, "step20") == BRANCH_FILES
+    assert len(server.history(TO, "step20")) == 2
+    assert remote_names(server, "de-outro") == set()  # and none is deleted

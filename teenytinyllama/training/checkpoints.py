@@ -4,8 +4,8 @@ The Trainer's own rotation runs *before* every rank has saved and could delete t
 rotation and the room on the disk are seen to here.
 """
 
-import json
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..arguments import load_yaml
 from ..checkpoints import (
     MARKER_NAME,
     Marker,
@@ -28,7 +29,7 @@ from ..collectives import least_over_ranks, wait_for_ranks
 from ..emissions import emission_files
 from ..ledger import ledger_path, read_starts
 from ..locks import take_lock
-from ..manifest import MANIFEST_NAME
+from ..manifest import MANIFEST_NAME, parse_record
 from .clock import Clock
 
 ENVIRONMENT_NAME = "environment.json"
@@ -170,21 +171,71 @@ class CheckpointCallback(TrainerCallback):
             delete_checkpoint(path)
 
 
+# Keys that a resumed run may have otherwise, by the reason; every other one decides the weights.
+DECIDES_NOTHING: dict[str, str] = {
+    "where it lies and what it is called": "output_dir run_name project license card_language push_to_hub hub_token "
+    "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision trackio_space_id trackio_bucket_id "
+    "trackio_static_space_id",
+    "how long it goes on; longer runs go on from shorter ones": "max_tokens max_steps num_train_epochs max_kwh "
+    "max_cost max_hours hard_stop",
+    "compared as it was given, without what follows from the length": "lr_scheduler_kwargs",
+    "data and tokenizer, which are compared by their hashes": "tokenizer packed conversations preferences inputs "
+    "validation_inputs validation_fraction text_column txt_unit context invalid_rows "
+    "long_conversations assistant_only_loss packing learns_answers",
+    "how the ranks there are share a step, and what suits the machine": "per_device_train_batch_size "
+    "gradient_accumulation_steps auto_find_batch_size use_cpu local_rank accelerator_config parallelism_config "
+    "deepspeed fsdp fsdp_config ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout "
+    "ddp_find_unused_parameters dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
+    "dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order torch_empty_cache_steps",
+    "the same arithmetic, rounded otherwise": "bf16 fp16 tf32 attn_implementation chunked_loss compile_layers "
+    "gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs "
+    "activation_offloading torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config "
+    "use_cache full_determinism precompute_ref_log_probs precompute_ref_batch_size",
+    "what is told, scored and saved, and when": "logging_strategy logging_steps logging_first_step "
+    "logging_nan_inf_filter log_on_each_node log_level log_level_replica include_num_input_tokens_seen disable_tqdm "
+    "report_to eval_strategy eval_steps eval_delay eval_on_start eval_max_tokens eval_do_concat_batches "
+    "eval_use_gather_object eval_accumulation_steps eval_packing per_device_eval_batch_size bf16_full_eval "
+    "fp16_full_eval include_for_metrics batch_eval_metrics prediction_loss_only metric_for_best_model "
+    "greater_is_better load_best_model_at_end save_strategy save_steps save_total_limit save_on_each_node "
+    "save_only_model sample_prompts sample_new_tokens signal_data_dir signal_items cloze_items check_first_loss "
+    "final_answers final_answer_tokens skip_memory_metrics debug merge country_iso_code region pue price",
+    "set by this package or without effect": "remove_unused_columns label_names train_sampling_strategy "
+    "length_column_name average_tokens_across_devices do_train do_eval do_predict resume_from_checkpoint "
+    "restore_callback_states_from_checkpoint ignore_data_skip enable_jit_checkpoint dataloader_drop_last "
+    "dataset_num_proc dataset_kwargs dataset_text_field max_length truncation_mode trust_remote_code",
+}
+IDENTITY_VERSION = 2  # of environment.json: since 2 a key that is missing had its default
+
+
 def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[str, Any]:
     """Return what makes two starts the same run: everything that decides the weights, but not the length.
 
     Args:
-        config: has these names.
-        names: keys that decide the weights.
+        config: the whole one, resolved.
+        names: keys that are told always; of the others that decide (see `DECIDES_NOTHING`) those that are not at their
+            defaults.
         hashes: of the data and the tokenizer.
     """
     values = {name: getattr(config, name) for name in names} | config.given_shares
-    return {**{name: _as_text(values[name]) for name in names}, **hashes}
+    found = {name: _as_text(values[name]) for name in names}
+    defaults = identity_defaults(type(config))
+    for name, default in defaults.items():
+        text = _as_text(config.given_schedule if name == "lr_scheduler_kwargs" else getattr(config, name))
+        if name not in found and text != default:
+            found[name] = text
+    return {**found, **hashes}
+
+
+def identity_defaults(config_class: type) -> dict[str, str]:
+    """Return the defaults of the keys of a config that decide the weights, as an identity has them."""
+    excluded = set(" ".join(DECIDES_NOTHING.values()).split()) - {"lr_scheduler_kwargs"}
+    known = [item for item in fields(config_class) if item.init and item.name not in excluded]
+    return {item.name: _as_text(None if item.default is MISSING else item.default) for item in known}
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, dict):  # the order in which somebody wrote its keys decides nothing
-        value = dict(sorted(value.items()))
+        value = dict(sorted(value.items())) or None
     return str(getattr(value, "value", value))
 
 
@@ -206,8 +257,44 @@ def _files_of_speed_tests(folder: Path) -> list[str]:
     return [path.name for path in (ledger_path(folder, 0), *emission_files(folder))]
 
 
-def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
+def _identity_there(folder: Path, defaults: dict[str, str]) -> dict[str, Any]:
+    """Return the identity of the run that a folder holds, with the defaults of the keys that it does not tell.
+
+    Earlier versions told a few keys alone; the others are in `config.yaml` where they were given.
+
+    Raises:
+        InputError: its record is damaged.
+    """
+    try:
+        environment = parse_record((folder / ENVIRONMENT_NAME).read_bytes())
+        told = dict(environment["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"output_dir={folder}: {ENVIRONMENT_NAME} is damaged. Choose another folder.") from error
+    config, given = folder / "config.yaml", {}
+    if environment.get("identity_version", 1) < IDENTITY_VERSION and config.is_file():
+        values = load_yaml(config.read_text(encoding="utf-8"), str(config))
+        given = {name: _as_text(value) for name, value in values.items() if name in defaults}
+    return {**defaults, **given, **told}
+
+
+def _ways_on(folder: Path) -> str:
+    """Return what somebody can do who wants to go on with other settings."""
+    whole = [path for _, path in complete_checkpoints(folder) if (path / "config.json").is_file()]
+    if not whole:
+        return "Choose another folder."
+    return (
+        f"Choose another folder; a new run there can begin with these weights: --model_name_or_path {whole[-1]} "
+        "--output_dir NEW (in place of --preset; its optimizer and its schedule begin anew)."
+    )
+
+
+def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str, str] | None = None) -> str:
     """Return the state of a run's folder: `new`, `resume` or `complete`.
+
+    Args:
+        folder: the run's.
+        identity: of the run that is to go on there.
+        defaults: of the keys that an identity tells only where they differ from them.
 
     Raises:
         InputError: the folder holds another run, or files that are no run's.
@@ -225,14 +312,11 @@ def check_run_folder(folder: Path, identity: dict[str, Any]) -> str:
             "Choose another folder.",
         )
         return "new"
-    try:
-        before = json.loads(environment.read_text(encoding="utf-8"))["identity"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"output_dir={folder}: {ENVIRONMENT_NAME} is damaged. Choose another folder.") from error
-    different = [f"{name} (there {before.get(name)}, now {identity[name]})" for name in identity
-                 if before.get(name) != identity[name]]  # fmt: skip
+    before = _identity_there(folder, defaults or {})
+    different = [f"{name} (there {before.get(name)}, now {now})" for name, now in ((defaults or {}) | identity).items()
+                 if before.get(name) != now]  # fmt: skip
     ensure(
         not different,
-        f"output_dir={folder}: holds another run; different: {'; '.join(different)}. Choose another folder.",
+        f"output_dir={folder}: holds another run; different: {'; '.join(different)}. {_ways_on(folder)}",
     )
     return "complete" if (folder / MANIFEST_NAME).is_file() else "resume"

@@ -1,6 +1,5 @@
 """What is checked before a run starts; nothing is written here."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +13,15 @@ from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..evaluation.signal import local_tasks
 from ..grid import GRID_KEYS
-from ..manifest import MANIFEST_NAME
+from ..manifest import MANIFEST_NAME, parse_record
 from ..meter import check_energy
 from ..presets import count_parameters, get_preset, preset_config
 from ..published import ensure_llama_shape, load_config, load_tokenizer
 from ..tokenizer import tokenizer_fingerprint
 from .batch import derive_batch
-from .checkpoints import check_run_folder, run_identity
+from .checkpoints import check_run_folder, identity_defaults, run_identity
 from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
 from .memory import checkpoint_bytes, final_model_bytes
-from .metrics import METRICS_NAME, read_jsonl
 from .settings import RunSettings
 
 if TYPE_CHECKING:
@@ -91,7 +89,7 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     folder = Path(str(config.output_dir))
     hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
-    state = run_state(folder, identity, config.max_steps)
+    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
     check_space(config, folder, state, count_parameters(model_config))
     return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
 
@@ -116,22 +114,38 @@ def check_rows(plan: PretrainPlan) -> None:
         raise InputError(message)
 
 
-def run_state(folder: Path, identity: dict[str, Any], max_steps: int) -> str:
+def run_state(folder: Path, identity: dict[str, Any], max_steps: int, defaults: dict[str, str] | None = None) -> str:
     """Return new, resume or complete; a run that is complete but shorter than asked for is resumed.
 
     Raises:
         InputError: see `check_run_folder`.
     """
-    state = check_run_folder(folder, identity)
-    if state == "complete" and not ended_by_cap(folder) and read_jsonl(folder / METRICS_NAME)[-1]["step"] < max_steps:
+    state = check_run_folder(folder, identity, defaults)
+    if state == "complete" and not ended_by_cap(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
         return "resume"  # a longer run goes on where the shorter one ended
     return state
 
 
 def ended_by_cap(folder: Path) -> str:
     """Return the cap that ended a complete run, or an empty text."""
-    training = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8")).get("training", {})
-    return str(training.get("ended_by_cap") or "")
+    return str(_record_of_training(folder).get("ended_by_cap") or "")
+
+
+def _record_of_training(folder: Path) -> dict[str, Any]:
+    """Return what the manifest of a complete run says of its training.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        training = parse_record(path.read_bytes())["training"]
+        return {**training, "steps": int(training["steps"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"output_dir={folder}: {MANIFEST_NAME} is damaged ({error!r}). Restore it from a copy; or delete it, and "
+            "the same command ends the run again."
+        ) from error
 
 
 def what_follows(folder: Path) -> str:

@@ -17,7 +17,7 @@ from ..manifest import MANIFEST_NAME, package_commit, sha256_file, versions, wri
 from ..presets import count_parameters
 from .callbacks import EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback
 from .caps import CapCallback, apply_decision, has_caps, hours_until_cap, stored_decision
-from .checkpoints import ENVIRONMENT_NAME, CheckpointCallback, lock_run_folder
+from .checkpoints import ENVIRONMENT_NAME, IDENTITY_VERSION, CheckpointCallback, lock_run_folder
 from .clock import Clock
 from .hardware import device_name
 from .memory import checkpoint_bytes, final_model_bytes
@@ -220,6 +220,7 @@ def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
     write_yaml(plan.folder / "config.yaml", config.to_yaml_values(given))
     environment = {
         "identity": plan.identity,
+        "identity_version": IDENTITY_VERSION,
         "versions": versions(),
         "commit": package_commit(),
         "device": device_name(),

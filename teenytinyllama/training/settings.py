@@ -1,5 +1,6 @@
 """The keys and rules that every training shares, mixed into the Trainer's own arguments."""
 
+import copy
 import math
 import os
 from dataclasses import dataclass, field, fields
@@ -104,6 +105,7 @@ class RunSettings(GridSettings):
     batch_reason: str = field(init=False, default="")
     precision_reason: str = field(init=False, default="")
     given_shares: dict[str, float] = field(init=False, default_factory=dict)
+    given_schedule: Any = field(init=False, default=None)
     micro_batch_given: bool = field(init=False, default=False)
     eval_batch_given: bool = field(init=False, default=False)
     micro_batch_reason: str = field(init=False, default="")
@@ -165,6 +167,7 @@ class RunSettings(GridSettings):
         warmup_stable_decay, which has no default, gets its length.
         """
         arguments: Any = self
+        self.given_schedule = copy.copy(arguments.lr_scheduler_kwargs)  # a cap may change the other
         max_steps: int = arguments.max_steps
         for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
             value = getattr(arguments, name)
@@ -172,7 +175,7 @@ class RunSettings(GridSettings):
                 self.given_shares[name] = value
                 setattr(self, name, math.ceil(value * max_steps))
         if arguments.lr_scheduler_type == "warmup_stable_decay":
-            given = arguments.lr_scheduler_kwargs if isinstance(arguments.lr_scheduler_kwargs, dict) else {}
+            given = self.given_schedule if isinstance(self.given_schedule, dict) else {}
             decay = {"num_decay_steps": max(1, round(self.decay_fraction * max_steps)), "decay_type": "linear"}
             arguments.lr_scheduler_kwargs = {**decay, **given}
 

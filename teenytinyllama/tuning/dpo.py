@@ -18,7 +18,7 @@ from ..grid import GRID_KEYS
 from ..meter import check_energy
 from ..presets import count_parameters
 from ..training.batch import derive_batch
-from ..training.checkpoints import run_identity
+from ..training.checkpoints import identity_defaults, run_identity
 from ..training.plan import RunPlan, check_space, run_state
 from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
@@ -64,7 +64,7 @@ def plan_dpo(config: DpoConfig) -> DpoPlan:
     folder = Path(str(config.output_dir))
     hashes = {"preferences_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
-    state = run_state(folder, identity, config.max_steps)
+    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
     model_config: Any = base.config
     check_space(config, folder, state, count_parameters(model_config))
     return DpoPlan(folder, state, base.tokenizer, model_config, identity, base, Path(str(config.preferences)), manifest)

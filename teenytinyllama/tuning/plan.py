@@ -14,7 +14,7 @@ from ..meter import check_energy
 from ..presets import count_parameters
 from ..tokenizer import tokenizer_fingerprint
 from ..training.batch import derive_batch
-from ..training.checkpoints import run_identity
+from ..training.checkpoints import identity_defaults, run_identity
 from ..training.plan import RunPlan, check_space, run_state
 from .base import Base, check_fits, load_base
 from .config import SftConfig, SftConfigBeforeData, conversations_config_values
@@ -52,7 +52,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     folder = Path(str(config.output_dir))
     hashes = {"conversations_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
-    state = run_state(folder, identity, config.max_steps)
+    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
     model_config: Any = base.config
     check_space(config, folder, state, count_parameters(model_config))
     return SftPlan(
