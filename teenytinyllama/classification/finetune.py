@@ -217,5 +217,6 @@ def _record(trainer: Any, predicted: Any, seed: int, evaluated: list[str], num_l
 def _save(trainer: Any, base: Base, folder: Path) -> None:
     trainer.save_model(str(folder))
     base.tokenizer.save_pretrained(folder)
+    finish_saved(folder)
     with contextlib.suppress(FileNotFoundError):
         (folder / "training_args.bin").unlink()  # a pickle
