@@ -20,6 +20,7 @@ from .encoding import (
     make_portable,
     tokenizer_fingerprint,
 )
+from .files import SENTENCEPIECE_NAME, finish_tokenizer
 from .learning import learn_entries
 from .reading import choose_alphabet
 from .sampling import TextSample, TextWithSource, sample_texts
@@ -66,6 +67,7 @@ __all__ = [
     "NUM_RESERVED_TOKENS",
     "PAD_ID",
     "PAD_TOKEN",
+    "SENTENCEPIECE_NAME",
     "SPECIAL_TOKENS",
     "UNK_ID",
     "UNK_TOKEN",
@@ -73,6 +75,7 @@ __all__ = [
     "audit_tokenizer",
     "compose",
     "encode_texts",
+    "finish_tokenizer",
     "format_audit",
     "make_portable",
     "sample_texts",
