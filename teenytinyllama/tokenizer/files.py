@@ -1,4 +1,4 @@
-"""A saved tokenizer as other programs read it: `tokenizer.model` for SentencePiece and llama.cpp, keys that all know."""
+"""Files of a tokenizer for other programs: `tokenizer.model` for SentencePiece and llama.cpp, keys that all know."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from .vocabulary import BOS_ID, BYTE_TOKENS, EOS_ID, NUM_RESERVED_TOKENS, PAD_ID
 
 SENTENCEPIECE_NAME = "tokenizer.model"
 # Field numbers and values of sentencepiece_model.proto (github.com/google/sentencepiece, v0.2.1). They are written
-# here without generated code: that of `sentencepiece` asks for one major version of protobuf, and others ask for others.
+# here without generated code: that of `sentencepiece` asks for one major version of protobuf, others for another.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _MODEL_TYPE, _BPE, _VOCAB_SIZE, _BYTE_FALLBACK = 3, 2, 4, 35
