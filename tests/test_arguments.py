@@ -31,7 +31,7 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
     config = parse(Example, ["--config", path, "--output_dir=b", "--names", "x", "12", "--mode", "line"])
     assert config == Example("b", 6e-4, 3_280_000_000, "line", True, ["x", "12"], {"layers": 2})
     assert parse(Example, ["--output-dir", "1e-3", "--flag"]) == Example("1e-3", flag=True)
-    assert parse(Example, ["--output_dir", "a", "--learning_rate", "-1e-3"]).learning_rate == -1e-3
+    assert parse(Example, ["--output_dir", "a", "--max_tokens", "-1e3"]).max_tokens == -1000
 
 
 @pytest.mark.parametrize(

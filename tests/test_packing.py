@@ -286,7 +286,7 @@ def test_a_full_disk_is_refused(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    with pytest.raises(InputError, match="output_dir=.*: about .* GB are needed there and 0.00 GB are free"):
+    with pytest.raises(InputError, match="output_dir=.*: about .* kB are needed there and 1 byte are free"):
         pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
     assert not (tmp_path / "p").exists()
 

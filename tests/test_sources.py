@@ -121,16 +121,20 @@ def bad_parquet(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "coração".encode("latin-1"), "inputs=.*a.txt: byte 4 is not valid UTF-8 .byte 0xe7.*iconv"),
-        ("a.jsonl", jsonl(["a"]) + b'{"text": "\xe3"}\n', "line 2 is not valid UTF-8"),
+        (
+            "a.txt",
+            "coração".encode() + b"\xe7\xe3",
+            r"inputs=.*a.txt: byte \d+ is not valid UTF-8 .*iconv -f WINDOWS-1252",
+        ),
+        ("a.jsonl", '{"text": "coração"}\n'.encode() + b'{"text": "\xe3"}\n', "line 2 is not valid UTF-8"),
         ("a.jsonl", jsonl(["a"]) + b"{oops\n", "line 2 is not JSON"),
         ("a.jsonl", b"[1]\n", "line 1 is not a JSON object"),
-        ("a.jsonl", b'{"texto": "a"}\n', "text_column=text: line 1 of .* has no such key. It has texto"),
+        ("a.jsonl", b'{"titulo": "a", "resumo": "b"}\n', "text_column=text: .* has no such key. It has titulo, resumo"),
         ("a.jsonl", b'{"text": 3}\n', "text_column=text: row 1 of .* holds int, not text"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "row 1 is not valid UTF-8 .character 0 is half of a surrogate"),
         ("a.jsonl.gz", gzip.compress(jsonl(TEXTS * 99))[:200], "damaged compressed file"),
         ("a.parquet", b"PAR1 no", "not a readable parquet file"),
-        ("a.csv", b"a,b\n", "unknown kind of file. Known are .parquet"),
+        ("a.pdf", b"a,b\n", "unknown kind of file. Known are .parquet"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -192,7 +196,7 @@ def test_shards_are_of_one_source(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_texts_and_a_wild_fraction_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("a")
+    (tmp_path / "x.pdf").write_text("a")
     with pytest.raises(InputError, match="the folder holds no .parquet"):
         read(tmp_path)
     with pytest.raises(InputError, match="metadata_column=text: is the text_column"):

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import resource
 import sys
 import time
 import types
@@ -22,7 +23,7 @@ from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
 from teenytinyllama.training import callbacks as callbacks_module
-from teenytinyllama.training import hardware, speed
+from teenytinyllama.training import hardware, settings, speed
 from teenytinyllama.training import loss as loss_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training.batch import LossKind, eval_rows
@@ -379,7 +380,8 @@ def test_refusals_of_an_old_or_bare_machine(values: dict[str, Any], monkeypatch:
 
 
 def test_flash_attention_reaches_the_model(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_check_gpu_switch", lambda *_: None)
+    for module in (speed, settings):
+        monkeypatch.setattr(module, "check_gpu_switch", lambda *_: None)
     monkeypatch.setattr(LlamaForCausalLM, "_flash_attn_can_dispatch", lambda *_, **__: True)
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", lambda *_, **__: None)
@@ -388,7 +390,8 @@ def test_flash_attention_reaches_the_model(values: dict[str, Any], monkeypatch: 
 
 
 def test_liger_reaches_the_trainer(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_check_gpu_switch", lambda *_: None)
+    for module in (speed, settings):
+        monkeypatch.setattr(module, "check_gpu_switch", lambda *_: None)
     applied: list[Any] = []
     monkeypatch.setattr(transformers.trainer, "apply_liger_kernel", lambda model, kernels: applied.append(kernels))
     kernels = {"fused_linear_cross_entropy": True, "rope": False}
@@ -464,7 +467,7 @@ def test_a_container_s_quota_limits_the_cores(
 def test_the_peak_of_memory_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux counts in KiB, macOS in bytes."""
     usage = types.SimpleNamespace(ru_maxrss=2_000_000)
-    monkeypatch.setattr(hardware.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
     monkeypatch.setattr(hardware.sys, "platform", "linux")
     assert hardware.peak_memory_gb() == 2.048
     monkeypatch.setattr(hardware.sys, "platform", "darwin")

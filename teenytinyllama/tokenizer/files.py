@@ -48,7 +48,8 @@ def finish_tokenizer(folder: Path) -> None:
 def portable_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the content of `tokenizer_config.json` in the words of transformers 4, which version 5 reads alike."""
     config = dict(config)
-    if config.get("tokenizer_class") == "TokenizersBackend":
+    # Version 5 cuts "Fast" off where a `tokenizer.model` lies beside, and 4 then looks for a class that is not there.
+    if config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizer"):
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         extra = config.pop("extra_special_tokens")
