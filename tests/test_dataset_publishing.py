@@ -594,11 +594,10 @@ def test_folders_of_ours_are_published_alone_and_with_their_own_kind(tmp_path: P
 
 def test_of_two_rows_one_stays_for_training(tmp_path: Path) -> None:
     held_out = [row for row in texts(2000) if is_held_out_at_half(row["text"])][:2]
-    folder = publish(tmp_path, write(tmp_path / "a.jsonl", held_out), validation_fraction=0.5)
-    counts = {
-        path.name.split("-")[0]: pyarrow.parquet.read_table(path).num_rows for path in folder.glob("data/*.parquet")
-    }
-    assert counts == {"train": 1, "validation": 1}
+    upload = publish(tmp_path, write(tmp_path / "a.jsonl", held_out), validation_fraction=0.5)
+    shards = [file for file in upload.files if file.path.endswith(".parquet")]
+    rows = {file.path.split("/")[-1].split("-")[0]: pyarrow.parquet.read_table(file.source).num_rows for file in shards}
+    assert rows == {"train": 1, "validation": 1}
 
 
 def is_held_out_at_half(text: str) -> bool:
