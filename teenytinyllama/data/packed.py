@@ -19,10 +19,10 @@ PACK_FIX = "Make it with `ttl pack`."
 TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME = "train.npy", "validation.npy", "validation_documents.npy"
 PACKED_NAMES = (TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME)
 _MOST_SOURCES_SHOWN = 40
-_NEEDED = (
+NEEDED = (  # in a manifest
     "num_rows context dtype vocab_size train_tokens validation_tokens dropped_tokens tokenizer_sha256 hashes sources "
     "validation_sources plan config"
-)
+).split()  # noqa: SIM905
 _CHECKED_VARIABLE = "TTL_CHECKED_ROWS"  # what this process, or the one that started it, has compared with its hash
 _PART_BYTES = 1 << 22
 
@@ -46,7 +46,7 @@ def packed_manifest(folder: str | Path, key: str = "packed") -> dict[str, Any]:
         InputError: it is missing, unfinished, or something else.
     """
     manifest = read_manifest(key, folder, "pack", PACK_FIX)
-    missing = [name for name in _NEEDED.split() if name not in manifest]
+    missing = [name for name in NEEDED if name not in manifest]
     ensure(
         not missing,
         f"{key}={folder}: {MANIFEST_NAME} lacks {', '.join(missing)}: damaged, or of an older version. {PACK_FIX}",

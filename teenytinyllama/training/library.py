@@ -140,7 +140,7 @@ def try_optimizer(arguments: Any) -> None:
     import torch
     from transformers import Trainer, get_scheduler
 
-    layer = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    layer = torch.nn.Sequential(torch.nn.utils.skip_init(torch.nn.Linear, 2, 2))  # draws no random number
     if arguments.optim_target_modules is None:  # optimizers of whole layers want the model's own
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = kind(layer.parameters(), **options)
