@@ -102,6 +102,15 @@ def ensure_folder(field: str, folder: str | Path) -> None:
     ensure(existing.is_dir(), f"{field}={folder}: {what}is a file. Choose a folder.")
 
 
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in the unit that suits it, powers of ten: `312 bytes`, `4.2 MB`, `1,250 GB`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:.{1 if value >= 9.995 else 2}f} {unit}"
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
 def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: str) -> None:
     """Check that the disk that will hold `folder` has `needed_bytes` free, plus five per cent.
 
@@ -113,8 +122,8 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
     free_bytes = free_disk_bytes(folder)
     ensure(
         free_bytes >= needed_bytes,
-        f"{field}={folder}: about {needed_bytes / 1e9:.2f} GB are needed there and {free_bytes / 1e9:.2f} GB are free. "
-        f"{fix}",
+        f"{field}={folder}: about {format_bytes(needed_bytes)} are needed there and {format_bytes(free_bytes)} are "
+        f"free. {fix}",
     )
 
 

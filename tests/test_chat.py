@@ -287,7 +287,7 @@ def test_a_base_model_completes(tokenizer: Any) -> None:
 def test_messages_in_another_encoding_are_refused(chat_folder: Path) -> None:
     for errors in ("strict", "surrogateescape"):
         lines = io.TextIOWrapper(io.BytesIO(b"Ol\xe1\n"), encoding="utf-8", errors=errors)
-        with pytest.raises(InputError, match="stdin: is not valid UTF-8. If it is Latin-1: iconv"):
+        with pytest.raises(InputError, match="stdin: is not valid UTF-8. If it is windows-1252: iconv -f WINDOWS-1252"):
             run_chat(str(chat_folder), ChatConfig(), lines)
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..tokenizer import compose
 from . import bootstrap
 from .answers import UNPARSABLE, find_choice, find_number, find_similar_label
 from .local_data import load_rows
@@ -49,7 +50,7 @@ def load_task(rows_of: str, data_dir: str | None = None, cloze_file: str | None 
 
 def _bits(nats: float, text: str) -> tuple[float, int]:
     """Return what the harness's `bits_per_byte` adds up: log-likelihood in nats, and bytes of the scored text."""
-    return nats, len(text.encode())
+    return nats, len(compose(text).encode())
 
 
 def choice_results(doc: Row, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:

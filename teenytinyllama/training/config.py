@@ -48,6 +48,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     validation_fraction: float = field(default=0.01, metadata={"help": "with inputs: see `ttl pack`"})
     text_column: str = field(default="text", metadata={"help": "with inputs: see `ttl pack`"})
     txt_unit: Literal["file", "line"] = field(default="file", metadata={"help": "with inputs: see `ttl pack`"})
+    encoding: str | None = field(default=None, metadata={"help": "with inputs: see `ttl pack`"})
     context: int | None = field(default=None, metadata={"help": "with inputs: tokens a row; default the preset's"})
     tokens_per_step: int | None = field(
         default=None,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checkpoints import complete_checkpoints
-from ..checks import ensure, ensure_disk_space
-from ..data.packed import PackedCorpus, load_packed, print_summary
+from ..checks import InputError, ensure, ensure_disk_space
+from ..collectives import from_first
+from ..data.packed import PackedCorpus, check_packed, load_packed, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..evaluation.signal import local_tasks
@@ -85,6 +86,26 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     state = run_state(folder, identity, config.max_steps)
     check_space(config, folder, state, count_parameters(model_config))
     return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
+
+
+def check_rows(plan: PretrainPlan) -> None:
+    """Compare the packed rows with their hashes before they are trained on; rank 0 reads them, the others wait.
+
+    Ranks that `ttl pretrain` started find it done.
+
+    Raises:
+        InputError: on every rank; see `check_packed`.
+    """
+
+    def refusal() -> str | None:
+        try:
+            check_packed(plan.packed, vocab_size=plan.model_config.vocab_size)
+        except InputError as error:
+            return str(error)
+        return None
+
+    if plan.state != "complete" and (message := from_first(refusal)):
+        raise InputError(message)
 
 
 def run_state(folder: Path, identity: dict[str, Any], max_steps: int) -> str:
@@ -204,4 +225,6 @@ def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
     derive_batch(
         config.rows_per_step * config.context, config.context, values.get("per_device_train_batch_size"), num_processes
     )
-    return plan_run(config).state
+    plan = plan_run(config)
+    check_rows(plan)
+    return plan.state
