@@ -102,8 +102,8 @@ def load_yaml(text: str, name: str) -> Any:
         ) from error
     ensure(
         size <= _MOST_YAML_VALUES,
-        f"{name}: not valid YAML for a config: its anchors repeat one another to more than {_MOST_YAML_VALUES:,} values. "
-        "Write the values themselves.",
+        f"{name}: not valid YAML for a config: its anchors repeat one another to more than {_MOST_YAML_VALUES:,} "
+        "values. Write the values themselves.",
     )
     return content
 

@@ -399,3 +399,22 @@ def test_the_command(chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "ttl chat: needs a model" in capsys.readouterr().err
     assert cli.main(["chat", str(chat_folder), "--temprature", "1"]) == 2
     assert "Did you mean 'temperature'" in capsys.readouterr().err
+
+
+# --- the same text everywhere
+
+
+def test_a_decomposed_message_is_the_composed_one(chat_model: tuple[Any, Any], tokenizer_folder: Path) -> None:
+    model, tokenizer = chat_model
+    composed, decomposed = "Não há pão, avó?", "Na\u0303o ha\u0301 pa\u0303o, avo\u0301?"
+    sampling = Sampling(max_new_tokens=8, temperature=0)
+    chats = [Chat(model, tokenizer, sampling, text) for text in (composed, decomposed)]
+    prompts = [chat._prompt([], text) for chat, text in zip(chats, (composed, decomposed), strict=True)]
+    assert prompts[0] == prompts[1]
+    base = load_tokenizer("tokenizer", str(tokenizer_folder))
+    plain = Chat(model, base, sampling)
+    assert plain._prompt([], composed) == plain._prompt([], decomposed)
+    from teenytinyllama.training.callbacks import generate_texts
+
+    written = generate_texts(model, base, [composed, decomposed], 4, seed=0, temperature=0)
+    assert written[0] == written[1]

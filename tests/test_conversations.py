@@ -175,9 +175,7 @@ def test_bad_inputs_are_refused(tmp_path: Path, tokenizer: Any) -> None:
         prepare_conversations(config, tokenizer)
     config.inputs, config.output_dir = [str(tmp_path / "a.csv")], str(tmp_path / "out")
     (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(
-        InputError, match="unknown kind of file. Known are .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .json"
-    ):
+    with pytest.raises(InputError, match="unknown kind of file. Known are .parquet, .jsonl, .json, .ndjson"):
         prepare_conversations(config, tokenizer)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     config.inputs = [empty]

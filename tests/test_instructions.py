@@ -156,8 +156,8 @@ def test_rows_of_all_files_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b"{", "inputs=.*a.json: not JSON .*One object a line is a .jsonl file"),
-        ("a.json", b"{}", "inputs=.*a.json: must be one list of JSON objects"),
+        ("a.json", b"{", "inputs=.*a.json: not JSON .*Give one list of objects"),
+        ("a.json", b"3", "inputs=.*a.json: must be one list of JSON objects"),
         ("a.json", b'["x"]', "must be one list of JSON objects"),
         ("a.json", b'["\xff"]', "byte 2 is not valid UTF-8"),
         ("a.jsonl", b"[1]\n", "line 1 is not a JSON object"),

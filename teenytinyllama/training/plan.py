@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checkpoints import complete_checkpoints
-from ..checks import InputError, ensure, ensure_disk_space
+from ..checks import InputError, ensure, ensure_disk_space, format_bytes
 from ..collectives import from_first
 from ..data.packed import PackedCorpus, check_packed, load_packed, print_summary
 from ..data.packing import PackConfig
@@ -183,8 +183,8 @@ def check_space(config: RunSettings, folder: Path, state: str, num_parameters: i
         "output_dir",
         folder,
         count * each + final,
-        f"{count} checkpoint{'s' * (count > 1)} of {each / 1e9:.2f} GB and the final model of {final / 1e9:.2f} GB are "
-        f"still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
+        f"{count} checkpoint{'s' * (count > 1)} of {format_bytes(each)} and the final model of {format_bytes(final)} "
+        f"are still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
     )
 
 
