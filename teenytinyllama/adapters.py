@@ -16,7 +16,7 @@ from .model_files import (
     is_adapter,
     locate,
 )
-from .published import from_pretrained, load_tokenizer, resize_embeddings
+from .published import finish_saved, from_pretrained, load_tokenizer, resize_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,6 +102,7 @@ def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None
     model, tokenizer = from_pretrained(name_or_path, base_model=base_model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    finish_saved(folder)
     return folder
 
 

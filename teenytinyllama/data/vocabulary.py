@@ -118,6 +118,7 @@ def _is_done(output: Path, plan_sha256: str) -> bool:
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
+        "tokenizer.model",
         AUDIT_NAME,
         EMISSIONS_NAME,
         LEDGER_NAME,

@@ -19,6 +19,7 @@ from .encoding import (
     make_portable,
     tokenizer_fingerprint,
 )
+from .files import SENTENCEPIECE_NAME, finish_tokenizer
 from .learning import learn_entries
 from .reading import choose_alphabet
 from .sampling import TextSample, TextWithSource, sample_texts
@@ -65,12 +66,14 @@ __all__ = [
     "NUM_RESERVED_TOKENS",
     "PAD_ID",
     "PAD_TOKEN",
+    "SENTENCEPIECE_NAME",
     "SPECIAL_TOKENS",
     "UNK_ID",
     "UNK_TOKEN",
     "TextSample",
     "audit_tokenizer",
     "encode_texts",
+    "finish_tokenizer",
     "format_audit",
     "make_portable",
     "sample_texts",

@@ -3,11 +3,13 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
 from ..attention import without_cudnn_attention
+from ..published import finish_saved
 from .clock import Clock
 from .signals import EvaluationInterruptedError
 from .speed import SpeedPlan, eager
@@ -60,6 +62,12 @@ class RunTrainer:
             saving_seconds=saving / max(times["saving"], 1),
             ending_seconds=self.final_share * evaluation,
         )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        trainer: Any = self
+        if trainer.args.should_save:
+            finish_saved(Path(output_dir or trainer.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:  # only to take the time
         with self.clock.part("saving"):
