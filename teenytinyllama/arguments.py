@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Hashable, Iterable
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from .checks import InputError, ensure, ensure_file, near_name
+from .checks import InputError, check_bounds, ensure, ensure_file, near_name
 
 Config = TypeVar("Config")
 
@@ -30,6 +31,8 @@ RENAMED_KEYS = {
     "tokenizer_name_or_path": "tokenizer",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
+
+_LARGEST_FLOAT = sys.float_info.max
 
 # Keys whose value is never shown.
 SECRET_KEYS = {"token", "hub_token"}
@@ -121,7 +124,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint in (None, type(None)):
         return None if value is None else _REFUSED
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return value if value in {member.value for member in hint} else _REFUSED
+        return value if isinstance(value, str) and value in {member.value for member in hint} else _REFUSED
     if origin is list or hint is list:
         if not isinstance(value, list | str):
             return _REFUSED
@@ -132,7 +135,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is dict or hint is dict:
         return value if isinstance(value, dict) else _REFUSED
     if hint is float:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _REFUSED
+        is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _LARGEST_FLOAT)
+        return float(value) if is_number and not isinstance(value, bool) else _REFUSED
     if hint is int:
         if isinstance(value, float) and value.is_integer():  # 3.28e9 tokens
             return int(value)
@@ -140,20 +144,56 @@ def _convert(value: Any, hint: Any) -> Any:
     return value if isinstance(hint, type) and isinstance(value, hint) else _REFUSED
 
 
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the type hint of each field; a choice that the library also takes as free text stays a choice.
+
+    TrainingArguments says `IntervalStrategy | str`, and our own defaults `str`: any text would pass, and fail later.
+    """
+    hints = typing.get_type_hints(cls)
+    for base in cls.__mro__[::-1]:
+        for name in inspect.get_annotations(base):
+            if name not in hints:
+                continue
+            said = typing.get_type_hints(base)[name]
+            parts = typing.get_args(said) or (said,)
+            choices = [part for part in parts if isinstance(part, type) and issubclass(part, enum.Enum)]
+            if choices and str in parts:
+                hints[name] = choices[0]
+    return hints
+
+
+def _shown(value: Any, most_characters: int = 200) -> str:
+    """Return a value for a message: one line, and of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= most_characters else f"{text[:most_characters]}… ({len(text):,} characters)"
+
+
+def _nearest_choice(value: Any, hint: Any) -> str:
+    """Return the choice nearest to a word that is none, as `near_name` says it."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    choices: list[str] = []
+    for part in parts:
+        if isinstance(part, type) and issubclass(part, enum.Enum):
+            choices += [str(member.value) for member in part]
+        elif typing.get_origin(part) is Literal:
+            choices += [str(choice) for choice in typing.get_args(part)]
+    return near_name(value, choices) if isinstance(value, str) else ""
+
+
 def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values converted to the types of the dataclass's fields.
 
     Raises:
         InputError: an unknown key (with the nearest known one), a key that `cls.REFUSED_KEYS` explains, or a value
-            of a wrong type.
+            of a wrong type or outside the bounds of its key.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {field.name for field in dataclasses.fields(cls) if field.init}
     refused: dict[str, str] = getattr(cls, "REFUSED_KEYS", {})
     checked = {}
     for key, value in values.items():
         if key in refused:
-            shown = key if key in SECRET_KEYS else f"{key}={value}"
+            shown = key if key in SECRET_KEYS else f"{key}={_shown(value) if len(str(value)) > 200 else value}"
             raise InputError(f"{shown}: {refused[key]}")
         if key not in known:
             renamed = f" It is now called {RENAMED_KEYS[key]}." if key in RENAMED_KEYS else near_name(str(key), known)
@@ -161,8 +201,10 @@ def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
         checked[key] = _convert(value, hints[key])
         ensure(
             checked[key] is not _REFUSED,
-            f"{key}={value!r}: wrong type ({type(value).__name__}). It must be {_describe(hints[key])}.",
+            f"{key}={_shown(value)}: wrong type ({type(value).__name__}). It must be {_describe(hints[key])}."
+            f"{_nearest_choice(value, hints[key])}",
         )
+        check_bounds(key, checked[key])
     return checked
 
 
@@ -195,7 +237,7 @@ def read_values(cls: type, argv: list[str]) -> dict[str, Any]:
     if {"--help", "-h"} & set(argv):
         print(describe_keys(cls))
         raise SystemExit(0)
-    overrides = _read_overrides(argv, typing.get_type_hints(cls))
+    overrides = _read_overrides(argv, _hints(cls))
     path = overrides.pop("config", None)
     values: dict[str, Any] = {}
     if path is not None:

@@ -26,6 +26,21 @@ _ON_LOAD = """() => {
   name('#ttl-status', {role: 'status', 'aria-live': 'polite'});
 }"""
 
+# Until Gradio has drawn the page, which takes a second or more, the window would be white.
+_WHILE_LOADING = """<style>
+#ttl-loading { position: fixed; inset: 0; display: grid; place-items: center; font: 1rem system-ui, sans-serif; }
+</style><script>
+document.addEventListener('DOMContentLoaded', () => {
+  document.documentElement.lang = 'pt-BR';
+  const sign = Object.assign(document.createElement('p'), {id: 'ttl-loading', textContent: 'Carregando a página…'});
+  sign.setAttribute('role', 'status');
+  document.body.append(sign);
+  const look = setInterval(() => {
+    if (document.querySelector('#ttl-box')) { sign.remove(); clearInterval(look); }
+  }, 50);
+});
+</script>"""
+
 _HOW_TO_SEARCH = (
     "A busca está desligada: faltam os dados de instrução. Quem serve a página os dá assim: "
     "ttl app MODELO --instructions dados.parquet"
@@ -52,6 +67,7 @@ def launch_arguments(local_host: str | None) -> dict[str, Any]:
         "theme": gradio.themes.Default(primary_hue="emerald", font=sans, font_mono=mono),  # no web font
         "css": _STYLE.read_text(encoding="utf-8"),
         "js": _ON_LOAD,
+        "head": _WHILE_LOADING,
         "footer_links": [],
         "run_history": False,  # would keep the conversations in the browser
         "share": False,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WAITING = "Aguardando a vez…"
+READING = "Lendo a mensagem…"
 WRITING = "Escrevendo…"
 DONE = "Resposta completa."
 STOPPED = "Resposta interrompida."
@@ -149,6 +150,7 @@ class Speaker:
             return
         turn = {"role": "assistant", "content": ""}
         session.shown.append(turn)
+        yield View(READING)  # its turn has come; a long message on a processor takes seconds before the first word
         try:
             with closing(cast("Generator[str, None, None]", iter(reply))) as pieces:
                 for piece in pieces if not session.stopped else ():

@@ -1,7 +1,7 @@
 """Answers token by token: what the terminal shows while a model writes."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,23 @@ class Reply:
     """
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ids: list[int], sampling: Sampling
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        ids: list[int],
+        sampling: Sampling,
+        is_answer: bool = True,
     ) -> None:
-        """Prepare an answer to the tokens `ids`; the model begins with the iteration."""
+        """Prepare an answer to the tokens `ids`; the model begins with the iteration.
+
+        Args:
+            model: writes it.
+            tokenizer: of the model.
+            ids: the prompt.
+            sampling: how the next token is chosen.
+            is_answer: leave out white space before the first word; a continuation of a text needs it.
+        """
+        self.is_answer = is_answer
         self.model, self.tokenizer, self.prompt, self.sampling = model, tokenizer, ids, sampling
         self.ids: list[int] = []
         self.ended = False
@@ -86,7 +100,7 @@ class Reply:
         thread = threading.Thread(target=self._generate, args=(streamer,), daemon=True)
         thread.start()
         try:
-            yield from streamer
+            yield from without_leading_space(streamer) if self.is_answer else streamer
         finally:  # also when nobody reads on
             self._stop.set()
             thread.join()
@@ -121,6 +135,18 @@ class Reply:
             return
         self.ids = output[0, len(self.prompt) :].tolist()
         self.ended = bool(self.ids) and self.ids[-1] in end_token_ids(self.model, tokenizer)
+
+
+def without_leading_space(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of an answer without the white space that it begins with.
+
+    Many a tokenizer writes a space before a word, also before the first one after the mark of an answer.
+    """
+    begun = False
+    for piece in pieces:
+        text = piece if begun else piece.lstrip()
+        begun = begun or bool(text)
+        yield text
 
 
 class Chat:
@@ -171,7 +197,8 @@ class Chat:
         self.dropped_turns += (len(self.turns) - len(turns)) // 2
         self.turns = turns
         room = min(self.sampling.max_new_tokens, context - len(ids))
-        return Reply(self.model, self.tokenizer, ids, Sampling(**{**vars(self.sampling), "max_new_tokens": room}))
+        sampling = Sampling(**{**vars(self.sampling), "max_new_tokens": room})
+        return Reply(self.model, self.tokenizer, ids, sampling, is_answer=self.encoder is not None)
 
     def _prompt(self, turns: list[Message], text: str) -> list[int]:
         if self.encoder is None:

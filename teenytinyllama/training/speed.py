@@ -46,8 +46,6 @@ def check_speed(config: "PretrainConfig") -> None:
         InputError: an unknown attention, a GPU-only switch without a GPU, a missing package or compiler.
     """
     check_attention(config.attn_implementation)
-    if config.use_liger_kernel:
-        _check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
     ensure(
         not config.chunked_loss or has_chunked_loss(),
         "chunked_loss=true: needs torch 2.13 or newer. Leave it out, or on a GPU set use_liger_kernel.",
@@ -74,10 +72,15 @@ def check_attention(attention: str) -> None:
         f"attn_implementation={attention}: must be one of {', '.join(ATTENTION)}. sdpa fits everywhere.",
     )
     if attention in GPU_ATTENTION:
-        _check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
+        check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
 
 
-def _check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:
+def check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:
+    """Refuse a switch that needs a GPU that torch sees, and a package.
+
+    Raises:
+        InputError: one of the two is not there.
+    """
     ensure(_sees_cuda(), f"{what}: needs an NVIDIA or AMD GPU, and torch sees none. {fix}")
     ensure(
         importlib.util.find_spec(module) is not None,
