@@ -7,6 +7,7 @@ An input is one of:
 * `sample`: the embedded corpus, which has its own held-out stories.
 """
 
+import contextlib
 import fnmatch
 import functools
 import glob
@@ -194,10 +195,8 @@ def default_source(path: Path) -> str:
 def parse_metadata(metadata: Any, default_source: str) -> tuple[str, str]:
     """Return (source, licence) from a metadata cell: a mapping, its JSON, or text such as `source: x; license: y`."""
     if isinstance(metadata, str) and metadata.lstrip().startswith("{"):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # what only looks like JSON is read as text
             metadata = json.loads(metadata)
-        except (ValueError, RecursionError):  # text that only looks like JSON is read as text
-            pass
     if isinstance(metadata, dict):
         found = {str(name).lower(): str(value) for name, value in metadata.items() if value is not None}
     else:
