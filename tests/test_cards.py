@@ -65,7 +65,7 @@ def test_every_number_comes_from_the_run(run_folder: Path):
         "| CALAME | accuracy | 46.72 ± 1.10 | 2.13 (one answer to everything) |", "| 2,048,000 | 250 | 31.11 ± 1.17 |",
         "| RTE | macro F1 | 15 | 53.97 | not known |", "| STS | Pearson | 15 | -0.24 | not known |",
         "Source of the figures: [Published](https://example.org/rte)", "Source of the figures: a table in a paper",
-        "above it by more than two standard errors: ENEM.**", "```bash\nttl evaluate runs/lhama\n```",
+        "above it by more than two standard errors: ENEM (accuracy).**", "```bash\nttl evaluate runs/lhama\n```",
         "| `step250` | 2,048,000 | 3.2500 | 1.5000 | 0.31 | 0.031 | `f1f1f1f1f1f1` |", 'revision="step250"',
     ):  # fmt: skip
         assert shown in body, shown
