@@ -593,8 +593,8 @@ def test_folders_of_ours_are_published_alone_and_with_their_own_kind(tmp_path: P
 
 
 def test_a_split_without_train_is_refused(tmp_path: Path) -> None:
-    held_out = next(row for row in texts(2000) if is_held_out_at_half(row["text"]))
-    pair = {"prompt": held_out["text"], "chosen": "sim", "rejected": "não"}
+    question = next(text for text in (f"pergunta {n}" for n in range(99)) if is_held_out_at_half(text))
+    pair = {"prompt": question, "chosen": "sim", "rejected": "não", "license": "MIT"}
     source = write(tmp_path / "a.jsonl", [pair])
     with pytest.raises(InputError, match="all rows are held out, so that there is no train split"):
         publish(tmp_path, source, validation_fraction=0.5)

@@ -310,7 +310,7 @@ def ensure_encoding(encoding: str | None) -> None:
 
 
 @functools.lru_cache(maxsize=100_000)  # files are read several times
-def _recognise(path: Path, size: int, changed_ns: int) -> str:
+def _recognise(key: str, path: Path, size: int, changed_ns: int) -> str:
     """Return the encoding of a file: by its mark, by the zeros of UTF-16 and UTF-32, UTF-8, or windows-1252.
 
     Every file that is valid UTF-8 is UTF-8. Another one is windows-1252 if at least nine in ten of its bytes beyond
@@ -318,7 +318,7 @@ def _recognise(path: Path, size: int, changed_ns: int) -> str:
     (binary files), and at most one in fifty belongs to a letter or sign in UTF-8 (files of mixed origin). A file of
     which nothing fits counts as UTF-8, and is refused where it is read.
     """
-    parts = _bytes("", path)
+    parts = _bytes(key, path)
     head = next(parts, b"")
     for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
@@ -365,7 +365,7 @@ def _bytes(key: str, path: Path) -> Iterator[bytes]:
                 yield part
     except OSError as error:
         what = "damaged compressed file" if path.name.lower().endswith((".gz", ".zst")) else "cannot be read"
-        raise InputError(f"{key or 'file'}={path}: {what} ({_first_line(error)}).") from error
+        raise InputError(f"{key}={path}: {what} ({_first_line(error)}).") from error
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
@@ -381,7 +381,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 def _recognised(key: str, path: Path) -> str:
     """Return the encoding of a file by `_recognise`, and say it if it is not UTF-8."""
     status = path.stat()
-    encoding = _recognise(path, status.st_size, status.st_mtime_ns)
+    encoding = _recognise(key, path, status.st_size, status.st_mtime_ns)
     if encoding != "utf-8":
         shown = "windows-1252" if encoding == "cp1252" else encoding.upper()
         say_once(
@@ -554,8 +554,8 @@ def _read_table(key: str, path: Path, encoding: str | None) -> Iterator[tuple[st
                 continue
             ensure(
                 len(cells) == len(names),
-                f"{key}={path}: line {reader.line_num} has another number of cells ({len(cells)}) than the first line "
-                f"({len(names)}). Quote texts that hold the separator {separator!r}.",
+                f"{key}={path}: line {reader.line_num} has another number of cells than the first line: {len(cells)}, "
+                f"not {len(names)}. Quote texts that hold the separator {separator!r}.",
             )
             yield f"line {reader.line_num}", dict(zip(names, cells, strict=True))
     except csv.Error as error:
