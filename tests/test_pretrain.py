@@ -322,7 +322,29 @@ def test_without_held_out_documents_there_is_no_evaluation(values: dict[str, Any
     assert not {"inputs", "context"} & set(packed)
     folder = run(packed)
     assert json.loads((folder / "run.json").read_text())["results"]["final"]["bits_per_byte"] is None
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["data"]["same_document"] is False
     assert write_model_card(folder).exists()
+    manifest["data"] |= {"same_document": True, "validation_documents": 1}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert "there was a single document, and its end was held out (1 part)" in write_model_card(folder).read_text()
+
+
+def test_rows_that_changed_after_packing_are_refused_before_a_start_and_a_resume(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TTL_CHECKED_ROWS", raising=False)
+    rows = Path(shutil.copytree(values["packed"], tmp_path / "rows")) / "train.npy"
+    changed = {**values, "packed": str(rows.parent)}
+    assert check_before_launch(changed, 1) == "new"
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1
+    rows.write_bytes(content)
+    monkeypatch.setattr(plan_module, "check_run_folder", lambda folder, identity: "resume")
+    for start in (lambda: check_before_launch(changed, 1), lambda: pretrain(build(PretrainConfig, changed), changed)):
+        with pytest.raises(InputError, match="packed=.*rows: train.npy is not the file that `ttl pack` wrote"):
+            start()
+    assert not Path(values["output_dir"]).exists()
 
 
 def test_precision_is_chosen_from_the_hardware(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
