@@ -34,6 +34,7 @@ RENAMED_KEYS = {
 }
 
 _LARGEST_FLOAT = sys.float_info.max
+_MOST_YAML_VALUES = 100_000  # of a config, however often its aliases repeat them
 
 # Keys whose value is never shown.
 SECRET_KEYS = {"token", "hub_token"}
@@ -84,12 +85,42 @@ def load_yaml(text: str, name: str) -> Any:
     """Return what a YAML text holds, read strictly; `name` says where it is from.
 
     Raises:
-        InputError: not YAML, or a key given twice.
+        InputError: not YAML, a key given twice, a value that is not of the type its tag names, or content that is
+            nested or repeated (by anchors) without end.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        content = yaml.load(text, Loader=_StrictLoader)
+        size = _size(content, {})
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{name}: not valid YAML: nested too deeply. A config is flat: key: value lines.") from error
+    # What PyYAML raises at a tag whose value does not fit, such as `!!int abc`, `!!bool x`, `!!timestamp x`.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name}: not valid YAML: a value does not fit its tag, or is a number beyond all bounds ({error}). Write "
+            "plain key: value lines, without !! tags."
+        ) from error
+    ensure(
+        size <= _MOST_YAML_VALUES,
+        f"{name}: not valid YAML for a config: its anchors repeat one another to more than {_MOST_YAML_VALUES:,} "
+        "values. Write the values themselves.",
+    )
+    return content
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Return how many values a value is made of, those that aliases repeat counted each time."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) in known:
+        return known[id(value)]
+    known[id(value)] = _MOST_YAML_VALUES + 1  # until it is known: a value that holds itself has no end
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _describe(hint: Any) -> str:

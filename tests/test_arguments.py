@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from teenytinyllama.arguments import describe_keys, parse
+from teenytinyllama.arguments import describe_keys, load_yaml, parse
 from teenytinyllama.checks import InputError, MissingFileError
 
 
@@ -90,3 +90,35 @@ def test_help_lists_keys() -> None:
     text = describe_keys(Example)
     assert "--output_dir  (text; required)" in text
     assert "--mode  (one of file, line; default file)" in text
+
+
+_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!int abc", "n: not valid YAML: a value does not fit its tag"),
+        ("a: !!bool x", "a value does not fit its tag"),
+        ("a: !!timestamp x", "a value does not fit its tag"),
+        ("a: !!float ''", "a value does not fit its tag"),
+        ("!!map [a]", "a value does not fit its tag"),
+        ("a: " + "9" * 5000, "a number beyond all bounds .Exceeds the limit"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("[" * 5000, "nested too deeply. A config is flat"),
+        ("- " * 5000, "nested too deeply"),
+        (_LAUGHS, "its anchors repeat one another to more than 100,000 values"),
+        ("a: &a [*a]", "its anchors repeat one another"),
+        ("a: &a {b: 1}\nc:\n  <<: *a", "not valid YAML"),
+        ("\x00\x01", "not valid YAML: unacceptable character"),
+    ],
+)
+def test_yaml_that_is_no_config_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_yaml(text, "n")
+
+
+def test_an_anchor_alone_is_no_harm() -> None:
+    assert load_yaml("a: &a [1, 2]\nb: *a", "n") == {"a": [1, 2], "b": [1, 2]}

@@ -316,7 +316,29 @@ def test_without_held_out_documents_there_is_no_evaluation(values: dict[str, Any
     assert not {"inputs", "context", "validation_fraction"} & set(packed)
     folder = run(packed)
     assert json.loads((folder / "run.json").read_text())["results"]["final"]["bits_per_byte"] is None
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["data"]["same_document"] is False
     assert write_model_card(folder).exists()
+    manifest["data"] |= {"same_document": True, "validation_documents": 1}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert "there was a single document, and its end was held out (1 part)" in write_model_card(folder).read_text()
+
+
+def test_rows_that_changed_after_packing_are_refused_before_a_start_and_a_resume(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TTL_CHECKED_ROWS", raising=False)
+    rows = Path(shutil.copytree(values["packed"], tmp_path / "rows")) / "train.npy"
+    changed = {**values, "packed": str(rows.parent)}
+    assert check_before_launch(changed, 1) == "new"
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1
+    rows.write_bytes(content)
+    monkeypatch.setattr(plan_module, "check_run_folder", lambda *given: "resume")
+    for start in (lambda: check_before_launch(changed, 1), lambda: pretrain(build(PretrainConfig, changed), changed)):
+        with pytest.raises(InputError, match="packed=.*rows: train.npy is not the file that `ttl pack` wrote"):
+            start()
+    assert not Path(values["output_dir"]).exists()
 
 
 def test_of_one_book_the_end_is_held_out_and_a_flipped_bit_is_found(values: dict[str, Any], tmp_path: Path) -> None:
@@ -587,7 +609,7 @@ def test_a_full_disk_is_refused(values: dict[str, Any], monkeypatch: pytest.Monk
         InputError, match="output_dir=.*2 checkpoints of .* still to come: lower save_total_limit, free"
     ):
         plan(values)
-    with pytest.raises(InputError, match="1 checkpoint of .* kB are still to come: free some space"):
+    with pytest.raises(InputError, match="1 checkpoint of .* are still to come: free some space"):
         plan({**values, "save_strategy": "no"})
 
 
@@ -621,7 +643,7 @@ def test_the_disk_needs_room_for_what_is_to_come(
     free_disk(monkeypatch, needed + 1)
     plan(values | changes)
     free_disk(monkeypatch, needed - 1)
-    with pytest.raises(InputError, match=" are needed there"):
+    with pytest.raises(InputError, match="B are needed there"):
         plan(values | changes)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
 from ..published import end_token_ids
-from ..tokenizer import encode_texts
+from ..tokenizer import compose, encode_texts
 from .template import ConversationEncoder, Message
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Chat:
     def _prompt(self, turns: list[Message], text: str) -> list[int]:
         if self.encoder is None:
             start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            return start + encode_texts(self.tokenizer, [text])[0]
+            return start + encode_texts(self.tokenizer, [compose(text)])[0]
         messages = [*self.system, *turns, {"role": "user", "content": text}]
         return self.encoder.encode(messages, for_answer=True).ids
 

@@ -19,10 +19,11 @@ PACK_FIX = "Make it with `ttl pack`."
 TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME = "train.npy", "validation.npy", "validation_documents.npy"
 PACKED_NAMES = (TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME)
 _MOST_SOURCES_SHOWN = 40
-NEEDED = (  # in a manifest
-    "num_rows context dtype vocab_size train_tokens validation_tokens dropped_tokens tokenizer_sha256 hashes sources "
-    "validation_sources plan config"
-).split()  # noqa: SIM905
+# What a manifest must hold.
+NEEDED = (
+    "num_rows", "context", "dtype", "vocab_size", "train_tokens", "validation_tokens", "dropped_tokens",
+    "tokenizer_sha256", "hashes", "sources", "validation_sources", "plan", "config",
+)  # fmt: skip
 _CHECKED_VARIABLE = "TTL_CHECKED_ROWS"  # what this process, or the one that started it, has compared with its hash
 _PART_BYTES = 1 << 22
 

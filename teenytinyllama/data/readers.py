@@ -48,7 +48,8 @@ created author autor split
 
 # Bytes of windows-1252 that Portuguese and its neighbours write: letters, quotation marks, dashes, ordinals, currency.
 _WINDOWS_1252 = "áàâãäçéèêëíìîïñóòôõöúùûüýÁÀÂÃÄÇÉÈÊËÍÌÎÏÑÓÒÔÕÖÚÙÛÜÝœßªº°«»“”‘’–—…•·§¿¡´€£©®½¼¾²³\u00a0".encode("cp1252")
-_UTF_8_SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+# What UTF-8 makes of such letters and signs; in windows-1252 nobody writes these characters side by side.
+_UTF_8_SEQUENCE = re.compile(rb"\xc3[\x80-\xbf]|\xc2[\xa0-\xbf]|\xe2\x80[\x90-\xbf]")
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins with that of UTF-16, so it is asked for first
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -309,21 +310,21 @@ def ensure_encoding(encoding: str | None) -> None:
 
 
 @functools.lru_cache(maxsize=100_000)  # files are read several times
-def _recognise(path: Path, size: int, changed_ns: int) -> str:
+def _recognise(key: str, path: Path, size: int, changed_ns: int) -> str:
     """Return the encoding of a file: by its mark, by the zeros of UTF-16 and UTF-32, UTF-8, or windows-1252.
 
     Every file that is valid UTF-8 is UTF-8. Another one is windows-1252 if at least nine in ten of its bytes beyond
     ASCII are letters and signs of Portuguese and its neighbours there, none is undefined, none is a control character
-    (binary files), and at most one in fifty belongs to a character of UTF-8 (files of mixed origin). A file of which
-    nothing fits counts as UTF-8, and is refused where it is read.
+    (binary files), and at most one in fifty belongs to a letter or sign in UTF-8 (files of mixed origin). A file of
+    which nothing fits counts as UTF-8, and is refused where it is read.
     """
-    parts = _bytes("", path)
+    parts = _bytes(key, path)
     head = next(parts, b"")
     for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
-    if found := _by_zeros(head[:4096]):
-        return found
+    if by_zeros := _by_zeros(head[:4096]):
+        return by_zeros
     decoder, is_utf_8 = codecs.getincrementaldecoder("utf-8")(), True
     counts, in_sequences = np.zeros(256, dtype=np.int64), 0
     for part in itertools.chain([head], parts):
@@ -364,7 +365,7 @@ def _bytes(key: str, path: Path) -> Iterator[bytes]:
                 yield part
     except OSError as error:
         what = "damaged compressed file" if path.name.lower().endswith((".gz", ".zst")) else "cannot be read"
-        raise InputError(f"{key or 'file'}={path}: {what} ({_first_line(error)}).") from error
+        raise InputError(f"{key}={path}: {what} ({_first_line(error)}).") from error
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
@@ -380,7 +381,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 def _recognised(key: str, path: Path) -> str:
     """Return the encoding of a file by `_recognise`, and say it if it is not UTF-8."""
     status = path.stat()
-    encoding = _recognise(path, status.st_size, status.st_mtime_ns)
+    encoding = _recognise(key, path, status.st_size, status.st_mtime_ns)
     if encoding != "utf-8":
         shown = "windows-1252" if encoding == "cp1252" else encoding.upper()
         say_once(
@@ -399,8 +400,8 @@ def _characters(key: str, path: Path, encoding: str | None, by_line: bool = True
         encoding: of the file; None: recognised, and said if it is not UTF-8.
         by_line: name the line of a bad byte, rather than its place in the file.
     """
-    encoding = encoding or _recognised(key, path)
-    decoder = codecs.getincrementaldecoder(encoding)()
+    name = encoding or _recognised(key, path)
+    decoder = codecs.getincrementaldecoder(name)()
     lines = position = 0
     for part in itertools.chain(_bytes(key, path), [b""]):
         held_back = len(decoder.getstate()[0])  # the first bytes of a character that the last part cut
@@ -410,11 +411,13 @@ def _characters(key: str, path: Path, encoding: str | None, by_line: bool = True
             line = lines + error.object[: error.start].count(b"\n") + 1
             place = position - held_back + error.start
             where = f"line {line}" if by_line else f"byte {place}"
-            if codecs.lookup(encoding).name == "utf-8":
+            if codecs.lookup(name).name == "utf-8":
                 raise _not_utf_8(key, path, where, error) from error
             raise InputError(
-                f"{key}={path}: {where} is not valid {encoding} ({error.reason}). Repair it, or give its encoding."
+                f"{key}={path}: {where} is not valid {name} ({error.reason}). Repair it, or give its encoding."
             ) from error
+        except UnicodeError as error:  # UTF-16 without the mark that its name promises
+            raise InputError(f"{key}={path}: is not valid {name} ({error}). Give its encoding, or none.") from error
         text = text.removeprefix("\ufeff") if position == 0 else text
         position += len(part)
         lines += text.count("\n")
@@ -551,8 +554,8 @@ def _read_table(key: str, path: Path, encoding: str | None) -> Iterator[tuple[st
                 continue
             ensure(
                 len(cells) == len(names),
-                f"{key}={path}: line {reader.line_num} has another number of cells ({len(cells)}) than the first line "
-                f"({len(names)}). Quote texts that hold the separator {separator!r}.",
+                f"{key}={path}: line {reader.line_num} has another number of cells than the first line: {len(cells)}, "
+                f"not {len(names)}. Quote texts that hold the separator {separator!r}.",
             )
             yield f"line {reader.line_num}", dict(zip(names, cells, strict=True))
     except csv.Error as error:

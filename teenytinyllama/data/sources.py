@@ -212,13 +212,13 @@ class LeftOut:
     def describe(self, head: str) -> str:
         """Return how many files of which kinds, behind a head; empty if there are none."""
         parts = [
-            f"{len(names)} {what}{'s' * (len(names) != 1)} ({', '.join(sorted(names)[:_NAMES_SHOWN])}"
+            f"{len(names)} {what.format(s='s' * (len(names) != 1))} ({', '.join(sorted(names)[:_NAMES_SHOWN])}"
             f"{', …' * (len(names) > _NAMES_SHOWN)})"
             for what, names in (
-                ("hidden or temporary file", self.hidden),
-                ("empty file", self.empty),
-                ("record beside data", self.records),
-                ("link or entry that is no file", self.broken),
+                ("hidden or temporary file{s}", self.hidden),
+                ("empty file{s}", self.empty),
+                ("record{s} beside data", self.records),
+                ("broken link{s}", self.broken),
             )
             if names
         ]

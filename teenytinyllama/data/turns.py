@@ -16,9 +16,10 @@ does not use is named, for `Counts.unused`.
 
 import math
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
+
+from ..tokenizer import compose
 
 # A turn: `role` and `content`; `weight` 0 beside them where the data says that this answer is not to be learnt.
 Message = dict[str, Any]
@@ -357,7 +358,7 @@ def _clean(text: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # jsonl can escape half of a character
         raise RowError(NOT_UNICODE) from error
-    return unicodedata.normalize("NFC", text.strip())
+    return compose(text.strip())
 
 
 def _with_system(messages: list[Message], reading: _Reading) -> list[Message]:

@@ -4,8 +4,8 @@ Rules, all of them held by the vocabulary itself and so independent of who loads
 start of a word, with no prefix added to the text; no piece crosses a space except superwords, which join function
 words only; no piece has three digits in a row; a character outside the alphabet becomes its UTF-8 bytes (`<0x00>` to
 `<0xFF>`), so there is no unknown text and decoding is exact on any string. One exception: a literal `▁` (U+2581)
-decodes to a space, because it is the mark for one. There is no normalizer: NFC is the work of the corpus stage, once,
-where it can be seen.
+decodes to a space, because it is the mark for one. There is no normalizer: texts are composed (NFC) where they are
+read, documents and prompts alike (`compose`).
 """
 
 import logging
@@ -16,6 +16,7 @@ from ..checks import ensure
 from .audit import audit_tokenizer, format_audit
 from .encoding import (
     compose,
+    encode_prompt,
     encode_texts,
     make_portable,
     tokenizer_fingerprint,
@@ -74,6 +75,7 @@ __all__ = [
     "TextSample",
     "audit_tokenizer",
     "compose",
+    "encode_prompt",
     "encode_texts",
     "finish_tokenizer",
     "format_audit",

@@ -57,6 +57,15 @@ def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list
         backend.encode_special_tokens = before
 
 
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_tokens: bool = True) -> list[int]:
+    """Return the token ids of a composed text, with the special tokens that the tokenizer puts around it.
+
+    As `encode_texts`, special tokens typed in the text are text: a `</s>` in a question of a benchmark ends nothing.
+    """
+    found: Any = tokenizer(compose(text), add_special_tokens=add_special_tokens, split_special_tokens=True)
+    return list(found["input_ids"])
+
+
 def make_portable(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
     """Return the same tokenizer, made to save itself under a class name that transformers 4 and 5 both load.
 
