@@ -672,6 +672,32 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, base: Pat
     assert prepare_inputs({"conversations": "x"}) == {"conversations": "x"}
 
 
+def test_a_folder_of_another_run_or_a_full_disk_is_refused_before_inputs_are_prepared(
+    finished: Path, tmp_path: Path, base: Path, instructions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in finished.iterdir())
+    values = {"model_name_or_path": str(base), "inputs": [str(instructions)], "context": 96, "max_steps": 12}
+    with pytest.raises(InputError, match=r"holds another run; different: .*learning_rate \(there 0.01, now 0.0003\)"):
+        prepare_inputs({**values, "output_dir": str(finished)})
+    assert sorted(path.name for path in finished.iterdir()) == before
+    usage = shutil._ntuple_diskusage(10**12, 0, 1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="still to come"):
+        prepare_inputs({**values, "output_dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+
+
+def test_weightless_answers_have_no_bytes_to_be_scored_by(tmp_path: Path, base: Path) -> None:
+    turns = [{"role": "user", "content": "Oi?"}, {"role": "assistant", "content": "Olá, menina.", "weight": 0},
+             {"role": "user", "content": "E?"}, {"role": "assistant", "content": "É."}]  # fmt: skip
+    for name, row in (("a", {"prompt": "Onde?", "completion": "Aqui."}), ("b", {"messages": turns})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    values = {"model_name_or_path": str(base), "inputs": [str(tmp_path / "a.jsonl")], "output_dir": str(tmp_path / "run"),
+              "validation_inputs": [str(tmp_path / "b.jsonl")]}  # fmt: skip
+    folder = Path(prepare_inputs(values)["conversations"])
+    assert HeldOutAnswers(folder, assistant_only=True).num_bytes == [len("É.".encode())]
+
+
 def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -> None:
     assert check_before_launch(values, 2) == "new"
     with pytest.raises(InputError, match="tokens_per_step=192: its 2 rows cannot be shared by 3 ranks"):

@@ -198,6 +198,28 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
     return found
 
 
+def check_before_data(config: RunSettings, values: dict[str, Any], names: list[str], num_parameters: int) -> None:
+    """Refuse what a run's folder and its disk tell before the data of the run are prepared there.
+
+    Args:
+        config: with everything derived that does not need the data.
+        values: the keys as the user gave them; a batch or a length that is not among them follows from the data.
+        names: of the keys that decide the run, see `run_identity`.
+        num_parameters: of the model.
+
+    Raises:
+        InputError: the folder holds another run or other files, or the disk has no room for the checkpoints.
+    """
+    arguments: Any = config
+    folder = Path(str(arguments.output_dir))
+    follow = {name for name in ("tokens_per_step", "pairs_per_step") if values.get(name) is None}
+    identity, defaults = run_identity(config, names, {}), identity_defaults(type(config))
+    known = ({name: text for name, text in found.items() if name not in follow} for found in (identity, defaults))
+    state = check_run_folder(folder, *known)
+    if (values.get("max_steps") or 0) > 0 or values.get("max_tokens"):
+        check_space(config, folder, state, num_parameters)
+
+
 def check_space(config: RunSettings, folder: Path, state: str, num_parameters: int) -> None:
     """Check that the disk has room for the checkpoints that are to come, while they are kept, and for the final model.
 
@@ -261,6 +283,7 @@ def _check_before_packing(values: dict[str, Any], context: int, num_processes: i
         f"context={context}: rows of that many tokens are longer than the model's context of "
         f"{model_config.max_position_embeddings}. Use that or less.",
     )
+    check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
     if values.get("tokens_per_step") is not None:
         tokens = early.rows_per_step * context
         derive_batch(tokens, context, values.get("per_device_train_batch_size"), num_processes)

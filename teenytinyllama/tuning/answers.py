@@ -46,7 +46,7 @@ class HeldOutAnswers(Dataset[dict[str, NDArray[np.int64]]]):
             sum(
                 len(message["content"].encode())
                 for message in row["messages"]
-                if not assistant_only or message["role"] == "assistant"
+                if (not assistant_only or message["role"] == "assistant") and message.get("weight") != 0
             )
             for row in self.rows
         ]
