@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +33,9 @@ asked, found = json.load(open(sys.argv[1])), {}
 for folder in asked["folders"]:
     tokenizer = AutoTokenizer.from_pretrained(folder) if asked["tokenizers"][folder] else None
     if asked["adapters"][folder]:
-        from peft import AutoPeftModelForCausalLM
-        model = AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()
+        from peft import PeftConfig, PeftModel
+        base = AutoModelForCausalLM.from_pretrained(PeftConfig.from_pretrained(folder).base_model_name_or_path)
+        model = PeftModel.from_pretrained(base, folder).merge_and_unload()
     else:
         model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -56,6 +56,10 @@ SIZES = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ message['content'] }}: {% endif %}{% endfor %}"
+)
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -183,12 +187,14 @@ def test_a_tuned_foreign_model_its_adapter_and_the_two_merged(
     kind: str, read: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     base = save_foreign(tmp_path / "base", kind)
+    knows = save_foreign(tmp_path / "knows", "llama3")  # with a template of its own: no token has to be added
+    tokenizer = foreign_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(knows)
+    finish_saved(knows)  # an adapter alone cannot mend its base
     tokenizer = foreign_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|fim_prefix|>"]})
     tokenizer.save_pretrained(base)
-    knows = shutil.copytree(base, tmp_path / "knows")  # nothing has to be added to this one
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{{ eos_token }}{% endfor %}"
-    tokenizer.save_pretrained(knows)
     rows = tmp_path / "onde.jsonl"
     rows.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in conversations()), encoding="utf-8")
     common = {

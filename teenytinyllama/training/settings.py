@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..arguments import own_keys
 from ..checks import InputError, ensure
 from ..grid import GridSettings
+from ..hub_client import model_license
 from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
 from .speed import SpeedPlan
@@ -68,7 +69,9 @@ class RunSettings(GridSettings):
     price: float | None = field(
         default=None, metadata={"help": "USD an hour of all machines together, for money in the log and for max_cost"}
     )
-    license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+    license: str = field(
+        default="apache-2.0", metadata={"help": "licence of the model for its card, by the Hub's name"}
+    )
     card_language: Literal["en", "pt", "both"] = field(
         default="both", metadata={"help": "language of the model's card: en, pt, or both, one after the other"}
     )
@@ -110,6 +113,7 @@ class RunSettings(GridSettings):
     def _check_common(self) -> None:
         arguments: Any = self
         ensure(arguments.output_dir, "output_dir: missing. Give the folder of the run.")
+        self.license = model_license("license", self.license)
         reports = [arguments.report_to] if isinstance(arguments.report_to, str) else arguments.report_to or []
         ensure(
             not {"all", "codecarbon"} & set(reports),
