@@ -283,6 +283,41 @@ def test_make_portable_repairs_a_generic_tokenizer(saved, tmp_path):
     assert saved_class(tmp_path / "repaired") == "PreTrainedTokenizerFast"
 
 
+def test_a_foreign_tokenizer_has_no_sentencepiece_model_and_keys_that_transformers_4_reads(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(vocab={"<s>": 0, "a": 1, "b": 2, "ab": 3}, merges=[("a", "b")]))
+    foreign = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    foreign.add_special_tokens({"extra_special_tokens": ["<um>", "<dois>"]})
+    foreign.save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert before["extra_special_tokens"] == ["<um>", "<dois>"]  # which transformers 4 fails on
+    tk.finish_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["additional_special_tokens"] == ["<um>", "<dois>"]
+    assert "extra_special_tokens" not in config
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not (tmp_path / "tokenizer.model").exists()
+    again = load(tmp_path)
+    assert set(again.all_special_tokens) == set(foreign.all_special_tokens)
+    again.save_pretrained(tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert {**written, **config} == written
+
+
+def test_tokens_added_to_ours_are_in_the_sentencepiece_model(tokenizer, tmp_path):
+    more = pickle.loads(pickle.dumps(tokenizer))
+    more.add_special_tokens({"extra_special_tokens": ["<fim>"]})
+    more.add_tokens(["marca"])
+    more.save_pretrained(tmp_path)
+    read = sentencepiece_of(more)
+    assert (tmp_path / "tokenizer.model").read_bytes() == read.serialized_model_proto()
+    assert [read.id_to_piece(index) for index in range(read.get_piece_size())] == vocabulary_of(more)
+    assert read.is_control(read.piece_to_id("<fim>"))
+    assert read.encode("a marca") == more("a marca", add_special_tokens=False)["input_ids"]
+
+
 def test_the_llama_class_gives_the_same_ids(tokenizer, saved):
     from transformers import LlamaTokenizer
 
