@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 EVAL_RESULTS_FOLDER = ".eval_results"
 # Data sets that the Hub takes results of, and the id of their task in `eval.yaml`. The Hub keeps the list and shows
 # it at https://huggingface.co/datasets?benchmark=benchmark:official; these are the ones that its documentation names
-# (docs/hub/eval-results.md of huggingface/hub-docs, commit 064c754). None is Portuguese.
+# (docs/hub/eval-results.md of huggingface/hub-docs, commit 064c754; the last two ids as results published elsewhere
+# write them). None is Portuguese.
 HUB_BENCHMARKS = {
     "cais/hle": "hle",
     "Idavidrein/gpqa": "gpqa_diamond",
