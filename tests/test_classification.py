@@ -531,7 +531,9 @@ def test_tables_are_read(tmp_path: Path) -> None:
         assert found.splits["train"] == [Example('Um "gato", e\noutro', "", 0), Example("Dois\tcães", "", 1)]
     path.write_text("text\tlabel\na\t1\tx\n")
     config = ClassifyConfig(task="local", model_name_or_path="x", train_file=[str(path)])
-    with pytest.raises(InputError, match=r"train_file=.*: line 2 has another number of cells .3. than the first line"):
+    with pytest.raises(
+        InputError, match=r"train_file=.*: line 2 has another number of cells than the first line: 3, not 2"
+    ):
         read_task(find_task("local"), config)
     path.write_bytes(b"text\tlabel\n\xff\t1\n")
     with pytest.raises(InputError, match="is not valid UTF-8"):

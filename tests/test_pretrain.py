@@ -17,7 +17,7 @@ from benchmark_rows import write_rows
 from transformers import LlamaModel, TrainerCallback, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import complete_checkpoints
+from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.packing import PackConfig, pack
 from teenytinyllama.evaluation.signal import score_signal
@@ -80,10 +80,16 @@ def test_the_run_folder_says_everything(finished: tuple[Path, dict[str, Any]]) -
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.yaml", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json", "metrics.jsonl", "samples.jsonl", "loss.png", "emissions.csv", "environment.json",
+        "tokenizer.model", "tokenizer_config.json", "metrics.jsonl", "samples.jsonl", "loss.png", "emissions.csv", "environment.json",
         "run.json", "checkpoint-4", "checkpoint-8",
     } <= names  # fmt: skip
     assert "training_args.bin" not in names
+    for place in (folder, folder / "checkpoint-8"):  # what other programs read
+        config = json.loads((place / "config.json").read_text())
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+        assert (place / "tokenizer.model").is_file()
+        assert (place / "model.safetensors").stat().st_mode == (place / "config.json").stat().st_mode
+    assert checkpoint_faults(folder / "checkpoint-8") == []
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["training"]["steps"] == 8
     assert manifest["training"]["tokens"] == 2048

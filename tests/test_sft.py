@@ -65,7 +65,8 @@ def save_base(folder: Path, tokenizer: Any, context: int = 128, **more: Any) -> 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=context, bos_token_id=1, eos_token_id=2, pad_token_id=3, **more,
+        num_key_value_heads=2, max_position_embeddings=context, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0}, **more,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -237,6 +238,10 @@ def test_the_run_folder_says_everything(finished: Path, base: Path) -> None:
         "chat_template.jinja", "samples.jsonl", "answers.jsonl", "loss.png", "emissions.csv", "environment.json",
         "run.json", "checkpoint-6", "checkpoint-12",
     } <= names  # fmt: skip
+    for place in (finished, finished / "checkpoint-12"):
+        assert json.loads((place / "config.json").read_text())["rope_theta"] == 500_000.0
+        assert (place / "tokenizer.model").is_file()
+        assert (place / "model.safetensors").stat().st_mode == (place / "config.json").stat().st_mode
     assert not {"training_args.bin", "README.md"} & names  # no pickle, and no card of TRL's
     manifest = manifest_of(finished)
     assert (manifest["stage"], manifest["training"]["steps"], manifest["training"]["tokens"]) == ("sft", 12, 2304)
@@ -362,6 +367,8 @@ def test_an_adapter_is_merged_and_kept(tmp_path: Path, base: Path, prepared: Pat
     assert manifest["results"]["final"]["nats_per_token"] < manifest["results"]["initial"]["nats_per_token"]
     assert manifest["model"]["num_trained_parameters"] < manifest["model"]["num_parameters"] / 2
     assert adapted.generation_config.eos_token_id == 2
+    for weights in (folder / "model.safetensors", folder / "adapter" / "adapter_model.safetensors"):
+        assert weights.stat().st_mode == (folder / "run.json").stat().st_mode
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert config["use_dora"] is bool(more)
 

@@ -175,9 +175,11 @@ def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFil
     files = [UploadFile(name, inside(run, folder / name)) for name in names]
     ensure(any(WEIGHTS.fullmatch(name) for name in names), f"{folder}: holds no weights in safetensors.")
     ensure({"config.json", ADAPTER_CONFIG_NAME} & set(names), f"{folder}: holds no config.json.")
-    # A `tokenizer.model` alone is read by few: by transformers only with packages that it does not ask for.
-    has_tokenizer = (set(TOKENIZER_FILES) - {SENTENCEPIECE_NAME}) & set(names)
-    ensure(has_tokenizer, f"{folder}: holds no tokenizer, so nobody could use the model.")
+    # tokenizer.model lies beside tokenizer.json for other programs, and never stands for it.
+    ensure(
+        set(TOKENIZER_FILES) & set(names) - {SENTENCEPIECE_NAME},
+        f"{folder}: holds no tokenizer, so nobody could use the model.",
+    )
     if ADAPTER_CONFIG_NAME not in names:
         return files
     return [_with_base(file, folder, base_model) for file in files]

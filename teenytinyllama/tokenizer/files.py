@@ -1,4 +1,4 @@
-"""Files of a tokenizer for other programs: `tokenizer.model` for SentencePiece and llama.cpp, keys that all know."""
+"""A saved tokenizer as other programs read it: `tokenizer.model` for llama.cpp and SentencePiece, keys for all."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from .vocabulary import BOS_ID, BYTE_TOKENS, EOS_ID, NUM_RESERVED_TOKENS, PAD_ID
 
 SENTENCEPIECE_NAME = "tokenizer.model"
 # Field numbers and values of sentencepiece_model.proto (github.com/google/sentencepiece, v0.2.1). They are written
-# here without generated code: that of `sentencepiece` asks for one major version of protobuf, others for another.
+# here without generated code, because that of `sentencepiece` binds to one major version of protobuf.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 _MODEL_TYPE, _BPE, _VOCAB_SIZE, _BYTE_FALLBACK = 3, 2, 4, 35
@@ -48,8 +48,7 @@ def finish_tokenizer(folder: Path) -> None:
 def portable_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the content of `tokenizer_config.json` in the words of transformers 4, which version 5 reads alike."""
     config = dict(config)
-    # Version 5 cuts "Fast" off where a `tokenizer.model` lies beside, and 4 then looks for a class that is not there.
-    if config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizer"):
+    if config.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizer"):  # names of transformers 5
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         extra = config.pop("extra_special_tokens")

@@ -21,6 +21,11 @@ class PreTrainedTokenizerFast(TokenizersBackend):
     without this package: `AutoTokenizer` resolves the name inside transformers.
     """
 
+    @property
+    def can_save_slow_tokenizer(self) -> bool:
+        """Return False: beside a `tokenizer.model` transformers would cut "Fast" off the name of the class."""
+        return False
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
         """Save as transformers does, then complete the folder for other programs; see `finish_tokenizer`."""
         saved: tuple[str, ...] = super().save_pretrained(save_directory, *args, **kwargs)

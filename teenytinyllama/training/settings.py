@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ..arguments import own_keys
 from ..checks import ensure
 from ..grid import GridSettings
+from ..hub_client import model_license
 from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
 from .library import check_trackers, library_keys, refused_by_library, try_optimizer
@@ -76,7 +77,9 @@ class RunSettings(GridSettings):
         metadata={"help": "USD for an hour of one GPU (of the whole machine where there is none), for money in the log "
                           "and for max_cost; all GPUs of all machines are paid"},
     )  # fmt: skip
-    license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+    license: str = field(
+        default="apache-2.0", metadata={"help": "licence of the model for its card, by the Hub's name"}
+    )
     card_language: Literal["en", "pt", "both"] = field(
         default="both", metadata={"help": "language of the model's card: en, pt, or both, one after the other"}
     )
@@ -120,6 +123,7 @@ class RunSettings(GridSettings):
     def _check_common(self) -> None:
         arguments: Any = self
         ensure(arguments.output_dir, "output_dir: missing. Give the folder of the run.")
+        self.license = model_license("license", self.license)
         check_trackers(arguments.report_to)
         if arguments.use_liger_kernel:
             check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")

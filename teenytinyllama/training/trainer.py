@@ -67,7 +67,8 @@ class RunTrainer:
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         trainer: Any = self
-        finish_saved(Path(output_dir or trainer.args.output_dir))
+        if trainer.args.should_save:
+            finish_saved(Path(output_dir or trainer.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # To take the time, and to mark the folder as ours before the first file.
