@@ -58,6 +58,8 @@ def test_empty_texts_and_nulls_are_left_out(tmp_path: Path) -> None:
 def test_metadata_forms() -> None:
     assert parse_metadata("source: x y; license: CC-BY-4.0", "z") == ("x y", "CC-BY-4.0")
     assert parse_metadata({"Source": "x", "licence": "MIT"}, "z") == ("x", "MIT")
+    assert parse_metadata(' {"source": "x", "license": "MIT", "n": 1}', "z") == ("x", "MIT")
+    assert parse_metadata('{"source": "x"', "z") == ("z", "")  # no JSON
     assert parse_metadata(None, "z") == parse_metadata("anything", "z") == ("z", "")
 
 
