@@ -230,7 +230,7 @@ def ensure_platform() -> None:
     """
     ensure(
         sys.platform != "win32",
-        "Windows: teenytinyllama runs on Linux and macOS. On Windows use WSL 2: `wsl --install`, then install it there.",
+        "Windows: teenytinyllama runs on Linux and macOS. On Windows use WSL 2 (`wsl --install`) and install it there.",
     )
 
 

@@ -71,7 +71,8 @@ def locate(name: str, revision: str | None) -> ModelSource:
         return ModelSource(str(path), folder=path)
     if name.startswith((os.sep, ".", "~")):
         raise MissingFileError(
-            f"name_or_path={name}: no such folder.{near_folder(name)} Give a folder made by `ttl pretrain` or `save_pretrained`."
+            f"name_or_path={name}: no such folder.{near_folder(name)} Give a folder made by `ttl pretrain` or "
+            "`save_pretrained`."
         )
     repository = PUBLISHED_MODELS.get(name, name)
     if "/" not in repository:
@@ -182,7 +183,7 @@ def _download(repository: str, filename: str, revision: str) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except HFValidationError as error:
-        message = f"is neither a folder here nor a Hub repository id.{near_folder(repository)} Write owner/name, with one slash."
+        message = f"is neither a folder here nor a Hub repository id.{near_folder(repository)} Write owner/name."
         raise InputError(f"name_or_path={repository}: {message}") from error
     except RevisionNotFoundError as error:
         raise InputError(
@@ -209,7 +210,8 @@ def _refusal(repository: str, filename: str, status: int | None, is_hidden: bool
     if is_hidden:
         return (
             f"name_or_path={repository}: no such folder here, and no such repository on {endpoint} that you may read "
-            f"(HTTP {status}).{near_folder(repository)} Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN to a "
+            f"(HTTP {status}).{near_folder(repository)} Check the spelling; if it is private, log in with "
+            "`hf auth login` or set HF_TOKEN to a "
             "token that can read it."
         )
     if status in (401, 403):
@@ -219,7 +221,7 @@ def _refusal(repository: str, filename: str, status: int | None, is_hidden: bool
         )
     reason = "no Hub can be reached there (or HF_HUB_OFFLINE is set)" if status is None else f"it answers HTTP {status}"
     return (
-        f"name_or_path={repository}: no such folder here.{near_folder(repository)} Read as a Hub repository: {filename} is "
-        f"not in the local cache, and {endpoint} cannot give it: {reason}. "
+        f"name_or_path={repository}: no such folder here.{near_folder(repository)} As a Hub repository: "
+        f"{filename} is not in the local cache, and {endpoint} cannot give it: {reason}. "
         f"Run `hf download {repository}` once while online, or give a folder."
     )

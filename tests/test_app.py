@@ -221,7 +221,7 @@ def test_two_turns_and_a_new_conversation(heart_folder: Path) -> None:
     assert accept(session, f" {QUESTION} ").box == ""
     assert accept(session, "mais") == talk.View(talk.BUSY)
     views = list(speaker.answer(session, GREEDY, ""))
-    assert [view.status for view in views] == [talk.WRITING] * (len(views) - 1) + [talk.DONE]
+    assert [view.status for view in views] == [talk.READING, *[talk.WRITING] * (len(views) - 2), talk.DONE]
     assert len(views) > 4
     accept(session, MORE)
     list(speaker.answer(session, GREEDY, ""))
@@ -254,7 +254,7 @@ def test_stopping_stops_the_model_and_keeps_what_was_written(endless_folder: Pat
     assert not session.stopped  # nothing to stop
     accept(session, QUESTION)
     answer = speaker.answer(session, {**GREEDY, "max_new_tokens": 50_000}, "")
-    next(answer)
+    assert [next(answer).status, next(answer).status] == [talk.READING, talk.WRITING]
     assert is_writing()
     stop(session)
     assert [view.status for view in answer] == [talk.STOPPED]
@@ -272,11 +272,18 @@ def test_a_closed_tab_and_a_new_conversation_stop_the_model(endless_folder: Path
     accept(session, QUESTION)
     answer = speaker.answer(session, {**GREEDY, "max_new_tokens": 50_000}, "")
     next(answer)
+    next(answer)
     answer.close()  # type: ignore[attr-defined]
     assert not is_writing()
     assert session.pending is None
     accept(session, QUESTION)
+    answer = speaker.answer(session, GREEDY, "")
+    next(answer)
+    answer.close()  # type: ignore[attr-defined]  # before its first word
+    assert session.pending is None
+    accept(session, QUESTION)
     answer = speaker.answer(session, {**GREEDY, "max_new_tokens": 50_000}, "")
+    next(answer)
     next(answer)
     begin_again(session)
     assert session.status == talk.NEW

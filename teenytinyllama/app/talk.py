@@ -150,8 +150,9 @@ class Speaker:
             return
         turn = {"role": "assistant", "content": ""}
         session.shown.append(turn)
-        yield View(READING)  # its turn has come; a long message on a processor takes seconds before the first word
         try:
+            if not session.stopped:  # its turn has come; on a processor the first word can take seconds
+                yield View(READING)
             with closing(cast("Generator[str, None, None]", iter(reply))) as pieces:
                 for piece in pieces if not session.stopped else ():
                     if session.stopped or session.conversation != number:  # a next message takes `stopped` back

@@ -50,8 +50,8 @@ def plot_loss(
 ) -> None:
     """Draw the training loss and a held-out score against tokens, in one unit on one axis.
 
-    Bits per byte where the training's are known (pretraining), else nats a token for both. A figure in neither unit, such
-    as a share of pairs, has an axis of its own, on the right.
+    Bits per byte where the training's are known (pretraining), else nats a token for both. A figure in neither unit,
+    such as a share of pairs, has an axis of its own, on the right.
     """
     import matplotlib as mpl
 

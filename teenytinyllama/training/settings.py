@@ -11,7 +11,7 @@ from ..grid import GridSettings
 from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
 from .library import check_trackers, library_keys, refused_by_library, try_optimizer
-from .speed import SpeedPlan, check_gpu_switch
+from .speed import SpeedPlan, check_liger
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -116,8 +116,7 @@ class RunSettings(GridSettings):
         arguments: Any = self
         ensure(arguments.output_dir, "output_dir: missing. Give the folder of the run.")
         check_trackers(arguments.report_to)
-        if arguments.use_liger_kernel:
-            check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
+        check_liger(arguments.use_liger_kernel)
         ensure(
             len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
