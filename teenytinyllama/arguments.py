@@ -87,8 +87,11 @@ def load_yaml(text: str, name: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    except InputError:
+        raise
+    # PyYAML lets through what int(), float() and the depth of Python's stack refuse.
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{name[:200]}: not valid YAML: {' '.join(str(error).split())[:500]}") from error
 
 
 def _describe(hint: Any) -> str:
