@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -114,6 +115,10 @@ def _key_at_fault(given: dict[str, Any], error: Exception) -> str | None:
 
     defaults = library_keys()
     changed = {name: value for name, value in given.items() if value != defaults[name] and value is not None}
+    quoted = re.findall(r"'([^']+)'", str(error))
+    for name, value in changed.items():  # an option in a mapping that the error names, as `{'no_such': 1}`
+        if isinstance(value, dict) and set(quoted) & set(value):
+            return name
     tries: tuple[Callable[[Any], object], ...] = (lambda arguments: arguments, try_optimizer)
     for name, value in changed.items():
         try:
