@@ -200,8 +200,8 @@ def _shown(value: Any, most_characters: int = 200) -> str:
     return text if len(text) <= most_characters else f"{text[:most_characters]}… ({len(text):,} characters)"
 
 
-def _nearest_choice(value: Any, hint: Any) -> str:
-    """Return the choice nearest to a word that is none, as `near_name` says it."""
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a hint allows, or none for one that is no choice."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
     choices: list[str] = []
     for part in parts:
@@ -209,7 +209,7 @@ def _nearest_choice(value: Any, hint: Any) -> str:
             choices += [str(member.value) for member in part]
         elif typing.get_origin(part) is Literal:
             choices += [str(choice) for choice in typing.get_args(part)]
-    return near_name(value, choices) if isinstance(value, str) else ""
+    return choices
 
 
 def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -235,11 +235,11 @@ def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
             f"{key}={value!r}: holds the character NUL, which no text or path can. Write it without.",
         )
         checked[key] = _convert(value, hints[key])
-        ensure(
-            checked[key] is not _REFUSED,
-            f"{key}={_shown(value)}: wrong type ({type(value).__name__}). It must be {_describe(hints[key])}."
-            f"{_nearest_choice(value, hints[key])}",
-        )
+        if checked[key] is _REFUSED:
+            choices = _choices(hints[key]) if isinstance(value, str) else []
+            problem = "no such choice" if choices else f"wrong type ({type(value).__name__})"
+            nearest = near_name(value, choices) if choices else ""
+            raise InputError(f"{key}={_shown(value)}: {problem}. It must be {_describe(hints[key])}.{nearest}")
         check_bounds(key, checked[key])
     return checked
 

@@ -72,7 +72,7 @@ _BOUNDS: dict[str, tuple[float | None, float]] = {
     **dict.fromkeys(("max_new_tokens", "sample_new_tokens", "final_answer_tokens", "final_answers", "cloze_items",
                      "signal_items", "seeds", "top_k"), (None, 10**6)),
     **dict.fromkeys(("num_train_epochs", "lora_r"), (None, 10**5)),
-    "learning_rate": (0, 1000),
+    "learning_rate": (None, 1000),
     **dict.fromkeys(("weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha", "eval_delay"), (0, 10**9)),
     **dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps"), (0, 10**12)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, math.nextafter(1, 0))),
@@ -141,6 +141,17 @@ def near_name(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def near_folder(path: str | Path) -> str:
+    """Return ` Did you mean 'x'?` for the folder nearest in name to `path` where it would lie, or an empty string."""
+    path = Path(path).expanduser()
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:  # no such folder either
+        return ""
+    matches = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+    return f" Did you mean {str(path.parent / matches[0])!r}?" if matches else ""
 
 
 def ensure_packages(extra: str, *names: str) -> None:
@@ -238,7 +249,7 @@ def ensure_platform() -> None:
     """
     ensure(
         sys.platform != "win32",
-        "Windows: teenytinyllama runs on Linux and macOS. Run `wsl --install` (WSL 2) and install it in there.",
+        "Windows: teenytinyllama runs on Linux and macOS. On Windows use WSL 2 (`wsl --install`) and install it there.",
     )
 
 

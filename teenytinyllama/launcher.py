@@ -188,7 +188,7 @@ def _check_settings(settings: "argparse.Namespace", file: Path, usable: int) -> 
     )
     ensure(
         not settings.use_deepspeed or importlib.util.find_spec("deepspeed") is not None,
-        f"accelerate={file}: needs the package deepspeed: pip install 'teenytinyllama[deepspeed]'. Or use "
+        f"accelerate={file}: needs the package deepspeed: pip install deepspeed (Linux alone). Or use "
         "`--accelerate ddp`.",
     )
     check_bounds("num_processes", count)

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import ensure
+from .checks import ensure, near_folder
 from .manifest import sha256_file, sha256_json, write_json
 from .model_files import (
     PUBLISHED_MODELS,
@@ -204,7 +204,7 @@ def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> 
     if is_folder or name_or_path.count("/") != 1:
         ensure(
             path.is_dir() or name_or_path in PUBLISHED_MODELS,
-            f"{key}={name_or_path}: no such folder, and not a Hub repository (owner/name). "
+            f"{key}={name_or_path}: no such folder, and not a Hub repository (owner/name).{near_folder(path)} "
             "`ttl tokenizer` makes a tokenizer.",
         )
     source = ModelSource(str(path), folder=path) if path.is_dir() else locate(name_or_path, revision)

@@ -1,5 +1,6 @@
 import csv
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -29,8 +30,9 @@ from teenytinyllama.training import plan as plan_module
 from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training import signal_scores
-from teenytinyllama.training.batch import batch_for, derive_batch
+from teenytinyllama.training.batch import batch_for, derive_batch, row_divisors
 from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.library import TRACKERS, check_trackers
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.plan import check_before_launch, check_rows, pack_inputs, plan_run
 from teenytinyllama.training.pretrain import build_run, pretrain
@@ -300,6 +302,7 @@ def test_continued_pretraining_starts_from_the_model(
 ) -> None:
     base = finished[0]
     more = {key: value for key, value in values.items() if key not in ("preset", "shape")}
+    del more["tokenizer"]  # the model's own
     folder = run({**more, "model_name_or_path": str(base), "max_tokens": 512, "learning_rate": 1e-9})
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["model"]["base_model"] == str(base)
@@ -465,6 +468,31 @@ def test_max_steps_of_the_user_is_kept(values: dict[str, Any]) -> None:
     assert build(PretrainConfig, {**values, "max_steps": 3}).max_steps == 3
 
 
+def test_trackers_that_cannot_ask_for_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(InputError, match="report_to=wandb: nobody is logged in here.* set WANDB_MODE=offline"):
+        check_trackers(["tensorboard", "wandb"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trackers("wandb")
+    check_trackers("none")
+    check_trackers(None)
+
+
+def test_every_tracker_of_transformers_is_known() -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert set(INTEGRATION_TO_CALLBACK) - {"codecarbon", "kubeflow"} == set(TRACKERS)
+
+
+def test_rows_that_a_rank_can_compute_are_found_fast() -> None:
+    assert row_divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert row_divisors(1) == [1]
+    assert len(row_divisors(10**9)) == 100
+
+
 @pytest.mark.parametrize(("run_tokens", "eval_tokens"), [(2**18, 20_000), (2**22, 41_943), (2**30, 200_000)])
 def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens: int, eval_tokens: int) -> None:
     del values["eval_max_tokens"]
@@ -498,16 +526,27 @@ def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens:
         ({"max_steps": 3}, "max_steps=3, max_tokens=2048: disagree .8 steps."),
         ({"report_to": "all"}, "report_to=all: would start a second energy tracker"),
         ({"report_to": ["tensorboard", "codecarbon"]}, "second energy tracker"),
+        ({"report_to": "wandb"}, "report_to=wandb: its package is not installed. Run: pip install wandb"),
+        ({"report_to": ["none", "wandb"]}, "report_to=none, wandb: none stands alone"),
+        ({"report_to": "wandbb"}, "report_to=wandbb: must be none or some of azure_ml, .* Did you mean 'wandb'"),
+        ({"optim": "adamw_bnb_8bit"}, "optim=adamw_bnb_8bit: transformers refuses it: .*bitsandbytes"),
+        ({"optim": "lomo"}, "optim=lomo: transformers refuses it: .*lomo"),
+        ({"optim_args": "x"}, "optim_args=x: transformers refuses it"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: transformers refuses it: Invalid learning rate"),
+        ({"lr_scheduler_kwargs": {"no_such": 1}}, "lr_scheduler_kwargs=.*no_such.*: transformers refuses it"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"min_lr": 1}},
+            "lr_scheduler_kwargs=.*min_lr",
+        ),
+        ({"accelerator_config": "nowhere.json"}, "accelerator_config=nowhere.json: transformers refuses it"),
+        ({"torch_compile_backend": "inductor"}, "torch_compile_backend=inductor: turns torch_compile on"),
         ({"country_iso_code": "Brasil"}, "country_iso_code=Brasil: must be three capital letters"),
         ({"country_iso_code": "BRX"}, "country_iso_code=BRX: unknown country"),
         ({"decay_fraction": 0.0}, "decay_fraction=0.0: must lie in"),
-        (
-            {"lr_scheduler_type": "cosin"},
-            "lr_scheduler_type='cosin': wrong type .str.. It must be one of linear, .* Did you mean 'cosine'",
-        ),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': no such choice. .* Did you mean 'cosine'"),
         (
             {"eval_strategy": "step"},
-            "eval_strategy='step': wrong type .str.. It must be one of no, steps, epoch. Did you mean 'steps'",
+            "eval_strategy='step': no such choice. It must be one of no, steps, epoch. Did you mean 'steps'",
         ),
     ],
 )

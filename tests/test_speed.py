@@ -23,7 +23,7 @@ from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
 from teenytinyllama.training import callbacks as callbacks_module
-from teenytinyllama.training import hardware, settings, speed
+from teenytinyllama.training import hardware, speed
 from teenytinyllama.training import loss as loss_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training.batch import LossKind, eval_rows
@@ -380,8 +380,7 @@ def test_refusals_of_an_old_or_bare_machine(values: dict[str, Any], monkeypatch:
 
 
 def test_flash_attention_reaches_the_model(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (speed, settings):
-        monkeypatch.setattr(module, "check_gpu_switch", lambda *_: None)
+    monkeypatch.setattr(speed, "_check_gpu_switch", lambda *_: None)
     monkeypatch.setattr(LlamaForCausalLM, "_flash_attn_can_dispatch", lambda *_, **__: True)
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     monkeypatch.setattr("transformers.modeling_utils.lazy_import_flash_attention", lambda *_, **__: None)
@@ -390,8 +389,7 @@ def test_flash_attention_reaches_the_model(values: dict[str, Any], monkeypatch: 
 
 
 def test_liger_reaches_the_trainer(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (speed, settings):
-        monkeypatch.setattr(module, "check_gpu_switch", lambda *_: None)
+    monkeypatch.setattr(speed, "_check_gpu_switch", lambda *_: None)
     applied: list[Any] = []
     monkeypatch.setattr(transformers.trainer, "apply_liger_kernel", lambda model, kernels: applied.append(kernels))
     kernels = {"fused_linear_cross_entropy": True, "rope": False}

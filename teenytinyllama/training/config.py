@@ -45,7 +45,10 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     shape: dict[str, int] | None = field(
         default=None, metadata={"help": "changes to the preset's shape, LlamaConfig's names: {num_hidden_layers: 6}"}
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub id of the tokenizer of the rows"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "folder or Hub id of the tokenizer of the rows; default with model_name_or_path: its own"},
+    )
     packed: str | None = field(default=None, metadata={"help": "folder of packed rows (`ttl pack`)"})
     inputs: list[str] | None = field(
         default=None, metadata={"help": "instead of packed: texts that `ttl pretrain` packs before the ranks start"}
@@ -141,6 +144,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         )
         ensure(self.shape is None or self.preset, "shape: changes a preset's shape, so it needs preset.")
         self._check_common()
+        self.tokenizer = self.tokenizer or self.model_name_or_path
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote.")
         check_speed(self)
         check_caps(self)

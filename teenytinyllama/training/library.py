@@ -1,8 +1,9 @@
-"""Checks of what libraries refuse only in mid-run, made before it begins: trackers, optimizers and their values."""
+"""What the libraries refuse only when a run is under way, asked before it begins: trackers, optimizers, values."""
 
 import contextlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -32,7 +33,7 @@ _LOGINS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "wandb": (("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED"), ("~/.netrc", "~/_netrc"),
               "Run `wandb login`, or without a network set WANDB_MODE=offline."),
     "comet_ml": (("COMET_API_KEY", "COMET_MODE", "COMET_START_ONLINE", "COMET_OFFLINE_DIRECTORY"),
-                 ("~/.comet.config", ".comet.config"), "Run `comet login`, or offline set COMET_MODE=OFFLINE."),
+                 ("~/.comet.config", ".comet.config"), "Run `comet login`, or set COMET_MODE=OFFLINE."),
     "neptune": (("NEPTUNE_API_TOKEN", "NEPTUNE_MODE"), (), "Set NEPTUNE_API_TOKEN and NEPTUNE_PROJECT."),
     "clearml": (("CLEARML_API_ACCESS_KEY", "CLEARML_CONFIG_FILE", "CLEARML_OFFLINE_MODE"), ("~/clearml.conf",),
                 "Run `clearml-init`, or set CLEARML_OFFLINE_MODE=1."),
@@ -109,11 +110,15 @@ def refused_by_library(given: dict[str, Any]) -> Iterator[None]:
 
 
 def _key_at_fault(given: dict[str, Any], error: Exception) -> str | None:
-    """Return the key whose value alone, beside defaults, meets the same kind of error; else one that it names."""
+    """Return the key whose value alone, beside defaults, meets the same kind of error, or one that the error names."""
     from transformers import TrainingArguments
 
     defaults = library_keys()
     changed = {name: value for name, value in given.items() if value != defaults[name] and value is not None}
+    quoted = re.findall(r"'([^']+)'", str(error))
+    for name, value in changed.items():  # an option in a mapping that the error names, as `{'no_such': 1}`
+        if isinstance(value, dict) and set(quoted) & set(value):
+            return name
     tries: tuple[Callable[[Any], object], ...] = (lambda arguments: arguments, try_optimizer)
     for name, value in changed.items():
         try:
@@ -129,7 +134,7 @@ def _key_at_fault(given: dict[str, Any], error: Exception) -> str | None:
 
 
 def try_optimizer(arguments: Any) -> None:
-    """Make the optimizer and the schedule of a config for one small layer, and throw them away.
+    """Make the optimizer and the schedule of a config for one small matrix, and throw them away.
 
     The Trainer makes them after the model and the data are loaded: a package that is missing, an option that the
     optimizer does not have, or a schedule without its length would be met minutes later.
@@ -140,12 +145,12 @@ def try_optimizer(arguments: Any) -> None:
     import torch
     from transformers import Trainer, get_scheduler
 
-    layer = torch.nn.Sequential(torch.nn.utils.skip_init(torch.nn.Linear, 2, 2))  # draws no random number
+    weight = torch.nn.Parameter(torch.zeros(2, 2))  # of no random numbers: a check changes no run
     if arguments.optim_target_modules is None:  # optimizers of whole layers want the model's own
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-        optimizer = kind(layer.parameters(), **options)
+        optimizer = kind([weight], **options)
     else:
-        optimizer = torch.optim.SGD(layer.parameters(), lr=arguments.learning_rate)
+        optimizer = torch.optim.SGD([weight], lr=arguments.learning_rate)
     if str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)) == "greedy":
         return
     steps = max(1, arguments.max_steps)

@@ -69,7 +69,8 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     """
     check_energy(config)
     packed = load_packed(str(config.packed))
-    tokenizer = load_tokenizer("tokenizer", str(config.tokenizer))
+    own = config.tokenizer == config.model_name_or_path
+    tokenizer = load_tokenizer("tokenizer", str(config.tokenizer), config.model_revision if own else None)
     fingerprint = tokenizer_fingerprint(tokenizer)
     ensure(
         fingerprint == packed.manifest["tokenizer_sha256"],
@@ -256,6 +257,12 @@ def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any
     ensure(not values.get("packed"), "packed, inputs: give one of the two.")
     ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
     packing = corpus_config_values(values)
+    if "tokenizer" not in packing and values.get("model_name_or_path"):
+        ensure(
+            not values.get("model_revision"),
+            "tokenizer: missing. Beside inputs and model_revision, give the folder of the model's own tokenizer.",
+        )
+        packing["tokenizer"] = values["model_name_or_path"]
     packing |= {name: values[name] for name in GRID_KEYS if values.get(name) is not None}
     if "context" not in packing:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")

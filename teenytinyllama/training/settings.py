@@ -13,7 +13,7 @@ from ..hub_client import model_license
 from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
 from .library import check_trackers, library_keys, refused_by_library, try_optimizer
-from .speed import SpeedPlan, check_gpu_switch
+from .speed import SpeedPlan, check_liger
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -125,8 +125,7 @@ class RunSettings(GridSettings):
         ensure(arguments.output_dir, "output_dir: missing. Give the folder of the run.")
         self.license = model_license("license", self.license)
         check_trackers(arguments.report_to)
-        if arguments.use_liger_kernel:
-            check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
+        check_liger(arguments.use_liger_kernel)
         ensure(
             len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",

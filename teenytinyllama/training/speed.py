@@ -72,15 +72,20 @@ def check_attention(attention: str) -> None:
         f"attn_implementation={attention}: must be one of {', '.join(ATTENTION)}. sdpa fits everywhere.",
     )
     if attention in GPU_ATTENTION:
-        check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
+        _check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
 
 
-def check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:
-    """Refuse a switch that needs a GPU that torch sees, and a package.
+def check_liger(use_liger_kernel: bool) -> None:
+    """Refuse Liger's kernels where they cannot run.
 
     Raises:
-        InputError: one of the two is not there.
+        InputError: there is no GPU, or no such package.
     """
+    if use_liger_kernel:
+        _check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
+
+
+def _check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:
     ensure(_sees_cuda(), f"{what}: needs an NVIDIA or AMD GPU, and torch sees none. {fix}")
     ensure(
         importlib.util.find_spec(module) is not None,

@@ -180,7 +180,7 @@ def write_answers(
                 {
                     "question": chosen[place][first[place] - 1]["content"],
                     "reference": chosen[place][first[place]]["content"],
-                    "answer": tokenizer.decode(ids, skip_special_tokens=True),
+                    "answer": str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
                     "ended": bool(ids) and ids[-1] in ends,
                     "tokens": len(ids),
                 }
