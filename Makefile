@@ -7,13 +7,20 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint types check cards install install-dev clean
+# Other programs that read what we write. llama.cpp is built from source, in minutes, so its wheel is kept.
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/teenytinyllama/wheels
+LLAMA_CPP := $(shell grep '^llama_cpp_python==' constraints.txt)
+LLAMA_CPP_WHEEL = $(WHEELS)/$(subst ==,-,$(LLAMA_CPP))-*.whl
+OTHER := .venv-transformers4
+OTHER_PYTHON := $(OTHER)/bin/python
+
+.PHONY: demo test test-all lint types check cards install install-dev other-tools clean
 
 demo: install
 	$(BIN)/ttl demo
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not slow and not install" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not install and not other_tools" --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-all: install-dev
 	$(BIN)/python -m pytest
@@ -53,5 +60,23 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP_INSTALL) -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
+# For the tests marked other_tools.
+other-tools: $(VENV)/installed-llama-cpp $(OTHER)/installed
+
+$(VENV)/installed-llama-cpp: $(VENV)/installed-dev
+	ls $(LLAMA_CPP_WHEEL) 2>/dev/null || { echo "building $(LLAMA_CPP) (about eight minutes, once)"; \
+	  $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) $(LLAMA_CPP); }
+	$(PIP_INSTALL) -c $(VENV)/constraints.txt --find-links $(WHEELS) $(LLAMA_CPP) gguf
+	@touch $@
+
+# Its own packages come first on its path; torch, peft and the rest come from the first environment, at the end of it.
+$(OTHER)/installed: $(VENV)/installed-dev
+	$(BIN)/python -m venv --clear $(OTHER)
+	$(OTHER_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps 'transformers==4.57.*' 'huggingface_hub>=0.34,<1' 'tokenizers>=0.22,<0.23.1'
+	$(BIN)/python -c 'import sys; print(*(path for path in sys.path if path.endswith("-packages")), sep="\n")' > \
+	  "$$($(OTHER_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first_environment.pth"
+	$(OTHER_PYTHON) -c 'import torch, peft, transformers; assert transformers.__version__.startswith("4.57."), transformers.__version__'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OTHER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ from .model_files import (
     read_json_file,
     refusing_damage,
 )
-from .published import from_pretrained, load_tokenizer, resize_embeddings
+from .published import finish_saved, from_pretrained, load_tokenizer, resize_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,6 +102,7 @@ def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None
     with scratch_folder(place.parent) as scratch:  # the folder appears whole or not at all
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
+        finish_saved(scratch)
         os.replace(scratch, place)
     return folder
 

@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Hashable, Iterable
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from .checks import InputError, ensure, ensure_file, near_name
+from .checks import InputError, check_bounds, ensure, ensure_file, near_name
 
 Config = TypeVar("Config")
 
@@ -31,6 +32,9 @@ RENAMED_KEYS = {
     "country": "country_iso_code",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
 }
+
+_LARGEST_FLOAT = sys.float_info.max
+_MOST_YAML_VALUES = 100_000  # of a config, however often its aliases repeat them
 
 # Keys whose value is never shown.
 SECRET_KEYS = {"token", "hub_token"}
@@ -81,12 +85,42 @@ def load_yaml(text: str, name: str) -> Any:
     """Return what a YAML text holds, read strictly; `name` says where it is from.
 
     Raises:
-        InputError: not YAML, or a key given twice.
+        InputError: not YAML, a key given twice, a value that is not of the type its tag names, or content that is
+            nested or repeated (by anchors) without end.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        content = yaml.load(text, Loader=_StrictLoader)
+        size = _size(content, {})
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{name}: not valid YAML: nested too deeply. A config is flat: key: value lines.") from error
+    # What PyYAML raises at a tag whose value does not fit, such as `!!int abc`, `!!bool x`, `!!timestamp x`.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name}: not valid YAML: a value does not fit its tag, or is a number beyond all bounds ({error}). Write "
+            "plain key: value lines, without !! tags."
+        ) from error
+    ensure(
+        size <= _MOST_YAML_VALUES,
+        f"{name}: not valid YAML for a config: its anchors repeat one another to more than {_MOST_YAML_VALUES:,} "
+        "values. Write the values themselves.",
+    )
+    return content
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """Return how many values a value is made of, those that aliases repeat counted each time."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) in known:
+        return known[id(value)]
+    known[id(value)] = _MOST_YAML_VALUES + 1  # until it is known: a value that holds itself has no end
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _describe(hint: Any) -> str:
@@ -122,7 +156,7 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint in (None, type(None)):
         return None if value is None else _REFUSED
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return value if value in {member.value for member in hint} else _REFUSED
+        return value if isinstance(value, str) and value in {member.value for member in hint} else _REFUSED
     if origin is list or hint is list:
         if not isinstance(value, list | str):
             return _REFUSED
@@ -133,7 +167,8 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin is dict or hint is dict:
         return value if isinstance(value, dict) else _REFUSED
     if hint is float:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _REFUSED
+        is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _LARGEST_FLOAT)
+        return float(value) if is_number and not isinstance(value, bool) else _REFUSED
     if hint is int:
         if isinstance(value, float) and value.is_integer():  # 3.28e9 tokens
             return int(value)
@@ -141,20 +176,56 @@ def _convert(value: Any, hint: Any) -> Any:
     return value if isinstance(hint, type) and isinstance(value, hint) else _REFUSED
 
 
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the type hint of each field; a choice that the library also takes as free text stays a choice.
+
+    TrainingArguments says `IntervalStrategy | str`, and our own defaults `str`: any text would pass, and fail later.
+    """
+    hints = typing.get_type_hints(cls)
+    for base in cls.__mro__[::-1]:
+        for name in inspect.get_annotations(base):
+            if name not in hints:
+                continue
+            said = typing.get_type_hints(base)[name]
+            parts = typing.get_args(said) or (said,)
+            choices = [part for part in parts if isinstance(part, type) and issubclass(part, enum.Enum)]
+            if choices and str in parts:
+                hints[name] = choices[0]
+    return hints
+
+
+def _shown(value: Any, most_characters: int = 200) -> str:
+    """Return a value for a message: one line, and of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= most_characters else f"{text[:most_characters]}… ({len(text):,} characters)"
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the words that a hint allows, or none for one that is no choice."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    choices: list[str] = []
+    for part in parts:
+        if isinstance(part, type) and issubclass(part, enum.Enum):
+            choices += [str(member.value) for member in part]
+        elif typing.get_origin(part) is Literal:
+            choices += [str(choice) for choice in typing.get_args(part)]
+    return choices
+
+
 def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values converted to the types of the dataclass's fields.
 
     Raises:
         InputError: an unknown key (with the nearest known one), a key that `cls.REFUSED_KEYS` explains, or a value
-            of a wrong type.
+            of a wrong type or outside the bounds of its key.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {field.name for field in dataclasses.fields(cls) if field.init}
     refused: dict[str, str] = getattr(cls, "REFUSED_KEYS", {})
     checked = {}
     for key, value in values.items():
         if key in refused:
-            shown = key if key in SECRET_KEYS else f"{key}={value}"
+            shown = key if key in SECRET_KEYS else f"{key}={_shown(value) if len(str(value)) > 200 else value}"
             raise InputError(f"{shown}: {refused[key]}")
         if key not in known:
             renamed = f" It is now called {RENAMED_KEYS[key]}." if key in RENAMED_KEYS else near_name(str(key), known)
@@ -164,10 +235,12 @@ def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
             f"{key}={value!r}: holds the character NUL, which no text or path can. Write it without.",
         )
         checked[key] = _convert(value, hints[key])
-        ensure(
-            checked[key] is not _REFUSED,
-            f"{key}={value!r}: wrong type ({type(value).__name__}). It must be {_describe(hints[key])}.",
-        )
+        if checked[key] is _REFUSED:
+            choices = _choices(hints[key]) if isinstance(value, str) else []
+            problem = "no such choice" if choices else f"wrong type ({type(value).__name__})"
+            nearest = near_name(value, choices) if choices else ""
+            raise InputError(f"{key}={_shown(value)}: {problem}. It must be {_describe(hints[key])}.{nearest}")
+        check_bounds(key, checked[key])
     return checked
 
 
@@ -200,7 +273,7 @@ def read_values(cls: type, argv: list[str]) -> dict[str, Any]:
     if {"--help", "-h"} & set(argv):
         print(describe_keys(cls))
         raise SystemExit(0)
-    overrides = _read_overrides(argv, typing.get_type_hints(cls))
+    overrides = _read_overrides(argv, _hints(cls))
     path = overrides.pop("config", None)
     values: dict[str, Any] = {}
     if path is not None:

@@ -54,10 +54,104 @@ def ensure(condition: object, message: str) -> None:
         raise InputError(message)
 
 
+# Keys whose number is a number of processes to start, and so bounded by the machine.
+_PROCESS_KEYS = frozenset({"num_workers", "dataloader_num_workers", "num_processes"})
+_LEAST_PROCESSES, _PROCESSES_PER_CORE = 64, 4  # a machine with few cores may still try the ranks of a larger one
+
+# From the smallest to the largest value that a key may have, in every config that has it. Upper ends are far beyond
+# any use and below what ends in a loop without end, an allocation of everything or an overflow; a lower end of None is
+# checked by the stage itself, whose message says what is usual.
+_BOUNDS: dict[str, tuple[float | None, float]] = {
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),  # numpy's; a torch generator takes more
+    **dict.fromkeys(("max_steps", "eval_max_tokens", "held_out_max_tokens"), (None, 10**12)),
+    "tokens_per_step": (None, 10**9),  # sixteen times the largest batches that were ever published
+    **dict.fromkeys(("pairs_per_step", "per_device_train_batch_size", "per_device_eval_batch_size", "batch_size",
+                     "gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps",
+                     "dataloader_prefetch_factor", "save_total_limit"), (None, 10**6)),
+    **dict.fromkeys(("context", "max_length", "stride", "vocab_size", "num_superwords"), (None, 2**24)),
+    **dict.fromkeys(("max_new_tokens", "sample_new_tokens", "final_answer_tokens", "final_answers", "cloze_items",
+                     "signal_items", "seeds", "top_k"), (None, 10**6)),
+    **dict.fromkeys(("num_train_epochs", "lora_r"), (None, 10**5)),
+    "learning_rate": (None, 1000),
+    **dict.fromkeys(("weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha", "eval_delay"), (0, 10**9)),
+    **dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps"), (0, 10**12)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, math.nextafter(1, 0))),
+    **dict.fromkeys(("label_smoothing_factor", "decay_fraction", "lora_dropout"), (0, 1)),
+    **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb"), (1, 10**9)),
+    "shard_megabytes": (None, 10**6),
+    "pue": (None, 1000),
+}  # fmt: skip
+
+
+def check_bounds(key: str, value: object) -> None:
+    """Check a value against what its key, and any key, can hold; values in lists and mappings as well.
+
+    Raises:
+        InputError: a number outside its key's bounds, infinite or beyond 64 bits, or a text with a NUL or with half a
+            character, which no file and no tokenizer takes.
+    """
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_bounds(key, item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            check_bounds(key, name)
+            check_bounds(key, item)
+    elif isinstance(value, str):
+        _check_text(key, value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _check_number(key, value)
+
+
+def _check_text(key: str, text: str) -> None:
+    ensure("\0" not in text, f"{key}: holds the character NUL (U+0000), which no name and no text can have.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{key}: is not valid UTF-8 at character {error.start + 1}. Write it in UTF-8.") from error
+
+
+def _check_number(key: str, value: float) -> None:
+    ensure(math.isfinite(value), f"{key}={value}: must be a finite number.")
+    ensure(isinstance(value, float) or abs(value) < 2**63, f"{key}={value:.3g}: must fit into 64 bits (below 9.2e18).")
+    if key in _PROCESS_KEYS:
+        most = most_processes()
+        ensure(
+            value <= most,
+            f"{key}={value}: starts so many processes, and {available_cores()} core(s) can be used here. Give {most} "
+            "or fewer.",
+        )
+        ensure(value >= 0, f"{key}={value}: must be 0 or more.")
+    least, most_value = _BOUNDS.get(key, (None, math.inf))
+    ensure(value <= most_value, f"{key}={value:g}: must be at most {_written(most_value)}.")
+    ensure(least is None or value >= least, f"{key}={value:g}: must be at least {_written(least or 0)}.")
+
+
+def _written(bound: float) -> str:
+    """Return a bound as readers write it: 1,000,000 and not 1e+06."""
+    return f"{bound:,}" if isinstance(bound, int) else "just below 1"
+
+
+def most_processes() -> int:
+    """Return the most processes of one kind that may be started on this machine."""
+    return max(_LEAST_PROCESSES, _PROCESSES_PER_CORE * available_cores())
+
+
 def near_name(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def near_folder(path: str | Path) -> str:
+    """Return ` Did you mean 'x'?` for the folder nearest in name to `path` where it would lie, or an empty string."""
+    path = Path(path).expanduser()
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:  # no such folder either
+        return ""
+    matches = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+    return f" Did you mean {str(path.parent / matches[0])!r}?" if matches else ""
 
 
 def ensure_packages(extra: str, *names: str) -> None:
@@ -112,6 +206,15 @@ def ensure_folder(field: str, folder: str | Path) -> None:
     )
 
 
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in the unit that suits it, powers of ten: `312 bytes`, `4.2 MB`, `1,250 GB`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:.{1 if value >= 9.995 else 2}f} {unit}"
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
 def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: str) -> None:
     """Check that the disk that will hold `folder` has `needed_bytes` free, plus five per cent.
 
@@ -123,8 +226,8 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
     free_bytes = free_disk_bytes(folder)
     ensure(
         free_bytes >= needed_bytes,
-        f"{field}={folder}: about {needed_bytes / 1e9:.2f} GB are needed there and {free_bytes / 1e9:.2f} GB are free. "
-        f"{fix}",
+        f"{field}={folder}: about {format_bytes(needed_bytes)} are needed there and {format_bytes(free_bytes)} are "
+        f"free. {fix}",
     )
 
 
@@ -136,6 +239,18 @@ def available_cores() -> int:
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no quota
         return cores
+
+
+def ensure_platform() -> None:
+    """Check that the operating system has what the stages need: signals, limits and sessions of processes.
+
+    Raises:
+        InputError: it is Windows itself.
+    """
+    ensure(
+        sys.platform != "win32",
+        "Windows: teenytinyllama runs on Linux and macOS. On Windows use WSL 2 (`wsl --install`) and install it there.",
+    )
 
 
 def is_main_process() -> bool:
@@ -193,6 +308,7 @@ def run_main(main: Callable[[], int | None]) -> int:
     Every rank of a distributed run meets the same bad input, so only rank 0 prints.
     """
     try:
+        ensure_platform()
         try:
             return main() or EXIT_DONE
         except (InputError, RunFailedError, BrokenPipeError):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import __version__
-from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, ensure, near_name, run_main
+from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, check_bounds, ensure, near_name, run_main
 from .starting import recipes_folder, start_pretraining, start_stage
 from .stopping import stopped_by_signals
 
@@ -75,8 +75,12 @@ def _take_ranks(argv: list[str]) -> tuple[list[str], str | None, int | None]:
     """Return the command line without the options of the ranks, the accelerate file, and the number of ranks."""
     argv, accelerate_file = _take_option(argv, "accelerate")
     argv, ranks = _take_option(argv, "num_processes")
-    ensure(ranks is None or ranks.isdigit(), f"--num_processes {ranks}: must be a positive integer.")
-    return argv, accelerate_file, int(ranks) if ranks else None
+    if ranks is None:
+        return argv, accelerate_file, None
+    is_number = ranks.isascii() and ranks.isdigit() and len(ranks) < 10 and int(ranks) > 0
+    ensure(is_number, f"--num_processes {ranks[:100]}: must be a positive integer.")
+    check_bounds("num_processes", int(ranks))
+    return argv, accelerate_file, int(ranks)
 
 
 def pretrain(argv: list[str]) -> int:

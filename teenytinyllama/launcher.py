@@ -10,6 +10,7 @@ terminal.
 The other side, which runs in each rank, is `training.ranks.prepare_rank`.
 """
 
+import importlib.util
 import logging
 import os
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checks import InputError, MissingFileError, available_cores, ensure, near_name
+from .checks import InputError, MissingFileError, available_cores, check_bounds, ensure, near_name
 from .supervision import supervise
 
 if TYPE_CHECKING:
@@ -185,6 +186,12 @@ def _check_settings(settings: "argparse.Namespace", file: Path, usable: int) -> 
         f"distributed_type in {file}: must be NO, MULTI_GPU or DEEPSPEED, without parallelism_config. FSDP, Megatron "
         "and TPUs are not supported: use `--accelerate zero1`, `zero2` or `zero3` in their place.",
     )
+    ensure(
+        not settings.use_deepspeed or importlib.util.find_spec("deepspeed") is not None,
+        f"accelerate={file}: needs the package deepspeed: pip install deepspeed (Linux alone). Or use "
+        "`--accelerate ddp`.",
+    )
+    check_bounds("num_processes", count)
     ensure(
         count == 1 or _has_ranks(settings),
         f"num_processes={count}: {file.stem} starts one process. Use `--accelerate ddp` or `--accelerate cpu2`.",

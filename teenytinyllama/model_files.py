@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checks import InputError, MissingFileError, ensure, near_name
+from .checks import InputError, MissingFileError, ensure, near_folder, near_name
 from .hub_client import hub_errors
 
 # The repositories of the published TeenyTinyLlama models (arXiv 2401.16640).
@@ -75,13 +75,14 @@ def locate(name: str, revision: str | None) -> ModelSource:
         return ModelSource(str(path), folder=path)
     if name.startswith((os.sep, ".", "~")):
         raise MissingFileError(
-            f"name_or_path={name}: no such folder. Give a folder made by `ttl pretrain` or `save_pretrained`."
+            f"name_or_path={name}: no such folder.{near_folder(name)} Give a folder made by `ttl pretrain` or "
+            "`save_pretrained`."
         )
     repository = PUBLISHED_MODELS.get(name, name)
     if "/" not in repository:
         raise InputError(
             f"name_or_path={name}: neither a folder nor one of the short names {', '.join(PUBLISHED_MODELS)}."
-            f"{near_name(name, PUBLISHED_MODELS)} A Hub repository is given as owner/name."
+            f"{near_name(name, PUBLISHED_MODELS) or near_folder(name)} A Hub repository is given as owner/name."
         )
     config_path = _download_first(repository, ("config.json", ADAPTER_CONFIG_NAME), revision or "main")
     if config_path is None:
@@ -361,7 +362,7 @@ def _download(repository: str, filename: str, revision: str) -> Path | None:
     except RemoteEntryNotFoundError:
         return None
     except HFValidationError as error:
-        message = "is neither a folder here nor a Hub repository id. Write owner/name, with one slash."
+        message = f"is neither a folder here nor a Hub repository id.{near_folder(repository)} Write owner/name."
         raise InputError(f"name_or_path={repository}: {message}") from error
     except RevisionNotFoundError as error:
         raise InputError(
@@ -388,7 +389,8 @@ def _refusal(repository: str, filename: str, status: int | None, is_hidden: bool
     if is_hidden:
         return (
             f"name_or_path={repository}: no such folder here, and no such repository on {endpoint} that you may read "
-            f"(HTTP {status}). Check the spelling; if it is private, log in with `hf auth login` or set HF_TOKEN to a "
+            f"(HTTP {status}).{near_folder(repository)} Check the spelling; if it is private, log in with "
+            "`hf auth login` or set HF_TOKEN to a "
             "token that can read it."
         )
     if status in (401, 403):
@@ -398,6 +400,7 @@ def _refusal(repository: str, filename: str, status: int | None, is_hidden: bool
         )
     reason = "no Hub can be reached there (or HF_HUB_OFFLINE is set)" if status is None else f"it answers HTTP {status}"
     return (
-        f"name_or_path={repository}: {filename} is not in the local cache, and {endpoint} cannot give it: {reason}. "
+        f"name_or_path={repository}: no such folder here.{near_folder(repository)} As a Hub repository: "
+        f"{filename} is not in the local cache, and {endpoint} cannot give it: {reason}. "
         f"Run `hf download {repository}` once while online, or give a folder."
     )

@@ -4,12 +4,14 @@ A Hub revision is resolved once, with config.json, and everything else is read a
 cannot come from two versions. Weights are read from safetensors only: pickle files can run code when they are read.
 """
 
+import json
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import ensure
-from .manifest import sha256_file, sha256_json
+from .checks import ensure, near_folder
+from .manifest import sha256_file, sha256_json, write_json
 from .model_files import (
     PUBLISHED_MODELS,
     TOKENIZER_FILES,
@@ -63,9 +65,11 @@ def from_pretrained(
     # Only now, so that a refusal does not wait for torch.
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .tokenizer import make_portable
+
     place = {"revision": source.revision} if source.folder is None else {}
     with refusing_damage("name_or_path", source.name):
-        tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place)
+        tokenizer = make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
         tokenizer("a")  # what a damaged file breaks only in use
         read: Any = AutoModelForCausalLM.from_pretrained(
             source.name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **place
@@ -200,7 +204,7 @@ def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> 
     if is_folder or name_or_path.count("/") != 1:
         ensure(
             path.is_dir() or name_or_path in PUBLISHED_MODELS,
-            f"{key}={name_or_path}: no such folder, and not a Hub repository (owner/name). "
+            f"{key}={name_or_path}: no such folder, and not a Hub repository (owner/name).{near_folder(path)} "
             "`ttl tokenizer` makes a tokenizer.",
         )
     source = ModelSource(str(path), folder=path) if path.is_dir() else locate(name_or_path, revision)
@@ -217,3 +221,58 @@ def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> 
         tokenizer = make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
         tokenizer("a")  # what a damaged file breaks only in use
         return tokenizer
+
+
+def finish_saved(folder: Path) -> None:
+    """Complete a folder into which a model, an adapter or a tokenizer was saved, so that other programs read it right.
+
+    Every stage calls this after a save and before it hashes files. Rotary positions stand in config.json under the
+    names of transformers 4 as well, which vLLM and mlx share: without them a base of 500,000 is silently read as
+    10,000. Weights get the rights that other new files have: safetensors writes them for their owner alone.
+
+    Args:
+        folder: the one that was saved into; folders in it are left alone.
+    """
+    from .tokenizer import finish_tokenizer
+
+    path = folder / "config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        mended = _with_older_names(config)
+        if mended != config:
+            write_json(path, mended)
+    finish_tokenizer(folder)
+    rights = 0o666 & ~_umask()
+    for weights in folder.glob("*.safetensors"):
+        mode = stat.S_IMODE(weights.stat().st_mode)
+        if mode != mode | rights:
+            weights.chmod(mode | rights)
+
+
+def _with_older_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with `rope_theta`, `rope_scaling` and their kin beside `rope_parameters`, also of its parts."""
+    mended = {
+        name: _with_older_names(value) if name.endswith("_config") and isinstance(value, dict) else value
+        for name, value in config.items()
+    }
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return mended
+    if "full_attention" in rope:  # one set for each type of layer, as Gemma 3 has them
+        local, rope = rope.get("sliding_attention") or {}, rope["full_attention"] or {}
+        if "rope_theta" in local:
+            mended.setdefault("rope_local_base_freq", local["rope_theta"])
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            mended[name] = rope[name]
+    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    if scaling.get("rope_type", "default") != "default":
+        mended["rope_scaling"] = scaling
+    return mended
+
+
+def _umask() -> int:
+    """Return the rights that this process takes from new files."""
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask

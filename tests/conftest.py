@@ -1,8 +1,11 @@
 """Fixtures that the suites share. No test reaches the network: the Hub client is offline before anything imports it."""
 
+import importlib
 import json
 import os
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -13,6 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def without_other_tool(reason: str) -> NoReturn:
+    """Skip a test that needs another program; where TTL_REQUIRE_OTHER_TOOLS is set, as in .ci/run, fail instead."""
+    if os.environ.get("TTL_REQUIRE_OTHER_TOOLS"):
+        pytest.fail(f"TTL_REQUIRE_OTHER_TOOLS is set, and {reason}")
+    pytest.skip(reason)
+
+
+def other_tool(name: str) -> ModuleType:
+    """Return the module of another program, see `without_other_tool`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        without_other_tool(f"{name} is not installed ({error})")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from teenytinyllama.app.search import Match, Pair, SearchIndex, read_pairs
 from teenytinyllama.app.space import write_space
 from teenytinyllama.app.talk import Session, Speaker, accept, begin_again, read_sampling, stop
 from teenytinyllama.arguments import parse
+from teenytinyllama.chat.generation import without_leading_space
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template
 from teenytinyllama.checks import InputError, MissingPackageError
 from teenytinyllama.data.turns import TOOL_TURN
@@ -176,6 +177,21 @@ def test_equal_texts_are_one_result_and_turns_are_pairs(tmp_path: Path) -> None:
     assert "o mesmo texto aparece mais 1 vez<" in as_cards(found, "x")
 
 
+def test_the_embedded_conversations_can_be_searched(tmp_path: Path) -> None:
+    pairs, left_out = read_pairs(["sample"])
+    assert len(pairs) > 1000
+    assert not left_out
+    space = write_space("ana/lhama", AppConfig(instructions=["sample"], space_dir=str(tmp_path / "space")))
+    assert "instructions=['sample']" in (space / "app.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"), [([" ", "", "\n Olá", " mundo ", " "], "Olá mundo  "), (["", " "], ""), (["a ", " b"], "a  b")]
+)
+def test_an_answer_begins_with_its_first_word(pieces: list[str], text: str) -> None:
+    assert "".join(without_leading_space(pieces)) == text
+
+
 def test_instruction_data_that_hold_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(InputError, match=r"instructions=.*a.jsonl: hold no conversation \(1 x no known form, first a"):
@@ -222,7 +238,7 @@ def test_two_turns_and_a_new_conversation(heart_folder: Path) -> None:
     assert accept(session, f" {QUESTION} ").box == ""
     assert accept(session, "mais") == talk.View(talk.BUSY)
     views = list(speaker.answer(session, GREEDY, ""))
-    assert [view.status for view in views] == [talk.WRITING] * (len(views) - 1) + [talk.DONE]
+    assert [view.status for view in views] == [talk.READING, *[talk.WRITING] * (len(views) - 2), talk.DONE]
     assert len(views) > 4
     accept(session, MORE)
     list(speaker.answer(session, GREEDY, ""))
@@ -255,7 +271,7 @@ def test_stopping_stops_the_model_and_keeps_what_was_written(endless_folder: Pat
     assert not session.stopped  # nothing to stop
     accept(session, QUESTION)
     answer = speaker.answer(session, {**GREEDY, "max_new_tokens": 50_000}, "")
-    next(answer)
+    assert [next(answer).status, next(answer).status] == [talk.READING, talk.WRITING]
     assert is_writing()
     stop(session)
     assert [view.status for view in answer] == [talk.STOPPED]
@@ -273,11 +289,18 @@ def test_a_closed_tab_and_a_new_conversation_stop_the_model(endless_folder: Path
     accept(session, QUESTION)
     answer = speaker.answer(session, {**GREEDY, "max_new_tokens": 50_000}, "")
     next(answer)
+    next(answer)
     answer.close()  # type: ignore[attr-defined]
     assert not is_writing()
     assert session.pending is None
     accept(session, QUESTION)
+    answer = speaker.answer(session, GREEDY, "")
+    next(answer)
+    answer.close()  # type: ignore[attr-defined]  # before its first word
+    assert session.pending is None
+    accept(session, QUESTION)
     answer = speaker.answer(session, {**GREEDY, "max_new_tokens": 50_000}, "")
+    next(answer)
     next(answer)
     begin_again(session)
     assert session.status == talk.NEW
@@ -771,6 +794,30 @@ def test_a_phone_scrolls_in_one_direction_only(browser: Any, chat_page: Any) -> 
     tab.press("Procurar")
     tab.page.locator("#ttl-found p").first.wait_for()
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_as_wide_empty_as_full_and_says_that_it_loads(browser: Any, chat_page: Any, width: int) -> None:
+    waiting = browser.new_page()
+    waiting.goto(chat_page[0], wait_until="commit")
+    waiting.get_by_text("Carregando a página…").wait_for()
+    waiting.locator("#ttl-box textarea").wait_for()
+    waiting.get_by_text("Carregando a página…").wait_for(state="detached")
+    waiting.close()
+    tab = Tab(browser, chat_page[0], width=width)
+    script = "['.gradio-container', '#ttl-shown', '#ttl-box'].map(q => document.querySelector(q).getBoundingClientRect().width)"
+    empty = tab.page.evaluate(script)
+    assert empty[0] == min(width, 1180)
+    for text in (QUESTION, "x" * 200):
+        tab.say(text)
+        tab.page.wait_for_function(
+            "n => document.querySelectorAll('.ttl-model').length > n", arg=len(tab.messages()) // 2
+        )
+        assert tab.page.evaluate(script) == empty
+        tab.page.locator("#ttl-status", has_text=re.compile("Resposta")).wait_for()
+        assert tab.page.evaluate(script) == empty
     tab.close()
 
 

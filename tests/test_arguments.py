@@ -1,10 +1,11 @@
+import enum
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
-from teenytinyllama.arguments import describe_keys, parse
+from teenytinyllama.arguments import check_types, describe_keys, load_yaml, parse
 from teenytinyllama.checks import InputError, MissingFileError
 
 
@@ -31,7 +32,7 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
     config = parse(Example, ["--config", path, "--output_dir=b", "--names", "x", "12", "--mode", "line"])
     assert config == Example("b", 6e-4, 3_280_000_000, "line", True, ["x", "12"], {"layers": 2})
     assert parse(Example, ["--output-dir", "1e-3", "--flag"]) == Example("1e-3", flag=True)
-    assert parse(Example, ["--output_dir", "a", "--learning_rate", "-1e-3"]).learning_rate == -1e-3
+    assert parse(Example, ["--output_dir", "a", "--max_tokens", "-1e3"]).max_tokens == -1000
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,90 @@ def test_command_line_is_refused(argv: list[str], message: str) -> None:
         parse(Example, argv)
 
 
+class Mode(enum.StrEnum):
+    NO = "no"
+    STEPS = "steps"
+    EPOCH = "epoch"
+
+
+@dataclass
+class Library:
+    """As transformers has it: a choice that also takes any text."""
+
+    save_strategy: Mode | str = "steps"
+    lr_scheduler_type: Mode | str = "no"
+
+
+@dataclass
+class Ours(Library):
+    """Every kind of key that has bounds."""
+
+    lr_scheduler_type: str = "steps"
+    seed: int = 0
+    tokens_per_step: int | None = None
+    num_workers: int | None = None
+    dataloader_num_workers: int = 0
+    adam_beta1: float = 0.9
+    weight_decay: float = 0.0
+    label_smoothing_factor: float = 0.0
+    context: int = 8
+    tokens: int | None = None
+    budget: float | None = None
+    prompts: list[str] | None = None
+    shape: dict[str, int] | None = None
+    system: str = ""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"save_strategy": ["steps", "epoch"]},
+            r"save_strategy=\['steps', 'epoch'\]: wrong type .list.. .* one of no, steps",
+        ),
+        ({"save_strategy": "step"}, "save_strategy='step': no such choice. It must be one of no, .* mean 'steps'"),
+        ({"lr_scheduler_type": "epok"}, "lr_scheduler_type='epok': no such choice. .* Did you mean 'epoch'"),
+        ({"save_strategy": {"a": 1}}, "wrong type .dict."),
+        ({"seed": -1}, "seed=-1: must be at least 0"),
+        ({"seed": 2**32}, "seed=4.29497e.09: must be at most 4,294,967,295"),
+        ({"tokens_per_step": 1e18}, "tokens_per_step=1e.18: must be at most 1,000,000,000"),
+        ({"num_workers": 100_000}, "num_workers=100000: starts so many processes, .* or fewer"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1: must be 0 or more"),
+        ({"adam_beta1": 1.0}, "adam_beta1=1: must be at most just below 1"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1: must be at least 0"),
+        ({"label_smoothing_factor": 2}, "label_smoothing_factor=2: must be at most 1"),
+        ({"context": 1e18}, "context=1e.18: must be at most 16,777,216"),
+        ({"tokens": 10**30}, r"tokens=1e\+30: must fit into 64 bits"),
+        ({"budget": 10**400}, "budget=1000.*… .401 characters.: wrong type"),
+        ({"budget": float("inf")}, "budget=inf: must be a finite number"),
+        ({"budget": float("nan")}, "budget=nan: must be a finite number"),
+        ({"shape": {"num_hidden_layers": 10**30}}, "shape=1e.30: must fit into 64 bits"),
+        ({"prompts": ["a", "b\0"]}, "prompts: holds the character NUL"),
+        ({"system": "a\udcff"}, "system: is not valid UTF-8 at character 2"),
+    ],
+)
+def test_values_outside_the_bounds_of_their_key_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_types(Ours, values)
+
+
+def test_values_on_the_bounds_are_taken() -> None:
+    values = {
+        "seed": 2**32 - 1,
+        "tokens_per_step": 10**9,
+        "num_workers": 64,
+        "context": 2**24,
+        "save_strategy": "epoch",
+    }
+    assert check_types(Ours, values) == values
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 5000, "!!int abc", "!!float x", "!!timestamp x"])
+def test_what_python_cannot_hold_of_a_yaml_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="x: not valid YAML"):
+        load_yaml(text, "x")
+
+
 def test_config_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="config=nowhere.yaml: no such file"):
         parse(Example, ["--config", "nowhere.yaml"])
@@ -90,3 +175,35 @@ def test_help_lists_keys() -> None:
     text = describe_keys(Example)
     assert "--output_dir  (text; required)" in text
     assert "--mode  (one of file, line; default file)" in text
+
+
+_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!int abc", "n: not valid YAML: a value does not fit its tag"),
+        ("a: !!bool x", "a value does not fit its tag"),
+        ("a: !!timestamp x", "a value does not fit its tag"),
+        ("a: !!float ''", "a value does not fit its tag"),
+        ("!!map [a]", "a value does not fit its tag"),
+        ("a: " + "9" * 5000, "a number beyond all bounds .Exceeds the limit"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("[" * 5000, "nested too deeply. A config is flat"),
+        ("- " * 5000, "nested too deeply"),
+        (_LAUGHS, "its anchors repeat one another to more than 100,000 values"),
+        ("a: &a [*a]", "its anchors repeat one another"),
+        ("a: &a {b: 1}\nc:\n  <<: *a", "not valid YAML"),
+        ("\x00\x01", "not valid YAML: unacceptable character"),
+    ],
+)
+def test_yaml_that_is_no_config_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_yaml(text, "n")
+
+
+def test_an_anchor_alone_is_no_harm() -> None:
+    assert load_yaml("a: &a [1, 2]\nb: *a", "n") == {"a": [1, 2], "b": [1, 2]}

@@ -2,13 +2,15 @@
 
 import math
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_rows import all_rows
+from benchmark_rows import all_rows, write_rows
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.evaluation import bootstrap
+from teenytinyllama.evaluation import bootstrap, rows
 from teenytinyllama.evaluation.answers import (
     UNPARSABLE,
     edit_distance,
@@ -17,7 +19,8 @@ from teenytinyllama.evaluation.answers import (
     find_similar_label,
 )
 from teenytinyllama.evaluation.cloze import make_cloze
-from teenytinyllama.evaluation.references import read_references
+from teenytinyllama.evaluation.local_data import load_rows
+from teenytinyllama.evaluation.references import read_references, why_not_comparable
 from teenytinyllama.evaluation.sources import SOURCES
 from teenytinyllama.evaluation.suites import SUITES, TASKS, choose_tasks
 from teenytinyllama.evaluation.task_functions import (
@@ -221,3 +224,80 @@ def test_rows_for_tests_cover_every_source() -> None:
     stems = set(all_rows())
     for name, source in SOURCES.items():
         assert name == "cloze" or set(source.test.stems) & stems
+
+
+def _options(answer: object, *texts: object) -> dict[str, object]:
+    return {
+        "instruction": "O quê?",
+        **dict(zip((f"option_{x}" for x in "abcde"), texts, strict=False)),
+        "answer": answer,
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts", "right"),
+    [
+        ("C", ("a", "", "c", "d"), "c"),  # was d: the place among the options that are left
+        ("d", ("a", None, " ", "d"), "d"),
+        ("(B)", ("", "b", "c"), "b"),
+        ("C.", ("a", "nan", "c"), "c"),
+        ("A", ("a", "b", "c", float("nan")), "a"),
+    ],
+)
+def test_the_right_answer_is_found_by_its_letter(answer: str, texts: tuple, right: str) -> None:
+    row = rows.arc(_options(answer, *texts))
+    assert row["choices"][row["gold"]] == right
+
+
+EXAM = {"id": "1", "question": "O quê?"}
+
+
+@pytest.mark.parametrize(
+    ("make", "row", "message"),
+    [
+        (rows.arc, _options("B", "a", " ", "c"), r"answer is 'B', whose text is empty \(those with a text are A, C\)"),
+        (rows.arc, _options("D", "a", "b", "c"), r"answer is 'D', whose text is empty"),
+        (rows.arc, _options("A", "a", "", None), r"A is the only option with a text"),
+        (rows.mmlu, _options("A", "a", "", "c", "d"), r"option_b is '', but the prompt of MMLU shows four"),
+        (rows.exam, {**EXAM, "choices": {"text": ["a", "b"], "label": ["A", "A"]}, "answerKey": "A"}, r"name each option once"),
+        (rows.exam, {**EXAM, "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "E"},
+         r"answerKey is 'E', outside the set 'A', 'B'"),
+        (rows.exam, {**EXAM, "choices": {"text": ["a", None], "label": ["A", "B"]}, "answerKey": "A"}, r"option B, which needs"),
+        (rows.hellaswag, {"activity_label": "a", "ctx_a": "b", "endings": ["c", "d"], "label": 3}, r"label is '3', which is none"),
+        (rows.truthfulqa, {"question": "a", "mc2_targets_choices": ["a", "b"], "mc2_targets_labels": [0, 0]}, r"a true and a false"),
+        (rows.truthfulqa, {"question": "a", "mc2_targets_choices": ["a", "b"], "mc2_targets_labels": [1]}, r"one label for each"),
+        (rows.pair, {"relatedness_score": 7, "entailment_judgment": 1}, r"between 1 and 5"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_asked_are_refused(make: object, row: dict, message: str) -> None:
+    with pytest.raises(rows.BadRowError, match=message):
+        make(row)
+
+
+def test_options_numbered_from_one_get_the_letters_of_the_prompt() -> None:
+    row = rows.exam({**EXAM, "choices": {"text": list("abcd"), "label": list("1234")}, "answerKey": "3"}, "ABCD")
+    assert (row["letters"], row["answer"]) == (list("ABCD"), "C")
+
+
+def test_a_refusal_names_file_and_row_and_zero_shots_need_no_examples(tmp_path: Path) -> None:
+    questions = all_rows()["arc_pt_test"]
+    questions[4] = {**questions[4], f"option_{questions[4]['answer'].lower()}": ""}
+    folder = write_rows(tmp_path, arc_pt_test=questions, arc_pt_train=None)
+    with pytest.raises(InputError, match=r"arc_pt_test\.jsonl: row 5: answer is '.', whose text is empty"):
+        load_rows("arc", str(folder), None, False)
+    questions[4] = questions[3]
+    other = write_rows(tmp_path / "other", arc_pt_test=questions, arc_pt_train=None)
+    found = load_rows("arc", str(other), None, False)
+    assert found.shots == []
+    assert found.remarks()["repeated_questions"] >= 1
+
+
+def test_published_scores_are_of_the_same_questions() -> None:
+    reference = next(score for score in read_references()["TeenyTinyLlama-160m"] if score.task == "ttl_arc")
+    same = replace(reference, total_items=1170)
+    assert why_not_comparable(same, reference) is None
+    limited = why_not_comparable(replace(same, num_items=100), reference)
+    assert limited == "only the first 100 of 1,170 questions were asked"
+    fewer = why_not_comparable(replace(same, num_items=147, total_items=147), reference)
+    assert fewer == "147 questions were asked, and the published scores are of 1,170"
+    assert "but others" in str(why_not_comparable(replace(same, questions_sha256="0"), reference))

@@ -242,7 +242,7 @@ def test_the_spending_of_a_real_run_is_in_its_lines(values: dict[str, Any], caps
     account = read_ledger(folder)
     assert account is not None
     assert 0 < record["kwh"] <= 1.001 * account.total.energy_kwh
-    assert 0 < record["usd"] <= account.seconds
+    assert 0 < record["usd"] <= account.seconds + account.starting_seconds
     assert record["projected_kwh"] >= record["kwh"]
     assert " kWh  " in capsys.readouterr().out
 

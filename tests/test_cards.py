@@ -30,7 +30,7 @@ from jinja2 import UndefinedError
 
 from teenytinyllama.checks import InputError, MissingFileError
 from teenytinyllama.evaluation.results import Results, write_results
-from teenytinyllama.publishing.benchmarks import eval_result_files
+from teenytinyllama.publishing.benchmarks import eval_result_files, eval_result_files_of
 from teenytinyllama.publishing.cards import render_model_card, write_model_card
 from teenytinyllama.publishing.escaping import card_environment, escape_markdown, fenced_block, inline_code, link
 from teenytinyllama.publishing.facts import thin
@@ -128,8 +128,9 @@ def test_tasks_on_one_dataset_stay_apart_in_the_model_index(run_folder: Path):
     assert {entry["dataset"]["config"] for entry in enem} == {
         "enem_challenge", "enem_challenge (Um)", "enem_challenge (Dois)"
     }  # fmt: skip
-    assert sorted(eval_result_files(run_folder)) == [
-        ".eval_results/assin2_rte.yaml", ".eval_results/assin2_sts.yaml",
+    assert eval_result_files(run_folder) == {}, "no Portuguese data set is on the Hub's list of benchmarks"
+    listed = tuple(replace(score, dataset_id="openai/gsm8k") for score in (RESULTS.scores[0], *twice))
+    assert sorted(eval_result_files_of(replace(RESULTS, scores=listed))) == [
         ".eval_results/enem_challenge-Dois-acc.yaml", ".eval_results/enem_challenge-Um-acc.yaml",
         ".eval_results/enem_challenge.yaml",
     ]  # fmt: skip
@@ -138,10 +139,12 @@ def test_tasks_on_one_dataset_stay_apart_in_the_model_index(run_folder: Path):
 def test_result_files_are_read_by_the_hub_client(run_folder: Path):
     from huggingface_hub import parse_eval_result_entries
 
+    on_the_list = replace(RESULTS.scores[0], task="gsm8k_5_shot", dataset_id="openai/gsm8k")
+    write_results(run_folder / "results.json", replace(RESULTS, scores=(*RESULTS.scores, on_the_list)))
     files = eval_result_files(run_folder)
-    assert sorted(files) == [f".eval_results/{task}.yaml" for task in ("assin2_rte", "assin2_sts", "enem_challenge")]
-    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/enem_challenge.yaml"]))
-    assert (entry.dataset_id, entry.task_id, entry.value) == ("eduagarcia/enem_challenge", "enem_challenge", 19.24)
+    assert list(files) == [".eval_results/gsm8k_5_shot.yaml"]
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files[".eval_results/gsm8k_5_shot.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 19.24)
     assert (entry.dataset_revision, entry.date) == ("e" * 40, "2024-01-30")
     assert entry.notes == (
         "acc in percent; standard error 1.04; 3-shot; 1429 items; no better than a trivial answer (chance: 20.0); "
@@ -467,7 +470,7 @@ def test_hostile_samples_stay_inside_their_fence(run_folder: Path):
 
 @pytest.mark.parametrize(
     "keys",
-    ["command", "created", "config.license", "training.hardware", "training.precision", "model.base_model", "config.hub_model_id",
+    ["command", "created", "training.hardware", "training.precision", "model.base_model", "config.hub_model_id",
      "commit", "package_version", "versions.torch", "hashes.model", "data.sources.contos.licenses", "model.preset"],
 )  # fmt: skip
 def test_hostile_metadata_cannot_inject_yaml_or_markdown(run_folder: Path, keys: str):
@@ -479,8 +482,29 @@ def test_hostile_metadata_cannot_inject_yaml_or_markdown(run_folder: Path, keys:
     assert_harmless(write_run(run_folder, run), plain, added_cells=2 * (5 + 3) + added)
     metadata = split_card(render_model_card(run_folder))[0]
     assert set(metadata) == set(plain_metadata)
-    assert metadata["license"] == (plain_metadata["license"] if keys != "config.license" else metadata["license"])
-    assert "\n" not in metadata["license"]
+    assert metadata["license"] == plain_metadata["license"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "identifier"),
+    [("Apache 2.0", "apache-2.0"), ("Apache License, Version 2.0", "apache-2.0"), ("The MIT License", "mit"),
+     ("CC BY-SA 4.0", "cc-by-sa-4.0"), ("CC-BY-4.0 International", "cc-by-4.0"), ("CC0", "cc0-1.0"), ("GPLv3", "gpl-3.0"),
+     ("GPL-3.0-or-later", "gpl-3.0"), ("Llama 3.1", "llama3.1"), ("ODC-By 1.0", "odc-by"), ("EUPL 1.2", "eupl-1.2"),
+     (None, "apache-2.0")],
+)  # fmt: skip
+def test_the_licence_of_a_model_is_the_hubs_name_of_it(run_folder: Path, stated: str | None, identifier: str):
+    write_run(run_folder, changed("config.license", stated))
+    assert split_card(render_model_card(run_folder))[0]["license"] == identifier
+
+
+@pytest.mark.parametrize("stated", ["other", "minha", "apache 1.1", HOSTILE])
+def test_a_licence_that_the_hub_does_not_know_is_refused(run_folder: Path, stated: str):
+    write_run(run_folder, changed("config.license", stated))
+    with pytest.raises(
+        InputError, match=r"run\.json: config\.license=.* names of licences only.* such as apache-2\.0"
+    ) as caught:
+        render_model_card(run_folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_hostile_scores_and_checkpoints_are_inert(run_folder: Path):

@@ -353,7 +353,7 @@ def test_a_base_model_completes(tokenizer: Any) -> None:
 def test_messages_in_another_encoding_are_refused(chat_folder: Path) -> None:
     for errors in ("strict", "surrogateescape"):
         lines = io.TextIOWrapper(io.BytesIO(b"Ol\xe1\n"), encoding="utf-8", errors=errors)
-        with pytest.raises(InputError, match="stdin: is not valid UTF-8. If it is Latin-1: iconv"):
+        with pytest.raises(InputError, match="stdin: is not valid UTF-8. If it is windows-1252: iconv -f WINDOWS-1252"):
             run_chat(str(chat_folder), ChatConfig(), lines)
 
 
@@ -465,3 +465,22 @@ def test_the_command(chat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "ttl chat: needs a model" in capsys.readouterr().err
     assert cli.main(["chat", str(chat_folder), "--temprature", "1"]) == 2
     assert "Did you mean 'temperature'" in capsys.readouterr().err
+
+
+# --- the same text everywhere
+
+
+def test_a_decomposed_message_is_the_composed_one(chat_model: tuple[Any, Any], tokenizer_folder: Path) -> None:
+    model, tokenizer = chat_model
+    composed, decomposed = "Não há pão, avó?", "Na\u0303o ha\u0301 pa\u0303o, avo\u0301?"
+    sampling = Sampling(max_new_tokens=8, temperature=0)
+    chats = [Chat(model, tokenizer, sampling, text) for text in (composed, decomposed)]
+    prompts = [chat._prompt([], text) for chat, text in zip(chats, (composed, decomposed), strict=True)]
+    assert prompts[0] == prompts[1]
+    base = load_tokenizer("tokenizer", str(tokenizer_folder))
+    plain = Chat(model, base, sampling)
+    assert plain._prompt([], composed) == plain._prompt([], decomposed)
+    from teenytinyllama.training.callbacks import generate_texts
+
+    written = generate_texts(model, base, [composed, decomposed], 4, seed=0, temperature=0)
+    assert written[0] == written[1]

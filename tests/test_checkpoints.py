@@ -394,6 +394,9 @@ def test_rotation_keeps_what_was_asked_for(tmp_path: Path, keep: int | None, exp
 def test_fewer_than_one_checkpoint_cannot_be_kept(values: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="save_total_limit=0: the newest complete checkpoint always stays. Use 1 or"):
         build(PretrainConfig, {**values, "save_total_limit": 0})
+    with pytest.raises(InputError, match="license=apache2.1: .* names of licences only. Did you mean 'apache-2.0'"):
+        build(PretrainConfig, {**values, "license": "apache2.1"})
+    assert build(PretrainConfig, {**values, "license": "Apache 2.0"}).license == "apache-2.0"
 
 
 def test_machines_with_disks_of_their_own_are_told(

@@ -39,6 +39,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["init"], "error: ttl init: takes exactly one argument, the folder to make."),
         (["card", "nowhere"], "error: "),
         (["pretrain", "--num_processes", "two"], "error: --num_processes two: must be a positive integer."),
+        (["pretrain", "--num_processes", "²"], "error: --num_processes ²: must be a positive integer."),
+        (["pretrain", "--num_processes", "0"], "error: --num_processes 0: must be a positive integer."),
+        (["pretrain", "--num_processes", "100000"], "error: num_processes=100000: starts so many processes"),
+        (["chat", "outputs/typo"], "error: name_or_path=outputs/typo: no such folder here."),
         (["pretrain", "--accelerate"], "error: --accelerate: needs a value."),
         (["pretrain", "--accelerate", "a", "--accelerate", "b"], "error: --accelerate: given twice"),
         (["pretrain", "--accelerate", "zero9", "--preset", "tiny"], "error: accelerate=zero9: must be the path of"),
@@ -53,6 +57,28 @@ def test_bad_commands_end_with_one_message(
     assert error.startswith(message)
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+_WINDOWS = """
+import sys, signal
+sys.platform = "win32"
+for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("SIGUSR1", "SIGHUP"):
+    delattr(signal, name)
+import teenytinyllama.arguments, teenytinyllama.chat.terminal, teenytinyllama.training.hardware
+from teenytinyllama.cli import main
+sys.exit(main(["demo"]))
+"""
+
+
+def test_windows_is_told_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _WINDOWS], capture_output=True, text=True, check=False, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(REPOSITORY)})  # fmt: skip
+    assert done.returncode == EXIT_BAD_INPUT, done.stderr
+    assert done.stderr.splitlines() == [
+        "error: Windows: teenytinyllama runs on Linux and macOS. On Windows use WSL 2 (`wsl --install`) and install it there."
+    ]
 
 
 def test_no_verb_prints_the_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,20 @@ def test_an_answer_of_weight_0_is_read_and_not_learnt(tmp_path: Path, tokenizer:
     found = rows_of(prepare_conversations(config, tokenizer), "train")[0]
     learnt = tokenizer.decode([label for label in found["labels"] if label != -100])
     assert learnt.count("casa") == (3 if assistant_only else 6)
+    assert [turn["weight"] for turn in found["messages"]] == [None, 0, None, None, None, 0]
     assert found["input_ids"] == tokenizer.apply_chat_template(found["messages"], return_dict=True)["input_ids"]
+
+
+def test_a_part_of_which_nothing_is_learnt_is_left_out(tmp_path: Path, tokenizer: Any) -> None:
+    row = turns(2, 4, 2, 5)
+    row["messages"][1]["weight"] = 0
+    config = ConversationsConfig(
+        inputs=[write(tmp_path / "a.jsonl", [row])], output_dir=str(tmp_path / "out"), context=24,
+        validation_fraction=0.0,
+    )  # fmt: skip
+    folder = prepare_conversations(config, tokenizer)
+    assert len(rows_of(folder, "train")) == 1
+    assert read_manifest("x", folder, "conversations", "")["dropped"] == {"no answer with a weight above 0": 1}
 
 
 @pytest.mark.parametrize(
@@ -190,9 +203,7 @@ def test_bad_inputs_are_refused(tmp_path: Path, tokenizer: Any) -> None:
         prepare_conversations(config, tokenizer)
     config.inputs, config.output_dir = [str(tmp_path / "a.csv")], str(tmp_path / "out")
     (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(
-        InputError, match="unknown kind of file. Known are .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .json"
-    ):
+    with pytest.raises(InputError, match="unknown kind of file. Known are .parquet, .jsonl, .json, .ndjson"):
         prepare_conversations(config, tokenizer)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     config.inputs = [empty]

@@ -535,7 +535,7 @@ def empty_folder(folder: Path) -> Path:
     [
         (empty_folder, {}, "source=.*e: the folder holds no .parquet, .jsonl"),
         (lambda folder: folder / "x", {}, "source=.*x: no such file or folder"),
-        (columns(texto="a", autor="b"), {}, "its kind cannot be told from the columns texto, autor. A corpus has a column `text`"),
+        (columns(pergunta="a", resposta="b"), {}, "its kind cannot be told from the columns pergunta, resposta. A corpus has a column `text`"),
         (columns(text="a", messages=[]), {}, r"cannot be told from the columns text, messages \(instructions or corpus\)"),
         (lambda folder: write(folder / "a.jsonl", []), {}, "source=.*a.jsonl: holds no row. Take it away or fill it"),
         (two_kinds, {}, "holds .*a.jsonl of corpus and .*b.jsonl of instructions. Publish them apart"),
@@ -592,11 +592,12 @@ def test_folders_of_ours_are_published_alone_and_with_their_own_kind(tmp_path: P
         publish(tmp_path)
 
 
-def test_a_split_without_train_is_refused(tmp_path: Path) -> None:
-    held_out = next(row for row in texts(2000) if is_held_out_at_half(row["text"]))
-    source = write(tmp_path / "a.jsonl", [held_out])
-    with pytest.raises(InputError, match="all rows are held out, so that there is no train split"):
-        publish(tmp_path, source, validation_fraction=0.5)
+def test_of_two_rows_one_stays_for_training(tmp_path: Path) -> None:
+    held_out = [row for row in texts(2000) if is_held_out_at_half(row["text"])][:2]
+    upload = publish(tmp_path, write(tmp_path / "a.jsonl", held_out), validation_fraction=0.5)
+    shards = [file for file in upload.files if file.path.endswith(".parquet")]
+    rows = {file.path.split("/")[-1].split("-")[0]: pyarrow.parquet.read_table(file.source).num_rows for file in shards}
+    assert rows == {"train": 1, "validation": 1}
 
 
 def is_held_out_at_half(text: str) -> bool:

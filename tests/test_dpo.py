@@ -118,6 +118,9 @@ def test_rows_of_several_forms_are_one_pair() -> None:
     ):
         pair = read_pair(row)
         assert (pair.chosen, pair.rejected) == ([question, better], [question, worse])
+    system = {"role": "system", "content": "Seja breve."}
+    told = read_pair({"prompt": [system, question], "chosen": [question, better], "rejected": [question, worse]})
+    assert (told.chosen, told.rejected, told.unused) == ([system, question, better], [system, question, worse], [])
     long = read_pair({"chosen": [*more, question, better], "rejected": [*more, question, worse], "score": 3})
     assert (long.chosen[:-1], long.unused) == ([*more, question], ["score"])
 

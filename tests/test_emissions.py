@@ -8,6 +8,8 @@ from teenytinyllama.checks import InputError
 from teenytinyllama.emissions import read_emissions
 from teenytinyllama.grid import GridSettings, grid_intensity
 from teenytinyllama.meter import EnergyMeter
+from teenytinyllama.publishing.energy import _half
+from teenytinyllama.publishing.energy_text import _score_lines
 
 
 def test_the_meter_adds_up_over_starts(tmp_path: Path) -> None:
@@ -118,3 +120,14 @@ def test_a_file_that_codecarbon_moved_aside_still_counts(tmp_path: Path) -> None
     assert total is not None
     assert total.num_starts == 2
     assert total.energy_kwh == pytest.approx(totals[1])
+
+
+def test_the_share_of_the_energy_is_that_of_the_nearest_score():
+    scores = [{"step": step, "scored_tokens": 9, "kwh": kwh, "bits_per_byte": bits}
+              for step, kwh, bits in ((0, 0.0, 3.0), (5, 0.6, 2.0), (9, 1.0, 1.0))]  # fmt: skip
+    found = _half(scores)
+    assert (found["step"], found["energy_share"], found["share"]) == (5, pytest.approx(0.6), pytest.approx(0.5))
+    for score in scores:
+        score.update(tokens=1, perplexity=2.0, kg_co2e=0.1)
+    text = "\n".join(_score_lines(scores, found))
+    assert "The first 0.6 kWh, 60% of the energy up to the last score, bought 50% of the gain" in text

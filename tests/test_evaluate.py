@@ -42,6 +42,9 @@ from lm_eval.api.model import LM
 
 from teenytinyllama.evaluation import harness
 from teenytinyllama.evaluation.harness import HarnessModel, run_task
+from teenytinyllama.evaluation.signal import encode_pair
+from teenytinyllama.evaluation.task_functions import choice_results
+from teenytinyllama.tokenizer import encode_texts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -113,8 +116,11 @@ def test_all_suites_run_offline_from_local_files(everything: Path) -> None:
 def test_the_table_and_the_plot_are_written(everything: Path) -> None:
     text = (everything / "results.md").read_text(encoding="utf-8")
     assert "| ENEM, first 8 | accuracy | 3 | 8 |" in text
-    assert "| TeenyTinyLlama-160m [1] |" not in text, "8 questions are not the benchmark's"
-    assert "no published scores stand here, because" in text
+    assert "TeenyTinyLlama-160m" not in text  # of other questions
+    assert (
+        "- ENEM, first 8: no published scores stand here, because only the first 8 of 9 questions were asked." in text
+    )
+    assert "Bits per byte are per byte of the text in composed form (NFC)." in text
     assert "## Held-out text" in text
     assert "Not measured" not in text
     for score in read_results(everything / "results.json").scores:
@@ -362,7 +368,7 @@ def test_missing_data_is_reported_and_the_rest_is_measured(model_folder: Path, t
     assert "| ttl_calame |" in text
     assert "holds no calame_pt or calame or calamept_all" in text
     assert "needs held-out text" in text
-    with pytest.raises(InputError, match=r"nothing can be measured\. ttl_calame: .*holds no calame_pt"):
+    with pytest.raises(InputError, match=r"^tasks=calame: nothing can be measured\. ttl_calame: .*holds no calame_pt"):
         evaluate(model_folder, tmp_path / "none", tasks=["calame"], data_dir=str(data))
     assert not (tmp_path / "none").exists() or not list((tmp_path / "none").iterdir())
 
@@ -850,3 +856,46 @@ def test_real_data_has_the_rows_and_constants_that_are_known(real_data: Path) ->
 def test_a_hellaswag_row_may_lack_its_second_sentence() -> None:
     row = {"activity_label": "Cozinha", "ctx_a": "Ela corta.", "ctx_b": None, "endings": ["a", "b"], "label": 1}
     assert evaluation_rows.hellaswag(row)["question"].startswith("Cozinha: Ela corta.")
+
+
+def byte_level_tokenizer(texts: list[str]) -> Any:
+    """A tokenizer of another family, as GPT's, whose end token is typed `<|endoftext|>`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<|endoftext|>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+@pytest.mark.parametrize("family", ["ours", "byte level"])
+def test_texts_are_read_as_in_training(loaded: tuple[Any, Any], sample_texts: list[str], family: str) -> None:
+    """Composed, and with typed special tokens as text; what the tokenizer itself puts in front stays."""
+    model, tokenizer = loaded
+    if family != "ours":
+        tokenizer = byte_level_tokenizer(sample_texts[:60])
+    wrapped = HarnessModel(model, tokenizer, 4)
+    context, continuation = "Pergunta: coração </s> e\u0301 bom?\nResposta:", " na\u0303o </s>"
+    plain = encode_texts(tokenizer, ["Pergunta: coração </s> é bom?\nResposta:", " não </s>"])
+    start = tokenizer.encode("")
+    assert wrapped.tok_encode(context) == [*start, *plain[0]]
+    assert wrapped._encode_pair(context, continuation) == ([*start, *plain[0]], plain[1])
+    assert encode_pair(tokenizer, context, continuation) == ([*start, *plain[0]], plain[1])
+    ids, mask = wrapped.tok_batch_encode([context, "a"], left_truncate_len=20)
+    assert ids[0].tolist() == [*start, *plain[0]][-20:]
+    assert mask.sum(dim=1).tolist() == [20, len(wrapped.tok_encode("a"))]
+    assert ids[1, -1].item() == wrapped.tok_encode("a")[-1], "padded on the left"
+    assert tokenizer.eos_token_id not in [*plain[0], *plain[1]]
+
+
+def test_bytes_of_an_answer_are_those_of_the_composed_text() -> None:
+    assert choice_results({"choices": ["na\u0303o", "sim"], "gold": 0}, [(-1.0, True), (-2.0, False)])[
+        "answer_bits_per_byte"
+    ] == (-1.0, len(" não".encode()))

@@ -15,6 +15,7 @@ import torch
 
 from teenytinyllama.arguments import load_yaml
 from teenytinyllama.checks import EXIT_BAD_INPUT, InputError, RunFailedError
+from teenytinyllama.data.packed import NEEDED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = REPOSITORY / "benchmarks" / "gpu"
@@ -484,7 +485,7 @@ def test_what_is_carried_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     packed, wheels = Path("carried/packed"), Path("wheels")
     packed.mkdir(parents=True)
-    manifest = json.dumps({"stage": "pack", "train_tokens": 20_000_000})
+    manifest = json.dumps(dict.fromkeys(NEEDED, 0) | {"stage": "pack", "train_tokens": 20_000_000})
     (packed / "run.json").write_text(manifest + " " * (2**20 - len(manifest)))
     (wheels / "inner").mkdir(parents=True)
     (wheels / "inner" / "a.whl").write_bytes(bytes(2**19))

@@ -69,7 +69,7 @@ def test_a_dataset_at_a_commit_is_read_and_cached(hub: Path, tmp_path: Path) -> 
     [
         ("hf://datasets/ana/nada@{commit}", "could not be read from the Hub: "),
         ("hf://datasets/ana/contos@" + "0" * 40, "could not be read from the Hub: RevisionNotFoundError"),
-        ("hf://datasets/ana/contos@{commit}/*.parquet", "no .parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt file there"),
+        ("hf://datasets/ana/contos@{commit}/*.parquet", "no .parquet, .jsonl, .json, .ndjson, .csv, .tsv, .txt"),
     ],
 )
 def test_what_is_not_there_is_one_message(hub: Path, tmp_path: Path, text: str, message: str) -> None:

@@ -38,7 +38,7 @@ ALLOWED = {
     "locks": {"checks"},
     "checkpoints": BASE | {"locks"},
     "manifest": {"checks", "__init__"},
-    "hub_client": set(),
+    "hub_client": {"checks"},
     "stopping": {"checks"},
     "supervision": {"checks"},
     "initialise": {"checks", "__init__"},

@@ -28,6 +28,14 @@ SYSTEM = {"role": "system", "content": "Seja breve."}
         {"instruction": "Oi?", "input": None, "output": "Olá."},
         {"instruction": "Oi?", "context": "", "response": "Ola\u0301."},
         {"prompt": "Oi?", "completion": "Olá."},
+        {"prompt": "Oi?", "completion": "Olá.", "messages": [{"role": "user", "content": ""}, {"role": "assistant"}]},
+        {"messages": [USER, ASSISTANT, {"role": None, "content": None}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Oi?"}, {"type": "text", "text": None}]},
+                ASSISTANT,
+            ]
+        },
         {"prompt": "Oi?", "response": "Olá.", "messages": None},
         {"prompt": [USER], "completion": [ASSISTANT]},
         {"question": "Oi?", "answer": "Olá."},
@@ -87,6 +95,11 @@ def test_inputs_and_system_texts() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ASSISTANT]},
             f"{turns.OTHER_PART}: 'image_url'",
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "image_url": "y"}]}, ASSISTANT]},
+            f"{turns.OTHER_PART}: 'image_url'",
+        ),
+        ({"messages": [{**USER, "from": "gpt"}, ASSISTANT]}, "role and from that differ"),
         ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, turns.BAD_WEIGHT),
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, turns.NOTHING_LEARNT),
         ({"messages": [SYSTEM, USER, ASSISTANT], "system": "Outra coisa."}, turns.TWO_SYSTEMS),
@@ -161,6 +174,21 @@ def test_columns_that_no_turn_is_made_of_are_counted_by_name() -> None:
     counts = Counts()
     assert len(list(read_conversations((("f:1", "f", row) for row in rows), counts, 0.0))) == 2
     assert counts.unused == {"id": 2, "prompt": 1, "turn.name": 1}
+
+
+def test_unused_columns_have_names_that_can_be_written_however_deep_they_are() -> None:
+    deep: list[Any] = []
+    for _ in range(5_000):
+        deep = [deep]
+    assert read_turns({"messages": [USER, ASSISTANT], "x": deep, "\ud83d": 1}).unused == ["x", "\\ud83d"]
+
+
+def test_many_reasons_are_counted_without_what_was_found() -> None:
+    counts = Counts()
+    for number in range(500):
+        counts.drop(f"{turns.UNKNOWN_ROLE}: 'pessoa {number}'", f"a:{number}")
+    assert (len(counts.dropped), counts.dropped[turns.UNKNOWN_ROLE], counts.dropped.total()) == (21, 480, 500)
+    assert counts.first_dropped[turns.UNKNOWN_ROLE] == "a:20"
 
 
 def test_duplicates_and_bad_rows_are_counted_with_their_first_place() -> None:
@@ -257,8 +285,8 @@ def test_rows_of_all_files_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b"{", "inputs=.*a.json: not JSON .*One object a line is a .jsonl file"),
-        ("a.json", b"{}", "inputs=.*a.json: must be one list of JSON objects"),
+        ("a.json", b"{", "inputs=.*a.json: not JSON .*Give one list of objects"),
+        ("a.json", b"3", "inputs=.*a.json: must be one list of JSON objects"),
         ("a.json", b'["x"]', "must be one list of JSON objects"),
         ("a.json", b'["\xff"]', "byte 2 is not valid UTF-8"),
         ("a.jsonl", b"[1]\n", "line 1 is not a JSON object"),

@@ -1,5 +1,6 @@
 """Launcher and signals: exit codes, orphans, the shipped accelerate files, and real trainings on two ranks."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -290,6 +291,20 @@ def test_every_file_on_a_machine_with_four_gpus(
     assert plan.environments[0].get("CUDA_DEVICE_ORDER") == ("PCI_BUS_ID" if plan.uses_gpu else None)
     if plan.uses_gpu:
         assert "DS_ACCELERATOR" not in plan.environments[0]
+
+
+def test_deepspeed_that_is_missing_and_too_many_ranks(
+    recipes: Path, set_gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_gpus(0)
+    with pytest.raises(InputError, match="num_processes=100000: starts so many processes"):
+        plan_ranks(recipes / "stub.py", [], "ddp", 100_000)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find_spec(name))
+    with pytest.raises(
+        InputError, match=r"accelerate=.*zero2.yaml: needs the package deepspeed: pip install deepspeed"
+    ):
+        plan_ranks(recipes / "stub.py", [], "zero2")
 
 
 def test_one_process_takes_the_first_gpu_it_was_given(

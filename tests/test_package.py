@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import other_tool
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -95,3 +96,18 @@ def test_an_empty_environment_gets_all_it_needs(built: Path, tmp_path: Path) -> 
     run(python, "-m", "pip", "install", "--quiet", *(["--index-url", index] if index else []), *torch, cwd=tmp_path)
     run(python, "-m", "pip", "install", "--quiet", "-c", constraints, wheel, cwd=tmp_path)
     check_first_use(venv / "bin" / "ttl", python, tmp_path)
+
+
+def test_other_tools_are_skipped_unless_they_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TTL_REQUIRE_OTHER_TOOLS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no_such_tool is not installed"):
+        other_tool("no_such_tool")
+    monkeypatch.setenv("TTL_REQUIRE_OTHER_TOOLS", "1")
+    with pytest.raises(
+        pytest.fail.Exception, match="TTL_REQUIRE_OTHER_TOOLS is set, and no_such_tool is not installed"
+    ):
+        other_tool("no_such_tool")
+    assert (
+        "TTL_REQUIRE_OTHER_TOOLS=1 .venv/bin/python -m pytest -m other_tools"
+        in (REPOSITORY / ".ci" / "run").read_text()
+    )

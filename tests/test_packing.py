@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
-from teenytinyllama.checks import InputError
+from teenytinyllama.checks import InputError, format_bytes
+from teenytinyllama.data import packed as packed_module
 from teenytinyllama.data import packing, workers
-from teenytinyllama.data.packed import load_packed
+from teenytinyllama.data.packed import check_packed, load_packed
 from teenytinyllama.data.packing import PackConfig, pack
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.data.workers import split_long_text
+from teenytinyllama.evaluation.held_out_text import load_held_out
 from teenytinyllama.published import load_tokenizer
 
 
@@ -164,13 +168,19 @@ def test_long_texts_are_cut_where_no_token_crosses(sample_texts: list[str], toke
     assert split_long_text("", 10) == [""]
 
 
-def test_large_vocabularies_take_four_bytes(tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path) -> None:
+def test_large_vocabularies_take_four_bytes_and_the_disk_is_checked_for_them(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(packing, "ensure_disk_space", lambda field, folder, needed, fix: asked.append(needed))
     large = tmp_path / "large"
     tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
     tokenizer.add_tokens([f"palavra{n}" for n in range(66_000)])
     tokenizer.save_pretrained(large)
     packed = load_packed(pack(config(corpus_folder / "curtas.jsonl", large, tmp_path / "p")))
     assert packed.train.dtype == np.uint32
+    counted = [*packed.manifest["sources"].values(), *packed.manifest["validation_sources"].values()]
+    assert asked == [2 * 4 * sum(source["bytes"] for source in counted) // 3]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +296,7 @@ def test_a_full_disk_is_refused(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    with pytest.raises(InputError, match="output_dir=.*: about .* GB are needed there and 0.00 GB are free"):
+    with pytest.raises(InputError, match="output_dir=.*: about .* kB are needed there and 1 byte are free"):
         pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
     assert not (tmp_path / "p").exists()
 
@@ -307,3 +317,133 @@ def test_damaged_rows_are_refused(tmp_path: Path, packed_folder: Path) -> None:
     (copy / "run.json").write_text('{"stage": "tokenizer"}')
     with pytest.raises(InputError, match="was made by 'tokenizer', not by 'pack'"):
         load_packed(copy)
+
+
+def foreign_tokenizer(kind: str, texts: list[str]) -> Tokenizer:
+    """A tokenizer of another family, learnt from a few texts."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=kind == "prepend"))
+    alphabet: list[str] = []
+    if kind == "prepend":  # as Llama 2
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    elif kind == "bytes":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    elif kind == "stripped":
+        backend.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()])
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False,
+        max_token_length=12,
+    )  # fmt: skip
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return backend
+
+
+@pytest.mark.parametrize("kind", ["prepend", "always", "first", "never", "bytes", "stripped"])
+def test_pieces_of_long_texts_have_the_ids_of_the_whole(kind: str, sample_texts: list[str]) -> None:
+    backend = foreign_tokenizer(kind, sample_texts[:60])
+    text = " " + "\n\n".join(sample_texts[:30]) + "  fim 🙂 日本 " + "palavra " * 40
+    assert len(split_long_text(text, 200)) > 20
+
+    def encode(texts: list[str]) -> list[bytes]:
+        found = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.uint16).tobytes() for encoding in found]
+
+    assert workers.encode_in_pieces(encode, [text, "curto", ""], 200) == encode([text, "curto", ""])
+
+
+def test_a_token_across_every_cut_gives_the_whole_text(sample_texts: list[str]) -> None:
+    text = "palavra comprida " * 50
+    asked: list[int] = []
+
+    def encode(texts: list[str]) -> list[bytes]:  # ids that depend on the length of the whole
+        asked.append(len(texts))
+        return [bytes([len(text) % 251]) * len(text) for text in texts]
+
+    assert workers.encode_in_pieces(encode, [text], 200) == [bytes([len(text) % 251]) * len(text)]
+    assert asked[-1] == 1, "it was encoded whole"
+
+
+def test_bytes_are_those_of_the_text(tmp_path: Path, sample_texts: list[str]) -> None:
+    """Whatever a tokenizer makes of it: bytes, unknown characters, or small letters."""
+    rows = ["Ação 🙂 日本 \u0001 ÀS VEZES " + text for text in sample_texts[:40]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    for kind in ("prepend", "stripped"):
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=foreign_tokenizer(kind, sample_texts[:60]), bos_token="<s>", eos_token="</s>"
+        )
+        tokenizer.save_pretrained(tmp_path / kind)
+        packed = load_packed(pack(config(tmp_path / "a.jsonl", tmp_path / kind, tmp_path / f"p-{kind}")))
+        counted = [*packed.manifest["sources"].values(), *packed.manifest["validation_sources"].values()]
+        assert sum(source["bytes"] for source in counted) == sum(len(text.encode()) for text in rows)
+        loaded = load_held_out([str(tmp_path / "a.jsonl")], load_tokenizer("tokenizer", str(tmp_path / kind)))
+        assert loaded.documents["num_bytes"].tolist() == [len(text.encode()) for text in rows]
+
+
+def test_rows_are_compared_with_their_hash(
+    tmp_path: Path, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(packed_module._CHECKED_VARIABLE, raising=False)
+    monkeypatch.setattr(packed_module, "_PART_BYTES", 1 << 10)
+    copy = shutil.copytree(packed_folder, tmp_path / "p")
+    check_packed(load_packed(copy))
+    read: list[str] = []
+    monkeypatch.setattr(packed_module, "_digest_and_largest", lambda _, name, bar: read.append(name))
+    check_packed(load_packed(copy))
+    assert not read, "what was compared is not read again"
+    monkeypatch.undo()
+    monkeypatch.delenv(packed_module._CHECKED_VARIABLE, raising=False)
+    with pytest.raises(InputError, match=r"packed=.*train.npy holds the id \d+, and the vocabulary has 300"):
+        check_packed(load_packed(copy), vocab_size=300)
+    for name in packed_module.PACKED_NAMES:
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+        with pytest.raises(InputError, match=f"packed=.*: {name} is not the file that `ttl pack` wrote: its sha256"):
+            check_packed(load_packed(copy))
+        (copy / name).write_bytes(content)
+    np.save(copy / "validation.npy", np.zeros_like(load_packed(copy).validation))
+    with pytest.raises(InputError, match="held_out=.*: validation.npy is not the file"):
+        check_packed(load_packed(copy), "held_out")
+    manifest = json.loads((copy / "run.json").read_text())
+    del manifest["hashes"]
+    (copy / "run.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        InputError, match=r"run.json lacks hashes: damaged, or of an older version. Make it with `ttl pack`"
+    ):
+        load_packed(copy)
+
+
+def test_a_book_is_packed_with_its_end_held_out(
+    tmp_path: Path, tokenizer_folder: Path, sample_texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "livro.txt").write_text("\n\n".join(sample_texts[:100]))
+    packed = load_packed(
+        pack(config(tmp_path / "livro.txt", tokenizer_folder, tmp_path / "p", validation_fraction=0.01))
+    )
+    assert packed.manifest["same_document"] is True
+    assert len(packed.documents) == 1
+    assert packed.documents["num_bytes"][0] > 1000
+    packed_module.print_summary(tmp_path / "p")
+    said = capsys.readouterr().out
+    assert "there is one document alone, so its last part is held out" in said
+    assert "held out is the last part of the only document: scores are of the same document" in said
+
+
+def test_held_out_files_without_text_are_refused(tmp_path: Path, tokenizer_folder: Path, corpus_folder: Path) -> None:
+    (tmp_path / "held.txt").write_text("  \n")
+    with pytest.raises(InputError, match="validation_inputs=.*held.txt: hold no document with text"):
+        pack(config(corpus_folder, tokenizer_folder, tmp_path / "p", validation_inputs=[str(tmp_path / "held.txt")]))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(1, "1 byte"), (999, "999 bytes"), (1000, "1.00 kB"), (4_200_000, "4.20 MB"), (12_300_000, "12.3 MB"),
+     (999_900_000, "1.00 GB"), (1_250 * 10**9, "1,250 GB")],
+)  # fmt: skip
+def test_sizes_are_said_in_the_unit_that_suits_them(count: int, text: str) -> None:
+    assert format_bytes(count) == text

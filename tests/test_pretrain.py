@@ -1,5 +1,6 @@
 import csv
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from benchmark_rows import write_rows
 from transformers import LlamaModel, TrainerCallback, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import complete_checkpoints
+from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.packing import PackConfig, pack
 from teenytinyllama.evaluation.signal import score_signal
@@ -29,10 +30,11 @@ from teenytinyllama.training import plan as plan_module
 from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training import signal_scores
-from teenytinyllama.training.batch import batch_for, derive_batch
+from teenytinyllama.training.batch import batch_for, derive_batch, row_divisors
 from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.library import TRACKERS, check_trackers
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.plan import check_before_launch, pack_inputs, plan_run
+from teenytinyllama.training.plan import check_before_launch, check_rows, pack_inputs, plan_run
 from teenytinyllama.training.pretrain import build_run, pretrain
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -80,10 +82,16 @@ def test_the_run_folder_says_everything(finished: tuple[Path, dict[str, Any]]) -
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.yaml", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json", "metrics.jsonl", "samples.jsonl", "loss.png", "emissions.csv", "environment.json",
+        "tokenizer.model", "tokenizer_config.json", "metrics.jsonl", "samples.jsonl", "loss.png", "emissions.csv", "environment.json",
         "run.json", "checkpoint-4", "checkpoint-8",
     } <= names  # fmt: skip
     assert "training_args.bin" not in names
+    for place in (folder, folder / "checkpoint-8"):  # what other programs read
+        config = json.loads((place / "config.json").read_text())
+        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+        assert (place / "tokenizer.model").is_file()
+        assert (place / "model.safetensors").stat().st_mode == (place / "config.json").stat().st_mode
+    assert checkpoint_faults(folder / "checkpoint-8") == []
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["training"]["steps"] == 8
     assert manifest["training"]["tokens"] == 2048
@@ -294,6 +302,7 @@ def test_continued_pretraining_starts_from_the_model(
 ) -> None:
     base = finished[0]
     more = {key: value for key, value in values.items() if key not in ("preset", "shape")}
+    del more["tokenizer"]  # the model's own
     folder = run({**more, "model_name_or_path": str(base), "max_tokens": 512, "learning_rate": 1e-9})
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["model"]["base_model"] == str(base)
@@ -303,19 +312,60 @@ def test_continued_pretraining_starts_from_the_model(
 
 def test_a_loss_that_is_not_finite_stops_the_run(values: dict[str, Any]) -> None:
     with pytest.raises(RunFailedError, match="loss=(nan|inf) at step .*: training has diverged"):
-        run({**values, "learning_rate": 1e30, "max_grad_norm": 0.0})
+        run({**values, "learning_rate": 1000.0, "weight_decay": 1e9, "max_grad_norm": 0.0})
 
 
 def test_without_held_out_documents_there_is_no_evaluation(values: dict[str, Any], tmp_path: Path) -> None:
     text = tmp_path / "livro.txt"
     text.write_text(" ".join(f"palavra {n}" for n in range(3000)), encoding="utf-8")
     packing = {**values, "packed": None, "inputs": [str(text)], "context": 32, "max_tokens": 512}
+    packing["validation_fraction"] = 0.0
     packed = pack_inputs({key: value for key, value in packing.items() if value is not None})
     assert packed["packed"] == str(tmp_path / "run" / "packed")
-    assert not {"inputs", "context"} & set(packed)
+    assert not {"inputs", "context", "validation_fraction"} & set(packed)
     folder = run(packed)
     assert json.loads((folder / "run.json").read_text())["results"]["final"]["bits_per_byte"] is None
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["data"]["same_document"] is False
     assert write_model_card(folder).exists()
+    manifest["data"] |= {"same_document": True, "validation_documents": 1}
+    (folder / "run.json").write_text(json.dumps(manifest))
+    assert "there was a single document, and its end was held out (1 part)" in write_model_card(folder).read_text()
+
+
+def test_rows_that_changed_after_packing_are_refused_before_a_start_and_a_resume(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TTL_CHECKED_ROWS", raising=False)
+    rows = Path(shutil.copytree(values["packed"], tmp_path / "rows")) / "train.npy"
+    changed = {**values, "packed": str(rows.parent)}
+    assert check_before_launch(changed, 1) == "new"
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1
+    rows.write_bytes(content)
+    monkeypatch.setattr(plan_module, "check_run_folder", lambda *given: "resume")
+    for start in (lambda: check_before_launch(changed, 1), lambda: pretrain(build(PretrainConfig, changed), changed)):
+        with pytest.raises(InputError, match="packed=.*rows: train.npy is not the file that `ttl pack` wrote"):
+            start()
+    assert not Path(values["output_dir"]).exists()
+
+
+def test_of_one_book_the_end_is_held_out_and_a_flipped_bit_is_found(values: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "livro.txt"
+    text.write_text(" ".join(f"palavra {n}" for n in range(3000)), encoding="utf-8")
+    packing = {**values, "packed": None, "inputs": [str(text)], "context": 32, "max_tokens": 512}
+    packed = pack_inputs({key: value for key, value in packing.items() if value is not None})
+    manifest = json.loads((Path(packed["packed"]) / "run.json").read_text())
+    assert manifest["same_document"]
+    assert 0 < manifest["validation_tokens"] < manifest["train_tokens"]
+    plan_of_rows = plan(packed)
+    check_rows(plan_of_rows)
+    rows = Path(packed["packed"]) / "train.npy"
+    content = bytearray(rows.read_bytes())
+    content[-3] ^= 1
+    rows.write_bytes(content)
+    with pytest.raises(InputError, match=r"packed=.*: train.npy is not the file that `ttl pack` wrote: its sha256"):
+        check_rows(plan_of_rows)
 
 
 def test_precision_is_chosen_from_the_hardware(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +468,31 @@ def test_max_steps_of_the_user_is_kept(values: dict[str, Any]) -> None:
     assert build(PretrainConfig, {**values, "max_steps": 3}).max_steps == 3
 
 
+def test_trackers_that_cannot_ask_for_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(InputError, match="report_to=wandb: nobody is logged in here.* set WANDB_MODE=offline"):
+        check_trackers(["tensorboard", "wandb"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trackers("wandb")
+    check_trackers("none")
+    check_trackers(None)
+
+
+def test_every_tracker_of_transformers_is_known() -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert set(INTEGRATION_TO_CALLBACK) - {"codecarbon", "kubeflow"} == set(TRACKERS)
+
+
+def test_rows_that_a_rank_can_compute_are_found_fast() -> None:
+    assert row_divisors(12) == [1, 2, 3, 4, 6, 12]
+    assert row_divisors(1) == [1]
+    assert len(row_divisors(10**9)) == 100
+
+
 @pytest.mark.parametrize(("run_tokens", "eval_tokens"), [(2**18, 20_000), (2**22, 41_943), (2**30, 200_000)])
 def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens: int, eval_tokens: int) -> None:
     del values["eval_max_tokens"]
@@ -449,13 +524,30 @@ def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens:
         ({"max_tokens": -5}, "max_tokens=-5: must be positive"),
         ({"save_strategy": "best"}, "save_strategy=best: checkpoints are kept by their age. Use steps or no"),
         ({"max_steps": 3}, "max_steps=3, max_tokens=2048: disagree .8 steps."),
-        ({"report_to": "all"}, "report_to=..all..: would start a second energy tracker"),
+        ({"report_to": "all"}, "report_to=all: would start a second energy tracker"),
         ({"report_to": ["tensorboard", "codecarbon"]}, "second energy tracker"),
+        ({"report_to": "wandb"}, "report_to=wandb: its package is not installed. Run: pip install wandb"),
+        ({"report_to": ["none", "wandb"]}, "report_to=none, wandb: none stands alone"),
+        ({"report_to": "wandbb"}, "report_to=wandbb: must be none or some of azure_ml, .* Did you mean 'wandb'"),
+        ({"optim": "adamw_bnb_8bit"}, "optim=adamw_bnb_8bit: transformers refuses it: .*bitsandbytes"),
+        ({"optim": "lomo"}, "optim=lomo: transformers refuses it: .*lomo"),
+        ({"optim_args": "x"}, "optim_args=x: transformers refuses it"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: transformers refuses it: Invalid learning rate"),
+        ({"lr_scheduler_kwargs": {"no_such": 1}}, "lr_scheduler_kwargs=.*no_such.*: transformers refuses it"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"min_lr": 1}},
+            "lr_scheduler_kwargs=.*min_lr",
+        ),
+        ({"accelerator_config": "nowhere.json"}, "accelerator_config=nowhere.json: transformers refuses it"),
+        ({"torch_compile_backend": "inductor"}, "torch_compile_backend=inductor: turns torch_compile on"),
         ({"country_iso_code": "Brasil"}, "country_iso_code=Brasil: must be three capital letters"),
         ({"country_iso_code": "BRX"}, "country_iso_code=BRX: unknown country"),
         ({"decay_fraction": 0.0}, "decay_fraction=0.0: must lie in"),
-        ({"lr_scheduler_type": "cosin"}, "config: cosin is not a valid SchedulerType"),
-        ({"eval_strategy": "step"}, "config: step is not a valid IntervalStrategy"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type='cosin': no such choice. .* Did you mean 'cosine'"),
+        (
+            {"eval_strategy": "step"},
+            "eval_strategy='step': no such choice. It must be one of no, steps, epoch. Did you mean 'steps'",
+        ),
     ],
 )
 def test_bad_configs_write_nothing(values: dict[str, Any], changes: dict[str, Any], message: str) -> None:
@@ -562,7 +654,7 @@ def test_a_full_disk_is_refused(values: dict[str, Any], monkeypatch: pytest.Monk
         InputError, match="output_dir=.*2 checkpoints of .* still to come: lower save_total_limit, free"
     ):
         plan(values)
-    with pytest.raises(InputError, match="1 checkpoint of .* GB are still to come: free some space"):
+    with pytest.raises(InputError, match="1 checkpoint of .* are still to come: free some space"):
         plan({**values, "save_strategy": "no"})
 
 
@@ -596,7 +688,7 @@ def test_the_disk_needs_room_for_what_is_to_come(
     free_disk(monkeypatch, needed + 1)
     plan(values | changes)
     free_disk(monkeypatch, needed - 1)
-    with pytest.raises(InputError, match="GB are needed there"):
+    with pytest.raises(InputError, match="B are needed there"):
         plan(values | changes)
 
 

@@ -24,12 +24,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TOKEN = "hf_" + "SegredoMarcado" * 3
 MAIN_FILES = {
     "README.md", "checkpoints.json", "config.json", "config.yaml", "environment.json", "generation_config.json",
-    "loss.png", "metrics.jsonl", "model.safetensors", "run.json", "samples.jsonl", "tokenizer.json",
+    "loss.png", "metrics.jsonl", "model.safetensors", "run.json", "samples.jsonl", "tokenizer.json", "tokenizer.model",
     "tokenizer_config.json",
 }  # fmt: skip
 BRANCH_FILES = {
     "config.json", "config.yaml", "emissions.json", "environment.json", "generation_config.json", "metrics.jsonl",
-    "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 }  # fmt: skip
 
 

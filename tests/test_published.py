@@ -1,17 +1,19 @@
 """Loading by short name, repository or folder: over HTTP against a small Hub on loopback, and from local folders."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import HubServer
 
 from teenytinyllama.checks import InputError, MissingFileError
-from teenytinyllama.published import from_pretrained
+from teenytinyllama.published import finish_saved, from_pretrained
 
 ROOT = Path(__file__).parents[1]
 
@@ -376,3 +378,40 @@ print("ok")
         assert run.stdout == "ok\n", run.stderr
         assert [request.path for request in server.requests if "cursor=2" in request.path]
         assert {request.status for request in server.requests} == {200, 302}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_weights_have_the_rights_of_other_new_files(tmp_path: Path, umask: int, mode: int):
+    before = os.umask(umask)
+    try:
+        _save_model(tmp_path / "m", 0.5)
+        finish_saved(tmp_path / "m")
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()} == {mode}
+        assert os.umask(umask) == umask, "the mask of the process stays"
+    finally:
+        os.umask(before)
+
+
+_ROPE = {"rope_type": "default", "rope_theta": 5e5}
+_YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "older"),
+    [
+        ({"rope_parameters": _ROPE}, {"rope_theta": 5e5}),
+        ({"rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}}, {"rope_theta": 5e5, "partial_rotary_factor": 0.5}),
+        ({"rope_parameters": {**_YARN, "rope_theta": 1e6}}, {"rope_theta": 1e6, "rope_scaling": _YARN}),
+        ({"rope_parameters": {"full_attention": _ROPE, "sliding_attention": {**_ROPE, "rope_theta": 1e4}}},
+         {"rope_theta": 5e5, "rope_local_base_freq": 1e4}),
+        ({"text_config": {"rope_parameters": _ROPE}}, {"text_config": {"rope_parameters": _ROPE, "rope_theta": 5e5}}),
+        ({"rope_theta": 2e4}, {}),
+        ({"rope_parameters": None}, {}),
+    ],
+)  # fmt: skip
+def test_rotary_positions_stand_under_the_older_names_as_well(
+    tmp_path: Path, config: dict[str, Any], older: dict[str, Any]
+):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    finish_saved(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {**config, **older}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,36 @@ def test_the_plot_needs_neither_curve(tmp_path: Path, records: list[dict]) -> No
         append_jsonl(tmp_path / "m.jsonl", record)
     plot_loss(tmp_path / "m.jsonl", tmp_path / "loss.png")
     assert [path.name for path in tmp_path.glob("*.png")] == ["loss.png"]
+
+
+def drawn(folder: Path, records: list[dict], monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, list[float]]]:
+    """Return the curves of a plot by their names: the label of their axis, and their values."""
+    from matplotlib import pyplot
+
+    for record in records:
+        append_jsonl(folder / "m.jsonl", record)
+    curves = {}
+
+    def look(figure: Any) -> None:
+        for axis in figure.axes:
+            for line in axis.lines:
+                curves[line.get_label()] = (axis.get_ylabel(), list(line.get_ydata()))
+
+    monkeypatch.setattr(pyplot, "close", look)
+    plot_loss(folder / "m.jsonl", folder / "loss.png")
+    return curves
+
+
+def test_the_plot_has_one_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = {"step": 1, "tokens": 9, "bits_per_byte": 1.2, "nats_per_token": 3.1}
+    train = {"step": 1, "tokens": 9, "loss": 3.0, "train_bits_per_byte": 1.1}
+    (tmp_path / "a").mkdir()
+    curves = drawn(tmp_path / "a", [train, score], monkeypatch)
+    assert curves == {"training loss": ("bits per byte", [1.1]), "held-out bits per byte": ("bits per byte", [1.2])}
+    del train["train_bits_per_byte"]  # tuning, and older runs
+    (tmp_path / "b").mkdir()
+    curves = drawn(tmp_path / "b", [train, score], monkeypatch)
+    assert curves == {"training loss": ("nats per token", [3.0]), "held-out nats per token": ("nats per token", [3.1])}
 
 
 def test_sampling_depends_on_its_seed_alone_and_leaves_the_random_state(tokenizer_folder: Path) -> None:

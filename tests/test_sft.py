@@ -65,7 +65,8 @@ def save_base(folder: Path, tokenizer: Any, context: int = 128, **more: Any) -> 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=context, bos_token_id=1, eos_token_id=2, pad_token_id=3, **more,
+        num_key_value_heads=2, max_position_embeddings=context, bos_token_id=1, eos_token_id=2, pad_token_id=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0}, **more,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -237,6 +238,10 @@ def test_the_run_folder_says_everything(finished: Path, base: Path) -> None:
         "chat_template.jinja", "samples.jsonl", "answers.jsonl", "loss.png", "emissions.csv", "environment.json",
         "run.json", "checkpoint-6", "checkpoint-12",
     } <= names  # fmt: skip
+    for place in (finished, finished / "checkpoint-12"):
+        assert json.loads((place / "config.json").read_text())["rope_theta"] == 500_000.0
+        assert (place / "tokenizer.model").is_file()
+        assert (place / "model.safetensors").stat().st_mode == (place / "config.json").stat().st_mode
     assert not {"training_args.bin", "README.md"} & names  # no pickle, and no card of TRL's
     manifest = manifest_of(finished)
     assert (manifest["stage"], manifest["training"]["steps"], manifest["training"]["tokens"]) == ("sft", 12, 2304)
@@ -362,6 +367,8 @@ def test_an_adapter_is_merged_and_kept(tmp_path: Path, base: Path, prepared: Pat
     assert manifest["results"]["final"]["nats_per_token"] < manifest["results"]["initial"]["nats_per_token"]
     assert manifest["model"]["num_trained_parameters"] < manifest["model"]["num_parameters"] / 2
     assert adapted.generation_config.eos_token_id == 2
+    for weights in (folder / "model.safetensors", folder / "adapter" / "adapter_model.safetensors"):
+        assert weights.stat().st_mode == (folder / "run.json").stat().st_mode
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert config["use_dora"] is bool(more)
 
@@ -670,6 +677,32 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, base: Pat
     ):
         prepare_inputs({**values, "model_name_or_path": str(unmarked)})
     assert prepare_inputs({"conversations": "x"}) == {"conversations": "x"}
+
+
+def test_a_folder_of_another_run_or_a_full_disk_is_refused_before_inputs_are_prepared(
+    finished: Path, tmp_path: Path, base: Path, instructions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in finished.iterdir())
+    values = {"model_name_or_path": str(base), "inputs": [str(instructions)], "context": 96, "max_steps": 12}
+    with pytest.raises(InputError, match=r"holds another run; different: .*learning_rate \(there 0.01, now 0.0003\)"):
+        prepare_inputs({**values, "output_dir": str(finished)})
+    assert sorted(path.name for path in finished.iterdir()) == before
+    usage = shutil._ntuple_diskusage(10**12, 0, 1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="still to come"):
+        prepare_inputs({**values, "output_dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+
+
+def test_weightless_answers_have_no_bytes_to_be_scored_by(tmp_path: Path, base: Path) -> None:
+    turns = [{"role": "user", "content": "Oi?"}, {"role": "assistant", "content": "Olá, menina.", "weight": 0},
+             {"role": "user", "content": "E?"}, {"role": "assistant", "content": "É."}]  # fmt: skip
+    for name, row in (("a", {"prompt": "Onde?", "completion": "Aqui."}), ("b", {"messages": turns})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    values = {"model_name_or_path": str(base), "inputs": [str(tmp_path / "a.jsonl")], "output_dir": str(tmp_path / "run"),
+              "validation_inputs": [str(tmp_path / "b.jsonl")]}  # fmt: skip
+    folder = Path(prepare_inputs(values)["conversations"])
+    assert HeldOutAnswers(folder, assistant_only=True).num_bytes == [len("É.".encode())]
 
 
 def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import resource
 import sys
 import time
 import types
@@ -464,7 +465,7 @@ def test_a_container_s_quota_limits_the_cores(
 def test_the_peak_of_memory_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux counts in KiB, macOS in bytes."""
     usage = types.SimpleNamespace(ru_maxrss=2_000_000)
-    monkeypatch.setattr(hardware.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
     monkeypatch.setattr(hardware.sys, "platform", "linux")
     assert hardware.peak_memory_gb() == 2.048
     monkeypatch.setattr(hardware.sys, "platform", "darwin")

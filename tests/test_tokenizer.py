@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import re
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from teenytinyllama import tokenizer as tk
 from teenytinyllama.checks import InputError
 from teenytinyllama.published import load_tokenizer
 from teenytinyllama.tokenizer import sampling
+from teenytinyllama.tokenizer.files import sentencepiece_model
 from teenytinyllama.tokenizer.reading import choose_alphabet, known_parts
 from teenytinyllama.tokenizer.sampling import PIECE_BYTES, sample_texts
 from teenytinyllama.tokenizer.superwords import FUNCTION_WORDS
@@ -99,36 +99,11 @@ def vocabulary_of(tokenizer) -> list[str]:
     return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
 
 
-# --- SentencePiece from the same vocabulary, written without protobuf: field numbers of sentencepiece_model.proto
+def sentencepiece_of(tokenizer):
+    """SentencePiece itself, on the `tokenizer.model` that is saved beside `tokenizer.json`."""
+    import sentencepiece
 
-
-def _varint(number: int) -> bytes:
-    out = b""
-    while number > 127:
-        out, number = out + bytes([number & 127 | 128]), number >> 7
-    return out + bytes([number])
-
-
-def _field(number: int, value: bytes | float | int) -> bytes:
-    if isinstance(value, bytes):
-        return _varint(number << 3 | 2) + _varint(len(value)) + value
-    if isinstance(value, float):
-        return _varint(number << 3 | 5) + struct.pack("<f", value)
-    return _varint(number << 3) + _varint(value)
-
-
-def sentencepiece_of(vocabulary: list[str]):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    normal, unknown, control, byte = 1, 2, 3, 6
-    model = b""
-    for index, piece in enumerate(vocabulary):
-        kind = unknown if index == 0 else byte if 4 <= index < 260 else control if index < 268 else normal
-        model += _field(1, _field(1, piece.encode()) + _field(2, float(-index)) + _field(3, kind))
-    ids = {40: 0, 41: 1, 42: 2, 43: 3}  # unk, bos, eos, pad
-    trainer = {3: 2, 4: len(vocabulary), 35: 1, **ids}  # model_type BPE, vocab_size, byte_fallback
-    model += _field(2, b"".join(_field(number, value) for number, value in trainer.items()))
-    normalizer = {3: 0, 4: 0, 5: 1}  # add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces
-    model += _field(3, _field(1, b"identity") + b"".join(_field(n, v) for n, v in normalizer.items()))
+    model = sentencepiece_model(json.loads(tokenizer.backend_tokenizer.to_str()))
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
@@ -303,9 +278,44 @@ def test_make_portable_repairs_a_generic_tokenizer(saved, tmp_path):
 
     generic = AutoTokenizer.from_pretrained(saved)
     generic.save_pretrained(tmp_path / "plain")
-    assert saved_class(tmp_path / "plain") == "TokenizersBackend"  # why make_portable exists
+    assert saved_class(tmp_path / "plain") != "PreTrainedTokenizerFast"  # why make_portable exists
     tk.make_portable(generic).save_pretrained(tmp_path / "repaired")
     assert saved_class(tmp_path / "repaired") == "PreTrainedTokenizerFast"
+
+
+def test_a_foreign_tokenizer_has_no_sentencepiece_model_and_keys_that_transformers_4_reads(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(vocab={"<s>": 0, "a": 1, "b": 2, "ab": 3}, merges=[("a", "b")]))
+    foreign = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    foreign.add_special_tokens({"extra_special_tokens": ["<um>", "<dois>"]})
+    foreign.save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert before["extra_special_tokens"] == ["<um>", "<dois>"]  # which transformers 4 fails on
+    tk.finish_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["additional_special_tokens"] == ["<um>", "<dois>"]
+    assert "extra_special_tokens" not in config
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not (tmp_path / "tokenizer.model").exists()
+    again = load(tmp_path)
+    assert set(again.all_special_tokens) == set(foreign.all_special_tokens)
+    again.save_pretrained(tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert {**written, **config} == written
+
+
+def test_tokens_added_to_ours_are_in_the_sentencepiece_model(tokenizer, tmp_path):
+    more = pickle.loads(pickle.dumps(tokenizer))
+    more.add_special_tokens({"extra_special_tokens": ["<fim>"]})
+    more.add_tokens(["marca"])
+    more.save_pretrained(tmp_path)
+    read = sentencepiece_of(more)
+    assert (tmp_path / "tokenizer.model").read_bytes() == read.serialized_model_proto()
+    assert [read.id_to_piece(index) for index in range(read.get_piece_size())] == vocabulary_of(more)
+    assert read.is_control(read.piece_to_id("<fim>"))
+    assert read.encode("a marca") == more("a marca", add_special_tokens=False)["input_ids"]
 
 
 def test_the_llama_class_gives_the_same_ids(tokenizer, saved):
@@ -367,7 +377,7 @@ def test_training_is_deterministic_across_processes():
 
 def test_same_ids_as_sentencepiece(tokenizer):
     vocabulary = vocabulary_of(tokenizer)
-    reference = sentencepiece_of(vocabulary)
+    reference = sentencepiece_of(tokenizer)
     texts = [*NASTY.values(), *SENTENCES, *hard_strings(vocabulary, 4_000)]
     assert tk.encode_texts(tokenizer, texts) == reference.encode(texts)
 
@@ -404,7 +414,7 @@ def test_real_text_equals_sentencepiece_and_round_trips(real_documents):
     vocabulary = vocabulary_of(tokenizer)
     texts = [*lines, *hard_strings(vocabulary, 1_000)]
     ids = tk.encode_texts(tokenizer, texts)
-    assert ids == sentencepiece_of(vocabulary).encode(texts)
+    assert ids == sentencepiece_of(tokenizer).encode(texts)
     audit = tk.audit_tokenizer(tokenizer, lines)["overall"]
     assert audit["round_trip_failures"] == audit["unknown_rate"] == 0
     assert 1.2 < audit["tokens_per_word"] < 2.5
@@ -614,7 +624,7 @@ def test_the_source_that_loses_a_piece_is_the_one_a_plain_search_finds() -> None
 def test_a_tokenizer_without_held_out_documents_is_kept(
     tmp_path: Path, changes: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One book is the plainest corpus."""
+    """One book is the plainest corpus; of it the end is held out."""
     from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
 
     names = ["livro.txt"] if not changes else [f"{n}.txt" for n in range(8)]
@@ -626,5 +636,5 @@ def test_a_tokenizer_without_held_out_documents_is_kept(
     )
     documents = json.loads((folder / "audit.json").read_text())["overall"]["documents"]
     said = "no held-out document to audit with" in capsys.readouterr().out
-    assert (documents, said) == ((1, False) if "audit_bytes" in changes else (0, True))
+    assert (documents, said) == ((0, True) if changes.get("validation_fraction") == 0 else (1, False))
     assert len(load_tokenizer("tokenizer", str(folder))) == 400

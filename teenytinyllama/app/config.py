@@ -20,7 +20,7 @@ class AppConfig(Sampling):
 
     instructions: list[str] = field(
         default_factory=list,
-        metadata={"help": "instruction data to search: files, folders, globs or hf://datasets/user/name@commit"},
+        metadata={"help": "data to search: files, folders, globs, hf://datasets/user/name@commit, or `sample`"},
     )
     system: str = field(default="", metadata={"help": "what the model is told before the first message"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub repository"})

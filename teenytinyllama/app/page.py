@@ -17,6 +17,7 @@ _WAITING_AT_MOST = 32  # messages; more are refused at once
 
 # For screen readers: the page's language, what the two regions are, and that the status is read aloud when it changes.
 _ON_LOAD = """() => {
+  document.querySelector('#ttl-loading')?.remove();
   document.documentElement.lang = 'pt-BR';
   const name = (id, attributes) => {
     const element = document.querySelector(id);
@@ -26,10 +27,44 @@ _ON_LOAD = """() => {
   name('#ttl-status', {role: 'status', 'aria-live': 'polite'});
 }"""
 
+# Until the browser has Gradio's scripts and has drawn the page, which takes seconds, the window would be white.
+_LOADING = (
+    b'<p id="ttl-loading" role="status" lang="pt-BR" style="position: fixed; inset: 0; margin: auto; height: 2em; '
+    b'text-align: center; font-family: system-ui, sans-serif">Carregando a p\xc3\xa1gina\xe2\x80\xa6</p>'
+)
+
 _HOW_TO_SEARCH = (
     "A busca está desligada: faltam os dados de instrução. Quem serve a página os dá assim: "
     "ttl app MODELO --instructions dados.parquet"
 )
+
+
+class _LoadingSign:
+    """Puts the sign into the page's HTML: what Gradio takes for its head is added by the scripts that one waits for."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] != "/":
+            await self.app(scope, receive, send)
+            return
+        start: dict[str, Any] = {}
+        body = bytearray()
+
+        async def hold(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+                return
+            body.extend(message.get("body", b""))
+            if message.get("more_body"):
+                return
+            page = bytes(body).replace(b"<gradio-app", _LOADING + b"<gradio-app", 1)
+            headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+            await send({**start, "headers": [*headers, (b"content-length", str(len(page)).encode())]})
+            await send({"type": "http.response.body", "body": page})
+
+        await self.app(scope, receive, hold)
 
 
 def launch_arguments(local_host: str | None) -> dict[str, Any]:
@@ -56,7 +91,7 @@ def launch_arguments(local_host: str | None) -> dict[str, Any]:
         "run_history": False,  # would keep the conversations in the browser
         "share": False,
         "max_file_size": 1,  # byte: the page takes no files, and Gradio would store those of any other page
-        "app_kwargs": {"middleware": [hosts]} if local_host else {},
+        "app_kwargs": {"middleware": [*([hosts] if local_host else []), Middleware(_LoadingSign)]},
         "ssr_mode": False,
         "pwa": False,
         "mcp_server": False,

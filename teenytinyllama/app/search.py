@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..checks import ensure
+from ..data.examples import SPLITS
 from ..data.instructions import DUPLICATE, Counts, read_conversations
 from ..data.readers import RECORD_SUFFIXES, read_records
-from ..data.sources import resolve_files
+from ..data.sample import sample_conversations
+from ..data.sources import SAMPLE, resolve_files
 
 Side = Literal["answers", "questions"]
 
@@ -74,6 +76,10 @@ def read_pairs(inputs: list[str]) -> tuple[list[Pair], Counter[str]]:
 
 
 def _rows(inputs: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    if SAMPLE in inputs:
+        for part in SPLITS:
+            for number, row in enumerate(sample_conversations(part), start=1):
+                yield f"{SAMPLE}:{number}", SAMPLE, row
     for file in resolve_files("instructions", inputs, RECORD_SUFFIXES):
         for number, record in enumerate(read_records("instructions", file.path), start=1):
             yield f"{file.name}:{number}", file.path.name.split(".")[0], record

@@ -31,6 +31,7 @@ def run_app(model: str, config: AppConfig) -> int:
         return 0
     check_address(config.host, config.port)
     index = _read_index(config.instructions)
+    print(f"loading {model} …", flush=True)
     loaded, tokenizer = from_pretrained(model, config.revision)
     placed, note = place_for_answers(loaded, config.use_cpu)
     if note:

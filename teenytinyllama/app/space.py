@@ -9,7 +9,7 @@ from typing import Any
 from .. import __version__
 from ..checks import InputError, ensure
 from ..data.readers import RECORD_SUFFIXES
-from ..data.sources import SourceFile, resolve_files
+from ..data.sources import SAMPLE, SourceFile, resolve_files
 from ..published import PUBLISHED_MODELS
 from .config import AppConfig
 from .search import read_pairs
@@ -78,7 +78,7 @@ def write_space(model: str, config: AppConfig) -> Path:
     if config.instructions:
         read_pairs(config.instructions)  # refused here rather than by the Space
     files = _files_to_copy(config.instructions)
-    pinned = [text for text in config.instructions if text.startswith("hf://")]
+    pinned = [text for text in config.instructions if text == SAMPLE or text.startswith("hf://")]
     instructions = [*(f"{DATA_FOLDER}/{name}" for name in files), *pinned]
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WAITING = "Aguardando a vez…"
+READING = "Lendo a mensagem…"
 WRITING = "Escrevendo…"
 DONE = "Resposta completa."
 STOPPED = "Resposta interrompida."
@@ -150,6 +151,8 @@ class Speaker:
         turn = {"role": "assistant", "content": ""}
         session.shown.append(turn)
         try:
+            if not session.stopped:  # its turn has come; on a processor the first word can take seconds
+                yield View(READING)
             with closing(cast("Generator[str, None, None]", iter(reply))) as pieces:
                 for piece in pieces if not session.stopped else ():
                     if session.stopped or session.conversation != number:  # a next message takes `stopped` back

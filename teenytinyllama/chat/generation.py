@@ -1,13 +1,13 @@
 """Answers token by token: what the terminal shows while a model writes."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
 from ..published import end_token_ids
-from ..tokenizer import encode_texts
+from ..tokenizer import compose, encode_texts
 from .template import ConversationEncoder, Message
 
 if TYPE_CHECKING:
@@ -71,12 +71,20 @@ class Reply:
         ids: list[int],
         sampling: Sampling,
         end: int | None = None,
+        is_answer: bool = True,
     ) -> None:
         """Prepare an answer to the tokens `ids`; the model begins with the iteration.
 
-        `end` is a token that ends it beside the model's own: many chat models are published without it in
-        generation_config.json, and would write both sides of the conversation.
+        Args:
+            model: writes it.
+            tokenizer: of the model.
+            ids: the prompt.
+            sampling: how the next token is chosen.
+            end: a token that ends it beside the model's own: many chat models are published without it in
+                generation_config.json, and would write both sides of the conversation.
+            is_answer: leave out white space before the first word; a continuation of a text needs it.
         """
+        self.is_answer = is_answer
         self.model, self.tokenizer, self.prompt, self.sampling = model, tokenizer, ids, sampling
         self.ends = end_token_ids(model, tokenizer) | (set() if end is None else {end})
         self.ids: list[int] = []
@@ -96,7 +104,7 @@ class Reply:
         thread = threading.Thread(target=self._generate, args=(streamer,), daemon=True)
         thread.start()
         try:
-            yield from streamer
+            yield from without_leading_space(streamer) if self.is_answer else streamer
         finally:  # also when nobody reads on
             self._stop.set()
             thread.join()
@@ -132,6 +140,18 @@ class Reply:
             return
         self.ids = output[0, len(self.prompt) :].tolist()
         self.ended = bool(self.ids) and self.ids[-1] in self.ends
+
+
+def without_leading_space(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of an answer without the white space that it begins with.
+
+    Many a tokenizer writes a space before a word, also before the first one after the mark of an answer.
+    """
+    begun = False
+    for piece in pieces:
+        text = piece if begun else piece.lstrip()
+        begun = begun or bool(text)
+        yield text
 
 
 class Chat:
@@ -184,12 +204,12 @@ class Chat:
         self.turns = turns
         room = min(self.sampling.max_new_tokens, context - len(ids))
         sampling = Sampling(**{**vars(self.sampling), "max_new_tokens": room})
-        return Reply(self.model, self.tokenizer, ids, sampling, self.end)
+        return Reply(self.model, self.tokenizer, ids, sampling, self.end, is_answer=self.encoder is not None)
 
     def _prompt(self, turns: list[Message], text: str) -> list[int]:
         if self.encoder is None:
             start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            return start + encode_texts(self.tokenizer, [text])[0]
+            return start + encode_texts(self.tokenizer, [compose(text)])[0]
         messages = [*self.system, *turns, {"role": "user", "content": text}]
         return self.encoder.encode(messages, for_answer=True).ids
 

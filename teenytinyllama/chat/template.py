@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import InputError, ensure
-from ..tokenizer import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
+from ..tokenizer import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN, compose
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,13 +220,13 @@ class ConversationEncoder:
         """Return the tokens of a conversation.
 
         Args:
-            messages: role and content each; contents are stripped.
+            messages: role and content each; contents are stripped and composed.
             for_answer: end with what stands before the next answer.
 
         Raises:
             InputError: the template refuses it, or a text holds a special token that could not be kept apart.
         """
-        stripped = [{**message, "content": message["content"].strip()} for message in messages]
+        stripped = [{**message, "content": compose(message["content"].strip())} for message in messages]
         if self.keeps_apart and (found := self._kept_apart(stripped, for_answer)) is not None:
             return found
         for message in stripped:

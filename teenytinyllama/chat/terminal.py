@@ -80,7 +80,7 @@ def _next_line(lines: IO[str]) -> str | None:
         line = lines.readline()
         line.encode("utf-8")  # bytes that are no UTF-8 can come as halves of characters
     except UnicodeError as error:
-        raise InputError("stdin: is not valid UTF-8. If it is Latin-1: iconv -f latin1 -t utf-8") from error
+        raise InputError("stdin: is not valid UTF-8. If it is windows-1252: iconv -f WINDOWS-1252 -t UTF-8") from error
     return line.strip() if line else None
 
 

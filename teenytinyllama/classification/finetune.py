@@ -22,6 +22,7 @@ from transformers import (
 
 from ..attention import avoid_cudnn_attention
 from ..checks import InputError, RunFailedError, ensure
+from ..published import finish_saved
 from ..recorder import StageMeter
 from ..training.hardware import choose_precision, has_accelerator
 from ..training.trial import is_out_of_memory
@@ -217,5 +218,6 @@ def _record(trainer: Any, predicted: Any, seed: int, evaluated: list[str], num_l
 def _save(trainer: Any, base: Base, folder: Path) -> None:
     trainer.save_model(str(folder))
     base.tokenizer.save_pretrained(folder)
+    finish_saved(folder)
     with contextlib.suppress(FileNotFoundError):
         (folder / "training_args.bin").unlink()  # a pickle

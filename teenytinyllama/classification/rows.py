@@ -10,6 +10,7 @@ from ..checks import InputError, ensure
 from ..data.readers import RECORD_SUFFIXES, TABLE_SUFFIXES, read_records
 from ..data.sources import SourceFile, hash_files, resolve_files
 from ..hub_client import hub_errors
+from ..tokenizer import compose
 from .config import SPLITS, ClassifyConfig
 from .tasks import PARQUET_REVISION, Task
 
@@ -198,6 +199,7 @@ def _example(
         f"label_column={columns.label}: {place} holds {label!r}, which is none of the labels "
         f"{', '.join(f'{number} ({name})' for number, name in enumerate(labels))}. Correct or drop the row.",
     )
+    texts = [*map(compose, texts)]
     pair = texts.pop() if columns.pair else ""
     return Example("\n\n".join(texts), pair, numbers[_label_name(label)])
 

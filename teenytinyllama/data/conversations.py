@@ -25,6 +25,7 @@ from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, read_conver
 from .readers import RECORD_SUFFIXES
 from .sample import sample_conversations
 from .sources import SAMPLE, SourceFile, Split, hash_files, resolve_files, sample_hash
+from .turns import NOTHING_LEARNT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,8 +112,11 @@ class _Preparation:
             parts, left_out = split_to_fit(conversation, self._fits)
             for _ in range(left_out):
                 self.counts.drop(TOO_LONG, place)
-            for part in parts:
-                yield self._row(part)
+            for row in map(self._row, parts):
+                if any(label != IGNORED for label in row["labels"]):
+                    yield row
+                else:  # a step of such rows would have no loss
+                    self.counts.drop(NOTHING_LEARNT, place)
 
     def _kept(self, messages: list[dict[str, str]], ids: list[int]) -> list[dict[str, str]]:
         """Return what the first tokens of a conversation hold of its messages: whole ones and the beginning of one."""
@@ -216,7 +220,7 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
     counts = Counts()
     with measured_into(output, config):
         rows = _rows(config, train, held_out, encoder, counts)
-        refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE, TOO_LONG, CUT, HELD_OUT))
+        refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE, TOO_LONG, CUT, HELD_OUT, NOTHING_LEARNT))
         ensure(
             rows["train"], f"inputs={', '.join(config.inputs)}: hold no conversation to learn from ({reasons(counts)})."
         )
@@ -303,7 +307,12 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
 
     schema = pyarrow.schema(
         [
-            ("messages", messages_type()),
+            (
+                "messages",
+                messages_type(
+                    any("weight" in turn for part in rows.values() for row in part for turn in row["messages"])
+                ),
+            ),
             ("source", pyarrow.string()),
             ("license", pyarrow.string()),
             ("input_ids", pyarrow.list_(pyarrow.int32())),

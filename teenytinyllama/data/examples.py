@@ -97,11 +97,12 @@ def describe_examples(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def messages_type() -> "pyarrow.DataType":
-    """Return the parquet type of a list of turns."""
+def messages_type(weighted: bool = False) -> "pyarrow.DataType":
+    """Return the parquet type of a list of turns; `weighted`: some have a weight of 0, the others null."""
     import pyarrow
 
-    return pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
+    weight = [("weight", pyarrow.int8())] if weighted else []
+    return pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string()), *weight]))
 
 
 def write_examples(

@@ -17,6 +17,8 @@ from .turns import Message, RowError, read_turns
 # Characters from which on an equal answer is no chance: "A resposta é 73." is shared by questions that differ.
 _TELLING_ANSWER = 40
 
+_MOST_REASONS = 20  # told apart by what was found, such as each unknown role
+
 DUPLICATE = "a duplicate"
 TOO_LONG = "longer than the context"
 
@@ -72,7 +74,12 @@ class Counts:
     unused: Counter[str] = field(default_factory=Counter)
 
     def drop(self, reason: str, place: str) -> None:
-        """Count a row that is left out."""
+        """Count a row that is left out.
+
+        Reasons may end with what was found, `reason: 'Maria'`; when there are many, the ends of further ones go.
+        """
+        if reason not in self.dropped and len(self.dropped) >= _MOST_REASONS:
+            reason = reason.partition(":")[0]
         self.dropped[reason] += 1
         self.first_dropped.setdefault(reason, place)
 

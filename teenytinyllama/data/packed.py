@@ -1,5 +1,8 @@
 """Reading a packed folder; see `packing` for what is in it."""
 
+import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +12,20 @@ from numpy.typing import NDArray
 
 from ..checks import InputError, ensure
 from ..manifest import MANIFEST_NAME, read_manifest
+from .journal import DOCUMENT_DTYPE
 
 PACK_FIX = "Make it with `ttl pack`."
 
+TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME = "train.npy", "validation.npy", "validation_documents.npy"
+PACKED_NAMES = (TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME)
 _MOST_SOURCES_SHOWN = 40
+# What a manifest must hold.
+NEEDED = (
+    "num_rows", "context", "dtype", "vocab_size", "train_tokens", "validation_tokens", "dropped_tokens",
+    "tokenizer_sha256", "hashes", "sources", "validation_sources", "plan", "config",
+)  # fmt: skip
+_CHECKED_VARIABLE = "TTL_CHECKED_ROWS"  # what this process, or the one that started it, has compared with its hash
+_PART_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -33,11 +46,17 @@ def packed_manifest(folder: str | Path, key: str = "packed") -> dict[str, Any]:
     Raises:
         InputError: it is missing, unfinished, or something else.
     """
-    return read_manifest(key, folder, "pack", PACK_FIX)
+    manifest = read_manifest(key, folder, "pack", PACK_FIX)
+    missing = [name for name in NEEDED if name not in manifest]
+    ensure(
+        not missing,
+        f"{key}={folder}: {MANIFEST_NAME} lacks {', '.join(missing)}: damaged, or of an older version. {PACK_FIX}",
+    )
+    return manifest
 
 
 def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
-    """Open a packed folder.
+    """Open a packed folder; `check_packed` compares its files with what `ttl pack` wrote.
 
     Raises:
         InputError: it is missing or unfinished, or a file's size or type disagrees with the manifest.
@@ -45,21 +64,105 @@ def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
     folder = Path(folder)
     manifest = packed_manifest(folder, key)
     arrays = []
-    for name in ("train.npy", "validation.npy", "validation_documents.npy"):
+    for name in PACKED_NAMES:
         try:
             # allow_pickle stays False: a packed folder can come from outside.
-            arrays.append(np.load(folder / name, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            if name != "train.npy" and manifest["validation_tokens"] == 0:  # an empty array cannot be mapped
-                arrays.append(np.load(folder / name, allow_pickle=False))
-                continue
-            raise InputError(f"{key}={folder}: {name} is missing or damaged ({error}). {PACK_FIX}") from error
+            is_empty = name != TRAIN_NAME and manifest["validation_tokens"] == 0  # an empty array cannot be mapped
+            arrays.append(np.load(folder / name, mmap_mode=None if is_empty else "r", allow_pickle=False))
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            SyntaxError,
+            TypeError,
+        ) as error:  # a header is read as Python's literals
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{key}={folder}: {name} is missing or damaged ({reason}). {PACK_FIX}") from error
     train, validation, documents = arrays
     ensure(
         train.shape == (manifest["num_rows"], manifest["context"]) and validation.size == manifest["validation_tokens"],
         f"{key}={folder}: the arrays' sizes {train.shape}, {validation.shape} are not {MANIFEST_NAME}'s. {PACK_FIX}",
     )
+    for name, array, dtype in (
+        (TRAIN_NAME, train, manifest["dtype"]),
+        (VALIDATION_NAME, validation, manifest["dtype"]),
+        (DOCUMENTS_NAME, documents, DOCUMENT_DTYPE),
+    ):
+        ensure(
+            dtype in ("uint16", "uint32", DOCUMENT_DTYPE) and array.dtype == np.dtype(dtype),
+            f"{key}={folder}: {name} holds {array.dtype}, and {MANIFEST_NAME} says {dtype}. {PACK_FIX}",
+        )
     return PackedCorpus(folder, manifest, train, validation, documents, list(manifest["validation_sources"]))
+
+
+def check_packed(
+    packed: PackedCorpus, key: str = "packed", vocab_size: int | None = None, names: Sequence[str] = PACKED_NAMES
+) -> None:
+    """Compare the files of a packed folder with the hashes in its manifest, and their ids with the vocabulary.
+
+    Reads each file once, in parts; a gigabyte takes about two seconds. A process that was started by one which has
+    done this for the same files does not do it again.
+
+    Args:
+        packed: the folder.
+        key: the config key that names it.
+        vocab_size: of the model that reads the rows; None: the tokenizer's.
+        names: the files that are going to be read.
+
+    Raises:
+        InputError: a file is not the one that `ttl pack` wrote, or an id lies beyond the vocabulary.
+    """
+    from tqdm import tqdm
+
+    limit = vocab_size or int(packed.manifest["vocab_size"])
+    states = {name: _state(packed, name, limit) for name in names}
+    checked = set(os.environ.get(_CHECKED_VARIABLE, "").split())
+    todo = [name for name in names if states[name] not in checked]
+    total = sum((packed.folder / name).stat().st_size for name in todo)
+    with tqdm(total=total, desc="checking rows", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for name in todo:
+            place = f"{key}={packed.folder}: {name}"
+            digest, largest = _digest_and_largest(packed, name, bar)
+            ensure(name in packed.manifest["hashes"], f"{place} has no hash in {MANIFEST_NAME}. {PACK_FIX}")
+            ensure(
+                digest == packed.manifest["hashes"][name],
+                f"{place} is not the file that `ttl pack` wrote: its sha256 is not the one in {MANIFEST_NAME}. It was "
+                f"damaged or changed. Copy it again, or make it again with `ttl pack`.",
+            )
+            ensure(
+                largest < limit,
+                f"{place} holds the id {largest}, and the vocabulary has {limit}. Pack with the model's tokenizer.",
+            )
+    os.environ[_CHECKED_VARIABLE] = " ".join(sorted(checked | set(states.values())))
+
+
+def _state(packed: PackedCorpus, name: str, limit: int) -> str:
+    """Return what tells a file that was compared with its hash from one that changed since."""
+    status = (packed.folder / name).stat()
+    content = [
+        str(packed.folder.resolve()),
+        name,
+        packed.manifest["hashes"].get(name),
+        limit,
+        status.st_size,
+        status.st_mtime_ns,
+    ]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+
+def _digest_and_largest(packed: PackedCorpus, name: str, bar: Any) -> tuple[str, int]:
+    """Return the sha256 of a file and the largest token id in it, or -1 for the file of documents."""
+    array = {TRAIN_NAME: packed.train, VALIDATION_NAME: packed.validation}.get(name)
+    digest, largest = hashlib.sha256(), -1
+    with (packed.folder / name).open("rb") as file:
+        if array is not None:
+            digest.update(file.read(os.fstat(file.fileno()).st_size - array.nbytes))  # the header; ids follow
+        while part := file.read(_PART_BYTES):
+            digest.update(part)
+            bar.update(len(part))
+            if array is not None and len(part) % array.dtype.itemsize == 0:
+                largest = max(largest, int(np.frombuffer(part, dtype=array.dtype).max()))
+    return digest.hexdigest(), largest
 
 
 def print_summary(folder: Path) -> None:
@@ -81,4 +184,6 @@ def print_summary(folder: Path) -> None:
         f"{manifest['validation_tokens']:,} held-out tokens; {manifest['dropped_tokens']} tokens dropped at the end"
     )
     if not manifest["validation_tokens"]:
-        print("no document is held out, so training cannot be evaluated: raise validation_fraction or add documents")
+        print("no document is held out, so training cannot be evaluated: raise validation_fraction or add text")
+    if manifest.get("same_document"):
+        print("held out is the last part of the only document: scores are of the same document that is trained on")

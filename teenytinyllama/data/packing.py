@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _LOCK_NAME = ".lock"
 
 CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
+_BYTES_PER_TOKEN = 3  # of Portuguese text, at least, for any tokenizer that suits it
 SMALL_BYTES = 8_000_000  # below, starting worker processes takes longer than they save
 
 
@@ -124,12 +125,17 @@ def pack(config: PackConfig) -> Path:
         plan["num_training_files"] = len(corpus.files)  # the others are held out
     if config.metadata_column != PackConfig.metadata_column:
         plan["metadata_column"] = config.metadata_column
+    plan |= corpus.choices()
     if _is_done(output, sha256_json(plan), config):
         print(f"{output} already holds these rows")
         return output
     num_documents, num_bytes = _inspect(corpus)
-    ensure_disk_space("output_dir", output, 2 * 2 * num_bytes // 3, "Free some space or choose another disk.")
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    if corpus.split_exception:
+        print(corpus.split_exception.note)
+    # Not len(tokenizer): a tokenizer can leave out ids.
+    dtype = np.dtype(np.uint16 if max(tokenizer.get_vocab().values(), default=0) < 2**16 else np.uint32)
+    needed_bytes = 2 * dtype.itemsize * num_bytes // _BYTES_PER_TOKEN  # the stream of tokens, and the shuffled rows
+    ensure_disk_space("output_dir", output, needed_bytes, "Free some space or choose another disk.")
     num_workers = config.num_workers or (1 if num_bytes < SMALL_BYTES else available_cores())
     with _alone_in(output):
         journal = Journal(output / ".partial", sha256_json(plan), dtype)
@@ -201,17 +207,17 @@ def _inspect(corpus: Corpus) -> tuple[int, int]:
     """Read everything once before anything is written: bad text is found now, not after an hour."""
     from tqdm import tqdm
 
-    num_bytes = num_documents = num_train = 0
+    num_bytes, count = 0, {"train": 0, "validation": 0}
     for split, document in tqdm(
         corpus.documents(), desc="checking documents", unit=" documents", mininterval=1.0, disable=None
     ):
-        num_documents += 1
-        num_train += split == "train"
+        count[split] += 1
         num_bytes += len(document.text.encode())
     where = ", ".join(corpus.config.inputs)
-    ensure(num_documents, f"inputs={where}: hold no document with text.")
-    ensure(num_train, f"inputs={where}: all documents are held out. Lower validation_fraction or add documents.")
-    return num_documents, num_bytes
+    ensure(count["train"], f"inputs={where}: hold no document with text.")
+    held_out = ", ".join(corpus.config.validation_inputs or [])
+    ensure(count["validation"] or not held_out, f"validation_inputs={held_out}: hold no document with text.")
+    return sum(count.values()), num_bytes
 
 
 def _encode_all(
@@ -276,6 +282,7 @@ def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, 
         "validation_tokens": totals.validation_tokens,
         "sources": totals.sources["train"],
         "validation_sources": totals.sources["validation"],
+        "same_document": plan["plan"].get("split") == "same document",  # held out: the last part of the only document
         "hashes": {name: sha256_file(output / name) for name in files},
     }
     move_energy_files(partial, output)

@@ -1,36 +1,103 @@
-"""Rows of one file: parquet, jsonl (plain, gz or zst), json, csv, txt; errors name the file and the place in it."""
+"""Rows of one file: parquet, jsonl, json, csv, tsv or txt, plain or compressed; errors name the file and the place."""
 
+import codecs
 import contextlib
 import csv
-import io
+import functools
+import itertools
 import json
-from collections.abc import Iterator
+import re
+import shlex
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ..checks import InputError, ensure
+import numpy as np
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")  # of texts
-RECORD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json")  # of rows with several columns
-TABLE_SUFFIXES = (".csv", ".tsv")  # of rows whose cells are all text
-_PARQUET_BUFFER_BYTES = 1 << 20
+from ..checks import InputError, ensure, is_main_process
+
+
+def _with_compressed(*kinds: str) -> tuple[str, ...]:
+    return tuple(kind + packed for kind in kinds for packed in ("", ".gz", ".zst"))
+
+
+RECORD_SUFFIXES = (".parquet", *_with_compressed(".jsonl", ".json", ".ndjson"))  # of rows with several columns
+TABLE_SUFFIXES = _with_compressed(".csv", ".tsv")  # of rows whose cells are all text
+SUFFIXES = (*RECORD_SUFFIXES, *TABLE_SUFFIXES, *_with_compressed(".txt"))  # of texts
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
+_PARQUET_BUFFER_BYTES = 1 << 20
+_PART_BYTES = 1 << 20  # of a file that is no parquet, read at a time
+_ROWS_LOOKED_AT = 20  # of a jsonl file, to see which of its keys hold text
+_MOST_CELL_CHARS = 2**31 - 1  # of csv; the csv module's own limit is 131,072
+_NO_SEPARATOR = "\x1f"  # separates the cells of a table of one column: no text has it
 
-def read_rows(key: str, path: Path, text_column: str, metadata_column: str, txt_unit: str) -> Iterator[Row]:
+# Names of a column of texts, where there is none called `text`, and of columns that hold anything but the text.
+_TEXT_NAMES = frozenset(
+    """
+texto textos texts conteudo conteúdo content contents body corpo document documento documents raw_content raw_text
+article artigo story historia história sentence frase
+""".split()  # noqa: SIM905
+)
+_OTHER_NAMES = frozenset(
+    """
+id _id uuid hash url uri link source fonte origem license licence licenca licença language lang idioma date timestamp
+created author autor split
+""".split()  # noqa: SIM905
+)
+
+# Bytes of windows-1252 that Portuguese and its neighbours write: letters, quotation marks, dashes, ordinals, currency.
+_WINDOWS_1252 = "áàâãäçéèêëíìîïñóòôõöúùûüýÁÀÂÃÄÇÉÈÊËÍÌÎÏÑÓÒÔÕÖÚÙÛÜÝœßªº°«»“”‘’–—…•·§¿¡´€£©®½¼¾²³\u00a0".encode("cp1252")
+# What UTF-8 makes of such letters and signs; in windows-1252 nobody writes these characters side by side.
+_UTF_8_SEQUENCE = re.compile(rb"\xc3[\x80-\xbf]|\xc2[\xa0-\xbf]|\xe2\x80[\x90-\xbf]")
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with that of UTF-16, so it is asked for first
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+_SAID: set[tuple[str, ...]] = set()
+
+
+def say_once(key: tuple[str, ...], message: str) -> None:
+    """Print what a user should know of the data, once in a process: files are read several times, and by all ranks."""
+    if key not in _SAID and is_main_process():
+        print(message, flush=True)
+    _SAID.add(key)
+
+
+def describe_kinds(suffixes: tuple[str, ...]) -> str:
+    """Return how files of the known kinds end, for a message."""
+    plain = [suffix for suffix in suffixes if not suffix.endswith((".gz", ".zst"))]
+    return ", ".join(plain) + (" (all but parquet also as .gz or .zst)" if len(plain) < len(suffixes) else "")
+
+
+def read_rows(
+    key: str, path: Path, text_column: str, metadata_column: str, txt_unit: str, encoding: str | None = None
+) -> Iterator[Row]:
     """Yield (text, metadata) for each row of a file, in order; rows without text (null) are left out.
+
+    Args:
+        key: the config key that names the file, for the message.
+        path: of the file.
+        text_column: the column or key of the text. Where the default, `text`, is missing, the only column that can be
+            the text is taken, and said.
+        metadata_column: a column that may be there.
+        txt_unit: what one document is in a txt file, `file` or `line`.
+        encoding: of a file that is no parquet; None: recognised.
 
     Raises:
         InputError: damaged file, wrong column, text that is not a string or not valid UTF-8; the message names the
             file and the row, line or byte.
     """
-    name = path.name.lower()
-    if name.endswith(".parquet"):
+    if _kind(path) == ".txt":
+        rows = _read_txt(key, path, txt_unit, encoding)
+    elif _kind(path) == ".parquet":
         rows = _read_parquet(key, path, text_column, metadata_column)
-    elif name.endswith(".txt"):
-        rows = _read_txt(key, path, txt_unit)
     else:
-        rows = _read_jsonl(key, path, text_column, metadata_column)
+        rows = _read_texts(key, path, text_column, metadata_column, encoding)
     for number, (text, metadata) in enumerate(rows, start=1):
         if text is None:
             continue
@@ -49,12 +116,87 @@ def read_rows(key: str, path: Path, text_column: str, metadata_column: str, txt_
         yield text, metadata
 
 
-def _invalid_utf8(key: str, path: Path, where: str, error: UnicodeDecodeError) -> InputError:
-    found = error.object[error.start]
-    return InputError(
-        f"{key}={path}: {where} is not valid UTF-8 (byte 0x{found:02x}). "
-        f"If the file is Latin-1: iconv -f latin1 -t utf-8 {path.name} > new-{path.name}"
+def read_records(
+    key: str, path: Path, columns: list[str] | None = None, encoding: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield every row of a parquet, jsonl, json, csv or tsv file as a mapping of all its columns.
+
+    Args:
+        key: the config key that names the file, for the message.
+        path: of the file.
+        columns: of a parquet file, the ones to read; None: all.
+        encoding: of a file that is no parquet; None: recognised.
+
+    Raises:
+        InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
+    """
+    if _kind(path) == ".parquet":
+        with _open_parquet(key, path) as file:
+            for batch in _batches(key, path, file, columns):
+                yield from _python_rows(key, path, batch)
+    else:
+        yield from (record for _, record in _text_records(key, path, encoding))
+
+
+def text_column_of(names: Sequence[str], with_text: Collection[str], wanted: str, metadata_column: str) -> str | None:
+    """Return the column of the texts, or None if it cannot be told.
+
+    Args:
+        names: all columns.
+        with_text: those that hold text.
+        wanted: the config's; only its default, `text`, is ever replaced by another.
+        metadata_column: which is never the text.
+
+    Example:
+        >>> text_column_of(["id", "titulo", "texto"], ["id", "titulo", "texto"], "text", "metadata")
+        'texto'
+    """
+    if wanted in names:
+        return wanted
+    if wanted != "text":
+        return None
+    folded = {name: name.strip().casefold() for name in names if name in with_text and name != metadata_column}
+    for fits in (
+        [name for name, plain in folded.items() if plain == "text"],
+        [name for name, plain in folded.items() if plain in _TEXT_NAMES],
+        [name for name, plain in folded.items() if plain not in _OTHER_NAMES],
+    ):
+        if fits:
+            return fits[0] if len(fits) == 1 else None
+    return None
+
+
+def _choose_text_column(
+    path: Path, names: Sequence[str], with_text: Collection[str], wanted: str, metadata_column: str, where: str
+) -> str:
+    """Return the column of the texts; one that the config does not name is said.
+
+    Raises:
+        InputError: there is no such column, and no other that could only be the text.
+    """
+    found = text_column_of(names, with_text, wanted, metadata_column)
+    ensure(
+        found is not None,
+        f"text_column={wanted}: {where} has no such {'column' if where == str(path) else 'key'}. It has "
+        f"{', '.join(map(str, names)) or 'none'}. Name the one that holds the documents with text_column.",
     )
+    assert found is not None
+    if found != wanted:
+        say_once(
+            ("text_column", str(path.parent), found),
+            f"text_column={wanted}: {path} has none; its column {found!r} is taken as the text, there and in files "
+            "like it. text_column names another.",
+        )
+    return found
+
+
+def _kind(path: Path) -> str:
+    """Return how the name of a file ends, without the ending of compression."""
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    return ".jsonl" if name.endswith(".ndjson") else Path(name).suffix
+
+
+# --- parquet
 
 
 @contextlib.contextmanager
@@ -65,106 +207,165 @@ def _open_parquet(key: str, path: Path) -> Iterator[Any]:
     try:
         # By default a whole row group is read at once, and many programs write one for the whole file.
         file = pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{key}={path}: not a readable parquet file ({str(error).splitlines()[0]}).") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{key}={path}: not a readable parquet file ({_first_line(error)}).") from error
     with file:
+        try:
+            names = file.schema_arrow.names
+        except (pyarrow.ArrowException, ValueError) as error:  # UnicodeDecodeError is a ValueError
+            raise InputError(
+                f"{key}={path}: not a readable parquet file: a column's name is damaged ({error})."
+            ) from error
+        twice = sorted({name for name in names if names.count(name) > 1})
+        ensure(not twice, f"{key}={path}: has two columns called {', '.join(twice)}. Rename or drop one of them.")
         yield file
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _batches(key: str, path: Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
-    """Yield the record batches of an open parquet file; None: with all columns."""
+    """Yield (number of rows before it, record batch) of an open parquet file; columns None: all of them."""
     import pyarrow
 
     row = 0
     try:
         for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield batch
+            yield row, batch
             row += batch.num_rows
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{key}={path}: damaged after row {row} ({str(error).splitlines()[0]}).") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{key}={path}: damaged after row {row} ({_first_line(error)}).") from error
+
+
+def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a batch as Python values."""
+    row, batch = numbered
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError as error:
+        raise _not_utf_8(key, path, f"a row after row {row}", error) from error
+    except (OverflowError, ValueError) as error:  # dates outside Python's
+        raise InputError(f"{key}={path}: a row after row {row} cannot be read ({error}).") from error
 
 
 def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
     with _open_parquet(key, path) as file:
-        names = file.schema_arrow.names
-        ensure(
-            text_column in names,
-            f"text_column={text_column}: {path} has no such column. It has {', '.join(names)}.",
-        )
-        columns = [text_column] + ([metadata_column] if metadata_column in names else [])
-        row = 0
-        try:
-            for batch in _batches(key, path, file, columns):
-                metadata = batch.column(1) if len(columns) > 1 else None
-                for index, cell in enumerate(batch.column(0)):
-                    row += 1
+        schema = file.schema_arrow
+        with_text = [field.name for field in schema if _is_text(field.type)]
+        text_column = _choose_text_column(path, schema.names, with_text, text_column, metadata_column, str(path))
+        columns = [text_column] + ([metadata_column] if metadata_column in schema.names else [])
+        for start, batch in _batches(key, path, file, columns):
+            texts, metadata = batch.column(text_column), batch.column(metadata_column) if len(columns) > 1 else None
+            for index, cell in enumerate(texts):
+                try:
                     yield cell.as_py(), metadata[index].as_py() if metadata is not None else None
-        except UnicodeDecodeError as error:
-            raise _invalid_utf8(key, path, f"row {row}", error) from error
+                except UnicodeDecodeError as error:
+                    raise _not_utf_8(key, path, f"row {start + index + 1}", error) from error
+                except (OverflowError, ValueError) as error:  # dates outside Python's
+                    raise InputError(f"{key}={path}: row {start + index + 1} cannot be read ({error}).") from error
 
 
-def read_records(key: str, path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield every row of a parquet, jsonl, json (one list of objects), csv or tsv file as a mapping of all its columns.
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types
 
-    Args:
-        key: the config key that names the file, for the message.
-        path: of the file.
-        columns: of a parquet file, the ones to read; None: all.
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or str(kind) == "string_view")
+
+
+# --- characters of files that are no parquet
+
+
+def _not_utf_8(key: str, path: Path, where: str, error: UnicodeDecodeError) -> InputError:
+    advice = ""
+    if _kind(path) != ".parquet":
+        quoted = shlex.quote(path.name), shlex.quote(f"utf8-{path.name}")
+        advice = (
+            " Repair the place or drop it. If all of the file is windows-1252 (old Brazilian files mostly are): "
+            + ("encoding: cp1252, or " if key in ("inputs", "validation_inputs") else "")
+            + f"iconv -f WINDOWS-1252 -t UTF-8 {quoted[0]} > {quoted[1]}"
+        )
+    found = f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
+    return InputError(f"{key}={path}: {where} is not valid UTF-8 ({found}).{advice}")
+
+
+def ensure_encoding(encoding: str | None) -> None:
+    """Check the key `encoding`.
 
     Raises:
-        InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
+        InputError: Python knows no character encoding of that name.
     """
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        with _open_parquet(key, path) as file:
-            row = 0
-            try:
-                for batch in _batches(key, path, file, columns):
-                    yield from batch.to_pylist()
-                    row += batch.num_rows
-            except UnicodeDecodeError as error:
-                raise _invalid_utf8(key, path, f"a row after row {row}", error) from error
-            except OverflowError as error:  # dates outside Python's
-                raise InputError(f"{key}={path}: a row after row {row} cannot be read ({error}).") from error
-    elif name.endswith(".json"):
-        yield from _read_json(key, path)
-    elif name.endswith(TABLE_SUFFIXES):
-        yield from _read_table(key, path)
-    else:
-        yield from (record for _, record in _json_lines(key, path))
-
-
-def _read_json(key: str, path: Path) -> list[dict[str, Any]]:
+    if encoding is None:
+        return
+    fix = "Give one such as utf-8, cp1252 (windows-1252), latin-1, utf-16, cp850 or mac-roman, or leave it out."
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise _invalid_utf8(key, path, f"byte {error.start}", error) from error
-    except ValueError as error:
-        raise InputError(f"{key}={path}: not JSON ({error}). One object a line is a .jsonl file.") from error
+        found = codecs.lookup(encoding)
+        is_of_text = found._is_text_encoding and "aã".encode(encoding).decode(encoding) == "aã"  # type: ignore[attr-defined]
+    except (LookupError, ValueError) as error:  # also one that has no ã, and a NUL in the name
+        raise InputError(f"encoding={encoding}: is no encoding of Portuguese text. {fix}") from error
     ensure(
-        isinstance(content, list) and all(isinstance(record, dict) for record in content),
-        f"{key}={path}: must be one list of JSON objects.",
+        is_of_text and "escape" not in found.name and found.name not in ("idna", "punycode"),
+        f"encoding={encoding}: is no encoding of Portuguese text. {fix}",
     )
-    return list(content)
 
 
-def _read_table(key: str, path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a csv or tsv file under the names in its first line."""
+@functools.lru_cache(maxsize=100_000)  # files are read several times
+def _recognise(key: str, path: Path, size: int, changed_ns: int) -> str:
+    """Return the encoding of a file: by its mark, by the zeros of UTF-16 and UTF-32, UTF-8, or windows-1252.
+
+    Every file that is valid UTF-8 is UTF-8. Another one is windows-1252 if at least nine in ten of its bytes beyond
+    ASCII are letters and signs of Portuguese and its neighbours there, none is undefined, none is a control character
+    (binary files), and at most one in fifty belongs to a letter or sign in UTF-8 (files of mixed origin). A file of
+    which nothing fits counts as UTF-8, and is refused where it is read.
+    """
+    parts = _bytes(key, path)
+    head = next(parts, b"")
+    for mark, name in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            return name
+    if by_zeros := _by_zeros(head[:4096]):
+        return by_zeros
+    decoder, is_utf_8 = codecs.getincrementaldecoder("utf-8")(), True
+    counts, in_sequences = np.zeros(256, dtype=np.int64), 0
+    for part in itertools.chain([head], parts):
+        if is_utf_8:
+            try:
+                decoder.decode(part)
+            except UnicodeDecodeError:
+                is_utf_8 = False
+        counts += np.bincount(np.frombuffer(part, dtype=np.uint8), minlength=256)
+        in_sequences += sum(map(len, _UTF_8_SEQUENCE.findall(part)))
+    if is_utf_8 and not decoder.getstate()[0]:
+        return "utf-8"
+    usual = sum(int(counts[byte]) for byte in _WINDOWS_1252 if byte > 127)
+    others = int(counts[128:].sum())
+    impossible = [*range(9), *range(14, 26), *range(28, 32), 0x81, 0x8D, 0x8F, 0x90, 0x9D]
+    fits = usual >= 0.9 * others and in_sequences <= 0.02 * others and not counts[impossible].any()
+    return "cp1252" if fits else "utf-8"
+
+
+def _by_zeros(head: bytes) -> str | None:
+    """Return which UTF-16 or UTF-32 without a mark the zeros in the first bytes of a file show, if any."""
+    zeros = [head[place::4].count(0) / max(1, len(head[place::4])) for place in range(4)]
+    if len(head) < 4 or max(zeros) < 0.5:
+        return None
+    if min(zeros[2:]) > 0.9:
+        return "utf-32-le"
+    if min(zeros[:2]) > 0.9:
+        return "utf-32-be"
+    odd, even = (zeros[1] + zeros[3]) / 2, (zeros[0] + zeros[2]) / 2
+    return "utf-16-le" if odd > 0.5 and even < 0.1 else "utf-16-be" if even > 0.5 and odd < 0.1 else None
+
+
+def _bytes(key: str, path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a plain or compressed file in parts."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _invalid_utf8(key, path, f"byte {error.start}", error) from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    try:
-        for row in reader:
-            ensure(
-                None not in row and None not in row.values(),
-                f"{key}={path}: line {reader.line_num} has another number of cells than the first line. Quote texts "
-                "that hold the separator.",
-            )
-            yield row
-    except csv.Error as error:
-        raise InputError(f"{key}={path}: line {reader.line_num} is not csv ({error}).") from error
+        with _open_bytes(path) as stream:
+            while part := stream.read(_PART_BYTES):
+                yield part
+    except OSError as error:
+        what = "damaged compressed file" if path.name.lower().endswith((".gz", ".zst")) else "cannot be read"
+        raise InputError(f"{key}={path}: {what} ({_first_line(error)}).") from error
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
@@ -177,57 +378,194 @@ def _open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _lines(key: str, path: Path) -> Iterator[bytes]:
-    """Yield the lines of a plain or compressed file without their line ends."""
-    rest, mark = b"", b"\xef\xbb\xbf"  # which some editors write in front
-    with _open_bytes(path) as stream:
-        while True:
-            try:
-                part = stream.read(1 << 20)
-            except OSError as error:
-                raise InputError(f"{key}={path}: damaged compressed file ({str(error).splitlines()[0]}).") from error
-            if not part:
-                break
-            *whole, rest = (rest + part).removeprefix(mark).split(b"\n")
-            mark = b""
-            yield from whole
-    if rest:
-        yield rest
+def _recognised(key: str, path: Path) -> str:
+    """Return the encoding of a file by `_recognise`, and say it if it is not UTF-8."""
+    status = path.stat()
+    encoding = _recognise(key, path, status.st_size, status.st_mtime_ns)
+    if encoding != "utf-8":
+        shown = "windows-1252" if encoding == "cp1252" else encoding.upper()
+        say_once(
+            ("encoding", str(path.parent), encoding),
+            f"{key}={path}: is not UTF-8 and is read as {shown}, as are files like it.",
+        )
+    return encoding
 
 
-def _json_lines(key: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a jsonl file with the numbers of their lines; empty lines are left out."""
-    for number, line in enumerate(_lines(key, path), start=1):
-        if not line.strip():
-            continue
+def _characters(key: str, path: Path, encoding: str | None, by_line: bool = True) -> Iterator[str]:
+    """Yield the text of a file in parts, without a byte order mark.
+
+    Args:
+        key: the config key that names the file, for the message.
+        path: of the file.
+        encoding: of the file; None: recognised, and said if it is not UTF-8.
+        by_line: name the line of a bad byte, rather than its place in the file.
+    """
+    name = encoding or _recognised(key, path)
+    decoder = codecs.getincrementaldecoder(name)()
+    lines = position = 0
+    for part in itertools.chain(_bytes(key, path), [b""]):
+        held_back = len(decoder.getstate()[0])  # the first bytes of a character that the last part cut
         try:
-            record = json.loads(line.decode("utf-8"))
+            text = decoder.decode(part, final=not part)
         except UnicodeDecodeError as error:
-            raise _invalid_utf8(key, path, f"line {number}", error) from error
-        except ValueError as error:
-            raise InputError(f"{key}={path}: line {number} is not JSON ({error}). One JSON object a line.") from error
-        ensure(isinstance(record, dict), f"{key}={path}: line {number} is not a JSON object.")
-        yield number, record
+            line = lines + error.object[: error.start].count(b"\n") + 1
+            place = position - held_back + error.start
+            where = f"line {line}" if by_line else f"byte {place}"
+            if codecs.lookup(name).name == "utf-8":
+                raise _not_utf_8(key, path, where, error) from error
+            raise InputError(
+                f"{key}={path}: {where} is not valid {name} ({error.reason}). Repair it, or give its encoding."
+            ) from error
+        except UnicodeError as error:  # UTF-16 without the mark that its name promises
+            raise InputError(f"{key}={path}: is not valid {name} ({error}). Give its encoding, or none.") from error
+        text = text.removeprefix("\ufeff") if position == 0 else text
+        position += len(part)
+        lines += text.count("\n")
+        yield text
 
 
-def _read_jsonl(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
-    for number, record in _json_lines(key, path):
+def _lines(parts: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of a text that comes in parts, without their line feeds."""
+    begun: list[str] = []  # of a line longer than a part: joined once, when it ends
+    for part in parts:
+        first, *more = part.split("\n")
+        begun.append(first)
+        if more:
+            yield "".join(begun)
+            yield from more[:-1]
+            begun = [more[-1]]
+    if last := "".join(begun):
+        yield last
+
+
+def _read_txt(key: str, path: Path, txt_unit: str, encoding: str | None) -> Iterator[tuple[str, None]]:
+    if txt_unit == "line":
+        for line in _lines(_characters(key, path, encoding)):
+            yield line.removesuffix("\r"), None
+    else:
+        yield "".join(_characters(key, path, encoding, by_line=False)), None
+
+
+# --- jsonl, json, csv and tsv
+
+
+def _read_texts(
+    key: str, path: Path, text_column: str, metadata_column: str, encoding: str | None
+) -> Iterator[tuple[Any, Any]]:
+    records = _text_records(key, path, encoding)
+    first = list(itertools.islice(records, _ROWS_LOOKED_AT))
+    if not first:
+        return
+    names = list(dict.fromkeys(name for _, record in first for name in record))
+    values = {name: [record.get(name) for _, record in first if record.get(name) is not None] for name in names}
+    with_text = [name for name, found in values.items() if found and all(isinstance(value, str) for value in found)]
+    where = str(path) if _kind(path) in TABLE_SUFFIXES else f"{first[0][0]} of {path}"
+    text_column = _choose_text_column(path, names, with_text, text_column, metadata_column, where)
+    for place, record in itertools.chain(first, records):
         ensure(
             text_column in record,
-            f"text_column={text_column}: line {number} of {path} has no such key. It has {', '.join(record)}.",
+            f"text_column={text_column}: {place} of {path} has no such key. It has {', '.join(record)}.",
         )
         yield record[text_column], record.get(metadata_column)
 
 
-def _read_txt(key: str, path: Path, txt_unit: str) -> Iterator[tuple[str, None]]:
-    if txt_unit == "line":
-        for number, line in enumerate(_lines(key, path), start=1):
-            try:
-                yield line.removesuffix(b"\r").decode("utf-8"), None
-            except UnicodeDecodeError as error:
-                raise _invalid_utf8(key, path, f"line {number}", error) from error
+def _text_records(key: str, path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, record) of a jsonl, json, csv or tsv file; a place is for a message, such as `line 3`."""
+    if _kind(path) in TABLE_SUFFIXES:
+        return _read_table(key, path, encoding)
+    if _kind(path) == ".json":
+        return _read_json(key, path, encoding)
+    return _json_lines(key, path, _lines(_characters(key, path, encoding)))
+
+
+def _json_lines(key: str, path: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            record = _parse_json(key, path, line, f"line {number} is", "One JSON object a line.")
+            ensure(isinstance(record, dict), f"{key}={path}: line {number} is not a JSON object.")
+            yield f"line {number}", record
+
+
+def _read_json(key: str, path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a json file: of one list, one object that is the whole file, or one a line."""
+    text = "".join(_characters(key, path, encoding, by_line=False))
+    first_line = text.lstrip().partition("\n")[0].strip()
+    if first_line.startswith("{") and first_line.endswith("}") and _is_json(first_line):
+        yield from _json_lines(key, path, iter(text.split("\n")))
         return
+    content = _parse_json(key, path, text, "", "Give one list of objects, one object, or one object a line.")
+    records = content if isinstance(content, list) else [content]
+    ensure(
+        all(isinstance(record, dict) for record in records),
+        f"{key}={path}: must be one list of JSON objects.",
+    )
+    yield from ((f"row {number}", record) for number, record in enumerate(records, start=1))
+
+
+def _is_json(text: str) -> bool:
     try:
-        yield path.read_bytes().decode("utf-8-sig"), None
-    except UnicodeDecodeError as error:
-        raise _invalid_utf8(key, path, f"byte {error.start}", error) from error
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse_json(key: str, path: Path, text: str, what: str, fix: str) -> Any:
+    """Return what a text in JSON says.
+
+    Raises:
+        InputError: it is not JSON, is nested too deeply, or has a key twice.
+    """
+    what = f"{what} " if what else ""
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise InputError(f"{key}={path}: {what}nested too deeply to be data. Drop it. {fix}") from error
+    except ValueError as error:  # also a number of thousands of digits
+        raise InputError(f"{key}={path}: {what}not JSON ({error}). {fix}") from error
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; a key that stands there twice would hide one of its two values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+def _read_table(key: str, path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a csv or tsv file under the names in its first line; cells may hold line feeds."""
+    lines = (line + "\n" for line in _lines(_characters(key, path, encoding)))
+    first = next(lines, "")
+    if told := re.fullmatch(r"sep=(.)\r?\n", first):  # Excel's own line
+        separator, first = told[1], next(lines, "")
+    else:
+        separator = _separator(first, path)
+    csv.field_size_limit(_MOST_CELL_CHARS)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
+    try:
+        names = next(reader, [])
+        twice = sorted({name for name in names if names.count(name) > 1})
+        ensure(not twice, f"{key}={path}: has two columns called {', '.join(map(repr, twice))}. Rename one of them.")
+        for cells in reader:
+            if not cells:
+                continue
+            ensure(
+                len(cells) == len(names),
+                f"{key}={path}: line {reader.line_num} has another number of cells than the first line: {len(cells)}, "
+                f"not {len(names)}. Quote texts that hold the separator {separator!r}.",
+            )
+            yield f"line {reader.line_num}", dict(zip(names, cells, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{key}={path}: line {reader.line_num} is not csv ({error}).") from error
+
+
+def _separator(header: str, path: Path) -> str:
+    """Return what separates the cells: of , ; tab and | the one that the first line has most of, outside quotes."""
+    bare = re.sub(r'"[^"]*"', "", header)
+    if _kind(path) == ".tsv" and "\t" in bare:
+        return "\t"
+    best = max(",;\t|", key=bare.count)
+    return best if best in bare else _NO_SEPARATOR

@@ -1,8 +1,8 @@
-"""Where documents come from: local parquet, jsonl and txt files, Hub datasets at a pinned commit, the embedded sample.
+"""Where documents come from: local files, Hub datasets at a pinned commit, the embedded sample; and what is held out.
 
 An input is one of:
 
-* a file, a folder (searched for files of the known kinds) or a glob;
+* a file, a folder (searched for files of the known kinds, without hidden and temporary ones) or a glob;
 * `hf://datasets/user/name@COMMIT[/pattern]`: files of a Hub dataset at a 40-digit commit;
 * `sample`: the embedded corpus, which has its own held-out stories.
 """
@@ -15,21 +15,41 @@ import hashlib
 import json
 import os
 import re
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from ..checks import InputError, ensure
 from ..hub_client import hub_errors
-from ..manifest import sha256_file
-from .readers import SUFFIXES, Row, read_rows
+from ..manifest import MANIFEST_NAME, sha256_file
+from ..tokenizer.encoding import compose
+from .readers import SUFFIXES, Row, describe_kinds, ensure_encoding, read_rows, say_once
 
 Split = Literal["train", "validation"]
 SAMPLE = "sample"
 _HUB_INPUT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)(?:/(?P<pattern>.+))?$")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# Hidden files, and rests of editors, browsers, copiers and systems; the same of folders.
+_TEMPORARY_NAMES = r"""
+.* ~$* #*# *~ *.tmp *.temp *.part *.partial *.crdownload *.download *.swp *.bak *.lock thumbs.db desktop.ini __macosx
+__pycache__ $recycle.bin system?volume?information lost+found _temporary _delta_log _success _metadata _common_metadata
+""".split()  # noqa: SIM905
+_TEMPORARY = re.compile("|".join(map(fnmatch.translate, _TEMPORARY_NAMES)))
+# What other programs write beside data to describe it; rows under such a name have to be given by their path.
+_RECORDS = frozenset(
+    """
+run.json audit.json config.json tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json
+added_tokens.json generation_config.json dataset_info.json dataset_infos.json dataset_dict.json state.json
+environment.json emissions.json package.json package-lock.json croissant.json
+""".split()  # noqa: SIM905
+)
+_OUR_RECORDS = frozenset({"emissions.csv", "ledger.jsonl", "metrics.jsonl", "samples.jsonl"})  # beside a run.json
+_EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # not worth a word
+_NAMES_SHOWN = 3
+
+TAIL_CHARS = 2000  # held out at least of a single document, about 500 tokens, but no more than a tenth of it
 _METADATA_FIELD = re.compile(r"\b(source|license|licence)\s*:\s*([^;]+)", re.IGNORECASE)
 
 
@@ -55,21 +75,30 @@ class CorpusConfig:
     validation_fraction: float = field(
         default=0.01,
         metadata={"help": "share of the documents held out, chosen by a hash of the text, so that it stays the same "
-                          "when the corpus grows"},
+                          "when the corpus grows; above 0 at least one document, of a single one its last part"},
     )  # fmt: skip
-    text_column: str = field(default="text", metadata={"help": "column (parquet) or key (jsonl) that holds the text"})
+    text_column: str = field(
+        default="text",
+        metadata={"help": "column or key that holds the text; where there is no `text`, the only column that can be it "
+                          "is taken, and said"},
+    )  # fmt: skip
     metadata_column: str = field(
         default="metadata", metadata={"help": "optional column with `source: …; license: …` or a mapping of the two"}
     )
     txt_unit: Literal["file", "line"] = field(
         default="file", metadata={"help": "what one document is in a txt file: the whole file, or each line"}
     )
+    encoding: str | None = field(
+        default=None,
+        metadata={"help": "of files that are no parquet, such as cp1252; null: UTF-8, UTF-16 and windows-1252 are told "
+                          "apart, and the latter two are said"},
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Refuse values that no corpus can have.
 
         Raises:
-            InputError: no input, or a fraction outside [0, 0.5].
+            InputError: no input, a fraction outside [0, 0.5], or an unknown encoding.
         """
         ensure(self.inputs, "inputs=[]: empty. Give at least one file, folder or dataset.")
         ensure(
@@ -80,6 +109,7 @@ class CorpusConfig:
             self.text_column != self.metadata_column,
             f"metadata_column={self.metadata_column}: is the text_column. Give another column, or leave it out.",
         )
+        ensure_encoding(self.encoding)
 
 
 @dataclass(frozen=True)
@@ -108,21 +138,33 @@ def resolve_files(key: str, inputs: list[str], suffixes: tuple[str, ...] = SUFFI
         if text.startswith("hf://"):
             files += _hub_files(key, text, suffixes)
             continue
-        paths = [Path(text)] if Path(text).exists() else _matches(text)
+        is_named = Path(text).exists()
+        paths = [Path(text)] if is_named else _matches(text)
         ensure(
             paths,
             f"{key}={text}: no such file or folder, and no file matches it as a glob. A Hub dataset is written "
             "hf://datasets/user/name@commit.",
         )
+        before, left_out, given = len(files), LeftOut(), PurePath(text).parts
         for path in paths:
-            found = _files_below(path, suffixes) if path.is_dir() else [path]
-            ensure(found, f"{key}={text}: the folder holds no {', '.join(suffixes)} file.")
-            ensure(
-                all(_is_known(file, suffixes) for file in found),
-                f"{key}={path}: unknown kind of file. Known are {', '.join(suffixes)}.",
-            )
-            files += [SourceFile(str(file.relative_to(path.parent)) if path.is_dir() else file.name, file)
-                      for file in found]  # fmt: skip
+            # What a user names is read; of what a glob found, hidden and temporary files are left out.
+            below = PurePath(*(part for part in path.parts if part not in given))
+            if path.is_dir() and (is_named or not is_hidden(below)):
+                found = list_data_files(path, suffixes, left_out)
+                files += [SourceFile(str(file.relative_to(path.parent)), file) for file in found]
+            elif is_named or not left_out.takes(path, below):
+                ensure(
+                    path.is_file() and path.name.lower().endswith(suffixes),
+                    f"{key}={path}: unknown kind of file. Known are {describe_kinds(suffixes)}.",
+                )
+                files.append(SourceFile(path.name, path))
+        ensure(
+            len(files) > before,
+            f"{key}={text}: the folder holds no {describe_kinds(suffixes)} file to read"
+            f"{left_out.describe('; left out are ')}.",
+        )
+        if said := left_out.describe(f"{key}={text}: left out "):
+            say_once(("left out", said), said)
     return files
 
 
@@ -132,8 +174,81 @@ def _matches(pattern: str) -> list[Path]:
     return [path for path in found if path.is_file()] if "**" in pattern else found
 
 
-def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files of known kinds in a folder and below it, links to folders included, by name."""
+@dataclass
+class LeftOut:
+    """Files in a folder, or matched by a glob, that are not read."""
+
+    hidden: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    records: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def takes(self, path: Path, below: PurePath, suffixes: tuple[str, ...] | None = None) -> bool:
+        """Note a file that is not to be read, and return whether it is one.
+
+        Args:
+            path: of the file.
+            below: its path below the folder that was given, each part of which can be hidden.
+            suffixes: of the known kinds; None: an unknown kind is not asked for.
+        """
+        name = path.name.lower()
+        if suffixes is not None and _EXPLANATION.match(name) and not name.endswith(suffixes):
+            return True
+        if is_hidden(below):
+            self.hidden.append(str(below))
+        elif not path.is_file():
+            self.broken.append(str(below))
+        elif suffixes is not None and not name.endswith(suffixes):
+            self.kinds[path.suffix.lower() or "without an ending"] += 1
+        elif is_record(path):
+            self.records.append(str(below))
+        elif path.stat().st_size == 0:
+            self.empty.append(str(below))
+        else:
+            return False
+        return True
+
+    def describe(self, head: str) -> str:
+        """Return how many files of which kinds, behind a head; empty if there are none."""
+        parts = [
+            f"{len(names)} {what.format(s='s' * (len(names) != 1))} ({', '.join(sorted(names)[:_NAMES_SHOWN])}"
+            f"{', …' * (len(names) > _NAMES_SHOWN)})"
+            for what, names in (
+                ("hidden or temporary file{s}", self.hidden),
+                ("empty file{s}", self.empty),
+                ("record{s} beside data", self.records),
+                ("broken link{s}", self.broken),
+            )
+            if names
+        ]
+        if self.kinds:
+            count = sum(self.kinds.values())
+            shown = ", ".join(f"{number} {suffix}" for suffix, number in self.kinds.most_common(8))
+            parts.append(f"{count} file{'s' * (count != 1)} of other kinds ({shown})")
+        return head + ", ".join(parts) if parts else ""
+
+
+def is_hidden(below: PurePath) -> bool:
+    """Return whether a file is hidden or temporary, or lies in a folder that is, by its path below the one given."""
+    return any(_TEMPORARY.match(part.lower()) for part in below.parts)
+
+
+def is_record(path: Path) -> bool:
+    """Return whether a file describes the data beside it, by its name."""
+    name = path.name.lower()
+    return name in _RECORDS or (name in _OUR_RECORDS and (path.parent / MANIFEST_NAME).exists())
+
+
+def list_data_files(folder: Path, suffixes: tuple[str, ...], left_out: LeftOut | None = None) -> list[Path]:
+    """Return the files of known kinds in a folder and below it, links to folders included, by name.
+
+    Args:
+        folder: which may itself be hidden.
+        suffixes: of the known kinds.
+        left_out: filled with what is not read.
+    """
+    left_out = LeftOut() if left_out is None else left_out
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -142,18 +257,14 @@ def _files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
             continue
         seen.add(os.path.realpath(place))
         folders.sort()  # the same on every machine
-        found += [Path(place) / name for name in names]
-    return sorted(path for path in found if _is_known(path, suffixes))
+        paths = [Path(place) / name for name in names]
+        found += [path for path in paths if not left_out.takes(path, path.relative_to(folder), suffixes)]
+    return sorted(found)
 
 
 def hub_datasets(inputs: list[str]) -> list[str]:
     """Return the Hub datasets among the inputs of a stage, without commits and patterns."""
     return sorted({match["repo"] for text in inputs if (match := _HUB_INPUT.match(text))})
-
-
-def _is_known(path: Path, suffixes: tuple[str, ...]) -> bool:
-    # run.json and audits of our own folders are .json, which is not a corpus format here.
-    return path.is_file() and path.name.lower().endswith(suffixes)
 
 
 def _hub_files(key: str, text: str, suffixes: tuple[str, ...]) -> list[SourceFile]:
@@ -174,8 +285,15 @@ def _hub_files(key: str, text: str, suffixes: tuple[str, ...]) -> list[SourceFil
 
     try:
         names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
-        wanted = [name for name in sorted(names) if name.lower().endswith(suffixes) and fnmatch.fnmatch(name, pattern)]
-        ensure(wanted, f"{key}={text}: no {', '.join(suffixes)} file there matches {pattern!r}.")
+        wanted = [
+            name
+            for name in sorted(names)
+            if name.lower().endswith(suffixes)
+            and fnmatch.fnmatch(name, pattern)
+            and not is_hidden(PurePath(name))
+            and PurePath(name).name.lower() not in _RECORDS
+        ]
+        ensure(wanted, f"{key}={text}: no {describe_kinds(suffixes)} file there matches {pattern!r}.")
         return [
             SourceFile(f"{repo}/{name}", Path(hf_hub_download(repo, name, repo_type="dataset", revision=revision)))
             for name in wanted
@@ -210,8 +328,47 @@ def is_held_out(text: str, fraction: float) -> bool:
     The decision needs no other document: it stays the same when the corpus grows, and equal documents never fall
     on both sides.
     """
+    return _place_in_split(text) < fraction * 2**64
+
+
+def _place_in_split(text: str) -> int:
+    """Return a number below 2**64 that a document's text decides; the lowest ones are held out."""
     digest = hashlib.sha256(b"teenytinyllama split\0" + text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    return int.from_bytes(digest[:8], "big")
+
+
+@dataclass(frozen=True)
+class SplitException:
+    """What a corpus is split by where its hashes alone would leave one of the two splits empty.
+
+    Attributes:
+        kind: `hold out one`: no hash is low enough, so the document with the lowest is held out; `train on one`: all
+            are low enough, so the one with the highest is trained on; `same document`: there is a single document (or
+            copies of one), whose last part is held out.
+        place: of that document (`_place_in_split`).
+        note: for the user.
+    """
+
+    kind: Literal["hold out one", "train on one", "same document"]
+    place: int
+    note: str
+
+
+def cut_last_part(text: str, fraction: float) -> tuple[str, str]:
+    """Cut a text before about its last `fraction`, where a paragraph, a line, a sentence or a word ends.
+
+    Returns:
+        The beginning and the end, without white space where they meet. The end is empty if the text is too short.
+    """
+    size = max(round(fraction * len(text)), min(TAIL_CHARS, len(text) // 10))
+    wanted, first, last = len(text) - size, max(1, len(text) - 2 * size), len(text) - size // 2
+    for boundary in (r"\n\s*\n\s*", r"(?<=[.!?…][\s\"”’»])\s*", r"\n\s*", r"\s+"):
+        places = [match.end() for match in re.compile(boundary).finditer(text, first, last)]
+        if places:
+            cut = min(places, key=lambda place: abs(place - wanted))
+            beginning, end = text[:cut].rstrip(), text[cut:].lstrip()
+            return (beginning, end) if beginning and end else (text, "")
+    return text, ""
 
 
 class Corpus:
@@ -234,28 +391,72 @@ class Corpus:
     def documents(self) -> Iterator[tuple[Split, Document]]:
         """Yield every non-empty document with its split, in the order of the files.
 
+        A single document of which the last part is held out comes as two, its beginning and its end.
+
         Raises:
             InputError: a file cannot be read as text (see `readers.read_rows`).
         """
         fraction = 0.0 if self.config.validation_inputs else self.config.validation_fraction
-        for file in self.files:
-            for document in self._read("inputs", file):
+        exception = self.split_exception
+        for document in self._documents_of_files():
+            if exception is None:
                 yield "validation" if is_held_out(document.text, fraction) else "train", document
+            elif exception.kind == "same document":
+                beginning, end = cut_last_part(document.text, fraction)
+                yield "train", replace(document, text=beginning)
+                if end:
+                    yield "validation", replace(document, text=end)
+            else:
+                is_the_one = _place_in_split(document.text) == exception.place
+                yield "validation" if is_the_one == (exception.kind == "hold out one") else "train", document
         for file in self.validation_files:
             for document in self._read("validation_inputs", file):
                 yield "validation", document
         if self.has_sample:
             yield from _sample_documents()
 
+    @functools.cached_property
+    def split_exception(self) -> SplitException | None:
+        """What the corpus is split by if the hashes would leave a split empty; reads until that is out of question.
+
+        Raises:
+            InputError: a file cannot be read as text (see `readers.read_rows`).
+        """
+        fraction = self.config.validation_fraction
+        if self.config.validation_inputs or self.has_sample or not fraction:
+            return None
+        lowest, highest = 2**64, -1
+        for document in self._documents_of_files():
+            place = _place_in_split(document.text)
+            lowest, highest = min(lowest, place), max(highest, place)
+            if lowest < fraction * 2**64 <= highest:
+                return None
+        if highest < 0:
+            return None
+        key = f"validation_fraction={fraction:g}"
+        if lowest == highest:
+            note = f"{key}: there is one document alone, so its last part is held out: scores are of the same document"
+            return SplitException("same document", lowest, note)
+        if lowest >= fraction * 2**64:
+            note = f"{key}: holds out none of so few documents, so one is held out all the same"
+            return SplitException("hold out one", lowest, note)
+        return SplitException(
+            "train on one", highest, f"{key}: holds out all of so few documents, so one is trained on"
+        )
+
+    def _documents_of_files(self) -> Iterator[Document]:
+        for file in self.files:
+            yield from self._read("inputs", file)
+
     def _read(self, key: str, file: SourceFile) -> Iterator[Document]:
-        source = default_source(file.path)
+        source, config = default_source(file.path), self.config
         rows: Iterator[Row] = read_rows(
-            key, file.path, self.config.text_column, self.config.metadata_column, self.config.txt_unit
+            key, file.path, config.text_column, config.metadata_column, config.txt_unit, config.encoding
         )
         for text, metadata in rows:
             if text.strip():
                 # Composed letters, as they are typed: é as two characters costs three times the tokens.
-                yield Document(unicodedata.normalize("NFC", text), *parse_metadata(metadata, source))
+                yield Document(compose(text), *parse_metadata(metadata, source))
 
     def fingerprint(self) -> dict[str, str]:
         """Return the sha256 of every file, by name and as they are read, and of the embedded sample's generator.
@@ -269,6 +470,11 @@ class Corpus:
         for name, digest in own[len(self.files) :]:
             ensure(digest not in trained, _held_out_twice(name))
         return hashes | sample_hash(self.config.inputs)
+
+    def choices(self) -> dict[str, Any]:
+        """Return what decides the documents beyond the keys that plans always had, for the plan of a stage."""
+        found: dict[str, Any] = {} if self.config.encoding is None else {"encoding": self.config.encoding}
+        return found | ({"split": self.split_exception.kind} if self.split_exception else {})
 
 
 def _held_out_twice(name: str) -> str:
@@ -285,9 +491,13 @@ def hash_files(files: list[SourceFile]) -> dict[str, str]:
     # disable=None: a bar on a terminal, nothing in a log file.
     with tqdm(total=size, desc="hashing inputs", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         hashes: dict[str, str] = {}
+        counts: Counter[str] = Counter()
         for file in files:
-            same = sum(name == file.name or name.startswith(f"{file.name} (") for name in hashes)
-            hashes[f"{file.name} ({same + 1})" if same else file.name] = sha256_file(file.path, bar.update)
+            name = file.name
+            while name in hashes or not counts[file.name]:
+                counts[file.name] += 1
+                name = file.name if counts[file.name] == 1 else f"{file.name} ({counts[file.name]})"
+            hashes[name] = sha256_file(file.path, bar.update)
         return hashes
 
 

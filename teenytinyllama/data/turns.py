@@ -16,9 +16,10 @@ does not use is named, for `Counts.unused`.
 
 import math
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
+
+from ..tokenizer import compose
 
 # A turn: `role` and `content`; `weight` 0 beside them where the data says that this answer is not to be learnt.
 Message = dict[str, Any]
@@ -39,6 +40,8 @@ _ROLES = {
 }
 _TOOL_ROLES = ("tool", "function", "observation", "ipython", "function_call")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_NOTES_OF_PARTS = {"type", "text", "annotations", "cache_control", "citations", "id", "index"}
+_DEEPEST_LEVELS = 8  # turns with parts have five
 
 UNKNOWN_FORM = "no known form"
 NOT_TEXT = "a turn that is no text"
@@ -78,16 +81,17 @@ class PairOfTurns:
     unused: list[str]
 
 
-def is_filled(value: Any) -> bool:
-    """Return whether a cell holds something: not null, NaN, blank text, or a list or mapping of such."""
+def is_filled(value: Any, levels: int = _DEEPEST_LEVELS) -> bool:
+    """Return whether a cell holds something: not null, NaN, blank text, or a list or mapping of such.
+
+    What lies deeper than `levels` lists and mappings is not looked at and counts as something.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     if isinstance(value, str):
         return bool(value.strip())
-    if isinstance(value, list | tuple):
-        return any(map(is_filled, value))
-    if isinstance(value, dict):
-        return any(map(is_filled, value.values()))
+    if isinstance(value, list | tuple | dict) and levels:
+        return any(is_filled(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value))
     return True
 
 
@@ -99,6 +103,8 @@ def read_turns(row: dict[str, Any]) -> Turns:
     """
     reading = _Reading(row)
     lists = [name for name in TURN_KEYS if isinstance(reading.cells.get(name), list)]
+    if reading.of(ANSWER_KEYS) and reading.of((*QUESTION_KEYS, "input")):  # turns without a text are no other form
+        lists = [name for name in lists if _holds_text(row[name])]
     if lists:  # columns beside them, such as a prompt, are often what the turns were made from
         readings = [_with_system(_checked(_plain_turns(row[name]), reading), reading) for name in lists]
         for name, other in zip(lists, readings, strict=True):
@@ -136,6 +142,8 @@ def read_pair(row: dict[str, Any]) -> PairOfTurns:
     if any(len(side) == 1 for side in sides):  # answers alone: the prompt stands in a column of its own
         prompt = reading.prompt_turns()
         sides = [[*prompt, *side] if len(side) == 1 else side for side in sides]
+    else:
+        sides = [[*_system_before(reading, side), *side] for side in sides]
     chosen, rejected = (_with_system(_checked(side, reading), reading) for side in sides)
     for messages in (chosen, rejected):
         _check_order(messages)
@@ -239,7 +247,8 @@ class _Reading:
 
     def unused(self) -> list[str]:
         """Return the names of the filled columns that were not used, those inside of turns as `turn.name`."""
-        return [name for name in self.cells if name not in self.used] + sorted(self.unused_in_turns)
+        names = [name for name in self.cells if name not in self.used] + sorted(self.unused_in_turns)
+        return [name.encode("utf-8", "backslashreplace").decode() for name in names]  # jsonl can escape half a letter
 
 
 def _why_no_form(row: dict[str, Any], reading: _Reading) -> str:
@@ -272,7 +281,33 @@ def _side(part: Any, role: str) -> list[Any]:
 
 def _plain_turns(value: Any) -> list[Any]:
     """Return a cell's turns; nulls in the list, which joined data sets leave behind, are no turns."""
-    return [turn for turn in ([value] if isinstance(value, dict) else value) if turn is not None]
+    turns = [value] if isinstance(value, dict) else value
+    return [turn for turn in turns if turn is not None and (not isinstance(turn, dict) or is_filled(turn))]
+
+
+def _holds_text(turns: list[Any]) -> bool:
+    """Return whether one of the turns says something."""
+    return any(
+        is_filled([turn.get(name) for name in _CONTENT_KEYS] if isinstance(turn, dict) else turn) for turn in turns
+    )
+
+
+def _system_before(reading: "_Reading", side: list[Any]) -> list[Any]:
+    """Return the system turn of a prompt whose other turns are those before the answer of a whole conversation.
+
+    Raises:
+        RowError: one of the turns cannot be read.
+    """
+    prompt = reading.cells.get("prompt")
+    if not isinstance(prompt, list):
+        return []
+    turns, found = _checked(_plain_turns(prompt), reading), _checked(side, reading)
+    if turns == found[:-1]:
+        reading.used.add("prompt")
+    if not turns or turns[0]["role"] != "system" or turns[1:] != found[:-1]:
+        return []
+    reading.used.add("prompt")
+    return turns[:1]
 
 
 def _checked(turns: list[Any], reading: _Reading) -> list[Message]:
@@ -292,10 +327,13 @@ def _read_turn(turn: Any, reading: _Reading) -> Message:
     if not isinstance(turn, dict):
         raise RowError(NOT_TEXT)
     cells = {name: value for name, value in turn.items() if is_filled(value) or name in _CONTENT_KEYS}
-    role = next((cells[name] for name in _ROLE_KEYS if name in cells), None)
-    if not isinstance(role, str):
+    roles = [cells[name] for name in _ROLE_KEYS if name in cells]
+    if not roles or not all(isinstance(role, str) for role in roles):
         raise RowError(NOT_TEXT)
-    role = role.strip().casefold()
+    names = [role.strip().casefold() for role in roles]
+    role = names[0]
+    if len({_ROLES.get(name, name) for name in names}) > 1:
+        raise RowError("role and from that differ")
     if role in _TOOL_ROLES or any(name in cells for name in _TOOL_KEYS):
         raise RowError(TOOL_TURN)
     if role not in _ROLES:
@@ -344,9 +382,12 @@ def _part_text(part: Any) -> str:
     if not isinstance(part, dict):
         raise RowError(NOT_TEXT)
     kind = part.get("type")
-    if kind not in (None, *_TEXT_PARTS):
-        raise RowError(f"{OTHER_PART}: {str(kind)[:40]!r}")
+    others = sorted(name for name, value in part.items() if name not in _NOTES_OF_PARTS and is_filled(value))
+    if kind not in (None, *_TEXT_PARTS) or others:  # a picture may stand beside a text in one part
+        raise RowError(f"{OTHER_PART}: {(others[0] if kind in (None, *_TEXT_PARTS) else str(kind))[:40]!r}")
     text = part.get("text")
+    if text is None and kind is not None:
+        return ""
     if not isinstance(text, str):
         raise RowError(NOT_TEXT)
     return text
@@ -357,7 +398,7 @@ def _clean(text: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:  # jsonl can escape half of a character
         raise RowError(NOT_UNICODE) from error
-    return unicodedata.normalize("NFC", text.strip())
+    return compose(text.strip())
 
 
 def _with_system(messages: list[Message], reading: _Reading) -> list[Message]:

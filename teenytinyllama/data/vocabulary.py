@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..tokenizer import TextSample
 
 AUDIT_NAME = "audit.json"
+_NOT_OF_THE_PLAN = {"output_dir", "encoding"}  # the latter is there by `Corpus.choices`, where it is given
 
 
 @dataclass
@@ -66,11 +67,13 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
     output = Path(config.output_dir)
     check_energy(config)
     corpus = Corpus(config)
-    deciding = {name: value for name, value in asdict(config).items() if name not in GRID_KEYS | {"output_dir"}}
-    plan = {**deciding, "hashes": corpus.fingerprint()}
+    deciding = {name: value for name, value in asdict(config).items() if name not in GRID_KEYS | _NOT_OF_THE_PLAN}
+    plan = {**deciding, "hashes": corpus.fingerprint(), **corpus.choices()}
     if _is_done(output, sha256_json(plan)):
         print(f"{output} already holds this tokenizer")
         return output
+    if corpus.split_exception:
+        print(corpus.split_exception.note)
     ensure_disk_space("output_dir", output, 50_000_000, "Free some space or choose another disk.")
     # Nothing is written into the folder before the tokenizer is known to work.
     with measured_into(output, config):
@@ -118,6 +121,7 @@ def _is_done(output: Path, plan_sha256: str) -> bool:
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
+        "tokenizer.model",
         AUDIT_NAME,
         EMISSIONS_NAME,
         LEDGER_NAME,

@@ -1,12 +1,13 @@
 """Token ids of a stream of documents: in this process, or in worker processes, in the same order and with equal ids."""
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 Chunk = list[tuple[str, Document]]  # documents with their splits
 
 PIECE_CHARS = 1_000_000  # longer documents are encoded in pieces, which bounds the memory
+_WORDS_CHARS = 64  # of the piece before, which a piece is encoded behind: longer than any token of several words
 
 
 def split_long_text(text: str, piece_chars: int) -> list[str]:
     """Cut a long text where no token of ours (or of a GPT's) ever crosses: before single spaces between letters.
 
     The word before is longer than any function word, so that no superword crosses either. The concatenation of the
-    pieces is the text, and so is that of their token ids.
+    pieces is the text.
     """
     from ..tokenizer.superwords import LONGEST_FUNCTION_WORD
 
@@ -44,6 +46,37 @@ def split_long_text(text: str, piece_chars: int) -> list[str]:
         pieces.append(text[start:cut])
         start = cut
     return [*pieces, text[start:]] if start < len(text) or not pieces else pieces
+
+
+def encode_in_pieces(encode: Callable[[list[str]], list[bytes]], texts: list[str], piece_chars: int) -> list[bytes]:
+    """Return the token ids of texts, each equal to those of the whole text, though long ones are encoded in pieces.
+
+    Many tokenizers put a space in front of whatever they are given (`Prepend ▁`, `add_dummy_prefix`) or strip it. So a
+    piece is encoded behind the last words of the piece before, and their own ids are taken away again. Where those are
+    not the beginning of the ids, a token crosses the cut: then that text is encoded whole.
+
+    Args:
+        encode: returns the ids of each text, as the bytes of an array.
+        texts: the texts.
+        piece_chars: longer texts are cut.
+    """
+    cut = [split_long_text(text, piece_chars) for text in texts]
+    asked: list[str] = []
+    for pieces in cut:
+        asked.append(pieces[0])
+        for before, piece in itertools.pairwise(pieces):
+            words = before[max(0, before.rfind(" ", 0, max(1, len(before) - _WORDS_CHARS))) :]
+            asked += [words, words + piece]
+    encoded = iter(encode(asked))
+    found = []
+    for text, pieces in zip(texts, cut, strict=True):
+        parts, fits = [next(encoded)], True
+        for _ in pieces[1:]:
+            words_ids, ids = next(encoded), next(encoded)
+            fits = fits and ids.startswith(words_ids)
+            parts.append(ids[len(words_ids) :])
+        found.append(b"".join(parts) if fits else encode([text])[0])
+    return found
 
 
 def write_frame(stream: IO[bytes], parts: list[bytes]) -> None:
@@ -130,13 +163,12 @@ class DocumentEncoder:
                 yield done, future.result()
 
     def _documents(self, chunk: Chunk, encode: Any) -> list[NDArray[Any]]:
-        pieces = [split_long_text(document.text, PIECE_CHARS) for _, document in chunk]
-        encoded = iter(encode([piece for parts in pieces for piece in parts]))
+        texts = encode_in_pieces(encode, [document.text for _, document in chunk], PIECE_CHARS)
         start, end = (np.array(ids, dtype=self.dtype).tobytes() for ids in (self.start, self.end))
         starts = {"train": start, "validation": start or end}
         return [
-            np.frombuffer(b"".join([starts[split], *(next(encoded) for _ in parts), end]), dtype=self.dtype)
-            for (split, _), parts in zip(chunk, pieces, strict=True)
+            np.frombuffer(b"".join([starts[split], ids, end]), dtype=self.dtype)
+            for (split, _), ids in zip(chunk, texts, strict=True)
         ]
 
     def _encode_here(self, texts: list[str]) -> list[bytes]:

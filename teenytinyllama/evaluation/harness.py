@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..checks import ensure, ensure_packages
 from ..collectives import spread
+from ..tokenizer import compose, encode_prompt
 from .bootstrap import macro_f1_stderr, mean_stderr, pearson_stderr, ratio_stderr
 from .scoring import can_score, score_continuations
 from .suites import TASKS_FOLDER, BenchmarkTask
@@ -32,6 +33,7 @@ from lm_eval.utils import env as templates  # noqa: E402
 from lm_eval.utils import hash_string  # noqa: E402
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -88,7 +90,8 @@ def _templates_compiled_once() -> Iterator[None]:
 class HarnessModel(HFLM):  # type: ignore[misc]
     """The harness's own model class around a model that is loaded.
 
-    It counts prompts that do not fit. Each rank scores a share of the requests, and the harness sees one process.
+    It counts prompts that do not fit. Each rank scores a share of the requests, and the harness sees one process. Texts
+    are composed, and special tokens typed in them stay text, as in training (`tokenizer.encode_prompt`).
     """
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
@@ -104,12 +107,41 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self._asked = requests
         return super().loglikelihood(requests, disable_tqdm=True)  # encoding is quick; scoring has a bar of its own
 
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Return the tokens of a text, between those that the tokenizer puts around it unless told otherwise."""
+        ids = encode_prompt(self.tokenizer, string, self._adds_special_tokens(add_special_tokens))
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Return tokens and attention mask, (texts, longest text) each, of prompts that are gone on with."""
+        rows = [self.tok_encode(text, None, left_truncate_len) for text in strings]
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+        return padded["input_ids"], padded["attention_mask"]
+
+    def _adds_special_tokens(self, asked: bool | None) -> bool:
+        if asked is not None:
+            return asked
+        return self.add_bos_token is None or bool(self.add_bos_token)
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the tokens of both.
 
         The harness encodes the whole and cuts it where the context's tokens end. A tokenizer with tokens of several
         words may join words over that place; then both are encoded by themselves.
         """
+        context, continuation = compose(context), compose(continuation)
         whole_context, rest = super()._encode_pair(context, continuation)
         start = len(context.rstrip())
         if rest and self.tok_encode(context + continuation)[: len(whole_context)] == whole_context:

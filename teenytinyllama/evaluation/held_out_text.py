@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..checks import ensure
 from ..data.journal import DOCUMENT_DTYPE
-from ..data.packed import load_packed
+from ..data.packed import DOCUMENTS_NAME, VALIDATION_NAME, check_packed, load_packed
 from ..data.sources import SAMPLE, Corpus, CorpusConfig, parse_metadata
 from ..manifest import MANIFEST_NAME
 from ..tokenizer import encode_texts, tokenizer_fingerprint
@@ -64,6 +64,7 @@ def _from_packed(folder: str, tokenizer: "PreTrainedTokenizerBase") -> HeldOutTe
         len(packed.documents),
         f"held_out={folder}: no document is held out there. Give texts, or pack with validation_fraction.",
     )
+    check_packed(packed, "held_out", names=(VALIDATION_NAME, DOCUMENTS_NAME))
     texts = []
     for start, count in zip(packed.documents["offset"], packed.documents["num_tokens"], strict=True):
         ids = packed.validation[start + 1 : start + count - 1].tolist()
@@ -93,10 +94,10 @@ def _tokenized(texts: list[str], sources: list[str], tokenizer: "PreTrainedToken
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
     ensure(start is not None, "held_out: the model's tokenizer has no start and no end token to begin a document with.")
     rows = [[start, *ids, start if end is None else end] for ids in encode_texts(tokenizer, texts)]
-    names = list(dict.fromkeys(sources))
+    names = {name: place for place, name in enumerate(dict.fromkeys(sources))}
     documents = np.zeros(len(texts), dtype=DOCUMENT_DTYPE)
     documents["num_tokens"] = [len(row) for row in rows]
     documents["offset"] = np.concatenate([[0], np.cumsum(documents["num_tokens"])[:-1]])
     documents["num_bytes"] = [len(text.encode()) for text in texts]
-    documents["source"] = [names.index(source) for source in sources]
-    return HeldOutText(texts, np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]), documents, names)
+    documents["source"] = [names[source] for source in sources]
+    return HeldOutText(texts, np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]), documents, list(names))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..tokenizer import encode_prompt
 from .cloze import make_cloze
 from .local_data import MissingDataError, load_rows
 from .rows import Row
@@ -56,10 +57,10 @@ class SignalTask:
 
 def encode_pair(tokenizer: "PreTrainedTokenizerBase", context: str, continuation: str) -> Pair:
     """Return the tokens of a context and of what follows it, as the harness cuts them."""
-    before, whole = tokenizer.encode(context), tokenizer.encode(context + continuation)
+    before, whole = encode_prompt(tokenizer, context), encode_prompt(tokenizer, context + continuation)
     if whole[: len(before)] == before and len(whole) > len(before):
         return before, whole[len(before) :]
-    return before, tokenizer.encode(continuation, add_special_tokens=False)
+    return before, encode_prompt(tokenizer, continuation, add_special_tokens=False)
 
 
 def cloze_task(

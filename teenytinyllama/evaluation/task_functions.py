@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..tokenizer import compose
 from . import bootstrap
 from .answers import UNPARSABLE, find_choice, find_number, find_similar_label
 from .local_data import load_rows
@@ -57,7 +58,7 @@ def load_task(
 
 def _bits(nats: float, text: str) -> tuple[float, int]:
     """Return what the harness's `bits_per_byte` adds up: log-likelihood in nats, and bytes of the scored text."""
-    return nats, len(text.encode())
+    return nats, len(compose(text).encode())
 
 
 def choice_results(doc: Row, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:

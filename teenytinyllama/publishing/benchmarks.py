@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 EVAL_RESULTS_FOLDER = ".eval_results"
+# Data sets that the Hub takes results of, and the id of their task in `eval.yaml`. The Hub keeps the list and shows
+# it at https://huggingface.co/datasets?benchmark=benchmark:official; these are the ones that its documentation names
+# (docs/hub/eval-results.md of huggingface/hub-docs, commit 064c754; the last two ids as results published elsewhere
+# write them). None is Portuguese.
+HUB_BENCHMARKS = {
+    "cais/hle": "hle",
+    "Idavidrein/gpqa": "gpqa_diamond",
+    "TIGER-Lab/MMLU-Pro": "mmlu_pro",
+    "openai/gsm8k": "gsm8k",
+}
 # The harness's names of metrics by the Hub's (https://huggingface.co/metrics).
 METRIC_IDS = {"acc": "accuracy", "acc_norm": "accuracy", "f1_macro": "f1", "pearson": "pearsonr",
               "spearman": "spearmanr", "mcc": "matthews_correlation"}  # fmt: skip
@@ -152,8 +162,8 @@ def model_index_of_held_out(run: dict[str, Any]) -> "list[EvalResult]":
 def eval_result_files(folder: Path) -> dict[str, bytes]:
     """Return the files of `.eval_results/` by their paths in the repository, one for each score; {} without any.
 
-    The Hub shows them beside the model and on the benchmark's page. Scores on data that is not on the Hub have no place
-    there.
+    The Hub shows them beside the model and on the benchmark's page, and only for benchmarks on its list. Scores on
+    other data stand in the card alone, in its tables and its model-index.
 
     Args:
         folder: of a run.
@@ -171,11 +181,11 @@ def eval_result_files_of(results: Results) -> dict[str, bytes]:
 
     files: dict[str, bytes] = {}
     for score in own_scores(results):
-        if score.dataset_id is None or is_limited(score):  # the first questions are not the benchmark
+        if score.dataset_id not in HUB_BENCHMARKS or is_limited(score):  # the first questions are not the benchmark
             continue
         entry = EvalResultEntry(
             dataset_id=one_line(score.dataset_id),
-            task_id=score.task,
+            task_id=HUB_BENCHMARKS[score.dataset_id],
             value=percent(score.value),
             dataset_revision=_line(score.dataset_revision),
             date=score.date,

@@ -11,6 +11,7 @@ from ..evaluation.results import RESULTS_NAME
 from ..ledger import ledger_files
 from ..manifest import MANIFEST_NAME, sha256_file
 from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
+from ..tokenizer import SENTENCEPIECE_NAME
 from .benchmarks import eval_result_files
 from .cards import CARD_NAME, render_model_card
 from .places import record_without_places, without_places
@@ -174,7 +175,11 @@ def model_files(run: Path, folder: Path, base_model: str = "") -> list[UploadFil
     files = [UploadFile(name, inside(run, folder / name)) for name in names]
     ensure(any(WEIGHTS.fullmatch(name) for name in names), f"{folder}: holds no weights in safetensors.")
     ensure({"config.json", ADAPTER_CONFIG_NAME} & set(names), f"{folder}: holds no config.json.")
-    ensure(set(TOKENIZER_FILES) & set(names), f"{folder}: holds no tokenizer, so nobody could use the model.")
+    # tokenizer.model lies beside tokenizer.json for other programs, and never stands for it.
+    ensure(
+        set(TOKENIZER_FILES) & set(names) - {SENTENCEPIECE_NAME},
+        f"{folder}: holds no tokenizer, so nobody could use the model.",
+    )
     if ADAPTER_CONFIG_NAME not in names:
         return files
     return [_with_base(file, folder, base_model) for file in files]

@@ -196,7 +196,7 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def _half(scores: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return which share of the gain in bits per byte the first half of the energy bought.
+    """Return which share of the gain in bits per byte the first half of the energy bought, by the nearest score.
 
     Among scores of the same documents: the final one is of all of them.
     """
@@ -209,7 +209,8 @@ def _half(scores: list[dict[str, Any]]) -> dict[str, Any] | None:
     if gain <= 0:
         return None
     share = (first["bits_per_byte"] - middle["bits_per_byte"]) / gain
-    return {"step": middle["step"], "kwh": middle["kwh"], "bits_per_byte": middle["bits_per_byte"], "share": share}
+    return {"step": middle["step"], "kwh": middle["kwh"], "energy_share": middle["kwh"] / last["kwh"],
+            "bits_per_byte": middle["bits_per_byte"], "share": share}  # fmt: skip
 
 
 def write_energy_reports(folders: list[Path], usd_per_hour: float | None, elsewhere: tuple[str, ...]) -> str:

@@ -143,7 +143,7 @@ def _score_lines(scores: list[dict[str, Any]], half: dict[str, Any] | None) -> l
         parts = (f"{score[key]:.4g}" for key in ("bits_per_byte", "perplexity", "kwh", "kg_co2e"))
         lines.append("| " + " | ".join([*whole, *parts]) + " |")
     if half is not None:
-        lines += ["", f"The first {half['kwh']:.3g} kWh, {half['kwh'] / scores[-1]['kwh']:.0%} of the energy up to "
+        lines += ["", f"The first {half['kwh']:.3g} kWh, {half['energy_share']:.0%} of the energy up to "
                       f"the last score, bought {half['share']:.0%} of the gain in bits "
                       f"per byte (step {half['step']:,}: {half['bits_per_byte']:.4g})."]  # fmt: skip
     return [*lines, "", f"![Energy and perplexity]({REPORT_PLOT})", ""]

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from ..emissions import EMISSIONS_NAME
 from ..evaluation.results import RESULTS_NAME, Results, read_results
 from ..grid import place
+from ..hub_client import model_license
 from ..ledger import describe_incomplete, num_speed_tests, read_energy
+from ..manifest import MANIFEST_NAME
 from ..model_files import ADAPTER_CONFIG_NAME
 from .escaping import one_line
 from .places import command_without_places
@@ -74,8 +76,13 @@ class CardFacts:
 
     @property
     def license(self) -> str:
-        """Return the licence of the weights."""
-        return one_line(self.run["config"].get("license") or "apache-2.0").strip()
+        """Return the Hub's name of the licence of the weights.
+
+        Raises:
+            InputError: the run's record names none that the Hub has.
+        """
+        stated = one_line(self.run["config"].get("license") or "apache-2.0")
+        return model_license(f"{MANIFEST_NAME}: config.license", stated)
 
     @property
     def hub_base(self) -> str | None:

@@ -4,8 +4,8 @@ Rules, all of them held by the vocabulary itself and so independent of who loads
 start of a word, with no prefix added to the text; no piece crosses a space except superwords, which join function
 words only; no piece has three digits in a row; a character outside the alphabet becomes its UTF-8 bytes (`<0x00>` to
 `<0xFF>`), so there is no unknown text and decoding is exact on any string. One exception: a literal `▁` (U+2581)
-decodes to a space, because it is the mark for one. There is no normalizer: NFC is the work of the corpus stage, once,
-where it can be seen.
+decodes to a space, because it is the mark for one. There is no normalizer: texts are composed (NFC) where they are
+read, documents and prompts alike (`compose`).
 """
 
 import logging
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ..checks import ensure
 from .audit import audit_tokenizer, format_audit
 from .encoding import (
+    compose,
+    encode_prompt,
     encode_texts,
     make_portable,
     tokenizer_fingerprint,
 )
+from .files import SENTENCEPIECE_NAME, finish_tokenizer
 from .learning import learn_entries
 from .reading import choose_alphabet
 from .sampling import TextSample, TextWithSource, sample_texts
@@ -65,12 +68,16 @@ __all__ = [
     "NUM_RESERVED_TOKENS",
     "PAD_ID",
     "PAD_TOKEN",
+    "SENTENCEPIECE_NAME",
     "SPECIAL_TOKENS",
     "UNK_ID",
     "UNK_TOKEN",
     "TextSample",
     "audit_tokenizer",
+    "compose",
+    "encode_prompt",
     "encode_texts",
+    "finish_tokenizer",
     "format_audit",
     "make_portable",
     "sample_texts",

@@ -4,7 +4,12 @@ It has a module of its own because it imports transformers, and because a class 
 when a tokenizer travels to the worker processes of a dataset map.
 """
 
+from pathlib import Path
+from typing import Any
+
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from .files import finish_tokenizer
 
 
 class PreTrainedTokenizerFast(TokenizersBackend):
@@ -15,3 +20,14 @@ class PreTrainedTokenizerFast(TokenizersBackend):
     the class makes every save right, also those that the Trainer makes by itself in each checkpoint. The folder loads
     without this package: `AutoTokenizer` resolves the name inside transformers.
     """
+
+    @property
+    def can_save_slow_tokenizer(self) -> bool:
+        """Return False: beside a `tokenizer.model` transformers would cut "Fast" off the name of the class."""
+        return False
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Save as transformers does, then complete the folder for other programs; see `finish_tokenizer`."""
+        saved: tuple[str, ...] = super().save_pretrained(save_directory, *args, **kwargs)
+        finish_tokenizer(Path(save_directory))
+        return saved

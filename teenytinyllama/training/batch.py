@@ -1,5 +1,6 @@
 """The arithmetic of batches: tokens a step into rows a rank computes at once, and accumulation."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -124,7 +125,8 @@ def mean_step_speed(records: Iterable[dict[str, Any]]) -> float | None:
 
 def row_divisors(rows_per_rank: int) -> list[int]:
     """Return the rows that a rank can compute at once, so that whole micro-batches make a step, in rising order."""
-    return [n for n in range(1, rows_per_rank + 1) if rows_per_rank % n == 0]
+    low = [n for n in range(1, math.isqrt(rows_per_rank) + 1) if rows_per_rank % n == 0]
+    return sorted({*low, *(rows_per_rank // n for n in low)})
 
 
 def eval_rows(micro_batch: int, context: int, vocab_size: int, whole_logits: bool) -> int:

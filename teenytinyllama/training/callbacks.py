@@ -12,7 +12,7 @@ from ..ledger import Phase, ledger_path, read_starts
 from ..meter import EnergyReading
 from ..published import end_token_ids
 from ..recorder import Recorder
-from ..tokenizer import encode_texts
+from ..tokenizer import compose, encode_texts
 from .hardware import has_accelerator, wait_for_gpu
 from .metrics import append_jsonl, rewind_jsonl
 from .ranks import ranks_here
@@ -57,7 +57,7 @@ def generate_texts(
 ) -> list[str]:
     """Return each prompt with its continuation by the model; prompts are encoded as plain text after `<s>`."""
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [start + ids for ids in encode_texts(tokenizer, prompts)]
+    rows = [start + ids for ids in encode_texts(tokenizer, [*map(compose, prompts)])]
     written = generate_ids(model, tokenizer, rows, new_tokens, seed, temperature, synced_gpus=synced_gpus)
     return [str(tokenizer.decode(row + new, skip_special_tokens=True)) for row, new in zip(rows, written, strict=True)]
 

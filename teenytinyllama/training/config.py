@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 # Keys for packing `inputs`, which rows that are packed already leave without effect.
-PACKING_KEYS = ("validation_inputs", "validation_fraction", "text_column", "txt_unit")
+PACKING_KEYS = ("validation_inputs", "validation_fraction", "text_column", "txt_unit", "encoding")
 DEFAULT_PROMPTS = ["Era uma vez", "A capital do Brasil", "O menino abriu a porta e", "Segundo a lei,"]
 
 
@@ -45,7 +45,10 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     shape: dict[str, int] | None = field(
         default=None, metadata={"help": "changes to the preset's shape, LlamaConfig's names: {num_hidden_layers: 6}"}
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub id of the tokenizer of the rows"})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "folder or Hub id of the tokenizer of the rows; default with model_name_or_path: its own"},
+    )
     packed: str | None = field(default=None, metadata={"help": "folder of packed rows (`ttl pack`)"})
     inputs: list[str] | None = field(
         default=None, metadata={"help": "instead of packed: texts that `ttl pretrain` packs before the ranks start"}
@@ -54,6 +57,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     validation_fraction: float = field(default=0.01, metadata={"help": "with inputs: see `ttl pack`"})
     text_column: str = field(default="text", metadata={"help": "with inputs: see `ttl pack`"})
     txt_unit: Literal["file", "line"] = field(default="file", metadata={"help": "with inputs: see `ttl pack`"})
+    encoding: str | None = field(default=None, metadata={"help": "with inputs: see `ttl pack`"})
     context: int | None = field(default=None, metadata={"help": "with inputs: tokens a row; default the preset's"})
     tokens_per_step: int | None = field(
         default=None,
@@ -140,6 +144,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         )
         ensure(self.shape is None or self.preset, "shape: changes a preset's shape, so it needs preset.")
         self._check_common()
+        self.tokenizer = self.tokenizer or self.model_name_or_path
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote.")
         check_speed(self)
         check_caps(self)

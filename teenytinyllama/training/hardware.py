@@ -2,7 +2,6 @@
 
 import functools
 import platform
-import resource
 import sys
 import time
 from typing import Literal
@@ -65,6 +64,8 @@ def wait_for_gpu() -> None:
 
 def peak_memory_gb() -> float:
     """Return the most memory that this process held at once, in 10^9 bytes."""
+    import resource  # not on Windows, where the module must still be importable
+
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

@@ -4,7 +4,6 @@ The benchmark `benchmarks/micro_batch.py` compares it with the peak of real trai
 """
 
 import os
-import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -203,6 +202,8 @@ def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
     import torch
 
     if device.type == "cpu":
+        import resource  # not on Windows, where the module must still be importable
+
         shared = [_available_bytes(), *_cgroup_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
         own = [_address_space_bytes()] if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY else []
         return max(0, min([min(shared) // ranks_here, *own]))
@@ -258,10 +259,14 @@ def virtual_memory_bytes() -> int:
     """Return the size of this process's address space; 0 where the system does not say."""
     if sys.platform != "linux":
         return 0
+    import resource
+
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
 
 
 def _address_space_bytes() -> int:
+    import resource
+
     return resource.getrlimit(resource.RLIMIT_AS)[0] - virtual_memory_bytes()
 
 

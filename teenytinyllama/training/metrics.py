@@ -69,7 +69,11 @@ def plot_loss(
     held_out_label: str = "held-out bits per byte",
     loss_unit: str = "nats per token",
 ) -> None:
-    """Draw the training loss and a held-out figure against tokens."""
+    """Draw the training loss and a held-out score against tokens, in one unit on one axis.
+
+    Bits per byte where the training's are known (pretraining), else nats a token for both. A figure in neither unit,
+    such as a share of pairs, has an axis of its own, on the right.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")  # no display needed
@@ -77,8 +81,16 @@ def plot_loss(
     from matplotlib.ticker import EngFormatter
 
     records = read_jsonl(metrics_path)
-    train = [(r["tokens"], r["loss"]) for r in records if "loss" in r]
-    held_out = [(r["tokens"], r[held_out_key]) for r in records if held_out_key in r]
+    losses = [record for record in records if "loss" in record]
+    loss_key, loss_name = "loss", f"training loss ({loss_unit})"
+    one_unit = held_out_key == "bits_per_byte"
+    if one_unit and losses and all(record.get("train_bits_per_byte") is not None for record in losses):
+        loss_key, loss_name = "train_bits_per_byte", "bits per byte"
+    elif one_unit:
+        held_out_key, loss_name = "nats_per_token", "nats per token"
+        held_out_label = held_out_label.replace("bits per byte", "nats per token")
+    train = [(record["tokens"], record[loss_key]) for record in losses]
+    held_out = [(r["tokens"], r[held_out_key]) for r in records if r.get(held_out_key) is not None]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
     lines: list[Any] = []
     if train:
@@ -86,9 +98,11 @@ def plot_loss(
     gaps = [axis.axvspan(start, end, color="0.85", label="records lost") for start, end in gaps_of(train)]
     axis.set_xlabel("tokens")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.set_ylabel(f"training loss ({loss_unit})", color="tab:blue")
+    axis.set_ylabel(loss_name, color="black" if one_unit else "tab:blue")
     axis.grid(alpha=0.3)
-    if held_out:
+    if held_out and one_unit:
+        lines += axis.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label=held_out_label)
+    elif held_out:
         right = axis.twinx()
         lines += right.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label=held_out_label)
         right.set_ylabel(held_out_label, color="tab:red")

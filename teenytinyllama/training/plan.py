@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..checkpoints import complete_checkpoints
-from ..checks import InputError, ensure, ensure_disk_space, near_name
-from ..data.packed import PackedCorpus, load_packed, packed_manifest, print_summary
+from ..checks import InputError, ensure, ensure_disk_space, format_bytes, near_name
+from ..collectives import from_first
+from ..data.packed import PackedCorpus, check_packed, load_packed, packed_manifest, print_summary
 from ..data.packing import PackConfig
 from ..data.packing import pack as pack_corpus
 from ..evaluation.signal import local_tasks
@@ -68,7 +69,8 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     """
     check_energy(config)
     packed = load_packed(str(config.packed))
-    tokenizer = load_tokenizer("tokenizer", str(config.tokenizer))
+    own = config.tokenizer == config.model_name_or_path
+    tokenizer = load_tokenizer("tokenizer", str(config.tokenizer), config.model_revision if own else None)
     fingerprint = tokenizer_fingerprint(tokenizer)
     ensure(
         fingerprint == packed.manifest["tokenizer_sha256"],
@@ -91,6 +93,26 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
     state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
     check_space(config, folder, state, count_parameters(model_config))
     return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
+
+
+def check_rows(plan: PretrainPlan) -> None:
+    """Compare the packed rows with their hashes before they are trained on; rank 0 reads them, the others wait.
+
+    Ranks that `ttl pretrain` started find it done.
+
+    Raises:
+        InputError: on every rank; see `check_packed`.
+    """
+
+    def refusal() -> str | None:
+        try:
+            check_packed(plan.packed, vocab_size=plan.model_config.vocab_size)
+        except InputError as error:
+            return str(error)
+        return None
+
+    if plan.state != "complete" and (message := from_first(refusal)):
+        raise InputError(message)
 
 
 def run_state(folder: Path, identity: dict[str, Any], max_steps: int, defaults: dict[str, str] | None = None) -> str:
@@ -177,6 +199,28 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
     return found
 
 
+def check_before_data(config: RunSettings, values: dict[str, Any], names: list[str], num_parameters: int) -> None:
+    """Refuse what a run's folder and its disk tell before the data of the run are prepared there.
+
+    Args:
+        config: with everything derived that does not need the data.
+        values: the keys as the user gave them; a batch or a length that is not among them follows from the data.
+        names: of the keys that decide the run, see `run_identity`.
+        num_parameters: of the model.
+
+    Raises:
+        InputError: the folder holds another run or other files, or the disk has no room for the checkpoints.
+    """
+    arguments: Any = config
+    folder = Path(str(arguments.output_dir))
+    follow = {name for name in ("tokens_per_step", "pairs_per_step") if values.get(name) is None}
+    identity, defaults = run_identity(config, names, {}), identity_defaults(type(config))
+    known = ({name: text for name, text in found.items() if name not in follow} for found in (identity, defaults))
+    state = check_run_folder(folder, *known)
+    if (values.get("max_steps") or 0) > 0 or values.get("max_tokens"):
+        check_space(config, folder, state, num_parameters)
+
+
 def check_space(config: RunSettings, folder: Path, state: str, num_parameters: int) -> None:
     """Check that the disk has room for the checkpoints that are to come, while they are kept, and for the final model.
 
@@ -193,8 +237,8 @@ def check_space(config: RunSettings, folder: Path, state: str, num_parameters: i
         "output_dir",
         folder,
         count * each + final,
-        f"{count} checkpoint{'s' * (count > 1)} of {each / 1e9:.2f} GB and the final model of {final / 1e9:.2f} GB are "
-        f"still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
+        f"{count} checkpoint{'s' * (count > 1)} of {format_bytes(each)} and the final model of {format_bytes(final)} "
+        f"are still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
     )
 
 
@@ -213,6 +257,12 @@ def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any
     ensure(not values.get("packed"), "packed, inputs: give one of the two.")
     ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
     packing = corpus_config_values(values)
+    if "tokenizer" not in packing and values.get("model_name_or_path"):
+        ensure(
+            not values.get("model_revision"),
+            "tokenizer: missing. Beside inputs and model_revision, give the folder of the model's own tokenizer.",
+        )
+        packing["tokenizer"] = values["model_name_or_path"]
     packing |= {name: values[name] for name in GRID_KEYS if values.get(name) is not None}
     if "context" not in packing:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
@@ -240,6 +290,7 @@ def _check_before_packing(values: dict[str, Any], context: int, num_processes: i
         f"context={context}: rows of that many tokens are longer than the model's context of "
         f"{model_config.max_position_embeddings}. Use that or less.",
     )
+    check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
     if values.get("tokens_per_step") is not None:
         tokens = early.rows_per_step * context
         derive_batch(tokens, context, values.get("per_device_train_batch_size"), num_processes)
@@ -273,4 +324,6 @@ def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
     derive_batch(
         config.rows_per_step * config.context, config.context, values.get("per_device_train_batch_size"), num_processes
     )
-    return plan_run(config).state
+    plan = plan_run(config)
+    check_rows(plan)
+    return plan.state

@@ -10,7 +10,7 @@ from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import can_score
 from .callbacks import SampleCallback
 from .config import DEFAULT_PROMPTS, PretrainConfig
-from .plan import PretrainPlan, plan_run
+from .plan import PretrainPlan, check_rows, plan_run
 from .report import (
     describe_data,
     describe_length,
@@ -93,6 +93,8 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
     }
+    if plan.packed.manifest.get("same_document"):
+        lines["held out"] = "the last part of the only document: scores are of the same document"
     asks = config.eval_strategy != "no" and can_score(model)
     if config.eval_strategy != "no" and not asks:
         kind = model.config.model_type
@@ -141,7 +143,9 @@ def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite, or memory ran out.
     """
-    return execute(config, plan_run(config), given, build_run, _finish)
+    plan = plan_run(config)
+    check_rows(plan)
+    return execute(config, plan, given, build_run, _finish)
 
 
 def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float) -> None:

@@ -200,6 +200,7 @@ def describe_data(config: Any, plan: PretrainPlan) -> dict[str, Any]:
         "validation_sources": manifest["validation_sources"],
         "train_tokens": manifest["train_tokens"],
         "validation_documents": len(plan.packed.documents),
+        "same_document": bool(manifest.get("same_document")),  # held out is the end of the only one
     }
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..arguments import own_keys
-from ..checks import InputError, ensure
+from ..checks import ensure
 from ..grid import GridSettings
+from ..hub_client import model_license
 from .batch import derive_batch
 from .hardware import choose_precision, has_accelerator
-from .speed import SpeedPlan
+from .library import check_trackers, library_keys, refused_by_library, try_optimizer
+from .speed import SpeedPlan, check_liger
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -35,6 +37,10 @@ REFUSED_KEYS = {
     "save_only_model": "a run cannot go on from a checkpoint without optimizer and schedule.",
     "train_sampling_strategy": "rows are shuffled once and for all.",
     "torch_compile": "compiles the whole model, which costs attention its fast kernel. Set compile_layers.",
+    **dict.fromkeys(
+        ("torch_compile_backend", "torch_compile_mode"),
+        "turns torch_compile on, which costs attention its fast kernel. Set compile_layers.",
+    ),
     "load_best_model_at_end": "every checkpoint is kept on its own; choose one by metrics.jsonl.",
 }
 
@@ -71,7 +77,9 @@ class RunSettings(GridSettings):
         metadata={"help": "USD for an hour of one GPU (of the whole machine where there is none), for money in the log "
                           "and for max_cost; all GPUs of all machines are paid"},
     )  # fmt: skip
-    license: str = field(default="apache-2.0", metadata={"help": "licence of the model, for its card"})
+    license: str = field(
+        default="apache-2.0", metadata={"help": "licence of the model for its card, by the Hub's name"}
+    )
     card_language: Literal["en", "pt", "both"] = field(
         default="both", metadata={"help": "language of the model's card: en, pt, or both, one after the other"}
     )
@@ -115,12 +123,9 @@ class RunSettings(GridSettings):
     def _check_common(self) -> None:
         arguments: Any = self
         ensure(arguments.output_dir, "output_dir: missing. Give the folder of the run.")
-        reports = [arguments.report_to] if isinstance(arguments.report_to, str) else arguments.report_to or []
-        ensure(
-            not {"all", "codecarbon"} & set(reports),
-            f"report_to={arguments.report_to}: would start a second energy tracker beside ours. Name the tracker you "
-            "want.",
-        )
+        self.license = model_license("license", self.license)
+        check_trackers(arguments.report_to)
+        check_liger(arguments.use_liger_kernel)
         ensure(
             len(self.country_iso_code) == 3 and self.country_iso_code.isupper(),
             f"country_iso_code={self.country_iso_code}: must be three capital letters (ISO 3166), such as BRA or PRT.",
@@ -199,10 +204,11 @@ class RunSettings(GridSettings):
         if not has_validation:
             self.eval_strategy = "no"
         arguments.eval_on_start = self.eval_strategy != "no"
-        try:
+        given = {name: getattr(self, name) for name in library_keys()}
+        with refused_by_library(given):
             super().__post_init__()  # type: ignore[misc]
-        except ValueError as error:
-            raise InputError(f"config: {error}") from error
+        with refused_by_library(given):
+            try_optimizer(arguments)
         ensure(
             arguments.n_gpu <= 1,
             f"{arguments.n_gpu} GPUs and one process: start one rank a GPU with `ttl` or `accelerate launch`.",

@@ -46,8 +46,6 @@ def check_speed(config: "PretrainConfig") -> None:
         InputError: an unknown attention, a GPU-only switch without a GPU, a missing package or compiler.
     """
     check_attention(config.attn_implementation)
-    if config.use_liger_kernel:
-        _check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
     ensure(
         not config.chunked_loss or has_chunked_loss(),
         "chunked_loss=true: needs torch 2.13 or newer. Leave it out, or on a GPU set use_liger_kernel.",
@@ -75,6 +73,16 @@ def check_attention(attention: str) -> None:
     )
     if attention in GPU_ATTENTION:
         _check_gpu_switch(f"attn_implementation={attention}", GPU_ATTENTION[attention], "flash-attn", "Use sdpa.")
+
+
+def check_liger(use_liger_kernel: bool) -> None:
+    """Refuse Liger's kernels where they cannot run.
+
+    Raises:
+        InputError: there is no GPU, or no such package.
+    """
+    if use_liger_kernel:
+        _check_gpu_switch("use_liger_kernel=true", "liger_kernel", "liger-kernel", "Leave it out.")
 
 
 def _check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from ..attention import without_cudnn_attention
 from ..checkpoints import begin_saving
+from ..published import finish_saved
 from .clock import Clock
 from .signals import EvaluationInterruptedError
 from .speed import SpeedPlan, eager
@@ -62,6 +63,12 @@ class RunTrainer:
             saving_seconds=saving / max(times["saving"], 1),
             ending_seconds=self.final_share * evaluation,
         )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        trainer: Any = self
+        if trainer.args.should_save:
+            finish_saved(Path(output_dir or trainer.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # To take the time, and to mark the folder as ours before the first file.

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import gc
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -145,6 +144,8 @@ def _address_space(more_bytes: int) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = virtual_memory_bytes() + max(0, more_bytes)
     resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))

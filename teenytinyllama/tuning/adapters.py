@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
+from ..published import finish_saved
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -103,3 +104,4 @@ def save_model(trainer: Any, folder: Path, merge: bool) -> None:
     merged: Any = model.merge_and_unload()
     merged.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
+    finish_saved(folder)

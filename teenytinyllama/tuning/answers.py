@@ -46,7 +46,7 @@ class HeldOutAnswers(Dataset[dict[str, NDArray[np.int64]]]):
             sum(
                 len(message["content"].encode())
                 for message in row["messages"]
-                if not assistant_only or message["role"] == "assistant"
+                if (not assistant_only or message["role"] == "assistant") and message.get("weight") != 0
             )
             for row in self.rows
         ]
@@ -180,7 +180,7 @@ def write_answers(
                 {
                     "question": chosen[place][first[place] - 1]["content"],
                     "reference": chosen[place][first[place]]["content"],
-                    "answer": tokenizer.decode(ids, skip_special_tokens=True),
+                    "answer": str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
                     "ended": bool(ids) and ids[-1] in ends,
                     "tokens": len(ids),
                 }

@@ -19,7 +19,7 @@ from ..meter import check_energy
 from ..presets import count_parameters
 from ..training.batch import derive_batch
 from ..training.checkpoints import identity_defaults, run_identity
-from ..training.plan import RunPlan, check_space, run_state
+from ..training.plan import RunPlan, check_before_data, check_space, run_state
 from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from .adapters import lora_config, save_model
@@ -102,6 +102,8 @@ def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, 
     check_fits(base, chosen["context"], "context")
     early = build(DpoConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
     _check_batch(early, values, num_processes)
+    model_config: Any = base.config
+    check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
     output = str(Path(values["output_dir"]) / "preferences")
     folder = prepare_preferences(build(PreferencesConfig, {**chosen, "output_dir": output}), base.tokenizer)
     manifest = preferences_manifest(folder)

@@ -15,7 +15,7 @@ from ..presets import count_parameters
 from ..tokenizer import tokenizer_fingerprint
 from ..training.batch import derive_batch
 from ..training.checkpoints import identity_defaults, run_identity
-from ..training.plan import RunPlan, check_space, run_state
+from ..training.plan import RunPlan, check_before_data, check_space, run_state
 from .base import Base, check_fits, load_base
 from .config import SftConfig, SftConfigBeforeData, conversations_config_values
 
@@ -116,6 +116,8 @@ def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, 
     check_fits(base, chosen["context"], "context")
     early = build(SftConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
     _check_batch(early, values, num_processes)
+    model_config: Any = base.config
+    check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
     folder = prepare(
         build(ConversationsConfig, {**chosen, "output_dir": str(Path(values["output_dir"]) / "conversations")})
     )

@@ -13,7 +13,7 @@ from .options import DatasetOptions
 if TYPE_CHECKING:
     import pyarrow
 
-_CORPUS_KEYS = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit")
+_CORPUS_KEYS = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
 
 
 def corpus_content(inputs: list[str], settings: dict[str, Any], options: DatasetOptions) -> Content:
@@ -36,7 +36,7 @@ def corpus_content(inputs: list[str], settings: dict[str, Any], options: Dataset
             f"{', '.join(options.corpus_keys())}.",
         )
         packing = packed_manifest(options.packed)
-        settings = {name: packing["config"][name] for name in _CORPUS_KEYS}
+        settings = {name: packing["config"][name] for name in _CORPUS_KEYS if name in packing["config"]}
     config = CorpusConfig(inputs=inputs, **settings)
     corpus = Corpus(config)
     hashes = corpus.fingerprint()

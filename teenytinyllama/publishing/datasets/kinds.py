@@ -8,8 +8,8 @@ from typing import Any
 from ...arguments import read_values
 from ...checks import ensure
 from ...data.packing import PackConfig
-from ...data.readers import RECORD_SUFFIXES, SUFFIXES, read_records
-from ...data.sources import SAMPLE, SourceFile, resolve_files
+from ...data.readers import SUFFIXES, read_records, text_column_of
+from ...data.sources import SAMPLE, SourceFile, list_data_files, resolve_files
 from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
 from ...manifest import MANIFEST_NAME
 from ..safety import inside
@@ -39,13 +39,13 @@ def is_dataset(source: list[str]) -> bool:
         return bool(source)
     path = Path(source[0])
     if not path.is_dir():
-        return path.name.lower().endswith((*SUFFIXES, *RECORD_SUFFIXES, *_CONFIG_SUFFIXES)) or "*" in source[0]
+        return path.name.lower().endswith((*SUFFIXES, *_CONFIG_SUFFIXES)) or "*" in source[0]
     stage = _stage(path)
     if stage is not None:
         return stage in _STAGE_KINDS
     if any((path / name).exists() for name in _RUN_FILES) or any(path.glob("checkpoint-*")):
         return False
-    return (path / ".partial").is_dir() or any(_data_files(path))
+    return (path / ".partial").is_dir() or any(list_data_files(path, SUFFIXES))
 
 
 def read_content(source: list[str], options: DatasetOptions) -> Content:
@@ -124,24 +124,23 @@ def _stage(folder: Path) -> str | None:
     return stage if isinstance(stage, str) else None
 
 
-def _data_files(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [path for path in files if path.name.lower().endswith((*SUFFIXES, *RECORD_SUFFIXES))]
-
-
 def _check_links(inputs: list[str]) -> None:
     for text in inputs:
         if Path(text).is_dir():
-            for path in _data_files(Path(text)):
+            for path in list_data_files(Path(text), SUFFIXES):
                 inside(Path(text), path)
 
 
 def _kind_of_files(inputs: list[str], shown: str, options: DatasetOptions, settings: dict[str, Any]) -> str:
     """Return the one kind that all files are of, by the columns of their first rows."""
-    text_column = options.text_column or settings.get("text_column", "text")
+    columns = [
+        getattr(options, name) or settings.get(name, default)
+        for name, default in (("text_column", "text"), ("metadata_column", "metadata"))
+    ]
     kinds = {} if SAMPLE not in inputs else {SAMPLE: "corpus"}
-    for file in _files(inputs):
-        kinds[file.name] = "corpus" if file.path.name.lower().endswith(".txt") else _kind_of_rows(file, text_column)
+    for file in resolve_files("source", inputs, SUFFIXES):
+        is_txt = ".txt" in file.path.suffixes[-2:] or file.path.name.lower().endswith(".txt")
+        kinds[file.name] = "corpus" if is_txt else _kind_of_rows(file, *columns)
     found = sorted(set(kinds.values()))
     if len(found) > 1:
         examples = " and ".join(f"{next(name for name in kinds if kinds[name] == kind)} of {kind}" for kind in found)
@@ -149,19 +148,7 @@ def _kind_of_files(inputs: list[str], shown: str, options: DatasetOptions, setti
     return found[0]
 
 
-def _files(inputs: list[str]) -> list[SourceFile]:
-    """Return the files; of a folder .json only where there is nothing else, since it is often a record."""
-    files: list[SourceFile] = []
-    for text in inputs:
-        is_json = Path(text).is_dir() and not any(
-            path.name.lower().endswith(SUFFIXES) for path in _data_files(Path(text))
-        )
-        is_json = is_json or text.lower().endswith(".json")
-        files += resolve_files("source", [text], RECORD_SUFFIXES if is_json else SUFFIXES)
-    return files
-
-
-def _kind_of_rows(file: SourceFile, text_column: str) -> str:
+def _kind_of_rows(file: SourceFile, text_column: str, metadata_column: str) -> str:
     """Return the kind of a file's first row."""
     row = next(iter(read_records("source", file.path)), None)
     ensure(row is not None, f"source={file.path}: holds no row. Take it away or fill it.")
@@ -173,6 +160,9 @@ def _kind_of_rows(file: SourceFile, text_column: str) -> str:
         "instructions": bool(names & set(TURN_KEYS)) or (is_asked and bool(names & set(ANSWER_KEYS))),
         "corpus": text_column in row,
     }
+    if not any(forms.values()):  # a column called otherwise is guessed only where nothing else is told
+        with_text = [name for name, value in row.items() if isinstance(value, str)]
+        forms["corpus"] = text_column_of(list(row), with_text, text_column, metadata_column) is not None
     found = [kind for kind, fits in forms.items() if fits]
     ensure(
         len(found) == 1,

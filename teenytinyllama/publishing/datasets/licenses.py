@@ -6,21 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...checks import ensure, near_name
+from ...hub_client import hub_license
 from ..escaping import one_line
 
 LICENSE_NAME = "LICENSE.md"
 UNKNOWN = "unknown"
-# Source: the table in docs/hub/repositories-licenses.md of huggingface/hub-docs (commit 008d54d), without `other`.
-_HUB_NAMES = (
-    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m "
-    "afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 "
-    "cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 "
-    "cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 "
-    "cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0 gfdl gpl "
-    "gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql "
-    "ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 gemma unknown"
-)
-_HUB_LICENSES = frozenset(_HUB_NAMES.split())
 _RESTRICTIONS = {
     "no_derivatives": re.compile(r"\bnd\b|no-?\s?deriv", re.IGNORECASE),
     "non_commercial": re.compile(r"\bnc\b|non-?\s?commercial", re.IGNORECASE),
@@ -98,16 +88,6 @@ def parse_licenses(values: list[str]) -> Licenses:
         else:
             licenses.default = name
     return licenses
-
-
-def hub_license(name: str) -> str | None:
-    """Return the Hub's identifier of a licence, or None when it has none.
-
-    >>> hub_license("CC BY-SA 4.0")
-    'cc-by-sa-4.0'
-    """
-    identifier = re.sub(r"[\s_-]+", "-", name.strip().lower())
-    return identifier if identifier in _HUB_LICENSES else None
 
 
 def license_metadata(names: Iterable[str]) -> dict[str, Any]:

@@ -35,6 +35,9 @@ class DatasetOptions:
     txt_unit: Literal["file", "line"] | None = field(
         default=None, metadata={"help": "of a corpus: what a document is in a txt file; null: the file"}
     )
+    encoding: str | None = field(
+        default=None, metadata={"help": "of a corpus: of files that are no parquet, such as cp1252; null: recognised"}
+    )
     invalid_rows: Literal["refuse", "drop"] = field(
         default="refuse",
         metadata={"help": "rows that are no conversation or pair of answers: refuse them all, or drop and count them"},
@@ -61,7 +64,7 @@ class DatasetOptions:
 
     def corpus_keys(self) -> dict[str, object]:
         """Return what was said about the reading of a corpus; what was left out is not there."""
-        names = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit")
+        names = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

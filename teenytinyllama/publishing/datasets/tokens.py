@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...checks import ensure
-from ...data.packed import PACK_FIX, PackedCorpus, load_packed
-from ...manifest import sha256_file
+from ...data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed
 from ..safety import inside
 from .content import Content, Row
 
 if TYPE_CHECKING:
     import pyarrow
-
-_READ = ("train.npy", "validation.npy", "validation_documents.npy")
 
 
 def packed_content(folder: Path) -> Content:
@@ -32,12 +28,10 @@ def packed_content(folder: Path) -> Content:
 
     packed = load_packed(folder, "source")
     manifest = packed.manifest
-    hashes = {name: sha256_file(inside(folder, folder / name)) for name in _READ}
-    for name, digest in hashes.items():
-        ensure(
-            manifest["hashes"].get(name) == digest,
-            f"source={folder}: {name} is not the file that `ttl pack` wrote. {PACK_FIX}",
-        )
+    for name in PACKED_NAMES:
+        inside(folder, folder / name)
+    check_packed(packed, "source")
+    hashes = {name: manifest["hashes"][name] for name in PACKED_NAMES}
     context = int(manifest["context"])
     facts = {
         "packing": manifest,
