@@ -513,6 +513,8 @@ def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens:
         ({"shape": {"num_hidden_layers": True}}, "must be an integer from 1 to 1,000,000"),
         ({"shape": {"vocab_size": 100}}, "shape={vocab_size: 100}: the tokenizer decides it"),
         ({"shape": {"num_hidden_layers": 2000}}, "num_hidden_layers must be at most 1000"),
+        ({"shape": {"tie_word_embeddings": 1}}, "shape={tie_word_embeddings: 1}: is no size. A shape sets hidden_size"),
+        ({"shape": {"head_dim": 7}}, "heads of 7 cannot be turned in pairs"),
         ({"shape": {"num_attention_heads": 5}}, "5 heads must divide hidden_size=128"),
         ({"tokenizer": None}, "tokenizer: missing"),
         ({"tokenizer": "nowhere"}, "tokenizer=nowhere: no such folder"),
@@ -737,6 +739,19 @@ def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=message):
             pack_inputs({**packing, **more}, num_processes=3 if "tokens_per_step" in more else 2)
     assert not (Path(values["output_dir"]) / "packed").exists()
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_TP"])
+def test_distributions_of_the_launcher_that_are_not_supported(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(InputError, match=f"{variable}=true: not supported"):
+        build(PretrainConfig, values)
+    monkeypatch.setenv(variable, "false")
+    build(PretrainConfig, values)
+    with pytest.raises(InputError, match="fsdp_config=.*: not supported; use `--accelerate zero1`"):
+        check_types(PretrainConfig, {"fsdp_config": {"min_num_params": 1}})
 
 
 def test_several_gpus_in_one_process_are_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
