@@ -417,7 +417,7 @@ def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> 
     assert with_batch(asked, 3)["tokens_per_step"] == 1023 * context  # 32,768 tokens are 1,024 rows
     for ranks in (1, 3, 6, 7):
         assert check_before_launch(asked, ranks) == "new"
-    assert "the nearest that 3 rank(s) can share" in open_batch(asked["output_dir"], 42_000_000, context, 3, None)[1]
+    assert "the nearest that 3 ranks can share" in open_batch(asked["output_dir"], 42_000_000, context, 3, None)[1]
     folder = Path(asked["output_dir"])
     folder.mkdir(parents=True)
     (folder / "environment.json").write_text(json.dumps({"identity": {"tokens_per_step": 8 * context}}))
@@ -640,7 +640,7 @@ def test_zero_checkpoints_of_other_ranks_are_refused(values: dict[str, Any], mon
     marker = Path(values["output_dir"]) / "checkpoint-2" / "complete.json"
     marker.write_text(json.dumps({"step": 2, "world_size": 2, "zero_stage": 2}))
     with pytest.raises(
-        InputError, match="checkpoint-2 was saved by 2 rank.s. under ZeRO stage 2, and this start has 1"
+        InputError, match="checkpoint-2 was saved by 2 ranks under ZeRO stage 2, and this start has 1"
     ):
         run(values)
 
