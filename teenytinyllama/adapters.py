@@ -48,6 +48,10 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
     )
     name = base_model or recorded
     try:
+        ensure(
+            not is_adapter(locate(name, None if base_model else adapter.get("revision"))),
+            f"{name} is an adapter itself, and not a whole model.",
+        )
         model, tokenizer = from_pretrained(name, None if base_model else adapter.get("revision"))
     except InputError as error:
         where = f"base_model={name}" if base_model else f"name_or_path={source.name}: its base model is {name}"

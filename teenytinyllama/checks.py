@@ -118,8 +118,8 @@ def _check_number(key: str, value: float) -> None:
         most = most_processes()
         ensure(
             value <= most,
-            f"{key}={value}: starts so many processes, and {available_cores()} core(s) can be used here. Give {most} "
-            "or fewer.",
+            f"{key}={value}: starts so many processes, and {counted(available_cores(), 'core')} can be used here. Give "
+            f"{most} or fewer.",
         )
         ensure(value >= 0, f"{key}={value}: must be 0 or more.")
     least, most_value = _BOUNDS.get(key, (None, math.inf))
@@ -204,6 +204,11 @@ def ensure_folder(field: str, folder: str | Path) -> None:
         os.access(existing, os.W_OK | os.X_OK) and shutil.disk_usage(existing).total > 0,  # /proc is no disk
         f"{field}={folder}: {what}cannot be written to. Choose another folder, or change its permissions.",
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 start`, `2,000 starts`. For nouns whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_bytes(count: int) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checks import InputError, MissingFileError, available_cores, check_bounds, ensure, near_name
+from .checks import InputError, MissingFileError, available_cores, check_bounds, counted, ensure, near_name
 from .supervision import supervise
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _check_settings(settings: "argparse.Namespace", file: Path, usable: int) -> 
     )
     ensure(
         not usable or count <= usable,
-        f"num_processes={count}: {usable} GPU(s) can be used, and each rank needs one. Use {usable}, or "
+        f"num_processes={count}: {counted(usable, 'GPU')} can be used, and each rank needs one. Use {usable}, or "
         "`--accelerate cpu2` for ranks on the CPU.",
     )
 

@@ -43,7 +43,7 @@ _ROUNDING = 1e-9  # of figures written as text
 _TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
 _SUMS = tuple(item.name for item in fields(EnergyReading) if item.name != "gpu_counter_kwh")
 OTHERS = (
-    "{} other measurement(s) ran on the same machine: each counts the whole processor, the memory and the GPUs that it "
+    "other measurements ran on the same machine ({}): each counts the whole processor, the memory and the GPUs that it "
     "sees, so these are in both"
 )
 

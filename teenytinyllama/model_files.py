@@ -189,6 +189,7 @@ def _check_index(source: ModelSource, index_name: str) -> None:
         )
 
 
+_MOST_LABELS = 100_000
 # What no model of this kind exceeds: above, building the model alone would take minutes or all memory.
 _LARGEST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 1_000),
@@ -197,6 +198,7 @@ _LARGEST = {
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "head_dim"), 100_000),
     **dict.fromkeys(("vocab_size", "pad_vocab_size_multiple"), 10_000_000),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1_000_000_000),
+    "num_labels": _MOST_LABELS,
 }
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Settings of generation that transformers takes as they are, until it compares or multiplies with them.
@@ -245,6 +247,16 @@ def _check_values(field: str, name: str, file: str, config: dict[str, Any]) -> N
             f"{where} {key}={value!r:.80}: code from the Hub would compute the model, and such code is never run. Take "
             "the line out of the file.",
         )
+    labels = config.get("id2label")
+    ensure(
+        not isinstance(labels, dict | list) or len(labels) <= _MOST_LABELS,
+        f"{where} an id2label of more than {_MOST_LABELS:,} entries. Take it out of the file.",
+    )
+    ensure(
+        config.get("transformers_weights") is None,
+        f"{where} transformers_weights={config.get('transformers_weights')!r:.80}: weights are read from "
+        f"{' or '.join(WEIGHT_FILES)} alone. Take the line out of the file, and give the weights that name.",
+    )
     for part in config.values():
         if isinstance(part, dict):
             _check_values(field, name, file, part)
@@ -314,11 +326,12 @@ def _check_layers(source: ModelSource, config: dict[str, Any]) -> None:
         ) from error
     layers = config.get("num_hidden_layers") or config.get("n_layer") or 0
     vocab_size, hidden_size = config.get("vocab_size") or 0, config.get("hidden_size") or config.get("n_embd") or 0
+    inner_size = config.get("intermediate_size") or 0
     ensure(
-        layers <= weights and vocab_size * hidden_size <= max(numbers, 1),
+        layers <= weights and max(vocab_size, inner_size) * hidden_size <= max(numbers, 1),
         f"name_or_path={source.name}: config.json asks for {layers:,} layers and {vocab_size:,} x {hidden_size:,} "
-        f"embeddings, more than its files hold ({weights:,} weights of {numbers:,} numbers). Download or copy the "
-        "model again.",
+        f"embeddings (intermediate_size {inner_size:,}), more than its files hold ({weights:,} weights of {numbers:,} "
+        "numbers). Download or copy the model again.",
     )
 
 

@@ -41,7 +41,7 @@ def kill_before(name):
 
 def half_a_marker(path, content):
     """Write a part of the marker's temporary file."""
-    if content["step"] == STEP:
+    if content.get("step") == STEP:
         path.with_name(path.name + ".partial").write_text('{"step": 8, "wor')
         kill()
     manifest.write_json(path, content)

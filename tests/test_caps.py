@@ -387,7 +387,7 @@ def test_a_run_by_the_clock(values: dict[str, Any], tmp_path: Path, ranks: list[
         assert account.speed_test_kwh == pytest.approx(record["spent_kwh"], rel=1e-6) != 0
         assert account.repeated_kwh == 0
         assert len(account.starts) == 2
-        assert "in 1 start(s)" in write_energy_report(folder)
+        assert "in 1 start" in write_energy_report(folder)
         assert read_jsonl(folder / "metrics.jsonl")[0]["kwh"] >= record["spent_kwh"]
     training = json.loads((folder / "run.json").read_text())["training"]
     decision = stored_decision(list_checkpoints(folder)[-1][1])

@@ -222,8 +222,9 @@ TURN_ENDS = {
     "the library's end token": ("{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}", "</s>"),
     "the next turn's start": ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '\\n' }}{% endfor %}",
                               "<|im_start|>"),
+    "changed contents": ("{% for m in messages %}{{ m.content | upper + '<|im_end|>' }}{% endfor %}", "<|im_end|>"),
     "plain text": ("{% for m in messages %}{{ '### ' + m.role + ': ' + m.content + '\\n' }}{% endfor %}", None),
-    "text before the token": ("{% for m in messages %}{{ m.content + '\\n### Fim <|im_end|>' }}{% endfor %}", None),
+    "text before the token": ("{% for m in messages %}{{ m.content + '\\n### Fim <|im_end|>' }}{% endfor %}", "<|im_end|>"),
 }  # fmt: skip
 
 
@@ -257,7 +258,9 @@ def test_a_chatml_model_that_stops_passes_the_check(chat_model: tuple[Any, Any])
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ 'a' * 10**10 }}", "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    ["{{ 'a' * 10**10 }}", "{% if not add_generation_prompt %}{{ 'a' * 10**10 }}{% endif %}",
+     "{% if eos_token == '</s>' and messages[0].role == 'system' %}{{ 'a' * 10**10 }}{% endif %}",
+     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
      "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaa' }}{% endfor %}"],
 )  # fmt: skip
 def test_a_template_that_takes_too_much_is_refused(
@@ -266,6 +269,12 @@ def test_a_template_that_takes_too_much_is_refused(
     monkeypatch.setattr(chat_template, "_MOST_SECONDS", 1)
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=r"chat_template: takes more than 1 s, 1 GB or 1,000,000 characters"):
+        ConversationEncoder(tokenizer)
+
+
+def test_named_templates_without_a_default_are_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = {"ferramentas": "{{ messages }}", "rag": "{{ messages }}"}
+    with pytest.raises(InputError, match="chat_template: none can be chosen: .* Call one default"):
         ConversationEncoder(tokenizer)
 
 

@@ -408,7 +408,7 @@ def test_what_a_speed_test_consumed_is_added_to_a_run(tmp_path: Path) -> None:
     assert own < account.useful_kwh == pytest.approx(account.total.energy_kwh - test)
     text = write_energy_report(run)
     assert "| the speed test before it | " in text
-    assert "in 2 start(s)" in text  # of three in the account
+    assert "in 2 starts" in text  # of three in the account
     add_speed_test(tmp_path / "nothing", run)
     assert account_of(run) == account
 

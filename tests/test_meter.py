@@ -160,10 +160,10 @@ def test_two_measurements_at_once_know_of_each_other(tmp_path: Path, capsys: pyt
     second = Recorder(tmp_path / "b", GridSettings())
     assert capsys.readouterr().out == ""
     both = measure(tmp_path / "a")
-    assert "energy     warning: 1 other measurement(s) ran on the same machine" in capsys.readouterr().out
+    assert "energy     warning: other measurements ran on the same machine (1)" in capsys.readouterr().out
     second.write(last=True)
     after = measure(tmp_path / "a")
-    assert any(text.startswith("1 other measurement(s) ran on the same machine") for text in both.starts[1].warnings)
+    assert any(text.startswith("other measurements ran on the same machine (1)") for text in both.starts[1].warnings)
     assert not any("other measurement" in text for text in after.starts[2].warnings)
     assert all(start.total.energy_kwh > 0 for start in after.starts)
     account = read_ledger(tmp_path / "b")

@@ -158,10 +158,10 @@ def test_a_strangers_unfinished_folder_is_not_packed_into(tmp_path: Path) -> Non
         _is_done(tmp_path, "0" * 64, config)
     (tmp_path / "train.npy").unlink()
     assert not _is_done(tmp_path, "0" * 64, config)
-    Journal(tmp_path / ".partial", "0" * 64, "uint16").close()
+    Journal(tmp_path / ".partial", "0" * 64, "uint16", 8).close()
     (tmp_path / "train.npy").touch()
     assert not _is_done(tmp_path, "0" * 64, config)
-    Journal(tmp_path / ".partial", "1" * 64, "uint16").close()  # of other settings, and ours
+    Journal(tmp_path / ".partial", "1" * 64, "uint16", 8).close()  # of other settings, and ours
     assert (tmp_path / ".partial" / "plan").read_text() == "1" * 64
 
 

@@ -447,3 +447,27 @@ def test_held_out_files_without_text_are_refused(tmp_path: Path, tokenizer_folde
 )  # fmt: skip
 def test_sizes_are_said_in_the_unit_that_suits_them(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 10_000_000])
+def test_the_dropped_tail_is_counted_under_no_source(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(
+        packing, "CHUNK_BYTES", chunk_bytes
+    )  # the tail reaches over chunks, and over a kill between them
+    rows = [{"text": f"palavra {n} " * 9, "source": "a" if n < 20 else "b"} for n in range(40)]
+    lines = [json.dumps({"text": row["text"], "metadata": f"source: {row['source']}"}) + "\n" for row in rows]
+    (tmp_path / "x.jsonl").write_text("".join(lines) + json.dumps({"text": "fim", "metadata": "source: c"}) + "\n")
+    folder = pack(
+        PackConfig(
+            inputs=[str(tmp_path / "x.jsonl")], tokenizer=str(tokenizer_folder), output_dir=str(tmp_path / "p"),
+            context=64, validation_fraction=0.0,
+        )
+    )  # fmt: skip
+    manifest = json.loads((folder / "run.json").read_text())
+    sources = manifest["sources"]
+    assert 0 < manifest["dropped_tokens"] < 64
+    assert sum(record["tokens"] for record in sources.values()) == manifest["train_tokens"]
+    assert sources["c"] == {**sources["c"], "documents": 0, "bytes": 0, "tokens": 0}, "its only document is dropped"
+    assert sources["a"]["bytes"] == sum(len(row["text"]) for row in rows[:20])

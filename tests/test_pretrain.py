@@ -417,7 +417,7 @@ def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> 
     assert with_batch(asked, 3)["tokens_per_step"] == 1023 * context  # 32,768 tokens are 1,024 rows
     for ranks in (1, 3, 6, 7):
         assert check_before_launch(asked, ranks) == "new"
-    assert "the nearest that 3 rank(s) can share" in open_batch(asked["output_dir"], 42_000_000, context, 3, None)[1]
+    assert "the nearest that 3 ranks can share" in open_batch(asked["output_dir"], 42_000_000, context, 3, None)[1]
     folder = Path(asked["output_dir"])
     folder.mkdir(parents=True)
     (folder / "environment.json").write_text(json.dumps({"identity": {"tokens_per_step": 8 * context}}))
@@ -513,6 +513,8 @@ def test_evaluations_of_short_runs_are_short(values: dict[str, Any], run_tokens:
         ({"shape": {"num_hidden_layers": True}}, "must be an integer from 1 to 1,000,000"),
         ({"shape": {"vocab_size": 100}}, "shape={vocab_size: 100}: the tokenizer decides it"),
         ({"shape": {"num_hidden_layers": 2000}}, "num_hidden_layers must be at most 1000"),
+        ({"shape": {"tie_word_embeddings": 1}}, "shape={tie_word_embeddings: 1}: is no size. A shape sets hidden_size"),
+        ({"shape": {"head_dim": 7}}, "heads of 7 cannot be turned in pairs"),
         ({"shape": {"num_attention_heads": 5}}, "5 heads must divide hidden_size=128"),
         ({"tokenizer": None}, "tokenizer: missing"),
         ({"tokenizer": "nowhere"}, "tokenizer=nowhere: no such folder"),
@@ -638,7 +640,7 @@ def test_zero_checkpoints_of_other_ranks_are_refused(values: dict[str, Any], mon
     marker = Path(values["output_dir"]) / "checkpoint-2" / "complete.json"
     marker.write_text(json.dumps({"step": 2, "world_size": 2, "zero_stage": 2}))
     with pytest.raises(
-        InputError, match="checkpoint-2 was saved by 2 rank.s. under ZeRO stage 2, and this start has 1"
+        InputError, match="checkpoint-2 was saved by 2 ranks under ZeRO stage 2, and this start has 1"
     ):
         run(values)
 
@@ -737,6 +739,19 @@ def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=message):
             pack_inputs({**packing, **more}, num_processes=3 if "tokens_per_step" in more else 2)
     assert not (Path(values["output_dir"]) / "packed").exists()
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_TP"])
+def test_distributions_of_the_launcher_that_are_not_supported(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(InputError, match=f"{variable}=true: not supported"):
+        build(PretrainConfig, values)
+    monkeypatch.setenv(variable, "false")
+    build(PretrainConfig, values)
+    with pytest.raises(InputError, match="fsdp_config=.*: not supported; use `--accelerate zero1`"):
+        check_types(PretrainConfig, {"fsdp_config": {"min_num_params": 1}})
 
 
 def test_several_gpus_in_one_process_are_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

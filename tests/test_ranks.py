@@ -252,5 +252,5 @@ def test_two_machines_are_added(tmp_path: Path, packed_folder: Path, tokenizer_f
     assert total is not None
     assert (total.num_starts, total.num_machines) == (1, 2)
     assert total.duration_seconds == pytest.approx(account.seconds, rel=0.01)
-    assert "in 1 start(s) on 2 machines" in write_energy_report(folder)
+    assert "in 1 start on 2 machines" in write_energy_report(folder)
     assert account.seconds < sum(part.total.seconds for part in account.starts)  # time by the clock of one

@@ -450,6 +450,13 @@ def test_adapter_errors(adapter: Path, base: Path, tmp_path: Path) -> None:
     (copy / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match=r"holds no adapter_model.safetensors. Pickle files"):
         from_pretrained(copy)
+    shutil.copy(adapter / "adapter_model.safetensors", copy)
+    own = json.loads((copy / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(copy)}
+    (copy / "adapter_config.json").write_text(json.dumps(own))
+    with pytest.raises(
+        InputError, match=r"copy: its base model is .*copy: .*copy is an adapter itself, and not a whole"
+    ):
+        from_pretrained(copy)
     (copy / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"adapter_config.json is damaged"):
         from_pretrained(copy)

@@ -1,6 +1,7 @@
 """The chat template, and the tokens of a conversation: special tokens come from the template, never from a text."""
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -80,9 +81,8 @@ def render(
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    ensure(tokenizer.chat_template, "tokenizer: has no chat template: it belongs to a base model, which completes.")
-    template = tokenizer.get_chat_template()
-    _ensure_cheap(template)
+    template = _template_of(tokenizer)
+    _ensure_cheap(template, tuple(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items())))
     rendering: Any = render_jinja_template  # declared to return a str
     try:
         texts, spans = rendering(
@@ -100,6 +100,7 @@ def render(
         LookupError,
         AttributeError,
         RecursionError,
+        MemoryError,
     ) as error:
         raise InputError(f"messages: the chat template refuses them: {error}") from error
     return texts[0], [(start, end) for start, end in spans[0]] if spans else []
@@ -130,42 +131,46 @@ environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
 environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
 environment.globals.update(raise_exception=refuse, strftime_now=datetime.datetime.now().strftime)
-template, messages, tokens = json.load(sys.stdin)
-try:
-    written = environment.from_string(template).generate(
-        messages=messages, tools=None, documents=None, add_generation_prompt=True, **tokens)
-    length = 0
-    for part in written:
-        length += len(part)
-        if length > int(sys.argv[3]):
+template, conversations, tokens = json.load(sys.stdin)
+length = 0
+for messages in conversations:
+    for for_answer in (True, False):
+        try:
+            written = environment.from_string(template).generate(
+                messages=messages, tools=None, documents=None, add_generation_prompt=for_answer, **tokens)
+            for part in written:
+                length += len(part)
+                if length > int(sys.argv[3]):
+                    sys.exit(3)
+        except MemoryError:
             sys.exit(3)
-except MemoryError:
-    sys.exit(3)
-except Exception:
-    pass  # the real rendering says it
+        except Exception:
+            pass  # the real rendering says it
 """
-_MOST_SECONDS, _MOST_BYTES, _MOST_CHARS = 5, 1 << 30, 1_000_000  # for four short turns, which take milliseconds
+_MOST_SECONDS, _MOST_BYTES, _MOST_CHARS = 5, 1 << 30, 1_000_000  # for some short turns, which take milliseconds
 _LONGEST_WAIT_SECONDS = 60  # by the clock, on a machine that does much else
 
 
 @functools.lru_cache(maxsize=256)
-def _ensure_cheap(template: str) -> None:
+def _ensure_cheap(template: str, special_tokens: tuple[tuple[str, str], ...]) -> None:
     """Refuse a template that takes too much time or memory: once for each, in a process of its own, before it is used.
 
     The sandbox of transformers keeps a template from running code, not from counting to a billion or writing ten
-    gigabytes of one letter.
+    gigabytes of one letter. It is tried with the tokenizer's own special tokens, on one to four turns, with and without
+    a system text, before an answer and after it.
 
     Raises:
-        InputError: it takes more than 5 s of a processor, 1 GB, or a million characters for four short turns.
+        InputError: it takes more than 5 s of a processor, 1 GB, or a million characters for all of them.
     """
     if template == TEMPLATE_PATH.read_text(encoding="utf-8"):
         return
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    system = [{"role": "system", "content": "Seja breve."}]
+    conversations = [head + _PROBE[:count] for count in (1, 2, 4) for head in ([], system)]
     command = [sys.executable, "-P", "-c", _PROBE_SCRIPT, *map(str, (_MOST_SECONDS, _MOST_BYTES, _MOST_CHARS))]
     try:
         done = subprocess.run(
             command,
-            input=json.dumps([template, _PROBE, tokens]),
+            input=json.dumps([template, conversations, dict(special_tokens)]),
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -179,8 +184,23 @@ def _ensure_cheap(template: str) -> None:
     ensure(
         not ended_early,
         f"chat_template: takes more than {_MOST_SECONDS} s, {_MOST_BYTES >> 30} GB or {_MOST_CHARS:,} characters to "
-        "write four short turns. It is damaged or meant to do harm: use the model with another template.",
+        "write some short turns. It is damaged or meant to do harm: use the model with another template.",
     )
+
+
+def _template_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the chat template of a tokenizer, of several with names the one called default.
+
+    Raises:
+        InputError: it has none.
+    """
+    ensure(tokenizer.chat_template, "tokenizer: has no chat template: it belongs to a base model, which completes.")
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise InputError(
+            f"chat_template: none can be chosen: {' '.join(str(error).split())} Call one default."
+        ) from error
 
 
 def has_generation_marks(template: str) -> bool:
@@ -209,7 +229,7 @@ class ConversationEncoder:
         self.tokenizer = tokenizer
         tokenizer.backend_tokenizer.no_truncation()  # left behind by an earlier call
         tokenizer.backend_tokenizer.no_padding()
-        self.has_marks = has_generation_marks(tokenizer.get_chat_template() if tokenizer.chat_template else "")
+        self.has_marks = has_generation_marks(_template_of(tokenizer) if tokenizer.chat_template else "")
         self._special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
         names = sorted(map(re.escape, self._special), key=len, reverse=True)
         self._special_in = re.compile("(" + "|".join(names) + ")" if names else r"(?!)")
@@ -241,17 +261,21 @@ class ConversationEncoder:
     def end_of_answer(self) -> int | None:
         """Return the token that the template writes after an answer, or None if it writes none of its own.
 
-        It is found by rendering, marked or not: the first special or added token behind the text of an answer, with
-        nothing but white space between. Where the last answer is followed by nothing, what stands between an answer
-        and the next question tells.
+        It is found by rendering, marked or not: what two conversations that differ in their last answer alone have in
+        common behind it, whatever the template does to the answer; the first special or added token there. Where
+        nothing follows the last answer, the token with which the next turn begins ends one.
 
         Raises:
             InputError: the template refuses conversations of one or two turns.
         """
-        for messages in (_PROBE[:2], _PROBE[:3]):
-            text, answer = render(self.tokenizer, messages)[0], messages[1]["content"]
-            found = self._special_in.search(text, text.rfind(answer) + len(answer))
-            if answer in text and found and not text[text.rfind(answer) + len(answer) : found.start()].strip():
+        question, more = _PROBE[0], _PROBE[2]
+        answers = [[question, {"role": "assistant", "content": text}] for text in ("Um.", "Dois!")]
+        for following in ([], [more]):
+            one, other = (render(self.tokenizer, turns + following)[0] for turns in answers)
+            alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one[::-1], other[::-1], strict=False))
+            behind = "".join(letter for letter, _ in alike)[::-1]
+            found = self._special_in.search(behind)
+            if found and (not following or not behind[: found.start()].strip()):
                 return self._special[found[0]]
         return None
 

@@ -32,6 +32,7 @@ class Totals:
     documents: int = 0  # read, in order, of both splits: where to go on after a kill
     train_tokens: int = 0
     validation_tokens: int = 0
+    tail: list[tuple[str, int, int]] = field(default_factory=list)  # last training documents: source, tokens, bytes
     sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
 
     def count(self, split: str, document: Document, num_bytes: int, num_tokens: int) -> None:
@@ -43,6 +44,26 @@ class Totals:
         if document.license and document.license not in record["licenses"]:
             record["licenses"].append(document.license)
 
+    def without_tail(self, dropped_tokens: int) -> dict[str, dict[str, Any]]:
+        """Return the records of the training sources without the last tokens, which make no whole row.
+
+        A document that is dropped whole counts no longer; one that is cut keeps its bytes.
+
+        Args:
+            dropped_tokens: at the end; fewer than those of `tail`.
+        """
+        records = {name: dict(record) for name, record in self.sources["train"].items()}
+        for source, num_tokens, num_bytes in reversed(self.tail):
+            taken = min(num_tokens, dropped_tokens)
+            dropped_tokens -= taken
+            records[source]["tokens"] -= taken
+            if taken == num_tokens:
+                records[source]["documents"] -= 1
+                records[source]["bytes"] -= num_bytes
+            if not dropped_tokens:
+                break
+        return records
+
 
 class Journal:
     """The unfinished folder `.partial`: token files that only grow, and one line per finished chunk.
@@ -51,8 +72,8 @@ class Journal:
     sources as documents.
     """
 
-    def __init__(self, folder: Path, plan: str, dtype: Any) -> None:
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder: Path, plan: str, dtype: Any, context: int) -> None:
+        self.folder, self.dtype, self.context = folder, dtype, context
         self.totals = Totals()
         marks = folder / "journal.jsonl"
         if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
@@ -95,6 +116,7 @@ class Journal:
             self.files[split].write(ids.tobytes())
             if split == "train":
                 totals.train_tokens += len(ids)
+                totals.tail.append((document.source, len(ids), num_bytes))
                 continue
             source_id = self.source_ids.setdefault(document.source, len(self.source_ids))
             row = (totals.validation_tokens, len(ids), num_bytes, source_id)
@@ -102,11 +124,21 @@ class Journal:
             totals.validation_tokens += len(ids)
         totals.documents += len(chunk)
         totals.chunks += 1
+        self._shorten_tail()
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
         self.marks.write(json.dumps({**vars(totals), "sources": touched}) + "\n")
         self.marks.flush()
+
+    def _shorten_tail(self) -> None:
+        """Keep the last training documents that hold the tokens of a row: no more than these can be dropped."""
+        tail, tokens, place = self.totals.tail, 0, 0
+        for place in range(len(tail) - 1, -1, -1):
+            tokens += tail[place][1]
+            if tokens >= self.context:
+                break
+        del tail[:place]
 
     def close(self) -> None:
         """Close all files."""

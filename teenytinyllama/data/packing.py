@@ -138,7 +138,7 @@ def pack(config: PackConfig) -> Path:
     ensure_disk_space("output_dir", output, needed_bytes, "Free some space or choose another disk.")
     num_workers = config.num_workers or (1 if num_bytes < SMALL_BYTES else available_cores())
     with _alone_in(output):
-        journal = Journal(output / ".partial", sha256_json(plan), dtype)
+        journal = Journal(output / ".partial", sha256_json(plan), dtype, config.context)
         if journal.totals.chunks:
             print(f"going on after {journal.totals.documents} of {num_documents} documents")
         with StageMeter(journal.folder, config) as energy:
@@ -269,6 +269,7 @@ def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, 
     np.save(output / "validation.npy", np.fromfile(partial / "validation.bin", dtype=journal.dtype))
     np.save(output / "validation_documents.npy", np.fromfile(partial / "documents.bin", dtype=DOCUMENT_DTYPE))
     files = ("train.npy", "validation.npy", "validation_documents.npy")
+    dropped_tokens = totals.train_tokens - num_rows * config.context
     content = {
         "config": asdict(config),
         **plan,
@@ -278,9 +279,9 @@ def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, 
         "context": config.context,
         "num_rows": num_rows,
         "train_tokens": num_rows * config.context,
-        "dropped_tokens": totals.train_tokens - num_rows * config.context,
+        "dropped_tokens": dropped_tokens,
         "validation_tokens": totals.validation_tokens,
-        "sources": totals.sources["train"],
+        "sources": totals.without_tail(dropped_tokens),
         "validation_sources": totals.sources["validation"],
         "same_document": plan["plan"].get("split") == "same document",  # held out: the last part of the only document
         "hashes": {name: sha256_file(output / name) for name in files},

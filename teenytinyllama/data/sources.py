@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from ..checks import InputError, ensure
+from ..checks import InputError, counted, ensure
 from ..hub_client import hub_errors
 from ..manifest import MANIFEST_NAME, sha256_file
 from ..tokenizer.encoding import compose
@@ -453,10 +453,19 @@ class Corpus:
         rows: Iterator[Row] = read_rows(
             key, file.path, config.text_column, config.metadata_column, config.txt_unit, config.encoding
         )
+        unread = 0
         for text, metadata in rows:
             if text.strip():
+                found, license = parse_metadata(metadata, "")
+                unread += bool(metadata) and not found and not license
                 # Composed letters, as they are typed: é as two characters costs three times the tokens.
-                yield Document(compose(text), *parse_metadata(metadata, source))
+                yield Document(compose(text), found or source, license)
+        if unread:
+            say_once(
+                ("metadata", str(file.path)),
+                f"{config.metadata_column}: names neither source nor license in {counted(unread, 'row')} of "
+                f"{file.name}; counted under {source}",
+            )
 
     def fingerprint(self) -> dict[str, str]:
         """Return the sha256 of every file, by name and as they are read, and of the embedded sample's generator.

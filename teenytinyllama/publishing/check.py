@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..checks import InputError, MissingFileError, ensure
+from ..checks import InputError, MissingFileError, counted, ensure
 from .cards import CARD_NAME, render_model_card
 from .wording import LANGUAGES, texts
 
@@ -62,7 +62,7 @@ def check_model_card(run_folder: str | Path, repository: str | None = None, lang
     more = f"\n  and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
     ensure(
         not problems,
-        f"{path}: disagrees with the run's files in {len(problems)} place(s):\n  "
+        f"{path}: disagrees with the run's files in {counted(len(problems), 'place')}:\n  "
         + "\n  ".join(problems[:_MOST_SHOWN])
         + more
         + f"\nUndo these changes, or write the card again with `ttl card {run_folder}`.",

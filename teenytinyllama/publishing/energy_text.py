@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ..checks import counted
 from ..emissions import EMISSIONS_NAME
 from ..grid import place
 from ..ledger import FLUSH_SECONDS, LEDGER_NAME
@@ -30,7 +31,7 @@ def render_markdown(report: dict[str, Any]) -> str:
         "of which memory": f"{report['ram_kwh']:.4g} kWh",
         "Emissions": f"{least}{report['emissions_kg']:.4g} kg CO2e, {grid}",
         "The same by car": f"{report['car_km']:.3g} km (US EPA: 400 g a mile)",
-        "Time": f"{report['hours']:.3g} h in {report['num_starts']} start(s){machines}",
+        "Time": f"{report['hours']:.3g} h in {counted(report['num_starts'], 'start')}{machines}",
     }
     if report["starting_hours"]:
         rows["Before the meter ran"] = (
@@ -79,8 +80,8 @@ def _ledger_lines(ledger: dict[str, Any] | None, energy_kwh: float) -> list[str]
         *_phase_lines(ledger["phases_kwh"], energy_kwh),
     ]
     if ledger["num_kills"]:
-        lines += [f"{ledger['num_kills']} start(s) ended without a last row: of each, the consumption of up to "
-                  f"{FLUSH_SECONDS} s is missing.", ""]  # fmt: skip
+        lines += [f"{counted(ledger['num_kills'], 'start')} ended without a last row: of each, the consumption of up "
+                  f"to {FLUSH_SECONDS} s is missing.", ""]  # fmt: skip
     lines += ["Measured by: " + ", ".join(ledger["methods"]) + ".", ""] if ledger["methods"] else []
     return [*lines, *(f"- {warning}." for warning in ledger["warnings"]), ""]
 

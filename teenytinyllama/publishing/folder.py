@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..checks import InputError, ensure, ensure_disk_space, ensure_folder
+from ..checks import InputError, counted, ensure, ensure_disk_space, ensure_folder
 from ..locks import scratch_folder
 from .safety import check_upload
 from .uploads import Upload
@@ -94,7 +94,7 @@ def describe_uploads(uploads: Iterable[Upload]) -> str:
         check_upload(upload)
         total = sum(file.size_bytes for file in upload.files)
         place = f"{upload.repository} ({upload.repo_type} repository)" if upload.repository else "folder"
-        head = f"{place}, {upload.revision}: {len(upload.files)} files, {total:,} bytes, {upload.message!r}"
+        head = f"{place}, {upload.revision}: {counted(len(upload.files), 'file')}, {total:,} bytes, {upload.message!r}"
         width = max(len(file.path) for file in upload.files)
         lines = [f"  {file.path:{width}}  {file.size_bytes:>15,} bytes" for file in upload.files]
         parts.append("\n".join([head, *lines]))

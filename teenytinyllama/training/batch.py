@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from ..checks import ensure
+from ..checks import counted, ensure
 
 # How the loss is made, see `loss.fuse_loss`; `whole` is with whole logits, as transformers makes it.
 LossKind = Literal["whole", "chunked", "compiled"]
@@ -57,8 +57,9 @@ def derive_batch(
     micro = max(n for n in divisors if n <= 8) if micro_batch is None else micro_batch
     ensure(
         micro in divisors,
-        f"per_device_train_batch_size={micro}: must divide the {rows_per_rank} rows that each of {world_size} rank(s) "
-        f"computes in a step ({key}={tokens_per_step}). Use one of {', '.join(map(str, divisors))}.",
+        f"per_device_train_batch_size={micro}: must divide the {rows_per_rank} rows that each of "
+        f"{counted(world_size, 'rank')} computes in a step ({key}={tokens_per_step}). Use one of "
+        f"{', '.join(map(str, divisors))}.",
     )
     return rows, micro, rows_per_rank // micro
 

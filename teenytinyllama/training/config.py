@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
-from ..checks import ensure
+from ..checks import counted, ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from ..presets import flops_per_token
@@ -243,7 +243,8 @@ def open_batch(
     usual, shared = batch_for(max_tokens, context), batch_for(max_tokens, context, ranks, micro_batch)
     reason = "tokens_per_step by a published law for the run's length, in a power of two of rows"
     if shared != usual:
-        reason = f"tokens_per_step not given: {usual:,} by a published law, the nearest that {ranks} rank(s) can share"
+        sharing = counted(ranks, "rank")
+        reason = f"tokens_per_step not given: {usual:,} by a published law, the nearest that {sharing} can share"
     return shared, reason
 
 

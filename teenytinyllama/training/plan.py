@@ -39,6 +39,8 @@ _DECIDED_ELSEWHERE = {
     "vocab_size": "the tokenizer decides it. Make one of that size with `ttl tokenizer --vocab_size`.",
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "the tokenizer decides it. Leave it out."),
 }
+_SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+               "head_dim", "max_position_embeddings")  # fmt: skip
 _LARGEST_SIZE, _MOST_LAYERS = 1_000_000, 1_000  # beyond any model; above, building one would not end
 
 
@@ -164,6 +166,10 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
             ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.{near_name(name, known)}")
             ensure(name not in _DECIDED_ELSEWHERE, f"shape={{{name}: {value}}}: {_DECIDED_ELSEWHERE.get(name)}")
             ensure(
+                name in _SHAPE_KEYS,
+                f"shape={{{name}: {value}}}: is no size. A shape sets {', '.join(_SHAPE_KEYS)} alone.",
+            )
+            ensure(
                 isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE,
                 f"shape={{{name}: {value}}}: must be an integer from 1 to {_LARGEST_SIZE:,}.",
             )
@@ -181,6 +187,11 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
         )
         if config.shape and "head_dim" not in config.shape:
             model_config.head_dim = model_config.hidden_size // heads
+        ensure(
+            (model_config.head_dim or model_config.hidden_size // heads) % 2 == 0,
+            f"shape={config.shape}: heads of {model_config.head_dim} cannot be turned in pairs, as rotary positions "
+            "are. head_dim must be even.",
+        )
         return model_config
     place = str(config.model_name_or_path)
     found: Any = load_config("model_name_or_path", place, config.model_revision)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
-from ..checks import ensure
+from ..checks import counted, ensure
 from ..recorder import STARTED_VARIABLE
 from ..supervision import SUPERVISOR_VARIABLE
 from .hardware import has_accelerator
@@ -107,7 +107,7 @@ def check_ranks(arguments: "TrainingArguments") -> None:
     connected = torch.distributed.get_world_size() if joined else 1
     ensure(
         launched == connected == arguments.world_size,
-        f"WORLD_SIZE={launched}: torch connected {connected} rank(s) and the Trainer works with "
+        f"WORLD_SIZE={launched}: torch connected {counted(connected, 'rank')} and the Trainer works with "
         f"{arguments.world_size}, so ranks would train on the same data. On a machine without GPU set use_cpu: true.",
     )
 

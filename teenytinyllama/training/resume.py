@@ -13,7 +13,7 @@ from ..checkpoints import (
     list_checkpoints,
     read_marker,
 )
-from ..checks import InputError, ensure, is_main_process
+from ..checks import InputError, counted, ensure, is_main_process
 from ..collectives import least_over_ranks
 from .micro_batch import zero_stage_of
 from .plan import RunPlan
@@ -124,7 +124,9 @@ def _say_what_holds(path: Path) -> None:
         print(f"checked    {path.name}: saved by an earlier version, without hashes; taken as it is", flush=True)
         return
     size_gb = sum(record.bytes for record in files.values()) / 1e9
-    print(f"checked    {path.name}: {len(files)} files, {size_gb:.2f} GB, all as they were saved", flush=True)
+    print(
+        f"checked    {path.name}: {counted(len(files), 'file')}, {size_gb:.2f} GB, all as they were saved", flush=True
+    )
 
 
 def _tell(faults: list[str]) -> str:
@@ -155,7 +157,7 @@ def _check_ranks(folder: Path, path: Path, world_size: int, zero_stage: int) -> 
     marker = read_marker(path)
     ensure(
         (marker.world_size, marker.zero_stage) == (world_size, zero_stage) or marker.zero_stage == zero_stage == 0,
-        f"output_dir={folder}: {path.name} was saved by {marker.world_size} rank(s) under ZeRO stage "
+        f"output_dir={folder}: {path.name} was saved by {counted(marker.world_size, 'rank')} under ZeRO stage "
         f"{marker.zero_stage}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed "
         "cannot load it: start as before, or convert it with `python -m deepspeed.checkpoint.ds_to_universal`.",
     )

@@ -22,7 +22,9 @@ _DERIVED = "is derived from tokens_per_step and the number of ranks. Leave it ou
 REFUSED_KEYS = {
     "gradient_accumulation_steps": _DERIVED,
     "deepspeed": "ZeRO is chosen by the accelerate file alone: `--accelerate zero2`.",
-    "fsdp": "not supported; use `--accelerate zero1`, `zero2` or `zero3`.",
+    **dict.fromkeys(
+        ("fsdp", "fsdp_config", "parallelism_config"), "not supported; use `--accelerate zero1`, `zero2` or `zero3`."
+    ),
     "push_to_hub": "would push from inside the training, which a slow or dead network could then stop. Set "
     "hub_model_id: owner/name, and `ttl` publishes in a process of its own; or run `ttl publish` afterwards.",
     "hub_token": "secrets never stand in a config. Use `hf auth login` or the HF_TOKEN variable.",
@@ -43,6 +45,11 @@ REFUSED_KEYS = {
     ),
     "load_best_model_at_end": "every checkpoint is kept on its own; choose one by metrics.jsonl.",
 }
+
+
+# What `accelerate launch` sets for distributions that this package does not know.
+_OTHER_DISTRIBUTIONS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG",
+                        "ACCELERATE_USE_TP")  # fmt: skip
 
 
 @dataclass
@@ -123,6 +130,12 @@ class RunSettings(GridSettings):
     def _check_common(self) -> None:
         arguments: Any = self
         ensure(arguments.output_dir, "output_dir: missing. Give the folder of the run.")
+        for variable in _OTHER_DISTRIBUTIONS:
+            ensure(
+                os.environ.get(variable, "false").lower() in ("", "0", "false", "no"),
+                f"{variable}={os.environ.get(variable)}: not supported; ranks would wait for each other without end. "
+                "Use a file with DEEPSPEED, MULTI_GPU or NO, such as recipes/accelerate/zero1.yaml.",
+            )
         self.license = model_license("license", self.license)
         check_trackers(arguments.report_to)
         check_liger(arguments.use_liger_kernel)
