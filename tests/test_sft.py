@@ -712,6 +712,22 @@ def test_weightless_answers_have_no_bytes_to_be_scored_by(tmp_path: Path, base: 
     assert HeldOutAnswers(folder, assistant_only=True).num_bytes == [len("É.".encode())]
 
 
+def test_a_batch_that_nobody_gave_stays_the_same_on_other_ranks(values: dict[str, Any]) -> None:
+    values = {name: value for name, value in values.items() if name != "tokens_per_step"}
+    folder, rows = Path(values["output_dir"]), config_of(values).rows_per_step
+    folder.mkdir(parents=True)
+    told = plan_sft(config_of(values)).identity
+    for rows_there, refused in ((rows, False), (None, False), (rows + 1, True)):
+        there = {**told, "rows_per_step": str(rows_there)}
+        there = there if rows_there else {name: value for name, value in told.items() if name != "rows_per_step"}
+        (folder / "environment.json").write_text(json.dumps({"identity": there, "identity_version": 2}))
+        if refused:
+            with pytest.raises(InputError, match=rf"rows_per_step \(there {rows + 1}, now {rows}\)"):
+                plan_sft(config_of(values))
+        else:
+            assert plan_sft(config_of(values)).state in ("resume", "new")
+
+
 def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -> None:
     assert check_before_launch(values, 2) == "new"
     with pytest.raises(InputError, match="tokens_per_step=192: its 2 rows cannot be shared by 3 ranks"):

@@ -51,8 +51,10 @@ def plan_sft(config: SftConfig) -> SftPlan:
     check_fits(base, config.context, "context")
     folder = Path(str(config.output_dir))
     hashes = {"conversations_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
-    identity = run_identity(config, _IDENTITY.split(), hashes)
-    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
+    # A batch that nobody gave follows the ranks; earlier versions did not record it.
+    batch = {"rows_per_step": str(config.rows_per_step)}
+    identity = run_identity(config, _IDENTITY.split(), hashes | batch)
+    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)) | batch)
     model_config: Any = base.config
     check_space(config, folder, state, count_parameters(model_config))
     return SftPlan(
