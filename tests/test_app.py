@@ -72,7 +72,7 @@ def save_model(folder: Path, tokenizer_folder: Path, kind: str) -> Path:
             model, [encoder.encode(turns(QUESTION, ANSWER, MORE, MORE_ANSWER)), encoder.encode(turns(ATTACK, MARKUP))]
         )
     elif kind == "endless":
-        model.generation_config.eos_token_id = None
+        model.generation_config.suppress_tokens = [2]  # the end: a chat stops there whatever eos_token_id is
     else:
         tokenizer.chat_template = None
     model.save_pretrained(folder)
