@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from hub_server import HubServer
 
+from teenytinyllama.data.input_files import hub_datasets
 from teenytinyllama.data.packed import packed_manifest
-from teenytinyllama.data.sources import hub_datasets
 from teenytinyllama.training.report import describe_data
 
 REPOSITORY = Path(__file__).resolve().parent.parent

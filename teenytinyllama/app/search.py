@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from ..checks import ensure
 from ..data.examples import SPLITS
+from ..data.input_files import SAMPLE, resolve_files
 from ..data.instructions import DUPLICATE, Counts, read_conversations
 from ..data.readers import RECORD_SUFFIXES, read_records
 from ..data.sample import sample_conversations
-from ..data.sources import SAMPLE, resolve_files
 
 Side = Literal["answers", "questions"]
 

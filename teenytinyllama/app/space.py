@@ -8,8 +8,8 @@ from typing import Any
 
 from .. import __version__
 from ..checks import InputError, ensure
+from ..data.input_files import SAMPLE, SourceFile, resolve_files
 from ..data.readers import RECORD_SUFFIXES
-from ..data.sources import SAMPLE, SourceFile, resolve_files
 from ..published import PUBLISHED_MODELS
 from .config import AppConfig
 from .search import read_pairs

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
+from ..data.input_files import SourceFile, hash_files, resolve_files
 from ..data.readers import RECORD_SUFFIXES, TABLE_SUFFIXES, read_records
-from ..data.sources import SourceFile, hash_files, resolve_files
 from ..hub_client import hub_errors
 from ..tokenizer import compose
 from .config import SPLITS, ClassifyConfig

@@ -21,10 +21,11 @@ from ..meter import check_energy
 from ..recorder import measured_into
 from ..tokenizer import tokenizer_fingerprint
 from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
+from .input_files import SAMPLE, SourceFile, hash_files, resolve_files
 from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, read_conversations, split_to_fit
 from .readers import RECORD_SUFFIXES
 from .sample import sample_conversations
-from .sources import SAMPLE, SourceFile, Split, hash_files, resolve_files, sample_hash
+from .sources import Split, sample_hash
 from .turns import NOTHING_LEARNT
 
 if TYPE_CHECKING:

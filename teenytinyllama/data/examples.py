@@ -11,9 +11,10 @@ from ..checks import ensure, ensure_folder
 from ..emissions import EMISSIONS_NAME
 from ..ledger import LEDGER_NAME
 from ..manifest import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
+from .input_files import SourceFile, hub_datasets
 from .instructions import Counts
 from .readers import read_records
-from .sources import SourceFile, Split, default_source, hub_datasets
+from .sources import Split, default_source
 
 if TYPE_CHECKING:
     import pyarrow

@@ -19,9 +19,10 @@ from ..meter import check_energy
 from ..recorder import measured_into
 from ..tokenizer import tokenizer_fingerprint
 from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
+from .input_files import SourceFile, hash_files, resolve_files
 from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, held_out_texts, read_origin
 from .readers import RECORD_SUFFIXES
-from .sources import SourceFile, Split, hash_files, resolve_files
+from .sources import Split
 from .turns import Message, PairOfTurns, RowError, read_pair
 
 if TYPE_CHECKING:

@@ -1,20 +1,16 @@
 """Rows of one file: parquet, jsonl, json, csv, tsv or txt, plain or compressed; errors name the file and the place."""
 
-import codecs
 import contextlib
 import csv
-import functools
 import itertools
 import json
 import re
-import shlex
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-
-from ..checks import InputError, ensure, is_main_process
+from ..checks import InputError, ensure
+from .encodings import characters, first_line, kind_of, lines_of, not_utf_8, say_once
 
 
 def _with_compressed(*kinds: str) -> tuple[str, ...]:
@@ -27,7 +23,6 @@ SUFFIXES = (*RECORD_SUFFIXES, *TABLE_SUFFIXES, *_with_compressed(".txt"))  # of 
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
 _PARQUET_BUFFER_BYTES = 1 << 20
-_PART_BYTES = 1 << 20  # of a file that is no parquet, read at a time
 _ROWS_LOOKED_AT = 20  # of a jsonl file, to see which of its keys hold text
 _MOST_CELL_CHARS = 2**31 - 1  # of csv; the csv module's own limit is 131,072
 _NO_SEPARATOR = "\x1f"  # separates the cells of a table of one column: no text has it
@@ -45,27 +40,6 @@ id _id uuid hash url uri link source fonte origem license licence licenca licen�
 created author autor split
 """.split()  # noqa: SIM905
 )
-
-# Bytes of windows-1252 that Portuguese and its neighbours write: letters, quotation marks, dashes, ordinals, currency.
-_WINDOWS_1252 = "áàâãäçéèêëíìîïñóòôõöúùûüýÁÀÂÃÄÇÉÈÊËÍÌÎÏÑÓÒÔÕÖÚÙÛÜÝœßªº°«»“”‘’–—…•·§¿¡´€£©®½¼¾²³\u00a0".encode("cp1252")
-# What UTF-8 makes of such letters and signs; in windows-1252 nobody writes these characters side by side.
-_UTF_8_SEQUENCE = re.compile(rb"\xc3[\x80-\xbf]|\xc2[\xa0-\xbf]|\xe2\x80[\x90-\xbf]")
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with that of UTF-16, so it is asked for first
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-_SAID: set[tuple[str, ...]] = set()
-
-
-def say_once(key: tuple[str, ...], message: str) -> None:
-    """Print what a user should know of the data, once in a process: files are read several times, and by all ranks."""
-    if key not in _SAID and is_main_process():
-        print(message, flush=True)
-    _SAID.add(key)
 
 
 def describe_kinds(suffixes: tuple[str, ...]) -> str:
@@ -92,9 +66,9 @@ def read_rows(
         InputError: damaged file, wrong column, text that is not a string or not valid UTF-8; the message names the
             file and the row, line or byte.
     """
-    if _kind(path) == ".txt":
+    if kind_of(path) == ".txt":
         rows = _read_txt(key, path, txt_unit, encoding)
-    elif _kind(path) == ".parquet":
+    elif kind_of(path) == ".parquet":
         rows = _read_parquet(key, path, text_column, metadata_column)
     else:
         rows = _read_texts(key, path, text_column, metadata_column, encoding)
@@ -130,7 +104,7 @@ def read_records(
     Raises:
         InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
     """
-    if _kind(path) == ".parquet":
+    if kind_of(path) == ".parquet":
         with _open_parquet(key, path) as file:
             for batch in _batches(key, path, file, columns):
                 yield from _python_rows(key, path, batch)
@@ -190,12 +164,6 @@ def _choose_text_column(
     return found
 
 
-def _kind(path: Path) -> str:
-    """Return how the name of a file ends, without the ending of compression."""
-    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    return ".jsonl" if name.endswith(".ndjson") else Path(name).suffix
-
-
 # --- parquet
 
 
@@ -208,7 +176,7 @@ def _open_parquet(key: str, path: Path) -> Iterator[Any]:
         # By default a whole row group is read at once, and many programs write one for the whole file.
         file = pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{key}={path}: not a readable parquet file ({_first_line(error)}).") from error
+        raise InputError(f"{key}={path}: not a readable parquet file ({first_line(error)}).") from error
     with file:
         try:
             names = file.schema_arrow.names
@@ -221,10 +189,6 @@ def _open_parquet(key: str, path: Path) -> Iterator[Any]:
         yield file
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _batches(key: str, path: Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
     """Yield (number of rows before it, record batch) of an open parquet file; columns None: all of them."""
     import pyarrow
@@ -235,7 +199,7 @@ def _batches(key: str, path: Path, file: Any, columns: list[str] | None) -> Iter
             yield row, batch
             row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{key}={path}: damaged after row {row} ({_first_line(error)}).") from error
+        raise InputError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
 
 
 def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[str, Any]]:
@@ -244,7 +208,7 @@ def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[s
     try:
         return list(batch.to_pylist())
     except UnicodeDecodeError as error:
-        raise _not_utf_8(key, path, f"a row after row {row}", error) from error
+        raise not_utf_8(key, path, f"a row after row {row}", error) from error
     except (OverflowError, ValueError) as error:  # dates outside Python's
         raise InputError(f"{key}={path}: a row after row {row} cannot be read ({error}).") from error
 
@@ -261,7 +225,7 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
                 try:
                     yield cell.as_py(), metadata[index].as_py() if metadata is not None else None
                 except UnicodeDecodeError as error:
-                    raise _not_utf_8(key, path, f"row {start + index + 1}", error) from error
+                    raise not_utf_8(key, path, f"row {start + index + 1}", error) from error
                 except (OverflowError, ValueError) as error:  # dates outside Python's
                     raise InputError(f"{key}={path}: row {start + index + 1} cannot be read ({error}).") from error
 
@@ -273,177 +237,12 @@ def _is_text(kind: Any) -> bool:
     return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or str(kind) == "string_view")
 
 
-# --- characters of files that are no parquet
-
-
-def _not_utf_8(key: str, path: Path, where: str, error: UnicodeDecodeError) -> InputError:
-    advice = ""
-    if _kind(path) != ".parquet":
-        quoted = shlex.quote(path.name), shlex.quote(f"utf8-{path.name}")
-        advice = (
-            " Repair the place or drop it. If all of the file is windows-1252 (old Brazilian files mostly are): "
-            + ("encoding: cp1252, or " if key in ("inputs", "validation_inputs") else "")
-            + f"iconv -f WINDOWS-1252 -t UTF-8 {quoted[0]} > {quoted[1]}"
-        )
-    found = f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
-    return InputError(f"{key}={path}: {where} is not valid UTF-8 ({found}).{advice}")
-
-
-def ensure_encoding(encoding: str | None) -> None:
-    """Check the key `encoding`.
-
-    Raises:
-        InputError: Python knows no character encoding of that name.
-    """
-    if encoding is None:
-        return
-    fix = "Give one such as utf-8, cp1252 (windows-1252), latin-1, utf-16, cp850 or mac-roman, or leave it out."
-    try:
-        found = codecs.lookup(encoding)
-        is_of_text = found._is_text_encoding and "aã".encode(encoding).decode(encoding) == "aã"  # type: ignore[attr-defined]
-    except (LookupError, ValueError) as error:  # also one that has no ã, and a NUL in the name
-        raise InputError(f"encoding={encoding}: is no encoding of Portuguese text. {fix}") from error
-    ensure(
-        is_of_text and "escape" not in found.name and found.name not in ("idna", "punycode"),
-        f"encoding={encoding}: is no encoding of Portuguese text. {fix}",
-    )
-
-
-@functools.lru_cache(maxsize=100_000)  # files are read several times
-def _recognise(key: str, path: Path, size: int, changed_ns: int) -> str:
-    """Return the encoding of a file: by its mark, by the zeros of UTF-16 and UTF-32, UTF-8, or windows-1252.
-
-    Every file that is valid UTF-8 is UTF-8. Another one is windows-1252 if at least nine in ten of its bytes beyond
-    ASCII are letters and signs of Portuguese and its neighbours there, none is undefined, none is a control character
-    (binary files), and at most one in fifty belongs to a letter or sign in UTF-8 (files of mixed origin). A file of
-    which nothing fits counts as UTF-8, and is refused where it is read.
-    """
-    parts = _bytes(key, path)
-    head = next(parts, b"")
-    for mark, name in _BYTE_ORDER_MARKS:
-        if head.startswith(mark):
-            return name
-    if by_zeros := _by_zeros(head[:4096]):
-        return by_zeros
-    decoder, is_utf_8 = codecs.getincrementaldecoder("utf-8")(), True
-    counts, in_sequences = np.zeros(256, dtype=np.int64), 0
-    for part in itertools.chain([head], parts):
-        if is_utf_8:
-            try:
-                decoder.decode(part)
-            except UnicodeDecodeError:
-                is_utf_8 = False
-        counts += np.bincount(np.frombuffer(part, dtype=np.uint8), minlength=256)
-        in_sequences += sum(map(len, _UTF_8_SEQUENCE.findall(part)))
-    if is_utf_8 and not decoder.getstate()[0]:
-        return "utf-8"
-    usual = sum(int(counts[byte]) for byte in _WINDOWS_1252 if byte > 127)
-    others = int(counts[128:].sum())
-    impossible = [*range(9), *range(14, 26), *range(28, 32), 0x81, 0x8D, 0x8F, 0x90, 0x9D]
-    fits = usual >= 0.9 * others and in_sequences <= 0.02 * others and not counts[impossible].any()
-    return "cp1252" if fits else "utf-8"
-
-
-def _by_zeros(head: bytes) -> str | None:
-    """Return which UTF-16 or UTF-32 without a mark the zeros in the first bytes of a file show, if any."""
-    zeros = [head[place::4].count(0) / max(1, len(head[place::4])) for place in range(4)]
-    if len(head) < 4 or max(zeros) < 0.5:
-        return None
-    if min(zeros[2:]) > 0.9:
-        return "utf-32-le"
-    if min(zeros[:2]) > 0.9:
-        return "utf-32-be"
-    odd, even = (zeros[1] + zeros[3]) / 2, (zeros[0] + zeros[2]) / 2
-    return "utf-16-le" if odd > 0.5 and even < 0.1 else "utf-16-be" if even > 0.5 and odd < 0.1 else None
-
-
-def _bytes(key: str, path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a plain or compressed file in parts."""
-    try:
-        with _open_bytes(path) as stream:
-            while part := stream.read(_PART_BYTES):
-                yield part
-    except OSError as error:
-        what = "damaged compressed file" if path.name.lower().endswith((".gz", ".zst")) else "cannot be read"
-        raise InputError(f"{key}={path}: {what} ({_first_line(error)}).") from error
-
-
-def _open_bytes(path: Path) -> IO[bytes]:
-    if path.name.lower().endswith((".gz", ".zst")):
-        import pyarrow
-
-        codec = "gzip" if path.name.lower().endswith(".gz") else "zstd"
-        stream: IO[bytes] = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path), "rb"), codec)
-        return stream
-    return path.open("rb")
-
-
-def _recognised(key: str, path: Path) -> str:
-    """Return the encoding of a file by `_recognise`, and say it if it is not UTF-8."""
-    status = path.stat()
-    encoding = _recognise(key, path, status.st_size, status.st_mtime_ns)
-    if encoding != "utf-8":
-        shown = "windows-1252" if encoding == "cp1252" else encoding.upper()
-        say_once(
-            ("encoding", str(path.parent), encoding),
-            f"{key}={path}: is not UTF-8 and is read as {shown}, as are files like it.",
-        )
-    return encoding
-
-
-def _characters(key: str, path: Path, encoding: str | None, by_line: bool = True) -> Iterator[str]:
-    """Yield the text of a file in parts, without a byte order mark.
-
-    Args:
-        key: the config key that names the file, for the message.
-        path: of the file.
-        encoding: of the file; None: recognised, and said if it is not UTF-8.
-        by_line: name the line of a bad byte, rather than its place in the file.
-    """
-    name = encoding or _recognised(key, path)
-    decoder = codecs.getincrementaldecoder(name)()
-    lines = position = 0
-    for part in itertools.chain(_bytes(key, path), [b""]):
-        held_back = len(decoder.getstate()[0])  # the first bytes of a character that the last part cut
-        try:
-            text = decoder.decode(part, final=not part)
-        except UnicodeDecodeError as error:
-            line = lines + error.object[: error.start].count(b"\n") + 1
-            place = position - held_back + error.start
-            where = f"line {line}" if by_line else f"byte {place}"
-            if codecs.lookup(name).name == "utf-8":
-                raise _not_utf_8(key, path, where, error) from error
-            raise InputError(
-                f"{key}={path}: {where} is not valid {name} ({error.reason}). Repair it, or give its encoding."
-            ) from error
-        except UnicodeError as error:  # UTF-16 without the mark that its name promises
-            raise InputError(f"{key}={path}: is not valid {name} ({error}). Give its encoding, or none.") from error
-        text = text.removeprefix("\ufeff") if position == 0 else text
-        position += len(part)
-        lines += text.count("\n")
-        yield text
-
-
-def _lines(parts: Iterator[str]) -> Iterator[str]:
-    """Yield the lines of a text that comes in parts, without their line feeds."""
-    begun: list[str] = []  # of a line longer than a part: joined once, when it ends
-    for part in parts:
-        first, *more = part.split("\n")
-        begun.append(first)
-        if more:
-            yield "".join(begun)
-            yield from more[:-1]
-            begun = [more[-1]]
-    if last := "".join(begun):
-        yield last
-
-
 def _read_txt(key: str, path: Path, txt_unit: str, encoding: str | None) -> Iterator[tuple[str, None]]:
     if txt_unit == "line":
-        for line in _lines(_characters(key, path, encoding)):
+        for line in lines_of(characters(key, path, encoding)):
             yield line.removesuffix("\r"), None
     else:
-        yield "".join(_characters(key, path, encoding, by_line=False)), None
+        yield "".join(characters(key, path, encoding, by_line=False)), None
 
 
 # --- jsonl, json, csv and tsv
@@ -459,7 +258,7 @@ def _read_texts(
     names = list(dict.fromkeys(name for _, record in first for name in record))
     values = {name: [record.get(name) for _, record in first if record.get(name) is not None] for name in names}
     with_text = [name for name, found in values.items() if found and all(isinstance(value, str) for value in found)]
-    where = str(path) if _kind(path) in TABLE_SUFFIXES else f"{first[0][0]} of {path}"
+    where = str(path) if kind_of(path) in TABLE_SUFFIXES else f"{first[0][0]} of {path}"
     text_column = _choose_text_column(path, names, with_text, text_column, metadata_column, where)
     for place, record in itertools.chain(first, records):
         ensure(
@@ -471,11 +270,11 @@ def _read_texts(
 
 def _text_records(key: str, path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, record) of a jsonl, json, csv or tsv file; a place is for a message, such as `line 3`."""
-    if _kind(path) in TABLE_SUFFIXES:
+    if kind_of(path) in TABLE_SUFFIXES:
         return _read_table(key, path, encoding)
-    if _kind(path) == ".json":
+    if kind_of(path) == ".json":
         return _read_json(key, path, encoding)
-    return _json_lines(key, path, _lines(_characters(key, path, encoding)))
+    return _json_lines(key, path, lines_of(characters(key, path, encoding)))
 
 
 def _json_lines(key: str, path: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -488,7 +287,7 @@ def _json_lines(key: str, path: Path, lines: Iterator[str]) -> Iterator[tuple[st
 
 def _read_json(key: str, path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of a json file: of one list, one object that is the whole file, or one a line."""
-    text = "".join(_characters(key, path, encoding, by_line=False))
+    text = "".join(characters(key, path, encoding, by_line=False))
     first_line = text.lstrip().partition("\n")[0].strip()
     if first_line.startswith("{") and first_line.endswith("}") and _is_json(first_line):
         yield from _json_lines(key, path, iter(text.split("\n")))
@@ -537,7 +336,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_table(key: str, path: Path, encoding: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a csv or tsv file under the names in its first line; cells may hold line feeds."""
-    lines = (line + "\n" for line in _lines(_characters(key, path, encoding)))
+    lines = (line + "\n" for line in lines_of(characters(key, path, encoding)))
     first = next(lines, "")
     if told := re.fullmatch(r"sep=(.)\r?\n", first):  # Excel's own line
         separator, first = told[1], next(lines, "")
@@ -565,7 +364,7 @@ def _read_table(key: str, path: Path, encoding: str | None) -> Iterator[tuple[st
 def _separator(header: str, path: Path) -> str:
     """Return what separates the cells: of , ; tab and | the one that the first line has most of, outside quotes."""
     bare = re.sub(r'"[^"]*"', "", header)
-    if _kind(path) == ".tsv" and "\t" in bare:
+    if kind_of(path) == ".tsv" and "\t" in bare:
         return "\t"
     best = max(",;\t|", key=bare.count)
     return best if best in bare else _NO_SEPARATOR

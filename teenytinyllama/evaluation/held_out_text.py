@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import ensure
+from ..data.input_files import SAMPLE
 from ..data.journal import DOCUMENT_DTYPE
 from ..data.packed import DOCUMENTS_NAME, VALIDATION_NAME, check_packed, load_packed
-from ..data.sources import SAMPLE, Corpus, CorpusConfig, parse_metadata
+from ..data.sources import Corpus, CorpusConfig, parse_metadata
 from ..manifest import MANIFEST_NAME
 from ..tokenizer import encode_texts, tokenizer_fingerprint
 

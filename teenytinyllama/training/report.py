@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..checkpoints import complete_checkpoints
 from ..checks import RunFailedError, beside_the_model
-from ..data.sources import hub_datasets
+from ..data.input_files import hub_datasets
 from ..emissions import EMISSIONS_NAME, read_emissions
 from ..grid import grid_intensity, place
 from ..model_files import is_local

@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import __version__
 from ...data.examples import SPLITS
-from ...data.sources import hub_datasets
+from ...data.input_files import hub_datasets
 from ...manifest import package_commit, versions
 from ..escaping import Markdown, card_environment, one_line
 from ..places import without_place

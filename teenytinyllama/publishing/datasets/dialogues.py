@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ...checks import ensure
 from ...data.conversations import ConversationsConfig, conversations_manifest, split_conversations
 from ...data.examples import SPLITS, messages_type, reasons, records, refuse_bad_rows
+from ...data.input_files import hash_files, resolve_files
 from ...data.instructions import DUPLICATE, Counts
 from ...data.preferences import PreferencesConfig, preferences_manifest, read_preferences
 from ...data.readers import RECORD_SUFFIXES, read_records
-from ...data.sources import hash_files, resolve_files, sample_hash
+from ...data.sources import sample_hash
 from ...data.turns import Message
 from ...manifest import sha256_file
 from ..safety import inside

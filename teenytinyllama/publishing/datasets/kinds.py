@@ -7,9 +7,9 @@ from typing import Any
 
 from ...arguments import read_values
 from ...checks import ensure
+from ...data.input_files import SAMPLE, SourceFile, list_data_files, resolve_files
 from ...data.packing import PackConfig
 from ...data.readers import SUFFIXES, read_records, text_column_of
-from ...data.sources import SAMPLE, SourceFile, list_data_files, resolve_files
 from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
 from ...manifest import MANIFEST_NAME
 from ..safety import inside
