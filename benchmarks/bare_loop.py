@@ -31,8 +31,8 @@ def build_model(preset: str, shape: dict[str, int], tokenizer: str, context: int
     """Return a fresh model of a preset, its shape changed."""
     from transformers import LlamaForCausalLM
 
+    from teenytinyllama.models import load_tokenizer
     from teenytinyllama.presets import preset_config
-    from teenytinyllama.published import load_tokenizer
 
     config = preset_config(preset, load_tokenizer("tokenizer", tokenizer))
     for name, value in {**shape, "max_position_embeddings": context}.items():
@@ -44,8 +44,7 @@ def build_model(preset: str, shape: dict[str, int], tokenizer: str, context: int
 
 def apply_choices(model: Any, choices: list[str]) -> None:
     """Change a model as the choices say, in place."""
-    from teenytinyllama.training.loss import fuse_loss
-    from teenytinyllama.training.speed import skip_mask
+    from teenytinyllama.training.speed import fuse_loss, skip_mask
 
     skip_mask(model)
     if "liger" in choices or "liger-loss" in choices:

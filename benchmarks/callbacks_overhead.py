@@ -31,14 +31,14 @@ from common import median, parser, print_table, write_results
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.data.packing import PackConfig, pack
-from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+from teenytinyllama.data.pack import PackConfig, pack
+from teenytinyllama.gpus import has_accelerator
+from teenytinyllama.tokenizer.train import TokenizerConfig, build_tokenizer
 from teenytinyllama.training import run as run_module
-from teenytinyllama.training.clock import Clock
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.hardware import has_accelerator
-from teenytinyllama.training.plan import plan_run
 from teenytinyllama.training.pretrain import build_run
+from teenytinyllama.training.run_plan import plan_run
+from teenytinyllama.training.saving import Clock
 
 GOAL_PERCENT = 0.5
 WARM_UP_STEPS = 5

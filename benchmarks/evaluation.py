@@ -15,9 +15,9 @@ import torch
 from common import interleave, median, parser, print_table, seconds_of, write_results
 from lm_eval.models.huggingface import HFLM
 
+from teenytinyllama.evaluation.config import TASKS
 from teenytinyllama.evaluation.harness import HarnessModel, run_task
-from teenytinyllama.evaluation.suites import TASKS
-from teenytinyllama.published import from_pretrained
+from teenytinyllama.models import from_pretrained
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def computation(arguments: Any) -> Any:
     """Return how the steps are computed."""
     import torch
 
-    from teenytinyllama.training.memory import Computation
+    from teenytinyllama.planning.memory import Computation
 
     on_gpu = torch.cuda.is_available()
     return Computation(
@@ -93,7 +93,7 @@ def choice(arguments: Any) -> int | None:
     """Return the rows that a rank alone on this machine would choose now."""
     import torch
 
-    from teenytinyllama.training.memory import choose_rows, free_memory_bytes, memory_need
+    from teenytinyllama.planning.memory import choose_rows, free_memory_bytes, memory_need
 
     config = shape_config(arguments)
     context = config.max_position_embeddings
@@ -123,7 +123,7 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(train(arguments, arguments.rows[0])))
         return
-    from teenytinyllama.training.memory import memory_need
+    from teenytinyllama.planning.memory import memory_need
 
     config = shape_config(arguments)
     context = config.max_position_embeddings

@@ -136,7 +136,7 @@ def main() -> None:
     options.add_argument("--context", type=int, default=2048)
     options.add_argument("--megabytes", type=int, nargs="*", default=[], help="sizes for the second table")
     arguments = options.parse_args()
-    from teenytinyllama.published import load_tokenizer
+    from teenytinyllama.models import load_tokenizer
 
     tokenizer = load_tokenizer("tokenizer", arguments.tokenizer)
     texts = read_texts(arguments.inputs)

@@ -27,22 +27,20 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from teenytinyllama.data.sources import Corpus, CorpusConfig
-from teenytinyllama.tokenizer import TextSample, choose_alphabet, list_merges, number_entries, sample_texts
-from teenytinyllama.tokenizer.learning import MAX_PIECE_CHARS, MIN_PAIR_COUNT, learn_entries
-from teenytinyllama.tokenizer.reading import known_parts
-from teenytinyllama.tokenizer.splitting import SPLIT_PATTERN
-from teenytinyllama.tokenizer.superwords import (
-    FUNCTION_WORDS,
-    function_word_pieces,
-    learn_superwords,
-    superword_parts,
-)
-from teenytinyllama.tokenizer.vocabulary import (
+from teenytinyllama.tokenizer.encode import FUNCTION_WORDS, function_word_pieces, learn_superwords, superword_parts
+from teenytinyllama.tokenizer.files import (
     NUM_RESERVED_TOKENS,
     RESERVED_TOKENS,
     SPACE_MARK,
+    SPLIT_PATTERN,
+    choose_alphabet,
     keep_reachable,
+    known_parts,
+    list_merges,
+    number_entries,
 )
+from teenytinyllama.tokenizer.sampling import TextSample, sample_texts
+from teenytinyllama.tokenizer.train import MAX_PIECE_CHARS, MIN_PAIR_COUNT, learn_entries
 
 UNIGRAM_BYTES = 20_000_000  # of training text: its trainer is several times slower
 

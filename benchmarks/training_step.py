@@ -45,7 +45,7 @@ def plain_trainer(arguments: Any) -> list[float]:
     import numpy as np
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from teenytinyllama.training.rows import CausalCollator, TrainingRows
+    from teenytinyllama.training.pretrain import CausalCollator, TrainingRows
 
     rows = np.load(Path(arguments.packed) / "train.npy", mmap_mode="r")
     times = [time.perf_counter()]

@@ -19,7 +19,7 @@ from common import interleave, median, parser, seconds_of, write_results
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from teenytinyllama.training.loss import fuse_loss
+from teenytinyllama.training.speed import fuse_loss
 from teenytinyllama.tuning.rows import RowCollator
 
 VOCAB_SIZE, TEXTS_A_ROW, NOT_LEARNT = 32_000, 4, 0.1

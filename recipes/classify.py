@@ -16,7 +16,7 @@ from teenytinyllama.classification.config import ClassifyConfig, positional_keys
 def main() -> None:
     """Run all seeds in this process."""
     config = parse(ClassifyConfig, positional_keys(sys.argv[1:]))
-    from teenytinyllama.classification.run import classify
+    from teenytinyllama.classification.classify import classify
 
     classify(config)
 

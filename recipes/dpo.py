@@ -9,15 +9,15 @@ import sys
 
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import beside_the_model, is_main_process, run_main
-from teenytinyllama.publishing.cards import write_model_card
-from teenytinyllama.training.ranks import exit_rank, prepare_rank
+from teenytinyllama.distributed import exit_rank, prepare_rank
+from teenytinyllama.publishing.card import write_model_card
 
 
 def main() -> None:
     """Run one rank: the config from the command line, tuning, and on rank 0 the card."""
     prepare_rank()
-    from teenytinyllama.tuning.dpo import dpo  # TRL is an extra: its absence is a message, no traceback
-    from teenytinyllama.tuning.dpo_config import DpoConfig
+    from teenytinyllama.tuning.config import DpoConfig
+    from teenytinyllama.tuning.dpo import dpo
 
     values = read_values(DpoConfig, sys.argv[1:])
     folder = dpo(build(DpoConfig, values), values)

@@ -9,9 +9,9 @@ import sys
 
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import is_main_process, run_main
+from teenytinyllama.distributed import exit_rank, prepare_rank
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import TABLE_NAME, evaluate_model
-from teenytinyllama.training.ranks import exit_rank, prepare_rank
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import sys
 
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import run_main
+from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import print_summary
-from teenytinyllama.data.packing import PackConfig, pack
 
 
 def main() -> None:

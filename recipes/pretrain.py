@@ -12,10 +12,10 @@ import sys
 
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import beside_the_model, is_main_process, run_main
-from teenytinyllama.publishing.cards import write_model_card
+from teenytinyllama.distributed import exit_rank, prepare_rank
+from teenytinyllama.publishing.card import write_model_card
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
-from teenytinyllama.training.ranks import exit_rank, prepare_rank
 
 
 def main() -> None:

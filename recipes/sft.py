@@ -12,14 +12,14 @@ import sys
 
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import beside_the_model, is_main_process, run_main
-from teenytinyllama.publishing.cards import write_model_card
-from teenytinyllama.training.ranks import exit_rank, prepare_rank
+from teenytinyllama.distributed import exit_rank, prepare_rank
+from teenytinyllama.publishing.card import write_model_card
 
 
 def main() -> None:
     """Run one rank: the config from the command line, tuning, and on rank 0 the card."""
     prepare_rank()
-    from teenytinyllama.tuning.config import SftConfig  # TRL is an extra: its absence is a message, no traceback
+    from teenytinyllama.tuning.config import SftConfig
     from teenytinyllama.tuning.sft import sft
 
     values = read_values(SftConfig, sys.argv[1:])

@@ -8,7 +8,7 @@ import sys
 
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import run_main
-from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+from teenytinyllama.tokenizer.train import TokenizerConfig, build_tokenizer
 
 
 def main() -> None:

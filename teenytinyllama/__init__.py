@@ -6,23 +6,24 @@ Importing this package loads no torch: the public names below are imported when 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .stage_folder import __version__
 
 _LAZY_NAMES = {
     "PRESETS": "presets",
     "Preset": "presets",
     "preset_config": "presets",
-    "from_pretrained": "published",
-    "train_tokenizer": "tokenizer",
-    "audit_tokenizer": "tokenizer",
+    "from_pretrained": "models",
+    "train_tokenizer": "tokenizer.train",
+    "audit_tokenizer": "tokenizer.audit",
 }
 
 __all__ = ["PRESETS", "Preset", "__version__", "audit_tokenizer", "from_pretrained", "preset_config", "train_tokenizer"]
 
 if TYPE_CHECKING:
+    from .models import from_pretrained
     from .presets import PRESETS, Preset, preset_config
-    from .published import from_pretrained
-    from .tokenizer import audit_tokenizer, train_tokenizer
+    from .tokenizer.audit import audit_tokenizer
+    from .tokenizer.train import train_tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -20,8 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checks import InputError, available_cores, ensure
-from .locks import take_lock
-from .manifest import sha256_file, write_json
+from .stage_folder import sha256_file, take_lock, write_json
 
 MARKER_NAME = "complete.json"
 BEGUN_NAME = "begun.json"  # the first file of a checkpoint: says that its folder was made here

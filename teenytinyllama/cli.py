@@ -12,10 +12,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from . import __version__
 from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, check_bounds, ensure, near_name, run_main
-from .starting import recipes_folder, start_pretraining, start_stage
-from .stopping import stopped_by_signals
+from .launch import recipes_folder, start_pretraining, start_stage
+from .stage_folder import __version__
+from .supervision import stopped_by_signals
 
 
 def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
@@ -39,7 +39,7 @@ def _single_path(verb: str, argv: list[str], what: str) -> str:
 
 def init(argv: list[str]) -> None:
     """Copy the recipes and configs to DIR/recipes, to read and to change."""
-    from .initialise import copy_recipes
+    from .demo import copy_recipes
 
     copy_recipes(recipes_folder(), Path(_single_path("init", argv, "the folder to make")))
 
@@ -48,7 +48,7 @@ def plan(argv: list[str]) -> None:
     """Say which model a budget buys, in tokens, hours, kWh, kg CO2e, memory and money, before anything is spent."""
     from .arguments import parse
     from .planning.config import PlanConfig
-    from .planning.report import report_plan
+    from .planning.table import report_plan
 
     print(report_plan(parse(PlanConfig, argv), recipes_folder()))
 
@@ -56,7 +56,7 @@ def plan(argv: list[str]) -> None:
 def tokenizer(argv: list[str]) -> None:
     """Train a Portuguese tokenizer and audit it on held-out documents."""
     from .arguments import parse
-    from .data.vocabulary import TokenizerConfig, build_tokenizer
+    from .tokenizer.train import TokenizerConfig, build_tokenizer
 
     build_tokenizer(parse(TokenizerConfig, argv))
 
@@ -64,9 +64,9 @@ def tokenizer(argv: list[str]) -> None:
 def pack(argv: list[str]) -> None:
     """Turn documents into fixed rows of tokens."""
     from .arguments import parse
+    from .data.pack import PackConfig
+    from .data.pack import pack as pack_corpus
     from .data.packed import print_summary
-    from .data.packing import PackConfig
-    from .data.packing import pack as pack_corpus
 
     print_summary(pack_corpus(parse(PackConfig, argv)))
 
@@ -96,7 +96,7 @@ def conversations(argv: list[str]) -> None:
     """Turn instruction files into tokens with labels, to be tuned on."""
     from .arguments import parse
     from .data.conversations import ConversationsConfig
-    from .tuning.plan import prepare, print_summary
+    from .tuning.base import prepare, print_summary
 
     print_summary(prepare(parse(ConversationsConfig, argv)))
 
@@ -105,8 +105,8 @@ def sft(argv: list[str]) -> int:
     """Tune a model on instructions, all weights or LoRA: [--accelerate NAME|FILE] [--num_processes N]."""
     argv, accelerate_file, ranks = _take_ranks(argv)
     from .arguments import read_values
+    from .tuning.base import check_before_launch, prepare_inputs
     from .tuning.config import SftConfig
-    from .tuning.plan import check_before_launch, prepare_inputs
 
     values = read_values(SftConfig, argv)
     return start_stage("sft.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
@@ -116,7 +116,7 @@ def dpo(argv: list[str]) -> int:
     """Tune a chat model on preferences, pairs of answers: [--accelerate NAME|FILE] [--num_processes N]."""
     argv, accelerate_file, ranks = _take_ranks(argv)
     from .arguments import read_values
-    from .tuning.dpo_config import DpoConfig
+    from .tuning.config import DpoConfig
 
     values = read_values(DpoConfig, argv)
     from .tuning.dpo import check_before_launch, prepare_inputs
@@ -127,8 +127,8 @@ def dpo(argv: list[str]) -> int:
 def classify(argv: list[str]) -> None:
     """Fine-tune a model on a classification task over several seeds: TASK MODEL [--seeds 3] [--random_init]."""
     from .arguments import parse
+    from .classification.classify import classify as run_classify
     from .classification.config import ClassifyConfig, positional_keys
-    from .classification.run import classify as run_classify
 
     run_classify(parse(ClassifyConfig, positional_keys(argv)))
 
@@ -147,11 +147,11 @@ def card(argv: list[str]) -> None:
     checked = "--check" in argv
     folder = Path(_single_path("card", [word for word in argv if word != "--check"], "the run's folder"))
     if checked:
-        from .publishing.check import check_model_card
+        from .publishing.card import check_model_card
 
         print(check_model_card(folder, repository, language))
         return
-    from .publishing.cards import write_model_card
+    from .publishing.card import write_model_card
 
     print(write_model_card(folder, repository, language))
 
@@ -161,10 +161,10 @@ def publish(argv: list[str]) -> None:
     words = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
     ensure(words, "ttl publish: needs a run (the output_dir of a training) or data (a folder or files).")
     from .arguments import parse
-    from .publishing.datasets import is_dataset
+    from .publishing.datasets.publish_dataset import is_dataset
 
     if is_dataset(words):
-        from .publishing.datasets.verb import PublishDatasetConfig, publish_dataset
+        from .publishing.datasets.publish_dataset import PublishDatasetConfig, publish_dataset
 
         publish_dataset(words, parse(PublishDatasetConfig, argv[len(words) :]))
         return
@@ -187,7 +187,7 @@ def emissions(argv: list[str]) -> None:
         usd_per_hour = None if price is None else float(price)
     except ValueError as error:
         raise InputError(f"price={price}: must be a number, in USD for an hour of one GPU.") from error
-    from .publishing.energy import parse_elsewhere, write_energy_reports
+    from .publishing.energy_report import parse_elsewhere, write_energy_reports
 
     print(write_energy_reports([Path(word) for word in argv], usd_per_hour, parse_elsewhere(elsewhere)))
 
@@ -199,7 +199,7 @@ def merge(argv: list[str]) -> None:
         len(argv) == 2 and not any(word.startswith("--") for word in argv),
         "ttl merge: takes two arguments, the adapter and the folder for the whole model.",
     )
-    from .adapters import merge_adapter
+    from .models import merge_adapter
 
     print(merge_adapter(argv[0], Path(argv[1]), base_model))
 
@@ -218,8 +218,8 @@ def chat(argv: list[str]) -> int:
 def app(argv: list[str]) -> int:
     """Serve a page to talk with a model: MODEL [--instructions FILES] [--host H] [--port N] [--space_dir DIR]."""
     ensure(argv and not argv[0].startswith("--"), "ttl app: needs a model: a folder or a Hub repository.")
-    from .app.config import AppConfig
-    from .app.serve import run_app
+    from .app.page import AppConfig
+    from .app.space import run_app
     from .arguments import parse
 
     return run_app(argv[0], parse(AppConfig, argv[1:]))
@@ -230,8 +230,8 @@ def evaluate(argv: list[str]) -> int:
     argv, accelerate_file, num_processes = _take_ranks(argv)
     from .arguments import parse
     from .evaluation.config import EvaluateConfig
-    from .launcher import launch, plan_ranks
-    from .manifest import command_line
+    from .launch import launch, plan_ranks
+    from .stage_folder import command_line
 
     words = argv if not argv or argv[0].startswith("--") else ["--model_name_or_path", *argv]
     config = parse(EvaluateConfig, words)
@@ -293,7 +293,7 @@ def _run(argv: list[str]) -> int:
         return EXIT_DONE
     if argv[0] in _ENDED_BY_SIGNALS:
         return _until_signal(verb, argv[1:])
-    from .recorder import counted_time
+    from .energy.recorder import counted_time
 
     with stopped_by_signals(_AFTER_A_SIGNAL.get(argv[0], "the same command starts again")), counted_time():
         return verb(argv[1:]) or EXIT_DONE
@@ -326,16 +326,16 @@ def _until_signal(verb: Callable[[list[str]], int | None], argv: list[str]) -> i
 # The config of each verb: module, class, and whether only our own keys are listed, not TrainingArguments' hundred.
 _CONFIGS = {
     "plan": ("planning.config", "PlanConfig", False),
-    "tokenizer": ("data.vocabulary", "TokenizerConfig", False),
-    "pack": ("data.packing", "PackConfig", False),
+    "tokenizer": ("tokenizer.train", "TokenizerConfig", False),
+    "pack": ("data.pack", "PackConfig", False),
     "pretrain": ("training.config", "PretrainConfig", True),
     "conversations": ("data.conversations", "ConversationsConfig", False),
     "sft": ("tuning.config", "SftConfig", True),
-    "dpo": ("tuning.dpo_config", "DpoConfig", True),
+    "dpo": ("tuning.config", "DpoConfig", True),
     "evaluate": ("evaluation.config", "EvaluateConfig", False),
     "classify": ("classification.config", "ClassifyConfig", False),
     "chat": ("chat.terminal", "ChatConfig", False),
-    "app": ("app.config", "AppConfig", False),
+    "app": ("app.page", "AppConfig", False),
     "publish": ("publishing.publish", "PublishConfig", False),
 }
 
@@ -348,7 +348,7 @@ def _describe_verb(verb: str) -> str:
 
     described = keys(*_CONFIGS[verb]) if verb in _CONFIGS else ""
     if verb == "publish":
-        described += "\n\nof data:\n\n" + keys("publishing.datasets.options", "DatasetOptions", False)
+        described += "\n\nof data:\n\n" + keys("publishing.datasets.content", "DatasetOptions", False)
     return described
 
 

@@ -1,6 +1,10 @@
-"""`ttl demo`: the whole main job at size `tiny` on the embedded stories, offline, in minutes on two CPU cores."""
+"""`ttl demo`: the whole main job at size `tiny` on the embedded stories, offline, in minutes on two CPU cores.
+
+`ttl init`: copy the recipes out of the package, each with the version it comes from.
+"""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -8,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import EXIT_DONE, RunFailedError
-from .manifest import write_json
+from .checks import EXIT_DONE, RunFailedError, ensure
+from .stage_folder import __version__, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 NUM_STORIES = 50
 STORY_TOKENS = 160
@@ -45,10 +50,10 @@ def run_demo(argv: list[str], start_pretraining: Callable[..., int], recipes: Pa
         0, or the exit code of a training that did not end well.
     """
     from .arguments import read_values
+    from .data.pack import PackConfig, pack
     from .data.packed import print_summary
-    from .data.packing import PackConfig, pack
-    from .data.vocabulary import TokenizerConfig, build_tokenizer
     from .presets import PRESETS
+    from .tokenizer.train import TokenizerConfig, build_tokenizer
     from .training.config import PretrainConfig
 
     start = time.time()
@@ -113,7 +118,7 @@ def _story_report(run: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Measure 50 stories of the trained model and of the same model before training; keep them in `stories.json`."""
     from .data.sample import sample_documents
     from .evaluation.stories import story_report
-    from .manifest import sha256_file
+    from .stage_folder import sha256_file
 
     model_sha256 = sha256_file(run / "model.safetensors")
     path = run / REPORT_NAME
@@ -123,7 +128,7 @@ def _story_report(run: Path, values: dict[str, Any]) -> dict[str, Any]:
             return dict(report)
     from transformers import AutoModelForCausalLM, set_seed
 
-    from .published import from_pretrained
+    from .models import from_pretrained
 
     trained, tokenizer = from_pretrained(run)
     set_seed(values.get("seed", 42))
@@ -187,3 +192,35 @@ def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: st
     print(f"metrics   {run}/metrics.jsonl\nenergy    {run}/emissions.csv")
     print(f"tokenizer {folder}/tokenizer   audit {folder}/tokenizer/audit.json\n")
     print("Next: ttl init my-model, put Portuguese texts into my-model/corpus and follow recipes/reproduce.sh")
+
+
+_COMMENTED = {".py", ".yaml", ".sh"}  # JSON knows no comments
+
+
+def copy_recipes(source: Path, folder: Path) -> Path:
+    """Copy all recipes, configs, accelerate and DeepSpeed files to `folder`/recipes and return that folder.
+
+    Raises:
+        InputError: the folder holds recipes already.
+    """
+    target = folder / "recipes"
+    ensure(
+        not target.exists(),
+        f"DIR={folder}: {target} exists already and may hold your changes. Choose another folder, or move it away.",
+    )
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in sorted(target.rglob("*")):
+        if path.suffix in _COMMENTED:
+            _add_header(path)
+    print(f"recipes of teenytinyllama {__version__} in {target}; next: cd {folder} && ttl pretrain --help")
+    return target
+
+
+def _add_header(path: Path) -> None:
+    header = f"# from teenytinyllama {__version__}\n"
+    text = path.read_text(encoding="utf-8")
+    if text.startswith("#!"):  # the shebang stays the first line
+        first, _, rest = text.partition("\n")
+        path.write_text(f"{first}\n{header}{rest}", encoding="utf-8")
+    else:
+        path.write_text(header + text, encoding="utf-8")

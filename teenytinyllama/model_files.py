@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checks import InputError, MissingFileError, ensure, near_folder, near_name
-from .hub_client import hub_errors
+from .checks import InputError, MissingFileError, ensure, hub_errors, near_folder, near_name
 
 # The repositories of the published TeenyTinyLlama models (arXiv 2401.16640).
 PUBLISHED_MODELS: dict[str, str] = {

@@ -1,16 +1,20 @@
-"""Supervise child processes that belong together: hand on signals, end all when one fails, return one exit code."""
+"""Supervise child processes that belong together: hand on signals, end all when one fails, return one exit code.
+
+Signals end a work whose finished parts are kept: with one line and the exit code that says it can go on.
+"""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
+from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, StoppedResumable
 
 # The process id of `ttl`, for `training.ranks.prepare_rank`.
 SUPERVISOR_VARIABLE = "TTL_SUPERVISOR_PID"
@@ -168,3 +172,32 @@ def _kill(ranks: list[subprocess.Popen[bytes]]) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+_SIGNALS_THAT_STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stopped_by_signals(what_follows: str, on_signal: Callable[[], None] | None = None) -> Iterator[None]:
+    """Turn TERM and INT into `StoppedResumable`; a decorator as well. Outside the main thread Python cannot do it.
+
+    Args:
+        what_follows: what is kept and how to go on, for the message.
+        on_signal: called before, in the signal's handler.
+
+    Raises:
+        StoppedResumable: a signal came.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if on_signal is not None:
+            on_signal()
+        raise StoppedResumable(f"{signal.Signals(number).name}; {what_follows}")
+
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, stop) for number in _SIGNALS_THAT_STOP} if in_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

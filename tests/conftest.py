@@ -70,7 +70,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, sample_texts: lis
 @pytest.fixture(scope="session")
 def packed_folder(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path, tokenizer_folder: Path) -> Path:
     """Packed rows of 32 tokens, with about a tenth of the documents held out."""
-    from teenytinyllama.data.packing import PackConfig, pack
+    from teenytinyllama.data.pack import PackConfig, pack
 
     folder = tmp_path_factory.mktemp("pack") / "packed"
     return pack(

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 from transformers import Trainer
 
-from teenytinyllama import checkpoints, manifest
+from teenytinyllama import checkpoints
+from teenytinyllama import stage_folder as manifest
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import run_main
-from teenytinyllama.training import checkpoints as callback_module
+from teenytinyllama.training import saving as callback_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
 

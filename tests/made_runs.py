@@ -28,7 +28,7 @@ def make_model(folder: Path, tokenizer_folder: Path, seed: int) -> None:
 
 def make_checkpoint(run: Path, tokenizer_folder: Path, step: int) -> Path:
     """Write a complete checkpoint as the training does, optimizer state and pickles included."""
-    from teenytinyllama.manifest import sha256_file
+    from teenytinyllama.stage_folder import sha256_file
 
     folder = run / f"checkpoint-{step}"
     make_model(folder, tokenizer_folder, seed=step)
@@ -68,7 +68,7 @@ def begin_run(folder: Path, identity: dict[str, Any] = IDENTITY) -> None:
 
 def end_run(folder: Path, tokenizer_folder: Path, seed: int) -> None:
     """Write what a run has after its last step, the manifest last."""
-    from teenytinyllama.manifest import sha256_file
+    from teenytinyllama.stage_folder import sha256_file
 
     make_model(folder, tokenizer_folder, seed)
     metrics = folder / "metrics.jsonl"  # the line that was being written is whole by now

@@ -21,19 +21,28 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import __version__, cli
-from teenytinyllama.app import config as app_config
+from teenytinyllama.app import page as app_config
 from teenytinyllama.app import talk
-from teenytinyllama.app.cards import as_cards, as_conversation
-from teenytinyllama.app.config import AppConfig, check_address, check_packages, is_loopback
-from teenytinyllama.app.search import Match, Pair, SearchIndex, read_pairs
+from teenytinyllama.app.page import AppConfig, as_cards, as_conversation, check_address, check_packages, is_loopback
 from teenytinyllama.app.space import write_space
-from teenytinyllama.app.talk import Session, Speaker, accept, begin_again, read_sampling, stop
+from teenytinyllama.app.talk import (
+    Match,
+    Pair,
+    SearchIndex,
+    Session,
+    Speaker,
+    accept,
+    begin_again,
+    read_pairs,
+    read_sampling,
+    stop,
+)
 from teenytinyllama.arguments import parse
 from teenytinyllama.chat.generation import without_leading_space
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template
 from teenytinyllama.checks import InputError, MissingPackageError
 from teenytinyllama.data.turns import TOOL_TURN
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.models import load_tokenizer
 
 pytest.importorskip("gradio", reason="needs the extra: pip install 'teenytinyllama[app]'")
 pytest.importorskip("sklearn", reason="needs the extra: pip install 'teenytinyllama[app]'")

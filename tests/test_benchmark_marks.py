@@ -10,27 +10,26 @@ import pytest
 from benchmark_rows import all_rows, write_rows
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.evaluation import bootstrap, rows
-from teenytinyllama.evaluation.answers import (
+from teenytinyllama.evaluation import benchmark_rows as rows
+from teenytinyllama.evaluation import scoring as bootstrap
+from teenytinyllama.evaluation.benchmark_rows import best_line, trivial_lines
+from teenytinyllama.evaluation.benchmark_sources import SOURCES
+from teenytinyllama.evaluation.config import SUITES, TASKS, choose_tasks
+from teenytinyllama.evaluation.local_data import load_rows
+from teenytinyllama.evaluation.marking import (
     UNPARSABLE,
+    bar_exam_results,
+    choice_results,
     edit_distance,
     find_choice,
     find_number,
     find_similar_label,
-)
-from teenytinyllama.evaluation.cloze import make_cloze
-from teenytinyllama.evaluation.local_data import load_rows
-from teenytinyllama.evaluation.references import read_references, why_not_comparable
-from teenytinyllama.evaluation.sources import SOURCES
-from teenytinyllama.evaluation.suites import SUITES, TASKS, choose_tasks
-from teenytinyllama.evaluation.task_functions import (
-    bar_exam_results,
-    choice_results,
     similarity_results,
     truth_results,
     yes_no_results,
 )
-from teenytinyllama.evaluation.trivial import best_line, trivial_lines
+from teenytinyllama.evaluation.results import read_references, why_not_comparable
+from teenytinyllama.evaluation.signal import make_cloze
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from test_pretrain import make_values, run
 
-from teenytinyllama import meter as meter_module
 from teenytinyllama.checks import InputError, StoppedResumable, beside_the_model
-from teenytinyllama.grid import GridSettings
-from teenytinyllama.ledger import LedgerWriter, read_energy, read_ledger
-from teenytinyllama.manifest import sha256_file
-from teenytinyllama.publishing.cards import write_model_card
-from teenytinyllama.publishing.energy import write_energy_report
+from teenytinyllama.energy import meter as meter_module
+from teenytinyllama.energy.emissions import GridSettings
+from teenytinyllama.energy.ledger import LedgerWriter, read_energy, read_ledger
+from teenytinyllama.energy.recorder import StageMeter
+from teenytinyllama.publishing.card import write_model_card
+from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.publishing.run_files import read_metrics
-from teenytinyllama.recorder import StageMeter
+from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import callbacks as callbacks_module
 from teenytinyllama.training import metrics as metrics_module
 from teenytinyllama.training.metrics import append_jsonl, gaps_of, plot_loss, read_jsonl, rewind_jsonl

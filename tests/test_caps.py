@@ -20,17 +20,27 @@ from test_pretrain import interrupted_run, losses, make_values, run
 from teenytinyllama.arguments import build
 from teenytinyllama.checkpoints import list_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError
-from teenytinyllama.grid import GridSettings
-from teenytinyllama.ledger import read_ledger
-from teenytinyllama.publishing.energy import write_energy_report
-from teenytinyllama.recorder import StageMeter
+from teenytinyllama.energy.emissions import GridSettings
+from teenytinyllama.energy.ledger import read_ledger
+from teenytinyllama.energy.recorder import StageMeter
+from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.training import callbacks, speed_test
-from teenytinyllama.training.caps import CapCallback, Decision, decay_steps, decide, hours_until_cap, stored_decision
-from teenytinyllama.training.checkpoints import check_run_folder, lock_run_folder
+from teenytinyllama.training.caps import (
+    CapCallback,
+    Decision,
+    Pauses,
+    SpendingCallback,
+    Spent,
+    decay_steps,
+    decide,
+    hours_until_cap,
+    stored_decision,
+    usd,
+)
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
+from teenytinyllama.training.saving import check_run_folder, lock_run_folder
 from teenytinyllama.training.speed_test import MeasuredSpeed, settle_length, tokens_within
-from teenytinyllama.training.spending import Pauses, SpendingCallback, Spent, usd
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NO_PAUSES = Pauses()

@@ -10,8 +10,7 @@ from card_runs import EVALUATIONS, RUN, changed, evaluation, write_rows, write_r
 
 from teenytinyllama.checks import InputError, MissingFileError
 from teenytinyllama.cli import main
-from teenytinyllama.publishing.cards import write_model_card
-from teenytinyllama.publishing.check import check_model_card
+from teenytinyllama.publishing.card import check_model_card, write_model_card
 
 
 @pytest.fixture

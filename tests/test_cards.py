@@ -30,11 +30,18 @@ from jinja2 import UndefinedError
 
 from teenytinyllama.checks import InputError, MissingFileError
 from teenytinyllama.evaluation.results import Results, write_results
-from teenytinyllama.publishing.benchmarks import eval_result_files, eval_result_files_of
-from teenytinyllama.publishing.cards import render_model_card, write_model_card
-from teenytinyllama.publishing.escaping import card_environment, escape_markdown, fenced_block, inline_code, link
+from teenytinyllama.publishing.card import render_model_card, write_model_card
 from teenytinyllama.publishing.facts import thin
-from teenytinyllama.publishing.wording import sentence_environment, texts
+from teenytinyllama.publishing.scores import eval_result_files, eval_result_files_of
+from teenytinyllama.publishing.wording import (
+    card_environment,
+    escape_markdown,
+    fenced_block,
+    inline_code,
+    link,
+    sentence_environment,
+    texts,
+)
 
 
 @pytest.fixture

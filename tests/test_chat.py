@@ -13,14 +13,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import cli
-from teenytinyllama.attention import place_for_answers
 from teenytinyllama.chat import template as chat_template
 from teenytinyllama.chat.generation import Chat, Reply, Sampling
-from teenytinyllama.chat.linter import check_chat_model, format_findings
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template, render
-from teenytinyllama.chat.terminal import ChatConfig, run_chat
+from teenytinyllama.chat.terminal import ChatConfig, check_chat_model, format_findings, run_chat
 from teenytinyllama.checks import InputError
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.models import load_tokenizer, place_for_answers
 from teenytinyllama.tuning.base import end_tokens_of_answers
 
 QUESTION, ANSWER = "Quem vem?", "A menina vem com o cachorro."

@@ -33,15 +33,14 @@ from teenytinyllama.checkpoints import (
     write_marker,
 )
 from teenytinyllama.checks import InputError, RunFailedError
-from teenytinyllama.manifest import sha256_file
-from teenytinyllama.training import checkpoints as callback_module
-from teenytinyllama.training import resume as resume_module
-from teenytinyllama.training.checkpoints import CheckpointCallback
-from teenytinyllama.training.clock import Clock
+from teenytinyllama.stage_folder import sha256_file
+from teenytinyllama.training import run as resume_module
+from teenytinyllama.training import saving as callback_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.plan import plan_run
-from teenytinyllama.training.resume import check_plain_weights, choose_checkpoint
+from teenytinyllama.training.run import check_plain_weights, choose_checkpoint
+from teenytinyllama.training.run_plan import plan_run
+from teenytinyllama.training.saving import CheckpointCallback, Clock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -507,7 +506,7 @@ def test_a_run_without_room_trains_on_and_can_be_taken_up(
 
 
 def test_the_size_of_a_checkpoint_is_known_before(finished: tuple[Path, dict[str, Any]]) -> None:
-    from teenytinyllama.training.memory import checkpoint_bytes
+    from teenytinyllama.planning.memory import checkpoint_bytes
 
     parameters = json.loads((finished[0] / "run.json").read_text())["model"]["num_parameters"]
     files = read_marker(finished[0] / "checkpoint-8").files
@@ -586,7 +585,7 @@ def test_ranks_agree_on_a_save_that_does_not_fit(values: dict[str, Any], tmp_pat
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**values, "save_steps": 2}, sort_keys=False))
     script = REPOSITORY / "tests" / "ranks" / "full_disk.py"
     code = (
-        "import sys, pathlib; from teenytinyllama.launcher import launch\n"
+        "import sys, pathlib; from teenytinyllama.launch import launch\n"
         f"sys.exit(launch(pathlib.Path({str(script)!r}), ['--config', {str(tmp_path / 'x.yaml')!r}], "
         f"{str(REPOSITORY / 'recipes' / 'accelerate' / 'cpu2.yaml')!r}, 2))"
     )
@@ -604,7 +603,7 @@ def test_ranks_agree_on_a_save_that_does_not_fit(values: dict[str, Any], tmp_pat
 
 
 def test_the_order_of_keys_makes_no_other_run() -> None:
-    from teenytinyllama.training.checkpoints import run_identity
+    from teenytinyllama.training.saving import run_identity
 
     one, other = {"hidden_size": 8, "num_hidden_layers": 2}, {"num_hidden_layers": 2, "hidden_size": 8}
 

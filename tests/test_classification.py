@@ -24,20 +24,25 @@ from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, RunFailedError, StoppedResumable
 from teenytinyllama.cli import main
 from teenytinyllama.evaluation.results import read_results
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.models import load_tokenizer
 
 pytest.importorskip("evaluate")
 pytest.importorskip("sklearn")
 
-from teenytinyllama.classification.baseline import score_word_counts
-from teenytinyllama.classification.config import ClassifyConfig, positional_keys
-from teenytinyllama.classification.encoding import _cut, choose_length, describe_framing, encode, frame
-from teenytinyllama.classification.model import build_classifier, give_pad_token, load_base
-from teenytinyllama.classification.rows import Example, keys_of, read_task
-from teenytinyllama.classification.run import classify, plan_classify
-from teenytinyllama.classification.scoring import Accuracy, MacroF1, item_error, majority_scores, score, summarise
-from teenytinyllama.classification.splits import complete_splits
-from teenytinyllama.classification.tasks import TASKS, find_task
+from teenytinyllama.classification.classify import classify, plan_classify, score_word_counts
+from teenytinyllama.classification.config import TASKS, ClassifyConfig, find_task, positional_keys
+from teenytinyllama.classification.finetune import Accuracy, MacroF1, item_error, majority_scores, score, summarise
+from teenytinyllama.classification.labelled_rows import Example, complete_splits, keys_of, read_task
+from teenytinyllama.classification.model import (
+    _cut,
+    build_classifier,
+    choose_length,
+    describe_framing,
+    encode,
+    frame,
+    give_pad_token,
+    load_base,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOOD, BAD = ("bonito", "feliz", "bom", "doce"), ("feio", "triste", "mau", "amargo")
@@ -157,7 +162,7 @@ def test_a_model_asked_for_later_is_made_by_its_seed(llama: str, toy: str, tmp_p
 def test_a_signal_keeps_the_seeds_that_are_done(
     llama: str, toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from teenytinyllama.classification import run as run_module
+    from teenytinyllama.classification import classify as run_module
 
     def stop(path: Path, content: Any) -> None:
         write_json(path, content)
@@ -486,8 +491,8 @@ def test_a_task_comes_from_the_hub_at_a_recorded_commit(tmp_path: Path) -> None:
 import json, sys
 from teenytinyllama.checks import InputError
 from teenytinyllama.classification.config import ClassifyConfig
-from teenytinyllama.classification.rows import read_task
-from teenytinyllama.classification.tasks import find_task
+from teenytinyllama.classification.labelled_rows import read_task
+from teenytinyllama.classification.config import find_task
 try:
     found = read_task(find_task(sys.argv[1]), ClassifyConfig(task=sys.argv[1], model_name_or_path="x"))
     print(json.dumps([found.revision, {split: rows[0].text for split, rows in found.splits.items()}, found.dataset]))

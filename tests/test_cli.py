@@ -10,7 +10,8 @@ import yaml
 from teenytinyllama import __version__
 from teenytinyllama.arguments import check_types
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE
-from teenytinyllama.cli import VERBS, main, recipes_folder
+from teenytinyllama.cli import VERBS, main
+from teenytinyllama.launch import recipes_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -66,7 +67,7 @@ for name in ("resource", "fcntl", "pwd", "grp", "termios"):
     sys.modules[name] = None
 for name in ("SIGUSR1", "SIGHUP"):
     delattr(signal, name)
-import teenytinyllama.arguments, teenytinyllama.chat.terminal, teenytinyllama.training.hardware
+import teenytinyllama.arguments, teenytinyllama.chat.terminal, teenytinyllama.gpus
 from teenytinyllama.cli import main
 sys.exit(main(["demo"]))
 """
@@ -107,14 +108,13 @@ def test_init_copies_every_recipe_with_its_version(tmp_path: Path, capsys: pytes
 
 def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     from teenytinyllama.classification.config import ClassifyConfig
-    from teenytinyllama.data.packing import PackConfig
-    from teenytinyllama.data.vocabulary import TokenizerConfig
+    from teenytinyllama.data.pack import PackConfig
     from teenytinyllama.evaluation.config import EvaluateConfig
+    from teenytinyllama.planning.memory import derive_batch
     from teenytinyllama.presets import PRESETS
-    from teenytinyllama.training.batch import derive_batch
+    from teenytinyllama.tokenizer.train import TokenizerConfig
     from teenytinyllama.training.config import PretrainConfig
-    from teenytinyllama.tuning.config import SftConfig
-    from teenytinyllama.tuning.dpo_config import DpoConfig
+    from teenytinyllama.tuning.config import DpoConfig, SftConfig
 
     classes = {"tokenizer": TokenizerConfig, "pack": PackConfig, "pretrain": PretrainConfig, "sft": SftConfig,
                "dpo": DpoConfig, "evaluate": EvaluateConfig, "classify": ClassifyConfig}  # fmt: skip

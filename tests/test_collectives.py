@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed
 
-from teenytinyllama.collectives import SharedFlag, wait_for_ranks
+from teenytinyllama.distributed import SharedFlag, wait_for_ranks
 
 
 @pytest.mark.parametrize(("backend", "gpus"), [("nccl", [1]), ("gloo", None)])

@@ -10,10 +10,10 @@ import pytest
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.conversations import ConversationsConfig, prepare_conversations
-from teenytinyllama.emissions import read_emissions
-from teenytinyllama.ledger import read_ledger
-from teenytinyllama.manifest import read_manifest
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.energy.emissions import read_emissions
+from teenytinyllama.energy.ledger import read_ledger
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.stage_folder import read_manifest
 
 
 @pytest.fixture

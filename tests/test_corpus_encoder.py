@@ -11,13 +11,14 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from teenytinyllama.checks import InputError, RunFailedError
-from teenytinyllama.data import packing, workers
-from teenytinyllama.data.packing import PackConfig, pack
+from teenytinyllama.data import pack as packing
+from teenytinyllama.data import workers
+from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.sources import Document
 from teenytinyllama.data.workers import DocumentEncoder, read_frame, write_frame
-from teenytinyllama.published import load_tokenizer
-from teenytinyllama.tokenizer import encode_texts, words
-from teenytinyllama.tokenizer.words import CorpusEncoder, encodes_word_by_word
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.tokenizer import encode as words
+from teenytinyllama.tokenizer.encode import CorpusEncoder, encode_texts, encodes_word_by_word
 
 HARD = [
     "",

@@ -14,19 +14,20 @@ import pytest
 import yaml
 
 from teenytinyllama.chat.template import install_chat_template
-from teenytinyllama.checks import InputError
+from teenytinyllama.checks import InputError, hub_license
 from teenytinyllama.data.conversations import ConversationsConfig, prepare_conversations
+from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed
-from teenytinyllama.data.packing import PackConfig, pack
 from teenytinyllama.data.preferences import PreferencesConfig, prepare_preferences
 from teenytinyllama.data.sources import Corpus, CorpusConfig
-from teenytinyllama.manifest import sha256_file
-from teenytinyllama.published import load_tokenizer
-from teenytinyllama.publishing.datasets import DatasetOptions, dataset_uploads, default_staging, is_dataset
-from teenytinyllama.publishing.datasets.card import size_category
-from teenytinyllama.publishing.datasets.licenses import hub_license, license_metadata, restrictions
-from teenytinyllama.publishing.folder import describe_uploads, write_folder
-from teenytinyllama.publishing.uploads import Upload
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.publishing.datasets.content import DatasetOptions
+from teenytinyllama.publishing.datasets.dataset_card import size_category
+from teenytinyllama.publishing.datasets.publish_dataset import dataset_uploads, default_staging, is_dataset
+from teenytinyllama.publishing.datasets.shards import license_metadata, restrictions
+from teenytinyllama.publishing.publish import describe_uploads, write_folder
+from teenytinyllama.publishing.safety import Upload
+from teenytinyllama.stage_folder import sha256_file
 
 NAME = "ana/textos"
 
@@ -429,7 +430,9 @@ def test_a_kill_between_shards_is_resumed_to_the_same_bytes(tmp_path: Path, corp
     code = """
 import os, signal, sys
 from pathlib import Path
-from teenytinyllama.publishing.datasets import DatasetOptions, dataset_uploads, shards
+from teenytinyllama.publishing.datasets import shards
+from teenytinyllama.publishing.datasets.content import DatasetOptions
+from teenytinyllama.publishing.datasets.publish_dataset import dataset_uploads
 
 class Killed(shards._ShardWriter):
     count = 0
@@ -632,7 +635,7 @@ def test_a_staging_folder_in_the_source_or_of_others_is_refused(tmp_path: Path, 
 def test_a_source_that_changes_while_it_is_read_is_noticed(
     tmp_path: Path, monkeypatch: Any, now: int, message: str
 ) -> None:
-    from teenytinyllama.publishing.datasets import build
+    from teenytinyllama.publishing.datasets import publish_dataset as build
 
     source = write(tmp_path / "a.jsonl", texts(6))
     count = build.count
@@ -683,7 +686,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     code = """
 import json, random, re, sys
 from pathlib import Path
-from teenytinyllama.publishing.datasets import DatasetOptions, dataset_uploads
+from teenytinyllama.publishing.datasets.content import DatasetOptions
+from teenytinyllama.publishing.datasets.publish_dataset import dataset_uploads
 
 def peak_kb():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

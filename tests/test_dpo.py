@@ -15,26 +15,22 @@ from teenytinyllama import from_pretrained
 from teenytinyllama.arguments import build, check_types, write_yaml
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
-from teenytinyllama.data.preferences import (
-    PreferencesConfig,
-    preferences_manifest,
-    prepare_preferences,
-)
+from teenytinyllama.data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
 from teenytinyllama.data.turns import RowError, read_pair
-from teenytinyllama.emissions import read_emissions
-from teenytinyllama.ledger import read_ledger
-from teenytinyllama.published import load_tokenizer
-from teenytinyllama.publishing.cards import write_model_card
-from teenytinyllama.tokenizer import BOS_ID, END_INSTRUCTION_ID, EOS_ID, INSTRUCTION_ID
+from teenytinyllama.energy.emissions import read_emissions
+from teenytinyllama.energy.ledger import read_ledger
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.publishing.card import write_model_card
+from teenytinyllama.tokenizer.files import BOS_ID, END_INSTRUCTION_ID, EOS_ID, INSTRUCTION_ID
 from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")
 
 from test_sft import NAMES, PLACES, save_base
 
+from teenytinyllama.tuning.config import DpoConfig
 from teenytinyllama.tuning.dpo import check_before_launch, describe_data, dpo, plan_dpo, prepare_inputs
-from teenytinyllama.tuning.dpo_config import DpoConfig
-from teenytinyllama.tuning.pairs import summarise_pairs
+from teenytinyllama.tuning.rows import summarise_pairs
 
 
 def pairs() -> list[dict[str, Any]]:

@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.emissions import read_emissions
-from teenytinyllama.grid import GridSettings, grid_intensity
-from teenytinyllama.meter import EnergyMeter
-from teenytinyllama.publishing.energy import _half
-from teenytinyllama.publishing.energy_text import _score_lines
+from teenytinyllama.energy.emissions import GridSettings, grid_intensity, read_emissions
+from teenytinyllama.energy.meter import EnergyMeter
+from teenytinyllama.publishing.energy_report import _half, _score_lines
 
 
 def test_the_meter_adds_up_over_starts(tmp_path: Path) -> None:

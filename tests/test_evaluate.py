@@ -20,21 +20,18 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaMode
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError, MissingPackageError, StoppedResumable
+from teenytinyllama.evaluation import benchmark_rows as evaluation_rows
 from teenytinyllama.evaluation import evaluate as evaluate_module
 from teenytinyllama.evaluation import parts
-from teenytinyllama.evaluation import rows as evaluation_rows
-from teenytinyllama.evaluation.config import EvaluateConfig
+from teenytinyllama.evaluation.benchmark_rows import best_line, trivial_lines
+from teenytinyllama.evaluation.config import SUITES, TASKS, TASKS_FOLDER, EvaluateConfig
 from teenytinyllama.evaluation.evaluate import evaluate_model
-from teenytinyllama.evaluation.held_out_text import load_held_out
-from teenytinyllama.evaluation.language_modeling import language_modeling_measures
+from teenytinyllama.evaluation.held_out import language_modeling_measures, load_held_out
 from teenytinyllama.evaluation.local_data import MissingDataError, load_rows
-from teenytinyllama.evaluation.measures import Measure, read_measures
-from teenytinyllama.evaluation.plots import plot_progress
+from teenytinyllama.evaluation.parts import list_stops, weights_fingerprint
 from teenytinyllama.evaluation.results import Score, is_trivial, read_results
-from teenytinyllama.evaluation.scoring import score_continuations
-from teenytinyllama.evaluation.suites import SUITES, TASKS, TASKS_FOLDER
-from teenytinyllama.evaluation.trivial import best_line, trivial_lines
-from teenytinyllama.evaluation.walk import list_stops, weights_fingerprint
+from teenytinyllama.evaluation.scoring import Measure, read_measures, score_continuations
+from teenytinyllama.evaluation.tables import plot_progress
 
 pytest.importorskip("lm_eval")
 import lm_eval.models.huggingface
@@ -42,9 +39,9 @@ from lm_eval.api.model import LM
 
 from teenytinyllama.evaluation import harness
 from teenytinyllama.evaluation.harness import HarnessModel, run_task
+from teenytinyllama.evaluation.marking import choice_results
 from teenytinyllama.evaluation.signal import encode_pair
-from teenytinyllama.evaluation.task_functions import choice_results
-from teenytinyllama.tokenizer import encode_texts
+from teenytinyllama.tokenizer.encode import encode_texts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -509,7 +506,7 @@ def test_importing_the_verb_needs_no_harness() -> None:
     code = (
         "import sys\n"
         "for name in ('lm_eval', 'datasets'): sys.modules[name] = None\n"
-        "import teenytinyllama.evaluation.evaluate, teenytinyllama.evaluation.trivial, teenytinyllama.evaluation.tables\n"
+        "import teenytinyllama.evaluation.evaluate, teenytinyllama.evaluation.benchmark_rows, teenytinyllama.evaluation.tables\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
@@ -786,8 +783,7 @@ def test_the_harness_class_is_the_one_that_its_command_uses() -> None:
 
 def test_the_signal_during_training_equals_the_harness(loaded: tuple[Any, Any], data_dir: Path, tmp_path: Path) -> None:
     from teenytinyllama.data.sample import sample_documents
-    from teenytinyllama.evaluation.cloze import make_cloze, write_cloze
-    from teenytinyllama.evaluation.signal import cloze_task, local_tasks, score_signal
+    from teenytinyllama.evaluation.signal import cloze_task, local_tasks, make_cloze, score_signal, write_cloze
 
     model, tokenizer = loaded
     texts = [row["text"] for row in sample_documents("validation", 40)]

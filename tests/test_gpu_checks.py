@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from test_gpu_counter import KWH, FakeNvml, write_gpu_run
 
-from teenytinyllama.grid import GridSettings
-from teenytinyllama.ledger import LedgerWriter
-from teenytinyllama.meter import EnergyMeter
+from teenytinyllama.energy.emissions import GridSettings
+from teenytinyllama.energy.ledger import LedgerWriter
+from teenytinyllama.energy.meter import EnergyMeter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = REPOSITORY / "benchmarks" / "gpu" / "checks.py"

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 
-from teenytinyllama.gpu_counter import GpuCounter, load_nvml, visible_gpus
-from teenytinyllama.grid import GridSettings
-from teenytinyllama.ledger import LedgerWriter, read_ledger
-from teenytinyllama.meter import EnergyMeter, EnergyReading
-from teenytinyllama.publishing.energy import energy_report
-from teenytinyllama.publishing.energy_text import describe_gpu_check
+from teenytinyllama.energy.emissions import GridSettings
+from teenytinyllama.energy.ledger import LedgerWriter, read_ledger
+from teenytinyllama.energy.meter import EnergyMeter, EnergyReading, GpuCounter, load_nvml, visible_gpus
+from teenytinyllama.publishing.energy_report import describe_gpu_check, energy_report
 
 KWH = 3_600_000_000  # millijoules
 

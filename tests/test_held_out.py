@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama.data.packed import load_packed
 from teenytinyllama.evaluation.held_out import HeldOutWindows, make_windows, window_nats
-from teenytinyllama.training.rows import CausalCollator, TrainingRows
+from teenytinyllama.training.pretrain import CausalCollator, TrainingRows
 
 
 @pytest.fixture(scope="module")

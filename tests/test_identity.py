@@ -9,9 +9,9 @@ import yaml
 from test_pretrain import make_values, plan, run
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.training.checkpoints import DECIDES_NOTHING, identity_defaults
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
+from teenytinyllama.training.saving import DECIDES_NOTHING, identity_defaults
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,7 @@ def test_an_identity_tells_the_core_and_what_is_not_at_its_default(finished: tup
 
 def test_defaults_of_tuning_decide_nothing_more() -> None:
     pytest.importorskip("trl")
-    from teenytinyllama.tuning.config import SftConfig
-    from teenytinyllama.tuning.dpo_config import DpoConfig
+    from teenytinyllama.tuning.config import DpoConfig, SftConfig
 
     assert {"label_smoothing_factor", "optim_args", "lora_r"} <= set(identity_defaults(SftConfig))
     assert {"beta", "loss_type", "label_smoothing"} <= set(identity_defaults(DpoConfig))
@@ -112,8 +111,7 @@ def test_every_key_that_decides_nothing_exists() -> None:
     pytest.importorskip("trl")
     from dataclasses import fields
 
-    from teenytinyllama.tuning.config import SftConfig
-    from teenytinyllama.tuning.dpo_config import DpoConfig
+    from teenytinyllama.tuning.config import DpoConfig, SftConfig
 
     known = {item.name for config in (PretrainConfig, SftConfig, DpoConfig) for item in fields(config)}
     unknown = set(" ".join(DECIDES_NOTHING.values()).split()) - known

@@ -1,105 +1,84 @@
-"""Which module may import which, and what importing costs."""
+"""The house: how many rooms it has, what they are called, which may import which, and what importing costs."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "teenytinyllama"
+FILES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+MOST_FILES, MOST_IN_A_FOLDER, MOST_LINES = 120, 16, 485
 
-# A part may import itself and the parts named here: imports point one way.
-BASE = {"checks", "manifest", "__init__"}
-ENERGY = {"grid", "emissions", "meter", "ledger", "recorder"}
-CORE = (
-    BASE
-    | ENERGY
-    | {
-        "attention",
-        "collectives",
-        "checkpoints",
-        "arguments",
-        "presets",
-        "gpus",
-        "hub_client",
-        "locks",
-        "stopping",
-        "tokenizer",
-        "model_files",
-        "published",
-        "adapters",
-    }
-)
-ALLOWED = {
-    "checks": set(),
-    "attention": set(),
-    "collectives": set(),
-    "locks": {"checks"},
-    "checkpoints": BASE | {"locks"},
-    "manifest": {"checks", "__init__"},
-    "hub_client": {"checks"},
-    "stopping": {"checks"},
-    "supervision": {"checks"},
-    "initialise": {"checks", "__init__"},
-    "arguments": BASE,
-    "presets": BASE,
-    "gpus": {"checks"},
-    "grid": {"checks"},
-    "gpu_counter": set(),
-    "tracker": {"checks", "grid"},
-    "emissions": {"checks"},
-    "meter": {"checks", "grid", "gpu_counter", "tracker", "emissions"},
-    "ledger": BASE | {"emissions", "meter"},
-    "recorder": {"checks", "grid", "emissions", "locks", "meter", "ledger", "__init__"},
-    "tokenizer": BASE,
-    "model_files": BASE | {"hub_client"},
-    "adapters": CORE,
-    "published": CORE,
-    "chat": CORE,
-    "launcher": BASE | {"supervision"},
-    "data": CORE | {"chat"},
-    "evaluation": CORE | {"data"},
-    "training": CORE | {"data", "evaluation", "supervision"},
-    "planning": CORE | {"training"},
-    "tuning": CORE | {"chat", "data", "evaluation", "training"},
-    "classification": CORE | {"data", "evaluation", "training"},
-    "publishing": CORE | {"data", "evaluation", "supervision", "training"},
-    "demo": CORE | {"data", "evaluation", "training", "publishing"},
-    "app": CORE | {"chat", "data"},
-    "starting": BASE | {"arguments", "launcher", "locks", "publishing", "recorder", "training"},
-    "cli": CORE
-    | {"starting", "app", "chat", "classification", "data", "demo", "evaluation", "initialise", "launcher", "planning", "publishing",
-       "training", "tuning"},
-    "__main__": {"cli"},
-    "__init__": {"presets", "published", "tokenizer"},
-}  # fmt: skip
+# Parts that know nothing of others, wherever the import stands: (importing, imported).
+FORBIDDEN = [
+    ("planning", "training"),  # arithmetic: a plan needs no torch
+    ("evaluation", "training"),
+    ("evaluation", "tuning"),
+    ("training", "publishing"),
+    ("tuning", "publishing"),
+    ("data", "training"),
+    ("tokenizer", "training"),
+    ("energy", "training"),
+    ("chat", "training"),
+]
 
 
-def imported_parts(path: Path) -> set[str]:
-    """The parts of the package that a file imports anywhere in it."""
-    package = ["teenytinyllama", *path.relative_to(PACKAGE).parts[:-1]]
+def imported_files(name: str) -> set[str]:
+    """The files of the package that a file imports anywhere in it, also inside functions."""
+    path = FILES[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
-            module = [*base, *(node.module.split(".") if node.module else [])]
-            names = [alias.name for alias in node.names] if module == ["teenytinyllama"] else []
-            if module[:1] == ["teenytinyllama"]:
-                found |= set(module[1:2]) or {name if (PACKAGE / name).exists() or (PACKAGE / f"{name}.py").exists()
-                                              else "__init__" for name in names}  # fmt: skip
+            module = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            submodules = {f"{module}.{alias.name}" for alias in node.names} & set(FILES)
+            is_module_too = len(submodules) < len(node.names) and module in FILES
+            found |= submodules | ({module} if is_module_too else set())
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("teenytinyllama.")}
-    return found
+            found |= {alias.name for alias in node.names} & set(FILES)
+    return found - {name}
 
 
-def test_imports_point_one_way() -> None:
-    files = list(PACKAGE.rglob("*.py"))
-    assert len(files) > 30
-    for path in files:
-        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        wrong = imported_parts(path) - ALLOWED[part] - {part}
-        assert not wrong, f"{path.relative_to(PACKAGE)} imports {wrong}"
+IMPORTS = {name: imported_files(name) for name in FILES}
+
+
+def test_no_file_imports_itself_in_a_circle() -> None:
+    left = {name: set(targets) for name, targets in IMPORTS.items()}
+    while free := {name for name, targets in left.items() if not targets & set(left)}:
+        left = {name: targets for name, targets in left.items() if name not in free}
+    assert not left, {name: sorted(targets & set(left)) for name, targets in left.items()}
+
+
+@pytest.mark.parametrize(("part", "other"), FORBIDDEN)
+def test_imports_point_one_way(part: str, other: str) -> None:
+    importing = [name for name in FILES if name.startswith(f"teenytinyllama.{part}.")]
+    assert importing
+    wrong = {name: bad for name in importing
+             if (bad := {target for target in IMPORTS[name] if target.startswith(f"teenytinyllama.{other}")})}  # fmt: skip
+    assert not wrong
+
+
+def test_the_house_stays_small() -> None:
+    assert len(FILES) <= MOST_FILES
+    folders = Counter(path.parent for path in FILES.values())
+    assert {str(folder): count for folder, count in folders.items() if count > MOST_IN_A_FOLDER} == {}
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in FILES.items()}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_names_say_one_thing() -> None:
+    names = Counter(path.name for path in FILES.values() if path.name not in ("__init__.py", "config.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+    classes = Counter(node.name for path in FILES.values() for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                      if isinstance(node, ast.ClassDef))  # fmt: skip
+    assert [name for name, count in classes.items() if count > 1] == []
 
 
 @pytest.mark.parametrize(
@@ -119,7 +98,7 @@ def test_the_training_path_needs_no_pyarrow_datasets_or_trl() -> None:
     code = (
         "import sys\n"
         "for name in ('pyarrow', 'datasets', 'trl'): sys.modules[name] = None\n"  # importing them raises
-        "import teenytinyllama.training.pretrain, teenytinyllama.data.packing, teenytinyllama.publishing.cards\n"
+        "import teenytinyllama.training.pretrain, teenytinyllama.data.pack, teenytinyllama.publishing.card\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from teenytinyllama import launcher
+from teenytinyllama import distributed as ranks
+from teenytinyllama import launch as launcher
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError, MissingFileError
-from teenytinyllama.launcher import launch, plan_ranks
+from teenytinyllama.launch import launch, plan_ranks
 from teenytinyllama.supervision import SUPERVISOR_VARIABLE, supervise
-from teenytinyllama.training import ranks
 
 if TYPE_CHECKING:
-    from teenytinyllama.training.signals import StopCallback
+    from teenytinyllama.training.trainer import StopCallback
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPTS = Path(__file__).parent / "ranks"
@@ -454,7 +454,7 @@ def stop_callback() -> Iterator["StopCallback"]:
     """Return a callback that has taken over the signals, as at the begin of a training."""
     from transformers import TrainerControl, TrainerState
 
-    from teenytinyllama.training.signals import StopCallback
+    from teenytinyllama.training.trainer import StopCallback
 
     # A job in the background of a script is started with INT ignored, and the callback gives back what was there.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -511,7 +511,7 @@ def test_a_signal_to_a_forked_worker_does_not_stop_the_training(stop_callback: "
 
 
 def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
-    from teenytinyllama.training.signals import StopCallback
+    from teenytinyllama.training.trainer import StopCallback
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=lambda: StopCallback().on_train_begin(None, None, None))
@@ -522,7 +522,7 @@ def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
 
 RANK = """
 import atexit, sys
-from teenytinyllama.training.ranks import exit_rank, prepare_rank
+from teenytinyllama.distributed import exit_rank, prepare_rank
 
 class Kept:
     def __del__(self):

@@ -14,12 +14,11 @@ from test_pretrain import make_values, run
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
-from teenytinyllama.emissions import read_emissions
-from teenytinyllama.grid import GridSettings, grid_intensity
-from teenytinyllama.ledger import LEDGER_NAME, Account, LedgerWriter, read_ledger, read_starts
-from teenytinyllama.meter import EnergyReading
-from teenytinyllama.publishing.energy import CAR_GRAMS_PER_KM, energy_report, write_energy_report
-from teenytinyllama.recorder import Recorder, StageMeter, add_speed_test
+from teenytinyllama.energy.emissions import GridSettings, grid_intensity, read_emissions
+from teenytinyllama.energy.ledger import LEDGER_NAME, Account, LedgerWriter, read_ledger, read_starts
+from teenytinyllama.energy.meter import EnergyReading
+from teenytinyllama.energy.recorder import Recorder, StageMeter, add_speed_test
+from teenytinyllama.publishing.energy_report import CAR_GRAMS_PER_KM, energy_report, write_energy_report
 from teenytinyllama.training.metrics import read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -39,7 +38,7 @@ def test_repeated_work_is_told_from_useful_work_and_both_add_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter(range(1, 1000))
-    monkeypatch.setattr("teenytinyllama.ledger.time.time", lambda: next(times))
+    monkeypatch.setattr("teenytinyllama.energy.ledger.time.time", lambda: next(times))
     write_start(tmp_path, 0, [(40, 4.0), (55, 5.5)], ended=False)  # killed; its checkpoint is of step 40
     write_start(tmp_path, 40, [(50, 1.0), (60, 2.0)], ended=True)  # stopped; its checkpoint of step 60 is lost
     write_start(tmp_path, 45, [(80, 3.5)], ended=True)
@@ -286,7 +285,7 @@ def test_three_starts_add_up_also_when_one_is_killed(tmp_path: Path) -> None:
     """By the real meter: the sum over restarts is that of codecarbon's parts, to a thousandth."""
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from teenytinyllama.grid import GridSettings; from teenytinyllama.recorder import Recorder\n"
+        "from teenytinyllama.energy.emissions import GridSettings; from teenytinyllama.energy.recorder import Recorder\n"
         "recorder = Recorder(Path(sys.argv[1]), GridSettings(), first_step=10)\n"
         "for step in (15, 20, 25): time.sleep(0.3); recorder.write(step, 'training')\n"
         "print('written', flush=True); time.sleep(60)\n"
@@ -324,8 +323,8 @@ def test_three_starts_add_up_also_when_one_is_killed(tmp_path: Path) -> None:
 def test_packing_and_the_tokenizer_are_measured_too(
     corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from teenytinyllama.data.packing import PackConfig, pack
-    from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+    from teenytinyllama.data.pack import PackConfig, pack
+    from teenytinyllama.tokenizer.train import TokenizerConfig, build_tokenizer
 
     where = {"inputs": [str(corpus_folder)], "country_iso_code": "PRT"}
     tokenizer = build_tokenizer(TokenizerConfig(**where, vocab_size=500, output_dir=str(tmp_path / "tokenizer")))
@@ -352,7 +351,7 @@ def test_packing_and_the_tokenizer_are_measured_too(
 
 
 def test_a_stage_that_ticks_leaves_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from teenytinyllama import ledger
+    from teenytinyllama.energy import ledger
 
     monkeypatch.setattr(ledger, "FLUSH_SECONDS", 0)
     with StageMeter(tmp_path, GridSettings()) as meter:
@@ -367,7 +366,7 @@ def test_a_stage_that_ticks_leaves_rows(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_region_and_a_building_stand_in_the_report(tmp_path: Path, corpus_folder: Path) -> None:
-    from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+    from teenytinyllama.tokenizer.train import TokenizerConfig, build_tokenizer
 
     where = {"country_iso_code": "USA", "region": "California", "pue": 1.25}
     config = TokenizerConfig(inputs=[str(corpus_folder)], vocab_size=500, output_dir=str(tmp_path / "a"), **where)

@@ -8,10 +8,10 @@ from conftest import other_tool
 from test_superwords import TEXTS, nasty_texts, tokenizer  # noqa: F401
 from test_tokenizer import NASTY, hard_strings, real_documents, vocabulary_of  # noqa: F401
 
-from teenytinyllama import tokenizer as tk
 from teenytinyllama.chat.template import install_chat_template
-from teenytinyllama.published import load_tokenizer
-from teenytinyllama.tokenizer.vocabulary import RESERVED_TOKENS
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.tokenizer import train as tk
+from teenytinyllama.tokenizer.files import RESERVED_TOKENS
 
 pytestmark = pytest.mark.other_tools
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from teenytinyllama.presets import PRESETS
-from teenytinyllama.training import memory
-from teenytinyllama.training.batch import LossKind
-from teenytinyllama.training.memory import (
+from teenytinyllama.planning import memory
+from teenytinyllama.planning.memory import (
     Computation,
+    LossKind,
     MemoryNeed,
     activation_bytes_per_row,
     choose_rows,
@@ -23,6 +22,7 @@ from teenytinyllama.training.memory import (
     memory_need,
     model_state_bytes,
 )
+from teenytinyllama.presets import PRESETS
 from teenytinyllama.training.speed import skip_mask
 
 REPOSITORY = Path(__file__).resolve().parent.parent

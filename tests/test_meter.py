@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from teenytinyllama import tracker
 from teenytinyllama.checks import InputError, RunFailedError
-from teenytinyllama.emissions import read_emissions
-from teenytinyllama.grid import GridSettings
-from teenytinyllama.ledger import read_ledger
-from teenytinyllama.meter import EnergyMeter, check_energy
-from teenytinyllama.recorder import Recorder, StageMeter
-from teenytinyllama.tracker import NEUTRAL, Neighbours
+from teenytinyllama.energy import meter as tracker
+from teenytinyllama.energy.emissions import GridSettings, read_emissions
+from teenytinyllama.energy.ledger import read_ledger
+from teenytinyllama.energy.meter import NEUTRAL, EnergyMeter, Neighbours, check_energy
+from teenytinyllama.energy.recorder import Recorder, StageMeter
 
 # Each would change the figures, send them over the network, or end the measurement; the values are no secrets to keep.
 HOSTILE = {
@@ -174,7 +172,7 @@ def test_two_measurements_at_once_know_of_each_other(tmp_path: Path, capsys: pyt
 def test_the_mark_of_a_measurement_goes_with_its_process(tmp_path: Path, own_temporary_folder: Path) -> None:
     code = (
         f"import tempfile; tempfile.tempdir = {str(own_temporary_folder)!r}\n"
-        "import time; from teenytinyllama.tracker import Neighbours\n"
+        "import time; from teenytinyllama.energy.meter import Neighbours\n"
         "mark = Neighbours(); print('here', flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen(

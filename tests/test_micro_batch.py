@@ -14,15 +14,15 @@ from test_pretrain import interrupted_run, losses, make_values, run
 
 from teenytinyllama.arguments import build
 from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.planning.memory import MemoryNeed, virtual_memory_bytes
 from teenytinyllama.training import micro_batch as micro_batch_module
-from teenytinyllama.training import trial as trial_module
+from teenytinyllama.training import micro_batch as trial_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.memory import MemoryNeed, virtual_memory_bytes
-from teenytinyllama.training.micro_batch import settle_micro_batch
-from teenytinyllama.training.plan import check_before_launch, plan_run
-from teenytinyllama.training.pretrain import HeldOutEvaluation, Pretrainer
+from teenytinyllama.training.micro_batch import describe_out_of_memory, is_out_of_memory, settle_micro_batch, try_rows
+from teenytinyllama.training.pretrain import HeldOutEvaluation
+from teenytinyllama.training.run_plan import check_before_launch, plan_run
 from teenytinyllama.training.speed import SpeedPlan
-from teenytinyllama.training.trial import describe_out_of_memory, is_out_of_memory, try_rows
+from teenytinyllama.training.trainer import Pretrainer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Finished = tuple[Path, dict[str, Any]]
@@ -299,7 +299,7 @@ def child(folder: Path, values: dict[str, Any], *arguments: str, ranks: str = ""
     script, options = REPOSITORY / "tests" / "ranks" / "out_of_memory.py", [*arguments, "--config", f"{folder}/x.yaml"]
     file = f"{REPOSITORY}/recipes/accelerate/{ranks}.yaml" if ranks else None
     code = (
-        "import sys, pathlib; from teenytinyllama.launcher import launch\n"
+        "import sys, pathlib; from teenytinyllama.launch import launch\n"
         f"sys.exit(launch(pathlib.Path({str(script)!r}), {options!r}, {file!r}, {2 if ranks else None}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

@@ -21,13 +21,13 @@ from teenytinyllama.checkpoints import (
     write_marker,
 )
 from teenytinyllama.checks import InputError
-from teenytinyllama.data.journal import Journal
-from teenytinyllama.data.packing import _is_done
-from teenytinyllama.locks import _MARK_NAME, scratch_folder
+from teenytinyllama.data.pack import Journal, _is_done
 from teenytinyllama.publishing.datasets.shards import Staging
-from teenytinyllama.publishing.folder import check_folder, folder_of, write_folder
-from teenytinyllama.publishing.uploads import Upload, UploadFile
-from teenytinyllama.training import resume, speed_test
+from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
+from teenytinyllama.publishing.safety import Upload, UploadFile
+from teenytinyllama.stage_folder import _MARK_NAME, scratch_folder
+from teenytinyllama.training import run as resume
+from teenytinyllama.training import speed_test
 
 UPLOAD = Upload("", "model", "main", (UploadFile("a.txt", b"a"),), "message")
 
@@ -81,7 +81,7 @@ def test_a_scratch_folder_goes_with_its_block(tmp_path: Path) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from teenytinyllama.locks import scratch_folder
+from teenytinyllama.stage_folder import scratch_folder
 with scratch_folder(Path(sys.argv[1])) as folder:
     (folder / "x").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -13,14 +13,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from teenytinyllama.checks import InputError, format_bytes
+from teenytinyllama.data import pack as packing
 from teenytinyllama.data import packed as packed_module
-from teenytinyllama.data import packing, workers
+from teenytinyllama.data import workers
+from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import check_packed, load_packed
-from teenytinyllama.data.packing import PackConfig, pack
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.data.workers import split_long_text
-from teenytinyllama.evaluation.held_out_text import load_held_out
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.evaluation.held_out import load_held_out
+from teenytinyllama.models import load_tokenizer
 
 
 def config(corpus: Path, tokenizer: Path, output: Path, **changes: Any) -> PackConfig:

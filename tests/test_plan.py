@@ -15,27 +15,26 @@ import yaml
 
 from teenytinyllama.arguments import check_types, parse
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
-from teenytinyllama.cli import main, recipes_folder
-from teenytinyllama.emissions import read_emissions
+from teenytinyllama.cli import main
+from teenytinyllama.energy.emissions import grid_intensity, read_emissions
 from teenytinyllama.gpus import GPUS, find_gpu, get_gpu
-from teenytinyllama.grid import grid_intensity
-from teenytinyllama.manifest import write_manifest
-from teenytinyllama.planning.calibration import fit_losses, read_run
-from teenytinyllama.planning.config import PLANNED_PRESETS, PlanConfig
+from teenytinyllama.launch import recipes_folder
+from teenytinyllama.planning.config import PLANNED_PRESETS, PlanConfig, read_recipe
 from teenytinyllama.planning.laws import (
     LAWS,
     effective_epochs,
+    fit_losses,
     optimum,
     predicted_loss,
+    read_run,
     unique_optimum,
 )
 from teenytinyllama.planning.machine import Machine
+from teenytinyllama.planning.memory import optimal_batch_tokens
 from teenytinyllama.planning.plan import Plan, make_plan
-from teenytinyllama.planning.recipes import read_recipe
-from teenytinyllama.planning.report import report_plan
-from teenytinyllama.planning.table import align, render, short
+from teenytinyllama.planning.table import align, render, report_plan, short
 from teenytinyllama.presets import PRESETS, flops_per_token, preset_config
-from teenytinyllama.training.batch import optimal_batch_tokens
+from teenytinyllama.stage_folder import write_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 N_160M, N_460M = PRESETS["160m"].num_parameters, PRESETS["460m"].num_parameters
@@ -320,8 +319,8 @@ def test_odd_figures_end_in_one_line(key: str, value: str, capsys: pytest.Captur
 
 
 def test_a_cpu_is_measured_and_has_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teenytinyllama.training.hardware.peak_flops", lambda device: (1e12, "measured: test"))
-    monkeypatch.setattr("teenytinyllama.training.memory.free_memory_bytes", lambda device: 8e9)
+    monkeypatch.setattr("teenytinyllama.gpus.peak_flops", lambda device: (1e12, "measured: test"))
+    monkeypatch.setattr("teenytinyllama.planning.memory.free_memory_bytes", lambda device: 8e9)
     found = plan("--gpu", "cpu", "--tokens", "3e8", "--preset", "160m")
     assert found.machine.flops_per_second == 0.4e12
     assert found.machine.precision == "fp32"
@@ -341,7 +340,7 @@ def test_a_cpu_is_measured_and_has_no_price(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_memory_is_that_of_the_training_s_own_arithmetic() -> None:
-    from teenytinyllama.training.memory import Computation, memory_need
+    from teenytinyllama.planning.memory import Computation, memory_need
 
     found = plan("--preset", "460m", "--gpus", "2", "--context", "1024")
     assert [stage.zero_stage for stage in found.needs.stages] == [0, 1, 2, 3]
@@ -366,7 +365,7 @@ def test_what_does_not_fit_is_marked() -> None:
 
 
 def test_one_table_of_gpus_for_reports_and_plans() -> None:
-    from teenytinyllama.training.hardware import peak_flops
+    from teenytinyllama.gpus import peak_flops
 
     devices = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-40GB": "a100-40gb",
                "NVIDIA A100-SXM4-80GB": "a100-80gb", "NVIDIA A100-PCIE": "a100-80gb", "NVIDIA L4": "l4",
@@ -746,7 +745,7 @@ def test_the_written_config_is_one_that_pretrain_accepts(
 
 
 def test_a_config_for_several_gpus_and_few_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from teenytinyllama.training.batch import derive_batch
+    from teenytinyllama.planning.memory import derive_batch
 
     path = tmp_path / "run.yaml"
     argv = ["plan", "--preset", "160m", "--tokens", "3e8", "--gpus", "3", "--write", str(path)]

@@ -20,22 +20,22 @@ from transformers import LlamaModel, TrainerCallback, trainer_utils
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
-from teenytinyllama.data.packing import PackConfig, pack
+from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.evaluation.signal import score_signal
-from teenytinyllama.manifest import sha256_file
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.planning.memory import batch_for, derive_batch, row_divisors
 from teenytinyllama.presets import count_parameters
-from teenytinyllama.published import load_tokenizer
-from teenytinyllama.publishing.cards import write_model_card
-from teenytinyllama.training import plan as plan_module
+from teenytinyllama.publishing.card import write_model_card
+from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import pretrain as pretrain_module
+from teenytinyllama.training import pretrain as signal_scores
+from teenytinyllama.training import run_plan as plan_module
 from teenytinyllama.training import settings as settings_module
-from teenytinyllama.training import signal_scores
-from teenytinyllama.training.batch import batch_for, derive_batch, row_divisors
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.library import TRACKERS, check_trackers
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.plan import check_before_launch, check_rows, pack_inputs, plan_run
 from teenytinyllama.training.pretrain import build_run, pretrain
+from teenytinyllama.training.run_plan import check_before_launch, check_rows, pack_inputs, plan_run
+from teenytinyllama.training.settings import TRACKERS, check_trackers
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2}  # fmt: skip
@@ -409,7 +409,7 @@ def test_any_number_of_ranks_shares_a_batch_that_nobody_gave(context: int, micro
 
 def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> None:
     from teenytinyllama.training.config import open_batch
-    from teenytinyllama.training.plan import check_before_launch, with_batch
+    from teenytinyllama.training.run_plan import check_before_launch, with_batch
 
     context = 32
     asked = {**values, "max_tokens": 42_000_000}
@@ -442,7 +442,7 @@ def test_a_step_faster_than_the_measured_peak_has_no_mfu(tmp_path: Path) -> None
 
 
 def test_the_speed_of_a_run_is_its_mean() -> None:
-    from teenytinyllama.training.batch import mean_step_speed
+    from teenytinyllama.planning.memory import mean_step_speed
 
     records = [{"tokens": 900, "loss": 1.0, "tokens_per_second": 9.0}, {"tokens": 900, "bits_per_byte": 2.0},
                {"tokens": 1800, "loss": 1.0, "tokens_per_second": 1.0}]  # fmt: skip
@@ -763,7 +763,7 @@ def test_rows_are_the_same_on_any_number_of_ranks(values: dict[str, Any]) -> Non
     from accelerate.data_loader import prepare_data_loader
     from torch.utils.data import DataLoader
 
-    from teenytinyllama.training.rows import CausalCollator, TrainingRows
+    from teenytinyllama.training.pretrain import CausalCollator, TrainingRows
 
     rows = TrainingRows(np.arange(64 * 4, dtype=np.uint16).reshape(64, 4), 64, 0)
     steps: list[list[set[int]]] = []

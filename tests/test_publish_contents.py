@@ -14,11 +14,17 @@ from made_runs import make_checkpoint, make_run
 
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
 from teenytinyllama.cli import main
-from teenytinyllama.manifest import sha256_file
-from teenytinyllama.publishing.folder import write_folder
-from teenytinyllama.publishing.refusals import check_repository, check_revision, one_clean_line
-from teenytinyllama.publishing.safety import check_path, check_upload
-from teenytinyllama.publishing.uploads import Upload, UploadFile
+from teenytinyllama.publishing.publish import write_folder
+from teenytinyllama.publishing.safety import (
+    Upload,
+    UploadFile,
+    check_path,
+    check_repository,
+    check_revision,
+    check_upload,
+    one_clean_line,
+)
+from teenytinyllama.stage_folder import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOKEN = "hf_" + "SegredoMarcado" * 3

@@ -19,7 +19,7 @@ from test_publish_contents import MAIN_FILES
 
 from teenytinyllama.checkpoints import is_leased
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError
-from teenytinyllama.publishing.beside import check_follower
+from teenytinyllama.publishing.follow import check_follower
 from teenytinyllama.training.config import PretrainConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from made_runs import make_checkpoint, make_run
 from test_publish_contents import BRANCH_FILES, MAIN_FILES, fix_marker
 
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED
-from teenytinyllama.manifest import sha256_file
+from teenytinyllama.stage_folder import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TESTS = Path(__file__).resolve().parent

@@ -13,7 +13,7 @@ import pytest
 from hub_server import HubServer
 
 from teenytinyllama.checks import InputError, MissingFileError
-from teenytinyllama.published import finish_saved, from_pretrained
+from teenytinyllama.models import finish_saved, from_pretrained
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 CLIENT = """
 import json, os, sys
 from teenytinyllama.checks import InputError
-from teenytinyllama.published import from_pretrained
+from teenytinyllama.models import from_pretrained
 for name, revision, token in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)
     if token:
@@ -326,7 +326,7 @@ def test_files_that_are_no_json_are_refused(hub_folder: Path, tmp_path: Path, fi
 def test_a_gpt_2_is_no_base_of_ours(hub_folder: Path, tmp_path: Path):
     from transformers import GPT2Config
 
-    from teenytinyllama.published import ensure_llama_shape
+    from teenytinyllama.models import ensure_llama_shape
 
     with pytest.raises(InputError, match=r"model_name_or_path=x: is a gpt2 whose config lacks intermediate_size"):
         ensure_llama_shape("model_name_or_path", "x", GPT2Config())

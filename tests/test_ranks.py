@@ -16,9 +16,9 @@ import yaml
 from test_pretrain import losses, make_values
 
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
-from teenytinyllama.emissions import read_emissions
-from teenytinyllama.ledger import read_ledger
-from teenytinyllama.publishing.energy import write_energy_report
+from teenytinyllama.energy.emissions import read_emissions
+from teenytinyllama.energy.ledger import read_ledger
+from teenytinyllama.publishing.energy_report import write_energy_report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -18,8 +18,8 @@ from teenytinyllama.checks import (
     StoppedResumable,
     run_main,
 )
-from teenytinyllama.manifest import read_manifest, sha256_file, sha256_json, write_json, write_manifest
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.stage_folder import read_manifest, sha256_file, sha256_json, write_json, write_manifest
 from teenytinyllama.training.callbacks import generate_texts
 from teenytinyllama.training.metrics import append_jsonl, plot_loss, read_jsonl, rewind_jsonl
 from teenytinyllama.training.report import describe_turn, lowest_held_out, warn_of_repeats

@@ -19,7 +19,7 @@ from teenytinyllama.evaluation.results import (
     read_results,
     write_results,
 )
-from teenytinyllama.publishing.benchmarks import benchmark_tables, eval_result_files_of, model_index_of_results
+from teenytinyllama.publishing.scores import benchmark_tables, eval_result_files_of, model_index_of_results
 
 ENEM = Score(
     task="enem_challenge", suite="Portuguese exams", name="ENEM", metric="acc", metric_name="accuracy", value=0.1924,

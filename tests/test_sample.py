@@ -11,29 +11,31 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.data.sample import (
-    DEFAULT_NUM_DOCUMENTS,
-    PROMPTS,
-    sample_documents,
-    sample_instructions,
-    sample_questions,
-)
-from teenytinyllama.data.sample.facts import HELD_OUT_FACTS, TRAIN_FACTS
-from teenytinyllama.data.sample.grammar import Narrator, character, parse_template, tidy
-from teenytinyllama.data.sample.lexicon import (
+from teenytinyllama.data.sample import DEFAULT_NUM_DOCUMENTS, sample_documents
+from teenytinyllama.data.sample.grammar import (
     ADJECTIVES,
     NAMES,
     NOUNS,
+    Narrator,
     adjectives_for,
+    character,
     inflect_adjective,
     noun_forms,
+    parse_template,
     pluralise,
+    tidy,
+)
+from teenytinyllama.data.sample.lessons import (
+    HELD_OUT_FACTS,
+    PROMPTS,
+    TRAIN_FACTS,
+    sample_instructions,
+    sample_questions,
 )
 from teenytinyllama.data.sample.plots import HELD_OUT_PLOTS, TRAIN_PLOTS
-from teenytinyllama.data.sample.sentences import RULES
-from teenytinyllama.data.sample.storyteller import MAX_WORDS, MIN_WORDS, is_held_out_pair, write_story
-from teenytinyllama.evaluation.agreement import agreement_pairs
+from teenytinyllama.data.sample.storyteller import MAX_WORDS, MIN_WORDS, RULES, is_held_out_pair, write_story
 from teenytinyllama.evaluation.stories import (
+    agreement_pairs,
     check_agreement,
     copied_ngrams,
     lexicon_share,

@@ -16,27 +16,29 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from teenytinyllama import checks, cli, from_pretrained
-from teenytinyllama.adapters import merge_adapter
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.chat.linter import check_chat_model
+from teenytinyllama.chat.terminal import check_chat_model
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.checks import InputError, MissingPackageError, RunFailedError, StoppedResumable
 from teenytinyllama.data.conversations import IGNORED, conversations_manifest
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.models import load_tokenizer, merge_adapter
 from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")
 
-from teenytinyllama.publishing.cards import render_model_card, write_model_card
+from teenytinyllama.publishing.card import render_model_card, write_model_card
 from teenytinyllama.tuning import sft as sft_module
-from teenytinyllama.tuning.answers import HeldOutAnswers, frequency_entropy
-from teenytinyllama.tuning.base import build_model, load_base
+from teenytinyllama.tuning.base import (
+    SenseCallback,
+    build_model,
+    check_before_launch,
+    load_base,
+    plan_sft,
+    prepare_inputs,
+)
 from teenytinyllama.tuning.config import SftConfig
-from teenytinyllama.tuning.leaks import check_no_leaks, leak_between_texts
-from teenytinyllama.tuning.plan import check_before_launch, plan_sft, prepare_inputs
-from teenytinyllama.tuning.rows import RowCollator, load_rows, order_rows
-from teenytinyllama.tuning.sense import SenseCallback
-from teenytinyllama.tuning.sft import describe_data, sample_questions, sft
+from teenytinyllama.tuning.rows import RowCollator, check_no_leaks, leak_between_texts, load_rows, order_rows
+from teenytinyllama.tuning.sft import HeldOutAnswers, describe_data, frequency_entropy, sample_questions, sft
 
 NAMES = ["a menina", "o gato", "a lhama", "o menino", "a avó", "o cão", "o rei", "a fada"]
 PLACES = ["na praia", "em casa", "no mato", "na escola", "no rio"]

@@ -381,7 +381,7 @@ def test_damaged_parquet_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_long_line_and_many_files_take_time_in_proportion(tmp_path: Path) -> None:
     """Work is counted, not time: parts of a line are joined once, and names are looked up, never searched."""
-    from teenytinyllama.data import encodings
+    from teenytinyllama.data import input_files as encodings
     from teenytinyllama.data.input_files import SourceFile, hash_files
 
     parts = ["x" * 1000] * 1000

@@ -19,21 +19,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from teenytinyllama import checks
+from teenytinyllama import gpus as hardware
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
+from teenytinyllama.planning.memory import LossKind, eval_rows
 from teenytinyllama.training import callbacks as callbacks_module
-from teenytinyllama.training import hardware, speed
-from teenytinyllama.training import loss as loss_module
 from teenytinyllama.training import settings as settings_module
-from teenytinyllama.training.batch import LossKind, eval_rows
-from teenytinyllama.training.clock import Clock
+from teenytinyllama.training import speed
+from teenytinyllama.training import speed as loss_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.loss import chunk_options, fuse_loss, has_chunked_loss
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.micro_batch import settle_micro_batch
-from teenytinyllama.training.plan import plan_run
 from teenytinyllama.training.pretrain import build_run, pretrain
+from teenytinyllama.training.run_plan import plan_run
+from teenytinyllama.training.saving import Clock
+from teenytinyllama.training.speed import chunk_options, fuse_loss, has_chunked_loss
 from tests.test_pretrain import losses, make_values
 
 needs_chunks = pytest.mark.skipif(not has_chunked_loss(), reason="torch before 2.13 has no chunked loss")
@@ -75,7 +76,7 @@ both_kinds = pytest.mark.parametrize("kind", [pytest.param("chunked", marks=need
 @both_kinds
 @pytest.mark.parametrize("num_items", [None, 40])
 def test_a_fused_loss_is_the_loss(kind: LossKind, num_items: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teenytinyllama.training.loss.CPU_CHUNK_BYTES", 4 * 300 * 7)  # 7 tokens a chunk
+    monkeypatch.setattr("teenytinyllama.training.speed.CPU_CHUNK_BYTES", 4 * 300 * 7)  # 7 tokens a chunk
     ids = torch.randint(0, 300, (3, 12))
     labels = ids.clone()
     labels[0, :5], labels[2, -3:] = -100, -100

@@ -12,7 +12,7 @@ import pytest
 from teenytinyllama import cli
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import InputError, ensure_folder, run_main
-from teenytinyllama.data.packing import PackConfig
+from teenytinyllama.data.pack import PackConfig
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from test_tokenizer import NASTY, hard_strings, real_documents, sentencepiece_of, vocabulary_of  # noqa: F401
 
-from teenytinyllama import tokenizer as tk
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.workers import split_long_text
-from teenytinyllama.tokenizer import words
-from teenytinyllama.tokenizer.sampling import SOURCE_EXPONENT, TextSample, sample_texts
-from teenytinyllama.tokenizer.superwords import (
+from teenytinyllama.tokenizer import encode as words
+from teenytinyllama.tokenizer import train as tk
+from teenytinyllama.tokenizer.encode import (
     FUNCTION_WORDS,
     MAX_WORDS,
     function_word_pieces,
     learn_superwords,
     superword_parts,
 )
-from teenytinyllama.tokenizer.vocabulary import NUM_RESERVED_TOKENS, RESERVED_TOKENS
+from teenytinyllama.tokenizer.files import NUM_RESERVED_TOKENS, RESERVED_TOKENS
+from teenytinyllama.tokenizer.sampling import SOURCE_EXPONENT, TextSample, sample_texts
 
 VOCAB_SIZE = 448
 _OPENINGS = [

@@ -15,21 +15,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from teenytinyllama import tokenizer as tk
 from teenytinyllama.checks import InputError
-from teenytinyllama.published import load_tokenizer
+from teenytinyllama.models import load_tokenizer
 from teenytinyllama.tokenizer import sampling
-from teenytinyllama.tokenizer.files import sentencepiece_model
-from teenytinyllama.tokenizer.reading import choose_alphabet, known_parts
-from teenytinyllama.tokenizer.sampling import PIECE_BYTES, sample_texts
-from teenytinyllama.tokenizer.superwords import FUNCTION_WORDS
-from teenytinyllama.tokenizer.vocabulary import (
+from teenytinyllama.tokenizer import train as tk
+from teenytinyllama.tokenizer.encode import FUNCTION_WORDS
+from teenytinyllama.tokenizer.files import (
     ALWAYS_IN_ALPHABET,
     NUM_RESERVED_TOKENS,
     RESERVED_TOKENS,
+    choose_alphabet,
     keep_reachable,
+    known_parts,
     list_merges,
+    sentencepiece_model,
 )
+from teenytinyllama.tokenizer.sampling import PIECE_BYTES, sample_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB_SIZE = 580
@@ -355,7 +356,7 @@ def test_load_tokenizer_refuses_a_missing_name(tmp_path, monkeypatch):
 
 _TRAIN = """
 import sys
-from teenytinyllama.tokenizer import tokenizer_fingerprint, train_tokenizer
+from teenytinyllama.tokenizer.train import tokenizer_fingerprint, train_tokenizer
 sys.path.insert(0, sys.argv[1])
 from test_tokenizer import SENTENCES
 print(tokenizer_fingerprint(train_tokenizer(SENTENCES, 480, max_bytes=60_000, seed=5)))
@@ -589,7 +590,7 @@ def test_a_ready_sample_can_be_trained_on(tokenizer):
 
 
 def test_importing_the_module_is_light():
-    code = "import sys, teenytinyllama.tokenizer; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    code = "import sys, teenytinyllama.tokenizer.train; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
@@ -625,7 +626,7 @@ def test_a_tokenizer_without_held_out_documents_is_kept(
     tmp_path: Path, changes: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One book is the plainest corpus; of it the end is held out."""
-    from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+    from teenytinyllama.tokenizer.train import TokenizerConfig, build_tokenizer
 
     names = ["livro.txt"] if not changes else [f"{n}.txt" for n in range(8)]
     for name in names:

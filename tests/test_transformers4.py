@@ -16,9 +16,8 @@ from test_sft import conversations, foreign_tokenizer
 from test_sft import run as run_sft
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from teenytinyllama.adapters import merge_adapter
-from teenytinyllama.published import finish_saved, from_pretrained, load_tokenizer
-from teenytinyllama.tuning.plan import prepare_inputs
+from teenytinyllama.models import finish_saved, from_pretrained, load_tokenizer, merge_adapter
+from teenytinyllama.tuning.base import prepare_inputs
 
 pytestmark = [pytest.mark.other_tools, pytest.mark.timeout(600)]
 

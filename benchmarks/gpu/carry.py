@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from teenytinyllama.checks import EXIT_BAD_INPUT, InputError, ensure
+from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import packed_manifest
-from teenytinyllama.data.packing import PackConfig, pack
-from teenytinyllama.data.vocabulary import TokenizerConfig, build_tokenizer
+from teenytinyllama.tokenizer.train import TokenizerConfig, build_tokenizer
 
 MOST_TOKENS, MOST_BYTES = 20_000_000, 60 * 2**20
 CONTEXT, VOCAB_SIZE, HELD_OUT = 2048, 32_000, 0.01

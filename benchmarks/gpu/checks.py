@@ -37,11 +37,10 @@ from callbacks_overhead import GOAL_PERCENT, Training, by_callback, compare, pre
 from common import median, parser, print_table, run_limited, seconds_of, write_results
 from run_differences import compare_runs, show_resume
 
-from teenytinyllama.ledger import read_ledger
-from teenytinyllama.manifest import package_commit, versions
-from teenytinyllama.publishing.energy import energy_report
-from teenytinyllama.publishing.energy_text import describe_gpu_check
-from teenytinyllama.training.hardware import device_name, has_accelerator
+from teenytinyllama.energy.ledger import read_ledger
+from teenytinyllama.gpus import device_name, has_accelerator
+from teenytinyllama.publishing.energy_report import describe_gpu_check, energy_report
+from teenytinyllama.stage_folder import package_commit, versions
 from teenytinyllama.training.metrics import METRICS_NAME, read_jsonl
 
 LONGEST_RUN_SECONDS = 400  # of one `ttl pretrain` here: a hang, not a slow machine
@@ -313,9 +312,8 @@ def _time_generation(inputs: Inputs, preset: str, ways: tuple[str, ...]) -> list
     import torch
     from transformers import LlamaForCausalLM
 
-    from teenytinyllama.attention import place_for_answers
+    from teenytinyllama.models import load_tokenizer, place_for_answers
     from teenytinyllama.presets import preset_config
-    from teenytinyllama.published import load_tokenizer
 
     tokenizer = load_tokenizer("tokenizer", inputs.tokenizer)
     torch.manual_seed(0)

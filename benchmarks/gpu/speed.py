@@ -36,8 +36,8 @@ from bare_loop import WARM_UP_STEPS
 from common import median, parser, print_table, run_limited, write_results
 
 from teenytinyllama.checks import RunFailedError
+from teenytinyllama.gpus import device_name, has_accelerator, peak_flops
 from teenytinyllama.presets import PRESETS, training_flops
-from teenytinyllama.training.hardware import device_name, has_accelerator, peak_flops
 from teenytinyllama.training.metrics import METRICS_NAME, MFU_CONVENTION, read_jsonl
 
 STEP_ROWS = 64  # of a step: any micro-batch of note divides it

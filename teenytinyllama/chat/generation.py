@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
-from ..published import end_token_ids
-from ..tokenizer import compose, encode_texts
+from ..models import end_token_ids
+from ..tokenizer.encode import compose, encode_texts
 from .template import ConversationEncoder, Message
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import InputError, ensure
-from ..tokenizer import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN, compose
+from ..tokenizer.encode import compose
+from ..tokenizer.files import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

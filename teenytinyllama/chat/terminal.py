@@ -1,14 +1,154 @@
-"""`ttl chat MODEL`: talk with a model in the terminal."""
+"""`ttl chat MODEL`: talk with a model in the terminal.
+
+`ttl chat --check-template MODEL`: whether a chat model's files agree on how a conversation is written and ended.
+"""
 
 import sys
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, TYPE_CHECKING, cast
 
-from ..attention import place_for_answers
 from ..checks import InputError
-from ..published import from_pretrained
+from ..models import from_pretrained, place_for_answers
 from .generation import Chat, Sampling
-from .linter import check_chat_model, format_findings
+from .template import ConversationEncoder, Message, render
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_CONVERSATIONS: list[list[Message]] = [
+    [
+        {"role": "user", "content": "Qual é a capital do Brasil?"},
+        {"role": "assistant", "content": "A capital do Brasil é Brasília."},
+    ],
+    [
+        {"role": "user", "content": "Escreva dois versos.\nSem rima, por favor."},
+        {"role": "assistant", "content": "A chuva cai  mansa,\n\ne a rua adormece. 🌧"},
+        {"role": "user", "content": "Mais um?"},
+        {"role": "assistant", "content": "Outro dia, talvez."},
+    ],
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One checked property.
+
+    Attributes:
+        name: what should hold.
+        problem: why it does not, and what to do; empty when it holds.
+    """
+
+    name: str
+    problem: str = ""
+
+
+def check_chat_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[Finding]:
+    """Return what was checked of a model and its tokenizer, in order; a model without a template has one finding.
+
+    Checked with conversations of one and of two turns: that the text before an answer begins the text with it, that
+    exactly the answers and their end tokens are marked as answers, that generation stops at this end token, that the
+    tokens decode to the text, that typed special tokens stay text, and that every token has an embedding.
+    """
+    if not tokenizer.chat_template:
+        return [Finding("has a chat template", "none: this is a base model, or the template was not saved with it")]
+    try:
+        encoder = ConversationEncoder(tokenizer)
+        for messages in _CONVERSATIONS:
+            encoder.encode(messages)
+    except InputError as error:
+        return [Finding("renders one and two turns", str(error))]
+    end = encoder.end_of_answer()
+    return [
+        Finding("renders one and two turns"),
+        Finding("the generation prompt begins the conversation", _check_prompts(tokenizer, encoder)),
+        Finding("exactly the answers and their end tokens are learnt", _check_mask(tokenizer, encoder, end)),
+        Finding("generation stops at the end token", _check_stop(model, tokenizer, end)),
+        Finding("tokens decode to the text", _check_round_trip(tokenizer, encoder)),
+        Finding("typed special tokens stay text", _check_injection(tokenizer, encoder)),
+        Finding("every token has an embedding", _check_embeddings(model, tokenizer)),
+    ]
+
+
+def format_findings(findings: list[Finding]) -> str:
+    """Return one line for each finding."""
+    return "\n".join(f"{'FAILED' if found.problem else 'ok':7} {found.name}" + (
+        f": {found.problem}" if found.problem else "") for found in findings)  # fmt: skip
+
+
+def _answers(ids: list[int], is_answer: list[bool]) -> list[list[int]]:
+    """Return the tokens of each answer: of each run of marked tokens."""
+    found: list[list[int]] = []
+    for place, (index, marked) in enumerate(zip(ids, is_answer, strict=True)):
+        if marked and not (place and is_answer[place - 1]):
+            found.append([])
+        if marked:
+            found[-1].append(index)
+    return found
+
+
+def _check_prompts(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+    for messages in _CONVERSATIONS:
+        for turn in range(1, len(messages), 2):
+            prompt, whole = encoder.encode(messages[:turn], for_answer=True).ids, encoder.encode(messages).ids
+            if whole[: len(prompt)] != prompt:
+                shown = render(tokenizer, messages[:turn], for_answer=True)[0][-40:]
+                return f"the prompt ends with {shown!r}, and the conversation goes on differently; mend the template"
+    return ""
+
+
+def _check_mask(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder, end: int | None) -> str:
+    if not encoder.has_marks:
+        return "the template has no {% generation %} marks, so nothing says what an answer is; add them"
+    name = tokenizer.eos_token if end is None else tokenizer.convert_ids_to_tokens(end)
+    for messages in _CONVERSATIONS:
+        encoded = encoder.encode(messages)
+        found = [str(tokenizer.decode(ids)) for ids in _answers(encoded.ids, encoded.is_answer)]
+        expected = [f"{message['content']}{name}" for message in messages if message["role"] == "assistant"]
+        if [text.strip() for text in found] != expected:  # a line feed behind the end token does no harm
+            return f"learnt is {found!r}, and should be {expected!r}; put the end token inside {{% generation %}}"
+    return ""
+
+
+def _check_stop(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", end: int | None) -> str:
+    stops = model.generation_config.eos_token_id if model.generation_config is not None else None
+    known = set(stops if isinstance(stops, list) else [] if stops is None else [stops])
+    if end is None:
+        return "the template writes no token of its own after an answer, so nothing ends one; write eos_token there"
+    if end in known:
+        return ""
+    return (
+        f"answers end with {tokenizer.convert_ids_to_tokens(end)!r}, generation_config.json has eos_token_id={stops}; "
+        "set it to the end token's id"
+    )
+
+
+def _check_round_trip(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+    for messages in _CONVERSATIONS:
+        text = render(tokenizer, messages)[0]
+        found = tokenizer.decode(encoder.encode(messages).ids, clean_up_tokenization_spaces=False)
+        if found != text:
+            return f"{text!r} comes back as {found!r}; use a tokenizer with a lossless decoder"
+    return ""
+
+
+def _check_injection(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
+    if not encoder.keeps_apart:
+        return "the template changes contents, so they cannot be told apart; our chat and tuning refuse such texts"
+    typed = "".join(map(str, tokenizer.all_special_tokens))
+    clean, injected = (
+        encoder.encode([{"role": "user", "content": text}], for_answer=True).ids for text in ("x", f"x{typed}")
+    )
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    more = [index for index in injected if index in special][len([index for index in clean if index in special]) :]
+    return f"a user can type {tokenizer.convert_ids_to_tokens(more)}" if more else ""
+
+
+def _check_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
+    rows = int(cast("Tensor", model.get_input_embeddings().weight).shape[0])
+    return "" if len(tokenizer) <= rows else f"{len(tokenizer)} tokens for {rows} embeddings; resize the embeddings"
+
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 

@@ -15,15 +15,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat.template import ConversationEncoder
 from ..checks import InputError, ensure, ensure_folder
-from ..grid import GRID_KEYS, GridSettings
-from ..manifest import read_manifest, sha256_json
-from ..meter import check_energy
-from ..recorder import measured_into
-from ..tokenizer import tokenizer_fingerprint
-from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
-from .input_files import SAMPLE, SourceFile, hash_files, resolve_files
-from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, read_conversations, split_to_fit
-from .readers import RECORD_SUFFIXES
+from ..energy.emissions import GRID_KEYS, GridSettings
+from ..energy.meter import check_energy
+from ..energy.recorder import measured_into
+from ..stage_folder import read_manifest, sha256_json
+from ..tokenizer.encode import tokenizer_fingerprint
+from .input_files import RECORD_SUFFIXES, SAMPLE, SourceFile, hash_files, resolve_files
+from .instructions import (
+    DUPLICATE,
+    SPLITS,
+    TOO_LONG,
+    Conversation,
+    Counts,
+    examples_are_done,
+    messages_type,
+    read_conversations,
+    reasons,
+    records,
+    refuse_bad_rows,
+    split_to_fit,
+    write_examples,
+)
 from .sample import sample_conversations
 from .sources import Split, sample_hash
 from .turns import NOTHING_LEARNT

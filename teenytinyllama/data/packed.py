@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, ensure
-from ..manifest import MANIFEST_NAME, read_manifest
-from .journal import DOCUMENT_DTYPE
+from ..stage_folder import MANIFEST_NAME, read_manifest
+from .pack import DOCUMENT_DTYPE
 
 PACK_FIX = "Make it with `ttl pack`."
 

@@ -13,15 +13,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..chat.template import ConversationEncoder
 from ..checks import InputError, ensure
-from ..grid import GRID_KEYS, GridSettings
-from ..manifest import read_manifest, sha256_json
-from ..meter import check_energy
-from ..recorder import measured_into
-from ..tokenizer import tokenizer_fingerprint
-from .examples import SPLITS, examples_are_done, messages_type, reasons, records, refuse_bad_rows, write_examples
-from .input_files import SourceFile, hash_files, resolve_files
-from .instructions import DUPLICATE, TOO_LONG, Conversation, Counts, held_out_texts, read_origin
-from .readers import RECORD_SUFFIXES
+from ..energy.emissions import GRID_KEYS, GridSettings
+from ..energy.meter import check_energy
+from ..energy.recorder import measured_into
+from ..stage_folder import read_manifest, sha256_json
+from ..tokenizer.encode import tokenizer_fingerprint
+from .input_files import RECORD_SUFFIXES, SourceFile, hash_files, resolve_files
+from .instructions import (
+    DUPLICATE,
+    SPLITS,
+    TOO_LONG,
+    Conversation,
+    Counts,
+    examples_are_done,
+    held_out_texts,
+    messages_type,
+    read_origin,
+    reasons,
+    records,
+    refuse_bad_rows,
+    write_examples,
+)
 from .sources import Split
 from .turns import Message, PairOfTurns, RowError, read_pair
 

@@ -10,16 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
-from .encodings import characters, first_line, kind_of, lines_of, not_utf_8, say_once
+from .input_files import TABLE_SUFFIXES, characters, first_line, kind_of, lines_of, not_utf_8, say_once
 
-
-def _with_compressed(*kinds: str) -> tuple[str, ...]:
-    return tuple(kind + packed for kind in kinds for packed in ("", ".gz", ".zst"))
-
-
-RECORD_SUFFIXES = (".parquet", *_with_compressed(".jsonl", ".json", ".ndjson"))  # of rows with several columns
-TABLE_SUFFIXES = _with_compressed(".csv", ".tsv")  # of rows whose cells are all text
-SUFFIXES = (*RECORD_SUFFIXES, *TABLE_SUFFIXES, *_with_compressed(".txt"))  # of texts
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
 _PARQUET_BUFFER_BYTES = 1 << 20
@@ -40,12 +32,6 @@ id _id uuid hash url uri link source fonte origem license licence licenca licenÃ
 created author autor split
 """.split()  # noqa: SIM905
 )
-
-
-def describe_kinds(suffixes: tuple[str, ...]) -> str:
-    """Return how files of the known kinds end, for a message."""
-    plain = [suffix for suffix in suffixes if not suffix.endswith((".gz", ".zst"))]
-    return ", ".join(plain) + (" (all but parquet also as .gz or .zst)" if len(plain) < len(suffixes) else "")
 
 
 def read_rows(

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import counted, ensure
-from ..tokenizer.encoding import compose
-from .encodings import ensure_encoding, say_once
-from .input_files import SAMPLE, SourceFile, hash_files, resolve_files
+from ..tokenizer.encode import compose
+from .input_files import SAMPLE, SourceFile, ensure_encoding, hash_files, resolve_files, say_once
 from .readers import Row, read_rows
 
 Split = Literal["train", "validation"]

@@ -19,7 +19,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..tokenizer import compose
+from ..tokenizer.encode import compose
 
 # A turn: `role` and `content`; `weight` 0 beside them where the data says that this answer is not to be learnt.
 Message = dict[str, Any]

@@ -34,7 +34,7 @@ def split_long_text(text: str, piece_chars: int) -> list[str]:
     The word before is longer than any function word, so that no superword crosses either. The concatenation of the
     pieces is the text.
     """
-    from ..tokenizer.superwords import LONGEST_FUNCTION_WORD
+    from ..tokenizer.encode import LONGEST_FUNCTION_WORD
 
     pieces, start, letters = [], 0, LONGEST_FUNCTION_WORD + 1
     while len(text) - start > piece_chars:
@@ -111,7 +111,7 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", dtype: Any, num_workers: int) -> None:
         """Start `num_workers` processes; with one, or for a tokenizer without a Rust backend, work in this process."""
-        from ..tokenizer.words import CorpusEncoder
+        from ..tokenizer.encode import CorpusEncoder
 
         self.dtype = np.dtype(dtype)
         self.start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -174,7 +174,7 @@ class DocumentEncoder:
     def _encode_here(self, texts: list[str]) -> list[bytes]:
         if self._slow is None:
             return self._encoder.encode(texts)
-        from ..tokenizer import encode_texts
+        from ..tokenizer.encode import encode_texts
 
         return [np.asarray(ids, dtype=self.dtype).tobytes() for ids in encode_texts(self._slow, texts)]
 
@@ -223,7 +223,7 @@ def _work() -> None:
     """Answer each frame of texts with a frame of ids until the input ends."""
     from tokenizers import Tokenizer
 
-    from ..tokenizer.words import CorpusEncoder
+    from ..tokenizer.encode import CorpusEncoder
 
     first = read_frame(sys.stdin.buffer)
     if first is None:

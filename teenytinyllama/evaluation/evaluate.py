@@ -2,47 +2,148 @@
 
 The folder holds `results.json` (scores), `measures.json` (bits per byte, perplexity), `results.md`, plots, the energy
 of the evaluation, `parts/` (one file a task and model), and `run.json`, written last.
+
+What `ttl evaluate` asks: tasks whose data is there, held-out text, and the cloze made from it, all checked.
 """
 
+import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..attention import without_cudnn_attention
 from ..checks import ensure, ensure_folder, ensure_packages, is_main_process
-from ..collectives import from_first, join_ranks, leave_ranks
-from ..manifest import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
-from ..recorder import StageMeter
-from ..stopping import stopped_by_signals
-from .config import EvaluateConfig
-from .inputs import CLOZE_NAME, find_held_out_text, make_cloze_file, tasks_with_data
-from .local_data import CLOZE, TaskRows
-from .measures import MEASURES_NAME, Measure, write_measures
+from ..distributed import from_first, join_ranks, leave_ranks
+from ..energy.recorder import StageMeter
+from ..models import without_cudnn_attention
+from ..stage_folder import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
+from ..supervision import stopped_by_signals
+from .config import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
+from .local_data import CLOZE, MissingDataError, TaskRows
 from .parts import (
     PARTS_FOLDER,
     Part,
+    Stop,
+    list_stops,
     make_part,
     part_path,
+    precision_name,
     read_part,
     read_parts,
     rows_of,
     step_of_part,
     task_identity,
+    weights_fingerprint,
     write_part,
 )
-from .plots import PROGRESS_PLOT, SCORES_PLOT, plot_progress, plot_scores
 from .results import RESULTS_NAME, Results, Score, merge_results, read_results, write_results
-from .suites import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, choose_tasks
-from .tables import format_results
-from .walk import Stop, list_stops, precision_name, weights_fingerprint
+from .scoring import MEASURES_NAME, Measure, write_measures
+from .signal import make_cloze, write_cloze
+from .tables import PROGRESS_PLOT, SCORES_PLOT, format_results, plot_progress, plot_scores
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .held_out_text import HeldOutText
+    from .held_out import HeldOutText
+
+
+CLOZE_NAME = "cloze.jsonl"
+
+
+def tasks_with_data(
+    tasks: list[BenchmarkTask], config: EvaluateConfig, missing: dict[str, str]
+) -> Iterator[tuple[BenchmarkTask, TaskRows]]:
+    """Yield the tasks whose data is there, and put the others into `missing`; all of it is read and checked.
+
+    Raises:
+        InputError: data that does not fit, or too few solved examples.
+    """
+    for task in tasks:
+        if task.source == CLOZE:
+            continue
+        try:
+            rows = rows_of(task, config, None)
+        except MissingDataError as error:
+            missing[task.name] = str(error)
+            continue
+        ensure(
+            len(rows.shots) >= task.shots,
+            f"tasks={task.name}: {len(rows.shots)} solved examples are there and {task.shots} are shown. Give the "
+            "whole training split.",
+        )
+        _check_differences(task, rows)
+        yield task, rows
+
+
+def _check_differences(task: BenchmarkTask, rows: TaskRows) -> None:
+    """Refuse questions that all have one right answer, where telling classes or degrees apart is the task.
+
+    Raises:
+        InputError: they do.
+    """
+    key = {"labels": "answer", "similarity": "similarity"}.get(task.kind)
+    if key is None:
+        return
+    found = {row[key] for row in rows.test}
+    ensure(
+        len(found) > 1,
+        f"tasks={task.name}: {key} is {next(iter(found))!r} in all questions ({len(rows.test):,}) of "
+        f"{rows.origin.split}, so there is nothing to tell apart. Give a file with several.",
+    )
+
+
+def find_held_out_text(
+    config: EvaluateConfig,
+    wanted: list[tuple[str, BenchmarkTask]],
+    tokenizer: "PreTrainedTokenizerBase",
+    missing: dict[str, str],
+) -> "HeldOutText | None":
+    """Return held-out text if something asks for it and it is there; otherwise `missing` gets the reason.
+
+    Raises:
+        InputError: it cannot be read, or is missing and nothing else is asked for.
+    """
+    from .held_out import load_held_out
+
+    needs_cloze = any(task.source == CLOZE for _, task in wanted)
+    if not (needs_cloze or config.wants_language_modeling):
+        return None
+    inputs = config.held_out or _packed_of_run(Path(config.model_name_or_path).expanduser())
+    if inputs:
+        return load_held_out(inputs, tokenizer)
+    reason = "needs held-out text. Give held_out: a packed folder, or text files"
+    ensure(config.suite != LANGUAGE_MODELING, f"suite={LANGUAGE_MODELING}: {reason}.")
+    missing.update({"ttl_cloze": reason} if needs_cloze else {})
+    missing.update({LANGUAGE_MODELING: reason} if config.wants_language_modeling else {})
+    return None
+
+
+def _packed_of_run(model: Path) -> list[str]:
+    """Return the packed folder that a run's manifest names, if it is still there."""
+    for folder in (model, model.parent):
+        try:
+            packed = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["data"]["packed"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        for place in (Path(packed), folder / packed, folder.parent / packed):
+            if (place / MANIFEST_NAME).is_file():
+                return [str(place)]
+    return []
+
+
+def make_cloze_file(
+    config: EvaluateConfig, folder: Path, text: "HeldOutText", missing: dict[str, str]
+) -> tuple[Path | None, dict[str, str]]:
+    """Write the last words of held-out sentences; return the file, and what is missing."""
+    items = make_cloze(text.texts, config.cloze_items)
+    if not items:
+        return None, {**missing, "ttl_cloze": "the held-out text has no sentence that ends with an ordinary word"}
+    write_cloze(folder / CLOZE_NAME, items)
+    return folder / CLOZE_NAME, missing
+
 
 TABLE_NAME = "results.md"
 _HELD_OUT = "held_out"
@@ -150,7 +251,7 @@ def _load(
     """Return a model in the precision that is asked for, its tokenizer, and the fingerprint of its weights as saved."""
     from transformers.utils import logging as transformers_logging
 
-    from ..published import from_pretrained
+    from ..models import from_pretrained
 
     transformers_logging.disable_progress_bar()
     model, tokenizer = from_pretrained(stop.name_or_path, stop.revision, config.base_model)
@@ -199,7 +300,7 @@ def _yaml_files(task: BenchmarkTask) -> list[Path]:
 
 
 def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash: str) -> None:
-    from .language_modeling import language_modeling_measures
+    from .held_out import language_modeling_measures
 
     config, text = work.config, work.text
     assert text is not None

@@ -16,11 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import ensure, ensure_packages
-from ..collectives import spread
-from ..tokenizer import compose, encode_prompt
-from .bootstrap import macro_f1_stderr, mean_stderr, pearson_stderr, ratio_stderr
-from .scoring import can_score, score_continuations
-from .suites import TASKS_FOLDER, BenchmarkTask
+from ..distributed import spread
+from ..tokenizer.encode import compose, encode_prompt
+from .config import TASKS_FOLDER, BenchmarkTask
+from .scoring import can_score, macro_f1_stderr, mean_stderr, pearson_stderr, ratio_stderr, score_continuations
 
 ensure_packages("eval", "lm_eval", "datasets")
 from lm_eval.api.instance import Instance  # noqa: E402  # after the message about the extra

@@ -11,17 +11,37 @@ at the start of the document). `<s>` and `</s>` are not text and not scored, so 
     bits per byte = nats of all text tokens / (ln 2 x UTF-8 bytes of the text)
 
 compares models with different tokenizers; perplexity = exp(nats per text token) does not.
+
+Held-out documents for a model that is loaded from disk: a packed folder, or any text files.
+
+The suite `lm`: bits per byte and perplexity of whole held-out documents, per source and per register.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..checks import ensure, near_name
+from ..data.input_files import SAMPLE
+from ..data.pack import DOCUMENT_DTYPE
+from ..data.packed import DOCUMENTS_NAME, VALIDATION_NAME, check_packed, load_packed
+from ..data.sources import Corpus, CorpusConfig, parse_metadata
+from ..distributed import spread
+from ..stage_folder import MANIFEST_NAME
+from ..tokenizer.encode import encode_texts, tokenizer_fingerprint
+from .scoring import Measure, can_score, ratio_stderr
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class HeldOutDocuments(Protocol):
@@ -179,3 +199,207 @@ def window_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def already_scored(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the scores of a model that makes them itself (`training.loss`) in place of logits."""
     return scores
+
+
+@dataclass(frozen=True)
+class HeldOutText:
+    """Documents as texts and as tokens `<s> … </s>`, in the form of a packed folder's held-out part.
+
+    Attributes:
+        texts: one a document.
+        validation: (tokens,) of all documents, one after another.
+        documents: offset, tokens, bytes and source of each (`DOCUMENT_DTYPE`).
+        source_names: of `documents["source"]`.
+    """
+
+    texts: list[str]
+    validation: NDArray[Any]
+    documents: NDArray[Any]
+    source_names: list[str]
+
+
+def load_held_out(inputs: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
+    """Return the held-out documents that inputs stand for, as tokens of a model.
+
+    Args:
+        inputs: one packed folder, or files, folders, globs and `sample`, whose every document is taken (of `sample`:
+            its held-out stories).
+        tokenizer: the model's.
+
+    Raises:
+        InputError: nothing is there, there is no document, or a packed folder of another tokenizer.
+    """
+    if len(inputs) == 1 and (Path(inputs[0]) / MANIFEST_NAME).is_file():
+        return _from_packed(inputs[0], tokenizer)
+    texts, sources = _read_texts(list(inputs))
+    ensure(texts, f"held_out={', '.join(inputs)}: holds no document with text.")
+    return _tokenized(texts, sources, tokenizer)
+
+
+def _from_packed(folder: str, tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
+    packed = load_packed(folder, "held_out")
+    ensure(
+        packed.manifest["tokenizer_sha256"] == tokenizer_fingerprint(tokenizer),
+        f"held_out={folder}: was packed with another tokenizer than the model's. Give the held-out texts themselves.",
+    )
+    ensure(
+        len(packed.documents),
+        f"held_out={folder}: no document is held out there. Give texts, or pack with validation_fraction.",
+    )
+    check_packed(packed, "held_out", names=(VALIDATION_NAME, DOCUMENTS_NAME))
+    texts = []
+    for start, count in zip(packed.documents["offset"], packed.documents["num_tokens"], strict=True):
+        ids = packed.validation[start + 1 : start + count - 1].tolist()
+        texts.append(str(tokenizer.decode(ids, skip_special_tokens=False)))
+    return HeldOutText(texts, packed.validation, packed.documents, packed.source_names)
+
+
+def _read_texts(inputs: list[str]) -> tuple[list[str], list[str]]:
+    texts, sources = [], []
+    files = [text for text in inputs if text != SAMPLE]
+    if files:
+        # A fraction of nought calls every document `train`; all of them are meant here.
+        for _, document in Corpus(CorpusConfig(inputs=files, validation_fraction=0.0)).documents():
+            texts.append(document.text)
+            sources.append(document.source)
+    if SAMPLE in inputs:
+        from ..data.sample import sample_documents
+
+        for row in sample_documents("validation"):
+            texts.append(row["text"])
+            sources.append(parse_metadata(row["metadata"], SAMPLE)[0])
+    return texts, sources
+
+
+def _tokenized(texts: list[str], sources: list[str], tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
+    end = tokenizer.eos_token_id
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
+    ensure(start is not None, "held_out: the model's tokenizer has no start and no end token to begin a document with.")
+    rows = [[start, *ids, start if end is None else end] for ids in encode_texts(tokenizer, texts)]
+    names = {name: place for place, name in enumerate(dict.fromkeys(sources))}
+    documents = np.zeros(len(texts), dtype=DOCUMENT_DTYPE)
+    documents["num_tokens"] = [len(row) for row in rows]
+    documents["offset"] = np.concatenate([[0], np.cumsum(documents["num_tokens"])[:-1]])
+    documents["num_bytes"] = [len(text.encode()) for text in texts]
+    documents["source"] = [names[source] for source in sources]
+    return HeldOutText(texts, np.concatenate([np.asarray(row, dtype=np.int64) for row in rows]), documents, list(names))
+
+
+@torch.no_grad()
+def score_windows(model: "PreTrainedModel", windows: HeldOutWindows, batch_size: int) -> NDArray[np.float64]:
+    """Return (windows, 2): summed nats and scored tokens of each window, whatever the batch size and number of ranks.
+
+    Args:
+        model: any causal language model.
+        windows: of the held-out documents.
+        batch_size: windows read at once; those of one batch have about the same length.
+    """
+    with tqdm(total=len(windows), desc="held-out text", unit=" windows", leave=False, disable=None) as bar:
+
+        def score(places: list[int]) -> list[NDArray[np.float64]]:
+            found = []
+            for start in range(0, len(places), batch_size):
+                items = [windows[place] for place in places[start : start + batch_size]]
+                longest = max(len(item["input_ids"]) for item in items)
+                # Padding stands behind the text, where causal attention never looks.
+                tokens = torch.zeros(len(items), longest, dtype=torch.long)
+                labels = torch.full((len(items), longest), -100)
+                for row, item in enumerate(items):
+                    tokens[row, : len(item["input_ids"])] = torch.from_numpy(item["input_ids"])
+                    labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
+                nats = _batch_nats(model, tokens.to(model.device), labels.to(model.device))
+                found += list(nats.cpu().double().numpy())
+                bar.update(len(items))
+            return found
+
+        return np.array(spread(range(len(windows)), score, chunk=batch_size))
+
+
+def _batch_nats(model: "PreTrainedModel", tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    if not can_score(model):
+        return window_nats(model(input_ids=tokens, use_cache=False).logits, labels)
+    body: Any = model.base_model
+    head: Any = model.get_output_embeddings()
+    hidden_BTH = body(input_ids=tokens, use_cache=False).last_hidden_state
+    # Row by row, and only where a token is scored: all logits of a batch would take gigabytes.
+    rows = []
+    for hidden_TH, label_T in zip(hidden_BTH, labels, strict=True):
+        scored_T = label_T[1:] != -100
+        logits_NV = head(hidden_TH[:-1][scored_T]).float()
+        nats = torch.nn.functional.cross_entropy(logits_NV, label_T[1:][scored_T], reduction="sum")
+        rows.append(torch.stack([nats, scored_T.sum().to(nats.dtype)]))
+    return torch.stack(rows)
+
+
+def language_modeling_measures(
+    model: "PreTrainedModel",
+    text: HeldOutText,
+    batch_size: int,
+    context: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    registers: dict[str, list[str]] | None = None,
+) -> list[Measure]:
+    """Return bits per byte and perplexity over all documents, per source and per register.
+
+    Args:
+        model: the model.
+        text: held-out documents as its tokens.
+        batch_size: windows read at once; it does not change a figure.
+        context: tokens seen at once; default the model's context.
+        stride: tokens between two windows; default half a context.
+        max_tokens: whole documents of at most so many tokens, drawn with a fixed seed; default all.
+        registers: for each register (a kind of text) the sources that belong to it.
+
+    Raises:
+        InputError: a context that the model does not have, or a register of unknown sources.
+    """
+    longest = int(model.config.max_position_embeddings)
+    context = context or longest
+    ensure(
+        2 <= context <= longest,
+        f"context={context}: the model reads at most {longest} tokens. Give 2 to {longest}, or leave it out.",
+    )
+    ensure(  # the first token of a window is predicted by the one before it, so windows share at least one
+        stride is None or 1 <= stride < context,
+        f"stride={stride}: must be 1 to {context - 1}. Half the context is usual.",
+    )
+    registers = registers or {}
+    for register, names in registers.items():
+        for name in names:
+            ensure(
+                name in text.source_names,
+                f"registers.{register}={name}: no held-out document has this source."
+                f"{near_name(name, text.source_names)} There are {', '.join(text.source_names[:8])}.",
+            )
+    windows = HeldOutWindows(text, context, stride, max_tokens)
+    nats = score_windows(model, windows, batch_size)
+    sums = np.zeros((len(text.documents), 2))
+    np.add.at(sums, [window.document for window in windows.windows], nats)
+    chosen = windows.document_ids
+    source_of = text.documents["source"][chosen]
+    parts: list[tuple[str | None, NDArray[np.bool_]]] = [(None, np.ones(len(chosen), dtype=bool))]
+    parts += [(name, source_of == number) for number, name in enumerate(text.source_names)]
+    for register, names in registers.items():
+        places = [text.source_names.index(name) for name in names]
+        parts.append((f"register: {register}", np.isin(source_of, places)))
+    measures = []
+    for part, mask in parts:
+        if mask.any():
+            measures += _measures(part, sums[chosen][mask], text.documents["num_bytes"][chosen][mask])
+    return measures
+
+
+def _measures(part: str | None, sums: NDArray[np.float64], num_bytes: NDArray[Any]) -> list[Measure]:
+    nats, tokens, total = float(sums[:, 0].sum()), int(sums[:, 1].sum()), int(num_bytes.sum())
+    per_token = nats / max(tokens, 1)
+    per_token_stderr = ratio_stderr(sums[:, 0].tolist(), sums[:, 1].tolist()) if tokens else None
+    bits_stderr = ratio_stderr((sums[:, 0] / math.log(2)).tolist(), num_bytes.tolist())
+    perplexity = math.exp(min(per_token, 700.0))
+    shared: dict[str, Any] = {"suite": "lm", "task": "held_out", "part": part, "num_items": len(sums)}
+    return [
+        Measure(metric="bits_per_byte", value=nats / math.log(2) / total, stderr=bits_stderr, **shared),
+        # The error of an exponential, to first order.
+        Measure(metric="perplexity", value=perplexity,
+                stderr=None if per_token_stderr is None else perplexity * per_token_stderr, **shared),
+    ]  # fmt: skip

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure
-from ..data.readers import RECORD_SUFFIXES, read_records
-from ..hub_client import hub_errors
-from .rows import BadRowError, Row, count_repeats, has_twin, letter_of, question_key
-from .sources import SOURCES, Column, Layout, Part, Shots, Source
+from ..checks import InputError, ensure, hub_errors
+from ..data.input_files import RECORD_SUFFIXES
+from ..data.readers import read_records
+from .benchmark_rows import BadRowError, Row, count_repeats, has_twin, letter_of, question_key
+from .benchmark_sources import SOURCES, Column, Layout, Part, Shots, Source
 
 _SHUFFLE_SEED = 0
 _PARQUET_COPY = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet

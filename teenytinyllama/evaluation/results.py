@@ -1,6 +1,8 @@
 """`results.json` in a run's folder: scores on benchmarks, as the evaluation writes them and a card reads them.
 
 Scores are fractions: 0.1924 is 19.24 %. Correlations lie in -1 to 1. A score of somebody else names its source.
+
+Scores of other models that ship as data, each with its source.
 """
 
 import json
@@ -10,8 +12,10 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..arguments import load_yaml
 from ..checks import InputError, MissingFileError, ensure
-from ..manifest import write_json
+from ..stage_folder import write_json
+from .config import TASKS
 
 RESULTS_NAME = "results.json"
 TrivialKind = Literal["constant", "majority", "length", "chance"]
@@ -262,3 +266,46 @@ def _check_type(path: Path, key: str, value: Any, declared: Any) -> None:
     names = {float: "a finite float", int: "int", type(None): "null"}
     shown = " or ".join(sorted({names.get(kind, "str") for kind in types}))
     ensure(allowed, f"{path}: key {key} is {value!r}, but must be {shown}. {_FIX}")
+
+
+REFERENCES_PATH = Path(__file__).parent / "references.yaml"
+
+
+def read_references(path: Path = REFERENCES_PATH) -> dict[str, list[Score]]:
+    """Return the scores of each model, with their sources.
+
+    Raises:
+        InputError: an unknown task, or a list of scores of another length.
+    """
+    models: dict[str, list[Score]] = {}
+    groups: Any = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    for group in groups:
+        for model, values in group["scores"].items():
+            ensure(
+                len(values) == len(group["tasks"]),
+                f"{path}: {model} has {len(values)} scores for {len(group['tasks'])} tasks ({group['source']}).",
+            )
+            for name, value in zip(group["tasks"], values, strict=True):
+                ensure(name in TASKS, f"{path}: {name} is no task.")
+                task = TASKS[name]
+                models.setdefault(model, []).append(
+                    Score(task=name, suite=group["suite"], name=task.title, metric=task.metric,
+                          metric_name=task.metric_title, value=value / 100, source=group["source"],
+                          num_items=group["items"][name], questions_sha256=group.get("questions", {}).get(name))
+                )  # fmt: skip
+    return models
+
+
+def why_not_comparable(score: Score, reference: Score) -> str | None:
+    """Return why a published score is of other questions than a score, or None if it is of the same.
+
+    They are the same if their texts are, or, of a dataset whose texts are not known here, if there are as many.
+    """
+    if is_limited(score):
+        return f"only the first {score.num_items:,} of {score.total_items:,} questions were asked"
+    if score.num_items != reference.num_items:
+        return f"{score.num_items:,} questions were asked, and the published scores are of {reference.num_items:,}"
+    known = (reference.questions_sha256, score.questions_sha256)
+    if score.dataset_id is None and None not in known and known[0] != known[1]:
+        return "as many questions were asked as in the published scores, but others"
+    return None

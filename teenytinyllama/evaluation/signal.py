@@ -2,23 +2,84 @@
 
 The marks are those of the tasks (`task_functions`), the prompts those of their YAML files, so that the numbers are the
 harness's on the same questions.
+
+Cloze: the last word of a sentence, from any held-out text, in the form of CALAME-PT.
+
+    … A menina abriu a porta. Lá fora chovia, e ela voltou para buscar o  ->  guarda-chuva
+
+An item is a sentence of at least `MIN_WORDS` words that ends with an ordinary word and `.`, `!` or `?`, behind the
+sentences before it. Which sentences are taken depends on a hash of their text and the seed, not on the order of the
+documents.
+
+Source of the form: CALAME-PT (Lopes et al., arXiv 2402.12969).
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..tokenizer import encode_prompt
-from .cloze import make_cloze
+from ..tokenizer.encode import encode_prompt
+from .benchmark_rows import Row
+from .config import TASKS, TASKS_FOLDER
 from .local_data import MissingDataError, load_rows
-from .rows import Row
+from .marking import choice_results, word_results
 from .scoring import Pair, score_continuations
-from .suites import TASKS, TASKS_FOLDER
-from .task_functions import choice_results, word_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+MIN_WORDS = 6  # of the sentence
+MAX_WORDS = 60  # of the text before the word: what a model needs to guess it, at little cost
+_SENTENCE = re.compile(r"[^.!?…\n]+[.!?…]+")
+_LAST = re.compile(r"^(?P<text>.*\s)(?P<word>[^\W\d_]{3,}(?:-[^\W\d_]+)*)[.!?]$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ClozeItem:
+    """A text without its last word, and the word."""
+
+    sentence: str
+    last_word: str
+
+
+def make_cloze(texts: Iterable[str], num_items: int, seed: int = 0) -> list[ClozeItem]:
+    """Return at most `num_items` items from texts; equal ones once.
+
+    Example:
+        >>> make_cloze(["Era uma vez um velho. Ele vivia só numa casa junto do mar."], 5)
+        [ClozeItem(sentence='Era uma vez um velho. Ele vivia só numa casa junto do', last_word='mar')]
+    """
+    found: dict[ClozeItem, bytes] = {}
+    for text in texts:
+        for item in _items(text):
+            key = f"{seed}\0{item.sentence}\0{item.last_word}".encode()
+            found[item] = hashlib.sha256(key).digest()
+    return sorted(found, key=found.__getitem__)[:num_items]
+
+
+def _items(text: str) -> Iterable[ClozeItem]:
+    before: list[str] = []  # words of earlier sentences
+    for match in _SENTENCE.finditer(text):
+        sentence = " ".join(match.group().split())
+        words = sentence.split(" ")
+        last = _LAST.match(sentence)
+        if last and len(words) >= MIN_WORDS:
+            context = [*before, *last["text"].split()]
+            yield ClozeItem(" ".join(context[-MAX_WORDS:]), last["word"])
+        before += words
+
+
+def write_cloze(path: Path, items: Iterable[ClozeItem]) -> None:
+    """Write items as jsonl, the file that the task `ttl_cloze` reads."""
+    lines = [json.dumps(asdict(item), ensure_ascii=False) for item in items]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
 
 # Which tasks of a local folder are asked, and the name of their figures.
 _LOCAL = {"ttl_hellaswag": "hellaswag", "ttl_arc_zero": "arc", "ttl_calame": "calame", "ttl_lambada": "lambada"}

@@ -3,10 +3,23 @@
 Absolute losses do not transfer: another tokenizer or another corpus moves them. The two TeenyTinyLlama baselines ended
 at 2.798 and 2.466 nats per token (arXiv 2401.16640), and the refit predicts 3.18 and 2.74. Differences do: 0.333 then,
 0.435 predicted. So a law ranks plans, and `calibration` moves it onto a corpus by runs of one's own.
+
+Finished runs as the measure of a plan: their speed, their watts, and where their loss lies beside the laws'.
 """
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checks import InputError, ensure
+from ..energy.emissions import EMISSIONS_NAME, read_emissions
+from ..energy.ledger import Account, read_ledger
+from ..gpus import find_gpu
+from ..presets import training_flops
+from ..stage_folder import MANIFEST_NAME, read_manifest
+from .memory import mean_step_speed
 
 
 @dataclass(frozen=True)
@@ -140,3 +153,268 @@ def unique_optimum(law: LossLaw, compute_flops: float, unique_tokens: float) -> 
     sizes = [fresh * 1.01**step for step in range(-342, 343)]
     best = min(sizes, key=lambda size: predicted_loss(law, size, compute_flops / 6 / size, unique_tokens))
     return best, compute_flops / 6 / best
+
+
+CPU = "cpu"
+_FIX = "Give the output_dir of a finished `ttl pretrain`."
+# `training.checkpoints` and `training.metrics` have these names too, and load torch.
+_STARTED_NAME, _METRICS_NAME = "environment.json", "metrics.jsonl"
+# A run of fewer tokens a parameter is nowhere near the runs that the laws were fitted to, and still learns at once: its
+# loss says nothing about a long run's.
+LEAST_TOKENS_PER_PARAMETER = 1.0
+# Nats that a law must see between runs for a slope. Two seeds of one design differ by 0.0013 to 0.0019 nats (124M at a
+# loss of 3.28, modded-nanogpt), which is then an error of 4 % in the slope.
+_LEAST_DIFFERENCE = 0.05
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """What a finished run tells a plan.
+
+    Attributes:
+        folder: where it is.
+        hardware: the device's name.
+        gpu: its key in `gpus.GPUS`, the device's name for a GPU that is not there, or `cpu`.
+        num_gpus: ranks that trained.
+        flops_per_second: of one rank in the mean step, by 6 N + 12 L h T.
+        tokens_per_second: of all ranks, the mean of its steps.
+        overall_tokens_per_second: the same over all of its time: evaluations, saves and the start included.
+        outside_seconds: of that time, what was neither a step nor the start, without what was done again after a kill.
+        starting_seconds: until its meter ran.
+        scores_by_length: whether an evaluation scores a share of the run's tokens, as is usual, and not a given number.
+        precision: that it trained in.
+        memory_bytes: that were free on its device when it started; None: not known.
+        watts: of one rank with its share of the host; None: nothing was measured.
+        num_parameters: of its model.
+        tokens: trained on.
+        unique_tokens: in its data.
+        loss: at its end, in nats per token.
+        loss_name: which loss that is.
+        tokenizer_sha256: of its tokenizer.
+    """
+
+    folder: str
+    hardware: str
+    gpu: str
+    num_gpus: int
+    flops_per_second: float
+    tokens_per_second: float
+    overall_tokens_per_second: float
+    outside_seconds: float
+    starting_seconds: float
+    scores_by_length: bool
+    precision: str
+    memory_bytes: float | None
+    watts: float | None
+    num_parameters: int
+    tokens: int
+    unique_tokens: int
+    loss: float
+    loss_name: str
+    tokenizer_sha256: str
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """Return the tokens trained on for each parameter."""
+        return self.tokens / self.num_parameters
+
+    def predicted(self, law: LossLaw) -> float:
+        """Return the loss that a law predicts for this run, in nats per token."""
+        return predicted_loss(law, self.num_parameters, self.tokens, min(self.tokens, self.unique_tokens))
+
+
+@dataclass(frozen=True)
+class LossFit:
+    """Where a corpus lies beside a law: loss = slope x prediction + offset, in nats per token."""
+
+    slope: float
+    offset: float
+
+    def __call__(self, predicted: float) -> float:
+        """Return the loss to expect where the law predicts `predicted`."""
+        return self.slope * predicted + self.offset
+
+
+def read_run(folder: str, watts_given: bool) -> MeasuredRun:
+    """Return what a finished pretraining measured.
+
+    Args:
+        folder: its output_dir.
+        watts_given: whether the user gives the power, so that a run without emissions will do.
+
+    Raises:
+        InputError: no folder, not finished, not a pretraining, no speed, or no energy.
+    """
+    path = Path(folder)
+    ensure(
+        (path / MANIFEST_NAME).is_file() or not (path / _STARTED_NAME).is_file(),
+        f"calibrate={folder}: is not finished: it has no {MANIFEST_NAME} yet. Run its command again to the end.",
+    )
+    manifest = read_manifest("calibrate", folder, "pretrain", _FIX)
+    try:
+        model, training = manifest["model"], manifest["training"]
+        num_gpus, tokens = int(training["world_size"]), training["tokens"]
+        ensure(
+            training["tokens_per_second"],
+            f"calibrate={folder}: {MANIFEST_NAME} has no tokens_per_second: nothing was logged. {_FIX}",
+        )
+        account = read_ledger(path)
+        seconds, starting = _seconds(path, training, account)
+        speed = _steps_speed(path, training, tokens / seconds)
+        flops = training_flops(
+            model["num_parameters"], model["num_hidden_layers"], model["hidden_size"], model["context"]
+        )
+        loss, loss_name = _final_loss(manifest)
+        hardware = str(training["hardware"])
+        gpu = _gpu_name(training)
+        return MeasuredRun(
+            folder=folder,
+            hardware=hardware,
+            gpu=gpu,
+            num_gpus=num_gpus,
+            flops_per_second=speed * flops / num_gpus,
+            tokens_per_second=speed,
+            overall_tokens_per_second=tokens / (seconds + starting),
+            outside_seconds=max(0.0, seconds - tokens / speed),
+            starting_seconds=starting,
+            scores_by_length=(manifest.get("config") or {}).get("eval_max_tokens") is None,
+            precision=str(training["precision"]),
+            memory_bytes=_free_bytes(path / _STARTED_NAME),
+            watts=None if watts_given else _measured_watts(path, num_gpus, on_gpu=gpu != CPU),
+            num_parameters=model["num_parameters"],
+            tokens=tokens,
+            unique_tokens=manifest["data"]["train_tokens"],
+            loss=loss,
+            loss_name=loss_name,
+            tokenizer_sha256=manifest["data"]["tokenizer_sha256"],
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"calibrate={folder}: {MANIFEST_NAME} lacks what a plan needs ({error!r}). {_FIX}") from error
+
+
+def _gpu_name(training: dict[str, Any]) -> str:
+    hardware = str(training["hardware"])
+    found = find_gpu(hardware)
+    if found is not None:
+        return found[0]
+    return hardware if training.get("peak_gpu_memory_gb") else CPU
+
+
+def _free_bytes(environment: Path) -> float | None:
+    """Return the memory that was free when a run started, by its own record."""
+    if not environment.is_file():
+        return None
+    try:
+        return float(json.loads(environment.read_text(encoding="utf-8"))["micro_batch"]["free_bytes"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _final_loss(manifest: dict[str, Any]) -> tuple[float, str]:
+    """Return the loss at the end of a run in nats per token, on held-out text where there is some, and its name."""
+    held_out = manifest["results"]["final"]
+    if isinstance(held_out, dict) and "nats_per_token" in held_out:
+        return float(held_out["nats_per_token"]), "held-out text"
+    return float(manifest["training"]["last_loss"]), "its last training steps"
+
+
+def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
+    """Return the mean power of one rank over a run, with its share of the host and without the building's, in watts.
+
+    Raises:
+        InputError: there is no measurement, or codecarbon saw no GPU where there was one.
+    """
+    fix = "Give --watts, the power of one GPU with its share of the host."
+    total = read_emissions(folder / EMISSIONS_NAME)
+    if total is None:
+        raise InputError(f"calibrate={folder}: has no {EMISSIONS_NAME} with rows, so its power is not known. {fix}")
+    ensure(
+        total.energy_kwh > 0 and total.duration_seconds > 0,
+        f"calibrate={folder}: {EMISSIONS_NAME} has {total.energy_kwh} kWh in {total.duration_seconds} s, so its power "
+        f"is not known. {fix}",
+    )
+    ensure(
+        total.gpu_kwh > 0 or not on_gpu,
+        f"calibrate={folder}: {EMISSIONS_NAME} has no energy of the GPU (codecarbon could not ask it), so its power is "
+        f"not known. {fix}",
+    )
+    return 1000 * total.machine_kwh / (total.duration_seconds / 3600) / num_gpus  # kWh of all machines, hours of one
+
+
+def _seconds(folder: Path, training: dict[str, Any], account: Account | None) -> tuple[float, float]:
+    """Return the seconds that a run's useful work took while its meter ran, and those of its start before.
+
+    What was done again after a kill, and speed tests, are left out by their share of the energy. Without a ledger all
+    of the measured time counts, and without any measurement the time that its speed stands for.
+    """
+    total = read_emissions(folder / EMISSIONS_NAME)
+    seconds = total.duration_seconds if total else training.get("seconds") or 0.0
+    if not seconds:
+        return training["tokens"] / training["tokens_per_second"], 0.0
+    if account is None or account.total.energy_kwh <= 0:
+        return seconds, 0.0
+    runs = [start for start in account.starts if start.machine == 0 and not start.is_speed_test]
+    return seconds * account.useful_kwh / account.total.energy_kwh, runs[-1].starting_seconds if runs else 0.0
+
+
+def _steps_speed(folder: Path, training: dict[str, Any], overall: float) -> float:
+    """Return the mean tokens/s of a run's steps; of one whose record has a median alone, by its `metrics.jsonl`.
+
+    Where that is not there or cannot be read, it is the speed over all of its time, which is the lower one.
+    """
+    if training.get("steps_tokens_per_second"):
+        return float(training["steps_tokens_per_second"])
+    try:
+        lines = (folder / _METRICS_NAME).read_text(encoding="utf-8").splitlines()
+        mean = mean_step_speed(json.loads(line) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return overall
+    return mean or overall
+
+
+def choose_run(runs: list[MeasuredRun], gpu: str, num_gpus: int) -> MeasuredRun | None:
+    """Return the run whose speed and watts a plan for these GPUs uses, or None.
+
+    It is the one with the largest model; of several such, one on as many GPUs.
+    """
+    of_this = [run for run in runs if run.gpu == gpu]
+    return max(of_this, key=lambda run: (run.num_parameters, run.num_gpus == num_gpus), default=None)
+
+
+def fit_losses(runs: list[MeasuredRun]) -> dict[str, LossFit]:
+    """Return for each law where the runs' corpus lies: an offset from one run, offset and slope from more.
+
+    Runs below `LEAST_TOKENS_PER_PARAMETER` are left out; without any other, nothing is fitted. With two runs or more it
+    is the line of least squares.
+
+    Raises:
+        InputError: tokenizers differ, or the runs are too alike or too noisy for a slope.
+    """
+    long = [run for run in runs if run.tokens_per_parameter >= LEAST_TOKENS_PER_PARAMETER]
+    names = ", ".join(run.folder for run in long)
+    ensure(
+        len({run.tokenizer_sha256 for run in long}) <= 1,
+        f"calibrate={names}: have different tokenizers, so their losses per token cannot be compared. Give runs of one "
+        "tokenizer.",
+    )
+    if not long:
+        return {}
+    return {name: _fit(law, long, names) for name, law in LAWS.items()}
+
+
+def _fit(law: LossLaw, runs: list[MeasuredRun], names: str) -> LossFit:
+    predicted = [run.predicted(law) for run in runs]
+    mean_predicted = sum(predicted) / len(runs)
+    mean_loss = sum(run.loss for run in runs) / len(runs)
+    if len(runs) == 1:
+        return LossFit(1.0, mean_loss - mean_predicted)
+    slope = 0.0
+    if max(predicted) - min(predicted) >= _LEAST_DIFFERENCE:
+        slope = sum((x - mean_predicted) * (run.loss - mean_loss) for x, run in zip(predicted, runs, strict=True))
+        slope /= sum((x - mean_predicted) ** 2 for x in predicted)
+    ensure(
+        slope > 0,
+        f"calibrate={names}: give no slope: their losses do not fall where the law's do, or size and length are too "
+        "alike. Give runs that differ in size or in tokens, or one run.",
+    )
+    return LossFit(slope, mean_loss - slope * mean_predicted)

@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
-from ..emissions import emission_files
+from ..energy.emissions import emission_files
+from ..energy.ledger import ledger_files
 from ..evaluation.results import RESULTS_NAME
-from ..ledger import ledger_files
-from ..manifest import MANIFEST_NAME, sha256_file
 from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
-from ..tokenizer import SENTENCEPIECE_NAME
-from .benchmarks import eval_result_files
-from .cards import CARD_NAME, render_model_card
-from .places import record_without_places, without_places
-from .refusals import check_repository
-from .run_files import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, card_row, read_run
-from .safety import inside
-from .uploads import Upload, UploadFile, record_file
+from ..stage_folder import MANIFEST_NAME, sha256_file
+from ..tokenizer.files import SENTENCEPIECE_NAME
+from .card import CARD_NAME, render_model_card
+from .run_files import (
+    CHECKPOINTS_NAME,
+    METRICS_NAME,
+    SAMPLES_NAME,
+    card_row,
+    read_run,
+    record_without_places,
+    without_places,
+)
+from .safety import Upload, UploadFile, check_repository, inside, record_file
+from .scores import eval_result_files
 
 CONFIG_NAME, ENVIRONMENT_NAME = "config.yaml", "environment.json"
 WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")

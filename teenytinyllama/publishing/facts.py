@@ -5,25 +5,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..emissions import EMISSIONS_NAME
+from ..checks import model_license
+from ..energy.emissions import EMISSIONS_NAME, place
+from ..energy.ledger import describe_incomplete, num_speed_tests, read_energy
 from ..evaluation.results import RESULTS_NAME, Results, read_results
-from ..grid import place
-from ..hub_client import model_license
-from ..ledger import describe_incomplete, num_speed_tests, read_energy
-from ..manifest import MANIFEST_NAME
 from ..model_files import ADAPTER_CONFIG_NAME
-from .escaping import one_line
-from .places import command_without_places
+from ..stage_folder import MANIFEST_NAME
 from .run_files import (
     CHECKPOINTS_NAME,
     METRICS_NAME,
     SAMPLES_NAME,
     check_checkpoints,
+    command_without_places,
     read_checkpoints,
     read_evaluations,
     read_run,
     read_samples,
 )
+from .wording import one_line
 
 MAX_EVALUATIONS = 12  # rows of the table of evaluations; a run may make hundreds
 _LINKED = ("config.yaml", METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, "emissions.json",

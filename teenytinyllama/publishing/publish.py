@@ -1,23 +1,237 @@
-"""`ttl publish RUN --to owner/name`: a finished run and its checkpoints on the Hub, in a folder, or only as a list."""
+"""`ttl publish RUN --to owner/name`: a finished run and its checkpoints on the Hub, in a folder, or only as a list.
 
+Instead of the network: what would be uploaded as a list, or written into a folder.
+
+A complete checkpoint as a branch of its own, and as a line of the list of checkpoints on main.
+"""
+
+import json
 import logging
+import os
+import re
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
-from ..checks import InputError, RunFailedError, ensure
-from .branches import Checkpoint, check_distinct, merge_entries, read_checkpoint
-from .contents import main_upload, run_identity
-from .folder import FOLDER_PREFIX, check_folder, describe_uploads, folder_of, write_folder
-from .hub import Hub, Standing, open_hub, prepare, push
-from .hub_calls import HubLimits
-from .refusals import check_repository, check_token
-from .uploads import Upload
+from ..checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
+from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
+from ..stage_folder import scratch_folder
+from .contents import CONFIG_NAME, ENVIRONMENT_NAME, WEIGHTS, main_upload, model_files, present_files, run_identity
+from .hub import Hub, HubLimits, Standing, open_hub, prepare, push
+from .run_files import METRICS_NAME, read_metrics
+from .safety import Upload, UploadFile, check_repository, check_token, check_upload, inside
 from .wording import card_languages
+
+# Of `--to`: what follows is a folder of this machine.
+FOLDER_PREFIX = "folder:"
+REVISIONS_FOLDER = "revisions"
+
+
+def write_folder(uploads: Iterable[Upload], folder: Path) -> Path:
+    """Write uploads as they would lie on the Hub and return the folder: main at the top, others in `revisions/NAME/`.
+
+    Args:
+        uploads: one with the revision main, and any others.
+        folder: new or empty; it appears whole or not at all.
+
+    Raises:
+        InputError: it holds something already, the disk is too full, or an upload is refused (see `check_upload`).
+    """
+    uploads = list(uploads)
+    for upload in uploads:
+        check_upload(upload)
+    needed = sum(file.size_bytes for upload in uploads for file in upload.files)
+    ensure_disk_space("to", folder, needed, "Free some, or publish without checkpoints: --checkpoints false")
+    check_folder(folder)
+    place = folder.resolve()  # of a link, where it leads
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(place.parent) as scratch:  # on the same disk, so that the folder appears at once
+        for upload in uploads:
+            top = scratch if upload.revision == "main" else scratch / REVISIONS_FOLDER / upload.revision
+            for file in upload.files:
+                target = top / file.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(file.source, bytes):
+                    target.write_bytes(file.source)
+                else:
+                    shutil.copyfile(file.source, target)
+        os.replace(scratch, place)  # of another folder it takes the place only if that is empty
+    return folder
+
+
+def folder_of(to: str) -> Path:
+    """Return the folder that `--to folder:PATH` names.
+
+    Raises:
+        InputError: `~user` of a user that is not there.
+    """
+    path = to.removeprefix(FOLDER_PREFIX)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"to={to}: this machine has no such user. Write the folder's whole path.") from error
+
+
+def check_folder(folder: Path, source: Path | None = None) -> None:
+    """Check that a folder can be made, or is empty, and lies outside of what is published.
+
+    Args:
+        folder: to be written.
+        source: the run's folder.
+
+    Raises:
+        InputError: it holds something, is a file, cannot be made, or lies in the run's folder.
+    """
+    where = f"to={FOLDER_PREFIX}{folder}"
+    ensure_folder("to", folder)
+    place = folder.resolve()
+    ensure(
+        source is None or not (place == source.resolve() or source.resolve() in place.parents),
+        f"{where}: lies in the run's own folder {source}. Give a new folder elsewhere.",
+    )
+    ensure(
+        not place.exists() or not any(place.iterdir()),
+        f"{where}: is not empty. Give a new folder.",
+    )
+
+
+def describe_uploads(uploads: Iterable[Upload]) -> str:
+    """Return every file of the uploads with its size and its target, and the whole card, as text.
+
+    Raises:
+        InputError: an upload is refused (see `check_upload`).
+    """
+    parts = []
+    for upload in uploads:
+        check_upload(upload)
+        total = sum(file.size_bytes for file in upload.files)
+        place = f"{upload.repository} ({upload.repo_type} repository)" if upload.repository else "folder"
+        head = f"{place}, {upload.revision}: {counted(len(upload.files), 'file')}, {total:,} bytes, {upload.message!r}"
+        width = max(len(file.path) for file in upload.files)
+        lines = [f"  {file.path:{width}}  {file.size_bytes:>15,} bytes" for file in upload.files]
+        parts.append("\n".join([head, *lines]))
+        for file in upload.files:
+            if file.path == "README.md" and isinstance(file.source, bytes):
+                parts.append(f"README.md of {upload.revision}:\n\n{file.source.decode()}")
+    return "\n\n".join(parts)
+
+
+# What resuming needs: pickles, so only on request. `latest` and `global_step…` are DeepSpeed's.
+_OPTIMIZER = re.compile(
+    r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|latest|global_step\d+/[\w.-]+\.pt"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is to be published.
+
+    Attributes:
+        upload: its branch.
+        entry: what `checkpoints.json` says of it.
+    """
+
+    upload: Upload
+    entry: dict[str, Any]
+
+
+def read_checkpoint(
+    run: Path, folder: Path, repository: str, base_model: str = "", optimizer_state: bool = False
+) -> Checkpoint:
+    """Return the upload of a complete checkpoint to its branch, and its entry in the list of checkpoints.
+
+    Args:
+        run: the run's folder.
+        folder: the checkpoint's.
+        repository: `owner/name`.
+        base_model: see `main_upload`.
+        optimizer_state: add what resuming needs; these files are pickles.
+
+    Raises:
+        InputError: see `main_upload`.
+    """
+    marker = read_marker(folder)
+    step = marker.step
+    files = model_files(run, folder, base_model)
+    weights = {file.path: file.sha256() for file in files if WEIGHTS.fullmatch(file.path)}
+    lines = read_metrics(run / METRICS_NAME, step)
+    figures = _figures(marker, lines)
+    revision = f"step{step}"
+    entry = {"step": step, "branch": revision, **figures, "sha256": weights}
+    files += [
+        _json_file("emissions.json", {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}),
+        UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
+        *present_files(run, (CONFIG_NAME, ENVIRONMENT_NAME)),
+    ]
+    state = _optimizer_files(run, folder) if optimizer_state else []
+    upload = Upload(
+        repository,
+        "model",
+        revision,
+        (*files, *state),
+        f"checkpoint of step {step}",
+        fixed=tuple(weights),
+        pickles=tuple(file.path for file in state),
+    )
+    return Checkpoint(upload, entry)
+
+
+def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a checkpoint says of the training so far; markers of earlier versions leave it to metrics.jsonl."""
+    newest: dict[str, Any] = {}
+    for record in records:
+        newest |= record
+    scored = [
+        record["bits_per_byte"] for record in records if record["step"] == marker.step and "bits_per_byte" in record
+    ]
+    found = {
+        "tokens": marker.tokens,
+        "loss": None,
+        "bits_per_byte": marker.bits_per_byte or (scored[-1] if scored else None),
+        "kwh": marker.kwh,
+        "kg_co2e": marker.kg_co2e,
+    }
+    return {key: newest.get(key) if value is None and key != "bits_per_byte" else value for key, value in found.items()}
+
+
+def _json_file(path: str, content: dict[str, Any]) -> UploadFile:
+    return UploadFile(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _optimizer_files(run: Path, folder: Path) -> list[UploadFile]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return [UploadFile(name, inside(run, folder / name)) for name in names if _OPTIMIZER.fullmatch(name)]
+
+
+def check_distinct(entries: list[dict[str, Any]]) -> None:
+    """Refuse checkpoints of different steps with the same weights: one of them is not what its name says.
+
+    Two branches of Pythia served the same weights for a long time (EleutherAI/pythia, issue 205).
+
+    Raises:
+        InputError: there are such; the message names both and the hash.
+    """
+    seen: dict[str, int] = {}
+    for entry in entries:
+        hashes = json.dumps(entry["sha256"], sort_keys=True)
+        if hashes in seen:
+            name, digest = next(iter(entry["sha256"].items()))
+            raise InputError(
+                f"checkpoints: steps {seen[hashes]} and {entry['step']} have the same weights ({name}, sha256 "
+                f"{digest}), so one of the branches would not hold what its name says. Delete the wrong one."
+            )
+        seen[hashes] = entry["step"]
+
+
+def merge_entries(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of several lists by step; a later list wins."""
+    by_step = {entry["step"]: entry for entries in lists for entry in entries}
+    return [by_step[step] for step in sorted(by_step)]
+
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks import InputError, ensure
-from .uploads import Upload, UploadFile
+from .safety import Upload, UploadFile
 
 # What a repository may hold before we have put anything there: made with it, or written on its page.
 _HARMLESS = re.compile(r"\.gitattributes|\.gitignore|README\.md|LICENSE(\.\w+)?", re.IGNORECASE)

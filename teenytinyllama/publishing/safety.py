@@ -1,11 +1,224 @@
-"""What is never published: secrets, pickles, caches, and files from outside the run's folder."""
+"""What is never published: secrets, pickles, caches, and files from outside the run's folder.
 
+What is wrong when the Hub refuses, said once and clearly; and the checks that need no network.
+
+What is to be published, as plain values: files, where each goes, and under which revision. Nothing is sent here.
+"""
+
+import hashlib
+import json
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from ..checks import InputError, ensure
-from .refusals import check_repository, check_revision
-from .uploads import Upload, UploadFile
+
+# Tokens of the Hub; also what is left of one that was cut.
+_SECRET = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{10,}")
+_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
+_QUOTA = re.compile(r"quota|storage limit|storage .*(exceed|reached|full)|payment|billing|plan\b", re.IGNORECASE)
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONGEST_MESSAGE = 300
+# The Hub's refusals that the client raises as plain ValueError: of large files, and of the card's metadata.
+_CLIENT_REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")
+
+
+def check_repository(repository: str, key: str = "to") -> None:
+    """Refuse what the Hub would not take as `owner/name`; asks nobody.
+
+    Raises:
+        InputError: not two names with one slash, or letters that the Hub does not allow.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    owner, slash, name = repository.partition("/")
+    try:
+        validate_repo_id(repository)
+        is_valid = bool(owner and slash and name)
+    except HFValidationError:
+        is_valid = False
+    ensure(
+        is_valid,
+        f"{key}={without_tokens(repository)}: is no repository of the Hub. Give owner/name, each of letters, digits, "
+        "'-', '_' and '.', without '--' or '..', as ana/meu-modelo.",
+    )
+
+
+def check_revision(revision: str) -> None:
+    """Refuse a revision that is no plain branch name.
+
+    Raises:
+        InputError: other letters, or a name that git treats in its own way.
+    """
+    ensure(
+        _REVISION.fullmatch(revision) and ".." not in revision and not revision.endswith((".lock", ".")),
+        f"revision={revision}: is no plain branch name. Use letters, digits, '-', '_' and '.', as step1000.",
+    )
+
+
+def check_token() -> None:
+    """Refuse to begin without a token or in offline mode; asks nobody.
+
+    Raises:
+        InputError: there is no token on this machine, or HF_HUB_OFFLINE is set.
+    """
+    from huggingface_hub import constants, get_token
+
+    ensure(
+        not constants.HF_HUB_OFFLINE,
+        "HF_HUB_OFFLINE: is set, so nothing can be sent. Unset it, or write to a folder: --to folder:PATH",
+    )
+    ensure(get_token(), f"token: there is none on this machine. {_LOGIN}")
+
+
+def without_tokens(text: str) -> str:
+    """Return a text in which nothing that looks like a token of the Hub, and not this machine's own, can be read."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token and len(token) > 5:
+        text = text.replace(token, "<token>")
+    return _SECRET.sub("<token>", text)
+
+
+def one_clean_line(text: str) -> str:
+    """Return a text of another's as one short line: no token, no signature of an address, no control character."""
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return without_tokens(text)[:_LONGEST_MESSAGE]
+
+
+def explain(error: Exception, what: str, repository: str, user: str) -> InputError | None:
+    """Return the refusal that an exception of the Hub client means, or None for what is no refusal of the Hub.
+
+    Args:
+        error: as raised by the client.
+        what: was being done, as `ana/modelo: the commit to main`.
+        repository: where to.
+        user: who the token belongs to; empty if that is not known yet.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if not isinstance(error, HfHubHTTPError):
+        cause = error.__cause__
+        if isinstance(error, RuntimeError) and isinstance(cause, HfHubHTTPError):  # from a thread that uploads a file
+            return explain(cause, what, repository, user)
+        if isinstance(error, ValueError) and str(error).startswith(_CLIENT_REFUSALS):
+            return InputError(f"{what}: the Hub refuses it: {one_clean_line(str(error))}{_quota_fix(str(error))}")
+        return None
+    status = error.response.status_code
+    said = one_clean_line(error.server_message or error.response.headers.get("X-Error-Message") or "")
+    who = f"as {user}" if user else "with this token"
+    if isinstance(error, GatedRepoError):
+        reason = f"access to {repository} has to be granted. Ask for it at {repository_page(repository)}."
+    elif status == 401 or (status == 403 and not user):
+        reason = f"the Hub does not accept the token (HTTP {status}). It may be mistyped or expired. {_LOGIN}"
+    elif status in (402, 413, 507) or _QUOTA.search(said):
+        reason = f"the Hub has no room for it (HTTP {status}): {said}.{_quota_fix(said) or _QUOTA_FIX}"
+    elif status == 403:
+        reason = (
+            f"you may not write to {repository} {who} (HTTP 403): {said}. Use a token with write permission for it, "
+            "or your own repository."
+        )
+    elif isinstance(error, RepositoryNotFoundError) or status == 404:
+        reason = f"{repository} does not exist, or you may not see it {who} (HTTP {status})."
+    else:
+        reason = f"the Hub refuses it (HTTP {status}): {said}."
+    return InputError(f"{what}: {reason}")
+
+
+_QUOTA_FIX = " Free some room there, publish to an organisation that has more, or make the repository public."
+
+
+def _quota_fix(said: str) -> str:
+    return _QUOTA_FIX if _QUOTA.search(said) else ""
+
+
+def repository_page(repository: str, repo_type: str = "model") -> str:
+    """Return the address of a repository's page."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repository}"
+
+
+@dataclass(frozen=True)
+class UploadFile:
+    """One file of a repository.
+
+    Attributes:
+        path: in the repository, with forward slashes.
+        source: the local file, or the bytes themselves for what is made on the way (a card, an index).
+    """
+
+    path: str
+    source: Path | bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes will be sent."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    def sha256(self) -> str:
+        """Return the hash of the content, read piece by piece."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        with self.source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def blob_id(self) -> str:
+        """Return the id that git gives to the content, by which the Hub knows a file that is not in LFS."""
+        digest = hashlib.sha1(b"blob %d\0" % self.size_bytes, usedforsecurity=False)
+        if isinstance(self.source, bytes):
+            digest.update(self.source)
+            return digest.hexdigest()
+        with self.source.open("rb") as file:
+            while part := file.read(1 << 22):
+                digest.update(part)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The whole content of one revision of a repository, sent as one commit.
+
+    Attributes:
+        repository: `owner/name`.
+        repo_type: `model` or `dataset`.
+        revision: `main`, or the branch of a checkpoint such as `step100000`.
+        files: in the order in which they are listed to the user.
+        message: of the commit.
+        record: path of the one of these files that says what was put there, see `record_file`. The record that the
+            revision holds already decides what may be replaced: nothing of another identity, and of the files that
+            are no longer part of the upload only those that it lists. None: nothing is ever deleted.
+        fixed: paths whose content never changes on this revision, such as the weights of a checkpoint.
+        pickles: paths of optimizer state, which is pickled, that the user asked for.
+    """
+
+    repository: str
+    repo_type: Literal["model", "dataset"]
+    revision: str
+    files: tuple[UploadFile, ...]
+    message: str
+    record: str | None = None
+    fixed: tuple[str, ...] = ()
+    pickles: tuple[str, ...] = ()
+
+
+def record_file(path: str, identity: Any, names: Iterable[str], more: dict[str, Any]) -> UploadFile:
+    """Return the record of an upload: what it belongs to, all its files by name, and what else is worth saying.
+
+    Args:
+        path: of the record in the repository.
+        identity: any JSON value that tells runs (or datasets) apart and stays the same for one of them.
+        names: paths of the other files that we have put there.
+        more: further keys.
+    """
+    content = {"identity": identity, **more, "files": sorted({path, *names})}
+    return UploadFile(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+
 
 _PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".h5", ".msgpack", ".npz"}
 _SECRET_NAMES = re.compile(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import ensure
-from .encoding import encode_texts
+from .encode import encode_texts
 from .sampling import TextWithSource, encode_utf8, text_and_source
 
 if TYPE_CHECKING:

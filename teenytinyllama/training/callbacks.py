@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checks import beside_the_model
-from ..grid import GridSettings
-from ..ledger import Phase, ledger_path, read_starts
-from ..meter import EnergyReading
-from ..published import end_token_ids
-from ..recorder import Recorder
-from ..tokenizer import compose, encode_texts
-from .hardware import has_accelerator, wait_for_gpu
+from ..distributed import ranks_here
+from ..energy.emissions import GridSettings
+from ..energy.ledger import Phase, ledger_path, read_starts
+from ..energy.meter import EnergyReading
+from ..energy.recorder import Recorder
+from ..gpus import has_accelerator, wait_for_gpu
+from ..models import end_token_ids
+from ..tokenizer.encode import compose, encode_texts
+from .caps import Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
-from .ranks import ranks_here
-from .spending import Spent, spent_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

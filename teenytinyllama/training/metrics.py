@@ -13,11 +13,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checks import RunFailedError, beside_the_model
-from ..emissions import close_line
-from ..manifest import parse_record
+from ..energy.emissions import close_line
+from ..gpus import device_name, peak_flops
 from ..presets import flops_per_token
-from .hardware import device_name, peak_flops
-from .spending import SpendingCallback
+from ..stage_folder import parse_record
+from .caps import SpendingCallback
 
 METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"
 MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddings, full attention)"

@@ -1,16 +1,26 @@
-"""Pretraining: a checked plan, a Trainer with our callbacks, and a run folder that says everything about the run."""
+"""Pretraining: a checked plan, a Trainer with our callbacks, and a run folder that says everything about the run.
 
+What the Trainer reads: packed rows in their fixed order, and batches of them.
+
+A callback that asks the model last words and multiple-choice questions at every evaluation.
+"""
+
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import EvalPrediction, set_seed
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import can_score
+from ..evaluation.signal import SignalTask, cloze_task, local_tasks, score_signal
 from .callbacks import SampleCallback
 from .config import DEFAULT_PROMPTS, PretrainConfig
-from .plan import PretrainPlan, check_rows, plan_run
 from .report import (
     describe_data,
     describe_length,
@@ -21,14 +31,132 @@ from .report import (
     planned_zero_stage,
     warn_of_repeats,
 )
-from .rows import CausalCollator, TrainingRows
 from .run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
-from .signal_scores import SignalCallback, build_signal_tasks
-from .speed import apply_speed
+from .run_plan import PretrainPlan, check_rows, plan_run
+from .speed import apply_speed, eager
 from .trainer import Pretrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from ..data.packed import PackedCorpus
+    from .config import PretrainConfig
+
+
+class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
+    """A map-style dataset of exactly the rows of a run: the packed rows, repeated as often as the run needs.
+
+    The first epoch is the packed order (shuffled once when packing); each later one is a permutation of its own.
+    Because the dataset is as long as the run, every optimizer step has all its micro-batches, no row is dropped
+    where two epochs meet, and resuming is arithmetic on the row's number.
+    """
+
+    def __init__(self, rows: NDArray[Any], num_rows: int, seed: int) -> None:
+        """Show `num_rows` rows of the array (rows, context), going round as often as needed."""
+        self.rows, self.num_rows, self.seed = rows, num_rows, seed
+        self._epoch = 0
+        self._order: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, NDArray[np.int64]]:
+        epoch, place = divmod(index, len(self.rows))
+        return {"input_ids": self.rows[self._place(epoch, place)].astype(np.int64)}
+
+    def __getitems__(self, indices: list[int]) -> NDArray[np.int64]:
+        """Return the rows of a batch, (rows, context), in one read; torch's loader asks for this when it is there."""
+        places = [self._place(*divmod(index, len(self.rows))) for index in indices]
+        return self.rows[places].astype(np.int64)
+
+    def _place(self, epoch: int, place: int) -> int:
+        if epoch == 0:
+            return place
+        if self._order is None or self._epoch != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        return int(self._order[place])
+
+
+class CausalCollator:
+    """Stack rows to a batch; rows without labels are their own labels, shorter rows are padded on the right.
+
+    Padding needs no attention mask: in a causal model nothing before it sees it, and its labels are -100.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        """Pad with `pad_token_id`."""
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict[str, NDArray[np.int64]]] | NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Return `input_ids` and `labels`, both (rows, longest row); full rows come as one array."""
+        if isinstance(rows, np.ndarray):
+            full = torch.from_numpy(rows)
+            return {"input_ids": full, "labels": full}
+        length = max(len(row["input_ids"]) for row in rows)
+        input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
+        labels = np.full((len(rows), length), -100, dtype=np.int64)
+        for place, row in enumerate(rows):
+            tokens = row["input_ids"]
+            input_ids[place, : len(tokens)] = tokens
+            labels[place, : len(tokens)] = row.get("labels", tokens)
+        return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+
+
+_SHARE_OF_EVALUATION = 0.1  # of the tokens of an evaluation that cloze may read: a few thousandths of a run
+
+
+def build_signal_tasks(
+    config: "PretrainConfig", packed: "PackedCorpus", document_ids: Iterable[int], tokenizer: Any
+) -> list[SignalTask]:
+    """Return the tasks that a run's config asks for; cloze is made from the documents that are evaluated.
+
+    Raises:
+        InputError: a folder without data, or data that does not fit.
+    """
+    tasks = []
+    if config.cloze_items:
+        texts = []
+        for document in packed.documents[list(document_ids)]:
+            start, count = int(document["offset"]), int(document["num_tokens"])
+            ids = packed.validation[start + 1 : start + count - 1].tolist()
+            texts.append(str(tokenizer.decode(ids, skip_special_tokens=False)))
+        most = int((config.eval_max_tokens or 0) * _SHARE_OF_EVALUATION)
+        cloze = cloze_task(texts, tokenizer, config.cloze_items, most)
+        tasks += [cloze] if cloze else []
+    if config.signal_data_dir is not None:
+        tasks += local_tasks(config.signal_data_dir, tokenizer, config.signal_items)
+    return tasks
+
+
+class SignalCallback(TrainerCallback):
+    """Add accuracy and bits per byte of the right answers to the newest held-out summary.
+
+    It stands before the callback that writes that summary. All ranks have the same questions: under ZeRO 3, where each
+    holds a part of every layer, all of them read together; otherwise the first reads alone.
+    """
+
+    def __init__(
+        self, tasks: list[SignalTask], evaluation: Any, batch_size: int, zero_stage: int, compiles: bool
+    ) -> None:
+        """Ask the tasks' questions; compiled layers are run uncompiled, because rows have many lengths."""
+        self.tasks, self.evaluation, self.batch_size, self.compiles = tasks, evaluation, batch_size, compiles
+        self.all_ranks = zero_stage == 3
+        self._step, self._figures = -1, dict[str, float]()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Score the model once a step; the final evaluation scores more documents of the same model."""
+        if not self.tasks or not (self.all_ranks or state.is_world_process_zero):
+            return
+        if self._step != state.global_step:
+            model = kwargs["model"]
+            was_training = model.training
+            model.eval()
+            with eager() if self.compiles else contextlib.nullcontext():
+                self._figures = score_signal(model, self.tasks, self.batch_size)
+            model.train(was_training)
+            self._step = state.global_step
+        self.evaluation.last.update(self._figures)
 
 
 class HeldOutEvaluation:
@@ -115,7 +243,7 @@ def _build_model(config: PretrainConfig, plan: PretrainPlan) -> "PreTrainedModel
     from transformers import LlamaForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from ..published import from_pretrained
+    from ..models import from_pretrained
 
     transformers_logging.disable_progress_bar()  # a bar per saved shard would break up ours
     set_seed(config.seed)  # every rank starts from the same weights

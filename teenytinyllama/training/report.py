@@ -10,14 +10,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..checkpoints import complete_checkpoints
 from ..checks import RunFailedError, beside_the_model
 from ..data.input_files import hub_datasets
-from ..emissions import EMISSIONS_NAME, read_emissions
-from ..grid import grid_intensity, place
+from ..energy.emissions import EMISSIONS_NAME, grid_intensity, place, read_emissions
+from ..gpus import device_name, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from ..model_files import is_local
+from ..planning.memory import REPEATS_WORTH_READING, mean_step_speed
 from ..presets import count_parameters
-from .batch import REPEATS_WORTH_READING, mean_step_speed
-from .hardware import device_name, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from .metrics import MFU_CONVENTION
-from .plan import PretrainPlan, RunPlan
+from .run_plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan
 
 RISE_WORTH_TELLING = 0.005  # share of the lowest held-out score; evaluations near the end of a good run differ by less

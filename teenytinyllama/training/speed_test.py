@@ -16,15 +16,14 @@ from typing import Any
 
 from ..checks import InputError, RunFailedError, ensure
 from ..data.packed import packed_manifest
-from ..gpus import find_gpu
-from ..ledger import read_ledger
-from ..manifest import read_manifest, write_json
-from ..recorder import add_speed_test
+from ..energy.ledger import read_ledger
+from ..energy.recorder import add_speed_test
+from ..gpus import device_name, find_gpu, has_accelerator
+from ..stage_folder import read_manifest, write_json
 from .caps import CAP_KEYS
-from .checkpoints import ENVIRONMENT_NAME, lock_run_folder
-from .hardware import device_name, has_accelerator
 from .metrics import METRICS_NAME, read_jsonl
-from .plan import with_batch
+from .run_plan import with_batch
+from .saving import ENVIRONMENT_NAME, lock_run_folder
 from .speed import compile_pays
 
 SPEED_TEST_NAME = "speed_test.json"

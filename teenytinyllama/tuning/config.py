@@ -1,24 +1,129 @@
-"""The config of instruction tuning: TRL's arguments, plus what conversations, packing and adapters need."""
+"""The config of instruction tuning: TRL's arguments, plus what conversations, packing and adapters need.
+
+LoRA and DoRA: which adapters a tuning trains, and what is saved of them.
+
+The config of preference tuning: TRL's arguments, plus what pairs of answers and adapters need.
+"""
 
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from trl import DPOConfig, SFTConfig
+
 from ..checks import ensure, ensure_packages
 from ..data.conversations import ConversationsConfig, conversations_manifest
-from ..training.batch import shared_rows
-from ..training.loss import has_chunked_loss, has_plain_head
+from ..data.preferences import PreferencesConfig, preferences_manifest
+from ..models import finish_saved
+from ..planning.memory import shared_rows
 from ..training.settings import REFUSED_KEYS, RunSettings
-from ..training.speed import SpeedPlan, check_attention
-from .adapters import LoraSettings
+from ..training.speed import SpeedPlan, check_attention, has_chunked_loss, has_plain_head
 from .rows import load_rows
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import LlamaConfig
 
+
+MERGED_ADAPTER_FOLDER = "adapter"
+# Low-rank matrices of the usual ranks hold a few per cent of a model; for estimates of memory only.
+_FROZEN_SHARE = 0.95
+
+
+@dataclass
+class LoraSettings:
+    """Mixed into a tuning's config: leave `lora_r` out to tune all weights."""
+
+    lora_r: int | None = field(
+        default=None, metadata={"help": "rank of LoRA adapters, such as 16; null: all weights are tuned"}
+    )
+    lora_alpha: float | None = field(default=None, metadata={"help": "scale of the adapters; null: twice the rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before the adapters"})
+    lora_targets: list[str] | None = field(
+        default=None, metadata={"help": "layers that get adapters, by their names; null: all linear ones but the head"}
+    )
+    use_dora: bool = field(default=False, metadata={"help": "DoRA: adapters of direction and magnitude"})
+    merge: bool = field(
+        default=True,
+        metadata={"help": "with LoRA: the final model has the adapter added in, and the adapter lies in adapter/; "
+                          "false: the adapter alone is saved"},
+    )  # fmt: skip
+
+    def _check_lora(self) -> None:
+        ensure(
+            self.lora_r is None or self.lora_r >= 1,
+            f"lora_r={self.lora_r}: must be 1 or more, or null to tune all weights. 16 is usual.",
+        )
+        without = {"use_dora": self.use_dora, "lora_alpha": self.lora_alpha, "lora_targets": self.lora_targets}
+        for name, value in without.items():
+            ensure(self.lora_r or not value, f"{name}={value}: belongs to LoRA. Give lora_r as well, such as 16.")
+        ensure(0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout}: must lie in [0, 1).")
+
+    def _refuse_zero_3(self) -> None:
+        """Called once the library knows its plugins; parts of weights could be neither resized, merged nor tried."""
+        plugin: Any = getattr(self, "deepspeed_plugin", None)
+        ensure(
+            plugin is None or plugin.zero_stage != 3,
+            "accelerate=zero3: tuning is not done under ZeRO-3, which shares each weight out; models that need it are "
+            "beyond this library. Use zero1, zero2 or ddp.",
+        )
+
+    @property
+    def frozen_share(self) -> float:
+        """Return the share of the parameters that are not trained."""
+        return _FROZEN_SHARE if self.lora_r else 0.0
+
+
+def lora_config(settings: LoraSettings, new_tokens: list[int]) -> "LoraConfig | None":
+    """Return PEFT's config of the adapters, or None when all weights are tuned.
+
+    Args:
+        settings: the tuning's config.
+        new_tokens: ids that were added to the vocabulary: their embeddings are trained, the others stay. The head's
+            rows are not, because these tokens stand in questions only, and a model is never asked to write them.
+    """
+    if not settings.lora_r:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_r,  # type: ignore[arg-type]  # a float works
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.lora_targets or "all-linear",
+        use_dora=settings.use_dora,
+        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
+    )
+
+
+def save_model(trainer: Any, folder: Path, merge: bool) -> None:
+    """Save the tuned model and its tokenizer to a run's folder; call it on every rank.
+
+    Args:
+        trainer: after training.
+        folder: of the run.
+        merge: add a LoRA adapter into the model, and keep it in `adapter/` as well.
+    """
+    from peft import PeftModel
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(model, PeftModel) or not merge:
+        trainer.save_model(str(folder))
+        return
+    adapter = folder / MERGED_ADAPTER_FOLDER
+    trainer.save_model(str(adapter))
+    if not trainer.is_world_process_zero():
+        return
+    (adapter / "training_args.bin").unlink(missing_ok=True)  # a pickle
+    merged: Any = model.merge_and_unload()
+    merged.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    finish_saved(folder)
+
+
 ensure_packages("sft", "trl", "peft", "datasets")
-from trl import SFTConfig  # noqa: E402  # after the message about the extra
 
 # 64 rows of 2,048 tokens: small models take larger batches no better (SmolLM's recipes use 128 rows).
 _MOST_TOKENS_PER_STEP = 131_072
@@ -248,3 +353,125 @@ class SftConfigBeforeData(SftConfig):
 
     def _count_rows(self) -> int:
         return ROWS_BEFORE_DATA
+
+
+ensure_packages("sft", "trl", "peft", "datasets")
+
+_MOST_PAIRS_PER_STEP = 128  # SmolLM2's recipes for 135M and 360M (alignment-handbook, recipes/smollm2)
+
+
+@dataclass
+class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
+    """`ttl dpo`: a chat model, pairs of a better and a worse answer, and how to tune on them.
+
+    All other keys are those of TRL's DPOConfig; defaults that differ from it are given below.
+    """
+
+    REFUSED_KEYS: ClassVar[dict[str, str]] = {
+        **REFUSED_KEYS,
+        **TRL_REFUSED_KEYS,
+        "padding_free": "pairs are padded.",
+        "precompute_ref_log_probs": "the reference model is kept in memory, or is the base of the adapters.",
+        "precompute_ref_batch_size": "the reference model is kept in memory, or is the base of the adapters.",
+        "sync_ref_model": "the reference is the model as it was before tuning.",
+        "loss_type": "the sigmoid loss is used.",
+    }
+    DERIVED_KEYS: ClassVar[frozenset[str]] = RunSettings.DERIVED_KEYS | {"pairs_per_step"}
+
+    preferences: str | None = field(
+        default=None, metadata={"help": "folder of pairs that an earlier `ttl dpo` prepared"}
+    )
+    inputs: list[str] | None = field(
+        default=None, metadata={"help": "preference files that `ttl dpo` prepares before the ranks start"}
+    )
+    context: int | None = field(
+        default=None,
+        metadata={"help": "with inputs: most tokens of a prompt with an answer; default 1024 or the model's"},
+    )
+    validation_fraction: float = field(default=0.05, metadata={"help": "with inputs: share of the prompts held out"})
+    invalid_rows: Literal["refuse", "drop"] = field(
+        default="refuse",
+        metadata={"help": "with inputs: rows that are no pair: refuse them all, or drop and count them"},
+    )
+    pairs_per_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "global batch of one optimizer step; null: 128 pairs, or fewer so that an epoch has 100 steps"
+        },
+    )
+
+    # TRL's and the Trainer's own, with other defaults. Source: SmolLM2's recipes for 135M and 360M.
+    beta: float = field(default=0.5, metadata={"help": "how strongly the model is held to the reference"})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "how often each pair is seen"})
+    learning_rate: float = field(default=1e-6, metadata={"help": "peak learning rate"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, linear, …"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "steps, or below 1 a share of all steps"})
+
+    pair_tokens: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Derive batch, steps and precision, then hand over to TRL's class.
+
+        Raises:
+            InputError: see the checks below; the library's own refusals are turned into one.
+        """
+        self._check_tuning("chat model")
+        ensure(self.beta > 0, f"beta={self.beta}: must be positive. 0.1 to 0.5 is usual.")
+        manifest = self._manifest()
+        self._refuse_other_context("preferences", manifest["plan"]["context"])
+        self.context = manifest["plan"]["context"]
+        self.num_rows = manifest["train"]["pairs"]
+        self.pair_tokens = max(1, round(manifest["train"]["tokens"] / self.num_rows))
+        pairs = self.pairs_per_step or self._usual_rows_a_step(_MOST_PAIRS_PER_STEP)
+        self._share_batch(pairs, 1, "pairs_per_step")
+        self._derive_steps()
+        self.max_length = None
+        self._hand_over(bool(manifest["validation"]["pairs"]))
+        self._refuse_zero_3()
+
+    def _manifest(self) -> dict[str, Any]:
+        """Return the manifest of the prepared pairs.
+
+        Raises:
+            InputError: there are none.
+        """
+        ensure(
+            self.preferences,
+            "preferences: missing. "
+            + (
+                "`inputs` are prepared by `ttl dpo` before the ranks start, never by a rank. Give the folder it made."
+                if self.inputs
+                else "Give `inputs` with `ttl dpo`."
+            ),
+        )
+        return preferences_manifest(str(self.preferences))
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Return the mean tokens of a pair, both sides."""
+        return self.pair_tokens
+
+    @property
+    def longest_row(self) -> int:
+        """Return the most tokens of a pair: two sequences."""
+        assert self.context is not None
+        return 2 * self.context
+
+    @property
+    def reference_models(self) -> int:
+        """Return 1 where the reference is a model of its own, 0 where it is the base of the adapters."""
+        return 0 if self.lora_r else 1
+
+
+class DpoConfigBeforeData(DpoConfig):
+    """The keys of `ttl dpo` while its pairs are still `inputs`, to refuse what is wrong before they are read."""
+
+    def _manifest(self) -> dict[str, Any]:
+        pairs = {"pairs": ROWS_BEFORE_DATA, "tokens": ROWS_BEFORE_DATA}
+        return {"plan": {"context": self.context}, "train": pairs, "validation": {"pairs": 1}}
+
+
+def preferences_config_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return those values of a tuning's config that say which pairs to prepare, and how."""
+    names = {item.name for item in fields(PreferencesConfig)} - {"output_dir"}
+    return {name: value for name, value in values.items() if name in names and value is not None}

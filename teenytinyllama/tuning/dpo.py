@@ -10,24 +10,21 @@ from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..arguments import build
-from ..attention import avoid_cudnn_attention
 from ..checks import ensure
-from ..data.examples import describe_examples, print_left_out
+from ..data.instructions import describe_examples, print_left_out
 from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
-from ..grid import GRID_KEYS
-from ..meter import check_energy
+from ..energy.emissions import GRID_KEYS
+from ..energy.meter import check_energy
+from ..models import avoid_cudnn_attention
+from ..planning.memory import derive_batch
 from ..presets import count_parameters
-from ..training.batch import derive_batch
-from ..training.checkpoints import identity_defaults, run_identity
-from ..training.plan import RunPlan, check_before_data, check_space, run_state
 from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
-from .adapters import lora_config, save_model
-from .base import Base, build_model, check_fits, load_base
-from .dpo_config import DpoConfig, DpoConfigBeforeData, preferences_config_values
-from .pairs import HeldOutPairs, PairEvaluation
-from .plan import check_tokens_of
-from .rows import order_rows
+from ..training.run_plan import RunPlan, check_before_data, check_space, run_state
+from ..training.saving import identity_defaults, run_identity
+from .base import Base, build_model, check_fits, check_tokens_of, load_base
+from .config import DpoConfig, DpoConfigBeforeData, lora_config, preferences_config_values, save_model
+from .rows import HeldOutPairs, PairEvaluation, order_rows
 from .sft import TrlTrainer, answer_samples, describe_weights
 
 _IDENTITY = (

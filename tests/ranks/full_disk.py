@@ -7,10 +7,10 @@ from pathlib import Path
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checkpoints import list_checkpoints
 from teenytinyllama.checks import run_main
-from teenytinyllama.training import checkpoints as callback_module
+from teenytinyllama.distributed import prepare_rank
+from teenytinyllama.training import saving as callback_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
-from teenytinyllama.training.ranks import prepare_rank
 
 LAST_RANK = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
 

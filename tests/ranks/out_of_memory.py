@@ -12,12 +12,14 @@ import torch
 
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import run_main
-from teenytinyllama.training import memory, micro_batch
+from teenytinyllama.distributed import prepare_rank
+from teenytinyllama.planning import memory
+from teenytinyllama.training import micro_batch
 from teenytinyllama.training import run as run_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.pretrain import Pretrainer, pretrain
-from teenytinyllama.training.ranks import prepare_rank
-from teenytinyllama.training.trial import try_rows
+from teenytinyllama.training.micro_batch import try_rows
+from teenytinyllama.training.pretrain import pretrain
+from teenytinyllama.training.trainer import Pretrainer
 
 KIND, LIMIT = sys.argv[1], int(sys.argv[2])
 LAST_RANK = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)

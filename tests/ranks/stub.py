@@ -26,7 +26,7 @@ FOLDER = Path(sys.argv[1])
 word = next(word.split(":")[-1] for word in sys.argv[2:] if word.split(":")[0] == RANK or ":" not in word)
 
 if word == "tied":
-    from teenytinyllama.training.ranks import prepare_rank
+    from teenytinyllama.distributed import prepare_rank
 
     prepare_rank()
 if word in ("save", "tied"):

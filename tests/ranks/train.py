@@ -14,9 +14,8 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from teenytinyllama.collectives import leave_ranks
-from teenytinyllama.training.ranks import check_ranks, exit_rank, prepare_rank
-from teenytinyllama.training.signals import StopCallback
+from teenytinyllama.distributed import check_ranks, exit_rank, leave_ranks, prepare_rank
+from teenytinyllama.training.trainer import StopCallback
 
 ROWS_PER_STEP, STEPS, STOP_AFTER = 4, 6, 3
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from ...checks import ensure
-from .facts import HELD_OUT_FACTS, TRAIN_FACTS
-from .lessons import PROMPTS, sample_instructions, sample_questions
+from .lessons import HELD_OUT_FACTS, PROMPTS, TRAIN_FACTS, sample_instructions, sample_questions
 from .storyteller import write_story
 
 __all__ = [

@@ -2,24 +2,230 @@
 
 The folder holds `plan.json` (of what, and the counts), `shards.jsonl` (a line for each finished shard, with its hash)
 and `data/`. A shard that is listed and still has its hash is not written again.
+
+One reading of everything before anything is written: rows, bytes, words, licences, and where shards begin.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...checks import ensure, ensure_disk_space
-from ...manifest import sha256_file, sha256_json, write_json
+from ...data.instructions import SPLITS
+from ...stage_folder import sha256_file, sha256_json, write_json
 from .content import Content, Row
-from .counting import Counts
-from .licenses import Licenses
 
 if TYPE_CHECKING:
     import pyarrow.parquet
+
+
+import re
+from collections.abc import Iterable
+
+from ...checks import hub_license, near_name
+from ..wording import one_line
+
+LICENSE_NAME = "LICENSE.md"
+UNKNOWN = "unknown"
+_RESTRICTIONS = {
+    "no_derivatives": re.compile(r"\bnd\b|no-?\s?deriv", re.IGNORECASE),
+    "non_commercial": re.compile(r"\bnc\b|non-?\s?commercial", re.IGNORECASE),
+    "share_alike": re.compile(r"\bsa\b|share-?\s?alike|\b[al]?gpl\b|\bgfdl\b|\bodbl\b", re.IGNORECASE),
+}
+
+
+@dataclass
+class Licenses:
+    """The licence of every document: its own, or what the user said for its source, or for all.
+
+    Attributes:
+        default: for documents that state none; empty when the user gave none.
+        of_source: the same, by source.
+        missing: documents without any licence, by source; counted while they are read.
+        used: the sources of `of_source` that had documents without a licence of their own.
+    """
+
+    default: str = ""
+    of_source: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def of(self, source: str, stated: str, rows: int = 1) -> str:
+        """Return the licence of a row (or of several), or an empty string, which is counted."""
+        if stated:
+            return stated
+        if source in self.of_source:
+            self.used.add(source)
+            return self.of_source[source]
+        if not self.default:
+            self.missing[source] = self.missing.get(source, 0) + rows
+        return self.default
+
+    def check(self, sources: Iterable[str]) -> None:
+        """Refuse documents without a licence, and licences that no document needed.
+
+        Raises:
+            InputError: there are some.
+        """
+        worst = sorted(self.missing.items(), key=lambda item: (-item[1], item[0]))
+        shown = ", ".join(f"{one_line(name)} ({number:,})" for name, number in worst[:5])
+        ensure(
+            not worst,
+            f"license: {sum(self.missing.values()):,} rows of {len(worst)} sources state no licence: {shown}. What has "
+            "no licence may not be published by accident: give --license LICENCE for all of them, or "
+            "--license SOURCE=LICENCE for each; --license unknown says openly that it is not known.",
+        )
+        for name in sorted(set(self.of_source) - self.used):
+            ensure(
+                name in set(sources),
+                f"license={name}={self.of_source[name]}: no source is called {name}.{near_name(name, sources)}",
+            )
+            ensure(
+                False,
+                f"license={name}={self.of_source[name]}: every row of {name} states its licence already. Leave it out.",
+            )
+
+
+def parse_licenses(values: list[str]) -> Licenses:
+    """Return the licences that a user gave as `LICENCE` (at most once) and `SOURCE=LICENCE`.
+
+    Raises:
+        InputError: an empty name, or two licences for the same rows.
+    """
+    licenses = Licenses()
+    for value in values:
+        source, equals, name = value.rpartition("=")
+        source, name = source.strip(), name.strip()
+        ensure(name and (source or not equals), f"license={value}: must be LICENCE or SOURCE=LICENCE.")
+        known = licenses.of_source.get(source) if source else licenses.default
+        ensure(not known, f"license={value}: a second licence for the same rows, after {known}. Keep one.")
+        if source:
+            licenses.of_source[source] = name
+        else:
+            licenses.default = name
+    return licenses
+
+
+def license_metadata(names: Iterable[str]) -> dict[str, Any]:
+    """Return the keys about licences for a card's front matter: one licence, or `other` with a list of them."""
+    found = sorted({one_line(name).strip() for name in names})
+    identifiers = {hub_license(name) or name for name in found}
+    if len(identifiers) == 1 and (identifier := hub_license(found[0])):
+        return {"license": identifier}
+    only = re.sub(r"[^a-z0-9.]+", "-", found[0].lower()).strip("-.") if len(identifiers) == 1 else ""
+    return {
+        "license": "other",
+        "license_name": only or "per-source",
+        "license_link": LICENSE_NAME,
+        "license_details": ", ".join(found),
+    }
+
+
+def restrictions(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the licences that forbid changed copies or commercial use or bind what is made of them; and `unknown`."""
+    found = sorted(set(names))
+    kinds = {kind: [name for name in found if pattern.search(name)] for kind, pattern in _RESTRICTIONS.items()}
+    return {**kinds, UNKNOWN: [name for name in found if name.lower() == UNKNOWN]}
+
+
+@dataclass
+class Counts:
+    """What a dataset holds.
+
+    Attributes:
+        shards: rows of each parquet file, by split.
+        sources: by name: `rows` and of them `validation_rows`, `bytes` of UTF-8 text, `words` between white space (or
+            `tokens`, of packed rows), and `licenses`.
+    """
+
+    shards: dict[str, list[int]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def rows(self, split: str) -> int:
+        """Return the rows of a split."""
+        return sum(self.shards[split])
+
+    def licenses(self) -> list[str]:
+        """Return the licences of all sources, each once."""
+        return sorted({name for source in self.sources.values() for name in source["licenses"]})
+
+    def text_bytes(self) -> int:
+        """Return the bytes of text of all sources."""
+        return sum(int(source["bytes"]) for source in self.sources.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as a JSON object."""
+        return asdict(self)
+
+
+def count(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
+    """Return the counts of a dataset.
+
+    Args:
+        content: what is to be published.
+        licenses: filled with what lacks a licence, and then checked.
+        shard_bytes: a shard ends with the row that reaches them.
+
+    Raises:
+        InputError: no row, a source without a licence, or a file that cannot be read.
+    """
+    counts = (
+        _count_packed(content, licenses, shard_bytes) if content.row_bytes else _count(content, licenses, shard_bytes)
+    )
+    ensure(counts.sources and any(counts.shards.values()), "source: holds no row with text. Give files that have some.")
+    ensure(
+        counts.shards["train"],
+        "source: all rows are held out, so that there is no train split. Lower validation_fraction or add data.",
+    )
+    licenses.check(counts.sources)
+    return counts
+
+
+def _count(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
+    from tqdm import tqdm
+
+    counts = Counts()
+    fill = dict.fromkeys(SPLITS, 0)  # bytes in the last shard of each split
+    for row in tqdm(content.rows(), desc="counting", unit=" rows", mininterval=1.0, disable=None):
+        num_bytes = sum(len(text.encode()) for text in row.texts)
+        _count_row(counts, row, num_bytes, licenses.of(row.source, row.license))
+        shards = counts.shards[row.split]
+        if not shards or fill[row.split] >= shard_bytes:
+            shards.append(0)
+            fill[row.split] = 0
+        shards[-1] += 1
+        fill[row.split] += num_bytes
+    return counts
+
+
+def _count_row(counts: Counts, row: Row, num_bytes: int, license: str) -> None:
+    empty: dict[str, Any] = {"rows": 0, "validation_rows": 0, "bytes": 0, "words": 0, "licenses": []}
+    source = counts.sources.setdefault(row.source, empty)
+    source["rows"] += 1
+    source["validation_rows"] += row.split == "validation"
+    source["bytes"] += num_bytes
+    source["words"] += sum(len(text.split()) for text in row.texts)
+    if license and license not in source["licenses"]:
+        source["licenses"].append(license)
+
+
+def _count_packed(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
+    """Count by the manifest: the rows have no sources, their documents had."""
+    counts = Counts(sources=content.facts["counted"])
+    for name, source in counts.sources.items():
+        if not source["licenses"] and (license := licenses.of(name, "", source["rows"])):
+            source["licenses"].append(license)
+    assert content.row_bytes is not None
+    rows_per_shard = max(1, -(-shard_bytes // content.row_bytes))
+    for split, rows in content.facts["rows"].items():
+        full, rest = divmod(rows, rows_per_shard)
+        counts.shards[split] = [rows_per_shard] * full + [rest] * bool(rest)
+    return counts
+
 
 DATA_FOLDER = "data"
 _PLAN, _DONE = "plan.json", "shards.jsonl"

@@ -1,0 +1,402 @@
+"""The ledger of a run's energy: append-only, never rewound, so that repeated work is paid for and seen.
+
+After a kill a run goes back to its last checkpoint: metrics, samples and token counts go back with it, what was
+consumed does not. Each row of `ledger.jsonl` holds the sums of one start of the run so far and the step they belong to,
+so that energy can be told apart that bought steps which were kept (useful) and steps that were done again (repeated).
+A row also says what went on since the one before it: training, evaluation or saving. The speed test that finds the
+length of a capped run is a start of its own, whose steps are neither kept nor done again.
+
+    start A  step 0 ------- 40 (checkpoint) --- 55 killed          useful 0-40, repeated 40-55
+    start B                 40 ----------------------------- 80    useful
+
+One file a machine: `ledger.jsonl` of the first, `ledger-1.jsonl` of the second, and so on. Ranks on one machine share
+it.
+"""
+
+import json
+import math
+import re
+import time
+import uuid
+from collections import defaultdict
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..checks import InputError, ensure
+from ..stage_folder import MANIFEST_NAME, parse_record
+from .emissions import (
+    EMISSIONS_NAME,
+    EmissionsTotal,
+    close_line,
+    drop_torn_row,
+    emission_files,
+    is_torn,
+    read_emissions,
+)
+from .meter import EnergyReading
+
+LEDGER_NAME = "ledger.jsonl"
+_LEDGER_FILES = re.compile(r"ledger(-\d+)?\.jsonl")
+FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
+_ROUNDING = 1e-9  # of figures written as text
+_TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
+_SUMS = tuple(item.name for item in fields(EnergyReading) if item.name != "gpu_counter_kwh")
+OTHERS = (
+    "other measurements ran on the same machine ({}): each counts the whole processor, the memory and the GPUs that it "
+    "sees, so these are in both"
+)
+
+SPEED_TEST = "speed test"
+Phase = Literal["speed test", "training", "evaluation", "saving"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start of a run consumed on one machine.
+
+    Attributes:
+        machine: its number.
+        first_step: the step it began or resumed at.
+        points: (step, kWh since its beginning) in the order they were written.
+        total: its last reading.
+        methods: how the figures came about, as codecarbon calls them.
+        warnings: what they leave out.
+        ended: whether it stopped by itself; after a kill, the time since its last row is missing.
+        times: seconds since the epoch of the first and of the last row.
+        phases_kwh: kWh by what went on; empty in older ledgers, and where a stage does one thing only.
+        counter_reason: why the GPUs' own counters were not read, or not to the end; None in older ledgers.
+        gpu_check: (kWh by codecarbon, kWh by the counters) of the GPUs in the last row with both; None: in no row.
+        run_id: codecarbon's name of it; empty in older ledgers.
+        is_speed_test: whether it was the test before the run and not a part of it.
+        num_gpus: of its ranks on this machine, 1 where they compute without; None in older ledgers.
+        starting_seconds: from the start of its process until the meter's; energy is not measured in them.
+        incomplete: (step, reason) from which on nothing was measured, because the meter failed; None: it did not.
+    """
+
+    machine: int
+    first_step: int
+    points: list[tuple[int, float]]
+    total: EnergyReading
+    methods: list[str]
+    warnings: list[str]
+    ended: bool
+    times: tuple[float, float]
+    phases_kwh: dict[str, float]
+    counter_reason: str | None
+    gpu_check: tuple[float, float] | None
+    run_id: str
+    is_speed_test: bool
+    num_gpus: int | None = None
+    starting_seconds: float = 0.0
+    incomplete: tuple[int, str] | None = None
+
+    @property
+    def paid_gpu_hours(self) -> float:
+        """Return the hours times the GPUs of this machine (1 where there is none), from the start of the process on."""
+        return (self.total.seconds + self.starting_seconds) / 3600 * (self.num_gpus or 1)
+
+    def kwh_until(self, step: int) -> float:
+        """Return the kWh that had been consumed at a step, linear between rows."""
+        before_step, before = self.first_step, 0.0
+        for at_step, kwh in self.points:
+            if at_step > step:
+                return before + (kwh - before) * (step - before_step) / max(at_step - before_step, 1)
+            before_step, before = at_step, kwh
+        return before
+
+
+@dataclass(frozen=True)
+class Account:
+    """The sums over all starts and machines; energy in kWh, emissions in kg CO2e, time in seconds.
+
+    Attributes:
+        useful_kwh: of steps that were kept, evaluations and the end included.
+        repeated_kwh: of steps that were done again.
+        speed_test_kwh: of speed tests. The three add up to `total.energy_kwh`.
+        seconds: of the first machine.
+        starting_seconds: of the first machine, before its meter ran; not in `seconds`.
+        paid_gpu_hours: hours of all starts times their GPUs, over all machines; None: a start does not tell its GPUs.
+    """
+
+    starts: list[Start]
+    total: EnergyReading
+    useful_kwh: float
+    repeated_kwh: float
+    speed_test_kwh: float
+    seconds: float
+    starting_seconds: float = 0.0
+    paid_gpu_hours: float | None = None
+
+    @property
+    def num_kills(self) -> int:
+        """Return how many starts ended without writing a last row."""
+        return sum(not start.ended for start in self.starts)
+
+    @property
+    def incomplete(self) -> tuple[int, str] | None:
+        """Return (step, reason) from which on energy is missing from the sums, which are then the least; or None."""
+        return min((start.incomplete for start in self.starts if start.incomplete), default=None)
+
+    @property
+    def phases_kwh(self) -> dict[str, float]:
+        """Return the kWh by what went on, repeated steps included; of the starts that tell it apart."""
+        sums: dict[str, float] = defaultdict(float)
+        for start in self.starts:
+            for phase, kwh in start.phases_kwh.items():
+                sums[phase] += kwh
+        return dict(sums)
+
+
+def ledger_path(folder: Path, machine: int) -> Path:
+    """Return the ledger of a machine in a run's folder."""
+    return folder / (LEDGER_NAME if machine == 0 else f"ledger-{machine}.jsonl")
+
+
+def ledger_files(folder: Path) -> list[Path]:
+    """Return the ledgers of all machines in a run's folder."""
+    return sorted(path for path in folder.glob("ledger*.jsonl") if _LEDGER_FILES.fullmatch(path.name))
+
+
+class LedgerWriter:
+    """Appends the rows of one start on one machine."""
+
+    def __init__(self, folder: Path, machine: int, first_step: int, about: dict[str, Any]) -> None:
+        """Open the ledger and write that a start began at a step, and what its meter says of itself."""
+        self.path = ledger_path(folder, machine)
+        drop_torn_row(self.path)
+        self._start = uuid.uuid4().hex[:12]
+        self._append({"event": "start", "machine": machine, "step": first_step, **about})
+
+    def write(
+        self,
+        step: int,
+        reading: EnergyReading,
+        last: bool = False,
+        phase: Phase | None = None,
+        others: int = 0,
+        counter_reason: str = "",
+        incomplete: str = "",
+    ) -> None:
+        """Append the sums of this start up to a step.
+
+        Args:
+            step: the step that was reached.
+            reading: the sums.
+            last: no row follows.
+            phase: what went on since the row before.
+            others: measurements of ours that run beside this one on the machine.
+            counter_reason: why the reading has nothing of the GPUs' counters.
+            incomplete: why nothing is measured any more: the sums are those of before, their seconds by the clock.
+        """
+        told = {"phase": phase, "others": others, "counter_reason": counter_reason, "incomplete": incomplete}
+        self._append({"event": "end" if last else "reading", "step": step, **asdict(reading),
+                      **{name: value for name, value in told.items() if value}})  # fmt: skip
+
+    def _append(self, row: dict[str, Any]) -> None:
+        close_line(self.path)  # a disk that was full may have torn the row before
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"start": self._start, "time": round(time.time(), 3), **row}) + "\n")
+
+
+def read_ledger(folder: Path) -> Account | None:
+    """Return the account of a run's folder, or None when it has no ledger.
+
+    Raises:
+        InputError: a row is damaged, or the sums contradict `emissions.csv`.
+    """
+    starts = [start for path in ledger_files(folder) for start in read_starts(path)]
+    if not starts:
+        return None
+    total = total_of(starts)
+    repeated = sum(_repeated_kwh(start, starts) for start in starts)
+    tests = sum(start.total.energy_kwh for start in starts if start.is_speed_test)
+    seconds = sum(start.total.seconds for start in starts if start.machine == 0)
+    starting = sum(start.starting_seconds for start in starts if start.machine == 0)
+    told = all(start.num_gpus is not None for start in starts)
+    paid = sum(start.paid_gpu_hours for start in starts) if told else None
+    _check_against_emissions(folder, starts)
+    return Account(starts, total, total.energy_kwh - repeated - tests, repeated, tests, seconds, starting, paid)
+
+
+def read_energy(folder: Path) -> tuple[EmissionsTotal | None, Account | None]:
+    """Return what codecarbon's files and the ledgers of a run's folder say; whoever tells others of it reads it here.
+
+    Returns:
+        The sums of `emissions.csv`, None where nothing was measured, and the account, None without a ledger.
+
+    Raises:
+        InputError: a damaged row, one that cannot be true, a file that is cut off though the run has ended, or sums of
+            the two that differ; the message names file and line.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        for path in (*emission_files(folder), *ledger_files(folder)):
+            ensure(
+                not is_torn(path),
+                f"{path}: is cut off within its last line, though the run has ended. Restore it from a copy.",
+            )
+    account, total = read_ledger(folder), read_emissions(folder / EMISSIONS_NAME)
+    ensure(
+        total is not None or account is None or account.total.energy_kwh == 0,
+        f"{folder / EMISSIONS_NAME}: is missing or empty, and {LEDGER_NAME} has its energy. Restore it from a copy.",
+    )
+    return total, account
+
+
+def describe_incomplete(account: Account | None) -> dict[str, Any] | None:
+    """Return since which step energy is missing from an account and why, or None where none is."""
+    if account is None or account.incomplete is None:
+        return None
+    step, reason = account.incomplete
+    return {"since_step": step, "reason": reason}
+
+
+def append_speed_test(source: Path, target: Path) -> None:
+    """Append the rows of a speed test's ledger to a run's, marked as such and without its steps; none twice.
+
+    Raises:
+        InputError: a row of the run's ledger is damaged.
+    """
+    read_starts(target)  # refuses a damaged one by its line
+    text = target.read_text(encoding="utf-8") if target.is_file() else ""
+    known = {(row["start"], row["time"]) for row in map(json.loads, text.splitlines())}
+    with target.open("a", encoding="utf-8") as file:
+        for row in map(json.loads, source.read_text(encoding="utf-8").splitlines()):
+            if (row["start"], row["time"]) not in known:
+                file.write(json.dumps({**row, "step": 0, "phase": SPEED_TEST}) + "\n")
+
+
+def num_speed_tests(folder: Path) -> int:
+    """Return how many of the starts in a folder's account, on the first machine, were speed tests."""
+    return sum(start.is_speed_test for start in read_starts(ledger_path(folder, 0)))
+
+
+def total_of(starts: list[Start]) -> EnergyReading:
+    """Return the sums over starts; seconds too, so those of several machines overlap."""
+    return EnergyReading(**{key: sum(getattr(start.total, key) for start in starts) for key in _SUMS})
+
+
+def _repeated_kwh(start: Start, starts: list[Start]) -> float:
+    """Return what a start consumed for steps that a later start of the same machine did again."""
+    later = [
+        other.first_step
+        for other in starts
+        if other.machine == start.machine and other.times[0] > start.times[0] and not other.is_speed_test
+    ]
+    kept_until = min(later, default=None)
+    if kept_until is None or start.is_speed_test:
+        return 0.0
+    return start.total.energy_kwh - start.kwh_until(max(kept_until, start.first_step))
+
+
+def read_starts(path: Path, strict: bool = True) -> list[Start]:
+    """Return the starts in one machine's ledger; no file, no starts.
+
+    Args:
+        path: of the ledger.
+        strict: refuse a damaged row, rather than leave it out, as a training does for which the sums decide nothing.
+
+    Raises:
+        InputError: a row is damaged.
+    """
+    if not path.is_file():
+        return []
+    rows: dict[str, list[dict[str, Any]]] = {}
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_record(line)
+            _check_row(row, rows.get(row.get("start", "")))
+            rows.setdefault(row["start"], []).append(row)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) or not strict:  # cut off by a kill
+                continue
+            raise InputError(
+                f"{path}: line {number} is damaged ({error!r}). Restore the file from a copy, or remove that line: "
+                f"rows are sums, so only the last one of a start counts, which {EMISSIONS_NAME} has as well."
+            ) from error
+    return [_read_start(found) for found in rows.values()]
+
+
+def _check_row(row: dict[str, Any], before: list[dict[str, Any]] | None) -> None:
+    """Check a row by itself and against those of the same start that come before it.
+
+    Raises:
+        ValueError, KeyError, TypeError: it cannot be true.
+    """
+    event, is_first = row["event"], before is None
+    if not isinstance(row["start"], str) or event not in (("start",) if is_first else ("reading", "end")):
+        raise ValueError(f"event {event!r} of start {row['start']!r}")
+    for name in ("time", "step", *(("machine",) if is_first else _SUMS)):
+        _check_figure(name, row[name])
+    if is_first:
+        if not all(isinstance(row[name], list) for name in ("methods", "warnings")):
+            raise TypeError("methods or warnings are no lists")
+        return
+    assert before is not None
+    for name in _SUMS if len(before) > 1 else ():
+        if row[name] < before[-1][name] * (1 - _ROUNDING):
+            raise ValueError(f"{name} falls from {before[-1][name]} to {row[name]} within a start")
+    if row.get("gpu_counter_kwh") is not None:
+        _check_figure("gpu_counter_kwh", row["gpu_counter_kwh"])
+
+
+def _check_figure(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r} is no finite number, 0 or above")
+
+
+def _read_start(rows: list[dict[str, Any]]) -> Start:
+    head, readings = rows[0], rows[1:]
+    last = {key: float(readings[-1][key]) for key in _SUMS} if readings else dict.fromkeys(_SUMS, 0.0)
+    counted = [(float(row["gpu_kwh"]), float(row["gpu_counter_kwh"])) for row in readings
+               if row.get("gpu_counter_kwh") is not None]  # fmt: skip
+    failed = [(int(row["step"]), str(row["incomplete"])) for row in rows if row.get("incomplete")]
+    reasons = [row["counter_reason"] for row in rows if row.get("counter_reason") is not None]
+    others = max((int(row.get("others", 0)) for row in readings), default=0)
+    return Start(
+        machine=int(head["machine"]),
+        first_step=int(head["step"]),
+        points=[(int(row["step"]), float(row["energy_kwh"])) for row in readings],
+        total=EnergyReading(**last),
+        methods=list(head["methods"]),
+        warnings=[*head["warnings"], *([OTHERS.format(others)] if others else [])],
+        ended=rows[-1]["event"] == "end",
+        times=(float(head["time"]), float(rows[-1]["time"])),
+        phases_kwh=_read_phases(readings),
+        counter_reason=reasons[-1] if reasons else None,
+        gpu_check=counted[-1] if counted else None,
+        run_id=str(head.get("run_id", "")),
+        is_speed_test=head.get("phase") == SPEED_TEST,
+        num_gpus=int(head["num_gpus"]) if head.get("num_gpus") is not None else None,
+        starting_seconds=float(head.get("starting_seconds", 0.0)),
+        incomplete=failed[0] if failed else None,
+    )
+
+
+def _read_phases(readings: list[dict[str, Any]]) -> dict[str, float]:
+    sums: dict[str, float] = defaultdict(float)
+    before = 0.0
+    for row in readings:
+        if "phase" in row:
+            sums[row["phase"]] += float(row["energy_kwh"]) - before
+        before = float(row["energy_kwh"])
+    return dict(sums)
+
+
+def _check_against_emissions(folder: Path, starts: list[Start]) -> None:
+    """The ledgers and codecarbon's own files say the same, or neither is believed."""
+    found = read_emissions(folder / EMISSIONS_NAME)
+    if found is None:
+        return
+    own = sum(start.total.energy_kwh for start in starts)
+    # codecarbon's row is written first, so a kill between the two leaves it ahead.
+    own += sum(max(0.0, found.run_kwh.get(start.run_id, 0.0) - start.total.energy_kwh)
+               for start in starts if not start.ended or start.incomplete)  # fmt: skip
+    ensure(
+        abs(found.energy_kwh - own) <= _TOLERANCE * max(found.energy_kwh, own),
+        f"{folder}: {EMISSIONS_NAME} adds up to {found.energy_kwh:.6g} kWh and {LEDGER_NAME} to {own:.6g}. One of the "
+        "two was changed or is not of this run: restore it from a copy.",
+    )

@@ -1,0 +1,449 @@
+"""Load a model and its tokenizer by short name, Hub repository or folder, without ever running a repository's code.
+
+A Hub revision is resolved once, with config.json, and everything else is read at that commit, so model and tokenizer
+cannot come from two versions. Weights are read from safetensors only: pickle files can run code when they are read.
+
+Adapters (LoRA, DoRA): loaded into the base model that they belong to, and never into another.
+
+Which of torch's kernels computes attention, and where a model answers.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checks import InputError, ensure, ensure_folder, ensure_packages, near_folder
+from .model_files import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    BASE_RECORD_NAME,
+    PUBLISHED_MODELS,
+    TOKENIZER_FILES,
+    ModelSource,
+    check_config,
+    check_weights,
+    is_adapter,
+    locate,
+    read_json_file,
+    refusing_damage,
+)
+from .stage_folder import scratch_folder, sha256_file, sha256_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+# What memory and parameters are counted from.
+_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+          "vocab_size", "max_position_embeddings")  # fmt: skip
+
+
+def from_pretrained(
+    name_or_path: str | Path, revision: str | None = None, base_model: str | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return a causal language model, in evaluation mode and the dtype it was saved in, and its tokenizer.
+
+    A LoRA adapter comes back merged into its base model.
+
+    Args:
+        name_or_path: a folder (a run, a checkpoint, an adapter), a Hub repository `owner/name`, or a short name of
+            `PUBLISHED_MODELS`. A folder that exists wins over a name.
+        revision: branch, tag or commit of a Hub repository; `main` by default.
+        base_model: for an adapter: where its base model is, if it is not where the adapter says.
+
+    Raises:
+        InputError: the name is unknown, the folder or repository cannot be read or lacks config.json, safetensors
+            weights or a tokenizer, the model needs code of its own, or a revision is given for a folder; an adapter of
+            another base model; a base model for what is no adapter.
+    """
+    source = locate(str(name_or_path), revision)
+    if is_adapter(source):
+        return load_adapter(source, base_model)
+    ensure(base_model is None, f"base_model={base_model}: {name_or_path} is a whole model, no adapter. Leave it out.")
+    check_config(source)
+    check_weights(source)
+    ensure(
+        source.find(*TOKENIZER_FILES),
+        f"name_or_path={source.name}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). Save one beside the model "
+        "with `tokenizer.save_pretrained`.",
+    )
+    # Only now, so that a refusal does not wait for torch.
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .tokenizer.encode import make_portable
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    with refusing_damage("name_or_path", source.name):
+        tokenizer = make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
+        tokenizer("a")  # what a damaged file breaks only in use
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            source.name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **place
+        )
+    model, loaded = read
+    missing = sorted(loaded["missing_keys"])  # which transformers draws at random
+    ensure(
+        not missing,
+        f"name_or_path={source.name}: config.json asks for {len(missing)} weights that its files do not hold "
+        f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}). Download or copy the model again.",
+    )
+    return model, tokenizer
+
+
+def load_classifier(
+    name_or_path: str, revision: str | None, config: "PreTrainedConfig"
+) -> "tuple[PreTrainedModel, list[str]]":
+    """Return a model with a classification head by `config`, in float32, and which of its weights are new.
+
+    Weights that the model does not have, the head above all, are drawn: seed the global randomness first.
+
+    Args:
+        name_or_path: see `from_pretrained`.
+        revision: branch, tag or commit of a Hub repository.
+        config: of this model, from `load_config`, with the labels.
+
+    Raises:
+        InputError: see `from_pretrained`.
+    """
+    source = locate(name_or_path, revision)
+    check_weights(source)
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    with refusing_damage("name_or_path", source.name):
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            source.name, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True, **place,
+        )  # fmt: skip
+    return model, sorted(loaded["missing_keys"])
+
+
+def weights_identity(name_or_path: str, revision: str | None = None) -> str:
+    """Return what tells these weights from others: a Hub commit, or a hash of the files in a folder.
+
+    Raises:
+        InputError: see `from_pretrained`.
+    """
+    source = locate(name_or_path, revision)
+    if source.folder is None:
+        return source.revision
+    return sha256_json({path.name: sha256_file(path) for path in sorted(source.folder.glob("*.safetensors"))})
+
+
+def resize_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Give every token of the tokenizer an embedding, in place; nothing happens when all have one.
+
+    New rows are drawn around the mean of the others, so that they start as plausible tokens (transformers' default). A
+    vocabulary that was a multiple of 64 stays one, because matrix products are faster then; its last rows belong to no
+    token. Global randomness decides the draw: seed it first.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if rows < needed:
+        multiple = 64 if rows % 64 == 0 else None
+        model.resize_token_embeddings(needed, pad_to_multiple_of=multiple, mean_resizing=True)
+
+
+def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the tokens that end a text, by the model's generation config or else by the tokenizer."""
+    config = model.generation_config
+    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
+    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def load_config(
+    key: str, name_or_path: str, revision: str | None = None, classifier: bool = False
+) -> "PreTrainedConfig":
+    """Return the config of a whole model.
+
+    Args:
+        key: the config key that names it, for the message.
+        name_or_path: see `from_pretrained`.
+        revision: branch, tag or commit of a Hub repository.
+        classifier: whether the model must be able to classify texts instead of writing them: encoders can, too.
+
+    Raises:
+        InputError: see `from_pretrained`; also an adapter.
+    """
+    source = locate(name_or_path, revision)
+    ensure(
+        not is_adapter(source),
+        f"{key}={name_or_path}: is an adapter. Add it into its base model first: ttl merge {name_or_path} FOLDER",
+    )
+    check_config(source, classifier)
+    from transformers import AutoConfig
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    with refusing_damage(key, name_or_path, "its config.json"):
+        return AutoConfig.from_pretrained(source.name, trust_remote_code=False, **place)
+
+
+def ensure_llama_shape(key: str, name: str, config: "PreTrainedConfig") -> None:
+    """Check that a model has the shape that memory and parameters are counted from.
+
+    Raises:
+        InputError: it has another, such as GPT-2's.
+    """
+    missing = [field for field in _SHAPE if not isinstance(getattr(config, field, None), int)]
+    ensure(
+        not missing,
+        f"{key}={name}: is a {config.model_type} whose config lacks {', '.join(missing)}. Use a model with a Llama's "
+        "shape: Llama, Mistral, Qwen, SmolLM and their kin.",
+    )
+
+
+def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a folder, a Hub repository or a short name.
+
+    Args:
+        key: the config key that names it, for the message.
+        name_or_path: see `from_pretrained`.
+        revision: branch, tag or commit of a Hub repository.
+
+    Raises:
+        InputError: nothing is there, or what is there holds no tokenizer.
+    """
+    path = Path(name_or_path).expanduser()
+    is_folder = path.exists() or name_or_path.startswith((os.sep, ".", "~"))
+    if is_folder or name_or_path.count("/") != 1:
+        ensure(
+            path.is_dir() or name_or_path in PUBLISHED_MODELS,
+            f"{key}={name_or_path}: no such folder, and not a Hub repository (owner/name).{near_folder(path)} "
+            "`ttl tokenizer` makes a tokenizer.",
+        )
+    source = ModelSource(str(path), folder=path) if path.is_dir() else locate(name_or_path, revision)
+    ensure(
+        source.find(*TOKENIZER_FILES),
+        f"{key}={name_or_path}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). `ttl tokenizer` makes one.",
+    )
+    from transformers import AutoTokenizer
+
+    from .tokenizer.encode import make_portable
+
+    place = {"revision": source.revision} if source.folder is None else {}
+    with refusing_damage(key, name_or_path, "its tokenizer"):
+        tokenizer = make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
+        tokenizer("a")  # what a damaged file breaks only in use
+        return tokenizer
+
+
+def finish_saved(folder: Path) -> None:
+    """Complete a folder into which a model, an adapter or a tokenizer was saved, so that other programs read it right.
+
+    Every stage calls this after a save and before it hashes files. Rotary positions stand in config.json under the
+    names of transformers 4 as well, which vLLM and mlx share: without them a base of 500,000 is silently read as
+    10,000. Weights get the rights that other new files have: safetensors writes them for their owner alone.
+
+    Args:
+        folder: the one that was saved into; folders in it are left alone.
+    """
+    from .tokenizer.files import finish_tokenizer
+
+    path = folder / "config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        mended = _with_older_names(config)
+        if mended != config:
+            write_json(path, mended)
+    finish_tokenizer(folder)
+    rights = 0o666 & ~_umask()
+    for weights in folder.glob("*.safetensors"):
+        mode = stat.S_IMODE(weights.stat().st_mode)
+        if mode != mode | rights:
+            weights.chmod(mode | rights)
+
+
+def _with_older_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with `rope_theta`, `rope_scaling` and their kin beside `rope_parameters`, also of its parts."""
+    mended = {
+        name: _with_older_names(value) if name.endswith("_config") and isinstance(value, dict) else value
+        for name, value in config.items()
+    }
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return mended
+    if "full_attention" in rope:  # one set for each type of layer, as Gemma 3 has them
+        local, rope = rope.get("sliding_attention") or {}, rope["full_attention"] or {}
+        if "rope_theta" in local:
+            mended.setdefault("rope_local_base_freq", local["rope_theta"])
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            mended[name] = rope[name]
+    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    if scaling.get("rope_type", "default") != "default":
+        mended["rope_scaling"] = scaling
+    return mended
+
+
+def _umask() -> int:
+    """Return the rights that this process takes from new files."""
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return an adapter merged into its base model, and its tokenizer.
+
+    Raises:
+        InputError: it is damaged, or its base model is another or cannot be loaded.
+    """
+    ensure_packages("sft", "peft")
+    found = source.find(ADAPTER_CONFIG_NAME)
+    assert found is not None
+    adapter = read_json_file("name_or_path", source.name, found)
+    recorded = adapter.get("base_model_name_or_path")
+    ensure(
+        isinstance(recorded, str) and recorded,
+        f"name_or_path={source.name}: {ADAPTER_CONFIG_NAME} is damaged (base_model_name_or_path={recorded!r}).",
+    )
+    assert isinstance(recorded, str)
+    ensure(
+        source.find(ADAPTER_WEIGHTS_NAME),
+        f"name_or_path={source.name}: holds no {ADAPTER_WEIGHTS_NAME}. Pickle files such as adapter_model.bin are "
+        "refused because reading them can run code.",
+    )
+    name = base_model or recorded
+    try:
+        ensure(
+            not is_adapter(locate(name, None if base_model else adapter.get("revision"))),
+            f"{name} is an adapter itself, and not a whole model.",
+        )
+        model, tokenizer = from_pretrained(name, None if base_model else adapter.get("revision"))
+    except InputError as error:
+        where = f"base_model={name}" if base_model else f"name_or_path={source.name}: its base model is {name}"
+        raise InputError(f"{where}: {error} Give its place with --base_model.") from error
+    expected = _base_record(source)
+    other = f"name_or_path={source.name}: is an adapter of another base model than {name}"
+    ensure(
+        expected.get("fingerprint") in (None, base_fingerprint(model)),
+        f"{other}: it was trained on {expected.get('base_model')}. Give that one with --base_model.",
+    )
+    from peft import PeftModel
+
+    if source.find(*TOKENIZER_FILES):
+        tokenizer = load_tokenizer("name_or_path", source.name, None if source.folder else source.revision)
+    resize_embeddings(model, tokenizer)
+    with refusing_damage("name_or_path", source.name, f"{ADAPTER_CONFIG_NAME} or {ADAPTER_WEIGHTS_NAME}"):
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, str(found.parent))
+        except (RuntimeError, ValueError) as error:  # sizes or names of layers that do not fit
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{other} ({reason}). Give its own with --base_model.") from error
+    merged: PreTrainedModel = adapted.merge_and_unload().eval()
+    if merged.generation_config is not None and expected.get("eos_token_id") is not None:
+        merged.generation_config.eos_token_id = expected["eos_token_id"]
+    return merged, tokenizer
+
+
+def _base_record(source: ModelSource) -> dict[str, Any]:
+    """Return what `write_base_record` wrote, or nothing for an adapter that another library made."""
+    record = source.find(BASE_RECORD_NAME)
+    return read_json_file("name_or_path", source.name, record) if record else {}
+
+
+def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None) -> Path:
+    """Write an adapter and its base model as one whole model, with its tokenizer, and return the folder.
+
+    Raises:
+        InputError: no adapter, a folder that is not empty, or see `from_pretrained`.
+    """
+    ensure(
+        is_adapter(locate(name_or_path, None)),
+        f"adapter={name_or_path}: is a whole model already, there is nothing to merge.",
+    )
+    ensure_folder("folder", folder)
+    ensure(
+        not folder.exists() or not any(folder.iterdir()),
+        f"folder={folder}: is not empty. Give a new folder.",
+    )
+    model, tokenizer = from_pretrained(name_or_path, base_model=base_model)
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(place.parent) as scratch:  # the folder appears whole or not at all
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        finish_saved(scratch)
+        os.replace(scratch, place)
+    return folder
+
+
+def base_fingerprint(model: "PreTrainedModel") -> str:
+    """Return a hash that tells models of one shape apart, quickly: of the weights of their norms.
+
+    Every training moves them, and they are a few kilobytes. Two models that differ in other weights alone, such as one
+    with a merged adapter, are taken for the same.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.dim() == 1:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_base_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write which model the adapter in a folder belongs to, and how its answers end."""
+    write_json(folder / BASE_RECORD_NAME, record)
+
+
+def avoid_cudnn_attention() -> None:
+    """Leave cuDNN's attention out in this process, as everything but pretraining should.
+
+    It is torch's first choice on an H100 or H200, and there
+
+    * its backward pass with a mask gives gradients that are not numbers at some row lengths (torch 2.11 and later;
+      pytorch issue 196678, trl issue 7181). Met here when HateBR was fine-tuned.
+    * it makes a plan for every length that a thread has not seen (pytorch pull request 190388), so each new token
+      of an answer took 50 ms more (docs/gpu.md).
+
+    Pretraining has rows of one length and no mask: there it is right. A process that pretrains afterwards turns it on
+    again with `torch.backends.cuda.enable_cudnn_sdp(True)`, before layers are compiled: compiled code keeps the kernel
+    that was chosen then, and so does torch's cache of it on disk (pytorch issue 185449).
+    """
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Leave cuDNN's attention out of a block or, as a decorator, of a function: for texts of many lengths."""
+    import torch
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    avoid_cudnn_attention()
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def place_for_answers(model: "PreTrainedModel", use_cpu: bool = False) -> tuple["PreTrainedModel", str | None]:
+    """Return a model in evaluation mode where it answers, an NVIDIA or AMD GPU if there is one, and what to tell of it.
+
+    A GPU whose memory a training has, or that this torch has no kernels for, leaves it on the processor.
+
+    Args:
+        model: on the processor.
+        use_cpu: leave it there.
+    """
+    import torch
+
+    avoid_cudnn_attention()
+    placed: Any = model.eval()
+    if use_cpu or not torch.cuda.is_available():
+        return placed, None
+    try:
+        placed = placed.to("cuda")
+        torch.zeros(1, device="cuda").add_(1).item()  # does this torch have kernels for it?
+    except RuntimeError as error:  # no memory left is one, too
+        why = str(error).splitlines()[0]
+        return placed.to("cpu"), f"note: answers on the processor, because the GPU refuses: {why}"
+    return placed, None

@@ -1,0 +1,339 @@
+"""What is checked before a run starts; nothing is written here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import build
+from ..checkpoints import complete_checkpoints
+from ..checks import InputError, ensure, ensure_disk_space, format_bytes, near_name
+from ..data.pack import PackConfig
+from ..data.pack import pack as pack_corpus
+from ..data.packed import PackedCorpus, check_packed, load_packed, packed_manifest, print_summary
+from ..distributed import from_first
+from ..energy.emissions import GRID_KEYS
+from ..energy.meter import check_energy
+from ..evaluation.signal import local_tasks
+from ..models import ensure_llama_shape, load_config, load_tokenizer
+from ..planning.memory import checkpoint_bytes, derive_batch, final_model_bytes
+from ..presets import count_parameters, get_preset, preset_config
+from ..stage_folder import MANIFEST_NAME, parse_record
+from ..tokenizer.encode import tokenizer_fingerprint
+from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
+from .saving import check_run_folder, identity_defaults, run_identity
+from .settings import RunSettings
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
+
+
+_IDENTITY = (
+    "preset shape model_name_or_path model_revision tokens_per_step learning_rate lr_scheduler_type warmup_steps "
+    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed"
+)
+
+
+# Fields of a model that a shape cannot set, and what decides them.
+_DECIDED_ELSEWHERE = {
+    "vocab_size": "the tokenizer decides it. Make one of that size with `ttl tokenizer --vocab_size`.",
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "the tokenizer decides it. Leave it out."),
+}
+_SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+               "head_dim", "max_position_embeddings")  # fmt: skip
+_LARGEST_SIZE, _MOST_LAYERS = 1_000_000, 1_000  # beyond any model; above, building one would not end
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What was checked before any training starts."""
+
+    folder: Path
+    state: str  # new, resume or complete
+    tokenizer: "PreTrainedTokenizerBase"
+    model_config: "LlamaConfig"
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PretrainPlan(RunPlan):
+    """What was checked before pretraining starts."""
+
+    packed: PackedCorpus
+
+
+def plan_run(config: PretrainConfig) -> PretrainPlan:
+    """Check a config against its files and its run folder; writes nothing.
+
+    Raises:
+        InputError: tokenizer, rows and model disagree, rows longer than the context, unknown country, a folder that
+            holds another run, or a full disk.
+    """
+    check_energy(config)
+    packed = load_packed(str(config.packed))
+    own = config.tokenizer == config.model_name_or_path
+    tokenizer = load_tokenizer("tokenizer", str(config.tokenizer), config.model_revision if own else None)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    ensure(
+        fingerprint == packed.manifest["tokenizer_sha256"],
+        f"tokenizer={config.tokenizer}: is not the one that packed={config.packed} was made with "
+        f"({packed.manifest['config']['tokenizer']}). Give that one, or pack again.",
+    )
+    model_config = _model_config(config, tokenizer, fingerprint)
+    context = packed.manifest["context"]
+    ensure(
+        context <= model_config.max_position_embeddings,
+        f"packed={config.packed}: its rows of {context} tokens are longer than the model's context of "
+        f"{model_config.max_position_embeddings}. Pack again with a context of that or less.",
+    )
+    model_config.max_position_embeddings = context  # a model must not promise a context it has never seen
+    if config.signal_data_dir is not None:
+        local_tasks(config.signal_data_dir, tokenizer, config.signal_items)  # refused now, not at the first evaluation
+    folder = Path(str(config.output_dir))
+    hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
+    identity = run_identity(config, _IDENTITY.split(), hashes)
+    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
+    check_space(config, folder, state, count_parameters(model_config))
+    return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
+
+
+def check_rows(plan: PretrainPlan) -> None:
+    """Compare the packed rows with their hashes before they are trained on; rank 0 reads them, the others wait.
+
+    Ranks that `ttl pretrain` started find it done.
+
+    Raises:
+        InputError: on every rank; see `check_packed`.
+    """
+
+    def refusal() -> str | None:
+        try:
+            check_packed(plan.packed, vocab_size=plan.model_config.vocab_size)
+        except InputError as error:
+            return str(error)
+        return None
+
+    if plan.state != "complete" and (message := from_first(refusal)):
+        raise InputError(message)
+
+
+def run_state(folder: Path, identity: dict[str, Any], max_steps: int, defaults: dict[str, str] | None = None) -> str:
+    """Return new, resume or complete; a run that is complete but shorter than asked for is resumed.
+
+    Raises:
+        InputError: see `check_run_folder`.
+    """
+    state = check_run_folder(folder, identity, defaults)
+    if state == "complete" and not ended_by_cap(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
+        return "resume"  # a longer run goes on where the shorter one ended
+    return state
+
+
+def ended_by_cap(folder: Path) -> str:
+    """Return the cap that ended a complete run, or an empty text."""
+    return str(_record_of_training(folder).get("ended_by_cap") or "")
+
+
+def _record_of_training(folder: Path) -> dict[str, Any]:
+    """Return what the manifest of a complete run says of its training.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        training = parse_record(path.read_bytes())["training"]
+        return {**training, "steps": int(training["steps"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"output_dir={folder}: {MANIFEST_NAME} is damaged ({error!r}). Restore it from a copy; or delete it, and "
+            "the same command ends the run again."
+        ) from error
+
+
+def what_follows(folder: Path) -> str:
+    """Return what a user could do with a complete run."""
+    if cap := ended_by_cap(folder):
+        return f"a cap ended it ({cap}). To go on, give it as model_name_or_path of a new run"
+    return "a longer run would go on from it"
+
+
+def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", fingerprint: str) -> "LlamaConfig":
+    if config.preset is not None:
+        model_config = preset_config(config.preset, tokenizer)
+        known = model_config.to_dict()
+        for name, value in (config.shape or {}).items():
+            ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.{near_name(name, known)}")
+            ensure(name not in _DECIDED_ELSEWHERE, f"shape={{{name}: {value}}}: {_DECIDED_ELSEWHERE.get(name)}")
+            ensure(
+                name in _SHAPE_KEYS,
+                f"shape={{{name}: {value}}}: is no size. A shape sets {', '.join(_SHAPE_KEYS)} alone.",
+            )
+            ensure(
+                isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE,
+                f"shape={{{name}: {value}}}: must be an integer from 1 to {_LARGEST_SIZE:,}.",
+            )
+            setattr(model_config, name, value)
+        ensure(
+            model_config.num_hidden_layers <= _MOST_LAYERS,
+            f"shape={config.shape}: num_hidden_layers must be at most {_MOST_LAYERS}.",
+        )
+        heads = model_config.num_attention_heads
+        kv_heads = model_config.num_key_value_heads or heads
+        ensure(
+            model_config.hidden_size % heads == 0 and heads % kv_heads == 0,
+            f"shape={config.shape}: {heads} heads must divide hidden_size={model_config.hidden_size}, and {kv_heads} "
+            "num_key_value_heads must divide the heads.",
+        )
+        if config.shape and "head_dim" not in config.shape:
+            model_config.head_dim = model_config.hidden_size // heads
+        ensure(
+            (model_config.head_dim or model_config.hidden_size // heads) % 2 == 0,
+            f"shape={config.shape}: heads of {model_config.head_dim} cannot be turned in pairs, as rotary positions "
+            "are. head_dim must be even.",
+        )
+        return model_config
+    place = str(config.model_name_or_path)
+    found: Any = load_config("model_name_or_path", place, config.model_revision)
+    ensure_llama_shape("model_name_or_path", place, found)
+    own = load_tokenizer("model_name_or_path", place, config.model_revision)
+    ensure(
+        tokenizer_fingerprint(own) == fingerprint,
+        f"tokenizer={config.tokenizer}: differs from the tokenizer of model_name_or_path={place}. Continued training "
+        "keeps the model's own: pack the rows with it.",
+    )
+    ensure(
+        found.vocab_size >= len(tokenizer),
+        f"model_name_or_path={place}: has {found.vocab_size} embeddings for {len(tokenizer)} tokens. Embeddings are "
+        "never resized silently; use a model and tokenizer that belong together.",
+    )
+    return found
+
+
+def check_before_data(config: RunSettings, values: dict[str, Any], names: list[str], num_parameters: int) -> None:
+    """Refuse what a run's folder and its disk tell before the data of the run are prepared there.
+
+    Args:
+        config: with everything derived that does not need the data.
+        values: the keys as the user gave them; a batch or a length that is not among them follows from the data.
+        names: of the keys that decide the run, see `run_identity`.
+        num_parameters: of the model.
+
+    Raises:
+        InputError: the folder holds another run or other files, or the disk has no room for the checkpoints.
+    """
+    arguments: Any = config
+    folder = Path(str(arguments.output_dir))
+    follow = {name for name in ("tokens_per_step", "pairs_per_step") if values.get(name) is None}
+    identity, defaults = run_identity(config, names, {}), identity_defaults(type(config))
+    known = ({name: text for name, text in found.items() if name not in follow} for found in (identity, defaults))
+    state = check_run_folder(folder, *known)
+    if (values.get("max_steps") or 0) > 0 or values.get("max_tokens"):
+        check_space(config, folder, state, num_parameters)
+
+
+def check_space(config: RunSettings, folder: Path, state: str, num_parameters: int) -> None:
+    """Check that the disk has room for the checkpoints that are to come, while they are kept, and for the final model.
+
+    Raises:
+        InputError: it has not.
+    """
+    if state == "complete":
+        return
+    count = config.new_checkpoints([step for step, _ in complete_checkpoints(folder)] if folder.exists() else [])
+    trained = round((1 - config.frozen_share) * num_parameters)
+    each = checkpoint_bytes(trained, config.precision)
+    final = final_model_bytes(num_parameters)
+    ensure_disk_space(
+        "output_dir",
+        folder,
+        count * each + final,
+        f"{count} checkpoint{'s' * (count > 1)} of {format_bytes(each)} and the final model of {format_bytes(final)} "
+        f"are still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
+    )
+
+
+def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
+    """Pack the `inputs` of a pretraining config into `packed` in its run folder, and return the config that reads them.
+
+    Values without `inputs` come back as they are. What can be refused without the rows is refused first, so that a
+    refusal leaves nothing behind.
+
+    Raises:
+        InputError: `inputs` beside `packed`, no output folder, no shape to take the context from, a value that
+            `PretrainConfig` refuses, or see `pack`.
+    """
+    if not values.get("inputs"):
+        return values
+    ensure(not values.get("packed"), "packed, inputs: give one of the two.")
+    ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
+    packing = corpus_config_values(values)
+    if "tokenizer" not in packing and values.get("model_name_or_path"):
+        ensure(
+            not values.get("model_revision"),
+            "tokenizer: missing. Beside inputs and model_revision, give the folder of the model's own tokenizer.",
+        )
+        packing["tokenizer"] = values["model_name_or_path"]
+    packing |= {name: values[name] for name in GRID_KEYS if values.get(name) is not None}
+    if "context" not in packing:
+        ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
+        packing["context"] = get_preset(values["preset"]).max_position_embeddings
+    _check_before_packing(values, packing["context"], num_processes)
+    folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
+    print_summary(folder)
+    only_for_packing = set(packing) - {"tokenizer"} - GRID_KEYS
+    kept = {name: value for name, value in values.items() if name not in only_for_packing}
+    return {**kept, "packed": str(folder)}
+
+
+def _check_before_packing(values: dict[str, Any], context: int, num_processes: int) -> None:
+    """Refuse what is wrong with a pretraining whatever its rows will hold; nothing is written.
+
+    Raises:
+        InputError: see `PretrainConfig`, `check_energy`, `_model_config` and `derive_batch`.
+    """
+    early = build(PretrainConfigBeforePacking, {**values, "context": context, "use_cpu": True})
+    check_energy(early)
+    tokenizer = load_tokenizer("tokenizer", str(early.tokenizer))
+    model_config = _model_config(early, tokenizer, tokenizer_fingerprint(tokenizer))
+    ensure(
+        context <= model_config.max_position_embeddings,
+        f"context={context}: rows of that many tokens are longer than the model's context of "
+        f"{model_config.max_position_embeddings}. Use that or less.",
+    )
+    check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
+    if values.get("tokens_per_step") is not None:
+        tokens = early.rows_per_step * context
+        derive_batch(tokens, context, values.get("per_device_train_batch_size"), num_processes)
+
+
+def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:
+    """Return the values of a pretraining with the tokens of a step that so many ranks will choose.
+
+    Values that have them, or that the config will refuse, come back as they are.
+
+    Raises:
+        InputError: see `packed_manifest` and `open_batch`.
+    """
+    if values.get("tokens_per_step") is not None or not values.get("packed"):
+        return values
+    micro_batch, context = values.get("per_device_train_batch_size"), packed_manifest(str(values["packed"]))["context"]
+    chosen, _ = open_batch(values.get("output_dir"), values.get("max_tokens"), context, num_processes, micro_batch)
+    return {**values, "tokens_per_step": chosen}
+
+
+def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
+    """Check a config for a number of ranks without starting any; return the run folder's state.
+
+    The config is built for the CPU, so that the process that supervises the ranks holds no GPU memory.
+
+    Raises:
+        InputError: see `PretrainConfig` and `plan_run`.
+    """
+    config = build(PretrainConfig, {**with_batch(values, num_processes), "use_cpu": True})
+    assert config.context is not None
+    derive_batch(
+        config.rows_per_step * config.context, config.context, values.get("per_device_train_batch_size"), num_processes
+    )
+    plan = plan_run(config)
+    check_rows(plan)
+    return plan.state
