@@ -25,12 +25,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ..checks import ensure
 from .files import NUM_RESERVED_TOKENS, SPACE_MARK, pre_tokenizer_content, split_around_superwords, split_at_spaces
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -238,7 +238,7 @@ MAX_RUNS_KEPT = 300_000  # distinct runs of function words
 class CorpusEncoder:
     """Encode documents without special tokens, as `encode_texts` does, into arrays of one integer type."""
 
-    def __init__(self, backend: Tokenizer, dtype: Any) -> None:
+    def __init__(self, backend: "Tokenizer", dtype: Any) -> None:
         """Take a Rust tokenizer; its switch for special strings in texts is set to "plain text".
 
         Args:
@@ -256,7 +256,7 @@ class CorpusEncoder:
         self._of_words = backend  # gives the ids of words, before superwords are joined
         if self.keeps_words and (parts := superword_parts(sorted(entries, key=entries.__getitem__))):
             self._joins[[entries[part] for part in parts]] = True
-            self._of_words = _read_plain_text(Tokenizer.from_str(backend.to_str()))
+            self._of_words = _read_plain_text(type(backend).from_str(backend.to_str()))
             self._of_words.pre_tokenizer = split_at_spaces()
         self._words: dict[str, bytes] = {}
         self._runs: dict[bytes, bytes] = {}
@@ -336,12 +336,12 @@ class CorpusEncoder:
         marked = [word for word in new if SPACE_MARK in word]
         known.update(zip(marked, self._encode_batch(self._of_words, [" " + word for word in marked]), strict=True))
 
-    def _encode_batch(self, backend: Tokenizer, texts: list[str]) -> list[bytes]:
+    def _encode_batch(self, backend: "Tokenizer", texts: list[str]) -> list[bytes]:
         encodings = backend.encode_batch_fast(texts, add_special_tokens=False) if texts else []
         return [np.asarray(encoding.ids, dtype=self.dtype).tobytes() for encoding in encodings]
 
 
-def _read_plain_text(backend: Tokenizer) -> Tokenizer:
+def _read_plain_text(backend: "Tokenizer") -> "Tokenizer":
     """Set a tokenizer to encode texts whole and as they are, special strings included, and return it."""
     backend.no_truncation()
     backend.no_padding()
@@ -349,7 +349,7 @@ def _read_plain_text(backend: Tokenizer) -> Tokenizer:
     return backend
 
 
-def encodes_word_by_word(backend: Tokenizer) -> bool:
+def encodes_word_by_word(backend: "Tokenizer") -> bool:
     """Return whether a tokenizer encodes each word on its own, but for superwords: no normalizer, no other split."""
     content = json.loads(backend.to_str())
     ours = [pre_tokenizer_content(rule()) for rule in (split_at_spaces, split_around_superwords)]
