@@ -1,9 +1,11 @@
-"""`run.json`: what made a folder. It is written last, so its presence means that the folder is complete.
+"""Stage folders: the names of the files in them, what made one, whether it is done, and which process works in it.
 
-What belongs to one process: locks of the kernel, which end with it, and scratch folders, which a later one clears.
+Every stage writes one folder. `run.json`, the manifest, is written last, so its presence means that the folder is
+complete. A training also writes `environment.json` first, which says which run the unfinished folder belongs to.
 
-Nothing is ever deleted that this package did not make. A scratch folder says so itself: it holds a mark that names the
-process that made it.
+Nothing is ever deleted or overwritten that this package did not make. Locks are locks of the kernel, which end with the
+process that holds them. A scratch folder holds a mark that names the process that made it, so that a later process can
+clear what a killed one left.
 """
 
 import contextlib
@@ -20,10 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import InputError, ensure
+from .checks import InputError, ensure, ensure_folder
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -49,11 +52,8 @@ RESULTS_NAME, RESULTS_TABLE_NAME = "results.json", "results.md"  # of an evaluat
 MEASURES_NAME, CLOZE_NAME, PARTS_FOLDER = "measures.json", "cloze.jsonl", "parts"
 SCORES_PLOT_NAME, PROGRESS_PLOT_NAME = "scores.png", "progress.png"
 CLASSIFICATION_TABLE_NAME, STORIES_NAME = "classification.md", "stories.json"
-CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = (
-    "README.md",
-    "checkpoints.json",
-    "dataset.json",
-)  # of what is published
+# Of what is published: the card, the list of a run's checkpoints, what a dataset was made of.
+CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = "README.md", "checkpoints.json", "dataset.json"
 PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"  # what of a run has been published so far
 
 _VERSIONED = (
@@ -176,6 +176,153 @@ def read_manifest(field: str, folder: str | Path, stage: str, fix: str) -> dict[
     found = content.get("stage") if isinstance(content, dict) else None
     ensure(found == stage, f"{field}={folder}: was made by {found!r}, not by {stage!r}. {fix}")
     return dict(content)
+
+
+def find_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a folder, whatever stage made it; None without one that can be read."""
+    try:
+        return parse_record((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def ensure_only(field: str, folder: Path, names: Iterable[str], fix: str, refusal: str = "is not empty") -> None:
+    """Check that a folder holds nothing but files and folders of the given names; it need not exist.
+
+    Raises:
+        InputError: it holds something else, which nobody here may touch; the message names it.
+    """
+    others = sorted({path.name for path in folder.iterdir()} - set(names)) if folder.is_dir() else []
+    ensure(not others, f"{field}={folder}: {refusal} ({', '.join(others[:3])}). {fix}")
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The output folder of one stage: whether it is done, may be gone on with, or belongs to something else.
+
+    Attributes:
+        path: the folder.
+        stage: its name in `run.json`, such as `pack`.
+        holds: what the stage writes, for messages, such as `rows`.
+        leftovers: names that a start which was killed can leave; a lock, and `NAME.partial` of each, may be there too.
+    """
+
+    path: Path
+    stage: str
+    holds: str
+    leftovers: frozenset[str] = frozenset()
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the stage has ended: its manifest is there."""
+        return (self.path / MANIFEST_NAME).is_file()
+
+    def is_done(self, plan_sha256: str) -> bool:
+        """Return whether the folder already holds what a plan makes; if not, the stage may begin or go on in it.
+
+        Args:
+            plan_sha256: hash of the inputs and settings that decide what the stage writes.
+
+        Raises:
+            InputError: the folder holds what another plan or another stage made, or somebody's files.
+        """
+        if self.is_complete:
+            found = read_manifest("output_dir", self.path, self.stage, "Choose another folder.")
+            ensure(
+                found.get("plan_sha256") == plan_sha256,
+                f"output_dir={self.path}: holds {self.holds} of other inputs or settings. Choose another folder, or "
+                "delete it.",
+            )
+            return True
+        ensure_folder("output_dir", self.path)
+        self.ensure_ours()
+        return False
+
+    def ensure_ours(self, refusal: str = "is not empty") -> None:
+        """Check that the folder holds nothing but what an unfinished start of this stage leaves.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        names = {*self.leftovers, LOCK_NAME}
+        partial = {f"{name}.partial" for name in (*names, MANIFEST_NAME)}
+        ensure_only("output_dir", self.path, names | partial, "Choose an empty or new folder.", refusal)
+
+    def begun(self) -> dict[str, Any] | None:
+        """Return what `environment.json` says of the run that the folder holds, or None if a new run may begin there.
+
+        Raises:
+            InputError: the record is damaged, or the folder holds files that are not of a run.
+        """
+        ensure_folder("output_dir", self.path)
+        path = self.path / ENVIRONMENT_NAME
+        if not path.is_file():
+            self.ensure_ours(f"is not empty and holds no {self.holds} of ours")
+            return None
+        try:
+            environment = parse_record(path.read_bytes())
+            return {**environment, "identity": dict(environment["identity"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"output_dir={self.path}: {path.name} is damaged. Choose another folder.") from error
+
+    def ensure_same(self, before: dict[str, Any], now: dict[str, Any], fix: str = "Choose another folder.") -> None:
+        """Check that the run in the folder is the one that is asked for.
+
+        Args:
+            before: what decides the result of the run that began there.
+            now: what decides the result of the run that is to go on.
+            fix: what a user can do who wants other settings.
+
+        Raises:
+            InputError: they differ; the message names each difference.
+        """
+        different = [f"{name} (there {before.get(name)}, now {value})" for name, value in now.items()
+                     if before.get(name) != value]  # fmt: skip
+        ensure(
+            not different,
+            f"output_dir={self.path}: holds another {self.holds}; different: {'; '.join(different)}. {fix}",
+        )
+
+    @contextmanager
+    def held(self, work: str) -> Iterator[None]:
+        """Make the folder and hold it for this process while the block writes it.
+
+        The lock file is taken away after the block, and so are folders made for it that the block left empty.
+
+        Args:
+            work: what another process does that holds it, for the refusal: `packing into it`.
+
+        Raises:
+            InputError: another process holds it, or has completed it since this one looked.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        where = f"output_dir={self.path}: another process"
+        lock = take_lock(self.path / LOCK_NAME, f"{where} is {work}. Wait for it, or choose another folder.")
+        try:
+            ensure(
+                not self.is_complete,
+                f"{where} has completed it meanwhile. The same command says what it holds.",
+            )
+            yield
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):
+                (self.path / LOCK_NAME).unlink()
+                for folder in made:
+                    folder.rmdir()  # fails, as it should, on a folder that holds something
+
+    def reopen(self) -> None:
+        """Take the manifest away before more is written: the folder is not complete any more."""
+        (self.path / MANIFEST_NAME).unlink(missing_ok=True)
+
+    def begin(self, identity: dict[str, Any], content: dict[str, Any]) -> None:
+        """Write `environment.json`: which run begins or goes on here, with which versions."""
+        head = {"identity": identity, "versions": versions(), "commit": package_commit()}
+        write_json(self.path / ENVIRONMENT_NAME, {**head, **content})
+
+    def finish(self, content: dict[str, Any]) -> None:
+        """Write `run.json`: the stage's content, versions, command and commit. The last write of every stage."""
+        write_manifest(self.path, self.stage, content)
 
 
 _SCRATCH_PREFIX = "ttl-"
