@@ -351,6 +351,17 @@ def take_lock(path: Path, refusal: str, seconds: float = 0) -> "FileLock":
     return lock
 
 
+def lock_run_folder(folder: Path) -> "FileLock":
+    """Make the folder of a run and lock it, so that two starts of one command cannot mix; release the lock after.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    return take_lock(
+        folder / LOCK_NAME, f"output_dir={folder}: another process is training there. Wait for it or stop it."
+    )
+
+
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """Give the block an empty folder of its own, and delete it after.

@@ -23,18 +23,16 @@ from ..stage_folder import (
     CLASSIFICATION_TABLE_NAME,
     CONFIG_NAME,
     EMISSIONS_NAME,
-    ENVIRONMENT_NAME,
     MANIFEST_NAME,
     RESULTS_NAME,
+    StageFolder,
     command_line,
-    package_commit,
+    lock_run_folder,
     sha256_json,
     versions,
     write_json,
-    write_manifest,
 )
 from ..supervision import stopped_by_signals
-from ..training.saving import check_run_folder, lock_run_folder
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
 from .finetune import METRICS, Summary, item_error, majority_scores, score, summarise
 from .labelled_rows import CUT_RULE, Example, Splits, TaskRows, complete_splits, read_task
@@ -59,7 +57,8 @@ class ClassifyPlan:
     data: dict[str, Encoded]
     max_length: int
     identity: dict[str, Any]
-    state: str
+    place: StageFolder
+    has_begun: bool
 
     def labels_of(self, split: str) -> list[int]:
         """Return the true labels of a split."""
@@ -91,8 +90,11 @@ def plan_classify(config: ClassifyConfig) -> ClassifyPlan:
         "labels": list(found.labels),
         "rows_sha256": sha256_json(rows),
     }
-    state = check_run_folder(Path(str(config.output_dir)), identity)
-    return ClassifyPlan(task, found, splits, base, framing, data, max_length, identity, state)
+    place = StageFolder(Path(str(config.output_dir)), "classify", "run")
+    begun = place.begun()
+    if begun is not None:
+        place.ensure_same(begun["identity"], identity)
+    return ClassifyPlan(task, found, splits, base, framing, data, max_length, identity, place, begun is not None)
 
 
 @stopped_by_signals("the seeds that are done are kept; the same command goes on")
@@ -115,13 +117,11 @@ def classify(config: ClassifyConfig) -> Path:
     print(_describe(config, plan), flush=True)
     lock = lock_run_folder(folder)
     try:
-        if plan.state == "new":
+        if not plan.has_begun:
             write_yaml(
                 folder / CONFIG_NAME, {name: value for name, value in asdict(config).items() if value is not None}
             )
-            environment = {"identity": plan.identity, "versions": versions(), "commit": package_commit(),
-                           "device": device_name()}  # fmt: skip
-            write_json(folder / ENVIRONMENT_NAME, environment)
+            plan.place.begin(plan.identity, {"device": device_name()})
         missing = [seed for seed in seeds if not (folder / f"seed-{seed}.json").is_file()]
         if config.save_model and config.seed not in missing and not (folder / MODEL_FOLDER).is_dir():
             missing.insert(0, config.seed)  # measured before anyone asked for its model
@@ -141,7 +141,7 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
         return None if config.baseline == "none" else _read_record(place)
     from .finetune import finetune
 
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # it says that the folder is complete
+    plan.place.reopen()
     with StageMeter(folder, config) as meter:
         if config.baseline == "tfidf" and not place.is_file():
             write_json(place, score_word_counts(plan.splits.rows, len(plan.found.labels)))
@@ -188,7 +188,7 @@ def _finish(
                   for record in records],
         "energy": asdict(energy) if energy else None,
     }  # fmt: skip
-    write_manifest(folder, "classify", manifest)
+    plan.place.finish(manifest)
     print("\n" + table, end="")
 
 

@@ -24,14 +24,11 @@ from ..presets import count_parameters
 from ..stage_folder import (
     BEGUN_NAME,
     CONFIG_NAME,
-    ENVIRONMENT_NAME,
-    MANIFEST_NAME,
     MARKER_NAME,
     METRICS_NAME,
-    package_commit,
+    StageFolder,
+    lock_run_folder,
     sha256_file,
-    versions,
-    write_json,
     write_manifest,
 )
 from .callbacks import EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback
@@ -40,7 +37,7 @@ from .metrics import MetricsCallback, read_jsonl
 from .micro_batch import is_out_of_memory, micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .report import BannerCallback, describe_time, describe_turn, planned_zero_stage
 from .run_plan import RunPlan, what_follows
-from .saving import IDENTITY_VERSION, CheckpointCallback, Clock, lock_run_folder
+from .saving import IDENTITY_VERSION, CheckpointCallback, Clock
 from .trainer import StopCallback
 
 # What a checkpoint's config.json must have in common with the model that is to go on.
@@ -390,18 +387,16 @@ def execute(
 
 def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
     """Write what is known before training; the manifest of a shorter, complete run is taken away."""
-    (plan.folder / MANIFEST_NAME).unlink(missing_ok=True)
+    place = StageFolder(plan.folder, "training", "run")
+    place.reopen()
     write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))
     environment = {
-        "identity": plan.identity,
         "identity_version": IDENTITY_VERSION,
-        "versions": versions(),
-        "commit": package_commit(),
         "device": device_name(),
         "precision": config.precision,
         "micro_batch": micro_batch_record(config),
     }
-    write_json(plan.folder / ENVIRONMENT_NAME, environment)
+    place.begin(plan.identity, environment)
 
 
 def _incomplete_energy(folder: Path) -> dict[str, Any] | None:

@@ -19,11 +19,18 @@ from ..data.packed import packed_manifest
 from ..energy.ledger import read_ledger
 from ..energy.recorder import add_speed_test
 from ..gpus import device_name, find_gpu, has_accelerator
-from ..stage_folder import ENVIRONMENT_NAME, LOCK_NAME, METRICS_NAME, SPEED_TEST_NAME, read_manifest, write_json
+from ..stage_folder import (
+    ENVIRONMENT_NAME,
+    LOCK_NAME,
+    METRICS_NAME,
+    SPEED_TEST_NAME,
+    lock_run_folder,
+    read_manifest,
+    write_json,
+)
 from .caps import CAP_KEYS
 from .metrics import read_jsonl
 from .run_plan import with_batch
-from .saving import lock_run_folder
 from .speed import compile_pays
 
 SPEED_TEST_FOLDER = "speed-test"
