@@ -56,16 +56,9 @@ CLASSIFICATION_TABLE_NAME, STORIES_NAME = "classification.md", "stories.json"
 CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = "README.md", "checkpoints.json", "dataset.json"
 PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"  # what of a run has been published so far
 
-_VERSIONED = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "deepspeed",
-    "huggingface_hub",
-    "numpy",
-    "codecarbon",
-)
+# Libraries that decide a result: their versions stand in every manifest.
+_VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "deepspeed", "huggingface_hub", "numpy",
+              "codecarbon")  # fmt: skip
 
 
 def write_json(path: Path, content: Any, suffix: str = ".partial") -> None:
@@ -167,23 +160,16 @@ def package_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    done = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+    command = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def versions(names: Iterable[str] = _VERSIONED) -> dict[str, str]:
     """Return the installed versions of the libraries that decide a result."""
     found = {"python": platform.python_version()}
     for name in names:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -193,16 +179,9 @@ def command_line() -> str:
     return shlex.join(["ttl" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
-def write_manifest(folder: Path, stage: str, content: dict[str, Any]) -> None:
-    """Write `run.json` with the stage's content, versions, command and commit. The last write of a stage."""
-    head = {
-        "package_version": __version__,
-        "stage": stage,
-        "command": os.environ.get("TTL_COMMAND") or command_line(),
-        "commit": package_commit(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    write_json(folder / MANIFEST_NAME, {**head, **content, "versions": versions()})
+def utc_now() -> str:
+    """Return the time in UTC, such as 2026-01-31T12:00:00Z."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def read_manifest(field: str, folder: str | Path, stage: str, fix: str) -> dict[str, Any]:
@@ -216,20 +195,21 @@ def read_manifest(field: str, folder: str | Path, stage: str, fix: str) -> dict[
     ensure(Path(folder).is_dir(), f"{field}={folder}: no such folder. {fix}")
     ensure(path.is_file(), f"{field}={folder}: has no {MANIFEST_NAME}, so it is not a complete folder of ours. {fix}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_record(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{field}={folder}: {MANIFEST_NAME} is damaged ({error}). {fix}") from error
-    found = content.get("stage") if isinstance(content, dict) else None
+    found = content.get("stage")
     ensure(found == stage, f"{field}={folder}: was made by {found!r}, not by {stage!r}. {fix}")
-    return dict(content)
+    return content
 
 
 def find_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder, whatever stage made it; None without one that can be read."""
+    """Return the manifest of a folder, whatever stage made it; None without one that names its stage."""
     try:
-        return parse_record((folder / MANIFEST_NAME).read_bytes())
+        found = parse_record((folder / MANIFEST_NAME).read_bytes())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found.get("stage"), str) else None
 
 
 def ensure_only(field: str, folder: Path, names: Iterable[str], fix: str, refusal: str = "is not empty") -> None:
@@ -345,10 +325,7 @@ class StageFolder:
         where = f"output_dir={self.path}: another process"
         lock = take_lock(self.path / LOCK_NAME, f"{where} is {work}. Wait for it, or choose another folder.")
         try:
-            ensure(
-                not self.is_complete,
-                f"{where} has completed it meanwhile. The same command says what it holds.",
-            )
+            ensure(not self.is_complete, f"{where} has completed it meanwhile. The same command says what it holds.")
             yield
         finally:
             lock.release()
@@ -368,7 +345,14 @@ class StageFolder:
 
     def finish(self, content: dict[str, Any]) -> None:
         """Write `run.json`: the stage's content, versions, command and commit. The last write of every stage."""
-        write_manifest(self.path, self.stage, content)
+        head = {
+            "package_version": __version__,
+            "stage": self.stage,
+            "command": os.environ.get("TTL_COMMAND") or command_line(),
+            "commit": package_commit(),
+            "created": utc_now(),
+        }
+        write_json(self.path / MANIFEST_NAME, {**head, **content, "versions": versions()})
 
 
 _SCRATCH_PREFIX = "ttl-"
@@ -403,9 +387,8 @@ def lock_run_folder(folder: Path) -> "FileLock":
     Raises:
         InputError: another process holds it.
     """
-    return take_lock(
-        folder / LOCK_NAME, f"output_dir={folder}: another process is training there. Wait for it or stop it."
-    )
+    refusal = f"output_dir={folder}: another process is training there. Wait for it or stop it."
+    return take_lock(folder / LOCK_NAME, refusal)
 
 
 @contextmanager
@@ -423,7 +406,8 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     # A name that nobody can foresee: what lies under it was made by this process.
     top = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=place))
     try:
-        (top / _MARK_NAME).write_text(json.dumps(_this_process()) + "\n", encoding="utf-8")
+        process = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+        (top / _MARK_NAME).write_text(json.dumps(process) + "\n", encoding="utf-8")
         content = top / "content"
         content.mkdir()
         yield content
@@ -443,10 +427,6 @@ def _clear_dead(place: Path) -> None:
 
 def _user() -> int:
     return int(getattr(os, "getuid", lambda: 0)())  # Windows has none, and gives every file to user 0
-
-
-def _this_process() -> dict[str, Any]:
-    return {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def _machine() -> str:
@@ -471,7 +451,6 @@ def _started(pid: int) -> float | None:
 
 
 def _is_dead(mark: dict[str, Any]) -> bool:
-    if mark["machine"] != _machine():
-        return False
-    started = _started(int(mark["pid"]))
+    """Return whether the process of a mark is known to have ended; of another machine's processes nothing is known."""
+    started = _started(int(mark["pid"])) if mark["machine"] == _machine() else float("nan")
     return started is None or abs(started - float(mark["started"])) > 1

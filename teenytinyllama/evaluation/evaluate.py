@@ -29,10 +29,11 @@ from ..stage_folder import (
     RESULTS_NAME,
     RESULTS_TABLE_NAME,
     SCORES_PLOT_NAME,
+    StageFolder,
     command_line,
+    ensure_only,
     sha256_json,
     versions,
-    write_manifest,
 )
 from ..supervision import stopped_by_signals
 from .config import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
@@ -208,7 +209,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         + "; ".join(f"{task}: {reason}" for task, reason in missing.items()),
     )
     work = _Work(config, folder, stops, tasks, language, cloze_file)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    StageFolder(folder, "evaluate", "evaluation").reopen()
     weights: dict[int | None, str] = {}
     with StageMeter(folder, config) if is_main_process() else nullcontext() as energy:
         for number, stop in enumerate(stops):
@@ -228,20 +229,9 @@ def _open_folder(config: EvaluateConfig) -> Path:
     default = model / "evaluation" if model.is_dir() else Path("evaluation") / model.name
     folder = Path(config.output_dir) if config.output_dir else default
     ensure_folder("output_dir", folder)
-    others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    known = {
-        PARTS_FOLDER,
-        RESULTS_NAME,
-        MEASURES_NAME,
-        RESULTS_TABLE_NAME,
-        CLOZE_NAME,
-        SCORES_PLOT_NAME,
-        PROGRESS_PLOT_NAME,
-    }
-    ensure(
-        not others or others & {PARTS_FOLDER, CLOZE_NAME, EMISSIONS_NAME, LEDGER_NAME} or others <= known,
-        f"output_dir={folder}: holds no evaluation ({', '.join(sorted(others)[:3])}). Choose a new folder.",
-    )
+    if not any((folder / name).exists() for name in (PARTS_FOLDER, CLOZE_NAME, EMISSIONS_NAME, LEDGER_NAME)):
+        known = (RESULTS_NAME, MEASURES_NAME, RESULTS_TABLE_NAME, SCORES_PLOT_NAME, PROGRESS_PLOT_NAME)
+        ensure_only("output_dir", folder, known, "Choose a new folder.", "holds no evaluation")
     if folder != model / "evaluation":  # where a moved run takes its evaluation along
         _check_same_model(folder, config.model_name_or_path)
     return folder
@@ -354,7 +344,7 @@ def _write_results(work: _Work, missing: dict[str, str], weights: dict[int | Non
         # Where the run's card looks for them.
         merge_results(model / RESULTS_NAME, replace(results, scores=tuple(whole)))
     content = {"config": asdict(work.config), "missing": missing, "num_scores": len(scores)}
-    write_manifest(work.folder, "evaluate", content)
+    StageFolder(work.folder, "evaluate", "evaluation").finish(content)
 
 
 def _collect(parts: list[tuple[Path, Part]]) -> tuple[list[Score], list[Measure]]:

@@ -21,16 +21,7 @@ from ..energy.ledger import ledger_files, read_starts
 from ..gpus import device_name
 from ..planning.memory import checkpoint_bytes, final_model_bytes
 from ..presets import count_parameters
-from ..stage_folder import (
-    BEGUN_NAME,
-    CONFIG_NAME,
-    MARKER_NAME,
-    METRICS_NAME,
-    StageFolder,
-    lock_run_folder,
-    sha256_file,
-    write_manifest,
-)
+from ..stage_folder import BEGUN_NAME, CONFIG_NAME, MARKER_NAME, METRICS_NAME, StageFolder, lock_run_folder, sha256_file
 from .callbacks import EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback
 from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
 from .metrics import MetricsCallback, read_jsonl
@@ -429,7 +420,7 @@ def close_run_folder(
         **describe(records),
         "hashes": {path.name: sha256_file(path) for path in sorted(plan.folder.glob("*.safetensors"))},
     }
-    write_manifest(plan.folder, stage, manifest)
+    StageFolder(plan.folder, stage, "run").finish(manifest)
     with beside_the_model("a word on the held-out scores"):
         turn = describe_turn(plan.folder, records, manifest["training"]["epochs"])
         if turn is not None:

@@ -9,7 +9,6 @@ Nothing here writes to the network: `dataset_uploads` returns what is to be sent
 `ttl publish FOLDER_OR_FILES --to owner/name` for a dataset: to the Hub, into a folder, or only as a list.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,15 @@ from ...data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, r
 from ...data.pack import PackConfig
 from ...data.readers import read_records, text_column_of
 from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
-from ...stage_folder import CARD_NAME, CONFIG_NAME, DATASET_RECORD_NAME, MANIFEST_NAME, METRICS_NAME, versions
+from ...stage_folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    DATASET_RECORD_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    find_manifest,
+    versions,
+)
 from ..hub import open_hub
 from ..publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from ..safety import Upload, UploadFile, check_repository, inside, record_file
@@ -65,7 +72,7 @@ def is_dataset(source: list[str]) -> bool:
     path = Path(source[0])
     if not path.is_dir():
         return path.name.lower().endswith((*SUFFIXES, *_CONFIG_SUFFIXES)) or "*" in source[0]
-    stage = _stage(path)
+    stage = (find_manifest(path) or {}).get("stage")
     if stage is not None:
         return stage in _STAGE_KINDS
     if any((path / name).exists() for name in _RUN_FILES) or any(path.glob("checkpoint-*")):
@@ -89,7 +96,7 @@ def read_content(source: list[str], options: DatasetOptions) -> Content:
     shown = ", ".join(source)
     inputs, settings = _of_config(source) if source[0].lower().endswith(_CONFIG_SUFFIXES) else (source, {})
     for text in inputs:
-        if (folder := Path(text)).is_dir() and (stage := _stage(folder)) is not None:
+        if (manifest := find_manifest(folder := Path(text))) is not None and (stage := manifest.get("stage")):
             ensure(len(inputs) == 1, f"source={shown}: {text} was made by `{stage}` and is published alone.")
             return _of_stage(folder, stage, options)
         ensure(
@@ -137,16 +144,6 @@ def _refuse(options: DatasetOptions, names: Iterable[str], what: str) -> None:
     for name in names:
         value = getattr(options, name)
         ensure(value is None, f"{name}={value}: does not concern {what}. Leave it out.")
-
-
-def _stage(folder: Path) -> str | None:
-    """Return the stage in a folder's manifest; None without a manifest of ours."""
-    try:
-        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    stage = found.get("stage") if isinstance(found, dict) else None
-    return stage if isinstance(stage, str) else None
 
 
 def _check_links(inputs: list[str]) -> None:
