@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,11 +19,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checks import InputError, available_cores, ensure
-from .stage_folder import sha256_file, take_lock, write_json
+from .stage_folder import BEGUN_NAME, LEASES_FOLDER, MARKER_NAME, sha256_file, take_lock, utc_now, write_json
 
-MARKER_NAME = "complete.json"
-BEGUN_NAME = "begun.json"  # the first file of a checkpoint: says that its folder was made here
-LEASES_FOLDER = ".leases"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial", BEGUN_NAME)
 # hashlib lets other threads run while it hashes. More threads only wait: a checkpoint has few large files.
@@ -86,7 +82,7 @@ def is_ours(path: Path) -> bool:
 def begin_saving(path: Path) -> None:
     """Make the folder of a checkpoint and write in it that it is ours, before anything else."""
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / BEGUN_NAME, {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+    write_json(path / BEGUN_NAME, {"created": utc_now()})
 
 
 def read_marker(path: Path) -> Marker:
@@ -122,7 +118,7 @@ def _inside(name: str) -> str:
 
 def write_marker(path: Path, marker: Marker) -> None:
     """Write the marker of a checkpoint whose files lie on the disk (`sync_files`), so that it is whole or absent."""
-    created = marker.created or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    created = marker.created or utc_now()
     content: dict[str, Any] = {**asdict(marker), "created": created}
     write_json(path / MARKER_NAME, {name: value for name, value in content.items() if value is not None})
     _sync(path)

@@ -24,6 +24,7 @@ from teenytinyllama.energy.emissions import GridSettings
 from teenytinyllama.energy.ledger import read_ledger
 from teenytinyllama.energy.recorder import StageMeter
 from teenytinyllama.publishing.energy_report import write_energy_report
+from teenytinyllama.stage_folder import lock_run_folder
 from teenytinyllama.training import callbacks, speed_test
 from teenytinyllama.training.caps import (
     CapCallback,
@@ -39,7 +40,7 @@ from teenytinyllama.training.caps import (
 )
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.saving import check_run_folder, lock_run_folder
+from teenytinyllama.training.saving import check_run_folder
 from teenytinyllama.training.speed_test import MeasuredSpeed, settle_length, tokens_within
 
 REPOSITORY = Path(__file__).resolve().parent.parent

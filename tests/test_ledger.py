@@ -15,10 +15,11 @@ from test_pretrain import make_values, run
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
 from teenytinyllama.energy.emissions import GridSettings, grid_intensity, read_emissions
-from teenytinyllama.energy.ledger import LEDGER_NAME, Account, LedgerWriter, read_ledger, read_starts
+from teenytinyllama.energy.ledger import Account, LedgerWriter, read_ledger, read_starts
 from teenytinyllama.energy.meter import EnergyReading
 from teenytinyllama.energy.recorder import Recorder, StageMeter, add_speed_test
 from teenytinyllama.publishing.energy_report import CAR_GRAMS_PER_KM, energy_report, write_energy_report
+from teenytinyllama.stage_folder import LEDGER_NAME
 from teenytinyllama.training.metrics import read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -74,7 +75,7 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_other_damage_is_refused(tmp_pa
     assert account is not None
     assert account.total.energy_kwh == pytest.approx(1.0)
     path.write_text(whole.replace('"step": 5', '"stop": 5'))
-    with pytest.raises(InputError, match=r"line 2 is damaged \(KeyError\('step'\)\)"):
+    with pytest.raises(InputError, match=r"line 2 is damaged \('step' is missing\)"):
         read_ledger(tmp_path)
     path.write_text("x\n" + whole)
     with pytest.raises(InputError, match=r"ledger.jsonl: line 1 is damaged"):

@@ -6,26 +6,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from teenytinyllama.checkpoints import (
-    MARKER_NAME,
-    Marker,
-    begin_saving,
-    checkpoint_faults,
-    delete_checkpoint,
-    is_ours,
-    write_marker,
-)
+from teenytinyllama.checkpoints import Marker, begin_saving, checkpoint_faults, delete_checkpoint, is_ours, write_marker
 from teenytinyllama.checks import InputError
-from teenytinyllama.data.pack import Journal, _is_done
+from teenytinyllama.data.pack import Journal, packed_folder
 from teenytinyllama.publishing.datasets.shards import Staging
 from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
 from teenytinyllama.publishing.safety import Upload, UploadFile
-from teenytinyllama.stage_folder import _MARK_NAME, scratch_folder
+from teenytinyllama.stage_folder import _MARK_NAME, MARKER_NAME, scratch_folder
 from teenytinyllama.training import run as resume
 from teenytinyllama.training import speed_test
 
@@ -149,18 +139,17 @@ def test_weights_that_a_marker_does_not_list_are_a_fault(tmp_path: Path) -> None
 
 
 def test_a_strangers_unfinished_folder_is_not_packed_into(tmp_path: Path) -> None:
-    config: Any = SimpleNamespace(output_dir=str(tmp_path))
     mine = a_file_in(tmp_path / ".partial")
-    with pytest.raises(InputError, match=r"is not empty \(.partial\). Choose a new folder"):
-        _is_done(tmp_path, "0" * 64, config)
+    with pytest.raises(InputError, match=r"is not empty \(.partial\). Choose an empty or new folder"):
+        packed_folder(tmp_path).is_done("0" * 64)
     mine.rename(tmp_path / "train.npy")  # a name of ours is not enough
-    with pytest.raises(InputError, match=r"is not empty \(.partial, train.npy\)"):
-        _is_done(tmp_path, "0" * 64, config)
+    with pytest.raises(InputError, match=r"is not empty \(train.npy\)"):
+        packed_folder(tmp_path).is_done("0" * 64)
     (tmp_path / "train.npy").unlink()
-    assert not _is_done(tmp_path, "0" * 64, config)
+    assert not packed_folder(tmp_path).is_done("0" * 64)
     Journal(tmp_path / ".partial", "0" * 64, "uint16", 8).close()
     (tmp_path / "train.npy").touch()
-    assert not _is_done(tmp_path, "0" * 64, config)
+    assert not packed_folder(tmp_path).is_done("0" * 64)
     Journal(tmp_path / ".partial", "1" * 64, "uint16", 8).close()  # of other settings, and ours
     assert (tmp_path / ".partial" / "plan").read_text() == "1" * 64
 

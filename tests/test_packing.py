@@ -240,8 +240,10 @@ def test_two_processes_do_not_pack_into_one_folder(tmp_path: Path, corpus_folder
         pack(config(corpus_folder, tokenizer_folder, folder))
     assert load_packed(pack(config(corpus_folder, tokenizer_folder, folder))).train.size
     with (
-        pytest.raises(InputError, match=r"another process has packed into it meanwhile"),
-        packing._alone_in(folder),
+        pytest.raises(
+            InputError, match=r"output_dir=.*p: another process has completed it meanwhile\. The same command"
+        ),
+        packing.packed_folder(folder).held("packing into it"),
     ):
         pass
     assert not (folder / ".lock").exists()

@@ -34,7 +34,7 @@ from teenytinyllama.planning.memory import optimal_batch_tokens
 from teenytinyllama.planning.plan import Plan, make_plan
 from teenytinyllama.planning.table import align, render, report_plan, short
 from teenytinyllama.presets import PRESETS, flops_per_token, preset_config
-from teenytinyllama.stage_folder import write_manifest
+from teenytinyllama.stage_folder import StageFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 N_160M, N_460M = PRESETS["160m"].num_parameters, PRESETS["460m"].num_parameters
@@ -420,7 +420,7 @@ def make_run(
         | training,
         "results": {"final": {"nats_per_token": loss}},
     }  # fmt: skip
-    write_manifest(folder, "pretrain", content)
+    StageFolder(folder, "pretrain", "run").finish(content)
     columns = {"run_id": "a", "energy_consumed": gpu_kwh + 0.1, "cpu_energy": 0.05, "gpu_energy": gpu_kwh,
                "ram_energy": 0.05, "emissions": 0.15, "duration": 7200.0, "country_iso_code": "BRA"}  # fmt: skip
     with (folder / "emissions.csv").open("w", newline="") as file:

@@ -19,14 +19,14 @@ from teenytinyllama.checks import (
     run_main,
 )
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.stage_folder import read_manifest, sha256_file, sha256_json, write_json, write_manifest
+from teenytinyllama.stage_folder import StageFolder, read_manifest, sha256_file, sha256_json, write_json
 from teenytinyllama.training.callbacks import generate_texts
 from teenytinyllama.training.metrics import append_jsonl, plot_loss, read_jsonl, rewind_jsonl
 from teenytinyllama.training.report import describe_turn, lowest_held_out, warn_of_repeats
 
 
 def test_manifest_round_trip_and_hashes(tmp_path: Path) -> None:
-    write_manifest(tmp_path, "pack", {"rows": 3})
+    StageFolder(tmp_path, "pack", "rows").finish({"rows": 3})
     manifest = read_manifest("packed", tmp_path, "pack", "fix")
     assert manifest["rows"] == 3
     assert {"package_version", "command", "commit", "created", "versions"} <= set(manifest)

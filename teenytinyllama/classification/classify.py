@@ -14,28 +14,30 @@ from typing import Any
 from ..arguments import write_yaml
 from ..checks import InputError, ensure_packages
 from ..distributed import prepare_rank
-from ..energy.emissions import EMISSIONS_NAME, EmissionsTotal, read_emissions
+from ..energy.emissions import EmissionsTotal, read_emissions
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter
-from ..evaluation.results import FINE_TUNED_SUITE, RESULTS_NAME, Results, Score, merge_results, write_results
+from ..evaluation.results import FINE_TUNED_SUITE, Results, Score, merge_results, write_results
 from ..gpus import device_name
 from ..stage_folder import (
+    CLASSIFICATION_TABLE_NAME,
+    CONFIG_NAME,
+    EMISSIONS_NAME,
     MANIFEST_NAME,
+    RESULTS_NAME,
+    StageFolder,
     command_line,
-    package_commit,
+    lock_run_folder,
     sha256_json,
     versions,
     write_json,
-    write_manifest,
 )
 from ..supervision import stopped_by_signals
-from ..training.saving import ENVIRONMENT_NAME, check_run_folder, lock_run_folder
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
 from .finetune import METRICS, Summary, item_error, majority_scores, score, summarise
 from .labelled_rows import CUT_RULE, Example, Splits, TaskRows, complete_splits, read_task
 from .model import Base, Encoded, Framing, choose_length, describe_framing, encode, frame, load_base
 
-TABLE_NAME = "classification.md"
 _VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "evaluate", "scikit-learn", "numpy")
 _IDENTITY = (
     "task select random_init num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate "
@@ -55,7 +57,8 @@ class ClassifyPlan:
     data: dict[str, Encoded]
     max_length: int
     identity: dict[str, Any]
-    state: str
+    place: StageFolder
+    has_begun: bool
 
     def labels_of(self, split: str) -> list[int]:
         """Return the true labels of a split."""
@@ -87,8 +90,11 @@ def plan_classify(config: ClassifyConfig) -> ClassifyPlan:
         "labels": list(found.labels),
         "rows_sha256": sha256_json(rows),
     }
-    state = check_run_folder(Path(str(config.output_dir)), identity)
-    return ClassifyPlan(task, found, splits, base, framing, data, max_length, identity, state)
+    place = StageFolder(Path(str(config.output_dir)), "classify", "run")
+    begun = place.begun()
+    if begun is not None:
+        place.ensure_same(begun["identity"], identity)
+    return ClassifyPlan(task, found, splits, base, framing, data, max_length, identity, place, begun is not None)
 
 
 @stopped_by_signals("the seeds that are done are kept; the same command goes on")
@@ -111,13 +117,11 @@ def classify(config: ClassifyConfig) -> Path:
     print(_describe(config, plan), flush=True)
     lock = lock_run_folder(folder)
     try:
-        if plan.state == "new":
+        if not plan.has_begun:
             write_yaml(
-                folder / "config.yaml", {name: value for name, value in asdict(config).items() if value is not None}
+                folder / CONFIG_NAME, {name: value for name, value in asdict(config).items() if value is not None}
             )
-            environment = {"identity": plan.identity, "versions": versions(), "commit": package_commit(),
-                           "device": device_name()}  # fmt: skip
-            write_json(folder / ENVIRONMENT_NAME, environment)
+            plan.place.begin(plan.identity, {"device": device_name()})
         missing = [seed for seed in seeds if not (folder / f"seed-{seed}.json").is_file()]
         if config.save_model and config.seed not in missing and not (folder / MODEL_FOLDER).is_dir():
             missing.insert(0, config.seed)  # measured before anyone asked for its model
@@ -137,7 +141,7 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
         return None if config.baseline == "none" else _read_record(place)
     from .finetune import finetune
 
-    (folder / "run.json").unlink(missing_ok=True)  # it says that the folder is complete
+    plan.place.reopen()
     with StageMeter(folder, config) as meter:
         if config.baseline == "tfidf" and not place.is_file():
             write_json(place, score_word_counts(plan.splits.rows, len(plan.found.labels)))
@@ -168,7 +172,7 @@ def _finish(
     found = summaries(plan, records, baseline)
     energy = read_emissions(folder / EMISSIONS_NAME)
     table = render_table(config, plan, found, records, energy)
-    (folder / TABLE_NAME).write_text(table, encoding="utf-8")
+    (folder / CLASSIFICATION_TABLE_NAME).write_text(table, encoding="utf-8")
     results = make_results(config, plan, found, command_line(), versions(_VERSIONED))
     write_results(folder / RESULTS_NAME, results)
     base = Path(plan.base.name).expanduser()
@@ -184,7 +188,7 @@ def _finish(
                   for record in records],
         "energy": asdict(energy) if energy else None,
     }  # fmt: skip
-    write_manifest(folder, "classify", manifest)
+    plan.place.finish(manifest)
     print("\n" + table, end="")
 
 

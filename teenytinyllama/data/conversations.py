@@ -18,7 +18,7 @@ from ..checks import InputError, ensure, ensure_folder
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
-from ..stage_folder import read_manifest, sha256_json
+from ..stage_folder import StageFolder, read_manifest, sha256_json
 from ..tokenizer.encode import tokenizer_fingerprint
 from .input_files import RECORD_SUFFIXES, SAMPLE, SourceFile, hash_files, resolve_files
 from .instructions import (
@@ -27,7 +27,7 @@ from .instructions import (
     TOO_LONG,
     Conversation,
     Counts,
-    examples_are_done,
+    examples_folder,
     messages_type,
     read_conversations,
     reasons,
@@ -228,16 +228,19 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat_template_sha256": sha256_json(tokenizer.chat_template),
     }
-    if examples_are_done(output, "conversations", plan):
+    place = examples_folder(output, "conversations")
+    if place.is_done(sha256_json(plan)):
         return output
     counts = Counts()
-    with measured_into(output, config):
-        rows = _rows(config, train, held_out, encoder, counts)
-        refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE, TOO_LONG, CUT, HELD_OUT, NOTHING_LEARNT))
-        ensure(
-            rows["train"], f"inputs={', '.join(config.inputs)}: hold no conversation to learn from ({reasons(counts)})."
-        )
-    _write(output, rows, counts, plan)
+    with place.held("preparing conversations in it"):
+        with measured_into(output, config):
+            rows = _rows(config, train, held_out, encoder, counts)
+            refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE, TOO_LONG, CUT, HELD_OUT, NOTHING_LEARNT))
+            ensure(
+                rows["train"],
+                f"inputs={', '.join(config.inputs)}: hold no conversation to learn from ({reasons(counts)}).",
+            )
+        _write(place, rows, counts, plan)
     return output
 
 
@@ -315,7 +318,7 @@ def conversations_manifest(folder: str | Path, key: str = "conversations") -> di
     return read_manifest(key, folder, "conversations", "Make it with `ttl conversations`.")
 
 
-def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, plan: dict[str, Any]) -> None:
+def _write(place: StageFolder, rows: dict[str, list[dict[str, Any]]], counts: Counts, plan: dict[str, Any]) -> None:
     import pyarrow
 
     schema = pyarrow.schema(
@@ -343,4 +346,4 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
             "median_tokens": statistics.median(lengths) if lengths else None,
             "longest_tokens": max(lengths, default=None),
         }
-    write_examples(output, "conversations", schema, rows, plan, summary, counts)
+    write_examples(place, schema, rows, plan, summary, counts)

@@ -15,10 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import ensure, ensure_folder
-from ..energy.emissions import EMISSIONS_NAME
-from ..energy.ledger import LEDGER_NAME
-from ..stage_folder import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
+from ..checks import ensure
+from ..stage_folder import (
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    StageFolder,
+    sha256_file,
+    sha256_json,
+)
 from .input_files import SourceFile, hub_datasets
 from .readers import read_records
 from .sources import Split, default_source, is_held_out, parse_metadata
@@ -254,25 +258,11 @@ def refuse_bad_rows(config: Any, counts: Counts, what: str, harmless: tuple[str,
     )
 
 
-def examples_are_done(output: Path, stage: str, plan: dict[str, Any]) -> bool:
-    """Return whether a folder already holds the examples of a plan.
-
-    Raises:
-        InputError: it is a file, or holds something else.
-    """
-    ensure_folder("output_dir", output)
-    if (output / MANIFEST_NAME).exists():
-        found = read_manifest("output_dir", output, stage, "Choose another folder.")
-        ensure(
-            found["plan_sha256"] == sha256_json(plan),
-            f"output_dir={output}: holds {stage} of other inputs or settings. Choose another folder.",
-        )
-        return True
-    # A train.parquet without run.json may be the user's.
+def examples_folder(output: Path, stage: str) -> StageFolder:
+    """Return the folder of prepared examples, with the names that a start which was killed leaves in it."""
+    # Of the parquet files the half-written ones alone: a train.parquet without run.json may be the user's.
     own = {*(f"{split}.parquet.partial" for split in SPLITS), EMISSIONS_NAME, LEDGER_NAME}
-    others = sorted({path.name for path in output.iterdir()} - own) if output.is_dir() else []
-    ensure(not others, f"output_dir={output}: is not empty ({', '.join(others[:3])}). Choose an empty or new folder.")
-    return False
+    return StageFolder(output, stage, stage, frozenset(own))
 
 
 def describe_examples(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -297,8 +287,7 @@ def messages_type(weighted: bool = False) -> "pyarrow.DataType":
 
 
 def write_examples(
-    output: Path,
-    stage: str,
+    place: StageFolder,
     schema: "pyarrow.Schema",
     rows: dict[str, list[dict[str, Any]]],
     plan: dict[str, Any],
@@ -309,6 +298,7 @@ def write_examples(
     import pyarrow
     import pyarrow.parquet
 
+    output = place.path
     output.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         table = pyarrow.Table.from_pylist(rows[split], schema)
@@ -324,4 +314,4 @@ def write_examples(
         "unused_columns": dict(counts.unused),
         "hashes": {f"{split}.parquet": sha256_file(output / f"{split}.parquet") for split in SPLITS},
     }
-    write_manifest(output, stage, content)
+    place.finish(content)

@@ -16,7 +16,6 @@ There are no labels: for a causal model they are the inputs, and the collator ma
 The unfinished part of a packed folder, and how far it has come: what lets packing go on after a kill.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -30,12 +29,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import InputError, available_cores, ensure, ensure_disk_space, ensure_folder
-from ..energy.emissions import EMISSIONS_NAME, GridSettings
-from ..energy.ledger import LEDGER_NAME
+from ..checks import InputError, available_cores, ensure, ensure_disk_space
+from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter, move_energy_files
-from ..stage_folder import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, take_lock, write_manifest
+from ..stage_folder import (
+    EMISSIONS_NAME,
+    JOURNAL_NAME,
+    LEDGER_NAME,
+    StageFolder,
+    sha256_file,
+    sha256_json,
+)
 from .sources import Corpus, CorpusConfig, Document, source_statistics
 from .workers import Chunk, DocumentEncoder
 
@@ -105,7 +110,7 @@ class Journal:
     def __init__(self, folder: Path, plan: str, dtype: Any, context: int) -> None:
         self.folder, self.dtype, self.context = folder, dtype, context
         self.totals = Totals()
-        marks = folder / "journal.jsonl"
+        marks = folder / JOURNAL_NAME
         if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
             if is_journal(folder):
                 shutil.rmtree(folder)
@@ -175,8 +180,6 @@ class Journal:
         for file in [*self.files.values(), self.marks]:
             file.close()
 
-
-_LOCK_NAME = ".lock"
 
 CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
 _BYTES_PER_TOKEN = 3  # of Portuguese text, at least, for any tokenizer that suits it
@@ -261,7 +264,8 @@ def pack(config: PackConfig) -> Path:
     if config.metadata_column != PackConfig.metadata_column:
         plan["metadata_column"] = config.metadata_column
     plan |= corpus.choices()
-    if _is_done(output, sha256_json(plan), config):
+    place = packed_folder(output)
+    if place.is_done(sha256_json(plan)):
         print(f"{output} already holds these rows")
         return output
     num_documents, num_bytes = _inspect(corpus)
@@ -272,7 +276,7 @@ def pack(config: PackConfig) -> Path:
     needed_bytes = 2 * dtype.itemsize * num_bytes // _BYTES_PER_TOKEN  # the stream of tokens, and the shuffled rows
     ensure_disk_space("output_dir", output, needed_bytes, "Free some space or choose another disk.")
     num_workers = config.num_workers or (1 if num_bytes < SMALL_BYTES else available_cores())
-    with _alone_in(output):
+    with place.held("packing into it"):
         journal = Journal(output / ".partial", sha256_json(plan), dtype, config.context)
         if journal.totals.chunks:
             print(f"going on after {journal.totals.documents} of {num_documents} documents")
@@ -280,62 +284,19 @@ def pack(config: PackConfig) -> Path:
             with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
                 _encode_all(corpus, encoder, journal, num_documents, energy)
             journal.close()
-        _finish(output, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
+        _finish(place, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
     return output
 
 
-@contextlib.contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Make a folder and hold it for this process; one that stays empty is taken away again.
-
-    Raises:
-        InputError: another process packs into it, or has done so since this one looked.
-    """
-    is_new = not output.exists()
-    refusal = f"output_dir={output}: another process is packing into it. Wait for it, or choose another folder."
-    lock = take_lock(output / _LOCK_NAME, refusal)
-    try:
-        ensure(
-            not (output / MANIFEST_NAME).exists(),
-            f"output_dir={output}: another process has packed into it meanwhile. The same command says what it holds.",
-        )
-        yield
-    finally:
-        lock.release()
-        with contextlib.suppress(OSError):
-            (output / _LOCK_NAME).unlink()
-        if is_new:
-            with contextlib.suppress(OSError):
-                output.rmdir()
-
-
-def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
-    if (output / MANIFEST_NAME).exists():
-        found = read_manifest("output_dir", output, "pack", "Choose another folder.")
-        ensure(
-            found["plan_sha256"] == plan_sha256,
-            f"output_dir={config.output_dir}: holds rows of other inputs or settings. Choose another folder.",
-        )
-        return True
-    ensure_folder("output_dir", config.output_dir)
-    others = [path.name for path in output.iterdir()] if output.is_dir() else []
-    leftovers = {
-        ".partial",
-        _LOCK_NAME,
-        "train.npy",
-        "validation.npy",
-        "validation_documents.npy",
-        EMISSIONS_NAME,
-        LEDGER_NAME,
-    }
+def packed_folder(output: Path) -> StageFolder:
+    """Return the output folder of `ttl pack`, with the names that an unfinished packing leaves in it."""
     unfinished = output / ".partial"
-    if not is_journal(unfinished):  # what lies there was not made here, whatever its name
-        leftovers = {_LOCK_NAME} | ({".partial"} if unfinished.is_dir() and not any(unfinished.iterdir()) else set())
-    ensure(
-        not set(others) - leftovers - {name + ".partial" for name in [*leftovers, MANIFEST_NAME]},
-        f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose a new folder.",
-    )
-    return False
+    if is_journal(unfinished):
+        rows = ("train.npy", "validation.npy", "validation_documents.npy")
+        return StageFolder(output, "pack", "rows", frozenset({".partial", *rows, EMISSIONS_NAME, LEDGER_NAME}))
+    # What lies there was not made here, whatever its name; but for the empty folder that a kill leaves.
+    is_empty = unfinished.is_dir() and not any(unfinished.iterdir())
+    return StageFolder(output, "pack", "rows", frozenset({".partial"} if is_empty else ()))
 
 
 def _inspect(corpus: Corpus) -> tuple[int, int]:
@@ -388,9 +349,9 @@ def _write_rows(stream: Path, target: Path, order: NDArray[Any], context: int, d
         os.fsync(file.fileno())
 
 
-def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, Any], vocab_size: int) -> None:
+def _finish(place: StageFolder, config: PackConfig, journal: Journal, plan: dict[str, Any], vocab_size: int) -> None:
     """Shuffle the rows into place, write the validation arrays, then the manifest, then drop the unfinished folder."""
-    totals, partial = journal.totals, journal.folder
+    totals, partial, output = journal.totals, journal.folder, place.path
     num_rows = totals.train_tokens // config.context
     if num_rows == 0:
         shutil.rmtree(partial)
@@ -422,5 +383,5 @@ def _finish(output: Path, config: PackConfig, journal: Journal, plan: dict[str, 
         "hashes": {name: sha256_file(output / name) for name in files},
     }
     move_energy_files(partial, output)
-    write_manifest(output, "pack", content)
+    place.finish(content)
     shutil.rmtree(partial)

@@ -16,7 +16,7 @@ from ..checks import InputError, ensure
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
-from ..stage_folder import read_manifest, sha256_json
+from ..stage_folder import StageFolder, read_manifest, sha256_json
 from ..tokenizer.encode import tokenizer_fingerprint
 from .input_files import RECORD_SUFFIXES, SourceFile, hash_files, resolve_files
 from .instructions import (
@@ -25,7 +25,7 @@ from .instructions import (
     TOO_LONG,
     Conversation,
     Counts,
-    examples_are_done,
+    examples_folder,
     held_out_texts,
     messages_type,
     read_origin,
@@ -153,16 +153,18 @@ def prepare_preferences(config: PreferencesConfig, tokenizer: "PreTrainedTokeniz
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat_template_sha256": sha256_json(tokenizer.chat_template),
     }
-    if examples_are_done(output, "preferences", plan):
+    place = examples_folder(output, "preferences")
+    if place.is_done(sha256_json(plan)):
         return output
     counts = Counts()
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    with measured_into(output, config):
-        for split, row in _rows(config, files, encoder, counts):
-            rows[split].append(row)
-        refuse_bad_rows(config, counts, "are no pair of answers", (DUPLICATE, TOO_LONG))
-        ensure(rows["train"], f"inputs={', '.join(config.inputs)}: hold no pair to learn from ({reasons(counts)}).")
-    _write(output, rows, counts, plan)
+    with place.held("preparing preferences in it"):
+        with measured_into(output, config):
+            for split, row in _rows(config, files, encoder, counts):
+                rows[split].append(row)
+            refuse_bad_rows(config, counts, "are no pair of answers", (DUPLICATE, TOO_LONG))
+            ensure(rows["train"], f"inputs={', '.join(config.inputs)}: hold no pair to learn from ({reasons(counts)}).")
+        _write(place, rows, counts, plan)
     return output
 
 
@@ -199,7 +201,7 @@ def _encode(chosen: list[Message], rejected: list[Message], encoder: Conversatio
     }
 
 
-def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, plan: dict[str, Any]) -> None:
+def _write(place: StageFolder, rows: dict[str, list[dict[str, Any]]], counts: Counts, plan: dict[str, Any]) -> None:
     import pyarrow
 
     ids = pyarrow.list_(pyarrow.int32())
@@ -217,7 +219,7 @@ def _write(output: Path, rows: dict[str, list[dict[str, Any]]], counts: Counts, 
             "median_tokens": statistics.median(lengths) if lengths else None,
             "longest_tokens": max(lengths, default=None),
         }
-    write_examples(output, "preferences", schema, rows, plan, summary, counts)
+    write_examples(place, schema, rows, plan, summary, counts)
 
 
 def _by_source(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

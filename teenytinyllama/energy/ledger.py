@@ -23,20 +23,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import InputError, ensure
-from ..stage_folder import MANIFEST_NAME, parse_record
-from .emissions import (
-    EMISSIONS_NAME,
-    EmissionsTotal,
-    close_line,
-    drop_torn_row,
-    emission_files,
-    is_torn,
-    read_emissions,
-)
+from ..checks import ensure
+from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, numbered_jsonl_records
+from .emissions import EmissionsTotal, close_line, drop_torn_row, emission_files, is_torn, read_emissions
 from .meter import EnergyReading
 
-LEDGER_NAME = "ledger.jsonl"
 _LEDGER_FILES = re.compile(r"ledger(-\d+)?\.jsonl")
 FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
 _ROUNDING = 1e-9  # of figures written as text
@@ -299,24 +290,17 @@ def read_starts(path: Path, strict: bool = True) -> list[Start]:
     Raises:
         InputError: a row is damaged.
     """
-    if not path.is_file():
-        return []
     rows: dict[str, list[dict[str, Any]]] = {}
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_record(line)
-            _check_row(row, rows.get(row.get("start", "")))
-            rows.setdefault(row["start"], []).append(row)
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) or not strict:  # cut off by a kill
-                continue
-            raise InputError(
-                f"{path}: line {number} is damaged ({error!r}). Restore the file from a copy, or remove that line: "
-                f"rows are sums, so only the last one of a start counts, which {EMISSIONS_NAME} has as well."
-            ) from error
+
+    def check(row: dict[str, Any]) -> None:
+        _check_row(row, rows.get(row.get("start", "")))
+
+    fix = (
+        "Restore the file from a copy, or remove that line: rows are sums, so only the last one of a start counts, "
+        f"which {EMISSIONS_NAME} has as well."
+    )
+    for _, row in numbered_jsonl_records(path, check, fix if strict else None):
+        rows.setdefault(row["start"], []).append(row)
     return [_read_start(found) for found in rows.values()]
 
 

@@ -19,13 +19,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checks import ensure, ensure_disk_space, ensure_folder
+from ..checks import ensure, ensure_disk_space
 from ..data.sources import Corpus, CorpusConfig, Document, Split
-from ..energy.emissions import EMISSIONS_NAME, GRID_KEYS, GridSettings
-from ..energy.ledger import LEDGER_NAME
+from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
-from ..stage_folder import MANIFEST_NAME, read_manifest, sha256_json, write_json, write_manifest
+from ..stage_folder import (
+    AUDIT_NAME,
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    StageFolder,
+    sha256_json,
+    write_json,
+)
 from .audit import audit_tokenizer, format_audit
 from .encode import (
     ENTRIES_PER_SUPERWORD,
@@ -43,6 +49,7 @@ from .files import (
     NUM_RESERVED_TOKENS,
     PAD_TOKEN,
     RESERVED_TOKENS,
+    SENTENCEPIECE_NAME,
     SPACE_MARK,
     SPECIAL_TOKENS,
     UNK_TOKEN,
@@ -219,7 +226,9 @@ def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-AUDIT_NAME = "audit.json"
+# What a start that was killed while it wrote leaves.
+_OWN_FILES = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", SENTENCEPIECE_NAME,
+                        AUDIT_NAME, EMISSIONS_NAME, LEDGER_NAME})  # fmt: skip
 _NOT_OF_THE_PLAN = {"output_dir", "encoding"}  # the latter is there by `Corpus.choices`, where it is given
 
 
@@ -267,27 +276,29 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
     corpus = Corpus(config)
     deciding = {name: value for name, value in asdict(config).items() if name not in GRID_KEYS | _NOT_OF_THE_PLAN}
     plan = {**deciding, "hashes": corpus.fingerprint(), **corpus.choices()}
-    if _is_done(output, sha256_json(plan)):
+    place = StageFolder(output, "tokenizer", "a tokenizer", _OWN_FILES)
+    if place.is_done(sha256_json(plan)):
         print(f"{output} already holds this tokenizer")
         return output
     if corpus.split_exception:
         print(corpus.split_exception.note)
     ensure_disk_space("output_dir", output, 50_000_000, "Free some space or choose another disk.")
-    # Nothing is written into the folder before the tokenizer is known to work.
-    with measured_into(output, config):
-        tokenizer, sample, audit = _learn(config, corpus)
-    tokenizer.save_pretrained(output)
-    write_json(output / AUDIT_NAME, audit)
-    print(format_audit(audit) if audit["overall"]["documents"] else "no held-out document to audit with")
-    content = {
-        "config": asdict(config),
-        "plan_sha256": sha256_json(plan),
-        "inputs": plan["hashes"],
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "vocab_size": len(tokenizer),
-        "sample": {"seen_bytes": sample.seen_bytes, "kept_bytes": sample.kept_bytes},
-    }
-    write_manifest(output, "tokenizer", content)
+    with place.held("training a tokenizer into it"):
+        # Nothing is written into the folder before the tokenizer is known to work.
+        with measured_into(output, config):
+            tokenizer, sample, audit = _learn(config, corpus)
+        tokenizer.save_pretrained(output)
+        write_json(output / AUDIT_NAME, audit)
+        print(format_audit(audit) if audit["overall"]["documents"] else "no held-out document to audit with")
+        content = {
+            "config": asdict(config),
+            "plan_sha256": sha256_json(plan),
+            "inputs": plan["hashes"],
+            "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+            "vocab_size": len(tokenizer),
+            "sample": {"seen_bytes": sample.seen_bytes, "kept_bytes": sample.kept_bytes},
+        }
+        place.finish(content)
     print(f"tokenizer and {AUDIT_NAME} in {output}")
     return output
 
@@ -304,29 +315,6 @@ def _learn(config: TokenizerConfig, corpus: Corpus) -> "tuple[PreTrainedTokenize
     held_out = _up_to(_documents(corpus, "validation", "auditing"), config.audit_bytes)
     audit = audit_tokenizer(tokenizer, held_out, allow_none=True)
     return tokenizer, sample, audit
-
-
-def _is_done(output: Path, plan_sha256: str) -> bool:
-    ensure_folder("output_dir", output)
-    if (output / MANIFEST_NAME).exists():
-        found = read_manifest("output_dir", output, "tokenizer", "Choose another folder.")
-        ensure(
-            found["plan_sha256"] == plan_sha256,
-            f"output_dir={output}: holds a tokenizer of other inputs or settings. Choose another folder, or delete it.",
-        )
-        return True
-    own = {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "tokenizer.model",
-        AUDIT_NAME,
-        EMISSIONS_NAME,
-        LEDGER_NAME,
-    }
-    others = sorted({path.name for path in output.iterdir()} - own) if output.is_dir() else []
-    ensure(not others, f"output_dir={output}: is not empty ({', '.join(others[:3])}). Choose an empty or new folder.")
-    return False
 
 
 def _documents(corpus: Corpus, split: Split, description: str) -> Iterator[Document]:

@@ -15,13 +15,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import load_yaml
 from ..checkpoints import (
-    MARKER_NAME,
     Marker,
     complete_checkpoints,
     delete_checkpoint,
@@ -30,11 +28,11 @@ from ..checkpoints import (
     sync_files,
     write_marker,
 )
-from ..checks import InputError, RunFailedError, beside_the_model, ensure, ensure_folder, free_disk_bytes
+from ..checks import RunFailedError, beside_the_model, free_disk_bytes
 from ..distributed import least_over_ranks, wait_for_ranks
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_path, read_starts
-from ..stage_folder import MANIFEST_NAME, parse_record, take_lock
+from ..stage_folder import CONFIG_NAME, MARKER_NAME, PROGRESS_FOLDER, SPEED_TEST_NAME, StageFolder
 
 # `on_save` belongs to saving and `on_train_begin` and `on_train_end` to starting and ending, whoever does the work.
 _EVENTS = ("on_step_begin", "on_step_end", "on_substep_end", "on_log", "on_evaluate", "on_prediction_step",
@@ -84,10 +82,9 @@ class Clock:
         return timed
 
 
-ENVIRONMENT_NAME = "environment.json"
 # What `ttl` writes into a run's folder before its ranks start.
-_PREPARED = (".lock", "packed", "conversations", "preferences", "speed_test.json", "speed-test", "speed-test.log",
-             "publish.log", ".publish")  # fmt: skip
+_PREPARED = frozenset({"packed", "conversations", "preferences", SPEED_TEST_NAME, "speed-test", "speed-test.log",
+                       "publish.log", PROGRESS_FOLDER})  # fmt: skip
 _FREE_SHARE = 1.05  # of the room that a save needs, for what else is written meanwhile
 
 
@@ -291,42 +288,12 @@ def _as_text(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
-def lock_run_folder(folder: Path) -> FileLock:
-    """Make the folder and hold it for this process, so that two starts of one command cannot mix; release it after.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    refusal = f"output_dir={folder}: another process is training there. Wait for it or stop it."
-    return take_lock(folder / ".lock", refusal)
-
-
-def _files_of_speed_tests(folder: Path) -> list[str]:
+def _files_of_speed_tests(folder: Path) -> set[str]:
     """Return the files of a folder's account if it holds speed tests alone, no other work's."""
     starts = read_starts(ledger_path(folder, 0))
     if not starts or not all(start.is_speed_test for start in starts):
-        return []
-    return [path.name for path in (ledger_path(folder, 0), *emission_files(folder))]
-
-
-def _identity_there(folder: Path, defaults: dict[str, str]) -> dict[str, Any]:
-    """Return the identity of the run that a folder holds, with the defaults of the keys that it does not tell.
-
-    Earlier versions told a few keys alone; the others are in `config.yaml` where they were given.
-
-    Raises:
-        InputError: its record is damaged.
-    """
-    try:
-        environment = parse_record((folder / ENVIRONMENT_NAME).read_bytes())
-        told = dict(environment["identity"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"output_dir={folder}: {ENVIRONMENT_NAME} is damaged. Choose another folder.") from error
-    config, given = folder / "config.yaml", {}
-    if environment.get("identity_version", 1) < IDENTITY_VERSION and config.is_file():
-        values = load_yaml(config.read_text(encoding="utf-8"), str(config))
-        given = {name: _as_text(value) for name, value in values.items() if name in defaults}
-    return {**defaults, **given, **told}
+        return set()
+    return {path.name for path in (ledger_path(folder, 0), *emission_files(folder))}
 
 
 def _ways_on(folder: Path) -> str:
@@ -351,24 +318,15 @@ def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str,
     Raises:
         InputError: the folder holds another run, or files that are no run's.
     """
-    ensure_folder("output_dir", folder)
-    if not folder.exists() or not any(folder.iterdir()):
+    place = StageFolder(folder, "training", "run", _PREPARED | _files_of_speed_tests(folder))
+    environment = place.begun()
+    if environment is None:
         return "new"
-    environment = folder / ENVIRONMENT_NAME
-    if not environment.is_file():
-        prepared = {*_PREPARED, *_files_of_speed_tests(folder)}
-        others = sorted(path.name for path in folder.iterdir() if path.name not in prepared)
-        ensure(
-            not others,
-            f"output_dir={folder}: is not empty and holds no run of ours ({', '.join(others[:3])}). "
-            "Choose another folder.",
-        )
-        return "new"
-    before = _identity_there(folder, defaults or {})
-    different = [f"{name} (there {before.get(name)}, now {now})" for name, now in ((defaults or {}) | identity).items()
-                 if before.get(name) != now]  # fmt: skip
-    ensure(
-        not different,
-        f"output_dir={folder}: holds another run; different: {'; '.join(different)}. {_ways_on(folder)}",
-    )
-    return "complete" if (folder / MANIFEST_NAME).is_file() else "resume"
+    defaults, given = defaults or {}, {}
+    config = folder / CONFIG_NAME
+    # Earlier versions told a few keys alone; the others are in `config.yaml` where they were given.
+    if environment.get("identity_version", 1) < IDENTITY_VERSION and config.is_file():
+        values = load_yaml(config.read_text(encoding="utf-8"), str(config))
+        given = {name: _as_text(value) for name, value in values.items() if name in defaults}
+    place.ensure_same({**defaults, **given, **environment["identity"]}, defaults | identity, _ways_on(folder))
+    return "complete" if place.is_complete else "resume"

@@ -9,7 +9,6 @@ Nothing here writes to the network: `dataset_uploads` returns what is to be sent
 `ttl publish FOLDER_OR_FILES --to owner/name` for a dataset: to the Hub, into a folder, or only as a list.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,15 @@ from ...data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, r
 from ...data.pack import PackConfig
 from ...data.readers import read_records, text_column_of
 from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
-from ...stage_folder import MANIFEST_NAME, versions
+from ...stage_folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    DATASET_RECORD_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    find_manifest,
+    versions,
+)
 from ..hub import open_hub
 from ..publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from ..safety import Upload, UploadFile, check_repository, inside, record_file
@@ -45,7 +52,7 @@ from .dataset_card import (
 from .shards import LICENSE_NAME, Staging, count, discard_staging, parse_licenses, write_shards
 
 _STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
-_RUN_FILES = ("config.json", "adapter_config.json", "config.yaml", "metrics.jsonl", "tokenizer.json")
+_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 _KNOWN_FORMS = (
     "A corpus has a column `text` (or another, named with --text_column), instructions have `messages`, or "
@@ -65,7 +72,7 @@ def is_dataset(source: list[str]) -> bool:
     path = Path(source[0])
     if not path.is_dir():
         return path.name.lower().endswith((*SUFFIXES, *_CONFIG_SUFFIXES)) or "*" in source[0]
-    stage = _stage(path)
+    stage = (find_manifest(path) or {}).get("stage")
     if stage is not None:
         return stage in _STAGE_KINDS
     if any((path / name).exists() for name in _RUN_FILES) or any(path.glob("checkpoint-*")):
@@ -89,7 +96,7 @@ def read_content(source: list[str], options: DatasetOptions) -> Content:
     shown = ", ".join(source)
     inputs, settings = _of_config(source) if source[0].lower().endswith(_CONFIG_SUFFIXES) else (source, {})
     for text in inputs:
-        if (folder := Path(text)).is_dir() and (stage := _stage(folder)) is not None:
+        if (manifest := find_manifest(folder := Path(text))) is not None and (stage := manifest.get("stage")):
             ensure(len(inputs) == 1, f"source={shown}: {text} was made by `{stage}` and is published alone.")
             return _of_stage(folder, stage, options)
         ensure(
@@ -137,16 +144,6 @@ def _refuse(options: DatasetOptions, names: Iterable[str], what: str) -> None:
     for name in names:
         value = getattr(options, name)
         ensure(value is None, f"{name}={value}: does not concern {what}. Leave it out.")
-
-
-def _stage(folder: Path) -> str | None:
-    """Return the stage in a folder's manifest; None without a manifest of ours."""
-    try:
-        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    stage = found.get("stage") if isinstance(found, dict) else None
-    return stage if isinstance(stage, str) else None
 
 
 def _check_links(inputs: list[str]) -> None:
@@ -197,7 +194,6 @@ def _kind_of_rows(file: SourceFile, text_column: str, metadata_column: str) -> s
     return found[0]
 
 
-CARD_NAME, RECORD_NAME = "README.md", "dataset.json"
 _FORMAT = 1  # of the shards: a change makes what lies in a staging folder out of date
 _UNITS = {"corpus": "documents", "packed": "rows of tokens", "instructions": "conversations",
           "preferences": "pairs of answers"}  # fmt: skip
@@ -241,7 +237,7 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
     files.append(_record(described, [file.path for file in [*files, *data]]))
     rows = sum(shard.rows for shard in shards)
     message = f"{rows:,} {_UNITS[content.kind]} in {len(shards)} file{'' if len(shards) == 1 else 's'}"
-    return Upload(repository, "dataset", "main", (*files, *data), message, record=RECORD_NAME)
+    return Upload(repository, "dataset", "main", (*files, *data), message, record=DATASET_RECORD_NAME)
 
 
 def _plan(content: Content, options: DatasetOptions, shard_bytes: int) -> dict[str, Any]:
@@ -272,7 +268,7 @@ def _record(described: Described, paths: list[str]) -> UploadFile:
         "making": describe_making(described),
         "hashes": {shard.path: shard.sha256 for shard in described.shards},
     }
-    return record_file(RECORD_NAME, {"kind": content.kind, **content.identity}, paths, more)
+    return record_file(DATASET_RECORD_NAME, {"kind": content.kind, **content.identity}, paths, more)
 
 
 def default_staging(source: list[str]) -> Path:

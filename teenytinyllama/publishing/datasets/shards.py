@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...checks import ensure, ensure_disk_space
 from ...data.instructions import SPLITS
-from ...stage_folder import sha256_file, sha256_json, write_json
+from ...stage_folder import ensure_only, sha256_file, sha256_json, write_json
 from .content import Content, Row
 
 if TYPE_CHECKING:
@@ -267,8 +267,7 @@ class Staging:
         self._state = self._read_plan()
         if not self._state:  # what lies there was not made here, whatever its name
             own = {_PLAN + ".partial"}
-        others = sorted({path.name for path in folder.iterdir()} - own) if folder.is_dir() else []
-        ensure(not others, f"staging={folder}: is not empty ({', '.join(others[:3])}). Give an empty or new folder.")
+        ensure_only("staging", folder, own, "Give an empty or new folder.")
         if self._state.get("plan_sha256") != self._plan:
             shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
             (folder / _DONE).unlink(missing_ok=True)
