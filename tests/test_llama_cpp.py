@@ -10,8 +10,20 @@ from test_tokenizer import NASTY, hard_strings, real_documents, vocabulary_of  #
 
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.tokenizer import train as tk
-from teenytinyllama.tokenizer.files import RESERVED_TOKENS
+from teenytinyllama.tokenizer.encode import encode_texts
+from teenytinyllama.tokenizer.files import (
+    BOS_ID,
+    BOS_TOKEN,
+    BYTE_TOKENS,
+    END_INSTRUCTION_ID,
+    EOS_ID,
+    INSTRUCTION_ID,
+    PAD_ID,
+    RESERVED_TOKENS,
+    SPECIAL_TOKENS,
+    UNK_TOKEN,
+)
+from teenytinyllama.tokenizer.train import train_tokenizer
 
 pytestmark = pytest.mark.other_tools
 
@@ -47,7 +59,7 @@ def test_ids_are_llama_cpp_s(tokenizer, tmp_path: Path):  # noqa: F811
     tokenizer.save_pretrained(tmp_path)
     texts = [*nasty_texts(tokenizer), *TEXTS[:500], *NASTY.values(), *hard_strings(vocabulary_of(tokenizer), 4_000)]
     texts = [text for text in texts if text]
-    assert tk.encode_texts(tokenizer, texts) == plain_ids(llama_cpp_of(tmp_path), texts)
+    assert encode_texts(tokenizer, texts) == plain_ids(llama_cpp_of(tmp_path), texts)
 
 
 def test_a_conversation_has_the_ids_that_it_was_tuned_with(tokenizer, tmp_path: Path):  # noqa: F811
@@ -57,14 +69,14 @@ def test_a_conversation_has_the_ids_that_it_was_tuned_with(tokenizer, tmp_path: 
     turns = [{"role": "user", "content": "O que é o pão?"}, {"role": "assistant", "content": " É de comer. "}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert {tk.INSTRUCTION_ID, tk.END_INSTRUCTION_ID, tk.EOS_ID} <= set(ids)
+    assert {INSTRUCTION_ID, END_INSTRUCTION_ID, EOS_ID} <= set(ids)
     assert model.tokenize(text.encode(), add_bos=False, special=True) == ids
-    assert model.detokenize(ids[1:], special=True).decode() == text.removeprefix(tk.BOS_TOKEN)
-    assert model.tokenize(b"x", add_bos=True, special=False)[0] == model.token_bos() == tk.BOS_ID
-    assert model.token_eos() == tk.EOS_ID
+    assert model.detokenize(ids[1:], special=True).decode() == text.removeprefix(BOS_TOKEN)
+    assert model.tokenize(b"x", add_bos=True, special=False)[0] == model.token_bos() == BOS_ID
+    assert model.token_eos() == EOS_ID
     assert model.metadata["tokenizer.chat_template"] == tokenizer.chat_template
     assert model.metadata["tokenizer.ggml.add_space_prefix"] == "false"
-    assert model.metadata["tokenizer.ggml.padding_token_id"] == str(tk.PAD_ID)
+    assert model.metadata["tokenizer.ggml.padding_token_id"] == str(PAD_ID)
 
 
 def save(tokenizer, folder: Path) -> Path:  # noqa: F811
@@ -80,13 +92,13 @@ def test_kinds_of_entries(tokenizer, tmp_path: Path):  # noqa: F811
     assert [score for _, score, _ in read] == [-index for index in range(len(vocabulary))]
     kinds = {piece.decode(): kind for piece, _, kind in read}
     control = {piece for piece, kind in kinds.items() if kind == gguf.TokenType.CONTROL}
-    assert control == set(tk.SPECIAL_TOKENS) - {tk.UNK_TOKEN}
-    assert kinds[tk.UNK_TOKEN] == gguf.TokenType.UNKNOWN
-    assert {piece for piece, kind in kinds.items() if kind == gguf.TokenType.BYTE} == set(tk.BYTE_TOKENS)
+    assert control == set(SPECIAL_TOKENS) - {UNK_TOKEN}
+    assert kinds[UNK_TOKEN] == gguf.TokenType.UNKNOWN
+    assert {piece for piece, kind in kinds.items() if kind == gguf.TokenType.BYTE} == set(BYTE_TOKENS)
     assert {kinds[piece] for piece in set(vocabulary) - set(RESERVED_TOKENS)} == {gguf.TokenType.NORMAL}
 
 
 def test_ids_of_real_text_are_llama_cpp_s(real_documents, tmp_path: Path):  # noqa: F811
-    joined = tk.train_tokenizer(real_documents, 3_000, max_bytes=1_000_000)
+    joined = train_tokenizer(real_documents, 3_000, max_bytes=1_000_000)
     texts = [document.text for document in real_documents if "▁" not in document.text]
-    assert tk.encode_texts(joined, texts) == plain_ids(llama_cpp_of(save(joined, tmp_path)), texts)
+    assert encode_texts(joined, texts) == plain_ids(llama_cpp_of(save(joined, tmp_path)), texts)

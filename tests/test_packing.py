@@ -90,7 +90,7 @@ def test_the_same_call_again_does_nothing_and_other_settings_are_refused(
 
 KILLED = """
 import os, sys
-from teenytinyllama.data import packing
+from teenytinyllama.data import pack as packing
 packing.CHUNK_BYTES = 5_000
 append, count = packing.Journal.append, [0]
 def killing(self, chunk, encoded):

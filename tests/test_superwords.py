@@ -12,16 +12,17 @@ from test_tokenizer import NASTY, hard_strings, real_documents, sentencepiece_of
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.workers import split_long_text
 from teenytinyllama.tokenizer import encode as words
-from teenytinyllama.tokenizer import train as tk
-from teenytinyllama.tokenizer.encode import (
-    FUNCTION_WORDS,
+from teenytinyllama.tokenizer.encode import encode_texts, make_portable
+from teenytinyllama.tokenizer.files import FUNCTION_WORDS, NUM_RESERVED_TOKENS, RESERVED_TOKENS, superword_parts
+from teenytinyllama.tokenizer.learn import (
     MAX_WORDS,
+    SOURCE_EXPONENT,
+    TextSample,
     function_word_pieces,
     learn_superwords,
-    superword_parts,
+    sample_texts,
 )
-from teenytinyllama.tokenizer.files import NUM_RESERVED_TOKENS, RESERVED_TOKENS
-from teenytinyllama.tokenizer.sampling import SOURCE_EXPONENT, TextSample, sample_texts
+from teenytinyllama.tokenizer.train import train_tokenizer
 
 VOCAB_SIZE = 448
 _OPENINGS = [
@@ -57,7 +58,7 @@ class Document:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tk.train_tokenizer(TEXTS, VOCAB_SIZE)
+    return train_tokenizer(TEXTS, VOCAB_SIZE)
 
 
 def superwords_of(tokenizer) -> list[str]:
@@ -85,7 +86,7 @@ def test_superwords_are_the_last_entries_and_join_function_words_only(tokenizer)
         parts = superword[1:].split("▁")
         assert 2 <= len(parts) <= MAX_WORDS
         assert set(parts) <= set(FUNCTION_WORDS)
-        assert tk.encode_texts(tokenizer, [superword.replace("▁", " ")]) == [[vocabulary.index(superword)]]
+        assert encode_texts(tokenizer, [superword.replace("▁", " ")]) == [[vocabulary.index(superword)]]
 
 
 def test_the_function_words_are_words():
@@ -97,7 +98,7 @@ def test_superwords_round_trip_and_equal_sentencepiece(tokenizer):
     texts = [text.replace("▁", "_") for text in nasty_texts(tokenizer)] + [*NASTY.values(), *TEXTS[:500]]
     vocabulary = vocabulary_of(tokenizer)
     texts += [text for text in hard_strings(vocabulary, 2_000) if "▁" not in text]
-    ids = tk.encode_texts(tokenizer, texts)
+    ids = encode_texts(tokenizer, texts)
     assert ids == sentencepiece_of(tokenizer).encode(texts)
     assert tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
     assert sum(index >= VOCAB_SIZE - VOCAB_SIZE // 32 for row in ids for index in row) > 1_000
@@ -112,7 +113,7 @@ def without_splitting(tokenizer, texts: list[str]) -> list[list[int]]:
 
 def test_splitting_changes_no_id(tokenizer):
     texts = nasty_texts(tokenizer) + TEXTS[:500] + list(NASTY.values())
-    assert tk.encode_texts(tokenizer, texts) == without_splitting(tokenizer, texts)
+    assert encode_texts(tokenizer, texts) == without_splitting(tokenizer, texts)
 
 
 def by_words(tokenizer, text: str) -> list[int]:
@@ -134,14 +135,14 @@ def by_words(tokenizer, text: str) -> list[int]:
 
 def test_ids_are_those_of_the_words_then_joined(tokenizer):
     texts = nasty_texts(tokenizer)[:1_000] + TEXTS[:300]
-    assert tk.encode_texts(tokenizer, texts) == [by_words(tokenizer, text) for text in texts]
+    assert encode_texts(tokenizer, texts) == [by_words(tokenizer, text) for text in texts]
 
 
 def test_a_content_word_never_changes_the_tokens_before_it(tokenizer):
     texts = [text for text in TEXTS if "\n" not in text][:400]
     for text in texts:
         context, word = text.rsplit(" ", 1)
-        before, whole = tk.encode_texts(tokenizer, [context, f"{context} {word}"])
+        before, whole = encode_texts(tokenizer, [context, f"{context} {word}"])
         assert whole[: len(before)] == before
 
 
@@ -153,7 +154,7 @@ def test_a_corpus_is_encoded_by_words_and_runs(tokenizer, limit, monkeypatch):
     assert encoder.keeps_words
     for _ in range(2):
         encoded = [np.frombuffer(ids, dtype=np.uint16).tolist() for ids in encoder.encode(texts)]
-        assert encoded == tk.encode_texts(tokenizer, texts)
+        assert encoded == encode_texts(tokenizer, texts)
 
 
 def test_long_texts_are_cut_where_no_superword_crosses(tokenizer):
@@ -164,30 +165,28 @@ def test_long_texts_are_cut_where_no_superword_crosses(tokenizer):
     pieces = split_long_text(text, 50)
     assert len(pieces) > 100
     assert "".join(pieces) == text
-    assert [index for ids in tk.encode_texts(tokenizer, pieces) for index in ids] == tk.encode_texts(tokenizer, [text])[
-        0
-    ]
+    assert [index for ids in encode_texts(tokenizer, pieces) for index in ids] == encode_texts(tokenizer, [text])[0]
 
 
 def test_reload_keeps_the_ids(tokenizer, tmp_path):
     from transformers import AutoTokenizer, LlamaTokenizer
 
-    tk.make_portable(tokenizer).save_pretrained(tmp_path)
+    make_portable(tokenizer).save_pretrained(tmp_path)
     texts = nasty_texts(tokenizer)[:500]
     for cls in (AutoTokenizer, LlamaTokenizer):
-        assert tk.encode_texts(cls.from_pretrained(tmp_path), texts) == tk.encode_texts(tokenizer, texts)
+        assert encode_texts(cls.from_pretrained(tmp_path), texts) == encode_texts(tokenizer, texts)
 
 
 def test_none_on_request():
-    plain = tk.train_tokenizer(TEXTS, VOCAB_SIZE, num_superwords=0)
+    plain = train_tokenizer(TEXTS, VOCAB_SIZE, num_superwords=0)
     assert superwords_of(plain) == []
     assert len(plain) == VOCAB_SIZE
-    assert len(superwords_of(tk.train_tokenizer(TEXTS, VOCAB_SIZE, num_superwords=5))) == 5
+    assert len(superwords_of(train_tokenizer(TEXTS, VOCAB_SIZE, num_superwords=5))) == 5
 
 
 def test_refuses_a_negative_number():
     with pytest.raises(InputError, match=r"num_superwords=-1: must be 0 or more\. Leave it out"):
-        tk.train_tokenizer(TEXTS, VOCAB_SIZE, num_superwords=-1)
+        train_tokenizer(TEXTS, VOCAB_SIZE, num_superwords=-1)
 
 
 @pytest.mark.parametrize("num_superwords", [None, 0, 3])
@@ -195,10 +194,10 @@ def test_the_largest_vocabulary_named_is_right_with_superwords(num_superwords):
     draw = random.Random(4)
     texts = [" ".join(draw.choices(["x", "de", "um", "que", "o", "não", "se"], k=12)) for _ in range(300)]
     with pytest.raises(InputError, match=r"larger than these texts support; they give \d+") as caught:
-        tk.train_tokenizer(texts, 90_000, num_superwords=num_superwords)
+        train_tokenizer(texts, 90_000, num_superwords=num_superwords)
     largest = int(str(caught.value).split("Use at most ")[1].split(",")[0])
     for size in (largest, largest - 1):
-        tokenizer = tk.train_tokenizer(texts, size, num_superwords=num_superwords)
+        tokenizer = train_tokenizer(texts, size, num_superwords=num_superwords)
         assert len(tokenizer) == size
         if num_superwords is not None:
             assert len(superwords_of(tokenizer)) <= num_superwords
@@ -227,7 +226,7 @@ def test_text_is_split_where_no_superword_can_cross(tokenizer):
 def test_no_piece_has_three_digits_in_a_row():
     draw = random.Random(2)
     texts = [f"em {draw.choice([1987, 2024, 1500])}, R$ 10.000,00 ({draw.randint(1, 999_999)})" for _ in range(2_000)]
-    pieces = vocabulary_of(tk.train_tokenizer(texts, 500))[NUM_RESERVED_TOKENS:]
+    pieces = vocabulary_of(train_tokenizer(texts, 500))[NUM_RESERVED_TOKENS:]
     assert (
         max(max(map(len, "".join(c if c.isdigit() else " " for c in piece).split()), default=0) for piece in pieces)
         == 2
@@ -267,9 +266,9 @@ def test_the_sources_of_the_pieces_are_remembered():
 
 def test_real_text_has_fewer_tokens_and_the_same_ids(real_documents):  # noqa: F811
     documents = real_documents[::3]
-    plain = tk.train_tokenizer(documents, 2_000, max_bytes=600_000, num_superwords=0)
-    joined = tk.train_tokenizer(documents, 2_000, max_bytes=600_000)
+    plain = train_tokenizer(documents, 2_000, max_bytes=600_000, num_superwords=0)
+    joined = train_tokenizer(documents, 2_000, max_bytes=600_000)
     texts = [document.text[:3_000] for document in documents if "▁" not in document.text]
-    ids = tk.encode_texts(joined, texts)
+    ids = encode_texts(joined, texts)
     assert ids == sentencepiece_of(joined).encode(texts) == without_splitting(joined, texts)
-    assert sum(map(len, ids)) < sum(map(len, tk.encode_texts(plain, texts)))
+    assert sum(map(len, ids)) < sum(map(len, encode_texts(plain, texts)))

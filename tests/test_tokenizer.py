@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +18,27 @@ import pytest
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.tokenizer import sampling
-from teenytinyllama.tokenizer import train as tk
-from teenytinyllama.tokenizer.encode import FUNCTION_WORDS
+from teenytinyllama.tokenizer.encode import encode_texts, make_portable, tokenizer_fingerprint
 from teenytinyllama.tokenizer.files import (
     ALWAYS_IN_ALPHABET,
+    BOS_ID,
+    END_INSTRUCTION_ID,
+    EOS_ID,
+    FIRST_BYTE_ID,
+    FUNCTION_WORDS,
+    INSTRUCTION_ID,
     NUM_RESERVED_TOKENS,
+    PAD_ID,
     RESERVED_TOKENS,
-    choose_alphabet,
+    SPECIAL_TOKENS,
+    UNK_ID,
+    finish_tokenizer,
     keep_reachable,
-    known_parts,
     list_merges,
     sentencepiece_model,
 )
-from teenytinyllama.tokenizer.sampling import PIECE_BYTES, sample_texts
+from teenytinyllama.tokenizer.learn import PIECE_BYTES, choose_alphabet, known_parts, sample_texts
+from teenytinyllama.tokenizer.train import audit_tokenizer, format_audit, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB_SIZE = 580
@@ -86,13 +94,13 @@ def load(folder: str | Path):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tk.train_tokenizer(SENTENCES, VOCAB_SIZE)
+    return train_tokenizer(SENTENCES, VOCAB_SIZE)
 
 
 @pytest.fixture(scope="module")
 def saved(tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    tk.make_portable(tokenizer).save_pretrained(folder)
+    make_portable(tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -137,9 +145,9 @@ def test_reserved_ids(tokenizer):
     assert vocabulary[:4] == ["<unk>", "<s>", "</s>", "<pad>"]
     assert vocabulary[4:260] == [f"<0x{byte:02X}>" for byte in range(256)]
     assert vocabulary[260:268] == ["<instruction>", "</instruction>"] + [f"<reserved_{n}>" for n in range(6)]
-    assert (tokenizer.unk_token_id, tokenizer.bos_token_id) == (tk.UNK_ID, tk.BOS_ID) == (0, 1)
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (tk.EOS_ID, tk.PAD_ID) == (2, 3)
-    assert (tk.INSTRUCTION_ID, tk.END_INSTRUCTION_ID, tk.FIRST_BYTE_ID) == (260, 261, 4)
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id) == (UNK_ID, BOS_ID) == (0, 1)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (EOS_ID, PAD_ID) == (2, 3)
+    assert (INSTRUCTION_ID, END_INSTRUCTION_ID, FIRST_BYTE_ID) == (260, 261, 4)
     assert set(tokenizer.added_tokens_decoder) == {0, 1, 2, 3, *range(260, 268)}  # the bytes are ordinary entries
 
 
@@ -154,15 +162,15 @@ def test_learnt_pieces_keep_to_the_rules(tokenizer):
 
 def test_beginning_of_text_is_the_only_addition(tokenizer):
     ids = tokenizer("O pão")["input_ids"]
-    assert ids[0] == tk.BOS_ID
-    assert ids[1:] == tk.encode_texts(tokenizer, ["O pão"])[0]
+    assert ids[0] == BOS_ID
+    assert ids[1:] == encode_texts(tokenizer, ["O pão"])[0]
     assert set(tokenizer("x")) == {"input_ids", "attention_mask"}
     assert tokenizer.padding_side == "right"
     assert tokenizer.clean_up_tokenization_spaces is False
 
 
 def test_no_dummy_prefix(tokenizer):
-    with_space, without = tk.encode_texts(tokenizer, [" o", "o"])
+    with_space, without = encode_texts(tokenizer, [" o", "o"])
     assert with_space != without
     assert tokenizer.convert_ids_to_tokens(without) == ["o"]
 
@@ -172,10 +180,10 @@ def test_no_dummy_prefix(tokenizer):
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY.keys())
 def test_round_trip_is_exact(tokenizer, text):
-    [ids] = tk.encode_texts(tokenizer, [text])
+    [ids] = encode_texts(tokenizer, [text])
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert tokenizer.decode(tokenizer(text, split_special_tokens=True)["input_ids"], skip_special_tokens=True) == text
-    assert tk.UNK_ID not in ids
+    assert UNK_ID not in ids
 
 
 def test_round_trip_on_random_unicode(tokenizer):
@@ -184,44 +192,44 @@ def test_round_trip_on_random_unicode(tokenizer):
     texts = [
         "".join(map(chr, draw.choices(scalars[: draw.choice([128, 600, 70_000, None])], k=40))) for _ in range(400)
     ]
-    for text, ids in zip(texts, tk.encode_texts(tokenizer, texts), strict=True):
+    for text, ids in zip(texts, encode_texts(tokenizer, texts), strict=True):
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
-        assert tk.UNK_ID not in ids
+        assert UNK_ID not in ids
 
 
 def test_the_space_mark_is_the_one_exception(tokenizer):
-    [ids] = tk.encode_texts(tokenizer, ["a▁b"])
+    [ids] = encode_texts(tokenizer, ["a▁b"])
     assert tokenizer.decode(ids) == "a b"
 
 
-@pytest.mark.parametrize("special", [*tk.SPECIAL_TOKENS, "<0x41>"])
+@pytest.mark.parametrize("special", [*SPECIAL_TOKENS, "<0x41>"])
 def test_typed_specials_are_plain_characters(tokenizer, special):
-    [ids] = tk.encode_texts(tokenizer, [f"fim {special} aqui"])
+    [ids] = encode_texts(tokenizer, [f"fim {special} aqui"])
     assert not set(ids) & set(tokenizer.added_tokens_decoder)
     assert tokenizer.convert_tokens_to_ids("<0x41>") not in ids
 
 
 def test_the_template_still_reads_specials(tokenizer):
-    assert tokenizer("<instruction>oi</s>", add_special_tokens=False)["input_ids"][0] == tk.INSTRUCTION_ID
-    assert tokenizer("<instruction>oi</s>", add_special_tokens=False)["input_ids"][-1] == tk.EOS_ID
+    assert tokenizer("<instruction>oi</s>", add_special_tokens=False)["input_ids"][0] == INSTRUCTION_ID
+    assert tokenizer("<instruction>oi</s>", add_special_tokens=False)["input_ids"][-1] == EOS_ID
 
 
 def test_encode_texts_equals_the_slow_call(tokenizer):
     texts = [*NASTY.values(), *SENTENCES[:50]]
     slow = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]
-    assert tk.encode_texts(tokenizer, texts) == slow
+    assert encode_texts(tokenizer, texts) == slow
     tokenizer(texts, truncation=True, padding="max_length", max_length=4)  # leaves both switched on in the backend
-    assert tk.encode_texts(tokenizer, texts) == slow
+    assert encode_texts(tokenizer, texts) == slow
     tokenizer("oi")  # the usual call reads specials
-    tk.encode_texts(tokenizer, texts)
+    encode_texts(tokenizer, texts)
     assert tokenizer.backend_tokenizer.encode_special_tokens is False  # left as it was found
-    assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [tk.EOS_ID]
-    assert tk.encode_texts(tokenizer, []) == []
+    assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [EOS_ID]
+    assert encode_texts(tokenizer, []) == []
 
 
 def test_encode_texts_refuses_one_string(tokenizer):
     with pytest.raises(InputError, match=r"one str.*Write \[text\]"):
-        tk.encode_texts(tokenizer, "texto")
+        encode_texts(tokenizer, "texto")
 
 
 # --- the same ids everywhere
@@ -242,7 +250,7 @@ print(json.dumps([plain, text, tokenizer("x")["input_ids"], len(tokenizer), toke
 @pytest.mark.parametrize("beside_a_model", [False, True])
 def test_same_ids_in_a_fresh_process_without_the_package(tokenizer, saved, tmp_path, beside_a_model):
     folder = tmp_path / "model"
-    tk.make_portable(tokenizer).save_pretrained(folder)
+    make_portable(tokenizer).save_pretrained(folder)
     if beside_a_model:
         (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     texts = [*NASTY.values(), *SENTENCES[:100]]
@@ -252,7 +260,7 @@ def test_same_ids_in_a_fresh_process_without_the_package(tokenizer, saved, tmp_p
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     plain, decoded, with_start, size, side = json.loads(done.stdout.splitlines()[-1])
-    assert plain == tk.encode_texts(tokenizer, texts)
+    assert plain == encode_texts(tokenizer, texts)
     assert decoded == texts
     assert with_start == tokenizer("x")["input_ids"]
     assert (size, side) == (VOCAB_SIZE, "right")
@@ -280,7 +288,7 @@ def test_make_portable_repairs_a_generic_tokenizer(saved, tmp_path):
     generic = AutoTokenizer.from_pretrained(saved)
     generic.save_pretrained(tmp_path / "plain")
     assert saved_class(tmp_path / "plain") != "PreTrainedTokenizerFast"  # why make_portable exists
-    tk.make_portable(generic).save_pretrained(tmp_path / "repaired")
+    make_portable(generic).save_pretrained(tmp_path / "repaired")
     assert saved_class(tmp_path / "repaired") == "PreTrainedTokenizerFast"
 
 
@@ -294,7 +302,7 @@ def test_a_foreign_tokenizer_has_no_sentencepiece_model_and_keys_that_transforme
     foreign.save_pretrained(tmp_path)
     before = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert before["extra_special_tokens"] == ["<um>", "<dois>"]  # which transformers 4 fails on
-    tk.finish_tokenizer(tmp_path)
+    finish_tokenizer(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert config["additional_special_tokens"] == ["<um>", "<dois>"]
     assert "extra_special_tokens" not in config
@@ -323,24 +331,24 @@ def test_the_llama_class_gives_the_same_ids(tokenizer, saved):
     from transformers import LlamaTokenizer
 
     llama = LlamaTokenizer.from_pretrained(saved)
-    assert tk.encode_texts(llama, list(NASTY.values())) == tk.encode_texts(tokenizer, list(NASTY.values()))
+    assert encode_texts(llama, list(NASTY.values())) == encode_texts(tokenizer, list(NASTY.values()))
 
 
 def test_it_survives_pickling(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
-    assert tk.encode_texts(copy, SENTENCES[:5]) == tk.encode_texts(tokenizer, SENTENCES[:5])
+    assert encode_texts(copy, SENTENCES[:5]) == encode_texts(tokenizer, SENTENCES[:5])
 
 
 def test_fingerprint(tokenizer, saved, tmp_path):
-    mark = tk.tokenizer_fingerprint(tokenizer)
+    mark = tokenizer_fingerprint(tokenizer)
     assert len(mark) == 64
-    assert mark == tk.tokenizer_fingerprint(load(saved)) == tk.tokenizer_fingerprint(load(str(saved)))
+    assert mark == tokenizer_fingerprint(load(saved)) == tokenizer_fingerprint(load(str(saved)))
     tokenizer("um dois", truncation=True, max_length=1)
-    assert mark == tk.tokenizer_fingerprint(tokenizer)
+    assert mark == tokenizer_fingerprint(tokenizer)
     other = load(saved)
     other.add_tokens(["novo"])
-    assert tk.tokenizer_fingerprint(other) != mark
-    assert tk.tokenizer_fingerprint(tk.train_tokenizer(SENTENCES, VOCAB_SIZE - 1)) != mark
+    assert tokenizer_fingerprint(other) != mark
+    assert tokenizer_fingerprint(train_tokenizer(SENTENCES, VOCAB_SIZE - 1)) != mark
 
 
 def test_load_tokenizer_refuses_a_folder_without_one(tmp_path):
@@ -356,7 +364,8 @@ def test_load_tokenizer_refuses_a_missing_name(tmp_path, monkeypatch):
 
 _TRAIN = """
 import sys
-from teenytinyllama.tokenizer.train import tokenizer_fingerprint, train_tokenizer
+from teenytinyllama.tokenizer.encode import tokenizer_fingerprint
+from teenytinyllama.tokenizer.train import train_tokenizer
 sys.path.insert(0, sys.argv[1])
 from test_tokenizer import SENTENCES
 print(tokenizer_fingerprint(train_tokenizer(SENTENCES, 480, max_bytes=60_000, seed=5)))
@@ -380,7 +389,7 @@ def test_same_ids_as_sentencepiece(tokenizer):
     vocabulary = vocabulary_of(tokenizer)
     reference = sentencepiece_of(tokenizer)
     texts = [*NASTY.values(), *SENTENCES, *hard_strings(vocabulary, 4_000)]
-    assert tk.encode_texts(tokenizer, texts) == reference.encode(texts)
+    assert encode_texts(tokenizer, texts) == reference.encode(texts)
 
 
 def test_merges_break_ties_to_the_left():
@@ -409,14 +418,14 @@ def real_documents() -> list[Document]:
 
 
 def test_real_text_equals_sentencepiece_and_round_trips(real_documents):
-    tokenizer = tk.train_tokenizer(real_documents, 3_000, max_bytes=1_000_000)
+    tokenizer = train_tokenizer(real_documents, 3_000, max_bytes=1_000_000)
     lines = [line for document in real_documents for line in document.text.split("\n") if line and "▁" not in line]
     assert len(lines) > 5_000
     vocabulary = vocabulary_of(tokenizer)
     texts = [*lines, *hard_strings(vocabulary, 1_000)]
-    ids = tk.encode_texts(tokenizer, texts)
+    ids = encode_texts(tokenizer, texts)
     assert ids == sentencepiece_of(tokenizer).encode(texts)
-    audit = tk.audit_tokenizer(tokenizer, lines)["overall"]
+    audit = audit_tokenizer(tokenizer, lines)["overall"]
     assert audit["round_trip_failures"] == audit["unknown_rate"] == 0
     assert 1.2 < audit["tokens_per_word"] < 2.5
 
@@ -488,7 +497,7 @@ def test_parts_are_the_text_without_strange_characters_and_cut_in_numbers():
 
 def test_audit_of_known_counts(tokenizer):
     texts = [Document("東", "raro"), Document("o pão  ", "livros"), Document("", "livros"), Document("a▁b", "livros")]
-    audit = tk.audit_tokenizer(tokenizer, texts)
+    audit = audit_tokenizer(tokenizer, texts)
     rare, books, overall = audit["sources"]["raro"], audit["sources"]["livros"], audit["overall"]
     assert (rare["documents"], rare["words"], rare["tokens"], rare["bytes"]) == (1, 1, 3, 3)
     assert (rare["byte_token_rate"], rare["vocabulary_use"], rare["tokens_per_word"]) == (1, 0, 3)
@@ -498,10 +507,10 @@ def test_audit_of_known_counts(tokenizer):
     assert overall["bytes_per_token"] == overall["bytes"] / overall["tokens"]
     assert overall["unknown_rate"] == 0
     assert overall["vocabulary_use"] == pytest.approx(
-        len({i for t in texts[1:] for i in tk.encode_texts(tokenizer, [t.text])[0]}) / (VOCAB_SIZE - 268)
+        len({i for t in texts[1:] for i in encode_texts(tokenizer, [t.text])[0]}) / (VOCAB_SIZE - 268)
     )
     json.dumps(audit)
-    table = tk.format_audit(audit)
+    table = format_audit(audit)
     assert [line.split()[0] for line in table.splitlines()[:4]] == ["source", "livros", "raro", "overall"]
     assert "'a▁b' decodes to 'a b'" in table
 
@@ -513,7 +522,7 @@ def test_audit_of_a_foreign_tokenizer():
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "sim": 1, "não": 2}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     foreign = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-    row = tk.audit_tokenizer(foreign, ["sim não talvez", "sim"])["overall"]
+    row = audit_tokenizer(foreign, ["sim não talvez", "sim"])["overall"]
     assert row["unknown_rate"] == 0.25
     assert row["round_trip_failures"] == 1
     assert row["vocabulary_use"] == 1
@@ -521,9 +530,9 @@ def test_audit_of_a_foreign_tokenizer():
 
 def test_audit_refuses_nothing(tokenizer):
     with pytest.raises(InputError, match="nothing to audit"):
-        tk.audit_tokenizer(tokenizer, [])
+        audit_tokenizer(tokenizer, [])
     with pytest.raises(InputError, match=r"texts: got one str"):
-        tk.audit_tokenizer(tokenizer, "texto")
+        audit_tokenizer(tokenizer, "texto")
 
 
 # --- refusals
@@ -531,62 +540,62 @@ def test_audit_refuses_nothing(tokenizer):
 
 def test_refuses_a_vocabulary_smaller_than_the_reserved_part():
     with pytest.raises(InputError, match=r"vocab_size=300: too small for 268 reserved.*Use at least 357\."):
-        tk.train_tokenizer(SENTENCES, 300)
+        train_tokenizer(SENTENCES, 300)
 
 
 def test_the_smallest_vocabulary_named_is_right():
     text = "αβγδε " * 100
     smallest = 268 + len(choose_alphabet([text]))
     with pytest.raises(InputError, match=rf"too small.*Use at least {smallest}\."):
-        tk.train_tokenizer([text], smallest - 1)
-    assert len(tk.train_tokenizer([text], smallest)) == smallest
+        train_tokenizer([text], smallest - 1)
+    assert len(train_tokenizer([text], smallest)) == smallest
 
 
 def test_the_largest_vocabulary_named_is_right():
     with pytest.raises(InputError, match=r"vocab_size=90000: larger than these texts support; they give \d+") as caught:
-        tk.train_tokenizer(SENTENCES[:200], 90_000)
+        train_tokenizer(SENTENCES[:200], 90_000)
     largest = int(str(caught.value).split("Use at most ")[1].split(",")[0])
-    assert len(tk.train_tokenizer(SENTENCES[:200], largest)) == largest
+    assert len(train_tokenizer(SENTENCES[:200], largest)) == largest
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
 def test_refuses_no_text(texts):
     with pytest.raises(InputError, match="texts: no text at all"):
-        tk.train_tokenizer(texts, 500)
+        train_tokenizer(texts, 500)
 
 
 @pytest.mark.parametrize(("item", "kind"), [(b"bytes", "bytes"), (None, "NoneType"), ({"text": "linha"}, "dict")])
 def test_refuses_what_is_not_text(item, kind):
     with pytest.raises(InputError, match=rf"texts\[1\]={kind}: each item must be a str"):
-        tk.train_tokenizer(["certo", item], 500)
+        train_tokenizer(["certo", item], 500)
 
 
 def test_refuses_one_string():
     with pytest.raises(InputError, match=r"texts: got one str.*Write \[text\]"):
-        tk.train_tokenizer("um texto só", 500)
+        train_tokenizer("um texto só", 500)
 
 
 def test_refuses_lone_surrogates(tokenizer):
     with pytest.raises(InputError, match=r"texts\[1\]: lone surrogate U\+D83D at character 3"):
-        tk.train_tokenizer(["certo", "oi \ud83d"], 500)
+        train_tokenizer(["certo", "oi \ud83d"], 500)
     with pytest.raises(InputError, match=r"texts\[0\]: lone surrogate"):
-        tk.audit_tokenizer(tokenizer, ["\udfff"])
+        audit_tokenizer(tokenizer, ["\udfff"])
 
 
 @pytest.mark.parametrize("max_bytes", [0, -5])
 def test_refuses_a_sample_of_nothing(max_bytes):
     with pytest.raises(InputError, match=rf"max_bytes={max_bytes}: must be at least 1"):
-        tk.train_tokenizer(SENTENCES, 500, max_bytes=max_bytes)
+        train_tokenizer(SENTENCES, 500, max_bytes=max_bytes)
 
 
 def test_refuses_a_sample_smaller_than_a_piece():
     with pytest.raises(InputError, match="max_bytes=2: too small to keep"):
-        tk.train_tokenizer(["👍👍"], 500, max_bytes=2)
+        train_tokenizer(["👍👍"], 500, max_bytes=2)
 
 
 def test_a_ready_sample_can_be_trained_on(tokenizer):
-    ready = tk.train_tokenizer(sample_texts(SENTENCES, 10**9), VOCAB_SIZE)
-    assert tk.tokenizer_fingerprint(ready) == tk.tokenizer_fingerprint(tokenizer)
+    ready = train_tokenizer(sample_texts(SENTENCES, 10**9), VOCAB_SIZE)
+    assert tokenizer_fingerprint(ready) == tokenizer_fingerprint(tokenizer)
 
 
 def test_importing_the_module_is_light():
@@ -605,20 +614,24 @@ def test_the_source_that_loses_a_piece_is_the_one_a_plain_search_finds() -> None
     ]
     found = sample_texts(documents, 20_000, seed=5)
     priorities = random.Random(5)
-    sources: dict[str, sampling._Source] = {}
-    total = place = 0
-    for document in documents:
-        for piece in sampling._cut(document.text.encode(), max(4, 20_000 // sampling._PIECES_AT_LEAST)):
-            source = sources.setdefault(document.source, sampling._Source(len(sources), []))
-            heapq.heappush(source.heap, (priorities.random(), place, piece))
-            place, total = place + 1, total + len(piece)
-            source.seen += len(piece)
-            source.kept += len(piece)
-            while total > 20_000:
-                total -= max(sources.values(), key=sampling._Source.rate_after_eviction).evict()
-    expected = sorted(entry[1:] for source in sources.values() for entry in source.heap)
+    heaps: dict[str, list[tuple[float, int, bytes]]] = {}  # (priority, place, document): none is long enough to be cut
+    seen: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+
+    def share_without_its_last(name: str) -> float:
+        return (kept[name] - len(heaps[name][0][2])) / seen[name] if heaps[name] else -1.0
+
+    for place, document in enumerate(documents):
+        data = document.text.encode()
+        heapq.heappush(heaps.setdefault(document.source, []), (priorities.random(), place, data))
+        seen[document.source] += len(data)
+        kept[document.source] += len(data)
+        while kept.total() > 20_000:
+            name = max(heaps, key=share_without_its_last)
+            kept[name] -= len(heapq.heappop(heaps[name])[2])
+    expected = sorted(entry[1:] for heap in heaps.values() for entry in heap)
     assert found.pieces == [piece for _, piece in expected]
-    assert found.kept_bytes == {name: source.kept for name, source in sources.items()}
+    assert found.kept_bytes == kept
 
 
 @pytest.mark.parametrize("changes", [{}, {"validation_fraction": 0.0}, {"validation_fraction": 0.5, "audit_bytes": 1}])
