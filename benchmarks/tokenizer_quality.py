@@ -27,20 +27,28 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from teenytinyllama.data.sources import Corpus, CorpusConfig
-from teenytinyllama.tokenizer.encode import FUNCTION_WORDS, function_word_pieces, learn_superwords, superword_parts
 from teenytinyllama.tokenizer.files import (
+    FUNCTION_WORDS,
     NUM_RESERVED_TOKENS,
     RESERVED_TOKENS,
     SPACE_MARK,
     SPLIT_PATTERN,
-    choose_alphabet,
     keep_reachable,
-    known_parts,
     list_merges,
     number_entries,
+    superword_parts,
 )
-from teenytinyllama.tokenizer.sampling import TextSample, sample_texts
-from teenytinyllama.tokenizer.train import MAX_PIECE_CHARS, MIN_PAIR_COUNT, learn_entries
+from teenytinyllama.tokenizer.learn import (
+    MAX_PIECE_CHARS,
+    MIN_PAIR_COUNT,
+    TextSample,
+    choose_alphabet,
+    function_word_pieces,
+    known_parts,
+    learn_entries,
+    learn_superwords,
+    sample_texts,
+)
 
 UNIGRAM_BYTES = 20_000_000  # of training text: its trainer is several times slower
 

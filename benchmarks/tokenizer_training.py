@@ -41,7 +41,7 @@ def documents(inputs: list[str], megabytes: float) -> Iterator[Any]:
 
 def train(case: str, inputs: list[str], megabytes: float, vocab_size: int, max_bytes: int) -> dict[str, float]:
     """Train once in this process; the texts lie ready on the disk of the caller, not in memory."""
-    from teenytinyllama.tokenizer.sampling import sample_texts
+    from teenytinyllama.tokenizer.learn import sample_texts
     from teenytinyllama.tokenizer.train import train_tokenizer
 
     stream = documents(inputs, megabytes)
@@ -71,7 +71,7 @@ def library(texts: Iterator[str], vocab_size: int) -> int:
 
 def sampling_seconds(inputs: list[str], megabytes: float, max_bytes: int) -> float:
     """Return the seconds of reading and sampling, which A does not do."""
-    from teenytinyllama.tokenizer.sampling import sample_texts
+    from teenytinyllama.tokenizer.learn import sample_texts
 
     start = time.perf_counter()
     sample_texts(documents(inputs, megabytes), max_bytes)

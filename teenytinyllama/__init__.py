@@ -14,7 +14,7 @@ _LAZY_NAMES = {
     "preset_config": "presets",
     "from_pretrained": "models",
     "train_tokenizer": "tokenizer.train",
-    "audit_tokenizer": "tokenizer.audit",
+    "audit_tokenizer": "tokenizer.train",
 }
 
 __all__ = ["PRESETS", "Preset", "__version__", "audit_tokenizer", "from_pretrained", "preset_config", "train_tokenizer"]
@@ -22,8 +22,7 @@ __all__ = ["PRESETS", "Preset", "__version__", "audit_tokenizer", "from_pretrain
 if TYPE_CHECKING:
     from .models import from_pretrained
     from .presets import PRESETS, Preset, preset_config
-    from .tokenizer.audit import audit_tokenizer
-    from .tokenizer.train import train_tokenizer
+    from .tokenizer.train import audit_tokenizer, train_tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -40,11 +40,21 @@ def test_wheel_and_sdist_carry_everything(built: Path) -> None:
     assert not (wanted | code) - names
     assert "teenytinyllama/py.typed" in names
     assert [name for name in names if name.endswith(".jinja")]
+    texts = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "teenytinyllama/data/sample").glob("*.yaml")}
+    assert len(texts) == 4, "the texts of the embedded corpus"
+    assert not texts - names
     assert not [name for name in names if name.startswith(("tests", "recipes"))]
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "recipes/pretrain.py", "tests/conftest.py", "LICENSE", "README.pt-BR.md"} <= inside
+    assert {
+        "pyproject.toml",
+        "recipes/pretrain.py",
+        "tests/conftest.py",
+        "LICENSE",
+        "README.pt-BR.md",
+        *texts,
+    } <= inside
     metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert "Requires-Python: >=3.11" in metadata
     assert "License-Expression: Apache-2.0" in metadata

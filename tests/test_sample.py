@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.data.sample import DEFAULT_NUM_DOCUMENTS, sample_documents
+from teenytinyllama.data.sample import (
+    DEFAULT_NUM_DOCUMENTS,
+    FACTS,
+    PROMPTS,
+    sample_documents,
+    sample_instructions,
+    sample_questions,
+)
 from teenytinyllama.data.sample.grammar import (
     ADJECTIVES,
     NAMES,
@@ -25,15 +32,7 @@ from teenytinyllama.data.sample.grammar import (
     pluralise,
     tidy,
 )
-from teenytinyllama.data.sample.lessons import (
-    HELD_OUT_FACTS,
-    PROMPTS,
-    TRAIN_FACTS,
-    sample_instructions,
-    sample_questions,
-)
-from teenytinyllama.data.sample.plots import HELD_OUT_PLOTS, TRAIN_PLOTS
-from teenytinyllama.data.sample.storyteller import MAX_WORDS, MIN_WORDS, RULES, is_held_out_pair, write_story
+from teenytinyllama.data.sample.storyteller import MAX_WORDS, MIN_WORDS, PLOTS, RULES, is_held_out_pair, write_story
 from teenytinyllama.evaluation.stories import (
     agreement_pairs,
     check_agreement,
@@ -103,8 +102,8 @@ def test_default_sizes():
     assert sum(1 for _ in sample_documents("validation")) == DEFAULT_NUM_DOCUMENTS["validation"]
     assert DEFAULT_NUM_DOCUMENTS["train"] >= 8_000
     told = [row["text"] for row in sample_documents("train", 41 * 5) if "curiosidades" in row["metadata"]]
-    assert told == list(TRAIN_FACTS[:5])
-    assert DEFAULT_NUM_DOCUMENTS["train"] >= 41 * len(TRAIN_FACTS)
+    assert told == FACTS["train"][:5]
+    assert DEFAULT_NUM_DOCUMENTS["train"] >= 41 * len(FACTS["train"])
 
 
 def test_unknown_split_and_negative_number_are_refused():
@@ -141,11 +140,11 @@ def test_contractions_are_always_made():
 
 
 def test_held_out_plots_and_pairs_are_disjoint_from_train():
-    assert not set(TRAIN_PLOTS) & set(HELD_OUT_PLOTS)
-    assert len(TRAIN_PLOTS) >= 12
-    assert len(HELD_OUT_PLOTS) == 3
-    assert {story.plot for story in TRAIN} == set(TRAIN_PLOTS)
-    assert {story.plot for story in HELD_OUT} == set(HELD_OUT_PLOTS)
+    assert not set(PLOTS["train"]) & set(PLOTS["validation"])
+    assert len(PLOTS["train"]) >= 12
+    assert len(PLOTS["validation"]) == 3
+    assert {story.plot for story in TRAIN} == set(PLOTS["train"])
+    assert {story.plot for story in HELD_OUT} == set(PLOTS["validation"])
     train_pairs = {(story.hero, story.thing) for story in TRAIN}
     assert not train_pairs & {(story.hero, story.thing) for story in HELD_OUT}
 
@@ -166,7 +165,7 @@ def _forms(noun):
 
 
 def _all_templates():
-    plots = (TRAIN_PLOTS | HELD_OUT_PLOTS).values()
+    plots = (PLOTS["train"] | PLOTS["validation"]).values()
     return [
         *(template for plot in plots for stage in plot.stages for template in stage),
         *(template for rule in RULES.values() for template in rule),
@@ -174,7 +173,7 @@ def _all_templates():
 
 
 def test_no_validation_document_is_in_train():
-    train = {story.text for story in TRAIN} | set(TRAIN_FACTS)
+    train = {story.text for story in TRAIN} | set(FACTS["train"])
     validation = {document["text"] for document in sample_documents("validation")}
     assert not train & validation
     assert len(validation) == DEFAULT_NUM_DOCUMENTS["validation"]
@@ -190,9 +189,9 @@ def test_the_language_itself_copies_little():
 
 
 def test_facts_are_short_and_some_are_held_out():
-    assert len(TRAIN_FACTS) + len(HELD_OUT_FACTS) >= 60
-    assert not set(TRAIN_FACTS) & set(HELD_OUT_FACTS)
-    for fact in TRAIN_FACTS + HELD_OUT_FACTS:
+    assert len(FACTS["train"]) + len(FACTS["validation"]) >= 60
+    assert not set(FACTS["train"]) & set(FACTS["validation"])
+    for fact in FACTS["train"] + FACTS["validation"]:
         assert 2 <= len(re.findall(r"[.!?](?: |$)", fact)) <= 4, fact
 
 

@@ -12,17 +12,15 @@ from test_tokenizer import NASTY, hard_strings, real_documents, sentencepiece_of
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.workers import split_long_text
 from teenytinyllama.tokenizer import encode as words
-from teenytinyllama.tokenizer.encode import (
-    FUNCTION_WORDS,
-    MAX_WORDS,
-    encode_texts,
+from teenytinyllama.tokenizer.encode import MAX_WORDS, encode_texts, make_portable
+from teenytinyllama.tokenizer.files import FUNCTION_WORDS, NUM_RESERVED_TOKENS, RESERVED_TOKENS, superword_parts
+from teenytinyllama.tokenizer.learn import (
+    SOURCE_EXPONENT,
+    TextSample,
     function_word_pieces,
     learn_superwords,
-    make_portable,
-    superword_parts,
+    sample_texts,
 )
-from teenytinyllama.tokenizer.files import NUM_RESERVED_TOKENS, RESERVED_TOKENS
-from teenytinyllama.tokenizer.sampling import SOURCE_EXPONENT, TextSample, sample_texts
 from teenytinyllama.tokenizer.train import train_tokenizer
 
 VOCAB_SIZE = 448

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +18,27 @@ import pytest
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.tokenizer import sampling
-from teenytinyllama.tokenizer.audit import audit_tokenizer, format_audit
-from teenytinyllama.tokenizer.encode import FUNCTION_WORDS, encode_texts, make_portable, tokenizer_fingerprint
+from teenytinyllama.tokenizer.encode import encode_texts, make_portable, tokenizer_fingerprint
 from teenytinyllama.tokenizer.files import (
     ALWAYS_IN_ALPHABET,
     BOS_ID,
     END_INSTRUCTION_ID,
     EOS_ID,
     FIRST_BYTE_ID,
+    FUNCTION_WORDS,
     INSTRUCTION_ID,
     NUM_RESERVED_TOKENS,
     PAD_ID,
     RESERVED_TOKENS,
     SPECIAL_TOKENS,
     UNK_ID,
-    choose_alphabet,
     finish_tokenizer,
     keep_reachable,
-    known_parts,
     list_merges,
     sentencepiece_model,
 )
-from teenytinyllama.tokenizer.sampling import PIECE_BYTES, sample_texts
-from teenytinyllama.tokenizer.train import train_tokenizer
+from teenytinyllama.tokenizer.learn import PIECE_BYTES, choose_alphabet, known_parts, sample_texts
+from teenytinyllama.tokenizer.train import audit_tokenizer, format_audit, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCAB_SIZE = 580
@@ -366,7 +364,8 @@ def test_load_tokenizer_refuses_a_missing_name(tmp_path, monkeypatch):
 
 _TRAIN = """
 import sys
-from teenytinyllama.tokenizer.train import tokenizer_fingerprint, train_tokenizer
+from teenytinyllama.tokenizer.encode import tokenizer_fingerprint
+from teenytinyllama.tokenizer.train import train_tokenizer
 sys.path.insert(0, sys.argv[1])
 from test_tokenizer import SENTENCES
 print(tokenizer_fingerprint(train_tokenizer(SENTENCES, 480, max_bytes=60_000, seed=5)))
@@ -615,20 +614,24 @@ def test_the_source_that_loses_a_piece_is_the_one_a_plain_search_finds() -> None
     ]
     found = sample_texts(documents, 20_000, seed=5)
     priorities = random.Random(5)
-    sources: dict[str, sampling._Source] = {}
-    total = place = 0
-    for document in documents:
-        for piece in sampling._cut(document.text.encode(), max(4, 20_000 // sampling._PIECES_AT_LEAST)):
-            source = sources.setdefault(document.source, sampling._Source(len(sources), []))
-            heapq.heappush(source.heap, (priorities.random(), place, piece))
-            place, total = place + 1, total + len(piece)
-            source.seen += len(piece)
-            source.kept += len(piece)
-            while total > 20_000:
-                total -= max(sources.values(), key=sampling._Source.rate_after_eviction).evict()
-    expected = sorted(entry[1:] for source in sources.values() for entry in source.heap)
+    heaps: dict[str, list[tuple[float, int, bytes]]] = {}  # (priority, place, document): none is long enough to be cut
+    seen: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+
+    def share_without_its_last(name: str) -> float:
+        return (kept[name] - len(heaps[name][0][2])) / seen[name] if heaps[name] else -1.0
+
+    for place, document in enumerate(documents):
+        data = document.text.encode()
+        heapq.heappush(heaps.setdefault(document.source, []), (priorities.random(), place, data))
+        seen[document.source] += len(data)
+        kept[document.source] += len(data)
+        while kept.total() > 20_000:
+            name = max(heaps, key=share_without_its_last)
+            kept[name] -= len(heapq.heappop(heaps[name])[2])
+    expected = sorted(entry[1:] for heap in heaps.values() for entry in heap)
     assert found.pieces == [piece for _, piece in expected]
-    assert found.kept_bytes == {name: source.kept for name, source in sources.items()}
+    assert found.kept_bytes == kept
 
 
 @pytest.mark.parametrize("changes", [{}, {"validation_fraction": 0.0}, {"validation_fraction": 0.5, "audit_bytes": 1}])

@@ -280,14 +280,15 @@ def _sample_documents() -> list[tuple[Split, Document]]:
 
 
 def sample_hash(inputs: list[str]) -> dict[str, str]:
-    """Return, where the inputs name the embedded sample, the sha256 of its generator's code by its name.
+    """Return `{"sample": sha256}` where the inputs name the embedded sample: of its generator's code and texts.
 
-    The code decides the texts and is read faster than they are made.
+    These files decide the documents, and hashing them takes less time than making the documents.
     """
     if SAMPLE not in inputs:
         return {}
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "sample").glob("*.py")):
+    folder = Path(__file__).parent / "sample"
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*.yaml")]):
         digest.update(path.read_bytes())
     return {SAMPLE: digest.hexdigest()}
 

@@ -34,7 +34,7 @@ def split_long_text(text: str, piece_chars: int) -> list[str]:
     The word before is longer than any function word, so that no superword crosses either. The concatenation of the
     pieces is the text.
     """
-    from ..tokenizer.encode import LONGEST_FUNCTION_WORD
+    from ..tokenizer.files import LONGEST_FUNCTION_WORD
 
     pieces, start, letters = [], 0, LONGEST_FUNCTION_WORD + 1
     while len(text) - start > piece_chars:

@@ -1,1 +1,1 @@
-"""The Portuguese tokenizer: learnt (train), read and written (files), applied (encode), measured (audit)."""
+"""The Portuguese tokenizer: learnt (learn), trained and audited (train), read and written (files), applied (encode)."""

@@ -1,25 +1,28 @@
-"""A saved tokenizer as other programs read it: `tokenizer.model` for llama.cpp and SentencePiece, keys for all.
+"""The vocabulary and the files of the tokenizer: reserved entries, merges, and what other programs read of it.
 
-The entries of the tokenizer: the reserved ones at fixed ids, the alphabet, and the merges that pieces imply.
+The rules of the tokenizer are held by the vocabulary itself, and so do not depend on who loads it: a space is always
+`▁` at the start of a word, with no prefix added to the text; no piece crosses a space except superwords, which join
+function words only; no piece has three digits in a row; a character outside the alphabet becomes its UTF-8 bytes
+(`<0x00>` to `<0xFF>`), so there is no unknown text and decoding is exact on any string. One exception: a literal `▁`
+(U+2581) decodes to a space, because it is the mark for one. There is no normalizer: texts are composed (NFC) where
+they are read, documents and prompts alike (`encode.compose`).
 
-Where texts are split before pieces are joined: at every space, or where no superword can cross.
-
-Texts as arrays of code points: the alphabet, and the stretches that pieces are learnt from.
+Superwords go on with what Portuguese does when it writes many pairs of function words as one (do, na, pelo, numa). Only
+words of a closed list take part, so that the tokens of a text do not depend on whether a content word follows: a prompt
+and its continuation are cut where they were cut in training. Superwords have the highest ids. Joins inside words
+therefore always go first, and the ids of a text are the ids of its words, then joined within runs of function words.
 """
 
 import json
 import struct
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..stage_folder import write_json
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
@@ -40,6 +43,28 @@ DIGITS = "0123456789"
 ALWAYS_IN_ALPHABET = frozenset(
     SPACE_MARK + DIGITS + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" + _ACCENTED + _ACCENTED.upper()
 )
+
+
+# Articles, prepositions and their contractions, pronouns, conjunctions, common adverbs, quantifiers and auxiliaries.
+_WORDS = """
+o a os as um uma uns umas de em por para com sem sob sobre entre até desde contra após ante perante segundo conforme
+durante mediante do da dos das no na nos nas ao à aos às pelo pela pelos pelas dum duma num numa nuns numas
+este esta estes estas esse essa esses essas aquele aquela aqueles aquelas isto isso aquilo
+deste desta destes destas desse dessa desses dessas daquele daquela daqueles daquelas disto disso daquilo
+neste nesta nestes nestas nesse nessa nesses nessas naquele naquela naqueles naquelas nisto nisso naquilo àquele àquela
+eu tu ele ela nós eles elas você vocês me te se lhe lhes vos mim ti si comigo consigo dele dela deles delas
+nele nela neles nelas meu minha meus minhas teu tua seu sua seus suas nosso nossa nossos nossas
+que quem qual quais cujo cuja cujos cujas onde quando como quanto quanta quantos quantas
+e ou mas nem porém porque pois logo portanto embora enquanto caso
+não já só mais menos muito muita muitos muitas pouco tão tanto também ainda sempre nunca bem mal aqui ali lá assim então
+depois antes agora todo toda todos todas outro outra outros outras algum alguma alguns algumas nenhum nenhuma cada tudo
+nada mesmo mesma mesmos mesmas tal tais
+é são era eram foi foram ser sendo sido seja será está estão estava estar ter tem têm tinha há havia
+pode podem deve devem vai
+""".split()  # noqa: SIM905
+FUNCTION_WORDS = tuple(dict.fromkeys([*_WORDS, *(word.capitalize() for word in _WORDS)]))
+# A word with more letters than this is no function word: between it and the next one no superword crosses.
+LONGEST_FUNCTION_WORD = max(map(len, FUNCTION_WORDS))
 
 
 def number_entries(vocabulary: list[str]) -> dict[str, int]:
@@ -85,6 +110,12 @@ def keep_reachable(base: list[str], learnt: list[str], vocab_size: int) -> list[
         learnt = [piece for piece in learnt if piece not in dead]
 
 
+def superword_parts(vocabulary: list[str]) -> list[str]:
+    """Return the words (with their mark) that the superwords of a vocabulary are made of, sorted."""
+    superwords = (piece for piece in vocabulary[NUM_RESERVED_TOKENS:] if SPACE_MARK in piece[1:])
+    return sorted({SPACE_MARK + word for piece in superwords for word in piece.split(SPACE_MARK)[1:]})
+
+
 # Before a space that follows anything but a letter, since every part of a superword ends with a letter (Oniguruma, for
 # `tokenizers`). Naming the words here was exact too, but slower.
 SPLIT_PATTERN = rf"(?<=[^\p{{L}}]){SPACE_MARK}"
@@ -105,13 +136,43 @@ def split_around_superwords() -> "PreTokenizer":
     return pre_tokenizers.Sequence([mark, pre_tokenizers.Split(Regex(SPLIT_PATTERN), "merged_with_next")])
 
 
-def pre_tokenizer_content(pre_tokenizer: "PreTokenizer") -> Any:
-    """Return what tokenizer.json holds of a pre-tokenizer."""
+def is_our_split(content: Any) -> bool:
+    """Return whether the `pre_tokenizer` of a `tokenizer.json` is one of the two rules above."""
     from tokenizers import Tokenizer, models
 
     backend: Tokenizer = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizer
-    return json.loads(backend.to_str())["pre_tokenizer"]
+    ours = []
+    for rule in (split_at_spaces, split_around_superwords):
+        backend.pre_tokenizer = rule()
+        ours.append(json.loads(backend.to_str())["pre_tokenizer"])
+    return content in ours
+
+
+def build_backend(vocabulary: list[str]) -> "Tokenizer":
+    """Return the Rust tokenizer of a finished vocabulary."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+
+    backend = Tokenizer(
+        models.BPE(
+            vocab=number_entries(vocabulary),
+            merges=list_merges(vocabulary),
+            unk_token=UNK_TOKEN,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    # No rule for digits or superwords here: the vocabulary holds them. Splitting changes no id either, but lets the
+    # model keep the ids of words it has seen.
+    backend.pre_tokenizer = split_around_superwords() if superword_parts(vocabulary) else split_at_spaces()
+    backend.decoder = decoders.Sequence([decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS_TOKEN}:0 $A:0",
+        pair=f"{BOS_TOKEN}:0 $A:0 {BOS_TOKEN}:1 $B:1",
+        special_tokens=[(BOS_TOKEN, BOS_ID)],
+    )
+    # The byte tokens are left out on purpose: as added tokens, a typed "<0x41>" would become a byte.
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return backend
 
 
 SENTENCEPIECE_NAME = "tokenizer.model"
@@ -165,7 +226,7 @@ def sentencepiece_model(content: dict[str, Any]) -> bytes | None:
     """Return the content of `tokenizer.model` for a `tokenizer.json`, or None when the tokenizer is not one of ours.
 
     The score of an entry is minus its id, by which SentencePiece and llama.cpp join pieces as `tokenizers` does (see
-    `vocabulary.list_merges`). The normaliser is the identity: no space is added in front, none is taken away.
+    `list_merges`). The normaliser is the identity: no space is added in front, none is taken away.
 
     Args:
         content: of `tokenizer.json`.
@@ -185,12 +246,11 @@ def _is_ours(content: dict[str, Any]) -> bool:
     """Return whether a `tokenizer.json` was made by `train_tokenizer`, whatever tokens were added to it since."""
     model = content["model"]
     vocabulary = model.get("vocab")
-    ours = [pre_tokenizer_content(rule()) for rule in (split_at_spaces, split_around_superwords)]
     return (
         model.get("type") == "BPE"
         and bool(model.get("byte_fallback"))
         and content["normalizer"] is None
-        and content["pre_tokenizer"] in ours
+        and is_our_split(content["pre_tokenizer"])
         and len(vocabulary) > NUM_RESERVED_TOKENS
         and all(vocabulary.get(piece) == index for index, piece in enumerate(RESERVED_TOKENS))
     )
@@ -226,78 +286,3 @@ def _varint(number: int) -> bytes:
     while number > 127:
         out, number = out + bytes([number & 127 | 128]), number >> 7
     return out + bytes([number])
-
-
-# Share of the sampled characters that the alphabet must cover; the rest go through bytes. SentencePiece's default is
-# 0.9995 (trainer_spec.character_coverage). Ours is a little higher because the difference is cheap in Portuguese: on
-# 121 MB of mixed text 0.9995 gives 106 characters, 0.9999 gives 123, and everything 483, most of them seen once.
-CHARACTER_COVERAGE = 0.9999
-
-_BATCH_CHARS = 100_000  # of text turned into code points at a time: arrays that stay in the cache
-_CUT = "\U0010ffff"  # a noncharacter, in no text
-
-
-def choose_alphabet(texts: Iterable[str], coverage: float = CHARACTER_COVERAGE) -> list[str]:
-    """Return the characters that get entries of their own, in code point order.
-
-    The most frequent ones, until they cover `coverage` of all characters, plus digits and Portuguese letters always.
-    Rare ones (an ideogram seen twice) would take the places of useful pieces; they are written in bytes instead. A
-    space counts as `▁`.
-    """
-    counts = np.zeros(sys.maxunicode + 1, dtype=np.int64)
-    for batch in _batches(texts):
-        found = np.bincount(_code_points("".join(batch)))
-        counts[: len(found)] += found
-    counts[ord(SPACE_MARK)] += counts[ord(" ")]
-    counts[ord(" ")] = 0
-    order = np.argsort(-counts, kind="stable")  # ties: lower code point first
-    before = np.cumsum(counts[order]) - counts[order]  # characters covered by the more frequent ones
-    frequent = order[(before < coverage * counts.sum()) & (counts[order] > 0)]
-    return sorted(ALWAYS_IN_ALPHABET | {chr(code) for code in frequent})
-
-
-def known_parts(texts: Iterable[str], alphabet: list[str], cut_numbers: bool = True) -> Iterator[str]:
-    """Yield the stretches of text that pieces may be learnt from: inside the alphabet, and cut in long numbers.
-
-    The trainer leaves characters outside the alphabet out of a word, and would learn a pair across the gap that no text
-    has. A number is cut after every second digit, so that no piece has three in a row: "2026" is "20", "26", and a
-    number never becomes an entry of its own. Against free pieces this costs 0.15 % tokens, single digits 1.4 % (27 % on
-    gazettes when they also stand alone; docs/lab-log.md).
-
-    Arrays of code points are cut in less than half the time of regular expressions, here or as a pre-tokenizer.
-    """
-    codes_of = np.full(sys.maxunicode + 1, ord(_CUT), dtype="<u4")
-    known = [ord(character) for character in {*alphabet, " "} - {_CUT}]
-    codes_of[known] = known
-    for batch in _batches(texts):
-        codes = codes_of[_code_points(_CUT.join(batch))]
-        if cut_numbers:
-            codes = np.insert(codes, _cuts_in_numbers(codes), ord(_CUT))
-        yield from filter(None, codes.tobytes().decode("utf-32-le").split(_CUT))
-
-
-def _cuts_in_numbers(codes: NDArray[np.uint32]) -> NDArray[np.intp]:
-    """Return the places of the third, fifth, … digit of each number."""
-    is_digit = (codes >= ord("0")) & (codes <= ord("9"))
-    triples = np.flatnonzero(is_digit[:-2] & is_digit[1:-1] & is_digit[2:])  # where three digits in a row begin
-    begins_number = np.diff(triples, prepend=-2) > 1
-    starts = triples[np.maximum.accumulate(np.where(begins_number, np.arange(len(triples)), 0))]
-    return triples[(triples - starts) % 2 == 0] + 2
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield the texts in lists of about `_BATCH_CHARS` characters."""
-    batch: list[str] = []
-    filled = 0
-    for text in texts:
-        batch.append(text)
-        filled += len(text)
-        if filled >= _BATCH_CHARS:
-            yield batch
-            batch, filled = [], 0
-    if batch:
-        yield batch
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")

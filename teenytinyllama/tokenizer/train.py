@@ -1,126 +1,51 @@
-"""The Portuguese tokenizer: byte-pair encoding with byte fallback, equal id for id to SentencePiece and llama.cpp.
+"""The tokenizer stage: learn a tokenizer on the training documents, audit it on the held-out ones, write a folder.
 
-Rules, all of them held by the vocabulary itself and so independent of who loads it: a space is always `▁` at the
-start of a word, with no prefix added to the text; no piece crosses a space except superwords, which join function
-words only; no piece has three digits in a row; a character outside the alphabet becomes its UTF-8 bytes (`<0x00>` to
-`<0xFF>`), so there is no unknown text and decoding is exact on any string. One exception: a literal `▁` (U+2581)
-decodes to a space, because it is the mark for one. There is no normalizer: texts are composed (NFC) where they are
-read, documents and prompts alike (`compose`).
-
-Learn the entries of the tokenizer from a sample: pieces of words first, then superwords.
-
-The tokenizer stage: train on the training documents, audit on the held-out ones, write a folder.
+The tokenizer is byte-pair encoding with byte fallback, equal id for id to SentencePiece and llama.cpp (`files` has its
+rules). An audit says how well a tokenizer fits texts: fertility, bytes, unknown text, exact round trips, use of the
+vocabulary.
 """
 
 import logging
-import sys
+import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..checks import ensure, ensure_disk_space
-from ..data.sources import Corpus, CorpusConfig, Document, Split
+from ..data.sources import Corpus, CorpusConfig, Document
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
-from ..stage_folder import (
-    AUDIT_NAME,
-    EMISSIONS_NAME,
-    LEDGER_NAME,
-    StageFolder,
-    sha256_json,
-    write_json,
-)
-from .audit import audit_tokenizer, format_audit
-from .encode import (
-    ENTRIES_PER_SUPERWORD,
-    default_num_superwords,
-    function_word_pieces,
-    learn_superwords,
-    superword_parts,
-    tokenizer_fingerprint,
-)
+from ..stage_folder import AUDIT_NAME, EMISSIONS_NAME, LEDGER_NAME, StageFolder, sha256_json, write_json
+from .encode import encode_texts, in_batches, tokenizer_fingerprint
 from .files import (
     ALWAYS_IN_ALPHABET,
-    BOS_ID,
     BOS_TOKEN,
     EOS_TOKEN,
     NUM_RESERVED_TOKENS,
     PAD_TOKEN,
-    RESERVED_TOKENS,
     SENTENCEPIECE_NAME,
-    SPACE_MARK,
-    SPECIAL_TOKENS,
     UNK_TOKEN,
-    choose_alphabet,
-    keep_reachable,
-    known_parts,
-    list_merges,
-    number_entries,
-    split_around_superwords,
-    split_at_spaces,
+    build_backend,
 )
-from .sampling import TextSample, TextWithSource, sample_texts
+from .learn import (
+    ENTRIES_PER_SUPERWORD,
+    TextSample,
+    TextWithSource,
+    choose_alphabet,
+    learn_entries,
+    read_item,
+    sample_texts,
+)
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
-
-    from .sampling import TextSample
-
-
-# Longest piece, in characters. Longer ones are template lines of one site; the longest common words of Portuguese
-# ("responsabilidade", "desenvolvimento") stay below 20.
-MAX_PIECE_CHARS = 32
-MIN_PAIR_COUNT = 2  # a pair seen once says nothing about the language
-SUPERWORD_BYTES = 25_000_000  # of text that superwords are counted in: a quarter of 121 MB gave the same as all
-
-
-def learn_entries(sample: TextSample, alphabet: list[str], vocab_size: int, num_superwords: int | None) -> list[str]:
-    """Return the vocabulary: reserved entries, alphabet, pieces, superwords; shorter when the texts support no more.
-
-    Args:
-        sample: the texts.
-        alphabet: the characters with entries of their own.
-        vocab_size: entries wanted.
-        num_superwords: the most superwords; None for the usual share, and for any number where pieces run out.
-    """
-    head = [*RESERVED_TOKENS, *alphabet]
-    entries = keep_reachable(head, _learn_pieces(sample.weighted_texts(), alphabet, vocab_size), vocab_size)
-    if len(entries) < vocab_size:
-        wanted = vocab_size if num_superwords is None else num_superwords
-        room = min(wanted, vocab_size - len(entries))
-        start = len(entries)
-    else:
-        wanted = default_num_superwords(vocab_size) if num_superwords is None else num_superwords
-        room = min(wanted, vocab_size - len(head))
-        start = vocab_size - room
-    every = -(-sum(sample.kept_bytes.values()) // SUPERWORD_BYTES)
-    found = learn_superwords(sample.weighted_texts(every), function_word_pieces(entries[:start]), room)
-    superwords = keep_reachable(entries[:start], found, vocab_size)[start:]
-    return [*entries[: vocab_size - len(superwords)], *superwords]
-
-
-def _learn_pieces(texts: Iterable[str], alphabet: list[str], vocab_size: int) -> list[str]:
-    """Return the learnt pieces of two or more characters, best first, with some to spare for those that get dropped."""
-    from tokenizers import Tokenizer, models, trainers
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = split_at_spaces()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size + vocab_size // 50 + 64,
-        min_frequency=MIN_PAIR_COUNT,
-        special_tokens=list(RESERVED_TOKENS),
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        max_token_length=MAX_PIECE_CHARS,
-        show_progress=sys.stderr.isatty(),
-    )
-    backend.train_from_iterator(known_parts(texts, alphabet), trainer)
-    pieces = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-    return [piece for piece, _ in pieces[NUM_RESERVED_TOKENS + len(alphabet) :]]
-
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +95,7 @@ def train_tokenizer(
         f"vocab_size={vocab_size}: larger than these texts support; they give {len(vocabulary)} entries. "
         f"Use at most {len(vocabulary)}, or more text.",
     )
-    return _wrap(_build_backend(vocabulary))
+    return _for_transformers(vocabulary)
 
 
 def _too_small(vocab_size: int, smallest: int) -> str:
@@ -180,40 +105,13 @@ def _too_small(vocab_size: int, smallest: int) -> str:
     )
 
 
-def _build_backend(vocabulary: list[str]) -> "Tokenizer":
-    """Return the Rust tokenizer of a finished vocabulary."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
-
-    backend = Tokenizer(
-        models.BPE(
-            vocab=number_entries(vocabulary),
-            merges=list_merges(vocabulary),
-            unk_token=UNK_TOKEN,
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    # No rule for digits or superwords here: the vocabulary holds them. Splitting changes no id either, but lets the
-    # model keep the ids of words it has seen.
-    backend.pre_tokenizer = split_around_superwords() if superword_parts(vocabulary) else split_at_spaces()
-    backend.decoder = decoders.Sequence([decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{BOS_TOKEN}:0 $A:0",
-        pair=f"{BOS_TOKEN}:0 $A:0 {BOS_TOKEN}:1 $B:1",
-        special_tokens=[(BOS_TOKEN, BOS_ID)],
-    )
-    # The byte tokens are left out on purpose: as added tokens, a typed "<0x41>" would become a byte.
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    return backend
-
-
-def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":
-    """Return the transformers tokenizer around the backend."""
+def _for_transformers(vocabulary: list[str]) -> "PreTrainedTokenizerBase":
+    """Return the transformers tokenizer of a finished vocabulary."""
     from .portable import PreTrainedTokenizerFast
 
     build: Any = PreTrainedTokenizerFast  # transformers leaves its constructor untyped
     tokenizer: PreTrainedTokenizerBase = build(
-        tokenizer_object=backend,
+        tokenizer_object=build_backend(vocabulary),
         unk_token=UNK_TOKEN,
         bos_token=BOS_TOKEN,
         eos_token=EOS_TOKEN,
@@ -305,31 +203,196 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
 
 def _learn(config: TokenizerConfig, corpus: Corpus) -> "tuple[PreTrainedTokenizerBase, TextSample, dict[str, Any]]":
     """Return the tokenizer, the sample that it learnt from, and its audit."""
-    from .sampling import sample_texts
+    from tqdm import tqdm
 
-    sample = sample_texts(_documents(corpus, "train", "sampling"), config.max_bytes, config.seed)
+    held_out: list[Document] = []
+    documents = _training_documents(corpus, held_out, config.audit_bytes)
+    sample = sample_texts(documents, config.max_bytes, config.seed)
     seen, kept = sum(sample.seen_bytes.values()), sum(sample.kept_bytes.values())
     ensure(kept, f"inputs={', '.join(config.inputs)}: hold no training document with text.")
     print(f"learning {config.vocab_size:,} entries from {kept / 1e6:.1f} of {seen / 1e6:.1f} MB of training text")
     tokenizer = train_tokenizer(sample, config.vocab_size, num_superwords=config.num_superwords)
-    held_out = _up_to(_documents(corpus, "validation", "auditing"), config.audit_bytes)
-    audit = audit_tokenizer(tokenizer, held_out, allow_none=True)
+    bar = tqdm(held_out, desc="auditing", unit=" documents", mininterval=1.0, disable=None)
+    audit = audit_tokenizer(tokenizer, bar, allow_none=True)
     return tokenizer, sample, audit
 
 
-def _documents(corpus: Corpus, split: Split, description: str) -> Iterator[Document]:
+def _training_documents(corpus: Corpus, held_out: list[Document], audit_bytes: int) -> Iterator[Document]:
+    """Yield the training documents of a corpus, and collect in the same reading the held-out ones to be audited.
+
+    Args:
+        corpus: which documents.
+        held_out: filled with held-out documents until one would go beyond `audit_bytes`; with the first in any case.
+        audit_bytes: the most bytes of held-out text.
+    """
     from tqdm import tqdm
 
-    documents: Any = tqdm(corpus.documents(), desc=description, unit=" documents", mininterval=1.0, disable=None)
-    return (document for found, document in documents if found == split)
-
-
-def _up_to(documents: Iterator[Document], max_bytes: int) -> Iterator[Document]:
-    """Yield documents until one would go beyond `max_bytes`; the first one in any case."""
-    total = 0
-    for document in documents:
+    left: float = math.inf  # any first document fits
+    for split, document in tqdm(
+        corpus.documents(), desc="reading documents", unit=" documents", mininterval=1.0, disable=None
+    ):
+        if split == "train":
+            yield document
+            continue
         size = len(document.text.encode())
-        if total and total + size > max_bytes:
-            return
-        total += size
-        yield document
+        if size > left:
+            left = -1
+        else:
+            left = (audit_bytes if left == math.inf else left) - size
+            held_out.append(document)
+
+
+BATCH_BYTES = 1_000_000  # of text encoded at a time, which bounds the memory
+EXAMPLE_CHARS = 80
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass
+class _Counts:
+    """What an audit counts of the documents of one source, or of all."""
+
+    used: NDArray[np.bool_]  # (entries of the vocabulary,)
+    numbers: Counter[str] = field(default_factory=Counter)
+    first_failure: dict[str, str] | None = None
+
+    def add(self, other: "_Counts") -> None:
+        """Add the counts of another source."""
+        self.used |= other.used
+        self.numbers += other.numbers
+        self.first_failure = self.first_failure or other.first_failure
+
+
+@dataclass
+class _Vocabulary:
+    """The ids that the audit counts apart."""
+
+    size: int
+    unknown_id: int | None
+    is_byte: NDArray[np.bool_]  # (size,)
+    is_ordinary: NDArray[np.bool_]  # (size,): neither special nor a byte
+
+
+def audit_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", texts: Iterable[str | TextWithSource], allow_none: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Measure a tokenizer on texts, per source and overall. Works with any transformers tokenizer.
+
+    Streams: no more than about 1 MB of text is held, whatever the input.
+
+    Args:
+        tokenizer: ours or a foreign one; special strings in the texts are read as plain text.
+        texts: `str` items, or documents with `.text` and `.source`.
+        allow_none: no text gives a row of zeros instead of an error.
+
+    Returns:
+        `{"overall": row, "sources": {source: row}}`, ready for JSON. A row has `documents`, `words` (separated by
+        whitespace, as `str.split`), `bytes` (UTF-8), `tokens`, `tokens_per_word`, `bytes_per_token`, `unknown_rate`
+        and `byte_token_rate` (shares of the tokens), `round_trip_failures`, `first_failure` (text, decoded; around
+        the first difference) and `vocabulary_use` (share of the entries that are neither special nor bytes).
+        Ratios without a denominator are None.
+
+    Raises:
+        InputError: no text (without `allow_none`), an item that is not text, or invalid Unicode.
+    """
+    vocabulary = _describe_vocabulary(tokenizer)
+    sources: dict[str, _Counts] = {}
+    ensure(not isinstance(texts, str), "texts: got one str, and an iterator of str is needed. Write [text].")
+    items = (read_item(item, position) for position, item in enumerate(texts))
+    for batch in in_batches(items, lambda item: len(item[1]), BATCH_BYTES):
+        for (text, data, source), ids in zip(batch, encode_texts(tokenizer, [item[0] for item in batch]), strict=True):
+            counts = sources.setdefault(source, _Counts(np.zeros(vocabulary.size, dtype=bool)))
+            counts.numbers["bytes"] += len(data)
+            _count(counts, vocabulary, tokenizer, text, np.asarray(ids, dtype=np.int64))
+    total = _Counts(np.zeros(vocabulary.size, dtype=bool))
+    for counts in sources.values():
+        total.add(counts)
+    ensure(sources or allow_none, "texts: nothing to audit (no item). Check the path and the filters of the input.")
+    return {
+        "overall": _row(total, vocabulary),
+        "sources": {name: _row(counts, vocabulary) for name, counts in sources.items()},
+    }
+
+
+def _describe_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> _Vocabulary:
+    entries = tokenizer.get_vocab()
+    size = max([len(tokenizer) - 1, *entries.values()]) + 1  # ids can have gaps
+    is_byte, is_ordinary = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    for token, index in entries.items():
+        is_byte[index] = _BYTE_TOKEN.fullmatch(token) is not None
+        is_ordinary[index] = not is_byte[index]
+    special = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
+    is_ordinary[[*special, *tokenizer.all_special_ids]] = False
+    return _Vocabulary(size, tokenizer.unk_token_id, is_byte, is_ordinary)
+
+
+def _count(
+    counts: _Counts, vocabulary: _Vocabulary, tokenizer: "PreTrainedTokenizerBase", text: str, ids: NDArray[np.int64]
+) -> None:
+    """Add one document to the counts (its bytes are added by the caller)."""
+    decoded = str(tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    counts.numbers.update(
+        documents=1,
+        words=len(text.split()),
+        tokens=len(ids),
+        unknown=0 if vocabulary.unknown_id is None else int((ids == vocabulary.unknown_id).sum()),
+        byte_tokens=int(vocabulary.is_byte[ids].sum()),
+        failures=int(decoded != text),
+    )
+    counts.used[ids] = True
+    if decoded != text:
+        counts.first_failure = counts.first_failure or _first_difference(text, decoded)
+
+
+def _first_difference(text: str, decoded: str) -> dict[str, str]:
+    pairs = enumerate(zip(text, decoded, strict=False))
+    at = next((place for place, (left, right) in pairs if left != right), min(len(text), len(decoded)))
+    start = max(0, at - EXAMPLE_CHARS // 2)
+    return {"text": text[start : start + EXAMPLE_CHARS], "decoded": decoded[start : start + EXAMPLE_CHARS]}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _row(counts: _Counts, vocabulary: _Vocabulary) -> dict[str, Any]:
+    numbers = counts.numbers
+    return {
+        **{name: numbers[name] for name in ("documents", "words", "bytes", "tokens")},
+        "tokens_per_word": _ratio(numbers["tokens"], numbers["words"]),
+        "bytes_per_token": _ratio(numbers["bytes"], numbers["tokens"]),
+        "unknown_rate": _ratio(numbers["unknown"], numbers["tokens"]),
+        "byte_token_rate": _ratio(numbers["byte_tokens"], numbers["tokens"]),
+        "round_trip_failures": numbers["failures"],
+        "first_failure": counts.first_failure,
+        "vocabulary_use": _ratio(int((counts.used & vocabulary.is_ordinary).sum()), int(vocabulary.is_ordinary.sum())),
+    }
+
+
+def format_audit(audit: dict[str, dict[str, Any]]) -> str:
+    """Return the audit as a table of plain text, one line a source and one overall, then the first failure if any."""
+    heads = ("source", "documents", "words", "tokens", "tok/word", "bytes/tok", "unk %", "bytes %", "failed", "vocab %")
+    lines: list[tuple[str, ...]] = [heads]
+    for name, row in [*sorted(audit["sources"].items()), ("overall", audit["overall"])]:
+        lines.append(
+            (
+                name,
+                *(f"{row[key]:,}" for key in ("documents", "words", "tokens")),
+                *(_number(row[key], 1, 3) for key in ("tokens_per_word", "bytes_per_token")),
+                *(_number(row[key], 100, 3) for key in ("unknown_rate", "byte_token_rate")),
+                f"{row['round_trip_failures']:,}",
+                _number(row["vocabulary_use"], 100, 1),
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    table = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    failure = audit["overall"]["first_failure"]
+    if failure:
+        table.append(f"first failure: {failure['text']!r} decodes to {failure['decoded']!r}")
+    return "\n".join(table)
+
+
+def _number(value: float | None, scale: float, decimals: int) -> str:
+    return "-" if value is None else f"{value * scale:.{decimals}f}"

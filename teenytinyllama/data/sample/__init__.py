@@ -1,19 +1,20 @@
-"""The embedded sample corpus: short Portuguese stories and facts, instructions and questions, all our own writing.
+"""The embedded corpus (`inputs: sample`): short Portuguese stories and facts, instructions and questions.
 
-It needs no download and no folder, and is the same on every machine. The stories come from a small grammar (`grammar`,
-`lexicon`, `plots`), so that agreement and copying can be measured on what a model trained on them writes
-(`teenytinyllama.evaluation.stories`).
+All of it is our own writing. It needs no download and no folder, and is the same on every machine. The stories come
+from a small grammar (`grammar`, `storyteller`), so that agreement and copying can be measured on what a model trained
+on them writes (`teenytinyllama.evaluation.stories`). The texts themselves lie in the YAML files of this folder.
 """
 
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from ...checks import ensure
-from .lessons import HELD_OUT_FACTS, PROMPTS, TRAIN_FACTS, sample_instructions, sample_questions
+from .grammar import read_texts
 from .storyteller import write_story
 
 __all__ = [
     "DEFAULT_NUM_DOCUMENTS",
+    "FACTS",
     "PROMPTS",
     "sample_conversations",
     "sample_documents",
@@ -21,6 +22,11 @@ __all__ = [
     "sample_questions",
 ]
 
+_TEXTS = read_texts("texts.yaml")
+PROMPTS: tuple[str, ...] = tuple(_TEXTS["prompts"])
+"""Openings from which the demo lets a model write on."""
+FACTS: dict[str, list[str]] = _TEXTS["facts"]
+"""Split -> its factual documents."""
 DEFAULT_NUM_DOCUMENTS = {"train": 8_000, "validation": 200}
 STORY_METADATA = "source: historias; license: Apache-2.0"
 FACT_METADATA = "source: curiosidades; license: Apache-2.0"
@@ -50,12 +56,15 @@ def sample_documents(
     """
     ensure(split in DEFAULT_NUM_DOCUMENTS, f"split={split!r}: must be 'train' or 'validation'. Use one of the two.")
     wanted = DEFAULT_NUM_DOCUMENTS[split] if num_documents is None else num_documents
-    ensure(wanted >= 0, f"num_documents={num_documents}: must be 0 or more. Leave it out for {DEFAULT_NUM_DOCUMENTS[split]}.")
+    ensure(
+        wanted >= 0,
+        f"num_documents={num_documents}: must be 0 or more. Leave it out for {DEFAULT_NUM_DOCUMENTS[split]}.",
+    )
     return _generate(split, wanted, seed)
 
 
 def _generate(split: Literal["train", "validation"], num_documents: int, seed: int) -> Iterator[dict[str, str]]:
-    facts = TRAIN_FACTS if split == "train" else HELD_OUT_FACTS
+    facts = FACTS[split]
     period = STORIES_PER_FACT[split] + 1
     for index in range(num_documents):
         place = index // period
@@ -82,3 +91,16 @@ def sample_conversations(split: Literal["train", "validation"]) -> Iterator[dict
             yield {"messages": turns, "source": "historias"}
     if split == "train":
         yield from ({**row, "source": "perguntas"} for row in sample_instructions())
+
+
+def sample_instructions() -> list[dict[str, list[dict[str, str]]]]:
+    """Return conversations of one turn: `{"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}`."""
+    roles = (("user", "question"), ("assistant", "answer"))
+    return [
+        {"messages": [{"role": role, "content": row[key]} for role, key in roles]} for row in _TEXTS["instructions"]
+    ]
+
+
+def sample_questions() -> list[dict[str, str | list[str] | int]]:
+    """Return multiple-choice questions: `question`, four `choices` and `answer`, the index of the right one."""
+    return [dict(row) for row in _TEXTS["questions"]]

@@ -1,24 +1,20 @@
-"""Expand sentence templates into Portuguese text whose determiners, adjectives and pronouns agree.
+"""The grammar of the embedded corpus: words with all their forms, and templates that become sentences that agree.
+
+`words.yaml` lists the words. The generator of stories inflects with these tables and the check of agreement
+(`evaluation.stories`) reads them backwards, so both follow the same grammar.
 
 A template mixes text with three kinds of mark, which nest freely:
 
 * `[a|b|c]` one of the alternatives, drawn evenly (`[|x]` is an optional part);
-* `<rule>` one of the templates of that name in the rules;
+* `<rule>` one of the templates of that name in the rules (`templates.yaml`);
 * `{...}` a slot that inflects: `{um obj adj?}` a fresh noun of the class (`adj` always, `adj?` half of the time has an
   adjective), `{do thing}` a noun bound for the whole story, `{do h}` a character (`de Ana` or `da avó`), `{h o/a}` an
   ending that follows a character's gender, `{joy h}` an adjective of a group that agrees with a character, `{joy h f}`
-  the same for two, `{s}` the hero as a subject (name, pronoun or `a menina`), `{= cheio}` an adjective that agrees with the noun phrase just written.
+  the same for two, `{s}` the hero as a subject (name, pronoun or `a menina`), `{= cheio}` an adjective that agrees with
+  the noun phrase just written.
 
-Determiners are written in the masculine (`o`, `do`, `um`, `seu`, `os`, `dois`, ...) and take the noun's gender; `*` asks for a
-plural without one (`{* animal}`).
-
-Words of the embedded corpus: nouns with gender and plural, adjectives with four forms, determiners, names.
-
-The generator of stories inflects with these tables and the agreement checker reads them backwards, so both follow the
-same grammar. All lists are our own selection of common Brazilian Portuguese words.
-
-A list entry is one word, or `singular/plural` (nouns) or `ms/fs/mp/fp` (adjectives) where the regular rules of
-`pluralise` and `inflect_adjective` would be wrong. A hyphenated word counts as one word.
+Determiners are written in the masculine (`o`, `do`, `um`, `seu`, `os`, `dois`, ...) and take the noun's gender; `*`
+asks for a plural without one (`{* animal}`).
 """
 
 import random
@@ -26,9 +22,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
-from .words import ADJECTIVE_LISTS, ADJECTIVES_OF_CLASS, NAME_LISTS, NOUN_LISTS, UNIONS
+import yaml
 
 FourForms = tuple[str, str, str, str]
 FORM_KEYS = (("m", "s"), ("f", "s"), ("m", "p"), ("f", "p"))
@@ -51,48 +48,6 @@ class Name:
 
     text: str
     gender: str
-
-
-# Masculine singular (or plural) form used in templates -> four forms, and what stays of it before a first name.
-_DETERMINER_TABLE: tuple[tuple[str, str], ...] = (
-    ("o a os as", ""),
-    ("um uma uns umas", ""),
-    ("do da dos das", "de"),
-    ("no na nos nas", "em"),
-    ("ao à aos às", "a"),
-    ("pelo pela pelos pelas", "por"),
-    ("num numa nuns numas", "em"),
-    ("seu sua seus suas", ""),
-    ("meu minha meus minhas", ""),
-    ("nosso nossa nossos nossas", ""),
-    ("este esta estes estas", ""),
-    ("esse essa esses essas", ""),
-    ("aquele aquela aqueles aquelas", ""),
-    ("neste nesta nestes nestas", "em"),
-    ("nesse nessa nesses nessas", "em"),
-    ("naquele naquela naqueles naquelas", "em"),
-    ("deste desta destes destas", "de"),
-    ("desse dessa desses dessas", "de"),
-    ("daquele daquela daqueles daquelas", "de"),
-    ("algum alguma alguns algumas", ""),
-    ("nenhum nenhuma nenhuns nenhumas", ""),
-    ("outro outra outros outras", ""),
-    ("certo certa certos certas", ""),
-    ("todo toda todos todas", ""),
-    ("muito muita muitos muitas", ""),
-    ("pouco pouca poucos poucas", ""),
-    ("quanto quanta quantos quantas", ""),
-    ("primeiro primeira primeiros primeiras", ""),
-    ("último última últimos últimas", ""),
-    ("mesmo mesma mesmos mesmas", ""),
-    ("cada cada - -", ""),
-    ("- - dois duas", ""),
-    ("- - três três", ""),
-    ("- - quatro quatro", ""),
-    ("- - cinco cinco", ""),
-    ("- - seis seis", ""),
-    ("- - vários várias", ""),
-)
 
 
 def pluralise(singular: str) -> str:
@@ -126,28 +81,36 @@ def inflect_adjective(entry: str) -> FourForms:
     return entry, entry, plural, plural
 
 
-def _read_nouns(kind: str) -> tuple[Noun, ...]:
-    nouns = []
-    for gender, words in NOUN_LISTS[kind].items():
-        for entry in words.split():
-            singular, _, plural = entry.partition("/")
-            nouns.append(Noun(singular, plural or pluralise(singular), gender, kind))
-    return tuple(nouns)
+def read_texts(name: str) -> Any:
+    """Return the content of a YAML file of this folder; the loader written in C takes a sixth of the time."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(Path(__file__).with_name(name).read_text(encoding="utf-8"), loader)
 
 
-NOUNS: dict[str, tuple[Noun, ...]] = {kind: _read_nouns(kind) for kind in NOUN_LISTS}
-NOUNS |= {union: tuple(noun for kind in kinds.split() for noun in NOUNS[kind]) for union, kinds in UNIONS.items()}
+_WORDS = read_texts("words.yaml")
+
+
+def _read_nouns(kind: str, words: dict[str, str]) -> tuple[Noun, ...]:
+    entries = [(gender, *entry.partition("/")[::2]) for gender, text in words.items() for entry in text.split()]
+    return tuple(Noun(singular, plural or pluralise(singular), gender, kind) for gender, singular, plural in entries)
+
+
+NOUNS: dict[str, tuple[Noun, ...]] = {kind: _read_nouns(kind, words) for kind, words in _WORDS["nouns"].items()}
+"""Semantic class -> its nouns. Classes made of several others come last; their nouns keep their own class."""
+NOUNS |= {
+    union: tuple(noun for kind in kinds.split() for noun in NOUNS[kind]) for union, kinds in _WORDS["unions"].items()
+}
 ADJECTIVES: dict[str, tuple[FourForms, ...]] = {
-    group: tuple(inflect_adjective(entry) for entry in words.split()) for group, words in ADJECTIVE_LISTS.items()
+    group: tuple(inflect_adjective(entry) for entry in words.split()) for group, words in _WORDS["adjectives"].items()
 }
 NAMES: tuple[Name, ...] = tuple(
-    Name(text, gender) for gender, words in NAME_LISTS.items() for text in words.split()
+    Name(text, gender) for gender, words in _WORDS["names"].items() for text in words.split()
 )
 
 
 def _read_determiners() -> dict[str, tuple[FourForms, str, str]]:
     table: dict[str, tuple[FourForms, str, str]] = {"*": (("", "", "", ""), "p", "")}
-    for forms, before_name in _DETERMINER_TABLE:
+    for forms, before_name in _WORDS["determiners"].items():
         masculine, feminine, plural_m, plural_f = (form.strip("-") for form in forms.split())
         four = (masculine, feminine, plural_m, plural_f)
         table |= {four[index]: (four, number, before_name) for index, number in ((0, "s"), (2, "p")) if four[index]}
@@ -156,18 +119,12 @@ def _read_determiners() -> dict[str, tuple[FourForms, str, str]]:
 
 DETERMINERS: dict[str, tuple[FourForms, str, str]] = _read_determiners()
 """Template key -> (four forms, number of the key, what is left before a first name); `*` is a plural without one."""
-for _forms, _before_name in _DETERMINER_TABLE:
-    _four = tuple(_forms.split())
-    for _index, _number in ((0, "s"), (2, "p")):
-        if _four[_index] != "-":
-            DETERMINERS[_four[_index]] = (_four, _number, _before_name)  # type: ignore[assignment]
-DETERMINERS["*"] = (("", "", "", ""), "p", "")
 
 
 @cache
 def adjectives_for(kind: str) -> tuple[FourForms, ...]:
     """Return the adjectives that make sense with nouns of a class, in a fixed order."""
-    return tuple(forms for group in ADJECTIVES_OF_CLASS[kind].split() for forms in ADJECTIVES[group])
+    return tuple(forms for group in _WORDS["adjectives_of_class"][kind].split() for forms in ADJECTIVES[group])
 
 
 Agreement = frozenset[tuple[str, str]]
@@ -210,7 +167,6 @@ def noun_forms() -> dict[str, Agreement]:
 def name_genders() -> dict[str, str]:
     """Return every first name with its gender."""
     return {name.text: name.gender for name in NAMES}
-
 
 
 T = TypeVar("T")
@@ -310,7 +266,7 @@ class Narrator:
     """
 
     rng: random.Random
-    rules: Mapping[str, tuple[str, ...]]
+    rules: Mapping[str, Sequence[str]]
     bound: dict[str, Entity]
     nouns: Callable[[str], tuple[Noun, ...]] = NOUNS.__getitem__
     used: set[str] = field(default_factory=set)

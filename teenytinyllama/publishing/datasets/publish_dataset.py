@@ -41,15 +41,8 @@ from .content import (
     packed_content,
     preferences_content,
 )
-from .dataset_card import (
-    Described,
-    describe_making,
-    license_metadata,
-    render_dataset_card,
-    render_licenses,
-    source_name,
-)
-from .shards import LICENSE_NAME, Staging, count, discard_staging, parse_licenses, write_shards
+from .dataset_card import Described, describe_making, render_dataset_card, render_licenses, source_name
+from .shards import LICENSE_NAME, Staging, count, discard_staging, license_metadata, parse_licenses, write_shards
 
 _STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
 _RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")
