@@ -22,7 +22,7 @@ from teenytinyllama.checkpoints import (
 )
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.pack import Journal, _is_done
-from teenytinyllama.publishing.datasets.shards import Staging
+from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
 from teenytinyllama.publishing.safety import Upload, UploadFile
 from teenytinyllama.stage_folder import _MARK_NAME, scratch_folder

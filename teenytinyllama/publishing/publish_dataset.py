@@ -15,25 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...arguments import read_values
-from ...checks import RunFailedError, ensure
-from ...data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, resolve_files
-from ...data.pack import PackConfig
-from ...data.readers import read_records, text_column_of
-from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
-from ...stage_folder import MANIFEST_NAME, versions
-from ..hub import open_hub
-from ..publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
-from ..safety import Upload, UploadFile, check_repository, inside, record_file
-from .content import (
-    Content,
-    DatasetOptions,
-    conversations_content,
-    corpus_content,
-    instructions_content,
-    packed_content,
-    preferences_content,
-)
+from ..arguments import read_values
+from ..checks import RunFailedError, ensure
+from ..data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, resolve_files
+from ..data.pack import PackConfig
+from ..data.readers import read_records, text_column_of
+from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
+from ..stage_folder import MANIFEST_NAME, versions
 from .dataset_card import (
     Described,
     describe_making,
@@ -42,7 +30,19 @@ from .dataset_card import (
     render_licenses,
     source_name,
 )
-from .shards import LICENSE_NAME, Staging, count, discard_staging, parse_licenses, write_shards
+from .dataset_content import (
+    Content,
+    DatasetOptions,
+    conversations_content,
+    corpus_content,
+    instructions_content,
+    packed_content,
+    preferences_content,
+)
+from .dataset_shards import LICENSE_NAME, Staging, count, discard_staging, parse_licenses, write_shards
+from .hub import open_hub
+from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
+from .safety import Upload, UploadFile, check_repository, inside, record_file
 
 _STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
 _RUN_FILES = ("config.json", "adapter_config.json", "config.yaml", "metrics.jsonl", "tokenizer.json")
