@@ -161,10 +161,10 @@ def publish(argv: list[str]) -> None:
     words = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
     ensure(words, "ttl publish: needs a run (the output_dir of a training) or data (a folder or files).")
     from .arguments import parse
-    from .publishing.datasets.publish_dataset import is_dataset
+    from .publishing.publish_dataset import is_dataset
 
     if is_dataset(words):
-        from .publishing.datasets.publish_dataset import PublishDatasetConfig, publish_dataset
+        from .publishing.publish_dataset import PublishDatasetConfig, publish_dataset
 
         publish_dataset(words, parse(PublishDatasetConfig, argv[len(words) :]))
         return
@@ -349,7 +349,7 @@ def _describe_verb(verb: str) -> str:
 
     described = keys(*_CONFIGS[verb]) if verb in _CONFIGS else ""
     if verb == "publish":
-        described += "\n\nof data:\n\n" + keys("publishing.datasets.content", "DatasetOptions", False)
+        described += "\n\nof data:\n\n" + keys("publishing.dataset_content", "DatasetOptions", False)
     return described
 
 

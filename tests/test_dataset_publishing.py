@@ -21,11 +21,11 @@ from teenytinyllama.data.packed import load_packed
 from teenytinyllama.data.preferences import PreferencesConfig, prepare_preferences
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.publishing.datasets.content import DatasetOptions
-from teenytinyllama.publishing.datasets.dataset_card import size_category
-from teenytinyllama.publishing.datasets.publish_dataset import dataset_uploads, default_staging, is_dataset
-from teenytinyllama.publishing.datasets.shards import license_metadata, restrictions
+from teenytinyllama.publishing.dataset_card import size_category
+from teenytinyllama.publishing.dataset_content import DatasetOptions
+from teenytinyllama.publishing.dataset_shards import license_metadata, restrictions
 from teenytinyllama.publishing.publish import describe_uploads, write_folder
+from teenytinyllama.publishing.publish_dataset import dataset_uploads, default_staging, is_dataset
 from teenytinyllama.publishing.safety import Upload
 from teenytinyllama.stage_folder import sha256_file
 
@@ -397,7 +397,7 @@ def bytes_of(upload: Upload) -> dict[str, str]:
 
 
 def test_shards_that_are_there_are_not_written_again(tmp_path: Path, corpus_folder: Path, monkeypatch: Any) -> None:
-    from teenytinyllama.publishing.datasets import shards
+    from teenytinyllama.publishing import dataset_shards as shards
 
     first = publish(tmp_path, corpus_folder, shard_megabytes=0.05)
     before = bytes_of(first)
@@ -430,9 +430,9 @@ def test_a_kill_between_shards_is_resumed_to_the_same_bytes(tmp_path: Path, corp
     code = """
 import os, signal, sys
 from pathlib import Path
-from teenytinyllama.publishing.datasets import shards
-from teenytinyllama.publishing.datasets.content import DatasetOptions
-from teenytinyllama.publishing.datasets.publish_dataset import dataset_uploads
+from teenytinyllama.publishing import dataset_shards as shards
+from teenytinyllama.publishing.dataset_content import DatasetOptions
+from teenytinyllama.publishing.publish_dataset import dataset_uploads
 
 class Killed(shards._ShardWriter):
     count = 0
@@ -635,7 +635,7 @@ def test_a_staging_folder_in_the_source_or_of_others_is_refused(tmp_path: Path, 
 def test_a_source_that_changes_while_it_is_read_is_noticed(
     tmp_path: Path, monkeypatch: Any, now: int, message: str
 ) -> None:
-    from teenytinyllama.publishing.datasets import publish_dataset as build
+    from teenytinyllama.publishing import publish_dataset as build
 
     source = write(tmp_path / "a.jsonl", texts(6))
     count = build.count
@@ -686,8 +686,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     code = """
 import json, random, re, sys
 from pathlib import Path
-from teenytinyllama.publishing.datasets.content import DatasetOptions
-from teenytinyllama.publishing.datasets.publish_dataset import dataset_uploads
+from teenytinyllama.publishing.dataset_content import DatasetOptions
+from teenytinyllama.publishing.publish_dataset import dataset_uploads
 
 def peak_kb():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

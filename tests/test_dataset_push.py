@@ -16,7 +16,7 @@ PUBLISH = """
 import sys
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import run_main
-from teenytinyllama.publishing.datasets.publish_dataset import PublishDatasetConfig, publish_dataset
+from teenytinyllama.publishing.publish_dataset import PublishDatasetConfig, publish_dataset
 
 sys.exit(run_main(lambda: publish_dataset([sys.argv[1]], parse(PublishDatasetConfig, sys.argv[2:]))))
 """

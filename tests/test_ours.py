@@ -12,7 +12,7 @@ import pytest
 from teenytinyllama.checkpoints import Marker, begin_saving, checkpoint_faults, delete_checkpoint, is_ours, write_marker
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.pack import Journal, packed_folder
-from teenytinyllama.publishing.datasets.shards import Staging
+from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
 from teenytinyllama.publishing.safety import Upload, UploadFile
 from teenytinyllama.stage_folder import _MARK_NAME, MARKER_NAME, scratch_folder

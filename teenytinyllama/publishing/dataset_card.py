@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.input_files import hub_datasets
-from ...data.instructions import SPLITS
-from ...stage_folder import __version__, package_commit, versions
-from ..run_files import without_place
-from ..wording import Markdown, card_environment, card_languages, one_line
-from .content import Content, DatasetOptions, features_of
-from .shards import DATA_FOLDER, Counts, Shard, license_metadata, restrictions
+from ..data.input_files import hub_datasets
+from ..data.instructions import SPLITS
+from ..stage_folder import __version__, package_commit, versions
+from .dataset_content import Content, DatasetOptions, features_of
+from .dataset_shards import DATA_FOLDER, DatasetCounts, Shard, license_metadata, restrictions
+from .run_files import without_place
+from .wording import Markdown, card_environment, card_languages, one_line
 
 # Upper ends of the Hub's size categories, in rows. Source: DatasetCardData of huggingface_hub 2.4.
 _SIZES = {10**3: "1K", 10**4: "10K", 10**5: "100K", 10**6: "1M", 10**7: "10M", 10**8: "100M", 10**9: "1B",
@@ -37,7 +37,7 @@ class Described:
     repository: str
     source: list[str]
     content: Content
-    counts: Counts
+    counts: DatasetCounts
     shards: list[Shard]
     options: DatasetOptions
 
@@ -159,7 +159,7 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-/" else "-" for letter in one_line(name).strip())
 
 
-def _sources(counts: Counts) -> list[dict[str, Any]]:
+def _sources(counts: DatasetCounts) -> list[dict[str, Any]]:
     rows = [{"name": name, **source} for name, source in counts.sources.items()]
     return [{**row, "license": ", ".join(row["licenses"])} for row in sorted(rows, key=lambda row: -row["bytes"])]
 

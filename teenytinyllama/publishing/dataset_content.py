@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ...checks import ensure
-from ...data.conversations import ConversationsConfig, conversations_manifest, split_conversations
-from ...data.input_files import RECORD_SUFFIXES, hash_files, resolve_files
-from ...data.instructions import DUPLICATE, SPLITS, Counts, messages_type, reasons, records, refuse_bad_rows
-from ...data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed, packed_manifest
-from ...data.preferences import PreferencesConfig, preferences_manifest, read_preferences
-from ...data.readers import read_records
-from ...data.sources import Corpus, CorpusConfig, Split, sample_hash
-from ...data.turns import Message
-from ...stage_folder import sha256_file
-from ..safety import inside
+from ..checks import ensure
+from ..data.conversations import ConversationsConfig, conversations_manifest, split_conversations
+from ..data.input_files import RECORD_SUFFIXES, hash_files, resolve_files
+from ..data.instructions import DUPLICATE, SPLITS, Counts, messages_type, reasons, records, refuse_bad_rows
+from ..data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed, packed_manifest
+from ..data.preferences import PreferencesConfig, preferences_manifest, read_preferences
+from ..data.readers import read_records
+from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
+from ..data.turns import Message
+from ..stage_folder import sha256_file
+from .safety import inside
 
 if TYPE_CHECKING:
     import pyarrow

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...checks import ensure, ensure_disk_space
-from ...data.instructions import SPLITS
-from ...stage_folder import ensure_only, sha256_file, sha256_json, write_json
-from .content import Content, Row
+from ..checks import ensure, ensure_disk_space
+from ..data.instructions import SPLITS
+from ..stage_folder import sha256_file, sha256_json, write_json
+from .dataset_content import Content, Row
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 import re
 from collections.abc import Iterable
 
-from ...checks import hub_license, near_name
-from ..wording import one_line
+from ..checks import hub_license, near_name
+from ..stage_folder import ensure_only
+from .wording import one_line
 
 LICENSE_NAME = "LICENSE.md"
 UNKNOWN = "unknown"
@@ -133,7 +134,7 @@ def restrictions(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 @dataclass
-class Counts:
+class DatasetCounts:
     """What a dataset holds.
 
     Attributes:
@@ -162,7 +163,7 @@ class Counts:
         return asdict(self)
 
 
-def count(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
+def count(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
     """Return the counts of a dataset.
 
     Args:
@@ -185,10 +186,10 @@ def count(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
     return counts
 
 
-def _count(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
+def _count(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
     from tqdm import tqdm
 
-    counts = Counts()
+    counts = DatasetCounts()
     fill = dict.fromkeys(SPLITS, 0)  # bytes in the last shard of each split
     for row in tqdm(content.rows(), desc="counting", unit=" rows", mininterval=1.0, disable=None):
         num_bytes = sum(len(text.encode()) for text in row.texts)
@@ -202,7 +203,7 @@ def _count(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
     return counts
 
 
-def _count_row(counts: Counts, row: Row, num_bytes: int, license: str) -> None:
+def _count_row(counts: DatasetCounts, row: Row, num_bytes: int, license: str) -> None:
     empty: dict[str, Any] = {"rows": 0, "validation_rows": 0, "bytes": 0, "words": 0, "licenses": []}
     source = counts.sources.setdefault(row.source, empty)
     source["rows"] += 1
@@ -213,9 +214,9 @@ def _count_row(counts: Counts, row: Row, num_bytes: int, license: str) -> None:
         source["licenses"].append(license)
 
 
-def _count_packed(content: Content, licenses: Licenses, shard_bytes: int) -> Counts:
+def _count_packed(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
     """Count by the manifest: the rows have no sources, their documents had."""
-    counts = Counts(sources=content.facts["counted"])
+    counts = DatasetCounts(sources=content.facts["counted"])
     for name, source in counts.sources.items():
         if not source["licenses"] and (license := licenses.of(name, "", source["rows"])):
             source["licenses"].append(license)
@@ -281,11 +282,11 @@ class Staging:
         is_ours = isinstance(found, dict) and {"plan_sha256", "counts"} <= set(found)
         return dict(found) if is_ours else {}
 
-    def counts(self) -> Counts | None:
+    def counts(self) -> DatasetCounts | None:
         """Return what was counted at an earlier start, or None."""
-        return Counts(**self._state["counts"]) if self._state else None
+        return DatasetCounts(**self._state["counts"]) if self._state else None
 
-    def keep_counts(self, counts: Counts) -> None:
+    def keep_counts(self, counts: DatasetCounts) -> None:
         """Write down what was counted, so that the next start need not count; the first thing that is written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / _PLAN, {"plan_sha256": self._plan, "counts": counts.to_json()})
@@ -325,7 +326,7 @@ def shard_path(split: str, index: int, total: int) -> str:
     return f"{DATA_FOLDER}/{split}-{index:05d}-of-{total:05d}.parquet"
 
 
-def write_shards(staging: Staging, content: Content, licenses: Licenses, counts: Counts) -> list[Shard]:
+def write_shards(staging: Staging, content: Content, licenses: Licenses, counts: DatasetCounts) -> list[Shard]:
     """Write the shards that are not there yet and return all of them, train first.
 
     Raises:

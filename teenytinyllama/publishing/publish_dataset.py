@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...arguments import read_values
-from ...checks import RunFailedError, ensure
-from ...data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, resolve_files
-from ...data.pack import PackConfig
-from ...data.readers import read_records, text_column_of
-from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
-from ...stage_folder import (
+from ..arguments import read_values
+from ..checks import RunFailedError, ensure
+from ..data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, resolve_files
+from ..data.pack import PackConfig
+from ..data.readers import read_records, text_column_of
+from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
+from ..stage_folder import (
     CARD_NAME,
     CONFIG_NAME,
     DATASET_RECORD_NAME,
@@ -29,10 +29,8 @@ from ...stage_folder import (
     find_manifest,
     versions,
 )
-from ..hub import open_hub
-from ..publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
-from ..safety import Upload, UploadFile, check_repository, inside, record_file
-from .content import (
+from .dataset_card import Described, describe_making, render_dataset_card, render_licenses, source_name
+from .dataset_content import (
     Content,
     DatasetOptions,
     conversations_content,
@@ -41,8 +39,18 @@ from .content import (
     packed_content,
     preferences_content,
 )
-from .dataset_card import Described, describe_making, render_dataset_card, render_licenses, source_name
-from .shards import LICENSE_NAME, Staging, count, discard_staging, license_metadata, parse_licenses, write_shards
+from .dataset_shards import (
+    LICENSE_NAME,
+    Staging,
+    count,
+    discard_staging,
+    license_metadata,
+    parse_licenses,
+    write_shards,
+)
+from .hub import open_hub
+from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
+from .safety import Upload, UploadFile, check_repository, inside, record_file
 
 _STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
 _RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")

@@ -1,1 +1,0 @@
-"""Publishing data: kinds, shards, licences and the card of a dataset repository."""
