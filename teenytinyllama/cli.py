@@ -218,9 +218,9 @@ def chat(argv: list[str]) -> int:
 def app(argv: list[str]) -> int:
     """Serve a page to talk with a model: MODEL [--instructions FILES] [--host H] [--port N] [--space_dir DIR]."""
     ensure(argv and not argv[0].startswith("--"), "ttl app: needs a model: a folder or a Hub repository.")
-    from .app.page import AppConfig
-    from .app.space import run_app
     from .arguments import parse
+    from .chat.page import AppConfig
+    from .chat.space import run_app
 
     return run_app(argv[0], parse(AppConfig, argv[1:]))
 
@@ -335,7 +335,7 @@ _CONFIGS = {
     "evaluate": ("evaluation.config", "EvaluateConfig", False),
     "classify": ("classification.config", "ClassifyConfig", False),
     "chat": ("chat.terminal", "ChatConfig", False),
-    "app": ("app.page", "AppConfig", False),
+    "app": ("chat.page", "AppConfig", False),
     "publish": ("publishing.publish", "PublishConfig", False),
 }
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModel:
     """A base model before its weights are read.
 
     Attributes:
@@ -61,7 +61,7 @@ class Base:
     had_template: bool
 
 
-def load_base(key: str, name: str, revision: str | None) -> Base:
+def load_base(key: str, name: str, revision: str | None) -> BaseModel:
     """Return the config and tokenizer of a base model, the tokenizer with a chat template.
 
     A chat template that is there is kept. Without one, ours is installed; a tokenizer that lacks its two tokens, that
@@ -83,10 +83,10 @@ def load_base(key: str, name: str, revision: str | None) -> Base:
             ids = tokenizer.get_vocab()
             new_tokens = [ids[token] for token in missing]
         install_chat_template(tokenizer)
-    return Base(name, revision, tokenizer, config, new_tokens, had_template)
+    return BaseModel(name, revision, tokenizer, config, new_tokens, had_template)
 
 
-def build_model(base: Base, seed: int, attention: str, dtype: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
+def build_model(base: BaseModel, seed: int, attention: str, dtype: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
     """Return the base model with weights for all tokens, told where answers end, and the record of it for adapters.
 
     Args:
@@ -135,7 +135,7 @@ def end_tokens_of_answers(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return sorted(ends)
 
 
-def check_fits(base: Base, context: int, key: str) -> None:
+def check_fits(base: BaseModel, context: int, key: str) -> None:
     """Check that conversations of a context fit into the model.
 
     Raises:
@@ -161,7 +161,7 @@ _USUAL_CONTEXT = 2048  # tokens, for a model that states none
 class SftPlan(RunPlan):
     """What was checked before instruction tuning starts."""
 
-    base: Base
+    base: BaseModel
     conversations: Path
     manifest: dict[str, Any]  # of the conversations
 
@@ -192,7 +192,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     )
 
 
-def check_tokens_of(base: Base, manifest: dict[str, Any], what: str, verb: str) -> str:
+def check_tokens_of(base: BaseModel, manifest: dict[str, Any], what: str, verb: str) -> str:
     """Check that prepared tokens are by the base model's tokenizer and chat template; return the tokenizer's hash.
 
     Raises:

@@ -22,7 +22,7 @@ from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from ..training.run_plan import RunPlan, check_before_data, check_space, run_state
 from ..training.saving import identity_defaults, run_identity
-from .base import Base, build_model, check_fits, check_tokens_of, load_base
+from .base import BaseModel, build_model, check_fits, check_tokens_of, load_base
 from .config import DpoConfig, DpoConfigBeforeData, lora_config, preferences_config_values, save_model
 from .rows import HeldOutPairs, PairEvaluation, order_rows
 from .sft import TrlTrainer, answer_samples, describe_weights
@@ -40,7 +40,7 @@ _LOGGED = tuple(f"rewards/{name}" for name in ("margins", "accuracies", "chosen"
 class DpoPlan(RunPlan):
     """What was checked before preference tuning starts."""
 
-    base: Base
+    base: BaseModel
     preferences: Path
     manifest: dict[str, Any]  # of the preferences
 
@@ -69,7 +69,7 @@ def plan_dpo(config: DpoConfig) -> DpoPlan:
     return DpoPlan(folder, state, base.tokenizer, model_config, identity, base, Path(str(config.preferences)), manifest)
 
 
-def _chat_model(name: str, revision: str | None) -> Base:
+def _chat_model(name: str, revision: str | None) -> BaseModel:
     base = load_base("model_name_or_path", name, revision)
     ensure(
         base.had_template,

@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..chat.generation import Sampling
 from ..checks import InputError, MissingPackageError, ensure
+from .generation import Sampling
 from .talk import WRITING, Match, SearchIndex, Session, Speaker, View, accept, begin_again, fail, stop
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7860

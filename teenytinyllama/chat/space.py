@@ -24,8 +24,8 @@ _ELSEWHERE = {"host", "port", "space_dir", "instructions"}  # said by app.py its
 
 _APP = '''"""A page to talk with {model}; made by `ttl app --space_dir` of teenytinyllama {version}."""
 
-from teenytinyllama.app.config import AppConfig
-from teenytinyllama.app.serve import run_app
+from teenytinyllama.chat.page import AppConfig
+from teenytinyllama.chat.space import run_app
 
 raise SystemExit(run_app({model!r}, AppConfig({arguments})))
 '''
