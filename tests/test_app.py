@@ -3,6 +3,7 @@
 import ast
 import http.client
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -23,11 +24,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import __version__, cli
 from teenytinyllama.arguments import parse
-from teenytinyllama.chat import page as app_config
 from teenytinyllama.chat import talk
-from teenytinyllama.chat.generation import without_leading_space
-from teenytinyllama.chat.page import AppConfig, as_cards, as_conversation, check_address, check_packages, is_loopback
-from teenytinyllama.chat.space import write_space
+from teenytinyllama.chat.generation import WRITING_THREAD, without_leading_space
+from teenytinyllama.chat.page import AppConfig, as_cards, as_conversation, check_address, is_loopback
+from teenytinyllama.chat.space import run_app, write_space
 from teenytinyllama.chat.talk import (
     AnsweredQuestion,
     Match,
@@ -123,7 +123,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path
 
 
 def is_writing() -> bool:
-    return any("_generate" in thread.name for thread in threading.enumerate())
+    return any(thread.name == WRITING_THREAD for thread in threading.enumerate())
 
 
 def speaker_of(folder: Path) -> Speaker:
@@ -400,7 +400,7 @@ def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
 def test_the_config_is_read_from_the_command_line() -> None:
     config = parse(AppConfig, ["--instructions", "a.parquet", "b.jsonl", "--temperature", "0.2", "--port", "7999"])
     assert config.instructions == ["a.parquet", "b.jsonl"]
-    assert config.sampling().temperature == 0.2
+    assert config.temperature == 0.2
     with pytest.raises(InputError, match="share: unknown key"):
         parse(AppConfig, ["--share"])
 
@@ -425,16 +425,15 @@ def test_a_reserved_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def bind(self: Any, address: Any) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(app_config.socket, "socket", type("Socket", (socket.socket,), {"bind": bind}))
+    monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {"bind": bind}))
     with pytest.raises(InputError, match="port=80: reserved for the system"):
         check_address("127.0.0.1", 80)
 
 
 def test_without_the_extra_the_message_has_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_packages()
-    monkeypatch.setattr(app_config, "find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=r"gradio and scikit-learn.*pip install 'teenytinyllama\[app\]'"):
-        check_packages()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"gradio, sklearn: .*pip install 'teenytinyllama\[app\]'"):
+        run_app("160m", AppConfig())
 
 
 def test_the_verb_refuses(capsys: pytest.CaptureFixture[str], base_folder: Path, tmp_path: Path) -> None:

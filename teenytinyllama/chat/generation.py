@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_SEED = 2**31 - 1  # which every library takes
+WRITING_THREAD = "writing an answer"  # the name of the thread in which a model writes a `Reply`
 
 
 @dataclass
@@ -225,7 +226,7 @@ class Reply:
         from transformers import TextIteratorStreamer
 
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
-        thread = threading.Thread(target=self._write, args=(streamer,), daemon=True)
+        thread = threading.Thread(target=self._write, args=(streamer,), name=WRITING_THREAD, daemon=True)
         thread.start()
         try:
             yield from without_leading_space(streamer) if self.is_answer else streamer
@@ -319,7 +320,7 @@ class Chat:
         self.dropped_turns += (len(self.turns) - len(turns)) // 2
         self.turns = turns
         room = min(self.sampling.max_new_tokens, context - len(ids))
-        sampling = Sampling(**{**vars(self.sampling), "max_new_tokens": room})
+        sampling = replace(self.sampling, max_new_tokens=room)
         return Reply(self.model, self.tokenizer, ids, sampling, self.end, is_answer=self.encoder is not None)
 
     def _prompt(self, turns: list[Message], text: str) -> list[int]:
