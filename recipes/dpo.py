@@ -17,7 +17,7 @@ def main() -> None:
     """Run one rank: the config from the command line, tuning, and on rank 0 the card."""
     prepare_rank()
     from teenytinyllama.tuning.config import DpoConfig
-    from teenytinyllama.tuning.dpo import dpo
+    from teenytinyllama.tuning.tune import dpo
 
     values = read_values(DpoConfig, sys.argv[1:])
     folder = dpo(build(DpoConfig, values), values)

@@ -20,7 +20,7 @@ def main() -> None:
     """Run one rank: the config from the command line, tuning, and on rank 0 the card."""
     prepare_rank()
     from teenytinyllama.tuning.config import SftConfig
-    from teenytinyllama.tuning.sft import sft
+    from teenytinyllama.tuning.tune import sft
 
     values = read_values(SftConfig, sys.argv[1:])
     folder = sft(build(SftConfig, values), values)

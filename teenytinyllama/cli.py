@@ -96,32 +96,29 @@ def conversations(argv: list[str]) -> None:
     """Turn instruction files into tokens with labels, to be tuned on."""
     from .arguments import parse
     from .data.conversations import ConversationsConfig
-    from .tuning.base import prepare, print_summary
+    from .tuning.base import prepare
 
-    print_summary(prepare(parse(ConversationsConfig, argv)))
+    prepare(parse(ConversationsConfig, argv))
 
 
 def sft(argv: list[str]) -> int:
     """Tune a model on instructions, all weights or LoRA: [--accelerate NAME|FILE] [--num_processes N]."""
     argv, accelerate_file, ranks = _take_ranks(argv)
     from .arguments import read_values
-    from .tuning.base import check_before_launch, prepare_inputs
-    from .tuning.config import SftConfig
+    from .tuning.base import SFT
 
-    values = read_values(SftConfig, argv)
-    return start_stage("sft.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
+    values = read_values(SFT.config, argv)
+    return start_stage("sft.py", values, accelerate_file, ranks, SFT.prepare_inputs, SFT.check_before_launch)
 
 
 def dpo(argv: list[str]) -> int:
     """Tune a chat model on preferences, pairs of answers: [--accelerate NAME|FILE] [--num_processes N]."""
     argv, accelerate_file, ranks = _take_ranks(argv)
     from .arguments import read_values
-    from .tuning.config import DpoConfig
+    from .tuning.base import DPO
 
-    values = read_values(DpoConfig, argv)
-    from .tuning.dpo import check_before_launch, prepare_inputs
-
-    return start_stage("dpo.py", values, accelerate_file, ranks, prepare_inputs, check_before_launch)
+    values = read_values(DPO.config, argv)
+    return start_stage("dpo.py", values, accelerate_file, ranks, DPO.prepare_inputs, DPO.check_before_launch)
 
 
 def classify(argv: list[str]) -> None:
@@ -218,9 +215,9 @@ def chat(argv: list[str]) -> int:
 def app(argv: list[str]) -> int:
     """Serve a page to talk with a model: MODEL [--instructions FILES] [--host H] [--port N] [--space_dir DIR]."""
     ensure(argv and not argv[0].startswith("--"), "ttl app: needs a model: a folder or a Hub repository.")
-    from .app.page import AppConfig
-    from .app.space import run_app
     from .arguments import parse
+    from .chat.page import AppConfig
+    from .chat.space import run_app
 
     return run_app(argv[0], parse(AppConfig, argv[1:]))
 
@@ -336,7 +333,7 @@ _CONFIGS = {
     "evaluate": ("evaluation.config", "EvaluateConfig", False),
     "classify": ("classification.config", "ClassifyConfig", False),
     "chat": ("chat.terminal", "ChatConfig", False),
-    "app": ("app.page", "AppConfig", False),
+    "app": ("chat.page", "AppConfig", False),
     "publish": ("publishing.publish", "PublishConfig", False),
 }
 

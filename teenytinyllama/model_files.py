@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder or a Hub repository at one commit, and whether they can be read safely."""
+"""Model files: where they are, a folder or a Hub repository at one commit, and whether they can be read safely."""
 
 import contextlib
 import json
@@ -31,6 +31,12 @@ class ModelSource:
     name: str
     folder: Path | None = None
     revision: str = "main"
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """Return the arguments by which transformers' `from_pretrained` reads these files, at this commit."""
+        name = {"pretrained_model_name_or_path": self.name}
+        return name if self.folder is not None else {**name, "revision": self.revision}
 
     def find(self, *names: str) -> Path | None:
         """Return the first of these files that exists, downloaded if need be, or None."""

@@ -1,11 +1,9 @@
-"""Load a model and its tokenizer by short name, Hub repository or folder, without ever running a repository's code.
+"""Models: load them and their tokenizers by short name, Hub repository or folder, merge adapters, complete saved ones.
 
-A Hub revision is resolved once, with config.json, and everything else is read at that commit, so model and tokenizer
-cannot come from two versions. Weights are read from safetensors only: pickle files can run code when they are read.
-
-Adapters (LoRA, DoRA): loaded into the base model that they belong to, and never into another.
-
-Which of torch's kernels computes attention, and where a model answers.
+No code of a repository is ever run. A Hub revision is resolved once, with config.json, and everything else is read at
+that commit, so model and tokenizer cannot come from two versions. Weights are read from safetensors only: pickle files
+can run code when they are read. Adapters (LoRA, DoRA) are loaded into the base model that they belong to, and never
+into another. At the end: which of torch's kernels computes attention, and on which device a model answers.
 """
 
 import hashlib
@@ -66,31 +64,30 @@ def from_pretrained(
     ensure(base_model is None, f"base_model={base_model}: {name_or_path} is a whole model, no adapter. Leave it out.")
     check_config(source)
     check_weights(source)
-    ensure(
-        source.find(*TOKENIZER_FILES),
-        f"name_or_path={source.name}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). Save one beside the model "
-        "with `tokenizer.save_pretrained`.",
-    )
-    # Only now, so that a refusal does not wait for torch.
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    _ensure_tokenizer("name_or_path", source)
+    from transformers import AutoModelForCausalLM  # only now, so that a refusal does not wait for torch
 
-    from .tokenizer.encode import make_portable
-
-    place = {"revision": source.revision} if source.folder is None else {}
-    with refusing_damage("name_or_path", source.name):
-        tokenizer = make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
-        tokenizer("a")  # what a damaged file breaks only in use
-        read: Any = AutoModelForCausalLM.from_pretrained(
-            source.name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **place
-        )
-    model, loaded = read
-    missing = sorted(loaded["missing_keys"])  # which transformers draws at random
+    tokenizer = _read_tokenizer("name_or_path", source)
+    model, missing = _read_model(source, AutoModelForCausalLM)
     ensure(
-        not missing,
+        not missing,  # transformers draws them at random
         f"name_or_path={source.name}: config.json asks for {len(missing)} weights that its files do not hold "
         f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}). Download or copy the model again.",
     )
     return model, tokenizer
+
+
+def _read_model(source: ModelSource, auto_class: Any, **more: Any) -> "tuple[PreTrainedModel, list[str]]":
+    """Return a model from safetensors, without code of a repository, and which of its weights are in no file.
+
+    Raises:
+        InputError: its files are damaged.
+    """
+    with refusing_damage("name_or_path", source.name):
+        model, loaded = auto_class.from_pretrained(
+            **source.arguments, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **more
+        )
+    return model, sorted(loaded["missing_keys"])
 
 
 def load_classifier(
@@ -113,13 +110,7 @@ def load_classifier(
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    place = {"revision": source.revision} if source.folder is None else {}
-    with refusing_damage("name_or_path", source.name):
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            source.name, config=config, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True, **place,
-        )  # fmt: skip
-    return model, sorted(loaded["missing_keys"])
+    return _read_model(source, AutoModelForSequenceClassification, config=config, dtype=torch.float32)
 
 
 def weights_identity(name_or_path: str, revision: str | None = None) -> str:
@@ -149,13 +140,6 @@ def resize_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerB
         model.resize_token_embeddings(needed, pad_to_multiple_of=multiple, mean_resizing=True)
 
 
-def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Return the tokens that end a text, by the model's generation config or else by the tokenizer."""
-    config = model.generation_config
-    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
-    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-
-
 def load_config(
     key: str, name_or_path: str, revision: str | None = None, classifier: bool = False
 ) -> "PreTrainedConfig":
@@ -178,9 +162,18 @@ def load_config(
     check_config(source, classifier)
     from transformers import AutoConfig
 
-    place = {"revision": source.revision} if source.folder is None else {}
     with refusing_damage(key, name_or_path, "its config.json"):
-        return AutoConfig.from_pretrained(source.name, trust_remote_code=False, **place)
+        return AutoConfig.from_pretrained(**source.arguments, trust_remote_code=False)
+
+
+# Models of transformers whose logits are the output embeddings times the last hidden state and no more: no bias, no
+# scale, no soft cap, as Gemma 2, Granite, Cohere and Phi have.
+PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+
+
+def has_plain_head(config: Any) -> bool:
+    """Return whether a model's logits are its output embeddings times the last hidden state and no more."""
+    return str(config.model_type) in PLAIN_HEADS
 
 
 def ensure_llama_shape(key: str, name: str, config: "PreTrainedConfig") -> None:
@@ -217,17 +210,35 @@ def load_tokenizer(key: str, name_or_path: str, revision: str | None = None) -> 
             "`ttl tokenizer` makes a tokenizer.",
         )
     source = ModelSource(str(path), folder=path) if path.is_dir() else locate(name_or_path, revision)
+    _ensure_tokenizer(key, source)
+    return _read_tokenizer(key, source)
+
+
+def _ensure_tokenizer(key: str, source: ModelSource) -> None:
+    """Check that files of a tokenizer are there.
+
+    Raises:
+        InputError: there are none.
+    """
     ensure(
         source.find(*TOKENIZER_FILES),
-        f"{key}={name_or_path}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). `ttl tokenizer` makes one.",
+        f"{key}={source.name}: holds no tokenizer ({', '.join(TOKENIZER_FILES)}). `ttl tokenizer` makes one; beside a "
+        "model, save its own with `tokenizer.save_pretrained`.",
     )
+
+
+def _read_tokenizer(key: str, source: ModelSource) -> "PreTrainedTokenizerBase":
+    """Return a tokenizer whose files are there.
+
+    Raises:
+        InputError: they are damaged.
+    """
     from transformers import AutoTokenizer
 
     from .tokenizer.encode import make_portable
 
-    place = {"revision": source.revision} if source.folder is None else {}
-    with refusing_damage(key, name_or_path, "its tokenizer"):
-        tokenizer = make_portable(AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, **place))
+    with refusing_damage(key, source.name, "its tokenizer"):
+        tokenizer = make_portable(AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False))
         tokenizer("a")  # what a damaged file breaks only in use
         return tokenizer
 
@@ -327,7 +338,7 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
     from peft import PeftModel
 
     if source.find(*TOKENIZER_FILES):
-        tokenizer = load_tokenizer("name_or_path", source.name, None if source.folder else source.revision)
+        tokenizer = _read_tokenizer("name_or_path", source)
     resize_embeddings(model, tokenizer)
     with refusing_damage("name_or_path", source.name, f"{ADAPTER_CONFIG_NAME} or {ADAPTER_WEIGHTS_NAME}"):
         try:

@@ -2,6 +2,8 @@
 
 import ast
 import http.client
+import importlib
+import importlib.util
 import json
 import os
 import re
@@ -21,13 +23,14 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import __version__, cli
-from teenytinyllama.app import page as app_config
-from teenytinyllama.app import talk
-from teenytinyllama.app.page import AppConfig, as_cards, as_conversation, check_address, check_packages, is_loopback
-from teenytinyllama.app.space import write_space
-from teenytinyllama.app.talk import (
+from teenytinyllama.arguments import parse
+from teenytinyllama.chat import talk
+from teenytinyllama.chat.generation import WRITING_THREAD, without_leading_space
+from teenytinyllama.chat.page import AppConfig, as_cards, as_conversation, check_address, is_loopback
+from teenytinyllama.chat.space import run_app, write_space
+from teenytinyllama.chat.talk import (
+    AnsweredQuestion,
     Match,
-    Pair,
     SearchIndex,
     Session,
     Speaker,
@@ -37,8 +40,6 @@ from teenytinyllama.app.talk import (
     read_sampling,
     stop,
 )
-from teenytinyllama.arguments import parse
-from teenytinyllama.chat.generation import without_leading_space
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template
 from teenytinyllama.checks import InputError, MissingPackageError
 from teenytinyllama.data.turns import TOOL_TURN
@@ -122,7 +123,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path
 
 
 def is_writing() -> bool:
-    return any("_generate" in thread.name for thread in threading.enumerate())
+    return any(thread.name == WRITING_THREAD for thread in threading.enumerate())
 
 
 def speaker_of(folder: Path) -> Speaker:
@@ -165,7 +166,7 @@ def test_nothing_similar_and_nothing_asked(instructions: Path) -> None:
 
 
 def test_words_that_the_data_lacks_count_against_a_text() -> None:
-    index = SearchIndex([Pair("?", "Brasília", "x"), Pair("?", "São Paulo", "x")])
+    index = SearchIndex([AnsweredQuestion("?", "Brasília", "x"), AnsweredQuestion("?", "São Paulo", "x")])
     assert index.nearest("Brasília")[0].percent > 99
     assert index.nearest("Brasília zumbi xadrez quilombo")[0].percent < 60
 
@@ -220,7 +221,7 @@ def test_real_instruction_data_find_themselves(real_data: Path) -> None:
 
 
 def test_texts_are_never_markup() -> None:
-    shown = as_cards([Match(50.0, Pair(MARKUP, MARKUP * 20, MARKUP), 0)], MARKUP) + as_conversation(
+    shown = as_cards([Match(50.0, AnsweredQuestion(MARKUP, MARKUP * 20, MARKUP), 0)], MARKUP) + as_conversation(
         turns(MARKUP, MARKUP)
     )
     assert set(re.findall(r"<(\w+)", shown)) <= {
@@ -399,7 +400,7 @@ def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
 def test_the_config_is_read_from_the_command_line() -> None:
     config = parse(AppConfig, ["--instructions", "a.parquet", "b.jsonl", "--temperature", "0.2", "--port", "7999"])
     assert config.instructions == ["a.parquet", "b.jsonl"]
-    assert config.sampling().temperature == 0.2
+    assert config.temperature == 0.2
     with pytest.raises(InputError, match="share: unknown key"):
         parse(AppConfig, ["--share"])
 
@@ -424,16 +425,15 @@ def test_a_reserved_port_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def bind(self: Any, address: Any) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(app_config.socket, "socket", type("Socket", (socket.socket,), {"bind": bind}))
+    monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {"bind": bind}))
     with pytest.raises(InputError, match="port=80: reserved for the system"):
         check_address("127.0.0.1", 80)
 
 
 def test_without_the_extra_the_message_has_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_packages()
-    monkeypatch.setattr(app_config, "find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=r"gradio and scikit-learn.*pip install 'teenytinyllama\[app\]'"):
-        check_packages()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"gradio, sklearn: .*pip install 'teenytinyllama\[app\]'"):
+        run_app("160m", AppConfig())
 
 
 def test_the_verb_refuses(capsys: pytest.CaptureFixture[str], base_folder: Path, tmp_path: Path) -> None:
@@ -453,8 +453,12 @@ def test_the_verb_refuses(capsys: pytest.CaptureFixture[str], base_folder: Path,
 
 
 def space_arguments(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the model and the keywords of AppConfig in a Space's app.py."""
-    calls = [node for node in ast.walk(ast.parse((folder / "app.py").read_text())) if isinstance(node, ast.Call)]
+    """Return the model and the keywords of AppConfig in a Space's app.py, whose imports must work."""
+    tree = ast.parse((folder / "app.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert all(hasattr(importlib.import_module(str(node.module)), alias.name) for alias in node.names)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     run = next(call for call in calls if getattr(call.func, "id", "") == "run_app")
     made = run.args[1]
     assert isinstance(made, ast.Call)
@@ -504,7 +508,7 @@ def test_a_space_without_data_and_with_pinned_data(tmp_path: Path, monkeypatch: 
     assert space_arguments(tmp_path / "a") == ("ana/modelo", {"host": "0.0.0.0"})
     assert "busca" not in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
     pinned = "hf://datasets/ana/dados@" + "0" * 40
-    monkeypatch.setattr("teenytinyllama.app.space.read_pairs", lambda inputs: None)
+    monkeypatch.setattr("teenytinyllama.chat.space.read_pairs", lambda inputs: None)
     write_space("ana/modelo", AppConfig(space_dir=str(tmp_path / "b"), instructions=[pinned], revision="v1"))
     assert space_arguments(tmp_path / "b")[1] == {"host": "0.0.0.0", "instructions": [pinned], "revision": "v1"}
 

@@ -28,9 +28,10 @@ pytest.importorskip("trl")
 
 from test_sft import NAMES, PLACES, save_base
 
+from teenytinyllama.tuning.base import DPO
 from teenytinyllama.tuning.config import DpoConfig
-from teenytinyllama.tuning.dpo import check_before_launch, describe_data, dpo, plan_dpo, prepare_inputs
 from teenytinyllama.tuning.rows import summarise_pairs
+from teenytinyllama.tuning.tune import describe_data, dpo
 
 
 def pairs() -> list[dict[str, Any]]:
@@ -61,7 +62,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, chat_model: Path) -> Path
         "model_name_or_path": str(chat_model), "inputs": [str(write_rows(folder / "onde.jsonl", pairs()))],
         "context": 96, "validation_fraction": 0.2, "output_dir": str(folder / "run"),
     }  # fmt: skip
-    return Path(prepare_inputs(values)["preferences"])
+    return Path(DPO.prepare_inputs(values)["preferences"])
 
 
 def test_the_preparation_of_pairs_is_measured(prepared: Path) -> None:
@@ -240,7 +241,7 @@ def test_adapters_need_no_second_model(tmp_path: Path, chat_model: Path, prepare
 def test_a_complete_run_is_left_and_a_longer_one_goes_on(tmp_path: Path, chat_model: Path, prepared: Path) -> None:
     values = make_values(tmp_path, chat_model, prepared, max_steps=4)
     folder = run(values)
-    assert check_before_launch(values, 1) == "complete"
+    assert DPO.check_before_launch(values, 1) == "complete"
     run({**values, "max_steps": 6})
     steps = [record["step"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
     assert steps == [1, 2, 4, 6]
@@ -271,23 +272,23 @@ def test_configs_are_refused(
 def test_inputs_are_checked(tmp_path: Path, chat_model: Path, prepared: Path, tokenizer_folder: Path) -> None:
     values = {"model_name_or_path": str(chat_model), "inputs": ["x.jsonl"], "output_dir": str(tmp_path / "run")}
     with pytest.raises(InputError, match="preferences, inputs: give one of the two"):
-        prepare_inputs({**values, "preferences": "x"})
+        DPO.prepare_inputs({**values, "preferences": "x"})
     for missing in ("output_dir", "model_name_or_path"):
         with pytest.raises(InputError, match=f"{missing}: missing"):
-            prepare_inputs({**values, missing: None})
+            DPO.prepare_inputs({**values, missing: None})
     base = save_base(tmp_path / "base", load_tokenizer("tokenizer", str(tokenizer_folder)))
     with pytest.raises(InputError, match=r"is a base model without a chat template. Tune it on instructions first"):
-        prepare_inputs({**values, "model_name_or_path": str(base)})
+        DPO.prepare_inputs({**values, "model_name_or_path": str(base)})
     for more, message in (
         ({"beta": 0.0}, "beta=0.0: must be positive"),
         ({"pairs_per_step": 4}, "pairs_per_step=4: its 4 rows cannot be shared by 3 ranks"),
     ):
         with pytest.raises(InputError, match=message):
-            prepare_inputs({**values, **more}, num_processes=3)
+            DPO.prepare_inputs({**values, **more}, num_processes=3)
     assert not (tmp_path / "run").exists()
-    assert prepare_inputs({"preferences": "x"}) == {"preferences": "x"}
+    assert DPO.prepare_inputs({"preferences": "x"}) == {"preferences": "x"}
     with pytest.raises(InputError, match="pairs_per_step=4: its 4 rows cannot be shared by 3 ranks"):
-        check_before_launch(make_values(tmp_path, chat_model, prepared), 3)
+        DPO.check_before_launch(make_values(tmp_path, chat_model, prepared), 3)
     for changed, message in (({"inputs": []}, "inputs=.*: empty"), ({"output_dir": ""}, "output_dir: missing"),
                              ({"context": 8}, "context=8: must be at least"),
                              ({"validation_fraction": 0.9}, "validation_fraction=0.9: must lie")):  # fmt: skip
@@ -299,7 +300,7 @@ def test_the_batch_is_derived(tmp_path: Path, chat_model: Path, prepared: Path) 
     config = config_of(make_values(tmp_path, chat_model, prepared, pairs_per_step=None, max_steps=-1))
     assert config.rows_per_step == 1
     assert config.max_steps == 2 * config.num_rows
-    assert plan_dpo(config).state == "new"
+    assert DPO.plan(config).state == "new"
 
 
 @pytest.mark.slow
@@ -319,5 +320,7 @@ def test_two_ranks_tune_the_same(tmp_path: Path, chat_model: Path, prepared: Pat
 def test_hub_datasets_are_recorded(prepared: Path) -> None:
     manifest = preferences_manifest(str(prepared))
     manifest["plan"]["inputs"].append("hf://datasets/ana/pares@" + "0" * 40)
-    found = describe_data(SimpleNamespace(preferences=prepared), SimpleNamespace(manifest=manifest))
+    found = describe_data(
+        SimpleNamespace(DATA_KEY="preferences", preferences=prepared), SimpleNamespace(manifest=manifest)
+    )
     assert found["hub_datasets"] == ["ana/pares"]

@@ -27,18 +27,19 @@ from teenytinyllama.training.metrics import read_jsonl
 pytest.importorskip("trl")
 
 from teenytinyllama.publishing.card import render_model_card, write_model_card
-from teenytinyllama.tuning import sft as sft_module
-from teenytinyllama.tuning.base import (
-    SenseCallback,
-    build_model,
-    check_before_launch,
-    load_base,
-    plan_sft,
-    prepare_inputs,
-)
+from teenytinyllama.tuning import tune as tune_module
+from teenytinyllama.tuning.base import SFT, build_model, load_base
 from teenytinyllama.tuning.config import SftConfig
-from teenytinyllama.tuning.rows import RowCollator, check_no_leaks, leak_between_texts, load_rows, order_rows
-from teenytinyllama.tuning.sft import HeldOutAnswers, describe_data, frequency_entropy, sample_questions, sft
+from teenytinyllama.tuning.rows import (
+    HeldOutAnswers,
+    RowCollator,
+    check_no_leaks,
+    frequency_entropy,
+    leak_between_texts,
+    load_rows,
+    order_rows,
+)
+from teenytinyllama.tuning.tune import SenseCallback, describe_data, sample_questions, sft
 
 NAMES = ["a menina", "o gato", "a lhama", "o menino", "a avó", "o cão", "o rei", "a fada"]
 PLACES = ["na praia", "em casa", "no mato", "na escola", "no rio"]
@@ -87,7 +88,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, base: Path, instructions:
         "model_name_or_path": str(base), "inputs": [str(instructions)], "context": 96, "validation_fraction": 0.2,
         "output_dir": str(tmp_path_factory.mktemp("prepared")),
     }  # fmt: skip
-    return Path(prepare_inputs(values)["conversations"])
+    return Path(SFT.prepare_inputs(values)["conversations"])
 
 
 def make_values(folder: Path, base: Path, prepared: Path, **more: Any) -> dict[str, Any]:
@@ -307,7 +308,7 @@ def test_a_stopped_run_goes_on_exactly(values: dict[str, Any], finished: Path, m
             if state.global_step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    plain = sft_module.build_run
+    plain = tune_module.build_sft_run
 
     def build_with_signal(*arguments: Any) -> Any:
         built = plain(*arguments)
@@ -315,7 +316,7 @@ def test_a_stopped_run_goes_on_exactly(values: dict[str, Any], finished: Path, m
         return built
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft_module, "build_run", build_with_signal)
+        patch.setattr(tune_module, "build_sft_run", build_with_signal)
         with pytest.raises(StoppedResumable, match="checkpoint-5"):
             run(values)
     folder = run(values)
@@ -333,7 +334,7 @@ def test_nothing_is_sent_to_trl(values: dict[str, Any], monkeypatch: pytest.Monk
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(base_trainer, "send_telemetry", lambda *a, **k: pytest.fail("sent"))
     config = config_of({**values, "max_steps": 1})
-    sft_module.build_run(config, plan_sft(config))
+    tune_module.build_sft_run(config, SFT.plan(config))
 
 
 def test_unpacked_rows_train_as_well(values: dict[str, Any]) -> None:
@@ -465,7 +466,7 @@ def test_adapter_errors(adapter: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"model_name_or_path=.*: is an adapter. Add it into its base model first: ttl merge"
     ):
-        load_base("model_name_or_path", str(adapter), None)
+        load_base(str(adapter))
 
 
 def test_merge_and_chat_take_an_adapter(
@@ -510,7 +511,7 @@ def test_a_foreign_tokenizer_gets_its_tokens_once(
     folder = save_base(tmp_path / "foreign", tokenizer, tie_word_embeddings=tied)
     old, _ = from_pretrained(folder)
     rows = len(tokenizer)
-    loaded = load_base("model_name_or_path", str(folder), None)
+    loaded = load_base(str(folder))
     assert len(loaded.tokenizer) == rows + 2
     assert loaded.new_tokens == [rows, rows + 1]
     model, _ = build_model(loaded, 0, "sdpa", torch.float32)
@@ -526,7 +527,7 @@ def test_a_foreign_tokenizer_gets_its_tokens_once(
         "max_steps": 3, "tokens_per_step": 256, "learning_rate": 1e-2, "lora_r": lora_r, "check_first_loss": False,
         "final_answers": 2, "final_answer_tokens": 8, "eval_steps": 3, "save_steps": 3, "sample_new_tokens": 4,
     }  # fmt: skip
-    values = prepare_inputs({name: value for name, value in values.items() if value is not None})
+    values = SFT.prepare_inputs({name: value for name, value in values.items() if value is not None})
     done = run(values)
     tuned, tuned_tokenizer = from_pretrained(done)
     assert tuned.get_input_embeddings().weight.shape[0] == expected_rows
@@ -538,7 +539,7 @@ def test_a_foreign_tokenizer_gets_its_tokens_once(
         with torch.no_grad():
             assert torch.allclose(adapted(ids).logits, tuned(ids).logits, atol=1e-5)
     assert [found.problem for found in check_chat_model(tuned, tuned_tokenizer)] == [""] * 7
-    second = load_base("model_name_or_path", str(done), None)
+    second = load_base(str(done))
     assert (second.new_tokens, len(second.tokenizer)) == ([], rows + 2)
 
 
@@ -632,7 +633,7 @@ def test_conversations_of_another_model_are_refused(
 
     other = save_base(tmp_path / "other", train_tokenizer(sample_texts, vocab_size=500))
     with pytest.raises(InputError, match=r"conversations=.*: was made with another tokenizer than .*Prepare it again"):
-        plan_sft(config_of({**values, "model_name_or_path": str(other)}))
+        SFT.plan(config_of({**values, "model_name_or_path": str(other)}))
     changed = shutil.copytree(base, tmp_path / "changed")
     tokenizer = load_tokenizer("tokenizer", str(changed))
     tokenizer.chat_template = (
@@ -642,10 +643,10 @@ def test_conversations_of_another_model_are_refused(
     with pytest.raises(
         InputError, match=r"conversations=.*: was made with another chat template than .*Prepare it again"
     ):
-        plan_sft(config_of({**values, "model_name_or_path": str(changed)}))
+        SFT.plan(config_of({**values, "model_name_or_path": str(changed)}))
     short = save_base(tmp_path / "short", load_tokenizer("tokenizer", str(base)), context=64)
     with pytest.raises(InputError, match=r"context=96: longer than the context of .*short, which is 64"):
-        plan_sft(config_of({**values, "model_name_or_path": str(short)}))
+        SFT.plan(config_of({**values, "model_name_or_path": str(short)}))
 
 
 def test_checkpoints_of_an_adapter_need_little_room(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -655,19 +656,19 @@ def test_checkpoints_of_an_adapter_need_little_room(values: dict[str, Any], monk
     usage = shutil._ntuple_diskusage(10**12, 0, 10 * parameters)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"2 checkpoints of .* still to come: lower save_total_limit"):
-        plan_sft(config_of(values))
-    plan_sft(config_of({**values, "lora_r": 2}))
+        SFT.plan(config_of(values))
+    SFT.plan(config_of({**values, "lora_r": 2}))
 
 
 def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, base: Path, instructions: Path) -> None:
     values = {"model_name_or_path": str(base), "inputs": [str(instructions)], "output_dir": str(tmp_path / "run")}
     with pytest.raises(InputError, match="conversations, inputs: give one of the two"):
-        prepare_inputs({**values, "conversations": "x"})
+        SFT.prepare_inputs({**values, "conversations": "x"})
     for missing in ("output_dir", "model_name_or_path"):
         with pytest.raises(InputError, match=f"{missing}: missing"):
-            prepare_inputs({**values, missing: None})
+            SFT.prepare_inputs({**values, missing: None})
     with pytest.raises(InputError, match="context=500: longer than the context"):
-        prepare_inputs({**values, "context": 500})
+        SFT.prepare_inputs({**values, "context": 500})
     for more, message in (
         ({"attn_implementation": "x"}, "attn_implementation=x"),
         ({"num_train_epochs": -1.0}, "num_train_epochs=-1.0: must be positive"),
@@ -675,7 +676,7 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, base: Pat
         ({"country_iso_code": "XXX"}, "country_iso_code=XXX: unknown country"),
     ):
         with pytest.raises(InputError, match=message):
-            prepare_inputs({**values, "context": 96, **more}, num_processes=3)
+            SFT.prepare_inputs({**values, "context": 96, **more}, num_processes=3)
     assert not (tmp_path / "run").exists()
     unmarked = shutil.copytree(base, tmp_path / "unmarked")
     tokenizer = load_tokenizer("tokenizer", str(unmarked))
@@ -684,8 +685,8 @@ def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, base: Pat
     with pytest.raises(
         InputError, match=r"assistant_only_loss=True: the chat template has no \{% generation %\} marks"
     ):
-        prepare_inputs({**values, "model_name_or_path": str(unmarked)})
-    assert prepare_inputs({"conversations": "x"}) == {"conversations": "x"}
+        SFT.prepare_inputs({**values, "model_name_or_path": str(unmarked)})
+    assert SFT.prepare_inputs({"conversations": "x"}) == {"conversations": "x"}
 
 
 def test_a_folder_of_another_run_or_a_full_disk_is_refused_before_inputs_are_prepared(
@@ -694,12 +695,12 @@ def test_a_folder_of_another_run_or_a_full_disk_is_refused_before_inputs_are_pre
     before = sorted(path.name for path in finished.iterdir())
     values = {"model_name_or_path": str(base), "inputs": [str(instructions)], "context": 96, "max_steps": 12}
     with pytest.raises(InputError, match=r"holds another run; different: .*learning_rate \(there 0.01, now 0.0003\)"):
-        prepare_inputs({**values, "output_dir": str(finished)})
+        SFT.prepare_inputs({**values, "output_dir": str(finished)})
     assert sorted(path.name for path in finished.iterdir()) == before
     usage = shutil._ntuple_diskusage(10**12, 0, 1000)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="still to come"):
-        prepare_inputs({**values, "output_dir": str(tmp_path / "run")})
+        SFT.prepare_inputs({**values, "output_dir": str(tmp_path / "run")})
     assert not (tmp_path / "run").exists()
 
 
@@ -710,7 +711,7 @@ def test_weightless_answers_have_no_bytes_to_be_scored_by(tmp_path: Path, base: 
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
     values = {"model_name_or_path": str(base), "inputs": [str(tmp_path / "a.jsonl")], "output_dir": str(tmp_path / "run"),
               "validation_inputs": [str(tmp_path / "b.jsonl")]}  # fmt: skip
-    folder = Path(prepare_inputs(values)["conversations"])
+    folder = Path(SFT.prepare_inputs(values)["conversations"])
     assert HeldOutAnswers(folder, assistant_only=True).num_bytes == [len("É.".encode())]
 
 
@@ -718,23 +719,23 @@ def test_a_batch_that_nobody_gave_stays_the_same_on_other_ranks(values: dict[str
     values = {name: value for name, value in values.items() if name != "tokens_per_step"}
     folder, rows = Path(values["output_dir"]), config_of(values).rows_per_step
     folder.mkdir(parents=True)
-    told = plan_sft(config_of(values)).identity
+    told = SFT.plan(config_of(values)).identity
     for rows_there, refused in ((rows, False), (None, False), (rows + 1, True)):
         there = {**told, "rows_per_step": str(rows_there)}
         there = there if rows_there else {name: value for name, value in told.items() if name != "rows_per_step"}
         (folder / "environment.json").write_text(json.dumps({"identity": there, "identity_version": 2}))
         if refused:
             with pytest.raises(InputError, match=rf"rows_per_step \(there {rows + 1}, now {rows}\)"):
-                plan_sft(config_of(values))
+                SFT.plan(config_of(values))
         else:
-            assert plan_sft(config_of(values)).state in ("resume", "new")
+            assert SFT.plan(config_of(values)).state in ("resume", "new")
 
 
 def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -> None:
-    assert check_before_launch(values, 2) == "new"
+    assert SFT.check_before_launch(values, 2) == "new"
     with pytest.raises(InputError, match="tokens_per_step=192: its 2 rows cannot be shared by 3 ranks"):
-        check_before_launch(values, 3)
-    assert check_before_launch({**values, "tokens_per_step": None}, 3) == "new"
+        SFT.check_before_launch(values, 3)
+    assert SFT.check_before_launch({**values, "tokens_per_step": None}, 3) == "new"
 
 
 def test_zero_3_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -753,7 +754,7 @@ def test_a_base_without_a_llamas_shape_is_refused(tmp_path: Path, base: Path) ->
     GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     load_tokenizer("tokenizer", str(base)).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(InputError, match=r"is a gpt2 whose config lacks intermediate_size, .*Llama, Mistral, Qwen"):
-        load_base("model_name_or_path", str(tmp_path / "gpt2"), None)
+        load_base(str(tmp_path / "gpt2"))
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -800,5 +801,7 @@ def test_two_ranks_tune_the_same(
 def test_hub_datasets_are_recorded(prepared: Path) -> None:
     manifest = conversations_manifest(str(prepared))
     manifest["plan"]["inputs"].append("hf://datasets/ana/conversas@" + "0" * 40)
-    found = describe_data(SimpleNamespace(conversations=prepared), SimpleNamespace(manifest=manifest))
+    found = describe_data(
+        SimpleNamespace(DATA_KEY="conversations", conversations=prepared), SimpleNamespace(manifest=manifest)
+    )
     assert found["hub_datasets"] == ["ana/conversas"]

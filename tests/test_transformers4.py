@@ -17,7 +17,7 @@ from test_sft import run as run_sft
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from teenytinyllama.models import finish_saved, from_pretrained, load_tokenizer, merge_adapter
-from teenytinyllama.tuning.base import prepare_inputs
+from teenytinyllama.tuning.base import SFT
 
 pytestmark = [pytest.mark.other_tools, pytest.mark.timeout(600)]
 
@@ -200,11 +200,11 @@ def test_a_tuned_foreign_model_its_adapter_and_the_two_merged(
         "model_name_or_path": str(base), "inputs": [str(rows)], "max_steps": 2, "tokens_per_step": 256,
         "check_first_loss": False, "final_answers": 0, "eval_strategy": "no", "save_steps": 2, "sample_new_tokens": 4,
     }  # fmt: skip
-    whole = run_sft(prepare_inputs({**common, "output_dir": str(tmp_path / "whole")}))
-    merged = run_sft(prepare_inputs({**common, "output_dir": str(tmp_path / "merged"), "lora_r": 2}))
-    alone = run_sft(prepare_inputs({**common, "output_dir": str(tmp_path / "alone"), "lora_r": 2, "merge": False}))
+    whole = run_sft(SFT.prepare_inputs({**common, "output_dir": str(tmp_path / "whole")}))
+    merged = run_sft(SFT.prepare_inputs({**common, "output_dir": str(tmp_path / "merged"), "lora_r": 2}))
+    alone = run_sft(SFT.prepare_inputs({**common, "output_dir": str(tmp_path / "alone"), "lora_r": 2, "merge": False}))
     few = {**common, "model_name_or_path": str(knows), "lora_r": 2, "merge": False}
-    adapter = run_sft(prepare_inputs({**few, "output_dir": str(tmp_path / "adapter")}))
+    adapter = run_sft(SFT.prepare_inputs({**few, "output_dir": str(tmp_path / "adapter")}))
     again = merge_adapter(str(alone), tmp_path / "again")
     folders = [whole, whole / "checkpoint-2", merged, again, adapter]
     found = read(*folders)

@@ -1,1 +1,1 @@
-"""Conversations: the template, the tokens of a conversation, the check of a chat model, the chat in the terminal."""
+"""Conversations with a model: the template, the tokens, the texts it writes, the terminal and the page."""

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
-ROLES = ("system", "user", "assistant")
 Message = dict[str, str]  # role, content
 
 _PLACE = "\ue000{}\ue001"  # stands for a content while the template is rendered; private use, so in no template

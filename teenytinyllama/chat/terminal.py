@@ -184,11 +184,10 @@ def run_chat(name_or_path: str, config: ChatConfig, lines: IO[str] | None = None
         findings = check_chat_model(model, tokenizer)
         print(format_findings(findings))
         return 2 if any(found.problem for found in findings) else 0
-    sampling = Sampling(**{name: getattr(config, name) for name in Sampling.__dataclass_fields__})
     model, note = place_for_answers(model, config.use_cpu)
     if note:
         print(note)
-    chat = Chat(model, tokenizer, sampling, config.system)
+    chat = Chat(model, tokenizer, config, config.system)
     if chat.encoder is None:
         print(f"{name_or_path} is a base model without a chat template: it goes on with your text. {_HELP}")
     else:

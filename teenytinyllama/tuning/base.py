@@ -1,27 +1,23 @@
-"""The base model of a tuning: its tokenizer made ready for conversations, and its weights for the new tokens.
+"""Before a tuning: the base model and its new tokens, the adapters, and all that is checked or prepared first."""
 
-What is checked before a tuning starts, and the preparation of its conversations.
-
-Whether the loss makes sense at all, asked before any training: a tuning with wrong labels looks like any other.
-"""
-
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from ..arguments import build
 from ..chat.template import ConversationEncoder, install_chat_template
-from ..checks import InputError, RunFailedError, ensure
+from ..checks import ensure
 from ..data.conversations import ConversationsConfig, conversations_manifest, prepare_conversations
 from ..data.instructions import print_left_out
+from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
 from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..model_files import is_local
 from ..models import (
     base_fingerprint,
     ensure_llama_shape,
+    finish_saved,
     from_pretrained,
     load_config,
     load_tokenizer,
@@ -34,14 +30,18 @@ from ..tokenizer.encode import tokenizer_fingerprint
 from ..tokenizer.files import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
 from ..training.run_plan import RunPlan, check_before_data, check_space, run_state
 from ..training.saving import identity_defaults, run_identity
-from .config import SftConfig, SftConfigBeforeData, conversations_config_values
+from .config import DpoConfig, DpoConfigBeforeData, LoraSettings, SftConfig, SftConfigBeforeData
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
+MERGED_ADAPTER_FOLDER = "adapter"
+
+
 @dataclass(frozen=True)
-class Base:
+class BaseModel:
     """A base model before its weights are read.
 
     Attributes:
@@ -61,7 +61,7 @@ class Base:
     had_template: bool
 
 
-def load_base(key: str, name: str, revision: str | None) -> Base:
+def load_base(name: str, revision: str | None = None) -> BaseModel:
     """Return the config and tokenizer of a base model, the tokenizer with a chat template.
 
     A chat template that is there is kept. Without one, ours is installed; a tokenizer that lacks its two tokens, that
@@ -70,23 +70,23 @@ def load_base(key: str, name: str, revision: str | None) -> Base:
     Raises:
         InputError: no such model, or a tokenizer without a start or an end token.
     """
+    key = "model_name_or_path"
     tokenizer = load_tokenizer(key, name, revision)
     config = load_config(key, name, revision)
     ensure_llama_shape(key, name, config)
     new_tokens: list[int] = []
     had_template = bool(tokenizer.chat_template)
-    if not tokenizer.chat_template:
-        known = tokenizer.get_vocab()
-        missing = [token for token in (INSTRUCTION_TOKEN, END_INSTRUCTION_TOKEN) if token not in known]
+    if not had_template:
+        missing = [token for token in (INSTRUCTION_TOKEN, END_INSTRUCTION_TOKEN) if token not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
             ids = tokenizer.get_vocab()
             new_tokens = [ids[token] for token in missing]
         install_chat_template(tokenizer)
-    return Base(name, revision, tokenizer, config, new_tokens, had_template)
+    return BaseModel(name, revision, tokenizer, config, new_tokens, had_template)
 
 
-def build_model(base: Base, seed: int, attention: str, dtype: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
+def build_model(base: BaseModel, seed: int, attention: str, dtype: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
     """Return the base model with weights for all tokens, told where answers end, and the record of it for adapters.
 
     Args:
@@ -135,82 +135,194 @@ def end_tokens_of_answers(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return sorted(ends)
 
 
-def check_fits(base: Base, context: int, key: str) -> None:
-    """Check that conversations of a context fit into the model.
+def lora_config(settings: LoraSettings, new_tokens: list[int]) -> "LoraConfig | None":
+    """Return PEFT's config of the adapters, or None when all weights are tuned.
 
-    Raises:
-        InputError: they are longer than the model's context.
+    Args:
+        settings: the tuning's config.
+        new_tokens: ids that were added to the vocabulary: their embeddings are trained, the others stay. The head's
+            rows are not, because these tokens stand in questions only, and a model is never asked to write them.
     """
-    longest = getattr(base.config, "max_position_embeddings", None)
-    if longest is not None and context > longest:
-        raise InputError(
-            f"{key}={context}: longer than the context of model_name_or_path={base.name}, which is {longest} tokens. "
-            f"Use {longest} or less."
-        )
+    if not settings.lora_r:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_r,  # type: ignore[arg-type]  # a float works
+        lora_dropout=settings.lora_dropout,
+        target_modules=settings.lora_targets or "all-linear",
+        use_dora=settings.use_dora,
+        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
+    )
 
 
-_IDENTITY = (
-    "model_name_or_path model_revision tokens_per_step learning_rate lr_scheduler_type warmup_steps weight_decay "
-    "adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed packs lora_r lora_alpha lora_dropout lora_targets "
-    "use_dora"
-)
-_USUAL_CONTEXT = 2048  # tokens, for a model that states none
+def save_model(trainer: Any, folder: Path, merge: bool) -> None:
+    """Save the tuned model and its tokenizer to a run's folder; call it on every rank.
+
+    Args:
+        trainer: after training.
+        folder: of the run.
+        merge: add a LoRA adapter into the model, and keep it in `adapter/` as well.
+    """
+    from peft import PeftModel
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not isinstance(model, PeftModel) or not merge:
+        trainer.save_model(str(folder))
+        return
+    adapter = folder / MERGED_ADAPTER_FOLDER
+    trainer.save_model(str(adapter))
+    if not trainer.is_world_process_zero():
+        return
+    (adapter / "training_args.bin").unlink(missing_ok=True)  # a pickle
+    merged: Any = model.merge_and_unload()
+    merged.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    finish_saved(folder)
+
+
+# What is checked and prepared before a tuning starts.
 
 
 @dataclass(frozen=True)
-class SftPlan(RunPlan):
-    """What was checked before instruction tuning starts."""
+class TuningPlan(RunPlan):
+    """What was checked before a tuning starts."""
 
-    base: Base
-    conversations: Path
-    manifest: dict[str, Any]  # of the conversations
+    base: BaseModel
+    data: Path  # the folder of prepared rows
+    manifest: dict[str, Any]  # of that folder
 
 
-def plan_sft(config: SftConfig) -> SftPlan:
-    """Check a config against its files and its run folder; writes nothing.
+@dataclass(frozen=True)
+class TuningKind:
+    """What instruction and preference tuning differ in before they train.
 
-    Raises:
-        InputError: base model and conversations do not belong together, conversations longer than the context, an
-            unknown country, a folder that holds another run, or a full disk.
+    Attributes:
+        config: class of the config.
+        early_config: class of the config while the rows are still `inputs`.
+        data_config: class of the config of the preparation.
+        prepare: writes prepared rows by a config of that class and a tokenizer, and returns their folder.
+        read_manifest: returns the manifest of such a folder.
+        describe_part: returns what the manifest says of a split, as a line.
+        usual_context: most tokens of a row, unless the user or the model asks for fewer.
+        remake: the command that prepares the rows again.
     """
-    check_energy(config)
-    base = load_base("model_name_or_path", str(config.model_name_or_path), config.model_revision)
-    manifest = conversations_manifest(str(config.conversations))
-    fingerprint = check_tokens_of(base, manifest, f"conversations={config.conversations}", "ttl conversations")
-    assert config.context is not None
-    check_fits(base, config.context, "context")
-    folder = Path(str(config.output_dir))
-    hashes = {"conversations_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
-    # A batch that nobody gave follows the ranks; earlier versions did not record it.
-    batch = {"rows_per_step": str(config.rows_per_step)}
-    identity = run_identity(config, _IDENTITY.split(), hashes | batch)
-    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)) | batch)
-    model_config: Any = base.config
-    check_space(config, folder, state, count_parameters(model_config))
-    return SftPlan(
-        folder, state, base.tokenizer, model_config, identity, base, Path(str(config.conversations)), manifest
+
+    config: type[Any]
+    early_config: type[Any]
+    data_config: type[Any]
+    prepare: Callable[[Any, Any], Path]
+    read_manifest: Callable[[str | Path], dict[str, Any]]
+    describe_part: Callable[[dict[str, Any]], str]
+    usual_context: int
+    remake: str
+
+    def load_base(self, name: str, revision: str | None) -> BaseModel:
+        """Return the base model, see `load_base`.
+
+        Raises:
+            InputError: see `load_base`; also, where a chat model is tuned, one without a chat template.
+        """
+        base = load_base(name, revision)
+        ensure(
+            base.had_template or self.config.MODEL_KIND != "chat model",
+            f"model_name_or_path={name}: is a base model without a chat template. Tune it on instructions first, with "
+            "`ttl sft`.",
+        )
+        return base
+
+    def plan(self, config: Any) -> TuningPlan:
+        """Check a config against its files and its run folder; writes nothing.
+
+        Raises:
+            InputError: model and rows do not belong together, rows longer than the context, an unknown country, a
+                folder that holds another run, or a full disk.
+        """
+        check_energy(config)
+        base = self.load_base(str(config.model_name_or_path), config.model_revision)
+        key = config.DATA_KEY
+        data = Path(str(getattr(config, key)))
+        manifest = self.read_manifest(data)
+        fingerprint = _check_tokens_of(base, manifest, f"{key}={data}", self.remake)
+        check_fits(base, config.context)
+        folder = Path(str(config.output_dir))
+        hashes = {f"{key}_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
+        # A batch that nobody gave follows the ranks; earlier versions did not record it.
+        batch = {"rows_per_step": str(config.rows_per_step)}
+        identity = run_identity(config, config.identity_keys(), hashes | batch)
+        state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)) | batch)
+        model_config: Any = base.config
+        check_space(config, folder, state, count_parameters(model_config))
+        return TuningPlan(folder, state, base.tokenizer, model_config, identity, base, data, manifest)
+
+    def prepare_inputs(self, values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
+        """Prepare the `inputs` of a tuning's config in its run folder, and return the config that reads the result.
+
+        Values without `inputs` come back as they are. What can be refused without the rows is refused first, so that a
+        refusal leaves nothing behind.
+
+        Raises:
+            InputError: `inputs` beside prepared rows, no output folder, no model, a value that the config refuses, or
+                what the preparation refuses.
+        """
+        if not values.get("inputs"):
+            return values
+        key, what = self.config.DATA_KEY, self.config.MODEL_KIND
+        ensure(not values.get(key), f"{key}, inputs: give one of the two.")
+        ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
+        ensure(values.get("model_name_or_path"), f"model_name_or_path: missing. Give the {what}: a folder or a Hub id.")
+        names = {item.name for item in fields(self.data_config)} - {"output_dir"}
+        chosen = {name: value for name, value in values.items() if name in names and value is not None}
+        base = self.load_base(values["model_name_or_path"], values.get("model_revision"))
+        longest = getattr(base.config, "max_position_embeddings", None) or self.usual_context
+        chosen.setdefault("context", min(int(longest), self.usual_context))
+        check_fits(base, chosen["context"])
+        early = build(self.early_config, {**values, "context": chosen["context"], "use_cpu": True})
+        _check_batch(early, values, num_processes)
+        model_config: Any = base.config
+        check_before_data(early, values, self.config.identity_keys(), count_parameters(model_config))
+        output = str(Path(values["output_dir"]) / key)
+        folder = self.prepare(build(self.data_config, {**chosen, "output_dir": output}), base.tokenizer)
+        self.print_summary(folder)
+        only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"} - GRID_KEYS
+        kept = {name: value for name, value in values.items() if name not in only_for_preparing}
+        return {**kept, key: str(folder)}
+
+    def print_summary(self, folder: Path) -> None:
+        """Print what a folder of prepared rows holds and what was left out."""
+        manifest = self.read_manifest(folder)
+        for split in ("train", "validation"):
+            print(f"{split:10} {self.describe_part(manifest[split])}")
+        print_left_out(manifest)
+
+    def check_before_launch(self, values: dict[str, Any], num_processes: int) -> str:
+        """Check a config for a number of ranks without starting any; return the run folder's state.
+
+        Raises:
+            InputError: see the class of the config and `plan`.
+        """
+        config = build(self.config, {**values, "use_cpu": True})
+        _check_batch(config, values, num_processes)
+        return self.plan(config).state
+
+
+def _conversations_line(part: dict[str, Any]) -> str:
+    return (
+        f"{part['conversations']:,} conversations, {part['tokens']:,} tokens, {part['answer_tokens']:,} of them "
+        f"learnt; median {part['median_tokens']}, longest {part['longest_tokens']}"
     )
 
 
-def check_tokens_of(base: Base, manifest: dict[str, Any], what: str, verb: str) -> str:
-    """Check that prepared tokens are by the base model's tokenizer and chat template; return the tokenizer's hash.
+def _pairs_line(part: dict[str, Any]) -> str:
+    return f"{part['pairs']:,} pairs, {part['tokens']:,} tokens; longest {part['longest_tokens']}"
 
-    Raises:
-        InputError: they are by another.
-    """
-    fingerprint = tokenizer_fingerprint(base.tokenizer)
-    found = manifest["plan"]
-    ensure(
-        found["tokenizer_sha256"] == fingerprint,
-        f"{what}: was made with another tokenizer than that of model_name_or_path={base.name}. Prepare it again with "
-        f"`{verb} --model_name_or_path {base.name}`.",
-    )
-    ensure(
-        found["chat_template_sha256"] == sha256_json(base.tokenizer.chat_template),
-        f"{what}: was made with another chat template than that of model_name_or_path={base.name}. Prepare it again "
-        f"with `{verb} --model_name_or_path {base.name}`.",
-    )
-    return fingerprint
+
+SFT = TuningKind(SftConfig, SftConfigBeforeData, ConversationsConfig, prepare_conversations, conversations_manifest,
+                 _conversations_line, 2048, "ttl conversations")  # fmt: skip
+DPO = TuningKind(DpoConfig, DpoConfigBeforeData, PreferencesConfig, prepare_preferences, preferences_manifest,
+                 _pairs_line, 1024, "ttl dpo --inputs …")  # fmt: skip
 
 
 def prepare(config: ConversationsConfig) -> Path:
@@ -220,118 +332,51 @@ def prepare(config: ConversationsConfig) -> Path:
         InputError: no such model, a context longer than the model's, or see `prepare_conversations`.
     """
     ensure(config.model_name_or_path, "model_name_or_path: missing. Give the model to be tuned: a folder or a Hub id.")
-    base = load_base("model_name_or_path", config.model_name_or_path, config.model_revision)
-    check_fits(base, config.context, "context")
-    return prepare_conversations(config, base.tokenizer)
+    base = load_base(config.model_name_or_path, config.model_revision)
+    check_fits(base, config.context)
+    folder = prepare_conversations(config, base.tokenizer)
+    SFT.print_summary(folder)
+    return folder
 
 
-def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
-    """Prepare the `inputs` of a tuning's config in its run folder, and return the config that reads the result.
-
-    Values without `inputs` come back as they are. What can be refused without the conversations is refused first, so
-    that a refusal leaves nothing behind.
+def check_fits(base: BaseModel, context: int) -> None:
+    """Check that rows of a context fit into the model.
 
     Raises:
-        InputError: `inputs` beside `conversations`, no output folder, a value that `SftConfig` refuses, or see
-            `prepare`.
+        InputError: they are longer than the model's context.
     """
-    if not values.get("inputs"):
-        return values
-    ensure(not values.get("conversations"), "conversations, inputs: give one of the two.")
-    ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
-    ensure(values.get("model_name_or_path"), "model_name_or_path: missing. Give the base model: a folder or a Hub id.")
-    chosen = conversations_config_values(values)
-    base = load_base("model_name_or_path", values["model_name_or_path"], values.get("model_revision"))
-    if chosen.get("context") is None:
-        longest = getattr(base.config, "max_position_embeddings", None) or _USUAL_CONTEXT
-        chosen["context"] = min(int(longest), _USUAL_CONTEXT)
-    check_fits(base, chosen["context"], "context")
-    early = build(SftConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
-    _check_batch(early, values, num_processes)
-    model_config: Any = base.config
-    check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
-    folder = prepare(
-        build(ConversationsConfig, {**chosen, "output_dir": str(Path(values["output_dir"]) / "conversations")})
+    longest = getattr(base.config, "max_position_embeddings", None)
+    ensure(
+        longest is None or context <= longest,
+        f"context={context}: longer than the context of model_name_or_path={base.name}, which is {longest} tokens. Use "
+        f"{longest} or less.",
     )
-    print_summary(folder)
-    only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"} - GRID_KEYS
-    kept = {name: value for name, value in values.items() if name not in only_for_preparing}
-    return {**kept, "conversations": str(folder)}
 
 
-def print_summary(folder: Path) -> None:
-    """Print what a folder of conversations holds and what was left out."""
-    manifest = conversations_manifest(folder)
-    for split in ("train", "validation"):
-        part = manifest[split]
-        print(
-            f"{split:10} {part['conversations']:,} conversations, {part['tokens']:,} tokens, {part['answer_tokens']:,} "
-            f"of them learnt; median {part['median_tokens']}, longest {part['longest_tokens']}"
-        )
-    print_left_out(manifest)
-
-
-def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
-    """Check a config for a number of ranks without starting any; return the run folder's state.
+def _check_tokens_of(base: BaseModel, manifest: dict[str, Any], what: str, remake: str) -> str:
+    """Check that prepared tokens are by the base model's tokenizer and chat template; return the tokenizer's hash.
 
     Raises:
-        InputError: see `SftConfig` and `plan_sft`.
+        InputError: they are by another.
     """
-    config = build(SftConfig, {**values, "use_cpu": True})
-    _check_batch(config, values, num_processes)
-    return plan_sft(config).state
+    fingerprint = tokenizer_fingerprint(base.tokenizer)
+    template = sha256_json(base.tokenizer.chat_template)
+    for name, own in (("tokenizer", fingerprint), ("chat template", template)):
+        ensure(
+            manifest["plan"][f"{name.replace(' ', '_')}_sha256"] == own,
+            f"{what}: was made with another {name} than that of model_name_or_path={base.name}. Prepare it again with "
+            f"`{remake} --model_name_or_path {base.name}`.",
+        )
+    return fingerprint
 
 
-def _check_batch(config: SftConfig, values: dict[str, Any], num_processes: int) -> None:
+def _check_batch(config: Any, values: dict[str, Any], num_processes: int) -> None:
     """Check that the ranks can share a batch that the user gave; another is derived for the ranks there are.
 
     Raises:
         InputError: see `derive_batch`.
     """
-    if values.get("tokens_per_step"):
-        tokens = config.rows_per_step * config.tokens_per_row
-        derive_batch(tokens, config.tokens_per_row, values.get("per_device_train_batch_size"), num_processes)
-
-
-class SenseCallback(TrainerCallback):
-    """Stop at once when the base model predicts held-out answers no better than their tokens' frequencies do.
-
-    A public Portuguese model was tuned at a loss of 8.7 throughout without anybody noticing. A base model that has
-    learnt Portuguese, a chat template and labels that belong together give far less than the frequencies' entropy.
-    """
-
-    def __init__(self, evaluation: Any, frequency_nats: float, refuse: bool) -> None:
-        """Compare the first evaluation with `frequency_nats`; warn instead unless `refuse`."""
-        self.evaluation, self.frequency_nats, self.refuse = evaluation, frequency_nats, refuse
-        self.first: float | None = None
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the first evaluation, and at whether later ones are below it.
-
-        Raises:
-            RunFailedError: the loss is that of a model that knows nothing.
-        """
-        last = self.evaluation.last
-        if last is None:
-            return
-        found = last["nats_per_token"]
-        if self.first is None:
-            self.first = found
-            if state.global_step == 0 and found >= self.frequency_nats:
-                self._complain(found)
-        elif found > self.first and state.is_world_process_zero:
-            print(
-                f"warning: answers cost {found:.3f} nats per token, more than the {self.first:.3f} at first. Lower "
-                "learning_rate or num_train_epochs.",
-                flush=True,
-            )
-
-    def _complain(self, found: float) -> None:
-        text = (
-            f"before tuning, held-out answers cost {found:.2f} nats per token; guessing by how frequent each token is "
-            f"would cost {self.frequency_nats:.2f}. The base model has learnt next to nothing, or its weights, its "
-            "tokenizer and the chat template do not belong together."
-        )
-        if self.refuse:
-            raise RunFailedError(f"{text} Choose another model_name_or_path, or set check_first_loss: false to go on.")
-        print(f"warning: {text}", flush=True)
+    key = config.BATCH_KEY
+    if values.get(key):
+        row = config.tokens_per_row if key == "tokens_per_step" else 1
+        derive_batch(config.rows_per_step * row, row, values.get("per_device_train_batch_size"), num_processes, key)

@@ -1,34 +1,47 @@
-"""The config of instruction tuning: TRL's arguments, plus what conversations, packing and adapters need.
-
-LoRA and DoRA: which adapters a tuning trains, and what is saved of them.
-
-The config of preference tuning: TRL's arguments, plus what pairs of answers and adapters need.
-"""
+"""The configs of `ttl sft` and `ttl dpo`: TRL's arguments, plus what conversations, pairs and adapters need."""
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trl import DPOConfig, SFTConfig
 
-from ..checks import ensure, ensure_packages
-from ..data.conversations import ConversationsConfig, conversations_manifest
-from ..data.preferences import PreferencesConfig, preferences_manifest
-from ..models import finish_saved
+from ..checks import ensure
+from ..data.conversations import conversations_manifest
+from ..data.preferences import preferences_manifest
+from ..models import has_plain_head
 from ..planning.memory import shared_rows
 from ..training.settings import REFUSED_KEYS, RunSettings
-from ..training.speed import SpeedPlan, check_attention, has_chunked_loss, has_plain_head
+from ..training.speed import SpeedPlan, check_attention, has_chunked_loss
 from .rows import load_rows
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from transformers import LlamaConfig
 
 
-MERGED_ADAPTER_FOLDER = "adapter"
 # Low-rank matrices of the usual ranks hold a few per cent of a model; for estimates of memory only.
 _FROZEN_SHARE = 0.95
+# 64 rows of 2,048 tokens: small models take larger batches no better (SmolLM's recipes use 128 rows).
+_MOST_TOKENS_PER_STEP = 131_072
+_MOST_PAIRS_PER_STEP = 128  # SmolLM2's recipes for 135M and 360M (alignment-handbook, recipes/smollm2)
+_LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
+_ROWS_BEFORE_DATA = 100_000  # stand for the rows that nobody has counted yet
+
+# TRL's keys that our data preparation replaces, and the model's that our loading does.
+_TRL_REFUSED_KEYS = {
+    **dict.fromkeys(
+        ("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "shuffle_dataset", "completion_only_loss",
+         "truncation_mode", "pad_to_multiple_of", "pad_token", "eos_token"),
+        "the conversations are prepared before TRL sees them (`ttl conversations`). Leave it out.",
+    ),
+    "max_length": "is called context.",
+    "chat_template_path": "the model's own chat template is used, or ours where it has none.",
+    "model_init_kwargs": "give model_name_or_path, model_revision and attn_implementation.",
+    "trust_remote_code": "code that comes with a model is never run.",
+    "router_aux_loss_coef": "there are no mixtures of experts here.",
+    "activation_offloading": "not supported; set activation_checkpointing: true.",
+}  # fmt: skip
 
 
 @dataclass
@@ -75,80 +88,14 @@ class LoraSettings:
         return _FROZEN_SHARE if self.lora_r else 0.0
 
 
-def lora_config(settings: LoraSettings, new_tokens: list[int]) -> "LoraConfig | None":
-    """Return PEFT's config of the adapters, or None when all weights are tuned.
-
-    Args:
-        settings: the tuning's config.
-        new_tokens: ids that were added to the vocabulary: their embeddings are trained, the others stay. The head's
-            rows are not, because these tokens stand in questions only, and a model is never asked to write them.
-    """
-    if not settings.lora_r:
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_r,  # type: ignore[arg-type]  # a float works
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_targets or "all-linear",
-        use_dora=settings.use_dora,
-        trainable_token_indices={"embed_tokens": new_tokens} if new_tokens else None,
-    )
-
-
-def save_model(trainer: Any, folder: Path, merge: bool) -> None:
-    """Save the tuned model and its tokenizer to a run's folder; call it on every rank.
-
-    Args:
-        trainer: after training.
-        folder: of the run.
-        merge: add a LoRA adapter into the model, and keep it in `adapter/` as well.
-    """
-    from peft import PeftModel
-
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not isinstance(model, PeftModel) or not merge:
-        trainer.save_model(str(folder))
-        return
-    adapter = folder / MERGED_ADAPTER_FOLDER
-    trainer.save_model(str(adapter))
-    if not trainer.is_world_process_zero():
-        return
-    (adapter / "training_args.bin").unlink(missing_ok=True)  # a pickle
-    merged: Any = model.merge_and_unload()
-    merged.save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
-    finish_saved(folder)
-
-
-ensure_packages("sft", "trl", "peft", "datasets")
-
-# 64 rows of 2,048 tokens: small models take larger batches no better (SmolLM's recipes use 128 rows).
-_MOST_TOKENS_PER_STEP = 131_072
-_LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
-ROWS_BEFORE_DATA = 100_000  # stand for the rows that nobody has counted yet
-
-# TRL's keys that our data preparation replaces, and the model's that our loading does.
-TRL_REFUSED_KEYS = {
-    **dict.fromkeys(
-        ("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "shuffle_dataset", "completion_only_loss",
-         "truncation_mode", "pad_to_multiple_of", "pad_token", "eos_token"),
-        "the conversations are prepared before TRL sees them (`ttl conversations`). Leave it out.",
-    ),
-    "max_length": "is called context.",
-    "chat_template_path": "the model's own chat template is used, or ours where it has none.",
-    "model_init_kwargs": "give model_name_or_path, model_revision and attn_implementation.",
-    "trust_remote_code": "code that comes with a model is never run.",
-    "router_aux_loss_coef": "there are no mixtures of experts here.",
-    "activation_offloading": "not supported; set activation_checkpointing: true.",
-}  # fmt: skip
-
-
 @dataclass
 class TuningSettings(LoraSettings, RunSettings):
     """The keys and rules that instruction and preference tuning share, mixed into TRL's arguments."""
+
+    MODEL_KIND: ClassVar[str]  # what model_name_or_path names
+    DATA_KEY: ClassVar[str]  # the key of the folder of prepared rows
+    BATCH_KEY: ClassVar[str]  # the key of the global batch
+    OWN_IDENTITY: ClassVar[str]  # the field that decides the weights of this kind of tuning alone
 
     gradient_checkpointing: bool | None = field(  # TRL turns it on
         default=None, metadata={"help": "the old name of activation_checkpointing"}
@@ -156,25 +103,45 @@ class TuningSettings(LoraSettings, RunSettings):
     sample_new_tokens: int = field(default=100, metadata={"help": "most tokens of an answer to each sample prompt"})
     num_rows: int = field(init=False, default=0)
 
-    def _check_tuning(self, what: str) -> None:
+    @classmethod
+    def identity_keys(cls) -> list[str]:
+        """Return the fields that decide the weights; a run folder is gone on with only by a config that shares them."""
+        return (
+            f"model_name_or_path model_revision {cls.BATCH_KEY} learning_rate lr_scheduler_type warmup_steps "
+            "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed "
+            f"{cls.OWN_IDENTITY} lora_r lora_alpha lora_dropout lora_targets use_dora"
+        ).split()
+
+    def _check_tuning(self) -> None:
         arguments: Any = self
         self._check_common()
         self._check_lora()
         check_attention(self.attn_implementation)
-        ensure(self.model_name_or_path, f"model_name_or_path: missing. Give the {what}: a folder or a Hub id.")
+        ensure(
+            self.model_name_or_path, f"model_name_or_path: missing. Give the {self.MODEL_KIND}: a folder or a Hub id."
+        )
         ensure(
             arguments.num_train_epochs > 0,
             f"num_train_epochs={arguments.num_train_epochs}: must be positive. 2 or 3 is usual.",
         )
 
-    def _refuse_other_context(self, key: str, prepared: int) -> None:
-        """Refuse a context beside rows that were prepared for another."""
-        context = getattr(self, "context", None)
+    def _take_context(self, prepared: int) -> None:
+        """Take over the context that the rows were prepared for, and refuse another one beside them."""
+        context, folder = getattr(self, "context", None), getattr(self, self.DATA_KEY)
         ensure(
             context in (None, prepared),
-            f"context={context}: {key}={getattr(self, key)} was prepared for {prepared} tokens. Leave context out, or "
+            f"context={context}: {self.DATA_KEY}={folder} was prepared for {prepared} tokens. Leave context out, or "
             "give inputs in its place.",
         )
+        self.context = prepared
+
+    def _ensure_data(self, verb: str, how: str) -> str:
+        """Return the folder of prepared rows; `how` says how to give one where there are no `inputs`."""
+        folder = getattr(self, self.DATA_KEY)
+        if getattr(self, "inputs", None):
+            how = f"`inputs` are prepared by `{verb}` before the ranks start, never by a rank. Give the folder it made."
+        ensure(folder, f"{self.DATA_KEY}: missing. {how}")
+        return str(folder)
 
     def _usual_rows_a_step(self, most: int) -> int:
         """Return a power of two that leaves an epoch enough steps, or the nearest that all ranks can share."""
@@ -197,9 +164,10 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
     of TRL's SFTConfig; defaults that differ from it are given below.
     """
 
+    MODEL_KIND, DATA_KEY, BATCH_KEY, OWN_IDENTITY = "base model", "conversations", "tokens_per_step", "packs"
     REFUSED_KEYS: ClassVar[dict[str, str]] = {
         **REFUSED_KEYS,
-        **TRL_REFUSED_KEYS,
+        **_TRL_REFUSED_KEYS,
         "packing_strategy": "whole conversations share rows (best-fit decreasing); none is cut.",
         "padding_free": "set packing.",
         "eval_packing": "held-out conversations are scored one by one.",
@@ -265,11 +233,10 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
         Raises:
             InputError: see the checks below; the library's own refusals are turned into one.
         """
-        self._check_tuning("base model")
+        self._check_tuning()
         ensure(self.final_answers >= 0, f"final_answers={self.final_answers}: must be 0 (none) or more.")
         manifest = self._manifest()
-        self._refuse_other_context("conversations", manifest["plan"]["context"])
-        self.context = manifest["plan"]["context"]
+        self._take_context(manifest["plan"]["context"])
         self.assistant_only_loss = manifest["plan"]["assistant_only_loss"]
         self._derive_batch(manifest)
         self._hand_over_to_trl(bool(manifest["validation"]["conversations"]))
@@ -280,16 +247,8 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
         Raises:
             InputError: there are none.
         """
-        ensure(
-            self.conversations,
-            "conversations: missing. Give the folder that `ttl conversations` wrote"
-            + (
-                "; `inputs` are prepared by `ttl sft` before the ranks start, never by a rank."
-                if self.inputs
-                else ", or `inputs` with `ttl sft`."
-            ),
-        )
-        return conversations_manifest(str(self.conversations))
+        how = "Give the folder that `ttl conversations` wrote, or `inputs` with `ttl sft`."
+        return conversations_manifest(self._ensure_data("ttl sft", how))
 
     def _count_rows(self) -> int:
         assert self.context is not None
@@ -333,12 +292,6 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
         return {**values, **{name: value for name, value in own.items() if name not in given}}
 
 
-def conversations_config_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Return those values of a tuning's config that say which conversations to prepare, and how."""
-    names = {item.name for item in fields(ConversationsConfig)} - {"output_dir"}
-    return {name: value for name, value in values.items() if name in names and value is not None}
-
-
 class SftConfigBeforeData(SftConfig):
     """The keys of `ttl sft` while its conversations are still `inputs`, to refuse what is wrong before they are read.
 
@@ -348,16 +301,11 @@ class SftConfigBeforeData(SftConfig):
     def _manifest(self) -> dict[str, Any]:
         plan = {"context": self.context, "assistant_only_loss": self.assistant_only_loss}
         assert self.context is not None
-        tokens = ROWS_BEFORE_DATA * self.context
+        tokens = _ROWS_BEFORE_DATA * self.context
         return {"plan": plan, "train": {"tokens": tokens}, "validation": {"conversations": 1}}
 
     def _count_rows(self) -> int:
-        return ROWS_BEFORE_DATA
-
-
-ensure_packages("sft", "trl", "peft", "datasets")
-
-_MOST_PAIRS_PER_STEP = 128  # SmolLM2's recipes for 135M and 360M (alignment-handbook, recipes/smollm2)
+        return _ROWS_BEFORE_DATA
 
 
 @dataclass
@@ -367,9 +315,10 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
     All other keys are those of TRL's DPOConfig; defaults that differ from it are given below.
     """
 
+    MODEL_KIND, DATA_KEY, BATCH_KEY, OWN_IDENTITY = "chat model", "preferences", "pairs_per_step", "beta"
     REFUSED_KEYS: ClassVar[dict[str, str]] = {
         **REFUSED_KEYS,
-        **TRL_REFUSED_KEYS,
+        **_TRL_REFUSED_KEYS,
         "padding_free": "pairs are padded.",
         "precompute_ref_log_probs": "the reference model is kept in memory, or is the base of the adapters.",
         "precompute_ref_batch_size": "the reference model is kept in memory, or is the base of the adapters.",
@@ -415,11 +364,10 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
         Raises:
             InputError: see the checks below; the library's own refusals are turned into one.
         """
-        self._check_tuning("chat model")
+        self._check_tuning()
         ensure(self.beta > 0, f"beta={self.beta}: must be positive. 0.1 to 0.5 is usual.")
         manifest = self._manifest()
-        self._refuse_other_context("preferences", manifest["plan"]["context"])
-        self.context = manifest["plan"]["context"]
+        self._take_context(manifest["plan"]["context"])
         self.num_rows = manifest["train"]["pairs"]
         self.pair_tokens = max(1, round(manifest["train"]["tokens"] / self.num_rows))
         pairs = self.pairs_per_step or self._usual_rows_a_step(_MOST_PAIRS_PER_STEP)
@@ -435,16 +383,7 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
         Raises:
             InputError: there are none.
         """
-        ensure(
-            self.preferences,
-            "preferences: missing. "
-            + (
-                "`inputs` are prepared by `ttl dpo` before the ranks start, never by a rank. Give the folder it made."
-                if self.inputs
-                else "Give `inputs` with `ttl dpo`."
-            ),
-        )
-        return preferences_manifest(str(self.preferences))
+        return preferences_manifest(self._ensure_data("ttl dpo", "Give `inputs` with `ttl dpo`."))
 
     @property
     def tokens_per_row(self) -> int:
@@ -467,11 +406,5 @@ class DpoConfigBeforeData(DpoConfig):
     """The keys of `ttl dpo` while its pairs are still `inputs`, to refuse what is wrong before they are read."""
 
     def _manifest(self) -> dict[str, Any]:
-        pairs = {"pairs": ROWS_BEFORE_DATA, "tokens": ROWS_BEFORE_DATA}
+        pairs = {"pairs": _ROWS_BEFORE_DATA, "tokens": _ROWS_BEFORE_DATA}
         return {"plan": {"context": self.context}, "train": pairs, "validation": {"pairs": 1}}
-
-
-def preferences_config_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Return those values of a tuning's config that say which pairs to prepare, and how."""
-    names = {item.name for item in fields(PreferencesConfig)} - {"output_dir"}
-    return {name: value for name, value in values.items() if name in names and value is not None}

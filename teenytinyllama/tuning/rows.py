@@ -1,18 +1,17 @@
-"""Rows of conversations: several share one, each with positions of its own, so that none sees another.
+"""Rows of a tuning: what it is trained on, and the held-out answers and pairs of answers that it is scored by.
+
+Several conversations share a row, each with positions of its own, so that none sees another:
 
     input_ids     s q q a a e s q a e p p      s, e: <s>, </s>; q: question, a: answer, p: padding
     labels        . . . a a e . . a e . .      . is not learnt
     position_ids  0 1 2 3 4 5 0 1 2 3 0 1      a 0 begins a new text
 
 transformers builds the mask from the position ids as long as there is no attention mask (`create_causal_mask`,
-`find_packed_sequence_indices`, transformers 5.23). `leaks` tries it before training.
-
-Whether conversations that share a row see each other: tried on the model itself before it is trained.
-
-Held-out pairs of answers: how often, and by how much, the tuned model prefers the chosen one.
+`find_packed_sequence_indices`, transformers 5.23). `check_no_leaks` tries it on the model itself before training.
 """
 
 import functools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +154,121 @@ def check_no_leaks(model: "PreTrainedModel", attention: str, flatten: bool) -> N
         f"packing=true: with attn_implementation={attention}, this {model.config.model_type} lets conversations in one "
         f"row see each other (hidden states move by {leak:.2g}). Set attn_implementation: sdpa, or packing: false.",
     )
+
+
+class HeldOutAnswers(TorchDataset[dict[str, NDArray[np.int64]]]):
+    """A map-style dataset of held-out conversations, one a row, the longest first, with labels for what is scored.
+
+    What is scored is what is learnt: the answers with their end tokens or, where questions are learnt too, everything
+    but the first token. Bits per byte divide by the bytes of those texts, and so compare tokenizers; end tokens cost
+    bits but have no bytes.
+    """
+
+    def __init__(self, folder: Path, assistant_only: bool, max_tokens: int | None = None, seed: int = 0) -> None:
+        """Read the validation split of a folder of conversations.
+
+        Args:
+            folder: made by `data.conversations`.
+            assistant_only: whether answers alone are learnt.
+            max_tokens: use conversations, drawn by `seed`, of so many tokens in all; None: all of them.
+            seed: of that draw, so that every evaluation of a run scores the same ones.
+        """
+        import pyarrow.parquet
+        from pyarrow.compute import list_value_length
+
+        table = pyarrow.parquet.read_table(folder / "validation.parquet")
+        order = np.random.default_rng(seed).permutation(table.num_rows)
+        if max_tokens is not None and table.num_rows:
+            cumulated = np.cumsum(list_value_length(table["input_ids"]).to_numpy()[order])
+            order = order[: max(1, int(np.searchsorted(cumulated, max_tokens, side="right")))]
+        self.rows = sorted(table.take(order).to_pylist(), key=lambda row: -len(row["input_ids"]))
+        self.num_bytes = [
+            sum(
+                len(message["content"].encode())
+                for message in row["messages"]
+                if (not assistant_only or message["role"] == "assistant") and message.get("weight") != 0
+            )
+            for row in self.rows
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, NDArray[np.int64]]:
+        row = self.rows[index]
+        return {name: np.array(row[name], dtype=np.int64) for name in ("input_ids", "labels")}
+
+    def summarise(self, nats_and_tokens: NDArray[Any]) -> dict[str, Any]:
+        """Return bits per byte, perplexity and counts, overall and per source.
+
+        Args:
+            nats_and_tokens: (conversations, 2), for each in the dataset's order the summed negative log likelihood in
+                nats and the number of scored tokens.
+        """
+        assert len(nats_and_tokens) == len(self.rows), "a held-out conversation was dropped or scored twice"
+        sources: dict[str, list[int]] = {}
+        for place, row in enumerate(self.rows):
+            sources.setdefault(row["source"], []).append(place)
+        scores = np.asarray(nats_and_tokens, dtype=np.float64)
+        sizes = np.array(self.num_bytes)
+        return {
+            **_figures(scores, sizes),
+            "per_source": {name: _figures(scores[places], sizes[places]) for name, places in sorted(sources.items())},
+        }
+
+
+def _figures(scores: NDArray[Any], num_bytes: NDArray[Any]) -> dict[str, float | int]:
+    nats, tokens, total_bytes = float(scores[:, 0].sum()), int(scores[:, 1].sum()), int(num_bytes.sum())
+    per_token = nats / max(tokens, 1)
+    return {
+        "bits_per_byte": nats / math.log(2) / max(total_bytes, 1),
+        "perplexity": math.exp(min(per_token, 700.0)),  # nats, so base e; exp(709) is the largest double
+        "nats_per_token": per_token,
+        "scored_tokens": tokens,
+        "scored_bytes": total_bytes,
+        "conversations": len(num_bytes),
+    }
+
+
+class AnswerEvaluation:
+    """The Trainer's `compute_metrics` for one set of held-out conversations; `last` keeps the newest full summary."""
+
+    plot_key, plot_label = "bits_per_byte", "held-out answers, bits per byte"
+
+    def __init__(self, answers: HeldOutAnswers) -> None:
+        """Score these conversations."""
+        self.answers = answers
+        self.last: dict[str, Any] | None = None
+        self.last_step = -1  # set by the metrics callback
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the flat figures; the per-source ones are in `last`."""
+        self.last = self.answers.summarise(np.asarray(prediction.predictions))
+        return {name: self.last[name] for name in ("bits_per_byte", "perplexity", "nats_per_token")}
+
+    def describe(self) -> str:
+        """Return the newest summary as a line."""
+        assert self.last is not None
+        return (
+            f"answers {self.last['nats_per_token']:.4f} nats per token  "
+            f"{self.last['bits_per_byte']:.4f} bits per byte  ({self.last['conversations']} conversations)"
+        )
+
+
+def frequency_entropy(train: NDArray[Any], held_out: NDArray[Any], vocab_size: int) -> float:
+    """Return the nats per token of a model that knows nothing but how frequent each token is.
+
+    The cross-entropy of held-out labels under the training labels' frequencies, with one added to each count (Laplace).
+    Whoever has learnt the language predicts better than this.
+
+    Args:
+        train: labels of the training split; ignored ones are left out here.
+        held_out: labels that are predicted.
+        vocab_size: entries of the vocabulary.
+    """
+    counts = np.bincount(train[train != IGNORED], minlength=vocab_size) + 1.0
+    log_share = np.log(counts / counts.sum())
+    return float(-log_share[held_out[held_out != IGNORED]].mean())
 
 
 class HeldOutPairs(TorchDataset[dict[str, list[int]]]):

@@ -15,16 +15,14 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..chat.generation import Sampling
-from ..checks import InputError, MissingPackageError, ensure
+from ..checks import InputError, ensure
+from .generation import Sampling
 from .talk import WRITING, Match, SearchIndex, Session, Speaker, View, accept, begin_again, fail, stop
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7860
-PACKAGES = {"gradio": "gradio", "sklearn": "scikit-learn"}  # module: distribution
 
 
 @dataclass
@@ -62,10 +60,6 @@ class AppConfig(Sampling):
             "Leave them out.",
         )
 
-    def sampling(self) -> Sampling:
-        """Return the sampling that the page's controls begin with."""
-        return Sampling(**{name: getattr(self, name) for name in Sampling.__dataclass_fields__})
-
 
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach a server on this address."""
@@ -75,19 +69,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name: who can reach it is unknown
         return False
-
-
-def check_packages() -> None:
-    """Check that the extra is installed, without importing it.
-
-    Raises:
-        MissingPackageError: it is not; the message has the pip line.
-    """
-    missing = [distribution for module, distribution in PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise MissingPackageError(
-            f"ttl app: needs {' and '.join(missing)}, which is not installed. Run: pip install 'teenytinyllama[app]'"
-        )
 
 
 def check_address(host: str, port: int) -> None:

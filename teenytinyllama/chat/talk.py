@@ -12,12 +12,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from ..chat.generation import Chat, Reply, Sampling
 from ..checks import InputError, ensure
 from ..data.input_files import RECORD_SUFFIXES, SAMPLE, resolve_files
 from ..data.instructions import DUPLICATE, SPLITS, Counts, read_conversations
 from ..data.readers import read_records
 from ..data.sample import sample_conversations
+from .generation import Chat, Reply, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -212,7 +212,7 @@ SMALLEST_PERCENT = 5.0  # below, texts share little more than "de" and "que"
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnsweredQuestion:
     """A question and its answer in the instruction data, and the source they count under."""
 
     question: str
@@ -231,11 +231,11 @@ class Match:
     """
 
     percent: float
-    pair: Pair
+    pair: AnsweredQuestion
     others: int
 
 
-def read_pairs(inputs: list[str]) -> tuple[list[Pair], Counter[str]]:
+def read_pairs(inputs: list[str]) -> tuple[list[AnsweredQuestion], Counter[str]]:
     """Return every question with its answer, and how many rows are left out, by reason.
 
     Args:
@@ -248,7 +248,7 @@ def read_pairs(inputs: list[str]) -> tuple[list[Pair], Counter[str]]:
     pairs = []
     for _, conversation, _ in read_conversations(_rows(inputs), counts, validation_fraction=0.0):
         turns = [message["content"] for message in conversation.messages if message["role"] != "system"]
-        pairs += [Pair(turns[i], turns[i + 1], conversation.source) for i in range(0, len(turns), 2)]
+        pairs += [AnsweredQuestion(turns[i], turns[i + 1], conversation.source) for i in range(0, len(turns), 2)]
     reasons = "; ".join(
         f"{n:,} x {reason}, first {counts.first_dropped[reason]}" for reason, n in counts.dropped.items()
     )
@@ -274,7 +274,7 @@ def _rows(inputs: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
 class SearchIndex:
     """Finds the pairs whose answers, or whose questions, are most similar to a text."""
 
-    def __init__(self, pairs: Iterable[Pair]) -> None:
+    def __init__(self, pairs: Iterable[AnsweredQuestion]) -> None:
         """Index the pairs; equal texts are indexed once."""
         self.pairs = list(pairs)
         self._sides: dict[Side, _SideIndex] = {

@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure
+from ..checks import InputError, ensure, ensure_packages
 from ..data.input_files import RECORD_SUFFIXES, SAMPLE, SourceFile, resolve_files
 from ..model_files import PUBLISHED_MODELS
 from ..models import from_pretrained, place_for_answers
 from ..stage_folder import __version__
-from .page import AppConfig, check_address, check_packages, is_loopback
+from .page import AppConfig, build_page, check_address, is_loopback, launch_arguments
 from .talk import SearchIndex, Speaker, read_pairs
 
 DATA_FOLDER = "instructions"
@@ -24,8 +24,8 @@ _ELSEWHERE = {"host", "port", "space_dir", "instructions"}  # said by app.py its
 
 _APP = '''"""A page to talk with {model}; made by `ttl app --space_dir` of teenytinyllama {version}."""
 
-from teenytinyllama.app.config import AppConfig
-from teenytinyllama.app.serve import run_app
+from teenytinyllama.chat.page import AppConfig
+from teenytinyllama.chat.space import run_app
 
 raise SystemExit(run_app({model!r}, AppConfig({arguments})))
 '''
@@ -160,7 +160,7 @@ def run_app(model: str, config: AppConfig) -> int:
         InputError: no such model, bad instruction data, or an address that cannot be served on.
         MissingPackageError: the extra `app` is not installed.
     """
-    check_packages()
+    ensure_packages("app", "gradio", "sklearn")
     if config.space_dir:
         folder = write_space(model, config)
         print(f"{folder} is a Space. Look at it, then: hf upload --repo-type space owner/name {folder}")
@@ -179,8 +179,6 @@ def run_app(model: str, config: AppConfig) -> int:
     )
     if not is_loopback(config.host):
         print(f"warning: host={config.host}: anyone in the network can use this page.")
-    from .page import build_page, launch_arguments
-
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
     page: Any = build_page(speaker, _title(model), config, index)
     print(f"http://{config.host}:{config.port}  (Ctrl-C ends)", flush=True)

@@ -1,1 +1,0 @@
-"""`ttl app`: a page to talk with a model and to see how near its answers lie to the instruction data."""
