@@ -37,10 +37,10 @@ from ..stage_folder import (
 )
 from ..supervision import stopped_by_signals
 from .config import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
-from .local_data import CLOZE, MissingDataError, TaskRows
+from .local_data import CLOZE, BenchmarkRows, MissingDataError
 from .parts import (
-    Part,
-    Stop,
+    EvaluatedModel,
+    MeasuredTask,
     list_stops,
     make_part,
     part_path,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 def tasks_with_data(
     tasks: list[BenchmarkTask], config: EvaluateConfig, missing: dict[str, str]
-) -> Iterator[tuple[BenchmarkTask, TaskRows]]:
+) -> Iterator[tuple[BenchmarkTask, BenchmarkRows]]:
     """Yield the tasks whose data is there, and put the others into `missing`; all of it is read and checked.
 
     Raises:
@@ -90,7 +90,7 @@ def tasks_with_data(
         yield task, rows
 
 
-def _check_differences(task: BenchmarkTask, rows: TaskRows) -> None:
+def _check_differences(task: BenchmarkTask, rows: BenchmarkRows) -> None:
     """Refuse questions that all have one right answer, where telling classes or degrees apart is the task.
 
     Raises:
@@ -167,8 +167,8 @@ class _Work:
 
     config: EvaluateConfig
     folder: Path
-    stops: list[Stop]
-    tasks: list[tuple[BenchmarkTask, TaskRows]]
+    stops: list[EvaluatedModel]
+    tasks: list[tuple[BenchmarkTask, BenchmarkRows]]
     text: "HeldOutText | None"
     cloze_file: Path | None
 
@@ -254,7 +254,7 @@ def _check_same_model(folder: Path, name_or_path: str) -> None:
 
 
 def _load(
-    config: EvaluateConfig, stop: Stop, device: "torch.device"
+    config: EvaluateConfig, stop: EvaluatedModel, device: "torch.device"
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
     """Return a model in the precision that is asked for, its tokenizer, and the fingerprint of its weights as saved."""
     from transformers.utils import logging as transformers_logging
@@ -276,7 +276,7 @@ def _load(
 
 def _measure(
     work: _Work,
-    stop: Stop,
+    stop: EvaluatedModel,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     model_hash: str,
@@ -307,7 +307,7 @@ def _yaml_files(task: BenchmarkTask) -> list[Path]:
     return [TASKS_FOLDER / f"{name}.yaml" for name in dict.fromkeys(names)]
 
 
-def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash: str) -> None:
+def _measure_text(work: _Work, stop: EvaluatedModel, model: "PreTrainedModel", model_hash: str) -> None:
     from .held_out import language_modeling_measures
 
     config, text = work.config, work.text
@@ -320,7 +320,7 @@ def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash:
         measures = language_modeling_measures(model, text, config.batch_size, *settings)
         measures = [replace(measure, step=stop.step, tokens=stop.tokens) for measure in measures]
         if is_main_process():
-            write_part(path, Part(identity, [], [asdict(measure) for measure in measures], weights=model_hash))
+            write_part(path, MeasuredTask(identity, [], [asdict(measure) for measure in measures], weights=model_hash))
 
 
 def _write_results(work: _Work, missing: dict[str, str], weights: dict[int | None, str]) -> None:
@@ -347,7 +347,7 @@ def _write_results(work: _Work, missing: dict[str, str], weights: dict[int | Non
     StageFolder(work.folder, "evaluate", "evaluation").finish(content)
 
 
-def _collect(parts: list[tuple[Path, Part]]) -> tuple[list[Score], list[Measure]]:
+def _collect(parts: list[tuple[Path, MeasuredTask]]) -> tuple[list[Score], list[Measure]]:
     """Return all scores and measures of some parts, in the order of the suites and steps.
 
     A task counts in each of its suites. The final model comes before the checkpoints.
@@ -355,7 +355,7 @@ def _collect(parts: list[tuple[Path, Part]]) -> tuple[list[Score], list[Measure]
     scores, measures = [], []
     order = {name: number for number, name in enumerate((_HELD_OUT, *TASKS))}
 
-    def place(found: tuple[Path, Part]) -> tuple[int, int]:
+    def place(found: tuple[Path, MeasuredTask]) -> tuple[int, int]:
         step = step_of_part(found[0])
         return order.get(found[0].stem, 99), -1 if step is None else step
 
