@@ -726,7 +726,7 @@ def test_a_folder_with_the_evaluation_of_another_model_is_refused(
 def test_a_signal_ends_an_evaluation_that_goes_on(
     model_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    def stop(path: Path, part: parts.Part) -> None:
+    def stop(path: Path, part: parts.MeasuredTask) -> None:
         write_part(path, part)
         os.kill(os.getpid(), number)
 

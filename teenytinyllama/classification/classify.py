@@ -32,7 +32,7 @@ from ..supervision import stopped_by_signals
 from ..training.saving import ENVIRONMENT_NAME, check_run_folder, lock_run_folder
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
 from .finetune import METRICS, Summary, item_error, majority_scores, score, summarise
-from .labelled_rows import CUT_RULE, Example, Splits, TaskRows, complete_splits, read_task
+from .labelled_rows import CUT_RULE, Example, LabelledRows, Splits, complete_splits, read_task
 from .model import Base, Encoded, Framing, choose_length, describe_framing, encode, frame, load_base
 
 TABLE_NAME = "classification.md"
@@ -48,7 +48,7 @@ class ClassifyPlan:
     """What was checked before anything is trained."""
 
     task: Task
-    found: TaskRows
+    found: LabelledRows
     splits: Splits
     base: Base
     framing: Framing

@@ -46,7 +46,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class TaskRows:
+class LabelledRows:
     """The rows of a task as they were found.
 
     Attributes:
@@ -64,7 +64,7 @@ class TaskRows:
     hashes: dict[str, str]
 
 
-def read_task(task: Task, config: ClassifyConfig) -> TaskRows:
+def read_task(task: Task, config: ClassifyConfig) -> LabelledRows:
     """Return the checked rows of a task.
 
     Raises:
@@ -87,7 +87,7 @@ def read_task(task: Task, config: ClassifyConfig) -> TaskRows:
     }
     dataset = task.dataset_id if revision else ", ".join(file.name for found in files.values() for file in found)
     hashes = hash_files([file for found in files.values() for file in found])
-    return TaskRows(splits, labels, dataset, revision, hashes)
+    return LabelledRows(splits, labels, dataset, revision, hashes)
 
 
 def _local_files(config: ClassifyConfig) -> dict[str, list[SourceFile]]:

@@ -35,7 +35,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Part:
+class DataSplit:
     """Some rows of a dataset: a split on the Hub, or a local file by its name without suffix, the best first."""
 
     split: str
@@ -53,7 +53,7 @@ class Shots:
         held_back: ids that are no questions either, because the benchmark keeps them for examples.
     """
 
-    part: Part
+    part: DataSplit
     column: str | None = None
     ids: tuple[Hashable, ...] = ()
     held_back: tuple[Hashable, ...] = ()
@@ -89,7 +89,7 @@ class Source:
     """
 
     dataset_id: str | None
-    test: Part
+    test: DataSplit
     columns: dict[str, Column]
     canonical: Callable[[Row], Row | None]
     config: str | None = None
@@ -136,15 +136,15 @@ _BENCHMARK = "eduagarcia/portuguese_benchmark"
 SOURCES: dict[str, Source] = {
     "arc": Source(
         "alexandrainst/m_arc",
-        Part("test", ("arc_pt_test",)),
+        DataSplit("test", ("arc_pt_test",)),
         _lettered(LETTERS),
         rows.arc,
         config="pt",
-        shots=Shots(Part("train", ("arc_pt_train",))),
+        shots=Shots(DataSplit("train", ("arc_pt_train",))),
     ),
     "hellaswag": Source(
         "alexandrainst/m_hellaswag",
-        Part("val", ("hellaswag_pt_val", "hellaswag_pt_validation", "hellaswag_pt")),
+        DataSplit("val", ("hellaswag_pt_val", "hellaswag_pt_validation", "hellaswag_pt")),
         {"activity_label": _TEXT, "ctx_a": _TEXT, "ctx_b": Column(optional=True), "endings": Column("texts"),
          "label": Column(allowed=("0", "1", "2", "3", 0, 1, 2, 3))},
         rows.hellaswag,
@@ -152,90 +152,90 @@ SOURCES: dict[str, Source] = {
     ),
     "mmlu": Source(
         "alexandrainst/m_mmlu",
-        Part("test", ("mmlu_pt_test", "mmlu_pt_val")),
+        DataSplit("test", ("mmlu_pt_test", "mmlu_pt_val")),
         _lettered("ABCD"),
         rows.mmlu,
         config="pt",
-        shots=Shots(Part("train", ("mmlu_pt_dev", "mmlu_pt_train"))),
+        shots=Shots(DataSplit("train", ("mmlu_pt_dev", "mmlu_pt_train"))),
     ),
     "truthfulqa": Source(
         "alexandrainst/m_truthfulqa",
-        Part("val", ("truthfulqa_pt", "truthfulqa_pt_val")),
+        DataSplit("val", ("truthfulqa_pt", "truthfulqa_pt_val")),
         {"question": _TEXT, "mc2_targets_choices": Column("texts"), "mc2_targets_labels": Column("list")},
         rows.truthfulqa,
         config="pt",
     ),
     "enem": Source(
         "eduagarcia/enem_challenge",
-        Part("train", ("enem_challenge", "enem", "enem_2022")),
+        DataSplit("train", ("enem_challenge", "enem", "enem_2022")),
         _EXAM,
         rows.exam,
-        shots=Shots(Part("train", ("enem_challenge", "enem", "enem_2022")), "id", _ENEM_SHOTS, _ENEM_SHOTS),
+        shots=Shots(DataSplit("train", ("enem_challenge", "enem", "enem_2022")), "id", _ENEM_SHOTS, _ENEM_SHOTS),
         layouts=(_ENEM_RECORD,),
     ),
     "bluex": Source(
         "eduagarcia-temp/BLUEX_without_images",
-        Part("train", ("bluex",)),
+        DataSplit("train", ("bluex",)),
         _EXAM,
         rows.exam,
-        shots=Shots(Part("train", ("bluex",)), "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS),
+        shots=Shots(DataSplit("train", ("bluex",)), "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS),
     ),
     "oab": Source(
         "eduagarcia/oab_exams",
-        Part("train", ("oab_exams", "oab")),
+        DataSplit("train", ("oab_exams", "oab")),
         _EXAM,
         functools.partial(rows.exam, letters="ABCD"),
-        shots=Shots(Part("train", ("oab_exams", "oab")), "id", _OAB_SHOTS[:3], _OAB_SHOTS),
+        shots=Shots(DataSplit("train", ("oab_exams", "oab")), "id", _OAB_SHOTS[:3], _OAB_SHOTS),
     ),
     "assin2": Source(
         "nilc-nlp/assin2",
-        Part("test", ("assin2_test",)),
+        DataSplit("test", ("assin2_test",)),
         {"sentence_pair_id": _NUMBER, "premise": _TEXT, "hypothesis": _TEXT, "relatedness_score": _NUMBER,
          "entailment_judgment": _LABEL},
         rows.pair,
-        shots=Shots(Part("train", ("assin2_train",)), "sentence_pair_id", _ASSIN2_SHOTS),
+        shots=Shots(DataSplit("train", ("assin2_train",)), "sentence_pair_id", _ASSIN2_SHOTS),
     ),
     "faquad_nli": Source(
         "ruanchaves/faquad-nli",
-        Part("test", ("faquad_nli_test",)),
+        DataSplit("test", ("faquad_nli_test",)),
         {"question": _TEXT, "answer": _TEXT, "label": _LABEL},
         rows.answered_question,
-        shots=Shots(Part("train", ("faquad_nli_train",)), None, _FAQUAD_SHOTS),
+        shots=Shots(DataSplit("train", ("faquad_nli_train",)), None, _FAQUAD_SHOTS),
     ),
     "hatebr": Source(
         _BENCHMARK,
-        Part("test", ("hatebr_offensive_test", "hatebr_test", "hatebr")),
+        DataSplit("test", ("hatebr_offensive_test", "hatebr_test", "hatebr")),
         _SENTENCES,
         rows.yes_or_no,
         config="HateBR_offensive_binary",
-        shots=Shots(Part("train", ("hatebr_offensive_train", "hatebr_train", "hatebr")), "idx", _HATEBR_SHOTS),
+        shots=Shots(DataSplit("train", ("hatebr_offensive_train", "hatebr_train", "hatebr")), "idx", _HATEBR_SHOTS),
         layouts=(_HATEBR_FILE,),
         shuffled_stems=("hatebr",),
     ),
     "hate_speech": Source(
         _BENCHMARK,
-        Part("test", ("portuguese_hate_speech_test",)),
+        DataSplit("test", ("portuguese_hate_speech_test",)),
         _SENTENCES,
         rows.yes_or_no,
         config="Portuguese_Hate_Speech_binary",
-        shots=Shots(Part("train", ("portuguese_hate_speech_train",)), "idx", _HATE_SPEECH_SHOTS),
+        shots=Shots(DataSplit("train", ("portuguese_hate_speech_train",)), "idx", _HATE_SPEECH_SHOTS),
     ),
     "tweetsentbr": Source(
         "eduagarcia/tweetsentbr_fewshot",
-        Part("test", ("tweetsentbr_test",)),
+        DataSplit("test", ("tweetsentbr_test",)),
         {"sentence": _TEXT, "label": Column(allowed=tuple(SENTIMENTS))},
         rows.sentiment,
-        shots=Shots(Part("train", ("tweetsentbr_train",))),
+        shots=Shots(DataSplit("train", ("tweetsentbr_train",))),
     ),
     "calame": Source(
         "NOVA-vision-language/calame-pt",
-        Part("train", ("calame_pt", "calame", "calamept_all")),
+        DataSplit("train", ("calame_pt", "calame", "calamept_all")),
         _WORDS,
         rows.last_word,
         files="calamept_all.jsonl",
     ),
     "lambada": Source(
-        "TucanoBR/lambada-pt", Part("train", ("lambada_pt", "lambada")), _WORDS, rows.last_word
+        "TucanoBR/lambada-pt", DataSplit("train", ("lambada_pt", "lambada")), _WORDS, rows.last_word
     ),
-    "cloze": Source(None, Part("held out", ("cloze",)), _WORDS, rows.last_word),
+    "cloze": Source(None, DataSplit("held out", ("cloze",)), _WORDS, rows.last_word),
 }  # fmt: skip

@@ -21,11 +21,11 @@ from ..models import without_cudnn_attention
 from ..stage_folder import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
 from ..supervision import stopped_by_signals
 from .config import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
-from .local_data import CLOZE, MissingDataError, TaskRows
+from .local_data import CLOZE, BenchmarkRows, MissingDataError
 from .parts import (
     PARTS_FOLDER,
-    Part,
-    Stop,
+    EvaluatedModel,
+    MeasuredTask,
     list_stops,
     make_part,
     part_path,
@@ -55,7 +55,7 @@ CLOZE_NAME = "cloze.jsonl"
 
 def tasks_with_data(
     tasks: list[BenchmarkTask], config: EvaluateConfig, missing: dict[str, str]
-) -> Iterator[tuple[BenchmarkTask, TaskRows]]:
+) -> Iterator[tuple[BenchmarkTask, BenchmarkRows]]:
     """Yield the tasks whose data is there, and put the others into `missing`; all of it is read and checked.
 
     Raises:
@@ -78,7 +78,7 @@ def tasks_with_data(
         yield task, rows
 
 
-def _check_differences(task: BenchmarkTask, rows: TaskRows) -> None:
+def _check_differences(task: BenchmarkTask, rows: BenchmarkRows) -> None:
     """Refuse questions that all have one right answer, where telling classes or degrees apart is the task.
 
     Raises:
@@ -156,8 +156,8 @@ class _Work:
 
     config: EvaluateConfig
     folder: Path
-    stops: list[Stop]
-    tasks: list[tuple[BenchmarkTask, TaskRows]]
+    stops: list[EvaluatedModel]
+    tasks: list[tuple[BenchmarkTask, BenchmarkRows]]
     text: "HeldOutText | None"
     cloze_file: Path | None
 
@@ -246,7 +246,7 @@ def _check_same_model(folder: Path, name_or_path: str) -> None:
 
 
 def _load(
-    config: EvaluateConfig, stop: Stop, device: "torch.device"
+    config: EvaluateConfig, stop: EvaluatedModel, device: "torch.device"
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, str]":
     """Return a model in the precision that is asked for, its tokenizer, and the fingerprint of its weights as saved."""
     from transformers.utils import logging as transformers_logging
@@ -268,7 +268,7 @@ def _load(
 
 def _measure(
     work: _Work,
-    stop: Stop,
+    stop: EvaluatedModel,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     model_hash: str,
@@ -299,7 +299,7 @@ def _yaml_files(task: BenchmarkTask) -> list[Path]:
     return [TASKS_FOLDER / f"{name}.yaml" for name in dict.fromkeys(names)]
 
 
-def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash: str) -> None:
+def _measure_text(work: _Work, stop: EvaluatedModel, model: "PreTrainedModel", model_hash: str) -> None:
     from .held_out import language_modeling_measures
 
     config, text = work.config, work.text
@@ -312,7 +312,7 @@ def _measure_text(work: _Work, stop: Stop, model: "PreTrainedModel", model_hash:
         measures = language_modeling_measures(model, text, config.batch_size, *settings)
         measures = [replace(measure, step=stop.step, tokens=stop.tokens) for measure in measures]
         if is_main_process():
-            write_part(path, Part(identity, [], [asdict(measure) for measure in measures], weights=model_hash))
+            write_part(path, MeasuredTask(identity, [], [asdict(measure) for measure in measures], weights=model_hash))
 
 
 def _write_results(work: _Work, missing: dict[str, str], weights: dict[int | None, str]) -> None:
@@ -339,7 +339,7 @@ def _write_results(work: _Work, missing: dict[str, str], weights: dict[int | Non
     write_manifest(work.folder, "evaluate", content)
 
 
-def _collect(parts: list[tuple[Path, Part]]) -> tuple[list[Score], list[Measure]]:
+def _collect(parts: list[tuple[Path, MeasuredTask]]) -> tuple[list[Score], list[Measure]]:
     """Return all scores and measures of some parts, in the order of the suites and steps.
 
     A task counts in each of its suites. The final model comes before the checkpoints.
@@ -347,7 +347,7 @@ def _collect(parts: list[tuple[Path, Part]]) -> tuple[list[Score], list[Measure]
     scores, measures = [], []
     order = {name: number for number, name in enumerate((_HELD_OUT, *TASKS))}
 
-    def place(found: tuple[Path, Part]) -> tuple[int, int]:
+    def place(found: tuple[Path, MeasuredTask]) -> tuple[int, int]:
         step = step_of_part(found[0])
         return order.get(found[0].stem, 99), -1 if step is None else step
 

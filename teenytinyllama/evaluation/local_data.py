@@ -12,7 +12,7 @@ from ..checks import InputError, ensure, hub_errors
 from ..data.input_files import RECORD_SUFFIXES
 from ..data.readers import read_records
 from .benchmark_rows import BadRowError, Row, count_repeats, has_twin, letter_of, question_key
-from .benchmark_sources import SOURCES, Column, Layout, Part, Shots, Source
+from .benchmark_sources import SOURCES, Column, DataSplit, Layout, Shots, Source
 
 _SHUFFLE_SEED = 0
 _PARQUET_COPY = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet
@@ -30,7 +30,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class TaskRows:
+class BenchmarkRows:
     """Questions and solved examples in canonical form, in a fixed order.
 
     Attributes:
@@ -63,7 +63,7 @@ class MissingDataError(InputError):
 
 
 @functools.lru_cache(maxsize=64)
-def load_rows(name: str, data_dir: str | None, cloze_file: str | None = None, with_shots: bool = True) -> TaskRows:
+def load_rows(name: str, data_dir: str | None, cloze_file: str | None = None, with_shots: bool = True) -> BenchmarkRows:
     """Return the rows of a source.
 
     Args:
@@ -106,7 +106,7 @@ def load_rows(name: str, data_dir: str | None, cloze_file: str | None = None, wi
     questions = _canonical(source.canonical, test, place)
     ensure(questions, f"{place}: holds no question that can be used. Give a file with rows.")
     examples = _canonical(source.canonical, shots, shots_place)
-    return TaskRows(questions, examples, origin, left_out + len(test) - len(questions))
+    return BenchmarkRows(questions, examples, origin, left_out + len(test) - len(questions))
 
 
 def _canonical(convert: Callable[[Row], Row | None], rows: list[Row], place: str) -> list[Row]:
@@ -126,7 +126,7 @@ def _canonical(convert: Callable[[Row], Row | None], rows: list[Row], place: str
     return found
 
 
-def _find(data_dir: str, part: Part) -> Path:
+def _find(data_dir: str, part: DataSplit) -> Path:
     for stem in part.stems:
         for suffix in RECORD_SUFFIXES:
             path = Path(data_dir) / f"{stem}{suffix}"
@@ -260,7 +260,7 @@ def _wanted(column: Column) -> str:
     return names[column.kind]
 
 
-def _read_hub(source: Source, part: Part) -> tuple[list[Row], Origin]:
+def _read_hub(source: Source, part: DataSplit) -> tuple[list[Row], Origin]:
     """Return the rows of a Hub dataset's split, and the commit that they are of; the cache does without the network.
 
     The parquet copy that the Hub keeps of every dataset is read, because some of them are made by a script otherwise,

@@ -15,7 +15,7 @@ from ..model_files import ADAPTER_CONFIG_NAME, PUBLISHED_MODELS
 from ..stage_folder import sha256_json, write_json
 from .benchmark_rows import Line, best_line, questions_sha256, trivial_lines
 from .config import BenchmarkTask, EvaluateConfig
-from .local_data import CLOZE, TaskRows, load_rows
+from .local_data import CLOZE, BenchmarkRows, load_rows
 from .results import Score
 from .scoring import Measure
 
@@ -31,7 +31,7 @@ _METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class Stop:
+class EvaluatedModel:
     """One model on the way.
 
     Attributes:
@@ -49,13 +49,13 @@ class Stop:
     kwh: float | None = None
 
 
-def list_stops(name_or_path: str, revision: str | None, checkpoints: bool) -> list[Stop]:
+def list_stops(name_or_path: str, revision: str | None, checkpoints: bool) -> list[EvaluatedModel]:
     """Return the models to evaluate, by step, the final one last.
 
     Raises:
         InputError: checkpoints are asked for and there are none.
     """
-    final = Stop(name_or_path, revision)
+    final = EvaluatedModel(name_or_path, revision)
     if not checkpoints:
         return [final]
     folder = Path(name_or_path).expanduser()
@@ -69,14 +69,14 @@ def list_stops(name_or_path: str, revision: str | None, checkpoints: bool) -> li
     return [*sorted(stops, key=lambda stop: stop.step or 0), *([final] if has_final else [])]
 
 
-def _folder_stops(folder: Path) -> list[Stop]:
+def _folder_stops(folder: Path) -> list[EvaluatedModel]:
     seen = _progress(folder)
     stops = []
     for path in folder.glob("checkpoint-*"):
         match = _CHECKPOINT.fullmatch(path.name)
         if match and (path / _COMPLETE).is_file():
             step = int(match[1])
-            stops.append(Stop(str(path), step=step, tokens=seen.get(step, (None, None))[0],
+            stops.append(EvaluatedModel(str(path), step=step, tokens=seen.get(step, (None, None))[0],
                               kwh=seen.get(step, (None, None))[1]))  # fmt: skip
     return stops
 
@@ -106,7 +106,7 @@ def _progress(folder: Path) -> dict[int, tuple[int | None, float | None]]:
     return found
 
 
-def _branch_stops(name_or_path: str) -> list[Stop]:
+def _branch_stops(name_or_path: str) -> list[EvaluatedModel]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
@@ -120,7 +120,9 @@ def _branch_stops(name_or_path: str) -> list[Stop]:
             f"checkpoints: the branches of {repository} cannot be listed: {type(error).__name__}. Check the name and "
             "the network, or give one branch with --revision."
         ) from error
-    return [Stop(name_or_path, name, int(match[1])) for name in branches if (match := _BRANCH.fullmatch(name))]
+    return [
+        EvaluatedModel(name_or_path, name, int(match[1])) for name in branches if (match := _BRANCH.fullmatch(name))
+    ]
 
 
 def precision_name(model: "PreTrainedModel") -> str | None:
@@ -145,7 +147,7 @@ PARTS_FOLDER = "parts"
 
 
 @dataclass(frozen=True)
-class Part:
+class MeasuredTask:
     """What one task of one model gave.
 
     Attributes:
@@ -167,7 +169,7 @@ class Part:
     limited: bool = False
 
 
-def part_path(folder: Path, stop: Stop, task: str) -> Path:
+def part_path(folder: Path, stop: EvaluatedModel, task: str) -> Path:
     """Return the file of a task and a model."""
     return folder / PARTS_FOLDER / ("final" if stop.step is None else f"step{stop.step}") / f"{task}.json"
 
@@ -178,22 +180,22 @@ def step_of_part(path: Path) -> int | None:
     return None if name == "final" else int(name.removeprefix("step"))
 
 
-def read_part(path: Path, identity: str) -> Part | None:
+def read_part(path: Path, identity: str) -> MeasuredTask | None:
     """Return what an earlier start measured, or None if that was something else or nothing."""
     try:
-        part = Part(**json.loads(path.read_text(encoding="utf-8")))
+        part = MeasuredTask(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return part if part.identity == identity else None
 
 
-def write_part(path: Path, part: Part) -> None:
+def write_part(path: Path, part: MeasuredTask) -> None:
     """Write a part; its presence means that it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(part))
 
 
-def read_parts(folder: Path, weights: dict[int | None, str]) -> list[tuple[Path, Part]]:
+def read_parts(folder: Path, weights: dict[int | None, str]) -> list[tuple[Path, MeasuredTask]]:
     """Return the parts of a folder, but for those of models that were measured now with other weights.
 
     Args:
@@ -202,19 +204,21 @@ def read_parts(folder: Path, weights: dict[int | None, str]) -> list[tuple[Path,
     """
     found = []
     for path in (folder / PARTS_FOLDER).glob("*/*.json"):
-        part = Part(**json.loads(path.read_text(encoding="utf-8")))
+        part = MeasuredTask(**json.loads(path.read_text(encoding="utf-8")))
         if part.weights in ("", weights.get(step_of_part(path), part.weights)):
             found.append((path, part))
     return found
 
 
-def rows_of(task: BenchmarkTask, config: EvaluateConfig, cloze_file: Path | None) -> TaskRows:
+def rows_of(task: BenchmarkTask, config: EvaluateConfig, cloze_file: Path | None) -> BenchmarkRows:
     """Return the questions and examples of a task; see `local_data.load_rows`."""
     cloze = str(cloze_file) if task.source == CLOZE and cloze_file else None
     return load_rows(task.source, config.data_dir, cloze, task.shots > 0)
 
 
-def task_identity(task: BenchmarkTask, config: EvaluateConfig, rows: TaskRows, model_hash: str, yaml_text: str) -> str:
+def task_identity(
+    task: BenchmarkTask, config: EvaluateConfig, rows: BenchmarkRows, model_hash: str, yaml_text: str
+) -> str:
     """Return the hash of all that decides a task's score."""
     asked = rows.test[: config.limit]
     return sha256_json(
@@ -233,13 +237,13 @@ def harness_version() -> str:
 def make_part(
     task: BenchmarkTask,
     outcome: "TaskOutcome",
-    rows: TaskRows,
-    stop: Stop,
+    rows: BenchmarkRows,
+    stop: EvaluatedModel,
     identity: str,
     weights: str,
     limited: bool,
     precision: str | None = None,
-) -> Part:
+) -> MeasuredTask:
     """Return scores and measures of a task that was run.
 
     Args:
@@ -248,7 +252,7 @@ def make_part(
         rows: its questions and examples.
         stop: the model.
         identity: see `task_identity`.
-        weights: see `Part`.
+        weights: see `MeasuredTask`.
         limited: whether only the first questions were asked.
         precision: what the model computed in; None for float32.
     """
@@ -259,7 +263,7 @@ def make_part(
         for name, value in outcome.values.items()
         if name not in (task.metric, "unparsable")
     ]
-    return Part(
+    return MeasuredTask(
         identity,
         [asdict(replace(score, step=stop.step, tokens=stop.tokens))],
         [asdict(measure) for measure in measures],
@@ -273,7 +277,7 @@ def make_part(
 def _make_score(
     task: BenchmarkTask,
     outcome: "TaskOutcome",
-    rows: TaskRows,
+    rows: BenchmarkRows,
     best_trivial: Line,
     limited: bool,
     precision: str | None,

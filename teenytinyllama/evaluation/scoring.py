@@ -116,7 +116,7 @@ def pearson_stderr(pairs: Sequence[tuple[float, float]]) -> float | None:
     return float(_pearson(drawn[..., 0], drawn[..., 1]).std(ddof=1))
 
 
-Pair = tuple[Sequence[int], Sequence[int]]  # tokens of the context (at least one) and of the continuation
+TokenPair = tuple[Sequence[int], Sequence[int]]  # tokens of the context (at least one) and of the continuation
 _MASKED = torch.finfo(torch.float32).min / 2
 
 
@@ -137,7 +137,7 @@ def can_score(model: "PreTrainedModel") -> bool:
 
 def score_continuations(
     model: "PreTrainedModel",
-    pairs: Sequence[Pair],
+    pairs: Sequence[TokenPair],
     batch_size: int,
     on_scored: Callable[[int], object] | None = None,
 ) -> list[tuple[float, bool]]:
@@ -164,7 +164,7 @@ def score_continuations(
     return results
 
 
-def _make_rows(pairs: Sequence[Pair], max_length: int, shared: bool) -> list[_Row]:
+def _make_rows(pairs: Sequence[TokenPair], max_length: int, shared: bool) -> list[_Row]:
     """Return rows of one context each, with as many continuations as a row of `max_length` tokens takes."""
     open_rows: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     rows = []

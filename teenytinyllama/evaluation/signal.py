@@ -28,7 +28,7 @@ from .benchmark_rows import Row
 from .config import TASKS, TASKS_FOLDER
 from .local_data import MissingDataError, load_rows
 from .marking import choice_results, word_results
-from .scoring import Pair, score_continuations
+from .scoring import TokenPair, score_continuations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ class SignalTask:
 
     name: str
     rows: list[Row]
-    pairs: list[Pair]
+    pairs: list[TokenPair]
     counts: list[int]
     mark: Callable[[Row, Sequence[tuple[float, bool]]], dict[str, Any]]
     metric: str
@@ -116,7 +116,7 @@ class SignalTask:
         return total
 
 
-def encode_pair(tokenizer: "PreTrainedTokenizerBase", context: str, continuation: str) -> Pair:
+def encode_pair(tokenizer: "PreTrainedTokenizerBase", context: str, continuation: str) -> TokenPair:
     """Return the tokens of a context and of what follows it, as the harness cuts them."""
     before, whole = encode_prompt(tokenizer, context), encode_prompt(tokenizer, context + continuation)
     if whole[: len(before)] == before and len(whole) > len(before):

@@ -49,7 +49,7 @@ _MAX_DETERMINERS = 3
 
 
 @dataclass(frozen=True)
-class Pair:
+class WordPair:
     """Two words that should agree, and whether they do."""
 
     first: str
@@ -162,7 +162,7 @@ def _agree(agreements: Agreement, other: Agreement) -> bool:
     return bool(agreements & other)
 
 
-def _noun_phrase_pairs(reader: _Reader) -> Iterator[Pair]:
+def _noun_phrase_pairs(reader: _Reader) -> Iterator[WordPair]:
     """Yield determiner + noun and adjective + noun pairs; a bare singular noun claims no adjective after it."""
     for phrase in reader.phrases.values():
         places = range(phrase.start, phrase.end)
@@ -172,9 +172,9 @@ def _noun_phrase_pairs(reader: _Reader) -> Iterator[Pair]:
         for place in places:
             word = reader.word(place)
             if place < noun_place and word in determiner_forms():
-                yield Pair(word, noun, _agree(determiner_forms()[word], phrase.agreement))
+                yield WordPair(word, noun, _agree(determiner_forms()[word], phrase.agreement))
             elif place != noun_place and word in adjective_forms() and claims_adjective:
-                yield Pair(noun, word, _agree(adjective_forms()[word], phrase.agreement))
+                yield WordPair(noun, word, _agree(adjective_forms()[word], phrase.agreement))
 
 
 def _elided_subject(reader: _Reader, verb: int) -> Agreement | None:
@@ -189,7 +189,7 @@ def _elided_subject(reader: _Reader, verb: int) -> Agreement | None:
     return frozenset({(reader.name_gender(names[0]), "s")})
 
 
-def _predicate_pairs(reader: _Reader) -> Iterator[Pair]:
+def _predicate_pairs(reader: _Reader) -> Iterator[WordPair]:
     """Yield subject + adjective pairs over a linking verb, and the adjective that closes a line of speech."""
     for verb, word in enumerate(reader.lower):
         if word in _LINK_VERBS:
@@ -201,12 +201,12 @@ def _predicate_pairs(reader: _Reader) -> Iterator[Pair]:
                 continue
             subject = reader.subject(verb) or _elided_subject(reader, verb)
             if subject:
-                yield Pair(reader.word(verb - 1), adjective, _agree(adjective_forms()[adjective], subject))
+                yield WordPair(reader.word(verb - 1), adjective, _agree(adjective_forms()[adjective], subject))
         elif word in _SPEECH_VERBS:
             yield from _speech_pair(reader, verb)
 
 
-def _speech_pair(reader: _Reader, verb: int) -> Iterator[Pair]:
+def _speech_pair(reader: _Reader, verb: int) -> Iterator[WordPair]:
     """Yield the pair of the two words `Ana` and `contente` in `— disse Ana, contente.`, if the verb is such a one."""
     for end in range(verb + 2, verb + 5):
         adjective = reader.word(end + 1)
@@ -214,10 +214,10 @@ def _speech_pair(reader: _Reader, verb: int) -> Iterator[Pair]:
             continue
         speaker, start = reader._single_subject(end)
         if speaker and start == verb + 1:
-            yield Pair(reader.word(end - 1), adjective, _agree(adjective_forms()[adjective], speaker))
+            yield WordPair(reader.word(end - 1), adjective, _agree(adjective_forms()[adjective], speaker))
 
 
-def _person_pairs(reader: _Reader) -> Iterator[Pair]:
+def _person_pairs(reader: _Reader) -> Iterator[WordPair]:
     """Yield kid noun + name (`um menino chamado Rui`) and sentence-opening pronoun + the only name so far."""
     kids = {form: noun.gender for noun in NOUNS["kid"] for form in (noun.singular,)}
     named: dict[str, str] = {}
@@ -228,14 +228,14 @@ def _person_pairs(reader: _Reader) -> Iterator[Pair]:
             window = reader.lower[max(0, place - 5) : place]
             kid = next((word for word in reversed(window) if word in kids), "")
             if kid and window[-1] in ("chamava", "chamado", "chamada", "nome"):
-                yield Pair(kid, token, kids[kid] == gender)
+                yield WordPair(kid, token, kids[kid] == gender)
         opens = place == 0 or reader.word(place - 1) in _SENTENCE_END
         if reader.lower[place] in ("ele", "ela") and opens and len(named) == 1:
             only = next(iter(named.values()))
-            yield Pair(next(iter(named)), token, (only == "f") == (reader.lower[place] == "ela"))
+            yield WordPair(next(iter(named)), token, (only == "f") == (reader.lower[place] == "ela"))
 
 
-def agreement_pairs(text: str) -> list[Pair]:
+def agreement_pairs(text: str) -> list[WordPair]:
     """Return every pair of words that the grammar can judge, in three groups (noun phrases, predicates, persons)."""
     reader = _Reader(text)
     return [*_noun_phrase_pairs(reader), *_predicate_pairs(reader), *_person_pairs(reader)]
