@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from teenytinyllama.evaluation.benchmark_sources import SOURCES
+from teenytinyllama.evaluation.config import SOURCES
 
 THINGS = ["gato", "cavalo", "barco", "jardim", "livro", "pão", "rio", "sino"]
 PLACES = ["na casa", "no campo", "na praia", "na rua", "no mercado"]

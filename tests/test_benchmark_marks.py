@@ -11,25 +11,31 @@ from benchmark_rows import all_rows, write_rows
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation import benchmark_rows as rows
-from teenytinyllama.evaluation import scoring as bootstrap
-from teenytinyllama.evaluation.benchmark_rows import best_line, trivial_lines
-from teenytinyllama.evaluation.benchmark_sources import SOURCES
-from teenytinyllama.evaluation.config import SUITES, TASKS, choose_tasks
-from teenytinyllama.evaluation.local_data import load_rows
+from teenytinyllama.evaluation.benchmark_rows import load_rows
+from teenytinyllama.evaluation.config import SOURCES, SUITES, TASKS, choose_tasks
 from teenytinyllama.evaluation.marking import (
     UNPARSABLE,
     bar_exam_results,
+    best_line,
     choice_results,
     edit_distance,
     find_choice,
     find_number,
     find_similar_label,
+    macro_f1,
+    macro_f1_stderr,
+    mean_stderr,
+    odd_questions,
+    pearson,
+    pearson_stderr,
+    ratio_stderr,
     similarity_results,
+    trivial_lines,
     truth_results,
     yes_no_results,
 )
 from teenytinyllama.evaluation.results import read_references, why_not_comparable
-from teenytinyllama.evaluation.signal import make_cloze
+from teenytinyllama.evaluation.scoring import make_cloze
 
 
 @pytest.mark.parametrize(
@@ -110,28 +116,28 @@ def test_macro_f1_and_pearson_equal_the_libraries() -> None:
     draw = random.Random(1)
     pairs = [(draw.choice("abc"), draw.choice(["a", "b", "c", UNPARSABLE])) for _ in range(200)]
     golds, answers = zip(*pairs, strict=True)
-    assert bootstrap.macro_f1(pairs) == pytest.approx(metrics.f1_score(golds, answers, average="macro"))
+    assert macro_f1(pairs) == pytest.approx(metrics.f1_score(golds, answers, average="macro"))
     numbers = [(draw.random(), draw.random()) for _ in range(50)]
-    assert bootstrap.pearson(numbers) == pytest.approx(np.corrcoef(np.array(numbers).T)[0, 1])
-    assert bootstrap.pearson([(1.0, 5.0), (2.0, 5.0), (4.0, 5.0)]) == 0.0
+    assert pearson(numbers) == pytest.approx(np.corrcoef(np.array(numbers).T)[0, 1])
+    assert pearson([(1.0, 5.0), (2.0, 5.0), (4.0, 5.0)]) == 0.0
 
 
 def test_standard_errors() -> None:
     draw = random.Random(2)
     marks = [float(draw.random() < 0.3) for _ in range(1000)]
     share = sum(marks) / 1000
-    assert bootstrap.mean_stderr(marks) == pytest.approx(math.sqrt(share * (1 - share) / 1000), rel=1e-2)
+    assert mean_stderr(marks) == pytest.approx(math.sqrt(share * (1 - share) / 1000), rel=1e-2)
     # A ratio of sums with equal wholes is a mean.
-    assert bootstrap.ratio_stderr(marks, [1.0] * 1000) == pytest.approx(bootstrap.mean_stderr(marks))
+    assert ratio_stderr(marks, [1.0] * 1000) == pytest.approx(mean_stderr(marks))
     pairs = [(gold, gold if draw.random() < 0.7 else 1 - gold) for gold in [0, 1] * 500]
     # Accuracy and macro-F1 are about the same on balanced classes, so their errors are too.
-    assert bootstrap.macro_f1_stderr(pairs) == pytest.approx(math.sqrt(0.7 * 0.3 / 1000), rel=0.15)
-    assert bootstrap.macro_f1_stderr(pairs) == bootstrap.macro_f1_stderr(pairs)
+    assert macro_f1_stderr(pairs) == pytest.approx(math.sqrt(0.7 * 0.3 / 1000), rel=0.15)
+    assert macro_f1_stderr(pairs) == macro_f1_stderr(pairs)
     normal = np.random.default_rng(0).normal(size=(800, 2))
-    assert bootstrap.pearson_stderr(normal.tolist()) == pytest.approx(1 / math.sqrt(800), rel=0.15)
-    assert [error([(1, 1)]) for error in (bootstrap.macro_f1_stderr, bootstrap.pearson_stderr)] == [None, None]
-    assert bootstrap.mean_stderr([1.0]) is None
-    assert bootstrap.ratio_stderr([1.0], [1.0]) is None
+    assert pearson_stderr(normal.tolist()) == pytest.approx(1 / math.sqrt(800), rel=0.15)
+    assert [error([(1, 1)]) for error in (macro_f1_stderr, pearson_stderr)] == [None, None]
+    assert mean_stderr([1.0]) is None
+    assert ratio_stderr([1.0], [1.0]) is None
 
 
 @pytest.mark.parametrize(
@@ -288,7 +294,7 @@ def test_a_refusal_names_file_and_row_and_zero_shots_need_no_examples(tmp_path: 
     other = write_rows(tmp_path / "other", arc_pt_test=questions, arc_pt_train=None)
     found = load_rows("arc", str(other), None, False)
     assert found.shots == []
-    assert found.remarks()["repeated_questions"] >= 1
+    assert odd_questions(found)["repeated_questions"] >= 1
 
 
 def test_published_scores_are_of_the_same_questions() -> None:

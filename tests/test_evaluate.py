@@ -22,16 +22,14 @@ from teenytinyllama import cli
 from teenytinyllama.checks import InputError, MissingPackageError, StoppedResumable
 from teenytinyllama.evaluation import benchmark_rows as evaluation_rows
 from teenytinyllama.evaluation import evaluate as evaluate_module
-from teenytinyllama.evaluation import parts
-from teenytinyllama.evaluation.benchmark_rows import best_line, trivial_lines
+from teenytinyllama.evaluation.benchmark_rows import MissingDataError, load_rows
 from teenytinyllama.evaluation.config import SUITES, TASKS, TASKS_FOLDER, EvaluateConfig
-from teenytinyllama.evaluation.evaluate import evaluate_model
+from teenytinyllama.evaluation.evaluate import evaluate_model, list_models, weights_fingerprint
 from teenytinyllama.evaluation.held_out import language_modeling_measures, load_held_out
-from teenytinyllama.evaluation.local_data import MissingDataError, load_rows
-from teenytinyllama.evaluation.parts import list_stops, weights_fingerprint
-from teenytinyllama.evaluation.results import Score, is_trivial, read_results
-from teenytinyllama.evaluation.scoring import Measure, read_measures, score_continuations
-from teenytinyllama.evaluation.tables import plot_progress
+from teenytinyllama.evaluation.marking import best_line, choice_results, trivial_lines
+from teenytinyllama.evaluation.results import Measure, MeasuredTask, Score, is_trivial, read_measures, read_results
+from teenytinyllama.evaluation.score_report import plot_progress
+from teenytinyllama.evaluation.scoring import encode_pair, score_continuations
 
 pytest.importorskip("lm_eval")
 import lm_eval.models.huggingface
@@ -39,8 +37,6 @@ from lm_eval.api.model import LM
 
 from teenytinyllama.evaluation import harness
 from teenytinyllama.evaluation.harness import HarnessModel, run_task
-from teenytinyllama.evaluation.marking import choice_results
-from teenytinyllama.evaluation.signal import encode_pair
 from teenytinyllama.tokenizer.encode import encode_texts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -372,7 +368,7 @@ def test_missing_data_is_reported_and_the_rest_is_measured(model_folder: Path, t
 
 FROM_THE_HUB = """
 import sys
-from teenytinyllama.evaluation.local_data import MissingDataError, load_rows
+from teenytinyllama.evaluation.benchmark_rows import MissingDataError, load_rows
 for name in sys.argv[1:]:
     try:
         rows = load_rows(name, None)
@@ -479,7 +475,7 @@ def test_configs_that_make_no_sense_are_refused(values: dict[str, Any], message:
 
 def test_no_repository_is_refused() -> None:
     with pytest.raises(InputError, match=r"checkpoints: a/b/c is neither a folder nor a Hub repository \(owner/name\)"):
-        list_stops("a/b/c", None, checkpoints=True)
+        list_models("a/b/c", None, checkpoints=True)
 
 
 def test_a_model_without_tokenizer_a_foreign_folder_and_a_missing_extra_are_refused(
@@ -506,7 +502,7 @@ def test_importing_the_verb_needs_no_harness() -> None:
     code = (
         "import sys\n"
         "for name in ('lm_eval', 'datasets'): sys.modules[name] = None\n"
-        "import teenytinyllama.evaluation.evaluate, teenytinyllama.evaluation.benchmark_rows, teenytinyllama.evaluation.tables\n"
+        "import teenytinyllama.evaluation.evaluate, teenytinyllama.evaluation.marking, teenytinyllama.evaluation.score_report\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
@@ -595,10 +591,10 @@ def test_checkpoints_are_walked_and_the_walk_resumes(tokenizer_folder: Path, dat
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     (run / "config.json").rename(run / "kept.json")
     (run / "adapter_config.json").write_text("{}")  # of a LoRA run that was not merged
-    assert list_stops(str(run), None, checkpoints=True)[-1].name_or_path == str(run)
+    assert list_models(str(run), None, checkpoints=True)[-1].name_or_path == str(run)
     (run / "adapter_config.json").unlink()
     (run / "kept.json").rename(run / "config.json")
-    stops = list_stops(str(run), None, checkpoints=True)
+    stops = list_models(str(run), None, checkpoints=True)
     assert [(stop.step, stop.tokens) for stop in stops] == [(9, 900), (20, 2000), (None, None)]  # 30 is not whole
     assert stops[0].kwh == pytest.approx(0.009)
     output = evaluate(run, tmp_path / "out", tasks=["calame", "arc_zero"], data_dir=str(data_dir), checkpoints=True)
@@ -614,7 +610,7 @@ def test_checkpoints_are_walked_and_the_walk_resumes(tokenizer_folder: Path, dat
     changed = {path for path in output.glob("parts/*/*.json") if path.stat().st_mtime_ns != times[path]}
     assert {path.relative_to(output).as_posix() for path in changed} == {"parts/step20/ttl_calame.json"}
     with pytest.raises(InputError, match=r"has no complete checkpoint"):
-        list_stops(str(run / "checkpoint-9"), None, checkpoints=True)
+        list_models(str(run / "checkpoint-9"), None, checkpoints=True)
 
 
 def test_no_length_costs_a_plan_of_cudnn_s_attention(
@@ -726,12 +722,12 @@ def test_a_folder_with_the_evaluation_of_another_model_is_refused(
 def test_a_signal_ends_an_evaluation_that_goes_on(
     model_folder: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    def stop(path: Path, part: parts.MeasuredTask) -> None:
-        write_part(path, part)
+    def stop(path: Path, measured: MeasuredTask) -> None:
+        write(path, measured)
         os.kill(os.getpid(), number)
 
-    write_part, before = parts.write_part, signal.getsignal(number)
-    monkeypatch.setattr(evaluate_module, "write_part", stop)
+    write, before = evaluate_module.write_measured_task, signal.getsignal(number)
+    monkeypatch.setattr(evaluate_module, "write_measured_task", stop)
     with pytest.raises(StoppedResumable, match=f"{number.name}; what is measured is kept; the same command goes on"):
         evaluate(model_folder, tmp_path / "out", tasks=["calame", "lambada"], data_dir=str(data_dir))
     assert signal.getsignal(number) is before
@@ -783,17 +779,17 @@ def test_the_harness_class_is_the_one_that_its_command_uses() -> None:
 
 def test_the_signal_during_training_equals_the_harness(loaded: tuple[Any, Any], data_dir: Path, tmp_path: Path) -> None:
     from teenytinyllama.data.sample import sample_documents
-    from teenytinyllama.evaluation.signal import cloze_task, local_tasks, make_cloze, score_signal, write_cloze
+    from teenytinyllama.evaluation.scoring import cloze_task, local_tasks, make_cloze, score_signal, write_cloze
 
     model, tokenizer = loaded
     texts = [row["text"] for row in sample_documents("validation", 40)]
     cloze = cloze_task(texts, tokenizer, 20, 10**6)
     assert cloze is not None
-    assert len(cloze.rows) == 20
+    assert len(cloze.questions) == 20
     short = cloze_task(texts, tokenizer, 20, 300)
     assert short is not None
     assert short.num_tokens <= 300
-    assert short.rows == cloze.rows[: len(short.rows)]
+    assert short.questions == cloze.questions[: len(short.questions)]
     assert cloze_task(["Nada."], tokenizer, 20, 300) is None
     figures = score_signal(model, [cloze, *local_tasks(str(data_dir), tokenizer, 8)], 3)
     write_cloze(tmp_path / "cloze.jsonl", make_cloze(texts, 20))
@@ -818,7 +814,7 @@ def test_branches_of_a_repository_are_stops(monkeypatch: pytest.MonkeyPatch) -> 
     branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": "0" * 40} for name in names]
     refs = GitRefs(branches=[type("Ref", (), branch)() for branch in branches], converts=[], tags=[])
     monkeypatch.setattr(HfApi, "list_repo_refs", lambda self, repository: refs)
-    stops = list_stops("someone/model", None, checkpoints=True)
+    stops = list_models("someone/model", None, checkpoints=True)
     assert [(stop.revision, stop.step) for stop in stops] == [("step200", 200), ("step100000", 100_000), (None, None)]
 
     def refuse(self: HfApi, repository: str) -> None:
@@ -828,7 +824,7 @@ def test_branches_of_a_repository_are_stops(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(
         InputError, match=r"checkpoints: the branches of someone/model cannot be listed: OfflineModeIsEnabled"
     ):
-        list_stops("someone/model", None, checkpoints=True)
+        list_models("someone/model", None, checkpoints=True)
 
 
 def test_real_data_has_the_rows_and_constants_that_are_known(real_data: Path) -> None:

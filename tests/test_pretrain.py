@@ -21,7 +21,7 @@ from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.pack import PackConfig, pack
-from teenytinyllama.evaluation.signal import score_signal
+from teenytinyllama.evaluation.scoring import score_signal
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.planning.memory import batch_for, derive_batch, row_divisors
 from teenytinyllama.presets import count_parameters

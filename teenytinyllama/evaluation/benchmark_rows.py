@@ -1,38 +1,278 @@
-"""Rows of benchmarks in one form each, whatever file they come from: checked, cleaned, with the right answer.
+"""Rows of benchmarks: found in a local folder or on the Hub, checked column by column, and brought into one form.
 
-Each function takes a row whose columns have been checked and returns the row that a task's YAML reads, or None for a
-row that the benchmark leaves out. What no model could be asked fairly raises `BadRowError`: the right answer is found
-by the letter that the file gives, never by its place among the options that are left.
-
-What answers without a model score on the same questions: one answer to everything, a guess, a choice by length.
+`config.SOURCES` says for each benchmark where its rows are and which columns they have. `CANONICAL` says which function
+makes the canonical row, which the task's YAML file reads. Such a function takes a row whose columns have been checked.
+It returns None for a row that the benchmark leaves out, and raises `BadRowError` for one that no model could be asked
+fairly. The right answer is found by the letter that the file gives, never by its place among the other options.
 """
 
-import hashlib
+import functools
 import json
+import math
+import random
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..checks import InputError
-from .config import TaskKind
-from .results import TrivialKind
-from .scoring import macro_f1, pearson
+from ..checks import InputError, ensure, hub_errors
+from ..data.input_files import RECORD_SUFFIXES
+from ..data.readers import read_records
+from .config import LABEL, LETTERS, SENTIMENTS, SOURCES, TEXT, Column, DataSplit, Shots, Source
 
 Row = dict[str, Any]
-LETTERS = "ABCDE"
+NO_OR_YES = ("Não", "Sim")  # the answers to labels 0 and 1
 _ANSWER = re.compile(r"\(?\s*(\w)\s*[.):-]?")  # B, b, (b), b), B.
 _EMPTY = ("", "nan", "<na>")  # how tables write a cell without text
-_QUESTION_COLUMNS = ("question", "sentence", "premise", "hypothesis", "reply", "choices")
+_KINDS = {"text": "a text", "texts": "a list of texts", "list": "a list", "number": "a number", "letter": "a letter",
+          "options": "a mapping of text and label, two lists of one length"}  # fmt: skip
+_SHUFFLE_SEED = 0
+_PARQUET_COPY = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet
 
 
 class BadRowError(InputError):
-    """A row that cannot be asked; `local_data` adds the file and the number of the row."""
+    """A row that cannot be asked; whoever reads the file adds its name and the number of the row."""
 
     def __init__(self, column: str, value: Any, wanted: str) -> None:
         """Say which column holds what, and what it must hold."""
         super().__init__(f"{column} is {str(value)[:80]!r}, {wanted}. Correct the row, or take it out")
+
+
+class MissingDataError(InputError):
+    """The data of a benchmark is not there; the message says what was looked for."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the questions of a benchmark came from; the Hub's identifiers are None for local files."""
+
+    split: str
+    dataset_id: str | None = None
+    revision: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True)
+class BenchmarkRows:
+    """Questions and solved examples in canonical form, in a fixed order.
+
+    Attributes:
+        test: the questions.
+        shots: the examples, or those from which the harness draws.
+        origin: of the questions.
+        left_out: rows of the file that are no questions, because they need a picture, or a text is not there.
+    """
+
+    test: list[Row]
+    shots: list[Row]
+    origin: Origin
+    left_out: int = 0
+
+
+@functools.lru_cache(maxsize=64)
+def load_rows(name: str, data_dir: str | None, cloze_file: str | None = None, with_shots: bool = True) -> BenchmarkRows:
+    """Return the rows of a benchmark.
+
+    Args:
+        name: in `config.SOURCES`.
+        data_dir: folder of local files; None reads the Hub's dataset (or its cache).
+        cloze_file: the rows of `cloze`, which are made from held-out text.
+        with_shots: whether solved examples are needed as well; see `config.BenchmarkTask.shots`.
+
+    Raises:
+        MissingDataError: no file of the known names is in the folder, or the Hub cannot give the dataset.
+        InputError: columns that do not fit, a label outside the set, a right answer that is no option, an empty split,
+            or examples that are missing.
+    """
+    source = SOURCES[name]
+    if name == CLOZE and cloze_file is None:
+        raise MissingDataError("cloze is made from held-out text. Give held_out: a packed folder, or text files.")
+    test, origin, place, left_out = _read_split(name, source.test, data_dir, cloze_file if name == CLOZE else None)
+    if origin.split in source.shuffled_stems:
+        random.Random(_SHUFFLE_SEED).shuffle(test)
+    shots: list[Row] = []
+    shots_place = ""
+    if source.shots is not None and with_shots:
+        pool, _, shots_place, _ = _read_split(name, source.shots.part, data_dir)
+        shots = _choose_shots(source.shots, pool, shots_place)
+        in_same_file = data_dir is not None and shots_place == place
+        held_back = source.shots.held_back or (source.shots.ids if in_same_file else ())
+        test = [row for row in test if source.shots.column is None or row[source.shots.column] not in held_back]
+    questions = _converted(CANONICAL[name], test, place)
+    ensure(questions, f"{place}: holds no question that can be used. Give a file with rows.")
+    examples = _converted(CANONICAL[name], shots, shots_place)
+    return BenchmarkRows(questions, examples, origin, left_out + len(test) - len(questions))
+
+
+def _read_split(
+    name: str, part: DataSplit, data_dir: str | None, file: str | None = None
+) -> tuple[list[Row], Origin, str, int]:
+    """Return checked rows, where they are from, their place for messages, and how many rows were left out."""
+    if file is None and data_dir is None:
+        return _read_hub(SOURCES[name], part)
+    path = Path(file) if file else _find_file(str(data_dir), part)
+    place = f"data_dir={path}"
+    records = _numbered(read_records("data_dir", path))
+    ensure(records, f"{place}: holds no row. Give a file with rows.")
+    rows, columns = records, SOURCES[name].columns
+    if name in _LAYOUTS:
+        layout, convert = _LAYOUTS[name]
+        if set(layout) <= set(rows[0]) and not _needed(columns) <= set(rows[0]):
+            _check_rows(place, rows, layout)
+            rows = _converted(convert, rows, place)
+    _check_rows(place, rows, columns)
+    return rows, Origin(path.name.split(".")[0]), place, len(records) - len(rows)
+
+
+def _converted(convert: Callable[[Row], Row | None], rows: list[Row], place: str) -> list[Row]:
+    """Return rows in another form, without those that are no questions.
+
+    Raises:
+        InputError: a row that cannot be asked; the message names its file and number.
+    """
+    found = []
+    for row in rows:
+        try:
+            converted = convert(row)
+        except BadRowError as error:
+            raise InputError(f"{place}: row {row['row'] + 1}: {error}.") from error
+        if converted is not None:
+            found.append(converted)
+    return found
+
+
+def _find_file(data_dir: str, part: DataSplit) -> Path:
+    for stem in part.stems:
+        for suffix in RECORD_SUFFIXES:
+            path = Path(data_dir) / f"{stem}{suffix}"
+            if path.is_file():
+                return path
+    names = " or ".join(part.stems)
+    raise MissingDataError(f"{data_dir} holds no {names} ({', '.join(RECORD_SUFFIXES)})")
+
+
+def _choose_shots(shots: Shots, pool: list[Row], place: str) -> list[Row]:
+    """Return the examples in their order.
+
+    Raises:
+        InputError: one is missing, or two rows have its identifier.
+    """
+    if not shots.ids:
+        return pool
+    found: dict[Any, Row] = {}
+    for number, row in enumerate(pool):
+        identity = number if shots.column is None else row[shots.column]
+        ensure(
+            identity not in found or identity not in shots.ids,
+            f"{place}: row {row['row'] + 1}: {shots.column} {identity!r} stands in an earlier row, too, so that it is "
+            "not clear which of them the benchmark shows. Take one of them out.",
+        )
+        found[identity] = row
+    missing = ", ".join([str(identity) for identity in shots.ids if identity not in found][:5])
+    ensure(
+        not missing,
+        f"{place}: lacks rows that the benchmark shows as solved examples ({shots.column or 'row'}={missing}). Give "
+        "the whole split.",
+    )
+    return [found[identity] for identity in shots.ids]
+
+
+def _numbered(records: Iterable[Row]) -> list[Row]:
+    """Return rows with their number from 0, and None in place of the `nan` that tables have for an empty cell."""
+    return [
+        {**{name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()},
+         "row": number}
+        for number, row in enumerate(records)
+    ]  # fmt: skip
+
+
+def _needed(columns: dict[str, Column]) -> set[str]:
+    return {name for name, column in columns.items() if not column.optional}
+
+
+def _check_rows(place: str, rows: list[Row], columns: dict[str, Column]) -> None:
+    """Refuse rows whose columns do not fit.
+
+    Raises:
+        InputError: it names the columns that are missing, expected and found, or the row, its value and what is
+            allowed.
+    """
+    for row in rows:
+        number = row["row"] + 1
+        missing = sorted(_needed(columns) - set(row))
+        found = ", ".join(sorted(name for name in row if name != "row"))
+        ensure(
+            not missing,
+            f"{place}: column {', '.join(missing)} is missing in row {number}. Expected are "
+            f"{', '.join(sorted(_needed(columns)))}; found are {found}.",
+        )
+        for name, column in columns.items():
+            value = row.get(name)
+            if value is None and (column.optional or column.may_be_empty):
+                continue
+            ensure(
+                _fits(value, column),
+                f"{place}: row {number}: {name} is {str(value)[:80]!r}, but must be {_KINDS[column.kind]}. Correct the "
+                "row, or take it out.",
+            )
+            label = letter_of(value) if column.kind == "letter" else value
+            ensure(
+                column.allowed is None or (isinstance(label, Hashable) and label in column.allowed),
+                f"{place}: row {number}: {name} is {repr(value)[:80]}, outside the set "
+                f"{', '.join(map(repr, column.allowed or ()))}. Correct the row, or take it out"
+                + (": whether a number counts from 0 or from 1 is not guessed." if column.kind == "letter" else "."),
+            )
+
+
+def _fits(value: Any, column: Column) -> bool:
+    if column.kind == "text":
+        # A label may be a number where the Hub's dataset has a text.
+        return bool(isinstance(value, str) and (value.strip() or column.optional or column.may_be_empty)) or (
+            column.allowed is not None and isinstance(value, int)
+        )
+    if column.kind == "letter":
+        return isinstance(value, str | int)
+    if column.kind == "number":
+        return isinstance(value, int | float) and math.isfinite(value)
+    if column.kind == "options":
+        texts, labels = (value.get("text"), value.get("label")) if isinstance(value, dict) else (None, None)
+        return isinstance(texts, list) and isinstance(labels, list) and 0 < len(texts) == len(labels)
+    items = isinstance(value, list)
+    return items and (column.kind == "list" or (bool(value) and all(isinstance(item, str | None) for item in value)))
+
+
+def _read_hub(source: Source, part: DataSplit) -> tuple[list[Row], Origin, str, int]:
+    """Return what `_read_split` does, of a Hub dataset at a commit; without the network, of the Hub's cache.
+
+    The parquet copy that the Hub keeps of every dataset is read, because some of them are made by a script otherwise,
+    and a script is never run.
+    """
+    from huggingface_hub import snapshot_download
+
+    pattern = source.files or f"{source.config or '*'}/{part.split}/*.parquet"
+    revision = None if source.files else _PARQUET_COPY
+    unreachable: tuple[type[Exception], ...] = (*hub_errors(), OSError)
+    try:
+        folder = Path(
+            snapshot_download(str(source.dataset_id), repo_type="dataset", revision=revision, allow_patterns=[pattern])
+        )
+    except unreachable as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingDataError(f"the dataset {source.dataset_id} cannot be had from the Hub: {reason}") from error
+    files = sorted(folder.glob(pattern))
+    place = f"dataset {source.dataset_id}, commit {folder.name}"
+    if not files:
+        raise MissingDataError(f"{place}: holds no file {pattern}")
+    ensure(
+        len({file.parent for file in files}) == 1,
+        f"{place}: has several configurations ({', '.join(sorted({file.parts[-3] for file in files}))}). Download the "
+        "right one and give it with data_dir.",
+    )
+    rows = _numbered([row for file in files for row in read_records("dataset", file)])
+    place += f", split {part.split}"
+    _check_rows(place, rows, source.columns)
+    return rows, Origin(part.split, source.dataset_id, folder.name, source.config), place, 0
 
 
 def is_empty(text: Any) -> bool:
@@ -185,6 +425,7 @@ def enem_record(row: Row) -> Row | None:
     if not question.strip():
         raise BadRowError("question", question, "but must be a text, as context or question")
     return {
+        "row": row["row"],
         "id": row["id"].removeprefix("ENEM_"),
         "question": question,
         "choices": {"text": texts, "label": list(LETTERS)},
@@ -199,28 +440,10 @@ def pair(row: Row) -> Row:
     return {
         "premise": row["premise"],
         "hypothesis": row["hypothesis"],
-        "answer": ("Não", "Sim")[int(row["entailment_judgment"])],
+        "answer": NO_OR_YES[int(row["entailment_judgment"])],
         "similarity": float(row["relatedness_score"]),
         "similarity_text": f"{row['relatedness_score']:.1f}".replace(".", ","),
     }
-
-
-def answered_question(row: Row) -> Row:
-    """Return question, answer, and whether the answer is one."""
-    return {"question": row["question"], "reply": row["answer"], "answer": ("Não", "Sim")[int(row["label"])]}
-
-
-def yes_or_no(row: Row) -> Row:
-    """Return a text and whether it is what the task asks for."""
-    return {"sentence": row["sentence"], "answer": ("Não", "Sim")[int(row["label"])]}
-
-
-SENTIMENTS = {"Positive": "Positivo", "Neutral": "Neutro", "Negative": "Negativo"}
-
-
-def sentiment(row: Row) -> Row:
-    """Return a text and its sentiment in Portuguese."""
-    return {"sentence": row["sentence"], "answer": SENTIMENTS[row["label"]]}
 
 
 def last_word(row: Row) -> Row | None:
@@ -231,119 +454,32 @@ def last_word(row: Row) -> Row | None:
     return {"sentence": text, "last_word": word} if text and word else None
 
 
-def question_key(row: Row) -> str:
-    """Return what two questions share if they are the same: texts and options, composed, whatever the white space."""
-    parts: list[str] = []
-    for column in _QUESTION_COLUMNS:
-        value = row.get(column, "")
-        parts += [value] if isinstance(value, str) else sorted(value)
-    return "\0".join(" ".join(unicodedata.normalize("NFC", part).split()) for part in parts)
+def yes_or_no(row: Row) -> Row:
+    """Return a text and whether it is what the task asks for."""
+    return {"sentence": row["sentence"], "answer": NO_OR_YES[int(row["label"])]}
 
 
-def questions_sha256(rows: Sequence[Row]) -> str:
-    """Return a hash that two sets of questions share if they hold the same ones, in whatever order."""
-    return hashlib.sha256("\n".join(sorted(map(question_key, rows))).encode("utf-8", "replace")).hexdigest()
-
-
-def has_twin(row: Row) -> bool:
-    """Return whether the text of a right answer is also that of a wrong one, so that no model can tell them apart."""
-    choices = [" ".join(choice.split()) for choice in row.get("choices", ())]
-    if "labels" in row:
-        pairs = set(zip(choices, row["labels"], strict=True))
-        return len(pairs) > len(set(choices))
-    place = row["letters"].index(row["answer"]) if "letters" in row else row.get("gold")
-    return place is not None and choices.count(choices[place]) > 1
-
-
-def count_repeats(rows: Sequence[Row]) -> int:
-    """Return how many rows ask what an earlier one asked."""
-    return sum(number - 1 for number in Counter(map(question_key, rows)).values())
-
-
-Line = tuple[TrivialKind, float]
-
-
-def trivial_lines(kind: TaskKind, metric: str, rows: Sequence[Row]) -> dict[str, Line]:
-    """Return the score of each trivial way to answer, by what it does.
-
-    A guess among labels is not counted: a label task is a matter of telling classes apart, and what is compared with
-    is the constant answer, which models of no use fall into.
-
-    Args:
-        kind: of the task.
-        metric: the task's.
-        rows: the questions that were asked, in canonical form.
-    """
-    if kind == "choices":
-        return _of_choices([len(row["choices"]) for row in rows], [row["gold"] for row in rows], rows)
-    if kind == "exam":
-        golds = [row["letters"].index(row["answer"]) for row in rows]
-        return _of_choices([len(row["choices"]) for row in rows], golds, rows)
-    if kind == "truth":
-        return _of_truth(rows)
-    if kind == "word":
-        word, times = Counter(row["last_word"] for row in rows).most_common(1)[0]
-        return {f"always {word!r}": ("majority", times / len(rows))}
-    if kind == "similarity":
-        return _of_similarity(rows)
-    return _of_labels(metric, [row["answer"] for row in rows])
-
-
-def best_line(lines: dict[str, Line]) -> Line:
-    """Return the highest of the lines; the first of several."""
-    return max(lines.values(), key=lambda line: line[1])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _lengths(row: Row) -> list[int]:
-    return [len(choice) for choice in row["choices"]]
-
-
-def _of_choices(counts: Sequence[int], golds: Sequence[int], rows: Sequence[Row]) -> dict[str, Line]:
-    most = Counter(golds).most_common(1)[0][0]
-    lines: dict[str, Line] = {"a guess": ("chance", _mean([1 / count for count in counts]))}
-    for place in range(max(counts)):
-        share = _mean([float(gold == place) for gold in golds])
-        lines[f"always choice {place + 1}"] = ("majority" if place == most else "constant", share)
-    for name, choose in (("the longest choice", max), ("the shortest choice", min)):
-        hits = [
-            float(_lengths(row).index(choose(_lengths(row))) == gold) for row, gold in zip(rows, golds, strict=True)
-        ]
-        lines[name] = ("length", _mean(hits))
-    return lines
-
-
-def _of_truth(rows: Sequence[Row]) -> dict[str, Line]:
-    lines: dict[str, Line] = {
-        "the same probability for each": ("chance", _mean([sum(row["labels"]) / len(row["labels"]) for row in rows]))
-    }
-    for name, choose in (("the longest answer", max), ("the shortest answer", min)):
-        true = [float(row["labels"][_lengths(row).index(choose(_lengths(row)))]) for row in rows]
-        lines[name] = ("length", _mean(true))
-    return lines
-
-
-def _of_labels(metric: str, answers: Sequence[str]) -> dict[str, Line]:
-    counts = Counter(answers)
-    most = counts.most_common(1)[0][0]
-    lines: dict[str, Line] = {}
-    for label in sorted(counts):
-        pairs = [(answer, label) for answer in answers]
-        value = macro_f1(pairs) if metric == "f1_macro" else counts[label] / len(answers)
-        lines[f"always {label!r}"] = ("majority" if label == most else "constant", value)
-    return lines
-
-
-def _of_similarity(rows: Sequence[Row]) -> dict[str, Line]:
-    lengths = [(len(row["premise"]), len(row["hypothesis"])) for row in rows]
-    likeness = [min(pair) / max(pair) for pair in lengths]
-    return {
-        "always the same number": ("constant", 0.0),
-        "likeness of the lengths": (
-            "length",
-            pearson([(row["similarity"], value) for row, value in zip(rows, likeness, strict=True)]),
-        ),
-    }
+CLOZE = "cloze"
+CANONICAL: dict[str, Callable[[Row], Row | None]] = {
+    "arc": arc, "hellaswag": hellaswag, "mmlu": mmlu, "truthfulqa": truthfulqa, "assin2": pair,
+    "enem": exam, "bluex": exam, "oab": functools.partial(exam, letters="ABCD"),
+    **dict.fromkeys(("hatebr", "hate_speech"), yes_or_no),
+    **dict.fromkeys(("calame", "lambada", CLOZE), last_word),
+    "faquad_nli": lambda row: {"question": row["question"], "reply": row["answer"],
+                               "answer": NO_OR_YES[int(row["label"])]},
+    "tweetsentbr": lambda row: {"sentence": row["sentence"], "answer": SENTIMENTS[row["label"]]},
+}  # fmt: skip
+# Another form in which local files of a benchmark come: the columns by which it is known and which are checked, and a
+# function that makes of a row one of the form of the Hub's dataset, or None to leave it out.
+_LAYOUTS: dict[str, tuple[dict[str, Column], Callable[[Row], Row | None]]] = {
+    "enem": (
+        {"id": TEXT, "context": Column(optional=True), "question": Column(optional=True),
+         "alternatives": Column("list"), "label": Column("letter", allowed=tuple(LETTERS))},
+        enem_record,
+    ),
+    # As published by its authors: one file, sorted by label, without the benchmark's split.
+    "hatebr": (
+        {"text": TEXT, "label": LABEL},
+        lambda row: {"idx": row["row"], "sentence": row["text"], "label": row["label"], "row": row["row"]},
+    ),
+}  # fmt: skip

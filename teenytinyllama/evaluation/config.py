@@ -1,8 +1,11 @@
-"""The config of `ttl evaluate`.
+"""Benchmarks: which tasks there are, where their rows are, and the config of `ttl evaluate`.
 
-Which tasks there are, what they are called, what is asked of them, and which suites they belong to.
+Sources of the datasets, splits and solved examples: lm-evaluation-harness 0.4.13 (lm_eval/tasks/okapi) for the suite
+`paper`; https://github.com/eduagarcia/lm-evaluation-harness-pt (lm_eval/tasks/portuguese, oab_exams) for the suite
+`leaderboard`; the datasets' cards for CALAME-PT and LAMBADA-PT.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +17,192 @@ from ..energy.meter import check_energy
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 PREFIX = "ttl_"
 TaskKind = Literal["choices", "truth", "word", "labels", "exam", "similarity"]
+ColumnKind = Literal["text", "texts", "list", "options", "number", "letter"]
+LETTERS = "ABCDE"
+SENTIMENTS = {"Positive": "Positivo", "Neutral": "Neutro", "Negative": "Negativo"}  # as in the rows, as asked for
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column has to hold.
+
+    Attributes:
+        kind: a text, a list of texts, any list, an exam's choices (`{text: [...], label: [...]}`), a number, or the
+            letter of an answer.
+        allowed: the only values there may be, if that is known.
+        optional: whether rows may lack it.
+        may_be_empty: whether cells may be empty, though the column has to be there.
+    """
+
+    kind: ColumnKind = "text"
+    allowed: tuple[Hashable, ...] | None = None
+    optional: bool = False
+    may_be_empty: bool = False
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """Some rows of a dataset: a split on the Hub, or a local file by its name without suffix, the best first."""
+
+    split: str
+    stems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The solved examples in front of a question.
+
+    Attributes:
+        part: where they are.
+        column: chosen by this column, in the order of `ids`; None: by their places in the file, or all.
+        ids: those that are used, in their order; empty: all rows, from which the harness draws or takes the first.
+        held_back: ids that are no questions either, because the benchmark keeps them for examples.
+    """
+
+    part: DataSplit
+    column: str | None = None
+    ids: tuple[Hashable, ...] = ()
+    held_back: tuple[Hashable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of one benchmark are, and what is checked of them; `benchmark_rows` reads them.
+
+    Attributes:
+        dataset_id: on the Hub; None for cloze, whose rows are made from held-out text.
+        test: the questions.
+        columns: of the questions and of the examples.
+        config: the dataset's configuration on the Hub.
+        files: a file of the dataset on the Hub that has no configuration.
+        shots: the examples.
+        shuffled_stems: local files whose rows are sorted by label; they are shuffled with a fixed seed.
+    """
+
+    dataset_id: str | None
+    test: DataSplit
+    columns: dict[str, Column]
+    config: str | None = None
+    files: str | None = None
+    shots: Shots | None = None
+    shuffled_stems: tuple[str, ...] = ()
+
+
+TEXT, NUMBER = Column(), Column("number")
+LABEL = Column("number", allowed=(0, 1))
+
+
+def _lettered(letters: str) -> dict[str, Column]:
+    options = {
+        f"option_{letter.lower()}": Column(optional=letter in "CDE", may_be_empty=letter in "AB") for letter in letters
+    }
+    return {"instruction": TEXT, **options, "answer": Column("letter", allowed=tuple(letters))}
+
+
+_EXAM = {"id": TEXT, "question": TEXT, "choices": Column("options"), "answerKey": Column("letter")}
+_SENTENCES = {"idx": NUMBER, "sentence": TEXT, "label": LABEL}
+_WORDS = {"sentence": TEXT, "last_word": TEXT}
+_ASSIN2_SHOTS = (1, 3251, 2, 3252, 3, 4, 5, 6, 3253, 7, 3254, 3255, 3256, 8, 9)
+_BLUEX_SHOTS = ("USP_2018_3", "UNICAMP_2018_2", "USP_2018_35", "UNICAMP_2018_16", "USP_2018_89")
+_ENEM_SHOTS = ("2022_21", "2022_88", "2022_143")
+_OAB_SHOTS = tuple(f"2010-01_{number}" for number in (1, 11, 13, 23, 26, 28, 38, 48, 58, 68, 76, 83, 85, 91, 99))
+_FAQUAD_SHOTS = (1893, 949, 663, 105, 1169, 2910, 2227, 2813, 974, 558, 1503, 1958, 2918, 601, 1560)
+_HATEBR_SHOTS = (48, 44, 36, 20, 3511, 88, 3555, 16, 56, 3535, 60, 40, 3527, 4, 76, 3579, 3523, 3551, 68, 3503, 84,
+                 3539, 64, 3599, 80)  # fmt: skip
+_HATE_SPEECH_SHOTS = (52, 50, 39, 28, 3, 105, 22, 25, 60, 11, 66, 41, 9, 4, 91, 42, 7, 20, 76, 1, 104, 13, 67, 54, 97)
+_BENCHMARK = "eduagarcia/portuguese_benchmark"
+
+SOURCES: dict[str, Source] = {
+    "arc": Source(
+        "alexandrainst/m_arc",
+        DataSplit("test", ("arc_pt_test",)),
+        _lettered(LETTERS),
+        config="pt",
+        shots=Shots(DataSplit("train", ("arc_pt_train",))),
+    ),
+    "hellaswag": Source(
+        "alexandrainst/m_hellaswag",
+        DataSplit("val", ("hellaswag_pt_val", "hellaswag_pt_validation", "hellaswag_pt")),
+        {"activity_label": TEXT, "ctx_a": TEXT, "ctx_b": Column(optional=True), "endings": Column("texts"),
+         "label": Column(allowed=("0", "1", "2", "3", 0, 1, 2, 3))},
+        config="pt",
+    ),
+    "mmlu": Source(
+        "alexandrainst/m_mmlu",
+        DataSplit("test", ("mmlu_pt_test", "mmlu_pt_val")),
+        _lettered("ABCD"),
+        config="pt",
+        shots=Shots(DataSplit("train", ("mmlu_pt_dev", "mmlu_pt_train"))),
+    ),
+    "truthfulqa": Source(
+        "alexandrainst/m_truthfulqa",
+        DataSplit("val", ("truthfulqa_pt", "truthfulqa_pt_val")),
+        {"question": TEXT, "mc2_targets_choices": Column("texts"), "mc2_targets_labels": Column("list")},
+        config="pt",
+    ),
+    "enem": Source(
+        "eduagarcia/enem_challenge",
+        DataSplit("train", ("enem_challenge", "enem", "enem_2022")),
+        _EXAM,
+        shots=Shots(DataSplit("train", ("enem_challenge", "enem", "enem_2022")), "id", _ENEM_SHOTS, _ENEM_SHOTS),
+    ),
+    "bluex": Source(
+        "eduagarcia-temp/BLUEX_without_images",
+        DataSplit("train", ("bluex",)),
+        _EXAM,
+        shots=Shots(DataSplit("train", ("bluex",)), "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS),
+    ),
+    "oab": Source(
+        "eduagarcia/oab_exams",
+        DataSplit("train", ("oab_exams", "oab")),
+        _EXAM,
+        shots=Shots(DataSplit("train", ("oab_exams", "oab")), "id", _OAB_SHOTS[:3], _OAB_SHOTS),
+    ),
+    "assin2": Source(
+        "nilc-nlp/assin2",
+        DataSplit("test", ("assin2_test",)),
+        {"sentence_pair_id": NUMBER, "premise": TEXT, "hypothesis": TEXT, "relatedness_score": NUMBER,
+         "entailment_judgment": LABEL},
+        shots=Shots(DataSplit("train", ("assin2_train",)), "sentence_pair_id", _ASSIN2_SHOTS),
+    ),
+    "faquad_nli": Source(
+        "ruanchaves/faquad-nli",
+        DataSplit("test", ("faquad_nli_test",)),
+        {"question": TEXT, "answer": TEXT, "label": LABEL},
+        shots=Shots(DataSplit("train", ("faquad_nli_train",)), None, _FAQUAD_SHOTS),
+    ),
+    "hatebr": Source(
+        _BENCHMARK,
+        DataSplit("test", ("hatebr_offensive_test", "hatebr_test", "hatebr")),
+        _SENTENCES,
+        config="HateBR_offensive_binary",
+        shots=Shots(DataSplit("train", ("hatebr_offensive_train", "hatebr_train", "hatebr")), "idx", _HATEBR_SHOTS),
+        shuffled_stems=("hatebr",),
+    ),
+    "hate_speech": Source(
+        _BENCHMARK,
+        DataSplit("test", ("portuguese_hate_speech_test",)),
+        _SENTENCES,
+        config="Portuguese_Hate_Speech_binary",
+        shots=Shots(DataSplit("train", ("portuguese_hate_speech_train",)), "idx", _HATE_SPEECH_SHOTS),
+    ),
+    "tweetsentbr": Source(
+        "eduagarcia/tweetsentbr_fewshot",
+        DataSplit("test", ("tweetsentbr_test",)),
+        {"sentence": TEXT, "label": Column(allowed=tuple(SENTIMENTS))},
+        shots=Shots(DataSplit("train", ("tweetsentbr_train",))),
+    ),
+    "calame": Source(
+        "NOVA-vision-language/calame-pt",
+        DataSplit("train", ("calame_pt", "calame", "calamept_all")),
+        _WORDS,
+        files="calamept_all.jsonl",
+    ),
+    "lambada": Source(
+        "TucanoBR/lambada-pt", DataSplit("train", ("lambada_pt", "lambada")), _WORDS
+    ),
+    "cloze": Source(None, DataSplit("held out", ("cloze",)), _WORDS),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +212,7 @@ class BenchmarkTask:
     Attributes:
         name: in the harness; the YAML in `TASKS_FOLDER` has the same.
         title: as it is shown.
-        source: its rows, in `sources.SOURCES`.
+        source: its rows, in `SOURCES`.
         kind: how it is answered: a choice by likelihood (`choices`; `truth` with several right ones), the last word
             of a text, and in writing: a label, an exam's letter, a number.
         metric: the one that counts.

@@ -1,4 +1,4 @@
-"""Running a task through lm-evaluation-harness as a library, and what came of it.
+"""The harness: a task run through lm-evaluation-harness as a library, and its score.
 
 The harness's `evaluate` is called, not its `simple_evaluate`, which spends seven seconds a call on describing the
 machine; seeds and solved examples are those of its command, so `lm-eval run` gives the same number.
@@ -6,10 +6,12 @@ machine; seeds and solved examples are those of its command, so `lm-eval run` gi
 
 import contextlib
 import functools
+import importlib.metadata
 import logging
 import random
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +20,20 @@ from tqdm import tqdm
 from ..checks import ensure, ensure_packages
 from ..distributed import spread
 from ..tokenizer.encode import compose, encode_prompt
-from .config import TASKS_FOLDER, BenchmarkTask
-from .scoring import can_score, macro_f1_stderr, mean_stderr, pearson_stderr, ratio_stderr, score_continuations
+from .benchmark_rows import BenchmarkRows
+from .config import TASKS_FOLDER, BenchmarkTask, EvaluateConfig
+from .marking import (
+    best_line,
+    macro_f1_stderr,
+    mean_stderr,
+    odd_questions,
+    pearson_stderr,
+    questions_sha256,
+    ratio_stderr,
+    trivial_lines,
+)
+from .results import Measure, MeasuredTask, Score
+from .scoring import can_score, score_continuations
 
 ensure_packages("eval", "lm_eval", "datasets")
 from lm_eval.api.instance import Instance  # noqa: E402  # after the message about the extra
@@ -244,3 +258,73 @@ def _stderr(metric: str, marks: list[Any]) -> float | None:
     if metric == "answer_bits_per_byte":
         return ratio_stderr([nats / np.log(2) for nats, _ in marks], [num_bytes for _, num_bytes in marks])
     return mean_stderr(marks)
+
+
+def measure_task(
+    model: HarnessModel,
+    task: BenchmarkTask,
+    rows: BenchmarkRows,
+    config: EvaluateConfig,
+    cloze_file: str | None,
+    checkpoint: dict[str, Any],
+) -> MeasuredTask:
+    """Return the score of a task beside the best answer that needs no model, and its further figures.
+
+    Args:
+        model: that is asked.
+        task: its questions, see `run_task`.
+        rows: these questions, and the solved examples.
+        config: of the evaluation.
+        cloze_file: rows of `cloze`.
+        checkpoint: `step` and `tokens` of the model, for the score and the figures.
+
+    Raises:
+        InputError: see `run_task`.
+    """
+    outcome = run_task(model, task, config.data_dir, cloze_file, config.limit)
+    lines = trivial_lines(task.kind, task.metric, outcome.rows)
+    trivial_kind, trivial = best_line(lines)
+    value, count = outcome.values[task.metric], len(outcome.rows)
+    limited = config.limit is not None
+    first = f", first {count}" if limited and count < len(rows.test) else ""
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    score = Score(
+        task=task.name,
+        suite="",
+        name=f"{task.title}{first}" + ("" if dtype == "float32" else f", {dtype}"),
+        metric=task.metric,
+        metric_name=task.metric_title,
+        value=value,
+        dataset_id=rows.origin.dataset_id,
+        dataset_revision=rows.origin.revision,
+        dataset_config=rows.origin.config,
+        dataset_split=rows.origin.split,
+        stderr=outcome.stderrs[task.metric],
+        trivial=trivial,
+        trivial_kind=trivial_kind,
+        normalised=(value - trivial) / (1 - trivial) if trivial < 1 else None,
+        shots=outcome.shots,
+        num_items=count,
+        total_items=len(rows.test),
+        questions_sha256=questions_sha256(rows.test[:count]),
+        unparsable=outcome.values.get("unparsable"),
+        truncated_prompts=outcome.truncated_prompts,
+        task_hash=outcome.task_hash,
+        harness=f"lm-evaluation-harness {importlib.metadata.version('lm_eval')}",
+        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **odd_questions(rows, count),
+        **checkpoint,
+    )
+    measures = [
+        Measure("", task.name, name, number, outcome.stderrs[name], None, count, **checkpoint)
+        for name, number in outcome.values.items()
+        if name not in (task.metric, "unparsable")
+    ]
+    return MeasuredTask(
+        identity="",
+        scores=[asdict(score)],
+        measures=[asdict(measure) for measure in measures],
+        trivial={name: line[1] for name, line in lines.items()},
+        truncated_prompts=outcome.truncated_prompts,
+        limited=limited,
+    )

@@ -1,4 +1,4 @@
-"""Bits per byte and perplexity on whole held-out documents.
+"""Held-out text: bits per byte and perplexity of whole documents, of a packed folder or of any text files.
 
     document of 10 tokens, context 6, stride 3 (# scored, . context only, s and e are <s> and </s>)
     s a b c d f g h i e
@@ -12,58 +12,55 @@ at the start of the document). `<s>` and `</s>` are not text and not scored, so 
 
 compares models with different tokenizers; perplexity = exp(nats per text token) does not.
 
-Held-out documents for a model that is loaded from disk: a packed folder, or any text files.
-
-The suite `lm`: bits per byte and perplexity of whole held-out documents, per source and per register.
+The suite `lm` of `ttl evaluate` measures both per source and per register, and a training measures them as it goes.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checks import ensure, near_name
 from ..data.input_files import SAMPLE
 from ..data.pack import DOCUMENT_DTYPE
-from ..data.packed import DOCUMENTS_NAME, VALIDATION_NAME, check_packed, load_packed
+from ..data.packed import DOCUMENTS_NAME, VALIDATION_NAME, PackedCorpus, check_packed, load_packed
 from ..data.sources import Corpus, CorpusConfig, parse_metadata
 from ..distributed import spread
 from ..stage_folder import MANIFEST_NAME
 from ..tokenizer.encode import encode_texts, tokenizer_fingerprint
-from .scoring import Measure, can_score, ratio_stderr
+from .marking import ratio_stderr
+from .results import HELD_OUT, Measure
+from .scoring import can_score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class HeldOutDocuments(Protocol):
-    """Documents `<s> … </s>` one after another, as a packed folder holds them.
+@dataclass(frozen=True)
+class HeldOutText:
+    """Documents as texts and as tokens `<s> … </s>`, in the form of a packed folder's held-out part.
 
     Attributes:
-        validation: (tokens,).
-        documents: offset, tokens, bytes and source of each.
+        texts: one a document.
+        validation: (tokens,) of all documents, one after another.
+        documents: offset, tokens, bytes and source of each (`DOCUMENT_DTYPE`).
         source_names: of `documents["source"]`.
     """
 
-    @property
-    def validation(self) -> NDArray[Any]:
-        """Return the tokens."""
-
-    @property
-    def documents(self) -> NDArray[Any]:
-        """Return the documents."""
-
-    @property
-    def source_names(self) -> list[str]:
-        """Return the names of the sources."""
+    texts: list[str]
+    validation: NDArray[Any]
+    documents: NDArray[Any]
+    source_names: list[str]
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
 
     def __init__(
         self,
-        packed: HeldOutDocuments,
+        packed: PackedCorpus | HeldOutText,
         context: int,
         stride: int | None = None,
         max_tokens: int | None = None,
@@ -148,8 +145,8 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
         labels[scored] = tokens[scored]
         return {"input_ids": tokens, "labels": labels}
 
-    def summarise(self, nats_and_tokens: NDArray[Any]) -> dict[str, Any]:
-        """Return bits per byte, perplexity and counts, overall and per source.
+    def document_sums(self, nats_and_tokens: NDArray[Any]) -> NDArray[np.float64]:
+        """Return (documents, 2), summed nats and scored tokens of each of the chosen documents.
 
         Args:
             nats_and_tokens: (windows, 2), for each window in the dataset's order the summed negative log likelihood
@@ -158,15 +155,17 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
         assert len(nats_and_tokens) == len(self.windows), "a held-out window was dropped or scored twice"
         sums = np.zeros((len(self.packed.documents), 2))
         np.add.at(sums, [window.document for window in self.windows], np.asarray(nats_and_tokens, dtype=np.float64))
-        documents = self.packed.documents[self.document_ids]
-        sums = sums[self.document_ids]
-        overall = _language_modeling_metrics(sums, documents["num_bytes"])
+        return sums[self.document_ids]
+
+    def summarise(self, nats_and_tokens: NDArray[Any]) -> dict[str, Any]:
+        """Return bits per byte, perplexity and counts, overall and per source; see `document_sums`."""
+        sums, documents = self.document_sums(nats_and_tokens), self.packed.documents[self.document_ids]
         per_source = {
             name: _language_modeling_metrics(sums[mask], documents["num_bytes"][mask])
             for index, name in enumerate(self.packed.source_names)
             if (mask := documents["source"] == index).any()
         }
-        return {**overall, "per_source": per_source}
+        return {**_language_modeling_metrics(sums, documents["num_bytes"]), "per_source": per_source}
 
 
 def _language_modeling_metrics(sums: NDArray[Any], num_bytes: NDArray[Any]) -> dict[str, float | int]:
@@ -201,21 +200,17 @@ def already_scored(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-@dataclass(frozen=True)
-class HeldOutText:
-    """Documents as texts and as tokens `<s> … </s>`, in the form of a packed folder's held-out part.
-
-    Attributes:
-        texts: one a document.
-        validation: (tokens,) of all documents, one after another.
-        documents: offset, tokens, bytes and source of each (`DOCUMENT_DTYPE`).
-        source_names: of `documents["source"]`.
-    """
-
-    texts: list[str]
-    validation: NDArray[Any]
-    documents: NDArray[Any]
-    source_names: list[str]
+def find_held_out(model: Path) -> list[str]:
+    """Return the packed folder on which a run (or the run of a checkpoint) was trained, if it is still there."""
+    for folder in (model, model.parent):
+        try:
+            packed = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["data"]["packed"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        for place in (Path(packed), folder / packed, folder.parent / packed):
+            if (place / MANIFEST_NAME).is_file():
+                return [str(place)]
+    return []
 
 
 def load_held_out(inputs: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
@@ -300,13 +295,11 @@ def score_windows(model: "PreTrainedModel", windows: HeldOutWindows, batch_size:
             found = []
             for start in range(0, len(places), batch_size):
                 items = [windows[place] for place in places[start : start + batch_size]]
-                longest = max(len(item["input_ids"]) for item in items)
                 # Padding stands behind the text, where causal attention never looks.
-                tokens = torch.zeros(len(items), longest, dtype=torch.long)
-                labels = torch.full((len(items), longest), -100)
-                for row, item in enumerate(items):
-                    tokens[row, : len(item["input_ids"])] = torch.from_numpy(item["input_ids"])
-                    labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
+                tokens, labels = (
+                    pad_sequence([torch.from_numpy(item[name]) for item in items], True, padding)
+                    for name, padding in (("input_ids", 0), ("labels", -100))
+                )
                 nats = _batch_nats(model, tokens.to(model.device), labels.to(model.device))
                 found += list(nats.cpu().double().numpy())
                 bar.update(len(items))
@@ -326,7 +319,7 @@ def _batch_nats(model: "PreTrainedModel", tokens: torch.Tensor, labels: torch.Te
     for hidden_TH, label_T in zip(hidden_BTH, labels, strict=True):
         scored_T = label_T[1:] != -100
         logits_NV = head(hidden_TH[:-1][scored_T]).float()
-        nats = torch.nn.functional.cross_entropy(logits_NV, label_T[1:][scored_T], reduction="sum")
+        nats = cross_entropy(logits_NV, label_T[1:][scored_T], reduction="sum")
         rows.append(torch.stack([nats, scored_T.sum().to(nats.dtype)]))
     return torch.stack(rows)
 
@@ -373,33 +366,30 @@ def language_modeling_measures(
                 f"{near_name(name, text.source_names)} There are {', '.join(text.source_names[:8])}.",
             )
     windows = HeldOutWindows(text, context, stride, max_tokens)
-    nats = score_windows(model, windows, batch_size)
-    sums = np.zeros((len(text.documents), 2))
-    np.add.at(sums, [window.document for window in windows.windows], nats)
-    chosen = windows.document_ids
-    source_of = text.documents["source"][chosen]
-    parts: list[tuple[str | None, NDArray[np.bool_]]] = [(None, np.ones(len(chosen), dtype=bool))]
-    parts += [(name, source_of == number) for number, name in enumerate(text.source_names)]
-    for register, names in registers.items():
-        places = [text.source_names.index(name) for name in names]
-        parts.append((f"register: {register}", np.isin(source_of, places)))
-    measures = []
-    for part, mask in parts:
-        if mask.any():
-            measures += _measures(part, sums[chosen][mask], text.documents["num_bytes"][chosen][mask])
-    return measures
+    sums = windows.document_sums(score_windows(model, windows, batch_size))
+    documents = text.documents[windows.document_ids]
+    parts: list[tuple[str | None, list[int]]] = [(None, list(range(len(text.source_names))))]
+    parts += [(name, [number]) for number, name in enumerate(text.source_names)]
+    parts += [
+        (f"register: {register}", [text.source_names.index(name) for name in names])
+        for register, names in registers.items()
+    ]
+    masks = [(part, np.isin(documents["source"], sources)) for part, sources in parts]
+    return [
+        measure
+        for part, mask in masks
+        if mask.any()
+        for measure in _measures(part, sums[mask], documents["num_bytes"][mask])
+    ]
 
 
 def _measures(part: str | None, sums: NDArray[np.float64], num_bytes: NDArray[Any]) -> list[Measure]:
-    nats, tokens, total = float(sums[:, 0].sum()), int(sums[:, 1].sum()), int(num_bytes.sum())
-    per_token = nats / max(tokens, 1)
-    per_token_stderr = ratio_stderr(sums[:, 0].tolist(), sums[:, 1].tolist()) if tokens else None
+    found = _language_modeling_metrics(sums, num_bytes)
+    per_token_stderr = ratio_stderr(sums[:, 0].tolist(), sums[:, 1].tolist()) if found["scored_tokens"] else None
     bits_stderr = ratio_stderr((sums[:, 0] / math.log(2)).tolist(), num_bytes.tolist())
-    perplexity = math.exp(min(per_token, 700.0))
-    shared: dict[str, Any] = {"suite": "lm", "task": "held_out", "part": part, "num_items": len(sums)}
+    # The error of an exponential, to first order.
+    perplexity_stderr = None if per_token_stderr is None else found["perplexity"] * per_token_stderr
     return [
-        Measure(metric="bits_per_byte", value=nats / math.log(2) / total, stderr=bits_stderr, **shared),
-        # The error of an exponential, to first order.
-        Measure(metric="perplexity", value=perplexity,
-                stderr=None if per_token_stderr is None else perplexity * per_token_stderr, **shared),
-    ]  # fmt: skip
+        Measure("lm", HELD_OUT, name, found[name], stderr, part, len(sums))
+        for name, stderr in (("bits_per_byte", bits_stderr), ("perplexity", perplexity_stderr))
+    ]

@@ -1,23 +1,25 @@
-"""`results.json` in a run's folder: scores on benchmarks, as the evaluation writes them and a card reads them.
+"""Results of an evaluation: scores on benchmarks (`results.json`), other figures (`measures.json`), published scores.
 
-Scores are fractions: 0.1924 is 19.24 %. Correlations lie in -1 to 1. A score of somebody else names its source.
-
-Scores of other models that ship as data, each with its source.
+The evaluation writes these files into a run's folder, and a card reads them. Scores are fractions: 0.1924 is 19.24 %.
+Correlations lie in -1 to 1. What has no upper bound, such as bits per byte, is a measure and no score. The scores of
+other models are read from `references.yaml`, which gives a source for each.
 """
 
 import json
 import math
 import re
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..arguments import load_yaml
 from ..checks import InputError, MissingFileError, ensure
-from ..stage_folder import write_json
-from .config import TASKS
+from ..stage_folder import PARTS_FOLDER, write_json
+from .config import LANGUAGE_MODELING, SUITES, TASKS
 
 TrivialKind = Literal["constant", "majority", "length", "chance"]
+HELD_OUT = "held_out"  # the task that measures bits per byte of held-out text
 FINE_TUNED_SUITE = "downstream fine-tuning"  # scores of models that were made from this one, see `ttl classify`
 CORRELATIONS = ("pearson", "spearman", "mcc")  # metrics that can be negative
 # Counts of odd questions, and how they are said.
@@ -122,6 +124,34 @@ class Results:
     scores: tuple[Score, ...]
 
 
+@dataclass(frozen=True)
+class Measure:
+    """One figure that is no score; None is what is not known.
+
+    Attributes:
+        suite: under which it is shown.
+        task: the name in the harness, or `held_out`.
+        metric: `bits_per_byte` (of text), `perplexity`, `answer_bits_per_byte` (of the right answer), or a further
+            metric of a task.
+        value: in the metric's unit.
+        stderr: standard error, in the same unit.
+        part: a source or register; None for all.
+        num_items: documents or questions.
+        step: of the checkpoint; None for the final model.
+        tokens: seen by that checkpoint.
+    """
+
+    suite: str
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    part: str | None = None
+    num_items: int | None = None
+    step: int | None = None
+    tokens: int | None = None
+
+
 def is_limited(score: Score) -> bool:
     """Return whether only the first questions of the data were asked."""
     return score.total_items is not None and (score.num_items or 0) < score.total_items
@@ -174,13 +204,16 @@ def read_results(path: Path) -> Results:
     Raises:
         InputError: no file, no JSON, or a key that is missing, unknown or wrong; the message names file and key.
     """
+    return parse_results(_read_json(path), path)
+
+
+def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file. The evaluation writes it.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}). {_FIX}") from error
-    return parse_results(content, path)
 
 
 def parse_results(content: Any, path: Path) -> Results:
@@ -210,27 +243,50 @@ def parse_results(content: Any, path: Path) -> Results:
     return Results(content["model"], content["command"], content["versions"], scores)
 
 
+def write_measures(path: Path, measures: list[Measure]) -> None:
+    """Write measures as a list of JSON objects."""
+    write_json(path, [asdict(measure) for measure in measures])
+
+
+def read_measures(path: Path) -> list[Measure]:
+    """Return the measures of a file.
+
+    Raises:
+        InputError: no file, no JSON, or a row that does not fit; the message names file, row and key.
+    """
+    content = _read_json(path)
+    ensure(isinstance(content, list), f"{path}: must hold a list. {_FIX}")
+    for number, row in enumerate(content):
+        _check_object(path, f"[{number}]", row, Measure)
+    return [Measure(**row) for row in content]
+
+
 def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
     """Refuse what is no object with the keys of a dataclass; those with a default may be left out."""
     ensure(
         isinstance(content, dict), f"{path}: key {place or 'of the whole file'} must be a JSON object with keys. {_FIX}"
     )
     prefix = f"{place}." if place else ""
-    names = {field.name for field in fields(kind)}
-    for field in fields(kind):
+    names = {item.name for item in fields(kind)}
+    for item in fields(kind):
         ensure(
-            field.name in content or field.default is not MISSING,
-            f"{path}: key {prefix}{field.name} is missing. {_FIX}",
+            item.name in content or item.default is not MISSING,
+            f"{path}: key {prefix}{item.name} is missing. {_FIX}",
         )
     unknown = sorted(set(content) - names)
     ensure(not unknown, f"{path}: key {prefix}{', '.join(unknown)} is unknown. {_FIX}")
 
 
+def _check_object(path: Path, place: str, row: Any, kind: Any) -> None:
+    """Refuse what is no object with the keys of a dataclass, each of its declared type."""
+    _check_keys(path, place, row, kind)
+    for item in fields(kind):
+        if item.name in row:
+            _check_type(path, f"{place}.{item.name}", row[item.name], item.type)
+
+
 def _parse_score(path: Path, place: str, row: Any) -> Score:
-    _check_keys(path, place, row, Score)
-    for field in fields(Score):
-        if field.name in row:
-            _check_type(path, f"{place}.{field.name}", row[field.name], field.type)
+    _check_object(path, place, row, Score)
     score = Score(**row)
 
     def check(condition: object, key: str, allowed: str) -> None:
@@ -265,6 +321,80 @@ def _check_type(path: Path, key: str, value: Any, declared: Any) -> None:
     names = {float: "a finite float", int: "int", type(None): "null"}
     shown = " or ".join(sorted({names.get(kind, "str") for kind in types}))
     ensure(allowed, f"{path}: key {key} is {value!r}, but must be {shown}. {_FIX}")
+
+
+@dataclass(frozen=True)
+class MeasuredTask:
+    """What one task of one model gave: the content of its file in the folder `parts` of an evaluation.
+
+    Attributes:
+        identity: hash of all that decides the scores: a task with an equal one is not measured again.
+        scores: for `results.json`, without a suite.
+        measures: for `measures.json`, without a suite.
+        trivial: what answers without a model score, by what they do.
+        truncated_prompts: questions whose prompt did not fit.
+        weights: a hash of the model's weights; empty in files of earlier versions, which did not write it.
+        limited: whether only the first questions were asked.
+    """
+
+    identity: str
+    scores: list[dict[str, Any]]
+    measures: list[dict[str, Any]]
+    trivial: dict[str, float] = field(default_factory=dict)
+    truncated_prompts: int = 0
+    weights: str = ""
+    limited: bool = False
+
+
+def measured_task_path(folder: Path, step: int | None, task: str) -> Path:
+    """Return the file of a task and of the checkpoint of a step; None: the final model."""
+    return folder / PARTS_FOLDER / ("final" if step is None else f"step{step}") / f"{task}.json"
+
+
+def is_measured(path: Path, identity: str) -> bool:
+    """Return whether an earlier start wrote this file with this identity."""
+    try:
+        return MeasuredTask(**json.loads(path.read_text(encoding="utf-8"))).identity == identity
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def write_measured_task(path: Path, measured: MeasuredTask) -> None:
+    """Write the file of a task; its presence means that it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(measured))
+
+
+def collect_measured(
+    folder: Path, weights: Mapping[int | None, str], whole_only: bool = False
+) -> tuple[list[Score], list[Measure]]:
+    """Return the scores and measures of all starts in a folder, in the order of the suites, tasks and steps.
+
+    A task counts in each of its suites. The final model comes before the checkpoints.
+
+    Args:
+        folder: of the evaluation.
+        weights: hashes of the weights of the models that were measured now, by their step. What was measured of other
+            weights at one of these steps is left out.
+        whole_only: leave out tasks of which only the first questions were asked.
+    """
+    order = {name: number for number, name in enumerate((HELD_OUT, *TASKS))}
+    found = []
+    for path in (folder / PARTS_FOLDER).glob("*/*.json"):
+        measured = MeasuredTask(**json.loads(path.read_text(encoding="utf-8")))
+        step = None if path.parent.name == "final" else int(path.parent.name.removeprefix("step"))
+        is_same_model = measured.weights in ("", weights.get(step, measured.weights))
+        if is_same_model and not (whole_only and measured.limited):
+            found.append((order.get(path.stem, len(order)), -1 if step is None else step, path.stem, measured))
+    found.sort(key=lambda row: row[:2])
+    scores: list[Score] = []
+    measures: list[Measure] = []
+    for suite in (LANGUAGE_MODELING, *SUITES):
+        for _, _, task, measured in found:
+            if task == HELD_OUT if suite == LANGUAGE_MODELING else task in SUITES[suite]:
+                scores += [Score(**{**row, "suite": suite}) for row in measured.scores]
+                measures += [Measure(**{**row, "suite": suite}) for row in measured.measures]
+    return scores, measures
 
 
 REFERENCES_PATH = Path(__file__).parent / "references.yaml"

@@ -1,133 +1,42 @@
-"""How likely a model finds continuations of texts: what every multiple-choice and last-word task asks.
+"""Scoring: how likely a model finds continuations of texts, for the harness's tasks and for the suite `signal`.
 
 All continuations of one context share a row, so that the context, which is most of the work, is read once:
 
     tokens     c c c c c | x x | y y y | z
     positions  0 1 2 3 4 | 5 6 | 5 6 7 | 5       each part sees the context and itself, never another part
 
-Logits are made for the tokens that are scored alone: of a prompt of 2,000 tokens that is a few dozen rows of the
-vocabulary instead of all. The result is the harness's own to rounding, and it does not depend on the batch.
+Logits are made for the scored tokens alone: of a prompt of 2,000 tokens that is a few dozen rows of the vocabulary
+instead of all. The result is the harness's own to rounding, and it does not depend on the batch.
 
-Scores over all answers at once, and the standard error of every score.
+The cheap tasks of the suite `signal` are also scored on the model in memory while it trains, without the harness. Their
+prompts are those of the task files and their marks those of `marking`, so the numbers are the harness's.
 
-Means have a formula; macro-F1 and Pearson's correlation are drawn again from the items (bootstrap), with a fixed seed.
+Cloze, one of these tasks, is made from held-out text in the form of CALAME-PT (Lopes et al., arXiv 2402.12969): a
+sentence of at least `MIN_WORDS` words that ends with an ordinary word and `.`, `!` or `?`, behind the sentences before
+it. Which sentences are taken depends on a hash of their text and the seed, not on the order of the documents.
 
-`measures.json` beside `results.json`: what has no upper bound or is no score, such as bits per byte.
+    … A menina abriu a porta. Lá fora chovia, e ela voltou para buscar o  ->  guarda-chuva
 """
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from ..checks import InputError, MissingFileError, ensure
-from ..stage_folder import write_json
+from ..tokenizer.encode import encode_prompt
+from .benchmark_rows import MissingDataError, Row, load_rows
+from .config import TASKS, TASKS_FOLDER
+from .marking import choice_results, word_results
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-RESAMPLES = 1000
-_SEED = 0
-
-
-def mean_stderr(values: Sequence[float]) -> float | None:
-    """Return the standard error of a mean, or None for a single value."""
-    if len(values) < 2:
-        return None
-    return float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) / math.sqrt(len(values))
-
-
-def ratio_stderr(parts: Sequence[float], wholes: Sequence[float]) -> float | None:
-    """Return the standard error of sum(parts) / sum(wholes) over independent items, or None for a single item.
-
-    Source: the ratio estimator's linearised variance (W. G. Cochran, Sampling Techniques, 3rd ed., section 6.4).
-    """
-    if len(parts) < 2:
-        return None
-    numerator, denominator = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
-    residuals = numerator - numerator.sum() / denominator.sum() * denominator
-    items = len(residuals)
-    return float(math.sqrt(items / (items - 1) * (residuals**2).sum()) / denominator.sum())
-
-
-def _confusion(pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
-    """Return (labels, labels): how often a label (row) was answered by another (column), over all that occur."""
-    labels = sorted({str(label) for pair in pairs for label in pair})
-    places = {label: place for place, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels)))
-    for gold, answer in pairs:
-        counts[places[str(gold)], places[str(answer)]] += 1
-    return counts
-
-
-def _macro_f1(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the macro-F1 of (…, labels, labels) confusions; a label that occurs nowhere is left out."""
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)
-    either = confusion.sum(-1) + confusion.sum(-2)
-    scores = np.divide(2 * right, either, out=np.zeros_like(either), where=either > 0)
-    return np.asarray(scores.sum(-1) / np.maximum((either > 0).sum(-1), 1))
-
-
-def macro_f1(pairs: Sequence[tuple[Any, Any]]) -> float:
-    """Return the mean over labels of their F1, of (right label, answer) pairs.
-
-    An answer that is no label, such as an unreadable one, counts as a further class with an F1 of nought, as
-    scikit-learn's `f1_score(average="macro")` has it.
-    """
-    return float(_macro_f1(_confusion(pairs)))
-
-
-def macro_f1_stderr(pairs: Sequence[tuple[Any, Any]]) -> float | None:
-    """Return the bootstrap's standard error of the macro-F1, or None for a single pair."""
-    if len(pairs) < 2:
-        return None
-    confusion = _confusion(pairs)
-    draws = np.random.default_rng(_SEED).multinomial(len(pairs), confusion.ravel() / len(pairs), size=RESAMPLES)
-    return float(_macro_f1(draws.reshape(RESAMPLES, *confusion.shape).astype(np.float64)).std(ddof=1))
-
-
-def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the correlation along the last axis; nought where either side is constant."""
-    first = first - first.mean(-1, keepdims=True)
-    second = second - second.mean(-1, keepdims=True)
-    scale = np.sqrt((first**2).sum(-1) * (second**2).sum(-1))
-    return np.divide((first * second).sum(-1), scale, out=np.zeros_like(scale), where=scale > 1e-12)
-
-
-def pearson(pairs: Sequence[tuple[float, float]]) -> float:
-    """Return Pearson's correlation of (right value, answer) pairs; nought when all answers are the same."""
-    values = np.asarray(pairs, dtype=np.float64)
-    return float(_pearson(values[:, 0], values[:, 1]))
-
-
-def pearson_stderr(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Return the bootstrap's standard error of the correlation, or None for a single pair."""
-    if len(pairs) < 2:
-        return None
-    values = np.asarray(pairs, dtype=np.float64)
-    drawn = values[np.random.default_rng(_SEED).integers(len(values), size=(RESAMPLES, len(values)))]
-    return float(_pearson(drawn[..., 0], drawn[..., 1]).std(ddof=1))
-
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TokenPair = tuple[Sequence[int], Sequence[int]]  # tokens of the context (at least one) and of the continuation
-_MASKED = torch.finfo(torch.float32).min / 2
-
-
-@dataclass(frozen=True)
-class _Row:
-    context: tuple[int, ...]
-    parts: tuple[tuple[int, tuple[int, ...]], ...]  # (place of the pair, tokens of the continuation)
-
-    def __len__(self) -> int:
-        # The last token of a continuation is predicted, never read.
-        return len(self.context) + sum(len(tokens) - 1 for _, tokens in self.parts)
 
 
 def can_score(model: "PreTrainedModel") -> bool:
@@ -153,7 +62,7 @@ def score_continuations(
     """
     results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     config: Any = model.config
-    shared = config._attn_implementation in ("sdpa", "eager")  # others take no mask of our own
+    shared = config._attn_implementation in ("sdpa", "eager")  # the other kernels take no mask but the causal one
     rows = sorted(_make_rows(pairs, config.max_position_embeddings, shared), key=len, reverse=True)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -164,139 +73,269 @@ def score_continuations(
     return results
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One context with the continuations that are read behind it.
+
+    Attributes:
+        context: its tokens.
+        parts: for each continuation the place of its pair, and its tokens.
+    """
+
+    context: tuple[int, ...]
+    parts: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def __len__(self) -> int:
+        # The last token of a continuation is predicted, never read.
+        return len(self.context) + sum(len(tokens) - 1 for _, tokens in self.parts)
+
+    def spans(self) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
+        """Yield for each continuation where it begins and ends in the row, the place of its pair, and its tokens."""
+        end = len(self.context)
+        for place, tokens in self.parts:
+            start, end = end, end + len(tokens) - 1
+            yield start, end, place, tokens
+
+
 def _make_rows(pairs: Sequence[TokenPair], max_length: int, shared: bool) -> list[_Row]:
     """Return rows of one context each, with as many continuations as a row of `max_length` tokens takes."""
-    open_rows: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
+    open_rows: dict[tuple[int, ...], _Row] = {}
     rows = []
     for place, (context, continuation) in enumerate(pairs):
         # The harness's rule: the newest max_length + 1 tokens of both, less the last, are read.
         kept = tuple(context)[-max(1, max_length + 1 - len(continuation)) :]
-        parts = open_rows.setdefault(kept, [])
-        used = len(kept) + sum(len(tokens) - 1 for _, tokens in parts)
-        if parts and (not shared or used + len(continuation) - 1 > max_length):
-            rows.append(_Row(kept, tuple(parts)))
-            parts.clear()
-        parts.append((place, tuple(continuation)))
-    return rows + [_Row(context, tuple(parts)) for context, parts in open_rows.items()]
+        row = open_rows.get(kept, _Row(kept, ()))
+        if row.parts and (not shared or len(row) + len(continuation) - 1 > max_length):
+            rows.append(row)
+            row = _Row(kept, ())
+        open_rows[kept] = _Row(kept, (*row.parts, (place, tuple(continuation))))
+    return rows + list(open_rows.values())
 
 
-def _lay_out(rows: Sequence[_Row]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (rows, tokens) tensors: tokens, positions, and the part of each (0 context, -1 padding)."""
+def _lay_out(rows: Sequence[_Row]) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """Return (rows, tokens) tensors: tokens, positions, and the part of each token (0 context, -1 padding)."""
+    import torch
+
     shape = (len(rows), max(map(len, rows)))
     tokens, positions = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     parts = torch.full(shape, -1)
     for index, row in enumerate(rows):
-        end = len(row.context)
-        tokens[index, :end] = torch.tensor(row.context)
-        positions[index, :end] = torch.arange(end)
-        parts[index, :end] = 0
-        for number, (_, continuation) in enumerate(row.parts, start=1):
-            start, end = end, end + len(continuation) - 1
+        length = len(row.context)
+        tokens[index, :length] = torch.tensor(row.context)
+        positions[index, :length] = torch.arange(length)
+        parts[index, :length] = 0
+        for number, (start, end, _, continuation) in enumerate(row.spans(), start=1):
             tokens[index, start:end] = torch.tensor(continuation[:-1], dtype=torch.long)
-            positions[index, start:end] = torch.arange(len(row.context), len(row.context) + end - start)
+            positions[index, start:end] = torch.arange(length, length + end - start)
             parts[index, start:end] = number
     return tokens, positions, parts
 
 
-def _mask(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _mask(parts: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     """Return (rows, 1, tokens, tokens) to be added to attention scores: nought where a token may look."""
+    import torch
+
     length = parts.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=parts.device).tril()
     same = (parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])
     allowed = (earlier & same)[:, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=parts.device).masked_fill_(
-        ~allowed, max(_MASKED, torch.finfo(dtype).min)
-    )
+    lowest = max(torch.finfo(torch.float32).min / 2, torch.finfo(dtype).min)
+    return torch.zeros(allowed.shape, dtype=dtype, device=parts.device).masked_fill_(~allowed, lowest)
 
 
-@torch.no_grad()
 def _score_batch(model: "PreTrainedModel", rows: Sequence[_Row]) -> list[tuple[int, tuple[float, bool]]]:
+    """Return (place of the pair, (nats, whether it is greedy)) of every continuation of some rows."""
+    import torch
+
     tokens, positions, parts = (tensor.to(model.device) for tensor in _lay_out(rows))
     needs_mask = any(len(row.parts) > 1 for row in rows)  # otherwise plain causal attention, which is faster
-    body: Any = model.base_model
-    hidden_BTH = body(
-        input_ids=tokens,
-        position_ids=positions,
-        attention_mask=_mask(parts, model.dtype) if needs_mask else None,
-        use_cache=False,
-    ).last_hidden_state
     where: list[tuple[int, int]] = []
     targets: list[int] = []
     lengths, places = [], []
     for index, row in enumerate(rows):
-        end = len(row.context)
-        for place, continuation in row.parts:
-            start, end = end, end + len(continuation) - 1
+        for start, end, place, continuation in row.spans():
             # The context's last token predicts the first of every part.
             where += [(index, len(row.context) - 1), *((index, step) for step in range(start, end))]
             targets += continuation
             lengths.append(len(continuation))
             places.append(place)
-    index_N, step_N = torch.tensor(where, device=model.device).T
+    body: Any = model.base_model
     head: Any = model.get_output_embeddings()
-    logits_NV = head(hidden_BTH[index_N, step_N]).float()
-    target_N = torch.tensor(targets, device=model.device)
-    nats_N = logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(1)
-    greedy_N = logits_NV.argmax(1) == target_N
+    with torch.no_grad():
+        hidden_BTH = body(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=_mask(parts, model.dtype) if needs_mask else None,
+            use_cache=False,
+        ).last_hidden_state
+        index_N, step_N = torch.tensor(where, device=model.device).T
+        logits_NV = head(hidden_BTH[index_N, step_N]).float()
+        target_N = torch.tensor(targets, device=model.device)
+        nats_N = logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(1)
+        greedy_N = logits_NV.argmax(1) == target_N
     nats = [float(part.sum()) for part in nats_N.cpu().split(lengths)]
     greedy = [bool(part.all()) for part in greedy_N.cpu().split(lengths)]
     return list(zip(places, zip(nats, greedy, strict=True), strict=True))
 
 
+MIN_WORDS = 6  # of the sentence
+MAX_WORDS = 60  # of the text before the word: what a model needs to guess it, at little cost
+_SENTENCE = re.compile(r"[^.!?…\n]+[.!?…]+")
+_LAST = re.compile(r"^(?P<text>.*\s)(?P<word>[^\W\d_]{3,}(?:-[^\W\d_]+)*)[.!?]$", re.DOTALL)
+
+
 @dataclass(frozen=True)
-class Measure:
-    """One figure; None is what is not known.
+class ClozeItem:
+    """A text without its last word, and the word."""
+
+    sentence: str
+    last_word: str
+
+
+def make_cloze(texts: Iterable[str], num_items: int, seed: int = 0) -> list[ClozeItem]:
+    """Return at most `num_items` items from texts; equal ones once.
+
+    Example:
+        >>> make_cloze(["Era uma vez um velho. Ele vivia só numa casa junto do mar."], 5)
+        [ClozeItem(sentence='Era uma vez um velho. Ele vivia só numa casa junto do', last_word='mar')]
+    """
+    found: dict[ClozeItem, bytes] = {}
+    for text in texts:
+        for item in _items(text):
+            key = f"{seed}\0{item.sentence}\0{item.last_word}".encode()
+            found[item] = hashlib.sha256(key).digest()
+    return sorted(found, key=found.__getitem__)[:num_items]
+
+
+def _items(text: str) -> Iterable[ClozeItem]:
+    before: list[str] = []  # words of earlier sentences
+    for match in _SENTENCE.finditer(text):
+        sentence = " ".join(match.group().split())
+        words = sentence.split(" ")
+        last = _LAST.match(sentence)
+        if last and len(words) >= MIN_WORDS:
+            context = [*before, *last["text"].split()]
+            yield ClozeItem(" ".join(context[-MAX_WORDS:]), last["word"])
+        before += words
+
+
+def write_cloze(path: Path, items: Iterable[ClozeItem]) -> None:
+    """Write items as jsonl, the file that the task `ttl_cloze` reads."""
+    lines = [json.dumps(asdict(item), ensure_ascii=False) for item in items]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+# The tasks of a local folder that are asked while a model trains, and the names of their figures.
+_LOCAL = {"ttl_hellaswag": "hellaswag", "ttl_arc_zero": "arc", "ttl_calame": "calame", "ttl_lambada": "lambada"}
+
+
+@dataclass(frozen=True)
+class SignalTask:
+    """Questions of one task as tokens.
 
     Attributes:
-        suite: it belongs to.
-        task: in the harness, or `held_out`.
-        metric: `bits_per_byte` (of text), `perplexity`, `answer_bits_per_byte` (of the right answer), or a further
-            metric of a task.
-        value: in the metric's unit.
-        stderr: standard error, in the same unit.
-        part: a source or register; None for all.
-        num_items: documents or questions.
-        step: of the checkpoint; None for the final model.
-        tokens: seen by that checkpoint.
+        name: the first part of its figures' names.
+        questions: each row in canonical form, with the pairs (context and continuation) of its answers.
+        mark: makes marks of a question's likelihoods.
+        metric: the mark that is reported beside bits per byte.
     """
 
-    suite: str
-    task: str
+    name: str
+    questions: list[tuple[Row, list[TokenPair]]]
+    mark: Callable[[Row, Sequence[tuple[float, bool]]], dict[str, Any]]
     metric: str
-    value: float
-    stderr: float | None = None
-    part: str | None = None
-    num_items: int | None = None
-    step: int | None = None
-    tokens: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens that a model reads, each context once."""
+        return sum(
+            len(pairs[0][0]) + sum(len(continuation) for _, continuation in pairs) for _, pairs in self.questions
+        )
 
 
-def write_measures(path: Path, measures: list[Measure]) -> None:
-    """Write measures as a list of JSON objects."""
-    write_json(path, [asdict(measure) for measure in measures])
+def encode_pair(tokenizer: "PreTrainedTokenizerBase", context: str, continuation: str) -> TokenPair:
+    """Return the tokens of a context and of a continuation, as the harness cuts them."""
+    before, whole = encode_prompt(tokenizer, context), encode_prompt(tokenizer, context + continuation)
+    if whole[: len(before)] == before and len(whole) > len(before):
+        return before, whole[len(before) :]
+    return before, encode_prompt(tokenizer, continuation, add_special_tokens=False)
 
 
-def read_measures(path: Path) -> list[Measure]:
-    """Return the measures of a file.
+def cloze_task(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", num_items: int, max_tokens: int
+) -> SignalTask | None:
+    """Return last words of held-out sentences, as many as `max_tokens` hold; None if there is none."""
+    task = _word_task("cloze", [asdict(item) for item in make_cloze(texts, num_items)], tokenizer)
+    while task.questions and task.num_tokens > max_tokens:
+        most = int(len(task.questions) * min(0.95, max_tokens / task.num_tokens))
+        task = SignalTask(task.name, task.questions[:most], task.mark, task.metric)
+    return task if task.questions else None
+
+
+def local_tasks(data_dir: str, tokenizer: "PreTrainedTokenizerBase", num_items: int) -> list[SignalTask]:
+    """Return the first questions of those signal tasks whose files are in a folder.
 
     Raises:
-        InputError: no file, no JSON, or a row that does not fit; the message names file, row and key.
+        InputError: the folder holds none of the files, or a file does not fit.
     """
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file. The evaluation writes it.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error}). Run the evaluation again.") from error
-    known = {field.name for field in fields(Measure)}
-    ensure(isinstance(content, list), f"{path}: must hold a list. Run the evaluation again.")
-    for number, row in enumerate(content):
-        ensure(
-            isinstance(row, dict)
-            and set(row) <= known
-            and {"suite", "task", "metric", "value"} <= set(row)
-            and isinstance(row["value"], int | float)
-            and math.isfinite(row["value"]),
-            f"{path}: row {number} is no measure. Run the evaluation again.",
+    tasks, missing = [], []
+    for name, short in _LOCAL.items():
+        try:
+            rows = load_rows(TASKS[name].source, data_dir, None, TASKS[name].shots > 0).test[:num_items]
+        except MissingDataError as error:
+            missing.append(str(error))
+            continue
+        if TASKS[name].kind == "word":
+            tasks.append(_word_task(short, rows, tokenizer))
+            continue
+        prompt = _prompt(name)
+        questions = [
+            (row, [encode_pair(tokenizer, prompt(row), f" {choice}") for choice in row["choices"]]) for row in rows
+        ]
+        tasks.append(SignalTask(short, questions, choice_results, "acc_norm"))
+    if not tasks:
+        raise MissingDataError(f"signal_data_dir={data_dir}: holds no task of the suite signal. {'; '.join(missing)}.")
+    return tasks
+
+
+def _word_task(name: str, rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> SignalTask:
+    questions = [(row, [encode_pair(tokenizer, row["sentence"], f" {row['last_word']}")]) for row in rows]
+    return SignalTask(name, questions, word_results, "acc")
+
+
+def _prompt(name: str) -> Callable[[Row], str]:
+    """Return a function that renders a question as the task's YAML file does."""
+    import jinja2
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: node.value)
+    settings: dict[str, Any] = {"include": f"{name}.yaml"}
+    while "include" in settings:
+        text = (TASKS_FOLDER / settings.pop("include")).read_text(encoding="utf-8")
+        settings = {**yaml.load(text, Loader=Loader), **settings}
+    template = settings["doc_to_text"]
+    compiled = jinja2.Environment(keep_trailing_newline=True).from_string(template)  # plain text, no HTML
+    return lambda row: str(row[template]) if template in row else compiled.render(**row)
+
+
+def score_signal(model: "PreTrainedModel", tasks: Sequence[SignalTask], batch_size: int) -> dict[str, float]:
+    """Return for each task its accuracy and the bits per byte of the right answers.
+
+    Args:
+        model: a Llama, as it is; it is not put into another mode.
+        tasks: from `cloze_task` and `local_tasks`.
+        batch_size: contexts read at once.
+    """
+    figures: dict[str, float] = {}
+    for task in tasks:
+        scored = iter(score_continuations(model, [pair for _, pairs in task.questions for pair in pairs], batch_size))
+        marks = [task.mark(row, [next(scored) for _ in pairs]) for row, pairs in task.questions]
+        bits = [mark["answer_bits_per_byte"] for mark in marks]
+        figures[f"{task.name}_{task.metric}"] = sum(mark[task.metric] for mark in marks) / len(marks)
+        figures[f"{task.name}_bits_per_byte"] = (
+            -sum(nats for nats, _ in bits) / math.log(2) / sum(num_bytes for _, num_bytes in bits)
         )
-    return [Measure(**row) for row in content]
+    return figures

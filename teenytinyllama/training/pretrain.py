@@ -17,8 +17,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
-from ..evaluation.scoring import can_score
-from ..evaluation.signal import SignalTask, cloze_task, local_tasks, score_signal
+from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
 from .callbacks import SampleCallback
 from .config import DEFAULT_PROMPTS, PretrainConfig
 from .report import (

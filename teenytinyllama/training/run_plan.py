@@ -13,7 +13,7 @@ from ..data.packed import PackedCorpus, check_packed, load_packed, packed_manife
 from ..distributed import from_first
 from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
-from ..evaluation.signal import local_tasks
+from ..evaluation.scoring import local_tasks
 from ..models import ensure_llama_shape, load_config, load_tokenizer
 from ..planning.memory import checkpoint_bytes, derive_batch, final_model_bytes
 from ..presets import count_parameters, get_preset, preset_config

@@ -1,6 +1,7 @@
-"""Results as Markdown: scores with their errors, trivial answers and reference models; what could not be measured.
+"""The report of an evaluation: its results as Markdown and as plots.
 
-Plots of an evaluation: scores against trivial answers and other models; scores over checkpoints.
+Beside each score stand its error, the best answer that needs no model, and published scores of other models on the same
+questions. What could not be measured is listed. Scores of checkpoints are drawn over tokens and energy.
 """
 
 from collections.abc import Sequence
@@ -8,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .results import Results, Score, describe_odd_questions, is_trivial, read_references, why_not_comparable
-from .scoring import Measure
+from .results import Measure, Results, Score, describe_odd_questions, is_trivial, read_references, why_not_comparable
 
 _KINDS = {"constant": "one answer to everything", "majority": "the most frequent answer", "length": "chosen by length",
           "chance": "a guess"}  # fmt: skip
