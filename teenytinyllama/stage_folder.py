@@ -75,6 +75,52 @@ def parse_record(line: bytes) -> dict[str, Any]:
     return found
 
 
+def numbered_jsonl_records(
+    path: Path,
+    check: Callable[[dict[str, Any]], object] | None = None,
+    fix: str | None = None,
+    is_ended: bool = False,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each record of a jsonl file with the number of its line; nothing without a file.
+
+    Damaged lines are skipped, or refused where a `fix` is given. A last line that has no line break at its end and
+    cannot be read is one that is being written or that a kill has cut off: it is skipped.
+
+    Args:
+        path: the file, such as metrics.jsonl, samples.jsonl or ledger.jsonl.
+        check: is called with each record; raises ValueError, KeyError or TypeError for one that cannot be right.
+        fix: refuse damaged lines, with this advice at the end of the message.
+        is_ended: nothing is written to the file any more, so that its last line is as good as the others or damaged.
+
+    Raises:
+        InputError: a line is damaged and `fix` is given; the message names file and line.
+    """
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_record(line)
+            if check is not None:
+                check(record)
+        except (ValueError, KeyError, TypeError) as error:
+            if fix is None or (number == len(lines) and not is_ended):
+                continue
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise InputError(f"{path}: line {number} is damaged ({reason}). {fix}") from error
+        yield number, record
+
+
+def read_jsonl_records(
+    path: Path,
+    check: Callable[[dict[str, Any]], object] | None = None,
+    fix: str | None = None,
+    is_ended: bool = False,
+) -> list[dict[str, Any]]:
+    """Return the records of a jsonl file without the numbers of their lines; see `numbered_jsonl_records`."""
+    return [record for _, record in numbered_jsonl_records(path, check, fix, is_ended)]
+
+
 def sha256_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
     """Return the sha256 of a file in hex; `on_bytes` is called with the size of each part read (for a bar)."""
     digest = hashlib.sha256()

@@ -74,7 +74,7 @@ def test_a_line_cut_off_by_a_kill_is_left_out_and_other_damage_is_refused(tmp_pa
     assert account is not None
     assert account.total.energy_kwh == pytest.approx(1.0)
     path.write_text(whole.replace('"step": 5', '"stop": 5'))
-    with pytest.raises(InputError, match=r"line 2 is damaged \(KeyError\('step'\)\)"):
+    with pytest.raises(InputError, match=r"line 2 is damaged \('step' is missing\)"):
         read_ledger(tmp_path)
     path.write_text("x\n" + whole)
     with pytest.raises(InputError, match=r"ledger.jsonl: line 1 is damaged"):

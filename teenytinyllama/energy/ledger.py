@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import InputError, ensure
-from ..stage_folder import MANIFEST_NAME, parse_record
+from ..checks import ensure
+from ..stage_folder import MANIFEST_NAME, numbered_jsonl_records
 from .emissions import (
     EMISSIONS_NAME,
     EmissionsTotal,
@@ -299,24 +299,17 @@ def read_starts(path: Path, strict: bool = True) -> list[Start]:
     Raises:
         InputError: a row is damaged.
     """
-    if not path.is_file():
-        return []
     rows: dict[str, list[dict[str, Any]]] = {}
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_record(line)
-            _check_row(row, rows.get(row.get("start", "")))
-            rows.setdefault(row["start"], []).append(row)
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines) or not strict:  # cut off by a kill
-                continue
-            raise InputError(
-                f"{path}: line {number} is damaged ({error!r}). Restore the file from a copy, or remove that line: "
-                f"rows are sums, so only the last one of a start counts, which {EMISSIONS_NAME} has as well."
-            ) from error
+
+    def check(row: dict[str, Any]) -> None:
+        _check_row(row, rows.get(row.get("start", "")))
+
+    fix = (
+        "Restore the file from a copy, or remove that line: rows are sums, so only the last one of a start counts, "
+        f"which {EMISSIONS_NAME} has as well."
+    )
+    for _, row in numbered_jsonl_records(path, check, fix if strict else None):
+        rows.setdefault(row["start"], []).append(row)
     return [_read_start(found) for found in rows.values()]
 
 

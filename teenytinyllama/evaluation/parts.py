@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import InputError, ensure, hub_errors
 from ..model_files import ADAPTER_CONFIG_NAME, PUBLISHED_MODELS
-from ..stage_folder import sha256_json, write_json
+from ..stage_folder import read_jsonl_records, sha256_json, write_json
 from .benchmark_rows import Line, best_line, questions_sha256, trivial_lines
 from .config import BenchmarkTask, EvaluateConfig
 from .local_data import CLOZE, TaskRows, load_rows
@@ -83,16 +83,8 @@ def _folder_stops(folder: Path) -> list[Stop]:
 
 def _progress(folder: Path) -> dict[int, tuple[int | None, float | None]]:
     """Return tokens and kWh by step, of the run's metrics; a step between two records is interpolated."""
-    path = folder / _METRICS
-    if not path.is_file():
-        return {}
-    records: dict[int, tuple[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-            records[record["step"]] = (record["tokens"], record["kwh"])
-        except (ValueError, KeyError):  # cut off by a kill, or a record of another kind
-            continue
+    metrics = read_jsonl_records(folder / _METRICS)
+    records = {row["step"]: (row["tokens"], row["kwh"]) for row in metrics if {"step", "tokens", "kwh"} <= set(row)}
     steps = sorted(records)
     found: dict[int, tuple[int | None, float | None]] = {}
     for number in {int(match[1]) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))}:

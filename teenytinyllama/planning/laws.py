@@ -18,7 +18,7 @@ from ..energy.emissions import EMISSIONS_NAME, read_emissions
 from ..energy.ledger import Account, read_ledger
 from ..gpus import find_gpu
 from ..presets import training_flops
-from ..stage_folder import MANIFEST_NAME, read_manifest
+from ..stage_folder import MANIFEST_NAME, read_jsonl_records, read_manifest
 from .memory import mean_step_speed
 
 
@@ -365,9 +365,8 @@ def _steps_speed(folder: Path, training: dict[str, Any], overall: float) -> floa
     if training.get("steps_tokens_per_second"):
         return float(training["steps_tokens_per_second"])
     try:
-        lines = (folder / _METRICS_NAME).read_text(encoding="utf-8").splitlines()
-        mean = mean_step_speed(json.loads(line) for line in lines)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        mean = mean_step_speed(read_jsonl_records(folder / _METRICS_NAME, fix="Restore the file from a copy."))
+    except (InputError, KeyError, TypeError):
         return overall
     return mean or overall
 

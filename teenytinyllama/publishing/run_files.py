@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ..checks import InputError, MissingFileError, ensure
-from ..stage_folder import MANIFEST_NAME, parse_record, sha256_json
+from ..stage_folder import MANIFEST_NAME, numbered_jsonl_records, sha256_json
 
 # An absolute path of two parts or more in a command, in quotes where it holds a space; no part of a URL, a relative
 # path or a repository's name.
@@ -175,9 +175,6 @@ def _check_key(
 def read_metrics(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl up to a step; a last line that is still being written is left out.
 
-    `training.metrics.read_jsonl` would load transformers for it, which a process beside a training must not, and it
-    leaves damaged lines out, which whoever tells others of a run must not.
-
     Raises:
         InputError: a line is damaged; the message names file and line.
     """
@@ -199,18 +196,8 @@ def _read_rows(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     Raises:
         InputError: a line is no JSON object.
     """
-    if not path.is_file():
-        return
-    lines = path.read_bytes().split(b"\n")
-    if not (path.parent / MANIFEST_NAME).is_file():
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_record(line)
-        except ValueError as error:
-            raise InputError(f"{path}: line {number} is damaged ({error}). {_LINE_FIX}") from error
+    is_ended = (path.parent / MANIFEST_NAME).is_file()
+    for number, row in numbered_jsonl_records(path, fix=_LINE_FIX, is_ended=is_ended):
         yield Path(f"{path}, line {number}"), row
 
 

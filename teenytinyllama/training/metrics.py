@@ -16,7 +16,7 @@ from ..checks import RunFailedError, beside_the_model
 from ..energy.emissions import close_line
 from ..gpus import device_name, peak_flops
 from ..presets import flops_per_token
-from ..stage_folder import parse_record
+from ..stage_folder import numbered_jsonl_records, read_jsonl_records
 from .caps import SpendingCallback
 
 METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"
@@ -24,32 +24,33 @@ MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddi
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a jsonl file; damaged lines, and a last one that a kill cut off, are left out.
+    """Return the records of a run's metrics.jsonl or samples.jsonl without the damaged ones.
 
-    Records are for people: a run goes on without some of them. `publishing.run_files` refuses them by file and line.
+    These records are for people, so a training goes on without some of them.
     """
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    return [record for line in lines[:-1] if (record := _record(line)) is not None]
+    return read_jsonl_records(path, _check_figures)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Return a record with a step and figures that are numbers, or None for a damaged line."""
-    try:
-        record = parse_record(line)
-    except ValueError:
-        return None
+def _check_figures(record: dict[str, Any]) -> None:
+    """Check that a record has a step, and that its figures are numbers.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     figures = [record.get(name, 0) for name in ("tokens", "loss", "tokens_per_second", "bits_per_byte", "accuracy")]
-    is_sound = type(record.get("step")) is int and all(type(value) in (int, float) for value in figures)
-    return record if is_sound else None
+    if type(record.get("step")) is not int or not all(type(value) in (int, float) for value in figures):
+        raise ValueError("no step, or a figure that is no number")
 
 
 def rewind_jsonl(path: Path, step: int) -> None:
-    """Drop the records after `step`: they will be made again by the resumed run."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    steps = [record["step"] if (record := _record(line)) else None for line in lines]
-    # Damaged lines between records that are kept stay, so that the gap is seen.
-    last = max((number for number, found in enumerate(steps) if found is not None and found <= step), default=-1)
-    kept = [line for line, found in zip(lines[: last + 1], steps, strict=False) if found is None or found <= step]
+    """Drop the records after `step`: the resumed run makes them again.
+
+    Damaged lines between records that are kept stay in the file, so that readers see the gap.
+    """
+    steps = {number: record["step"] for number, record in numbered_jsonl_records(path, _check_figures)}
+    last = max((number for number, found in steps.items() if found <= step), default=0)
+    lines = path.read_bytes().split(b"\n")[:last] if path.is_file() else []
+    kept = [line for number, line in enumerate(lines, start=1) if steps.get(number, step) <= step]
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(b"".join(line + b"\n" for line in kept))
     partial.replace(path)
