@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -28,10 +28,6 @@ from transformers.trainer_callback import ExportableState
 from ..checks import InputError, ensure
 from ..distributed import any_rank, sum_over_ranks
 from ..energy.ledger import Start, total_of
-
-if TYPE_CHECKING:
-    from .config import PretrainConfig
-
 
 # Logging intervals whose mean is the pace that the rest of a run is projected by: a machine that was busy when the run
 # began is forgotten, a busy minute is not taken for the rest.
@@ -221,13 +217,32 @@ class Decision:
     reason: str
 
 
+class CapKeys(Protocol):
+    """The keys of a training's config that its caps are held against; see `PretrainConfig`."""
+
+    max_kwh: float | None
+    max_cost: float | None
+    max_hours: float | None
+    price: float | None
+    hard_stop: bool
+    decay_fraction: float
+    cap_decision: Decision | None
+    lr_scheduler_type: str
+    lr_scheduler_kwargs: dict[str, Any] | str | None
+    logging_steps: float
+    max_steps: int
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Return the steps of the warm-up in a training of so many steps."""
+
+
 def has_caps(config: Any) -> bool:
     """Return whether a config, or its values by name, caps a run."""
     get = config.get if isinstance(config, dict) else lambda key: getattr(config, key, None)
     return any(get(key) is not None for key in CAP_KEYS)
 
 
-def check_caps(config: "PretrainConfig") -> None:
+def check_caps(config: CapKeys) -> None:
     """Refuse caps that cannot hold.
 
     Raises:
@@ -286,9 +301,7 @@ def decay_steps(step: int, decay_fraction: float) -> int:
     return max(1, round(step * decay_fraction / (1 - decay_fraction)))
 
 
-def decide(
-    config: "PretrainConfig", spending: SpendingCallback, step: int, warmup_steps: int, decays: bool
-) -> Decision | None:
+def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps: int, decays: bool) -> Decision | None:
     """Return how to end the run if it cannot wait for the next logging step, or None to go on.
 
     Pure but for its arguments; all ranks have the same figures and so decide the same.
@@ -322,7 +335,7 @@ def decide(
     )
 
 
-def _decays_as_planned(config: "PretrainConfig", step: int) -> bool:
+def _decays_as_planned(config: CapKeys, step: int) -> bool:
     assert isinstance(config.lr_scheduler_kwargs, dict)
     return step >= config.max_steps - int(config.lr_scheduler_kwargs["num_decay_steps"])
 
@@ -332,7 +345,7 @@ class CapCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        config: "PretrainConfig",
+        config: CapKeys,
         spending: SpendingCallback,
         decision: Decision | None,
         is_blind: Callable[[], bool] = lambda: False,
@@ -383,7 +396,7 @@ class CapCallback(TrainerCallback, ExportableState):
             print(f"cap        {decision.reason}; from step {decision.step} on: {what}", flush=True)
 
 
-def begin_decay(scheduler: Any, config: "PretrainConfig", decision: Decision) -> None:
+def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
     """Let a live scheduler go on as the one of a run of `end_step` steps, which has had the same rates until now."""
     from transformers import get_scheduler
 
@@ -420,7 +433,7 @@ def stored_decision(checkpoint: Path | None) -> Decision | None:
         raise InputError(f"{path}: cannot be read ({error}). Delete that checkpoint.") from error
 
 
-def apply_decision(config: "PretrainConfig", decision: Decision | None) -> None:
+def apply_decision(config: CapKeys, decision: Decision | None) -> None:
     """Make a config the one of the run that was decided, before anything is built from it."""
     if decision is None or not has_caps(config):
         return

@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -30,8 +30,6 @@ from ..planning.memory import CPU_CHUNK_BYTES, LossKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from .config import PretrainConfig
 
 
 def has_chunked_loss() -> bool:
@@ -157,6 +155,19 @@ _OTHER_HEAD = "this model makes more of its logits than a product"
 ATTENTION = ("sdpa", "eager", *GPU_ATTENTION)
 
 
+class SpeedKeys(Protocol):
+    """The keys of a training's config that decide how fast a step is; see `PretrainConfig`."""
+
+    attn_implementation: str
+    chunked_loss: bool | None
+    compile_layers: bool | None
+    use_liger_kernel: bool
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of ranks."""
+
+
 @dataclass(frozen=True)
 class SpeedPlan:
     """What is used, each with its reason for the banner."""
@@ -166,7 +177,7 @@ class SpeedPlan:
     reasons: dict[str, str]
 
 
-def check_speed(config: "PretrainConfig") -> None:
+def check_speed(config: SpeedKeys) -> None:
     """Refuse what this machine cannot do, before anything is loaded.
 
     Raises:
@@ -234,7 +245,7 @@ def missing_compiler() -> str:
     return "" if shutil.which(command) or shutil.which("clang++") else f"a C++ compiler ({command})"
 
 
-def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int, plain_head: bool = True) -> SpeedPlan:
+def plan_speed(config: SpeedKeys, flops: float, zero_stage: int, plain_head: bool = True) -> SpeedPlan:
     """Decide what the config leaves open.
 
     Args:
@@ -248,7 +259,7 @@ def plan_speed(config: "PretrainConfig", flops: float, zero_stage: int, plain_he
     return SpeedPlan(loss, compiled, {"loss": loss_reason, "compile": compile_reason})
 
 
-def compiles_layers(config: "PretrainConfig", flops: float, zero_stage: int) -> tuple[bool, str]:
+def compiles_layers(config: SpeedKeys, flops: float, zero_stage: int) -> tuple[bool, str]:
     """Return whether layers are compiled, and why; arguments as for `plan_speed`."""
     if zero_stage == 3:
         return False, _ZERO_3
@@ -259,7 +270,7 @@ def compiles_layers(config: "PretrainConfig", flops: float, zero_stage: int) -> 
     return compile_pays(flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * config.world_size))
 
 
-def choose_loss(config: "PretrainConfig", flops: float, zero_stage: int) -> tuple[LossKind, str]:
+def choose_loss(config: SpeedKeys, flops: float, zero_stage: int) -> tuple[LossKind, str]:
     """Return how the loss is made, and why so where it is not the usual way; arguments as for `plan_speed`."""
     if zero_stage == 3:
         return "whole", _ZERO_3
