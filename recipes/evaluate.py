@@ -11,7 +11,8 @@ from teenytinyllama.arguments import parse
 from teenytinyllama.checks import is_main_process, run_main
 from teenytinyllama.distributed import exit_rank, prepare_rank
 from teenytinyllama.evaluation.config import EvaluateConfig
-from teenytinyllama.evaluation.evaluate import TABLE_NAME, evaluate_model
+from teenytinyllama.evaluation.evaluate import evaluate_model
+from teenytinyllama.stage_folder import RESULTS_TABLE_NAME
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     prepare_rank()
     folder = evaluate_model(parse(EvaluateConfig, sys.argv[1:]))
     if is_main_process():
-        print((folder / TABLE_NAME).read_text(encoding="utf-8"))
+        print((folder / RESULTS_TABLE_NAME).read_text(encoding="utf-8"))
         print(folder)
 
 

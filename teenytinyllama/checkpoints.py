@@ -20,11 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checks import InputError, available_cores, ensure
-from .stage_folder import sha256_file, take_lock, write_json
+from .stage_folder import BEGUN_NAME, LEASES_FOLDER, MARKER_NAME, sha256_file, take_lock, write_json
 
-MARKER_NAME = "complete.json"
-BEGUN_NAME = "begun.json"  # the first file of a checkpoint: says that its folder was made here
-LEASES_FOLDER = ".leases"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial", BEGUN_NAME)
 # hashlib lets other threads run while it hashes. More threads only wait: a checkpoint has few large files.

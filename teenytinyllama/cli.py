@@ -239,10 +239,11 @@ def evaluate(argv: list[str]) -> int:
     if plan_ranks(script, words, accelerate_file, num_processes).num_processes > 1:
         os.environ.setdefault("TTL_COMMAND", command_line())
         return launch(script, words, accelerate_file, num_processes)
-    from .evaluation.evaluate import TABLE_NAME, evaluate_model
+    from .evaluation.evaluate import evaluate_model
+    from .stage_folder import RESULTS_TABLE_NAME
 
     folder = evaluate_model(config)
-    print((folder / TABLE_NAME).read_text(encoding="utf-8"))
+    print((folder / RESULTS_TABLE_NAME).read_text(encoding="utf-8"))
     print(folder)
     return EXIT_DONE
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import EXIT_DONE, RunFailedError, ensure
-from .stage_folder import __version__, write_json
+from .stage_folder import MANIFEST_NAME, STORIES_NAME, __version__, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NUM_STORIES = 50
 STORY_TOKENS = 160
-REPORT_NAME = "stories.json"
+
 
 # Run in a process that cannot know this package: `-I` ignores PYTHONPATH and the working directory, and the check at
 # the end would notice the package if anything imported it.
@@ -121,7 +121,7 @@ def _story_report(run: Path, values: dict[str, Any]) -> dict[str, Any]:
     from .stage_folder import sha256_file
 
     model_sha256 = sha256_file(run / "model.safetensors")
-    path = run / REPORT_NAME
+    path = run / STORIES_NAME
     if path.exists():
         report = json.loads(path.read_text(encoding="utf-8"))
         if report["model_sha256"] == model_sha256:
@@ -160,7 +160,7 @@ def _share(value: float | None) -> str:
 
 
 def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: str, seconds: float) -> None:
-    manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    manifest = json.loads((run / MANIFEST_NAME).read_text(encoding="utf-8"))
     training, results = manifest["training"], manifest["results"]
     before, after = results["initial"], results["final"]
     class_name, _, continuation = reloaded.partition("\t")

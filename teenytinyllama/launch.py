@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import EXIT_DONE, InputError, MissingFileError, available_cores, check_bounds, counted, ensure, near_name
+from .stage_folder import CONFIG_NAME
 from .supervision import supervise
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ def start_stage(
 
     def start(values: dict[str, Any], log: Path | None = None) -> int:
         with scratch_folder() as folder:
-            config = folder / "config.yaml"
+            config = folder / CONFIG_NAME
             write_yaml(config, values)
             try:
                 return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)

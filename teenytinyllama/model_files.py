@@ -22,7 +22,6 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # An adapter (LoRA, DoRA) and what we record of the model that it belongs to.
 ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-BASE_RECORD_NAME = "base_model.json"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from .checks import InputError, ensure, ensure_folder, ensure_packages, near_fol
 from .model_files import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
-    BASE_RECORD_NAME,
     PUBLISHED_MODELS,
     TOKENIZER_FILES,
     ModelSource,
@@ -32,7 +31,7 @@ from .model_files import (
     read_json_file,
     refusing_damage,
 )
-from .stage_folder import scratch_folder, sha256_file, sha256_json, write_json
+from .stage_folder import BASE_RECORD_NAME, scratch_folder, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -30,7 +30,32 @@ if TYPE_CHECKING:
 
 
 __version__ = "0.1.0"
-MANIFEST_NAME = "run.json"
+
+# The names of the files and folders that this package writes: every room that writes or reads one imports its name.
+MANIFEST_NAME = "run.json"  # of every stage, written last: the folder is complete
+CONFIG_NAME = "config.yaml"  # the settings of a run, as resolved
+ENVIRONMENT_NAME = "environment.json"  # versions, machine and identity of a run that has begun
+LOCK_NAME = ".lock"  # held by the process that works in the folder
+EMISSIONS_NAME, LEDGER_NAME = "emissions.csv", "ledger.jsonl"  # energy: codecarbon's rows, and ours of every start
+ENERGY_JSON_NAME, ENERGY_MARKDOWN_NAME, ENERGY_PLOT_NAME = "emissions.json", "emissions.md", "emissions.png"
+METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"  # of a training: a record a logging step
+SAMPLES_NAME, ANSWERS_NAME = "samples.jsonl", "answers.jsonl"  # texts that a model wrote during and after its training
+SPEED_TEST_NAME, BASE_RECORD_NAME = "speed_test.json", "base_model.json"
+MARKER_NAME, BEGUN_NAME = "complete.json", "begun.json"  # the last and the first file of a checkpoint
+LEASES_FOLDER = ".leases"  # locks of checkpoints that are being read
+AUDIT_NAME = "audit.json"  # of a tokenizer
+JOURNAL_NAME = "journal.jsonl"  # of a packing that has begun: what was encoded
+RESULTS_NAME, RESULTS_TABLE_NAME = "results.json", "results.md"  # of an evaluation
+MEASURES_NAME, CLOZE_NAME, PARTS_FOLDER = "measures.json", "cloze.jsonl", "parts"
+SCORES_PLOT_NAME, PROGRESS_PLOT_NAME = "scores.png", "progress.png"
+CLASSIFICATION_TABLE_NAME, STORIES_NAME = "classification.md", "stories.json"
+CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = (
+    "README.md",
+    "checkpoints.json",
+    "dataset.json",
+)  # of what is published
+PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"  # what of a run has been published so far
+
 _VERSIONED = (
     "torch",
     "transformers",

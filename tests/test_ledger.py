@@ -15,10 +15,11 @@ from test_pretrain import make_values, run
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
 from teenytinyllama.energy.emissions import GridSettings, grid_intensity, read_emissions
-from teenytinyllama.energy.ledger import LEDGER_NAME, Account, LedgerWriter, read_ledger, read_starts
+from teenytinyllama.energy.ledger import Account, LedgerWriter, read_ledger, read_starts
 from teenytinyllama.energy.meter import EnergyReading
 from teenytinyllama.energy.recorder import Recorder, StageMeter, add_speed_test
 from teenytinyllama.publishing.energy_report import CAR_GRAMS_PER_KM, energy_report, write_energy_report
+from teenytinyllama.stage_folder import LEDGER_NAME
 from teenytinyllama.training.metrics import read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -11,21 +11,13 @@ from typing import Any
 
 import pytest
 
-from teenytinyllama.checkpoints import (
-    MARKER_NAME,
-    Marker,
-    begin_saving,
-    checkpoint_faults,
-    delete_checkpoint,
-    is_ours,
-    write_marker,
-)
+from teenytinyllama.checkpoints import Marker, begin_saving, checkpoint_faults, delete_checkpoint, is_ours, write_marker
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.pack import Journal, _is_done
 from teenytinyllama.publishing.datasets.shards import Staging
 from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
 from teenytinyllama.publishing.safety import Upload, UploadFile
-from teenytinyllama.stage_folder import _MARK_NAME, scratch_folder
+from teenytinyllama.stage_folder import _MARK_NAME, MARKER_NAME, scratch_folder
 from teenytinyllama.training import run as resume
 from teenytinyllama.training import speed_test
 

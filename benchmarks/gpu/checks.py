@@ -40,8 +40,8 @@ from run_differences import compare_runs, show_resume
 from teenytinyllama.energy.ledger import read_ledger
 from teenytinyllama.gpus import device_name, has_accelerator
 from teenytinyllama.publishing.energy_report import describe_gpu_check, energy_report
-from teenytinyllama.stage_folder import package_commit, versions
-from teenytinyllama.training.metrics import METRICS_NAME, read_jsonl
+from teenytinyllama.stage_folder import METRICS_NAME, package_commit, versions
+from teenytinyllama.training.metrics import read_jsonl
 
 LONGEST_RUN_SECONDS = 400  # of one `ttl pretrain` here: a hang, not a slow machine
 PACKAGES = ("torch", "transformers", "accelerate", "codecarbon", "huggingface_hub", "nvidia-ml-py", "triton")

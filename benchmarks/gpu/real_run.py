@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts besi
 from common import median, print_table, write_results
 
 from teenytinyllama.arguments import load_yaml
-from teenytinyllama.training.metrics import METRICS_NAME, read_jsonl
+from teenytinyllama.stage_folder import METRICS_NAME
+from teenytinyllama.training.metrics import read_jsonl
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "160m" / "pretrain.yaml"
 ANCESTOR = {

@@ -6,7 +6,8 @@ from typing import Any
 
 from common import print_table
 
-from teenytinyllama.training.metrics import METRICS_NAME, read_jsonl
+from teenytinyllama.stage_folder import METRICS_NAME
+from teenytinyllama.training.metrics import read_jsonl
 
 
 def compare_runs(one: Path, other: Path, after_step: int) -> dict[str, Any]:

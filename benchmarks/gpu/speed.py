@@ -38,7 +38,8 @@ from common import median, parser, print_table, run_limited, write_results
 from teenytinyllama.checks import RunFailedError
 from teenytinyllama.gpus import device_name, has_accelerator, peak_flops
 from teenytinyllama.presets import PRESETS, training_flops
-from teenytinyllama.training.metrics import METRICS_NAME, MFU_CONVENTION, read_jsonl
+from teenytinyllama.stage_folder import METRICS_NAME
+from teenytinyllama.training.metrics import MFU_CONVENTION, read_jsonl
 
 STEP_ROWS = 64  # of a step: any micro-batch of note divides it
 ROWS = {"160m": 32, "460m": 16, "1b1": 8}  # of a micro-batch, where a case does not name it

@@ -14,13 +14,18 @@ from typing import Any
 from ..arguments import write_yaml
 from ..checks import InputError, ensure_packages
 from ..distributed import prepare_rank
-from ..energy.emissions import EMISSIONS_NAME, EmissionsTotal, read_emissions
+from ..energy.emissions import EmissionsTotal, read_emissions
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter
-from ..evaluation.results import FINE_TUNED_SUITE, RESULTS_NAME, Results, Score, merge_results, write_results
+from ..evaluation.results import FINE_TUNED_SUITE, Results, Score, merge_results, write_results
 from ..gpus import device_name
 from ..stage_folder import (
+    CLASSIFICATION_TABLE_NAME,
+    CONFIG_NAME,
+    EMISSIONS_NAME,
+    ENVIRONMENT_NAME,
     MANIFEST_NAME,
+    RESULTS_NAME,
     command_line,
     package_commit,
     sha256_json,
@@ -29,13 +34,12 @@ from ..stage_folder import (
     write_manifest,
 )
 from ..supervision import stopped_by_signals
-from ..training.saving import ENVIRONMENT_NAME, check_run_folder, lock_run_folder
+from ..training.saving import check_run_folder, lock_run_folder
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
 from .finetune import METRICS, Summary, item_error, majority_scores, score, summarise
 from .labelled_rows import CUT_RULE, Example, Splits, TaskRows, complete_splits, read_task
 from .model import Base, Encoded, Framing, choose_length, describe_framing, encode, frame, load_base
 
-TABLE_NAME = "classification.md"
 _VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "evaluate", "scikit-learn", "numpy")
 _IDENTITY = (
     "task select random_init num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate "
@@ -113,7 +117,7 @@ def classify(config: ClassifyConfig) -> Path:
     try:
         if plan.state == "new":
             write_yaml(
-                folder / "config.yaml", {name: value for name, value in asdict(config).items() if value is not None}
+                folder / CONFIG_NAME, {name: value for name, value in asdict(config).items() if value is not None}
             )
             environment = {"identity": plan.identity, "versions": versions(), "commit": package_commit(),
                            "device": device_name()}  # fmt: skip
@@ -137,7 +141,7 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
         return None if config.baseline == "none" else _read_record(place)
     from .finetune import finetune
 
-    (folder / "run.json").unlink(missing_ok=True)  # it says that the folder is complete
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # it says that the folder is complete
     with StageMeter(folder, config) as meter:
         if config.baseline == "tfidf" and not place.is_file():
             write_json(place, score_word_counts(plan.splits.rows, len(plan.found.labels)))
@@ -168,7 +172,7 @@ def _finish(
     found = summaries(plan, records, baseline)
     energy = read_emissions(folder / EMISSIONS_NAME)
     table = render_table(config, plan, found, records, energy)
-    (folder / TABLE_NAME).write_text(table, encoding="utf-8")
+    (folder / CLASSIFICATION_TABLE_NAME).write_text(table, encoding="utf-8")
     results = make_results(config, plan, found, command_line(), versions(_VERSIONED))
     write_results(folder / RESULTS_NAME, results)
     base = Path(plan.base.name).expanduser()

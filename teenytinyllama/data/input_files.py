@@ -26,7 +26,7 @@ from typing import IO
 import numpy as np
 
 from ..checks import InputError, ensure, hub_errors, is_main_process
-from ..stage_folder import MANIFEST_NAME, sha256_file
+from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, SAMPLES_NAME, sha256_file
 
 
 def _with_compressed(*kinds: str) -> tuple[str, ...]:
@@ -264,7 +264,7 @@ added_tokens.json generation_config.json dataset_info.json dataset_infos.json da
 environment.json emissions.json package.json package-lock.json croissant.json
 """.split()  # noqa: SIM905
 )
-_OUR_RECORDS = frozenset({"emissions.csv", "ledger.jsonl", "metrics.jsonl", "samples.jsonl"})  # beside a run.json
+_OUR_RECORDS = frozenset({EMISSIONS_NAME, LEDGER_NAME, METRICS_NAME, SAMPLES_NAME})  # beside a run.json
 _EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # not worth a word
 _NAMES_SHOWN = 3
 

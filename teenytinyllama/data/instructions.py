@@ -16,9 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure, ensure_folder
-from ..energy.emissions import EMISSIONS_NAME
-from ..energy.ledger import LEDGER_NAME
-from ..stage_folder import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, write_manifest
+from ..stage_folder import (
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    write_manifest,
+)
 from .input_files import SourceFile, hub_datasets
 from .readers import read_records
 from .sources import Split, default_source, is_held_out, parse_metadata

@@ -31,11 +31,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, available_cores, ensure, ensure_disk_space, ensure_folder
-from ..energy.emissions import EMISSIONS_NAME, GridSettings
-from ..energy.ledger import LEDGER_NAME
+from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter, move_energy_files
-from ..stage_folder import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, take_lock, write_manifest
+from ..stage_folder import (
+    EMISSIONS_NAME,
+    JOURNAL_NAME,
+    LEDGER_NAME,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    take_lock,
+    write_manifest,
+)
 from .sources import Corpus, CorpusConfig, Document, source_statistics
 from .workers import Chunk, DocumentEncoder
 
@@ -105,7 +115,7 @@ class Journal:
     def __init__(self, folder: Path, plan: str, dtype: Any, context: int) -> None:
         self.folder, self.dtype, self.context = folder, dtype, context
         self.totals = Totals()
-        marks = folder / "journal.jsonl"
+        marks = folder / JOURNAL_NAME
         if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
             if is_journal(folder):
                 shutil.rmtree(folder)
@@ -175,8 +185,6 @@ class Journal:
         for file in [*self.files.values(), self.marks]:
             file.close()
 
-
-_LOCK_NAME = ".lock"
 
 CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
 _BYTES_PER_TOKEN = 3  # of Portuguese text, at least, for any tokenizer that suits it
@@ -293,7 +301,7 @@ def _alone_in(output: Path) -> Iterator[None]:
     """
     is_new = not output.exists()
     refusal = f"output_dir={output}: another process is packing into it. Wait for it, or choose another folder."
-    lock = take_lock(output / _LOCK_NAME, refusal)
+    lock = take_lock(output / LOCK_NAME, refusal)
     try:
         ensure(
             not (output / MANIFEST_NAME).exists(),
@@ -303,7 +311,7 @@ def _alone_in(output: Path) -> Iterator[None]:
     finally:
         lock.release()
         with contextlib.suppress(OSError):
-            (output / _LOCK_NAME).unlink()
+            (output / LOCK_NAME).unlink()
         if is_new:
             with contextlib.suppress(OSError):
                 output.rmdir()
@@ -321,7 +329,7 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
     others = [path.name for path in output.iterdir()] if output.is_dir() else []
     leftovers = {
         ".partial",
-        _LOCK_NAME,
+        LOCK_NAME,
         "train.npy",
         "validation.npy",
         "validation_documents.npy",
@@ -330,7 +338,7 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
     }
     unfinished = output / ".partial"
     if not is_journal(unfinished):  # what lies there was not made here, whatever its name
-        leftovers = {_LOCK_NAME} | ({".partial"} if unfinished.is_dir() and not any(unfinished.iterdir()) else set())
+        leftovers = {LOCK_NAME} | ({".partial"} if unfinished.is_dir() and not any(unfinished.iterdir()) else set())
     ensure(
         not set(others) - leftovers - {name + ".partial" for name in [*leftovers, MANIFEST_NAME]},
         f"output_dir={config.output_dir}: is not empty ({', '.join(sorted(others)[:3])}). Choose a new folder.",

@@ -124,7 +124,6 @@ def _region_intensity(tables: Any, country_iso_code: str, region: str, key: str)
     return 1000 * float(Emissions(tables).get_region_emissions(Energy.from_energy(kWh=1), where))
 
 
-EMISSIONS_NAME = "emissions.csv"
 # Also those of further machines, and what codecarbon moved aside because another version of it writes other columns.
 _EMISSION_FILES = re.compile(r"emissions(-(?P<machine>\d+))?\.csv(\.bak(_\d+)?)?")
 

@@ -24,19 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import ensure
-from ..stage_folder import MANIFEST_NAME, numbered_jsonl_records
-from .emissions import (
-    EMISSIONS_NAME,
-    EmissionsTotal,
-    close_line,
-    drop_torn_row,
-    emission_files,
-    is_torn,
-    read_emissions,
-)
+from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, numbered_jsonl_records
+from .emissions import EmissionsTotal, close_line, drop_torn_row, emission_files, is_torn, read_emissions
 from .meter import EnergyReading
 
-LEDGER_NAME = "ledger.jsonl"
 _LEDGER_FILES = re.compile(r"ledger(-\d+)?\.jsonl")
 FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
 _ROUNDING = 1e-9  # of figures written as text

@@ -29,7 +29,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..checks import InputError, RunFailedError
-from .emissions import EMISSIONS_NAME, EmissionRows, GridSettings, check_pue, drop_torn_row, grid_intensity
+from ..stage_folder import EMISSIONS_NAME
+from .emissions import EmissionRows, GridSettings, check_pue, drop_torn_row, grid_intensity
 
 _MEASURE_SECONDS = 15  # codecarbon's own default interval
 

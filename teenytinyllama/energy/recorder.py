@@ -12,8 +12,8 @@ from typing import Any
 
 from ..checks import beside_the_model
 from ..energy import ledger
-from ..stage_folder import scratch_folder
-from .emissions import EMISSIONS_NAME, GridSettings, drop_torn_row, emission_files
+from ..stage_folder import EMISSIONS_NAME, scratch_folder
+from .emissions import GridSettings, drop_torn_row, emission_files
 from .meter import EnergyMeter, EnergyReading
 
 # When the time began that is paid and not yet in any account, in seconds since the epoch; ranks inherit it.

@@ -18,12 +18,26 @@ from ..checks import ensure, ensure_folder, ensure_packages, is_main_process
 from ..distributed import from_first, join_ranks, leave_ranks
 from ..energy.recorder import StageMeter
 from ..models import without_cudnn_attention
-from ..stage_folder import MANIFEST_NAME, command_line, sha256_json, versions, write_manifest
+from ..stage_folder import (
+    CLOZE_NAME,
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    MEASURES_NAME,
+    PARTS_FOLDER,
+    PROGRESS_PLOT_NAME,
+    RESULTS_NAME,
+    RESULTS_TABLE_NAME,
+    SCORES_PLOT_NAME,
+    command_line,
+    sha256_json,
+    versions,
+    write_manifest,
+)
 from ..supervision import stopped_by_signals
 from .config import LANGUAGE_MODELING, SUITES, TASKS, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
 from .local_data import CLOZE, MissingDataError, TaskRows
 from .parts import (
-    PARTS_FOLDER,
     Part,
     Stop,
     list_stops,
@@ -38,19 +52,16 @@ from .parts import (
     weights_fingerprint,
     write_part,
 )
-from .results import RESULTS_NAME, Results, Score, merge_results, read_results, write_results
-from .scoring import MEASURES_NAME, Measure, write_measures
+from .results import Results, Score, merge_results, read_results, write_results
+from .scoring import Measure, write_measures
 from .signal import make_cloze, write_cloze
-from .tables import PROGRESS_PLOT, SCORES_PLOT, format_results, plot_progress, plot_scores
+from .tables import format_results, plot_progress, plot_scores
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .held_out import HeldOutText
-
-
-CLOZE_NAME = "cloze.jsonl"
 
 
 def tasks_with_data(
@@ -145,7 +156,6 @@ def make_cloze_file(
     return folder / CLOZE_NAME, missing
 
 
-TABLE_NAME = "results.md"
 _HELD_OUT = "held_out"
 _VERSIONED = ("lm_eval", "datasets", "torch", "transformers", "tokenizers")
 
@@ -219,9 +229,17 @@ def _open_folder(config: EvaluateConfig) -> Path:
     folder = Path(config.output_dir) if config.output_dir else default
     ensure_folder("output_dir", folder)
     others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    known = {PARTS_FOLDER, RESULTS_NAME, MEASURES_NAME, TABLE_NAME, CLOZE_NAME, SCORES_PLOT, PROGRESS_PLOT}
+    known = {
+        PARTS_FOLDER,
+        RESULTS_NAME,
+        MEASURES_NAME,
+        RESULTS_TABLE_NAME,
+        CLOZE_NAME,
+        SCORES_PLOT_NAME,
+        PROGRESS_PLOT_NAME,
+    }
     ensure(
-        not others or others & {PARTS_FOLDER, CLOZE_NAME, "emissions.csv", "ledger.jsonl"} or others <= known,
+        not others or others & {PARTS_FOLDER, CLOZE_NAME, EMISSIONS_NAME, LEDGER_NAME} or others <= known,
         f"output_dir={folder}: holds no evaluation ({', '.join(sorted(others)[:3])}). Choose a new folder.",
     )
     if folder != model / "evaluation":  # where a moved run takes its evaluation along
@@ -322,14 +340,14 @@ def _write_results(work: _Work, missing: dict[str, str], weights: dict[int | Non
     results = Results(work.config.model_name_or_path, command_line(), versions(_VERSIONED), tuple(scores))
     write_results(work.folder / RESULTS_NAME, results)
     write_measures(work.folder / MEASURES_NAME, measures)
-    (work.folder / TABLE_NAME).write_text(format_results(results, measures, missing), encoding="utf-8")
+    (work.folder / RESULTS_TABLE_NAME).write_text(format_results(results, measures, missing), encoding="utf-8")
     if any(score.step is None for score in scores):
-        plot_scores(results, work.folder / SCORES_PLOT)
+        plot_scores(results, work.folder / SCORES_PLOT_NAME)
     over_steps = [score for score in scores if score.step is not None]
     measured = [measure for measure in measures if measure.step is not None]
     if over_steps or measured:
         energy = {stop.step: stop.kwh for stop in work.stops if stop.step is not None}
-        plot_progress(over_steps, measured, energy, work.folder / PROGRESS_PLOT)
+        plot_progress(over_steps, measured, energy, work.folder / PROGRESS_PLOT_NAME)
     model = Path(work.config.model_name_or_path).expanduser()
     if work.config.limit is None and work.config.output_dir is None and (model / MANIFEST_NAME).is_file():
         whole, _ = _collect([(path, part) for path, part in parts if not part.limited])

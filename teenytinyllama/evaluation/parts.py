@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import InputError, ensure, hub_errors
 from ..model_files import ADAPTER_CONFIG_NAME, PUBLISHED_MODELS
-from ..stage_folder import read_jsonl_records, sha256_json, write_json
+from ..stage_folder import MARKER_NAME, METRICS_NAME, PARTS_FOLDER, read_jsonl_records, sha256_json, write_json
 from .benchmark_rows import Line, best_line, questions_sha256, trivial_lines
 from .config import BenchmarkTask, EvaluateConfig
 from .local_data import CLOZE, TaskRows, load_rows
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 
 _CHECKPOINT, _BRANCH = re.compile(r"checkpoint-(\d+)"), re.compile(r"step-?(\d+)")
-_COMPLETE = "complete.json"  # written last into a checkpoint
-_METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def list_stops(name_or_path: str, revision: str | None, checkpoints: bool) -> li
     stops = _folder_stops(folder) if folder.is_dir() else _branch_stops(name_or_path)
     ensure(
         stops,
-        f"checkpoints: {name_or_path} has no complete checkpoint (checkpoint-N with {_COMPLETE}, or branches stepN). "
+        f"checkpoints: {name_or_path} has no complete checkpoint (checkpoint-N with {MARKER_NAME}, or branches stepN). "
         "Leave checkpoints out to evaluate the final model.",
     )
     has_final = not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG_NAME))
@@ -74,7 +72,7 @@ def _folder_stops(folder: Path) -> list[Stop]:
     stops = []
     for path in folder.glob("checkpoint-*"):
         match = _CHECKPOINT.fullmatch(path.name)
-        if match and (path / _COMPLETE).is_file():
+        if match and (path / MARKER_NAME).is_file():
             step = int(match[1])
             stops.append(Stop(str(path), step=step, tokens=seen.get(step, (None, None))[0],
                               kwh=seen.get(step, (None, None))[1]))  # fmt: skip
@@ -83,7 +81,7 @@ def _folder_stops(folder: Path) -> list[Stop]:
 
 def _progress(folder: Path) -> dict[int, tuple[int | None, float | None]]:
     """Return tokens and kWh by step, of the run's metrics; a step between two records is interpolated."""
-    metrics = read_jsonl_records(folder / _METRICS)
+    metrics = read_jsonl_records(folder / METRICS_NAME)
     records = {row["step"]: (row["tokens"], row["kwh"]) for row in metrics if {"step", "tokens", "kwh"} <= set(row)}
     steps = sorted(records)
     found: dict[int, tuple[int | None, float | None]] = {}
@@ -131,9 +129,6 @@ def weights_fingerprint(model: "PreTrainedModel") -> str:
         digest.update(f"{name}{tuple(values.shape)}{values.double().sum().item():.12e}".encode())
         digest.update(values.flatten()[:64].cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-PARTS_FOLDER = "parts"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from ..checks import InputError, MissingFileError, ensure
 from ..stage_folder import write_json
 from .config import TASKS
 
-RESULTS_NAME = "results.json"
 TrivialKind = Literal["constant", "majority", "length", "chance"]
 FINE_TUNED_SUITE = "downstream fine-tuning"  # scores of models that were made from this one, see `ttl classify`
 CORRELATIONS = ("pearson", "spearman", "mcc")  # metrics that can be negative

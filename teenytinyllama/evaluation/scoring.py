@@ -243,9 +243,6 @@ def _score_batch(model: "PreTrainedModel", rows: Sequence[_Row]) -> list[tuple[i
     return list(zip(places, zip(nats, greedy, strict=True), strict=True))
 
 
-MEASURES_NAME = "measures.json"
-
-
 @dataclass(frozen=True)
 class Measure:
     """One figure; None is what is not known.

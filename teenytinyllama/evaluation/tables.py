@@ -153,9 +153,6 @@ def _progress(results: Results, measures: Sequence[Measure]) -> list[str]:
     return ["## Checkpoints", "", *_table(head, rows)]
 
 
-SCORES_PLOT, PROGRESS_PLOT = "scores.png", "progress.png"
-
-
 def _pyplot() -> Any:
     import matplotlib as mpl
 

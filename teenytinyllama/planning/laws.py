@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
-from ..energy.emissions import EMISSIONS_NAME, read_emissions
+from ..energy.emissions import read_emissions
 from ..energy.ledger import Account, read_ledger
 from ..gpus import find_gpu
 from ..presets import training_flops
-from ..stage_folder import MANIFEST_NAME, read_jsonl_records, read_manifest
+from ..stage_folder import (
+    EMISSIONS_NAME,
+    ENVIRONMENT_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    read_jsonl_records,
+    read_manifest,
+)
 from .memory import mean_step_speed
 
 
@@ -158,7 +165,7 @@ def unique_optimum(law: LossLaw, compute_flops: float, unique_tokens: float) -> 
 CPU = "cpu"
 _FIX = "Give the output_dir of a finished `ttl pretrain`."
 # `training.checkpoints` and `training.metrics` have these names too, and load torch.
-_STARTED_NAME, _METRICS_NAME = "environment.json", "metrics.jsonl"
+
 # A run of fewer tokens a parameter is nowhere near the runs that the laws were fitted to, and still learns at once: its
 # loss says nothing about a long run's.
 LEAST_TOKENS_PER_PARAMETER = 1.0
@@ -247,7 +254,7 @@ def read_run(folder: str, watts_given: bool) -> MeasuredRun:
     """
     path = Path(folder)
     ensure(
-        (path / MANIFEST_NAME).is_file() or not (path / _STARTED_NAME).is_file(),
+        (path / MANIFEST_NAME).is_file() or not (path / ENVIRONMENT_NAME).is_file(),
         f"calibrate={folder}: is not finished: it has no {MANIFEST_NAME} yet. Run its command again to the end.",
     )
     manifest = read_manifest("calibrate", folder, "pretrain", _FIX)
@@ -279,7 +286,7 @@ def read_run(folder: str, watts_given: bool) -> MeasuredRun:
             starting_seconds=starting,
             scores_by_length=(manifest.get("config") or {}).get("eval_max_tokens") is None,
             precision=str(training["precision"]),
-            memory_bytes=_free_bytes(path / _STARTED_NAME),
+            memory_bytes=_free_bytes(path / ENVIRONMENT_NAME),
             watts=None if watts_given else _measured_watts(path, num_gpus, on_gpu=gpu != CPU),
             num_parameters=model["num_parameters"],
             tokens=tokens,
@@ -365,7 +372,7 @@ def _steps_speed(folder: Path, training: dict[str, Any], overall: float) -> floa
     if training.get("steps_tokens_per_second"):
         return float(training["steps_tokens_per_second"])
     try:
-        mean = mean_step_speed(read_jsonl_records(folder / _METRICS_NAME, fix="Restore the file from a copy."))
+        mean = mean_step_speed(read_jsonl_records(folder / METRICS_NAME, fix="Restore the file from a copy."))
     except (InputError, KeyError, TypeError):
         return overall
     return mean or overall

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from ..checks import InputError, MissingFileError, counted, ensure
+from ..stage_folder import CARD_NAME
 from .facts import CardFacts, data_table, facts_of_run, safe_name
 from .scores import (
     benchmark_progress,
@@ -103,7 +104,6 @@ def _widget_text(prompt: str) -> str:
     return "\n".join(lines).strip()[:_MAX_WIDGET_CHARACTERS]
 
 
-CARD_NAME = "README.md"
 _RUN_KEYS = ("package_version", "stage", "command", "commit", "created", "model", "data", "training", "results",
              "hashes", "versions")  # fmt: skip
 # What the examples generate with.

@@ -8,24 +8,31 @@ from typing import Any
 from ..checks import InputError, ensure
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_files
-from ..evaluation.results import RESULTS_NAME
-from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
-from ..stage_folder import MANIFEST_NAME, sha256_file
-from ..tokenizer.files import SENTENCEPIECE_NAME
-from .card import CARD_NAME, render_model_card
-from .run_files import (
+from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES
+from ..stage_folder import (
+    ANSWERS_NAME,
+    BASE_RECORD_NAME,
+    CARD_NAME,
     CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    ENERGY_JSON_NAME,
+    ENERGY_MARKDOWN_NAME,
+    ENERGY_PLOT_NAME,
+    ENVIRONMENT_NAME,
+    MANIFEST_NAME,
     METRICS_NAME,
+    PLOT_NAME,
+    RESULTS_NAME,
     SAMPLES_NAME,
-    card_row,
-    read_run,
-    record_without_places,
-    without_places,
+    SPEED_TEST_NAME,
+    sha256_file,
 )
+from ..tokenizer.files import SENTENCEPIECE_NAME
+from .card import render_model_card
+from .run_files import card_row, read_run, record_without_places, without_places
 from .safety import Upload, UploadFile, check_repository, inside, record_file
 from .scores import eval_result_files
 
-CONFIG_NAME, ENVIRONMENT_NAME = "config.yaml", "environment.json"
 WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
 _MODEL_NAMES = {
@@ -48,16 +55,16 @@ _RECORDS = (
     ENVIRONMENT_NAME,
     METRICS_NAME,
     SAMPLES_NAME,
-    "answers.jsonl",
-    "speed_test.json",
+    ANSWERS_NAME,
+    SPEED_TEST_NAME,
     RESULTS_NAME,
-    "loss.png",
-    "emissions.json",
-    "emissions.md",
-    "emissions.png",
+    PLOT_NAME,
+    ENERGY_JSON_NAME,
+    ENERGY_MARKDOWN_NAME,
+    ENERGY_PLOT_NAME,
 )
 # Of them, those that hold commands and folders as they were typed.
-_NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, "speed_test.json", RESULTS_NAME, "emissions.json"}
+_NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, SPEED_TEST_NAME, RESULTS_NAME, ENERGY_JSON_NAME}
 
 
 def run_identity(run: Path) -> dict[str, Any]:

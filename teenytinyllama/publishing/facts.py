@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import model_license
-from ..energy.emissions import EMISSIONS_NAME, place
+from ..energy.emissions import place
 from ..energy.ledger import describe_incomplete, num_speed_tests, read_energy
-from ..evaluation.results import RESULTS_NAME, Results, read_results
+from ..evaluation.results import Results, read_results
 from ..model_files import ADAPTER_CONFIG_NAME
-from ..stage_folder import MANIFEST_NAME
-from .run_files import (
+from ..stage_folder import (
     CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    EMISSIONS_NAME,
+    ENERGY_JSON_NAME,
+    ENVIRONMENT_NAME,
+    MANIFEST_NAME,
     METRICS_NAME,
+    RESULTS_NAME,
     SAMPLES_NAME,
+)
+from .run_files import (
     check_checkpoints,
     command_without_places,
     read_checkpoints,
@@ -25,8 +32,8 @@ from .run_files import (
 from .wording import one_line
 
 MAX_EVALUATIONS = 12  # rows of the table of evaluations; a run may make hundreds
-_LINKED = ("config.yaml", METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, "emissions.json",
-           "environment.json", CHECKPOINTS_NAME)  # fmt: skip
+_LINKED = (CONFIG_NAME, METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, ENERGY_JSON_NAME,
+           ENVIRONMENT_NAME, CHECKPOINTS_NAME)  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # Licence names with conditions on commercial use, on derived works or on how they are shared.
 _RESTRICTED = re.compile(r"\b(nc|nd|sa|gpl|agpl|lgpl|non-?commercial)\b", re.IGNORECASE)

@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 
 from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_DONE, EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
-from ..stage_folder import MANIFEST_NAME, write_json
+from ..stage_folder import ENVIRONMENT_NAME, LOCK_NAME, MANIFEST_NAME, PROGRESS_FOLDER, PROGRESS_NAME, write_json
 from ..supervision import SUPERVISOR_VARIABLE, stopped_by_signals
-from .contents import ENVIRONMENT_NAME, index_upload, run_identity
+from .contents import index_upload, run_identity
 from .hub import Hub, Standing, open_hub, prepare
 from .publish import (
     PublishConfig,
@@ -120,9 +120,6 @@ def report_follower(follower: Follower, code: int) -> None:
         )
     else:
         print(f"publishing ended with code {ended}: {last}", flush=True)
-
-
-PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"
 
 
 @dataclass
@@ -327,7 +324,7 @@ def _only_one(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -
     """
     folder = run / PROGRESS_FOLDER
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK_NAME)
     while True:
         try:
             lock.acquire(timeout=0)

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 
 from ..checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
 from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
-from ..stage_folder import scratch_folder
-from .contents import CONFIG_NAME, ENVIRONMENT_NAME, WEIGHTS, main_upload, model_files, present_files, run_identity
+from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME, scratch_folder
+from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
 from .hub import Hub, HubLimits, Standing, open_hub, prepare, push
-from .run_files import METRICS_NAME, read_metrics
+from .run_files import read_metrics
 from .safety import Upload, UploadFile, check_repository, check_token, check_upload, inside
 from .wording import card_languages
 
@@ -163,7 +163,7 @@ def read_checkpoint(
     revision = f"step{step}"
     entry = {"step": step, "branch": revision, **figures, "sha256": weights}
     files += [
-        _json_file("emissions.json", {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}),
+        _json_file(ENERGY_JSON_NAME, {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}),
         UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
         *present_files(run, (CONFIG_NAME, ENVIRONMENT_NAME)),
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ..checks import InputError, MissingFileError, ensure
-from ..stage_folder import MANIFEST_NAME, numbered_jsonl_records, sha256_json
+from ..stage_folder import MANIFEST_NAME, METRICS_NAME, numbered_jsonl_records, sha256_json
 
 # An absolute path of two parts or more in a command, in quotes where it holds a space; no part of a URL, a relative
 # path or a repository's name.
@@ -71,7 +71,7 @@ def without_places(value: Any, key: str = "") -> Any:
 
 
 STAGES = ("pretrain", "sft", "dpo")
-SAMPLES_NAME, METRICS_NAME, CHECKPOINTS_NAME = "samples.jsonl", "metrics.jsonl", "checkpoints.json"
+
 _FIX = "It was written by another version or changed since: train again into a new output_dir."
 _LINE_FIX = "Restore the file from a copy, or remove that line: the record then has a gap there, and no more is lost."
 _MAX_SAMPLES, _MAX_SAMPLE_CHARACTERS = 4, 1000

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..evaluation.results import FINE_TUNED_SUITE, RESULTS_NAME, Results, Score, is_limited, is_trivial, read_results
+from ..evaluation.results import FINE_TUNED_SUITE, Results, Score, is_limited, is_trivial, read_results
+from ..stage_folder import RESULTS_NAME
 from .wording import one_line
 
 if TYPE_CHECKING:

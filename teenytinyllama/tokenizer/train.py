@@ -21,11 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure, ensure_disk_space, ensure_folder
 from ..data.sources import Corpus, CorpusConfig, Document, Split
-from ..energy.emissions import EMISSIONS_NAME, GRID_KEYS, GridSettings
-from ..energy.ledger import LEDGER_NAME
+from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
-from ..stage_folder import MANIFEST_NAME, read_manifest, sha256_json, write_json, write_manifest
+from ..stage_folder import (
+    AUDIT_NAME,
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    read_manifest,
+    sha256_json,
+    write_json,
+    write_manifest,
+)
 from .audit import audit_tokenizer, format_audit
 from .encode import (
     ENTRIES_PER_SUPERWORD,
@@ -219,7 +227,6 @@ def _wrap(backend: "Tokenizer") -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-AUDIT_NAME = "audit.json"
 _NOT_OF_THE_PLAN = {"output_dir", "encoding"}  # the latter is there by `Corpus.choices`, where it is given
 
 

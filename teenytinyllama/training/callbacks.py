@@ -14,14 +14,13 @@ from ..energy.meter import EnergyReading
 from ..energy.recorder import Recorder
 from ..gpus import has_accelerator, wait_for_gpu
 from ..models import end_token_ids
+from ..stage_folder import SAMPLES_NAME
 from ..tokenizer.encode import compose, encode_texts
 from .caps import Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-SAMPLES_NAME = "samples.jsonl"
 
 
 class IntervalsCallback(TrainerCallback):

@@ -13,8 +13,8 @@ from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from ..planning.memory import batch_for
 from ..presets import flops_per_token
+from ..stage_folder import ENVIRONMENT_NAME
 from .caps import Decision, check_caps, has_caps
-from .saving import ENVIRONMENT_NAME
 from .settings import REFUSED_KEYS, RunSettings
 from .speed import SpeedPlan, check_speed, has_plain_head, plan_speed
 

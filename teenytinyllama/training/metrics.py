@@ -16,10 +16,9 @@ from ..checks import RunFailedError, beside_the_model
 from ..energy.emissions import close_line
 from ..gpus import device_name, peak_flops
 from ..presets import flops_per_token
-from ..stage_folder import numbered_jsonl_records, read_jsonl_records
+from ..stage_folder import METRICS_NAME, PLOT_NAME, numbered_jsonl_records, read_jsonl_records
 from .caps import SpendingCallback
 
-METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"
 MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddings, full attention)"
 
 

@@ -34,9 +34,8 @@ from ..planning.memory import (
     row_divisors,
     virtual_memory_bytes,
 )
-from ..stage_folder import write_json
+from ..stage_folder import ENVIRONMENT_NAME, write_json
 from .run_plan import RunPlan
-from .saving import ENVIRONMENT_NAME
 from .speed import SpeedPlan, apply_speed, eager, has_chunked_loss
 
 # A GPU's allocator cannot use the last of its memory for one large tensor.

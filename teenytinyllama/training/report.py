@@ -10,11 +10,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..checkpoints import complete_checkpoints
 from ..checks import RunFailedError, beside_the_model
 from ..data.input_files import hub_datasets
-from ..energy.emissions import EMISSIONS_NAME, grid_intensity, place, read_emissions
+from ..energy.emissions import grid_intensity, place, read_emissions
 from ..gpus import device_name, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from ..model_files import is_local
 from ..planning.memory import REPEATS_WORTH_READING, mean_step_speed
 from ..presets import count_parameters
+from ..stage_folder import EMISSIONS_NAME
 from .metrics import MFU_CONVENTION
 from .run_plan import PretrainPlan, RunPlan
 from .speed import SpeedPlan

@@ -14,29 +14,33 @@ from typing import Any, Protocol, TypeVar
 from transformers import PrinterCallback, ProgressCallback
 
 from ..arguments import write_yaml
-from ..checkpoints import (
-    BEGUN_NAME,
-    MARKER_NAME,
-    checkpoint_faults,
-    complete_checkpoints,
-    is_ours,
-    list_checkpoints,
-    read_marker,
-)
+from ..checkpoints import checkpoint_faults, complete_checkpoints, is_ours, list_checkpoints, read_marker
 from ..checks import InputError, StoppedResumable, beside_the_model, counted, ensure, is_main_process
 from ..distributed import check_ranks, least_over_ranks, leave_ranks
 from ..energy.ledger import ledger_files, read_starts
 from ..gpus import device_name
 from ..planning.memory import checkpoint_bytes, final_model_bytes
 from ..presets import count_parameters
-from ..stage_folder import MANIFEST_NAME, package_commit, sha256_file, versions, write_json, write_manifest
+from ..stage_folder import (
+    BEGUN_NAME,
+    CONFIG_NAME,
+    ENVIRONMENT_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    METRICS_NAME,
+    package_commit,
+    sha256_file,
+    versions,
+    write_json,
+    write_manifest,
+)
 from .callbacks import EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback
 from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
-from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
+from .metrics import MetricsCallback, read_jsonl
 from .micro_batch import is_out_of_memory, micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .report import BannerCallback, describe_time, describe_turn, planned_zero_stage
 from .run_plan import RunPlan, what_follows
-from .saving import ENVIRONMENT_NAME, IDENTITY_VERSION, CheckpointCallback, Clock, lock_run_folder
+from .saving import IDENTITY_VERSION, CheckpointCallback, Clock, lock_run_folder
 from .trainer import StopCallback
 
 # What a checkpoint's config.json must have in common with the model that is to go on.
@@ -387,7 +391,7 @@ def execute(
 def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
     """Write what is known before training; the manifest of a shorter, complete run is taken away."""
     (plan.folder / MANIFEST_NAME).unlink(missing_ok=True)
-    write_yaml(plan.folder / "config.yaml", config.to_yaml_values(given))
+    write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))
     environment = {
         "identity": plan.identity,
         "identity_version": IDENTITY_VERSION,

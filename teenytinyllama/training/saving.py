@@ -21,7 +21,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..arguments import load_yaml
 from ..checkpoints import (
-    MARKER_NAME,
     Marker,
     complete_checkpoints,
     delete_checkpoint,
@@ -34,7 +33,17 @@ from ..checks import InputError, RunFailedError, beside_the_model, ensure, ensur
 from ..distributed import least_over_ranks, wait_for_ranks
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_path, read_starts
-from ..stage_folder import MANIFEST_NAME, parse_record, take_lock
+from ..stage_folder import (
+    CONFIG_NAME,
+    ENVIRONMENT_NAME,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    PROGRESS_FOLDER,
+    SPEED_TEST_NAME,
+    parse_record,
+    take_lock,
+)
 
 # `on_save` belongs to saving and `on_train_begin` and `on_train_end` to starting and ending, whoever does the work.
 _EVENTS = ("on_step_begin", "on_step_end", "on_substep_end", "on_log", "on_evaluate", "on_prediction_step",
@@ -84,10 +93,9 @@ class Clock:
         return timed
 
 
-ENVIRONMENT_NAME = "environment.json"
 # What `ttl` writes into a run's folder before its ranks start.
-_PREPARED = (".lock", "packed", "conversations", "preferences", "speed_test.json", "speed-test", "speed-test.log",
-             "publish.log", ".publish")  # fmt: skip
+_PREPARED = (LOCK_NAME, "packed", "conversations", "preferences", SPEED_TEST_NAME, "speed-test", "speed-test.log",
+             "publish.log", PROGRESS_FOLDER)  # fmt: skip
 _FREE_SHARE = 1.05  # of the room that a save needs, for what else is written meanwhile
 
 
@@ -298,7 +306,7 @@ def lock_run_folder(folder: Path) -> FileLock:
         InputError: another process holds it.
     """
     refusal = f"output_dir={folder}: another process is training there. Wait for it or stop it."
-    return take_lock(folder / ".lock", refusal)
+    return take_lock(folder / LOCK_NAME, refusal)
 
 
 def _files_of_speed_tests(folder: Path) -> list[str]:
@@ -322,7 +330,7 @@ def _identity_there(folder: Path, defaults: dict[str, str]) -> dict[str, Any]:
         told = dict(environment["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"output_dir={folder}: {ENVIRONMENT_NAME} is damaged. Choose another folder.") from error
-    config, given = folder / "config.yaml", {}
+    config, given = folder / CONFIG_NAME, {}
     if environment.get("identity_version", 1) < IDENTITY_VERSION and config.is_file():
         values = load_yaml(config.read_text(encoding="utf-8"), str(config))
         given = {name: _as_text(value) for name, value in values.items() if name in defaults}

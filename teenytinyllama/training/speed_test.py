@@ -19,14 +19,13 @@ from ..data.packed import packed_manifest
 from ..energy.ledger import read_ledger
 from ..energy.recorder import add_speed_test
 from ..gpus import device_name, find_gpu, has_accelerator
-from ..stage_folder import read_manifest, write_json
+from ..stage_folder import ENVIRONMENT_NAME, LOCK_NAME, METRICS_NAME, SPEED_TEST_NAME, read_manifest, write_json
 from .caps import CAP_KEYS
-from .metrics import METRICS_NAME, read_jsonl
+from .metrics import read_jsonl
 from .run_plan import with_batch
-from .saving import ENVIRONMENT_NAME, lock_run_folder
+from .saving import lock_run_folder
 from .speed import compile_pays
 
-SPEED_TEST_NAME = "speed_test.json"
 SPEED_TEST_FOLDER = "speed-test"
 _STEPS = 8
 _FIRST_STEADY_STEP = 3  # before it kernels are chosen, and compiled where that pays
@@ -153,7 +152,7 @@ def _measure(values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[st
     folder.mkdir(parents=True, exist_ok=True)
     place, log = folder / SPEED_TEST_FOLDER, folder / f"{SPEED_TEST_FOLDER}.log"
     is_ours = not place.is_symlink() and (place / ENVIRONMENT_NAME).is_file()
-    left_over = {path.name for path in place.iterdir()} - {".lock"} if place.is_dir() else set()
+    left_over = {path.name for path in place.iterdir()} - {LOCK_NAME} if place.is_dir() else set()
     ensure(
         is_ours or not (left_over or place.is_symlink()),
         f"output_dir={folder}: its {SPEED_TEST_FOLDER} is not of a speed test. Move it away, or choose another folder.",

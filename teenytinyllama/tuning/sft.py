@@ -24,6 +24,7 @@ from ..data.conversations import IGNORED
 from ..data.instructions import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
 from ..models import avoid_cudnn_attention
+from ..stage_folder import ANSWERS_NAME
 from ..training.callbacks import SampleCallback
 from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
@@ -33,8 +34,6 @@ from ..training.trainer import RunTrainer
 from .base import SenseCallback, SftPlan, build_model, plan_sft
 from .config import LoraSettings, SftConfig, lora_config, save_model
 from .rows import RowCollator, check_no_leaks, load_rows, order_rows
-
-ANSWERS_NAME = "answers.jsonl"
 
 
 class HeldOutAnswers(Dataset[dict[str, NDArray[np.int64]]]):

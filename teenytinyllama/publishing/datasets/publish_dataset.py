@@ -21,7 +21,7 @@ from ...data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, r
 from ...data.pack import PackConfig
 from ...data.readers import read_records, text_column_of
 from ...data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
-from ...stage_folder import MANIFEST_NAME, versions
+from ...stage_folder import CARD_NAME, CONFIG_NAME, DATASET_RECORD_NAME, MANIFEST_NAME, METRICS_NAME, versions
 from ..hub import open_hub
 from ..publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from ..safety import Upload, UploadFile, check_repository, inside, record_file
@@ -45,7 +45,7 @@ from .dataset_card import (
 from .shards import LICENSE_NAME, Staging, count, discard_staging, parse_licenses, write_shards
 
 _STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
-_RUN_FILES = ("config.json", "adapter_config.json", "config.yaml", "metrics.jsonl", "tokenizer.json")
+_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 _KNOWN_FORMS = (
     "A corpus has a column `text` (or another, named with --text_column), instructions have `messages`, or "
@@ -197,7 +197,6 @@ def _kind_of_rows(file: SourceFile, text_column: str, metadata_column: str) -> s
     return found[0]
 
 
-CARD_NAME, RECORD_NAME = "README.md", "dataset.json"
 _FORMAT = 1  # of the shards: a change makes what lies in a staging folder out of date
 _UNITS = {"corpus": "documents", "packed": "rows of tokens", "instructions": "conversations",
           "preferences": "pairs of answers"}  # fmt: skip
@@ -241,7 +240,7 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
     files.append(_record(described, [file.path for file in [*files, *data]]))
     rows = sum(shard.rows for shard in shards)
     message = f"{rows:,} {_UNITS[content.kind]} in {len(shards)} file{'' if len(shards) == 1 else 's'}"
-    return Upload(repository, "dataset", "main", (*files, *data), message, record=RECORD_NAME)
+    return Upload(repository, "dataset", "main", (*files, *data), message, record=DATASET_RECORD_NAME)
 
 
 def _plan(content: Content, options: DatasetOptions, shard_bytes: int) -> dict[str, Any]:
@@ -272,7 +271,7 @@ def _record(described: Described, paths: list[str]) -> UploadFile:
         "making": describe_making(described),
         "hashes": {shard.path: shard.sha256 for shard in described.shards},
     }
-    return record_file(RECORD_NAME, {"kind": content.kind, **content.identity}, paths, more)
+    return record_file(DATASET_RECORD_NAME, {"kind": content.kind, **content.identity}, paths, more)
 
 
 def default_staging(source: list[str]) -> Path:
