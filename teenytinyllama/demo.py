@@ -10,14 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .checks import EXIT_DONE, RunFailedError, ensure
 from .stage_folder import MANIFEST_NAME, STORIES_NAME, __version__, write_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 NUM_STORIES = 50
 STORY_TOKENS = 160
@@ -94,28 +90,9 @@ def _say(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def generate_stories(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", seed: int = 0) -> list[str]:
-    """Return `NUM_STORIES` texts sampled from `<s>` alone at temperature 0.8, all in one batch."""
-    import torch
-
-    start = torch.full((NUM_STORIES, 1), tokenizer.bos_token_id)
-    generator: Any = model  # transformers types `generate` as a tensor
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        output = generator.generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            max_new_tokens=STORY_TOKENS,
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return [str(text) for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-
-
 def _story_report(run: Path, values: dict[str, Any]) -> dict[str, Any]:
     """Measure 50 stories of the trained model and of the same model before training; keep them in `stories.json`."""
+    from .chat.generation import generate_texts
     from .data.sample import sample_documents
     from .evaluation.stories import story_report
     from .stage_folder import sha256_file
@@ -136,7 +113,7 @@ def _story_report(run: Path, values: dict[str, Any]) -> dict[str, Any]:
     train_texts = [row["text"] for row in sample_documents("train")]
     report = {"model_sha256": model_sha256}
     for name, model in (("trained", trained), ("untrained", untrained)):
-        stories = generate_stories(model, tokenizer)
+        stories = generate_texts(model, tokenizer, [""] * NUM_STORIES, STORY_TOKENS, seed=0)  # from `<s>` alone
         report[name] = {**story_report(stories, train_texts), "stories": stories}
     write_json(path, report)
     return report

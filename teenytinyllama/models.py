@@ -149,13 +149,6 @@ def resize_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerB
         model.resize_token_embeddings(needed, pad_to_multiple_of=multiple, mean_resizing=True)
 
 
-def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Return the tokens that end a text, by the model's generation config or else by the tokenizer."""
-    config = model.generation_config
-    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
-    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-
-
 def load_config(
     key: str, name_or_path: str, revision: str | None = None, classifier: bool = False
 ) -> "PreTrainedConfig":
@@ -181,6 +174,16 @@ def load_config(
     place = {"revision": source.revision} if source.folder is None else {}
     with refusing_damage(key, name_or_path, "its config.json"):
         return AutoConfig.from_pretrained(source.name, trust_remote_code=False, **place)
+
+
+# Models of transformers whose logits are the output embeddings times the last hidden state and no more: no bias, no
+# scale, no soft cap, as Gemma 2, Granite, Cohere and Phi have.
+PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+
+
+def has_plain_head(config: Any) -> bool:
+    """Return whether a model's logits are its output embeddings times the last hidden state and no more."""
+    return str(config.model_type) in PLAIN_HEADS
 
 
 def ensure_llama_shape(key: str, name: str, config: "PreTrainedConfig") -> None:

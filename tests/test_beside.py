@@ -60,7 +60,7 @@ def test_what_fails_beside_the_model_is_a_warning(capsys: pytest.CaptureFixture[
         (metrics_module, "plot_loss"),
         (metrics_module, "append_jsonl"),
         (metrics_module, "rewind_jsonl"),
-        (callbacks_module, "generate_ids"),
+        (callbacks_module, "generate_texts"),
         (meter_module.EnergyMeter, "__init__"),
         (meter_module.EnergyMeter, "start"),
         (meter_module.EnergyMeter, "flush"),

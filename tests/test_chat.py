@@ -487,7 +487,7 @@ def test_a_decomposed_message_is_the_composed_one(chat_model: tuple[Any, Any], t
     base = load_tokenizer("tokenizer", str(tokenizer_folder))
     plain = Chat(model, base, sampling)
     assert plain._prompt([], composed) == plain._prompt([], decomposed)
-    from teenytinyllama.training.callbacks import generate_texts
+    from teenytinyllama.chat.generation import generate_texts
 
     written = generate_texts(model, base, [composed, decomposed], 4, seed=0, temperature=0)
     assert written[0] == written[1]

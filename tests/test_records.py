@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from teenytinyllama.chat.generation import generate_texts
 from teenytinyllama.checkpoints import Marker, write_marker
 from teenytinyllama.checks import (
     EXIT_BAD_INPUT,
@@ -20,7 +21,6 @@ from teenytinyllama.checks import (
 )
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.stage_folder import read_manifest, sha256_file, sha256_json, write_json, write_manifest
-from teenytinyllama.training.callbacks import generate_texts
 from teenytinyllama.training.metrics import append_jsonl, plot_loss, read_jsonl, rewind_jsonl
 from teenytinyllama.training.report import describe_turn, lowest_held_out, warn_of_repeats
 

@@ -23,6 +23,7 @@ from teenytinyllama import gpus as hardware
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
+from teenytinyllama.models import PLAIN_HEADS
 from teenytinyllama.planning.memory import LossKind, eval_rows
 from teenytinyllama.training import callbacks as callbacks_module
 from teenytinyllama.training import settings as settings_module
@@ -405,7 +406,7 @@ def test_copies_to_a_gpu_do_not_block(values: dict[str, Any], monkeypatch: pytes
     assert config(values, accelerator_config={"non_blocking": False}).accelerator_config.non_blocking is False
 
 
-@pytest.mark.parametrize("kind", sorted(loss_module.PLAIN_HEADS))
+@pytest.mark.parametrize("kind", sorted(PLAIN_HEADS))
 def test_a_plain_head_s_loss_is_the_model_s_own(kind: str) -> None:
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip

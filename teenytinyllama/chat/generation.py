@@ -1,4 +1,4 @@
-"""Answers token by token: what the terminal shows while a model writes."""
+"""Generation: the texts that a model writes, several in one batch or one word by word, and the chat with its turns."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure
-from ..models import end_token_ids
 from ..tokenizer.encode import compose, encode_texts
 from .template import ConversationEncoder, Message
 
@@ -52,8 +51,133 @@ class Sampling:
         """Return the arguments of transformers' `generate`."""
         same: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty}
         if self.temperature == 0:
-            return {**same, "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+            return {**same, **_GREEDY}
         return {**same, "do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+_GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote behind a prompt.
+
+    Attributes:
+        ids: the tokens, with the end token if it wrote one.
+        ended: whether it wrote an end token; otherwise the text was cut.
+    """
+
+    ids: list[int]
+    ended: bool
+
+
+def generate_texts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[str],
+    new_tokens: int,
+    seed: int,
+    temperature: float = 0.8,
+    synced_gpus: bool | None = None,
+) -> list[str]:
+    """Return each prompt with its continuation by the model; prompts are encoded as plain text after `<s>`."""
+    rows = encode_prompts(tokenizer, prompts)
+    written = generate_ids(model, tokenizer, rows, new_tokens, seed, temperature, synced_gpus=synced_gpus)
+    texts = (row + continuation.ids for row, continuation in zip(rows, written, strict=True))
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts]
+
+
+def encode_prompts(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    """Return the tokens of texts that a model is to go on with: `<s>`, if the tokenizer has it, and the plain text."""
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return [start + ids for ids in encode_texts(tokenizer, [compose(text) for text in texts])]
+
+
+def generate_ids(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[list[int]],
+    new_tokens: int,
+    seed: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    repetition_penalty: float = 1.0,
+    synced_gpus: bool | None = None,
+) -> list[Continuation]:
+    """Return what a model writes behind each of several prompts, all in one batch, which takes about as long as one.
+
+    Args:
+        model: the model.
+        tokenizer: of the model; its padding token, or else its end token, fills shorter rows on the left.
+        rows: the prompts' token ids, of any lengths.
+        new_tokens: most tokens written; the model's context may allow fewer.
+        seed: of the sampling.
+        temperature: 0 for the likeliest token each time.
+        top_k: sample from the likeliest tokens alone.
+        repetition_penalty: above 1, tokens that were there before get less likely.
+        synced_gpus: whether all ranks generate together, as under ZeRO 3.
+    """
+    if not rows:
+        return []
+    room = model.config.max_position_embeddings - max(map(len, rows))
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else _GREEDY
+    arguments = {
+        **sampling,
+        "max_new_tokens": max(1, min(new_tokens, room)),
+        "repetition_penalty": repetition_penalty,
+        "synced_gpus": synced_gpus,
+    }
+    return _generate(model, tokenizer, rows, seed, end_token_ids(model, tokenizer), arguments)
+
+
+def end_token_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the tokens that end a text, by the model's generation config or else by the tokenizer."""
+    config = model.generation_config
+    ends = tokenizer.eos_token_id if config is None or config.eos_token_id is None else config.eos_token_id
+    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[list[int]],
+    seed: int,
+    ends: set[int],
+    arguments: dict[str, Any],
+) -> list[Continuation]:
+    """Return the continuations of a batch of prompts: the one call of transformers' `generate`.
+
+    Randomness comes from `seed` alone, and the global random state is left as it was: sampling during a training does
+    not change the training.
+
+    Args:
+        model: the model.
+        tokenizer: of the model.
+        rows: the prompts' token ids; shorter ones are padded on the left.
+        seed: of the sampling.
+        ends: tokens that end a text.
+        arguments: further ones of `generate`.
+    """
+    import torch
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    longest = max(map(len, rows))
+    input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    generator: Any = model  # transformers types `generate` as a tensor
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        output = generator.generate(
+            input_ids, attention_mask=mask, pad_token_id=pad, eos_token_id=sorted(ends) or None, **arguments
+        )
+    return [_until_end(ids[longest:].tolist(), ends) for ids in output]
+
+
+def _until_end(ids: list[int], ends: set[int]) -> Continuation:
+    """Return a continuation up to its first end token, behind which there is padding."""
+    length = next((place + 1 for place, token in enumerate(ids) if token in ends), None)
+    return Continuation(ids[:length], length is not None)
 
 
 class Reply:
@@ -101,7 +225,7 @@ class Reply:
         from transformers import TextIteratorStreamer
 
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
-        thread = threading.Thread(target=self._generate, args=(streamer,), daemon=True)
+        thread = threading.Thread(target=self._write, args=(streamer,), daemon=True)
         thread.start()
         try:
             yield from without_leading_space(streamer) if self.is_answer else streamer
@@ -111,35 +235,27 @@ class Reply:
         if self._error is not None:
             raise self._error
 
-    def _generate(self, streamer: Any) -> None:
+    def _write(self, streamer: Any) -> None:
+        """Let the model write into the streamer, in a thread of its own, until it ends or `_stop` is set."""
         import torch
         from transformers import StoppingCriteriaList
 
-        stop = self._stop
-
         def stopped(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            return torch.full((input_ids.shape[0],), stop.is_set(), device=input_ids.device)
+            return torch.full((input_ids.shape[0],), self._stop.is_set(), device=input_ids.device)
 
-        tokenizer, generator = self.tokenizer, self.model
-        input_ids = torch.tensor([self.prompt], device=self.model.device)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        arguments = {
+            **self.sampling.to_generate(),
+            "streamer": streamer,
+            "stopping_criteria": StoppingCriteriaList([stopped]),  # type: ignore[list-item]
+        }
         try:
-            torch.manual_seed(self.sampling.seed)
-            output: Any = generator.generate(  # type: ignore[operator]
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([stopped]),  # type: ignore[list-item]
-                pad_token_id=pad,
-                eos_token_id=sorted(self.ends) or None,
-                **self.sampling.to_generate(),
-            )
+            seed = self.sampling.seed
+            (written,) = _generate(self.model, self.tokenizer, [self.prompt], seed, self.ends, arguments)
         except BaseException as error:  # handed to the reader, who waits for the streamer in another thread
             self._error = error
             streamer.text_queue.put(streamer.stop_signal)
             return
-        self.ids = output[0, len(self.prompt) :].tolist()
-        self.ended = bool(self.ids) and self.ids[-1] in self.ends
+        self.ids, self.ended = written.ids, written.ended
 
 
 def without_leading_space(pieces: Iterable[str]) -> Iterator[str]:
@@ -208,8 +324,7 @@ class Chat:
 
     def _prompt(self, turns: list[Message], text: str) -> list[int]:
         if self.encoder is None:
-            start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            return start + encode_texts(self.tokenizer, [compose(text)])[0]
+            return encode_prompts(self.tokenizer, [text])[0]
         messages = [*self.system, *turns, {"role": "user", "content": text}]
         return self.encoder.encode(messages, for_answer=True).ids
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..chat.generation import generate_ids, generate_texts
 from ..checks import beside_the_model
 from ..distributed import ranks_here
 from ..energy.emissions import GridSettings
@@ -13,14 +14,12 @@ from ..energy.ledger import Phase, ledger_path, read_starts
 from ..energy.meter import EnergyReading
 from ..energy.recorder import Recorder
 from ..gpus import has_accelerator, wait_for_gpu
-from ..models import end_token_ids
 from ..stage_folder import SAMPLES_NAME
-from ..tokenizer.encode import compose, encode_texts
 from .caps import Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class IntervalsCallback(TrainerCallback):
@@ -43,82 +42,6 @@ class QueueCallback(TrainerCallback):
         """Wait if anything follows this step; the last one is always logged."""
         if control.should_log or control.should_evaluate or control.should_save or state.global_step >= state.max_steps:
             wait_for_gpu()
-
-
-def generate_texts(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[str],
-    new_tokens: int,
-    seed: int,
-    temperature: float = 0.8,
-    synced_gpus: bool | None = None,
-) -> list[str]:
-    """Return each prompt with its continuation by the model; prompts are encoded as plain text after `<s>`."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [start + ids for ids in encode_texts(tokenizer, [*map(compose, prompts)])]
-    written = generate_ids(model, tokenizer, rows, new_tokens, seed, temperature, synced_gpus=synced_gpus)
-    return [str(tokenizer.decode(row + new, skip_special_tokens=True)) for row, new in zip(rows, written, strict=True)]
-
-
-def generate_ids(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: list[list[int]],
-    new_tokens: int,
-    seed: int,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    repetition_penalty: float = 1.0,
-    synced_gpus: bool | None = None,
-) -> list[list[int]]:
-    """Return the tokens that a model writes after each row, up to and with its end token.
-
-    Randomness comes from `seed` alone and the global random state is left as it was, so that sampling during training
-    does not change the training.
-
-    Args:
-        model: the model.
-        tokenizer: gives the padding.
-        rows: token ids, of any lengths.
-        new_tokens: most tokens written; the model's context may allow fewer.
-        seed: of the sampling.
-        temperature: 0 for the likeliest token each time.
-        top_k: sample from the likeliest tokens alone.
-        repetition_penalty: above 1, tokens that were there before get less likely.
-        synced_gpus: whether all ranks generate together, as under ZeRO 3.
-    """
-    import torch
-
-    if not rows:
-        return []
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    longest = max(map(len, rows))
-    # All prompts at once, padded on the left: a batch takes about as long as one text.
-    input_ids = torch.tensor([[pad_token_id] * (longest - len(row)) + row for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else greedy
-    generator: Any = model  # transformers types `generate` as a tensor
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
-        output = generator.generate(
-            input_ids,
-            attention_mask=mask,
-            max_new_tokens=max(1, min(new_tokens, model.config.max_position_embeddings - longest)),
-            repetition_penalty=repetition_penalty,
-            **sampling,
-            pad_token_id=pad_token_id,
-            synced_gpus=synced_gpus,
-        )
-    ends = end_token_ids(model, tokenizer)
-    return [_until_end(ids[longest:].tolist(), ends) for ids in output]
-
-
-def _until_end(ids: list[int], ends: set[int]) -> list[int]:
-    length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:length]  # behind it there is padding
 
 
 class SampleCallback(TrainerCallback):
@@ -165,17 +88,13 @@ class SampleCallback(TrainerCallback):
                     append_jsonl(self.path, {"step": state.global_step, "prompt": prompt, **sample})
 
     def _sample(self, model: "PreTrainedModel", seed: int) -> list[dict[str, Any]]:
+        arguments: Any = {"new_tokens": self.new_tokens, "seed": seed, "synced_gpus": self.all_ranks}
         if self.encode is None:
-            texts = generate_texts(
-                model, self.tokenizer, self.prompts, self.new_tokens, seed, synced_gpus=self.all_ranks
-            )
-            return [{"text": text} for text in texts]
-        rows = [self.encode(prompt) for prompt in self.prompts]
-        answers = generate_ids(model, self.tokenizer, rows, self.new_tokens, seed, synced_gpus=self.all_ranks)
-        ends = end_token_ids(model, self.tokenizer)
+            return [{"text": text} for text in generate_texts(model, self.tokenizer, self.prompts, **arguments)]
+        questions = [self.encode(prompt) for prompt in self.prompts]
         return [
-            {"text": self.tokenizer.decode(ids, skip_special_tokens=True), "ended": bool(ids) and ids[-1] in ends}
-            for ids in answers
+            {"text": self.tokenizer.decode(answer.ids, skip_special_tokens=True), "ended": answer.ended}
+            for answer in generate_ids(model, self.tokenizer, questions, **arguments)
         ]
 
 

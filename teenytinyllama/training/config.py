@@ -11,12 +11,13 @@ from transformers import TrainingArguments
 from ..checks import counted, ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
+from ..models import has_plain_head
 from ..planning.memory import batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import Decision, check_caps, has_caps
 from .settings import REFUSED_KEYS, RunSettings
-from .speed import SpeedPlan, check_speed, has_plain_head, plan_speed
+from .speed import SpeedPlan, check_speed, plan_speed
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

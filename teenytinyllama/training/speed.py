@@ -37,16 +37,6 @@ def has_chunked_loss() -> bool:
     return hasattr(torch.nn.functional, "linear_cross_entropy")
 
 
-# Models of transformers whose logits are the output embeddings times the last hidden state and no more: no bias, no
-# scale, no soft cap, as Gemma 2, Granite, Cohere and Phi have.
-PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
-
-
-def has_plain_head(config: Any) -> bool:
-    """Return whether `fuse_loss` may take the logits of a model for those of `PLAIN_HEADS`."""
-    return str(config.model_type) in PLAIN_HEADS
-
-
 def fuse_loss(model: "PreTrainedModel", kind: LossKind) -> None:
     """Make `model(input_ids, labels=…)` compute its loss without whole logits, in place; other calls stay as they are.
 
@@ -54,7 +44,7 @@ def fuse_loss(model: "PreTrainedModel", kind: LossKind) -> None:
     the scored tokens of each row and their number, which is what `evaluation.held_out.window_nats` makes of logits.
 
     Args:
-        model: a causal language model of transformers, see `has_plain_head`.
+        model: a causal language model of transformers, see `models.has_plain_head`.
         kind: chunked or compiled; whole leaves the model alone.
     """
     if kind == "whole":
@@ -252,7 +242,7 @@ def plan_speed(config: SpeedKeys, flops: float, zero_stage: int, plain_head: boo
         config: checked by `check_speed`.
         flops: of the training that is left to do, over all ranks.
         zero_stage: 3 holds parts of layers, which neither way of computing can see through.
-        plain_head: see `loss.has_plain_head`.
+        plain_head: see `models.has_plain_head`.
     """
     compiled, compile_reason = compiles_layers(config, flops, zero_stage)
     loss, loss_reason = choose_loss(config, flops, zero_stage) if plain_head else ("whole", _OTHER_HEAD)

@@ -15,10 +15,10 @@ from trl import DPOConfig, SFTConfig
 from ..checks import ensure, ensure_packages
 from ..data.conversations import ConversationsConfig, conversations_manifest
 from ..data.preferences import PreferencesConfig, preferences_manifest
-from ..models import finish_saved
+from ..models import finish_saved, has_plain_head
 from ..planning.memory import shared_rows
 from ..training.settings import REFUSED_KEYS, RunSettings
-from ..training.speed import SpeedPlan, check_attention, has_chunked_loss, has_plain_head
+from ..training.speed import SpeedPlan, check_attention, has_chunked_loss
 from .rows import load_rows
 
 if TYPE_CHECKING:

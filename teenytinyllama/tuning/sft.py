@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer
 from trl import SFTTrainer
 
-from ..chat.generation import Sampling
+from ..chat.generation import Sampling, generate_ids
 from ..chat.template import ConversationEncoder
 from ..checks import is_main_process
 from ..data.conversations import IGNORED
@@ -168,9 +168,6 @@ def write_answers(
     Returns:
         `questions`, and the share of the answers that the model `ended`.
     """
-    from ..models import end_token_ids
-    from ..training.callbacks import generate_ids
-
     encoder = ConversationEncoder(tokenizer)
     places = np.unique(np.linspace(0, len(answers) - 1, min(count, len(answers))).astype(int))
     chosen = [answers.rows[place]["messages"] for place in places]
@@ -180,7 +177,7 @@ def write_answers(
     ]
     longest = model.config.max_position_embeddings - new_tokens
     kept = [place for place, ids in enumerate(prompts) if len(ids) <= longest]
-    ends, records = end_token_ids(model, tokenizer), []
+    records = []
     for begin in range(0, len(kept), batch_size):
         part = kept[begin : begin + batch_size]
         written = generate_ids(
@@ -190,16 +187,16 @@ def write_answers(
             new_tokens,
             seed=0,
             temperature=0,
-            repetition_penalty=Sampling().repetition_penalty,
+            repetition_penalty=Sampling.repetition_penalty,
         )
-        for place, ids in zip(part, written, strict=True):
+        for place, answer in zip(part, written, strict=True):
             records.append(
                 {
                     "question": chosen[place][first[place] - 1]["content"],
                     "reference": chosen[place][first[place]]["content"],
-                    "answer": str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
-                    "ended": bool(ids) and ids[-1] in ends,
-                    "tokens": len(ids),
+                    "answer": str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip(),
+                    "ended": answer.ended,
+                    "tokens": len(answer.ids),
                 }
             )
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
