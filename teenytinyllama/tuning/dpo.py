@@ -18,8 +18,16 @@ from ..energy.meter import check_energy
 from ..models import avoid_cudnn_attention
 from ..planning.memory import derive_batch
 from ..presets import count_parameters
-from ..training.report import describe_length, describe_model, describe_training
-from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
+from ..training.run import (
+    NOT_EVALUATED,
+    Run,
+    assemble_run,
+    close_run_folder,
+    describe_length,
+    describe_model,
+    describe_training,
+    execute,
+)
 from ..training.run_plan import RunPlan, check_before_data, check_space, run_state
 from ..training.saving import identity_defaults, run_identity
 from .base import Base, build_model, check_fits, check_tokens_of, load_base

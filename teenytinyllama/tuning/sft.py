@@ -25,12 +25,19 @@ from ..data.instructions import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
 from ..models import avoid_cudnn_attention
 from ..stage_folder import ANSWERS_NAME
-from ..training.callbacks import SampleCallback
-from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
-from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
+from ..training.run import (
+    NOT_EVALUATED,
+    Run,
+    assemble_run,
+    close_run_folder,
+    describe_length,
+    describe_model,
+    describe_training,
+    execute,
+)
 from ..training.run_plan import RunPlan
-from ..training.speed import GPU_ATTENTION, fuse_loss
-from ..training.trainer import RunTrainer
+from ..training.speed import GPU_ATTENTION, fuse_loss, zero_stage_of
+from ..training.trainer import RunTrainer, SampleCallback
 from .base import SenseCallback, SftPlan, build_model, plan_sft
 from .config import LoraSettings, SftConfig, lora_config, save_model
 from .rows import RowCollator, check_no_leaks, load_rows, order_rows
@@ -320,7 +327,7 @@ def answer_samples(config: Any, plan: RunPlan, trainer: Any, held_out: list[dict
         plan.tokenizer,
         sample_questions(held_out) if config.sample_prompts is None else config.sample_prompts,
         config.sample_new_tokens,
-        planned_zero_stage(trainer),
+        zero_stage_of(config) or 0,
         encode=lambda text: encoder.encode([{"role": "user", "content": text}], for_answer=True).ids,
     )
 
