@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import load_yaml, write_yaml
-from ..checks import ensure, near_name
-from ..presets import PRESETS
+from ..checks import ensure
+from ..presets import PRESETS, get_preset
 
 # The demo's preset learns 2,048 tokens of vocabulary from short stories: nothing that anybody rents a GPU for. It is
 # planned where it is asked for, and on a computer without a GPU.
@@ -105,11 +105,7 @@ class PlanConfig:
             self.mfu is None or self.mfu <= 1, f"mfu={self.mfu}: is a share of the peak, at most 1. Write 40 % as 0.4."
         )
         ensure(self.pue >= 1, f"pue={self.pue}: a building draws at least what the machine does. Give 1 or more.")
-        ensure(
-            self.preset is None or self.preset in PRESETS,
-            f"preset={self.preset}: must be one of {', '.join(PRESETS)}.{near_name(str(self.preset), PRESETS)}",
-        )
-        longest = PRESETS[self.preset or PLANNED_PRESETS[0]].max_position_embeddings
+        longest = get_preset(self.preset or PLANNED_PRESETS[0]).max_position_embeddings
         ensure(
             self.context is None or 8 <= self.context <= longest,
             f"context={self.context}: must be 8 to {longest} tokens, which the presets are made for.",
