@@ -1,6 +1,7 @@
-"""Energy and carbon of a run as codecarbon's files have them: the totals over restarts and machines.
+"""Emissions: the carbon intensity of a machine's grid, and the totals of codecarbon's files over starts and machines.
 
-Where the machine stands: its grid's carbon intensity, from codecarbon's own tables, and the building's share.
+Intensities come from the tables inside codecarbon, without a network. A run has one file a machine, `emissions.csv` and
+`emissions-N.csv`; a restarted run appends to them.
 """
 
 import csv
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..checks import InputError, ensure, near_name
 
-# Whose regions codecarbon tells apart without a network. Source: codecarbon 3.3.2, core/emissions.py,
+# Countries for whose regions codecarbon has intensities without a network. Source: codecarbon 3.3.2, core/emissions.py,
 # `get_private_infra_emissions` and `_NORDIC_REGIONS_BY_COUNTRY` (the price zones of the Nordic power market).
 _NORDIC_ZONES = {"SWE": "SE", "NOR": "NO", "FIN": "FI"}
 REGION_COUNTRIES = ("CAN", "CHN", *sorted(_NORDIC_ZONES), "USA")
@@ -21,7 +22,7 @@ REGION_COUNTRIES = ("CAN", "CHN", *sorted(_NORDIC_ZONES), "USA")
 
 @dataclass(kw_only=True)
 class GridSettings:
-    """The keys of every stage whose energy is measured, mixed into its config."""
+    """Where the machine stands: keys in the config of every stage whose energy is measured."""
 
     country_iso_code: str = field(
         default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
@@ -46,7 +47,7 @@ def grid_intensity(country_iso_code: str, region: str | None = None, key: str = 
     Args:
         country_iso_code: three capital letters (ISO 3166).
         region: a state, province or price zone that codecarbon knows; None for the country's mean.
-        key: what the config calls the country.
+        key: the config key of the country, for messages.
 
     Raises:
         InputError: codecarbon knows no such country, or no such region of it.
@@ -66,7 +67,7 @@ def grid_intensity(country_iso_code: str, region: str | None = None, key: str = 
 
 
 def place(country_iso_code: str, region: str | None) -> str:
-    """Return a country with its region, for readers: `USA (california)`."""
+    """Return a country with its region as reports show it: `USA (california)`."""
     return f"{country_iso_code} ({region})" if region else country_iso_code
 
 
@@ -124,13 +125,13 @@ def _region_intensity(tables: Any, country_iso_code: str, region: str, key: str)
     return 1000 * float(Emissions(tables).get_region_emissions(Energy.from_energy(kWh=1), where))
 
 
-# Also those of further machines, and what codecarbon moved aside because another version of it writes other columns.
+# `-1` and so on: of further machines. `.bak`: moved aside by codecarbon, another version of which wrote other columns.
 _EMISSION_FILES = re.compile(r"emissions(-(?P<machine>\d+))?\.csv(\.bak(_\d+)?)?")
 
 
 _SUMMED = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
 _NEEDED = ("run_id", "country_iso_code", *_SUMMED)
-_ROUNDING = 1e-9  # of figures written as text
+_ROUNDING = 1e-9  # relative error of figures that were written as text
 _LINE_FIX = (
     "Restore the file from a copy, or remove that line: rows are sums, so only the last one of a start counts, and "
     "whether it is there is checked against the ledger."
@@ -142,12 +143,12 @@ class EmissionsTotal:
     """Sums over all starts and machines of a run; energy in kWh, emissions in kg CO2e.
 
     Attributes:
-        duration_seconds: by the clock: of the first machine, over its starts.
-        num_starts: of the first machine.
-        num_machines: that were measured.
-        energy_kwh: of the machines and the building's share (PUE); so are those of the parts.
-        machine_kwh: of the machines alone.
-        run_kwh: `energy_kwh` by codecarbon's name of the start.
+        duration_seconds: time by the clock over all starts of the first machine.
+        num_starts: starts of the first machine.
+        num_machines: machines that were measured.
+        energy_kwh: energy of the machines times the building's factor (PUE), like that of the parts.
+        machine_kwh: energy of the machines alone.
+        run_kwh: `energy_kwh` of each start, by codecarbon's name of it (`run_id`).
     """
 
     energy_kwh: float
@@ -170,13 +171,14 @@ class EmissionsTotal:
 
 
 class EmissionRows:
-    """The last row of each start in a folder's emission files; `update` reads only what was appended since.
+    """The last row of each start in a folder's emission files; `update` reads only the rows that were appended since.
 
-    A row comes every half minute: read as a whole each time, the file of a month would cost a percent of the run.
+    codecarbon appends a row every half minute, so reading the whole file of a month each time would take a percent of
+    the run's time.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read nothing yet."""
+        """Remember the folder; `update` reads its files."""
         self.folder = folder
         self.last: dict[str, dict[str, str]] = {}
         self.num_rows: dict[str, int] = {}
@@ -187,12 +189,12 @@ class EmissionRows:
         self._faults: list[str] = []
 
     def update(self) -> None:
-        """Read the rows that are new."""
+        """Read the rows that were appended since the last call."""
         for path in emission_files(self.folder):
             with path.open("rb") as file:
                 file.seek(self._offsets.get(path, 0))
                 text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]  # another machine may be writing the rest
+            whole = text[: text.rfind(b"\n") + 1]  # another machine may be writing the last row just now
             self._offsets[path] = self._offsets.get(path, 0) + len(whole)
             for line in whole.splitlines():
                 self._lines[path] = self._lines.get(path, 0) + 1
@@ -200,7 +202,7 @@ class EmissionRows:
                     self._add(path, line)
 
     def _add(self, path: Path, line: bytes) -> None:
-        """Take in a row; one that cannot be true is remembered by its line and left out of the sums."""
+        """Take in a row; an impossible one is left out of the sums, and its line is remembered for `total`."""
         row = next(csv.reader([line.decode(errors="replace")]))
         head = self._heads.setdefault(path, row)
         if head is row:
@@ -222,10 +224,10 @@ class EmissionRows:
         """Return the sums of the last rows, or None when there is no row.
 
         Args:
-            strict: refuse files with a row that cannot be true, rather than leave it out.
+            strict: refuse files with an impossible row instead of leaving the row out.
 
         Raises:
-            InputError: there is such a row, or the file is not codecarbon's; the message names file and line.
+            InputError: there is an impossible row, or the file is not codecarbon's; the message names file and line.
         """
         if strict and self._faults:
             raise InputError(self._faults[0])
@@ -233,28 +235,28 @@ class EmissionRows:
 
 
 def drop_torn_row(path: Path) -> None:
-    """Cut a file that rows are appended to back to its last whole row: a full disk or a power cut can tear one.
+    """Remove an unfinished last row, which a full disk or a power cut can leave, from a file that rows are appended to.
 
-    Appended behind it, the next row would be lost as well and the file damaged.
+    Otherwise the next row would be appended to the unfinished one and be lost as well.
     """
     if not path.is_file():
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if not whole:
-        path.unlink()  # not even the first row: what is written next begins the file
+        path.unlink()  # not even the first row is whole
     elif whole < len(content):
         os.truncate(path, whole)
 
 
 def _row_fault(head: list[str], row: list[str], found: dict[str, str], before: dict[str, str] | None) -> str:
-    """Return why a row cannot be true, in words; an empty text for one that can.
+    """Return why a row of codecarbon's file is impossible, or an empty text.
 
     Args:
         head: names of the columns.
-        row: of the file.
+        row: the values of the row.
         found: the row by column.
-        before: the row before it of the same start, whose sums can only grow.
+        before: the row before it of the same start; the sums in it can only grow.
     """
     if row == head:
         return "is a second row of names"
@@ -278,14 +280,14 @@ def _row_fault(head: list[str], row: list[str], found: dict[str, str], before: d
 
 
 def close_line(path: Path) -> None:
-    """End a file's last line, which a full disk may have torn, so that what is appended stands on a line of its own."""
+    """Append a line break if the last line has none, so that the next row stands on a line of its own."""
     if is_torn(path):
         with path.open("ab") as file:
             file.write(b"\n")
 
 
 def is_torn(path: Path) -> bool:
-    """Return whether a file ends within a row."""
+    """Return whether the last row of a file is unfinished: it has no line break."""
     if not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:
@@ -294,7 +296,7 @@ def is_torn(path: Path) -> bool:
 
 
 def emission_files(folder: Path) -> list[Path]:
-    """Return codecarbon's files in a folder, the older first."""
+    """Return codecarbon's files in a folder, those that it moved aside first."""
     found = [path for path in folder.glob("emissions*") if _EMISSION_FILES.fullmatch(path.name)]
     return sorted(found, key=lambda path: (".bak" not in path.name, path.name))
 
@@ -311,7 +313,7 @@ def read_emissions(path: Path) -> EmissionsTotal | None:
     the last row of each run_id counts and the run_ids are added.
 
     Raises:
-        InputError: the file is not codecarbon's, or has a row that cannot be true.
+        InputError: the file is not codecarbon's, or has an impossible row.
     """
     rows = EmissionRows(path.parent)
     rows.update()
