@@ -1,7 +1,7 @@
-"""Model shapes by name, their Llama configuration, and the two counts that plans and speed reports need.
+"""Presets: model shapes by name, their Llama configuration, and counts of parameters and FLOPs.
 
-A preset is shape only. Vocabulary size and special ids come from the tokenizer, so a model and its tokenizer cannot
-disagree. What is built from a preset is a plain `LlamaConfig`: a reader of the saved model needs nothing from here.
+A preset is a shape. Vocabulary size and special ids come from the tokenizer, so that a model fits its tokenizer. What
+is made of a preset is a plain `LlamaConfig`: to load a saved model nobody needs this package.
 """
 
 from dataclasses import asdict, dataclass
@@ -120,7 +120,11 @@ def preset_config(name: str, tokenizer: "PreTrainedTokenizerBase | None" = None)
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int, int]:
-    """Return the ids of the beginning, end and padding tokens; refuse a tokenizer that a model cannot be sized by."""
+    """Return the ids of the beginning, end and padding tokens.
+
+    Raises:
+        InputError: one of them is missing, or the tokenizer has ids beyond its length.
+    """
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     missing = [f"{role}_token" for role, token_id in ids.items() if token_id is None]
     ensure(
@@ -128,7 +132,7 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int, int]:
         f"tokenizer={tokenizer.name_or_path or type(tokenizer).__name__}: has no {', '.join(missing)}. "
         "All of bos_token, eos_token and pad_token must be set; `ttl tokenizer` trains one that has them.",
     )
-    # len() counts entries: a vocabulary with gaps has ids that would fall outside an embedding of that many rows.
+    # len() counts entries: a vocabulary with gaps has ids that lie outside of an embedding of that many rows.
     largest_id = max(tokenizer.get_vocab().values())
     ensure(
         largest_id < len(tokenizer),

@@ -244,10 +244,10 @@ def limits_in_hours(config: PlanConfig, machine: Machine) -> dict[str, float]:
 
 
 def _calibrated(fits: dict[str, LossFit], law: str, predicted: float) -> float:
-    """Return a law's prediction moved onto the corpus of the runs, if there are any.
+    """Return the loss that a law predicts, moved onto the corpus of the calibrating runs if there are any.
 
     Raises:
-        InputError: that would be no loss any more.
+        InputError: the moved loss is not above 0.
     """
     if law not in fits:
         return predicted
@@ -272,9 +272,9 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a plan found; `choice` is the option that it works out further.
+    """The answer to a question: all options, and what the chosen one (`choice`) needs.
 
-    `affordable_tokens` are those that the limits would let the chosen preset train on; None without a limit.
+    `affordable_tokens` is how many tokens the limits would let the chosen preset train on; None without a limit.
     """
 
     machine: Machine
@@ -359,7 +359,7 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
 
 
 def _presets(config: PlanConfig, machine: Machine) -> list[str]:
-    """Return the presets to be planned; a computer without a GPU may not get further than the smallest."""
+    """Return the presets to be planned; `tiny` only where it is asked for, and on a computer without a GPU."""
     if config.preset:
         return [config.preset]
     if machine.gpu != CPU:

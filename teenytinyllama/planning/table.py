@@ -1,7 +1,4 @@
-"""A plan as text for the terminal.
-
-A plan as the user gets it: text, and on request the JSON and the config of the run.
-"""
+"""The report of a plan: its text for the terminal, and on request its JSON and the config of the planned run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +23,7 @@ def short(number: float) -> str:
 
 
 def _amount(number: float) -> str:
-    """Return an amount with about three digits, never as a power of ten."""
+    """Return an amount with about three digits: 0.042, 3.10, 42.1, 1,250."""
     return f"{number:,.{3 if number < 0.1 else 2 if number < 10 else 1 if number < 1000 else 0}f}"
 
 
@@ -218,7 +215,7 @@ def _about_hours(plan: Plan) -> list[str]:
 
 
 def _warnings(plan: Plan) -> list[str]:
-    """Return what is to be said against the chosen option, or against its predicted loss."""
+    """Return the warnings about the chosen option and about its predicted loss."""
     choice, lines = plan.choice, []
     turns = "Muennighoff et al. 2023; here a model got worse after seven to ten readings, docs/gpu.md"
     if choice.epochs is not None and choice.epochs > 1.01 * REPEATS_WORTH_READING:
