@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..checks import ensure
 from ..energy.emissions import grid_intensity, place
-from ..gpus import GPUS, get_gpu
+from ..gpus import GPUS, Gpu, get_gpu
 from ..presets import Preset, count_parameters
 from .config import PlanConfig
 from .laws import CPU, MeasuredRun, choose_run
@@ -111,22 +111,6 @@ class Machine:
         return kwh * self.grams_per_kwh / 1000
 
 
-@dataclass(frozen=True)
-class _Sheet:
-    """What is known of a GPU, or of this computer, without a run on it; see `gpus.Gpu`."""
-
-    title: str
-    precision: str
-    peak_flops: float
-    peak_origin: Origin
-    peak_source: str
-    memory_bytes: float | None
-    watts: float
-    watts_source: str
-    price_usd: float
-    price_source: str
-
-
 def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
     """Return the machine of a plan, by the question, by runs on the same hardware and by tables, in that order.
 
@@ -140,19 +124,19 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         f"budget={config.budget}: an hour of gpu={gpu} has no price. Give --price, or ask with --hours or --kwh.",
     )
     run = choose_run(runs, gpu, config.gpus)
-    sheet = _read_sheet(gpu, run)
+    sheet, title, precision, memory_bytes = _read_sheet(gpu, run)
     alone = config.gpus == 1 or config.mfu is not None or (run is not None and run.num_gpus > 1)
     scaling = 1.0 if alone else _SCALING
     mfu = _MFU.get(gpu, DEFAULT_MFU) if config.mfu is None else config.mfu
     machine = Machine(
         gpu=gpu,
-        title=sheet.title,
+        title=title,
         num_gpus=config.gpus,
-        memory_bytes=sheet.memory_bytes,
-        precision=sheet.precision,
+        memory_bytes=memory_bytes,
+        precision=precision,
         mfu=mfu,
         flops_per_second=sheet.peak_flops * mfu * scaling,
-        watts=sheet.watts if config.watts is None else config.watts,
+        watts=sheet.planned_watts if config.watts is None else config.watts,
         pue=config.pue,
         price_usd=sheet.price_usd if config.price is None else config.price,
         country_iso_code=config.country_iso_code,
@@ -172,19 +156,20 @@ def _choose_gpu(config: PlanConfig, runs: list[MeasuredRun]) -> str:
     return CPU if config.gpu.lower() == CPU else get_gpu(config.gpu)[0]
 
 
-def _read_sheet(gpu: str, run: MeasuredRun | None) -> _Sheet:
-    """Return what the table says of a GPU; a CPU's peak is measured here and now, unless a run has its speed."""
+def _read_sheet(gpu: str, run: MeasuredRun | None) -> tuple[Gpu, str, str, float | None]:
+    """Return what is known of a GPU or of this computer: record, title, precision, and memory in bytes.
+
+    The peak of this computer's processor is measured here and now, unless a run has measured its speed.
+    """
     if gpu in GPUS:
-        record = GPUS[gpu]
         precision = "fp16" if gpu == "t4" else "bf16"  # as `gpus.choose_precision` chooses
-        return _Sheet(gpu, precision, record.peak_flops, "data sheet", record.source, record.memory_gb * 1e9,
-                      record.planned_watts, record.watts_source, record.price_usd, record.price_source)  # fmt: skip
+        return GPUS[gpu], gpu, precision, GPUS[gpu].memory_gb * 1e9
     if gpu != CPU:
         assert run is not None
-        return _Sheet(gpu, run.precision, 0.0, "measured", "", run.memory_bytes, 0.0, "", 0.0, "not in the table")
-    title, peak, peak_source, memory_bytes = _measure_cpu() if run is None else (CPU, 0.0, "", None)
-    return _Sheet(title, "fp32", peak, "measured", peak_source, memory_bytes, _CPU_WATTS, _CPU_WATTS_SOURCE,
-                  0.0, "your own computer")  # fmt: skip
+        return Gpu(gpu, 0.0, 0, 0, 0.0, 0.0, "", "", "not in the table"), gpu, run.precision, run.memory_bytes
+    title, peak, source, memory_bytes = _measure_cpu() if run is None else (CPU, 0.0, "", None)
+    record = Gpu(CPU, peak, 0, 0, _CPU_WATTS, 0.0, source, _CPU_WATTS_SOURCE, "your own computer")
+    return record, title, "fp32", memory_bytes
 
 
 def _measure_cpu() -> tuple[str, float, str, float]:
@@ -199,7 +184,7 @@ def _measure_cpu() -> tuple[str, float, str, float]:
     return title, peak, source.removeprefix("measured: "), free_memory_bytes(torch.device("cpu"))
 
 
-def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet, scaling: float) -> tuple[Assumption, ...]:
+def _assumptions(machine: Machine, config: PlanConfig, sheet: Gpu, scaling: float) -> tuple[Assumption, ...]:
     """Return the origin of a machine's figures, as far as no run has measured them."""
 
     def item(name: str, value: str, given: float | None, reason: str) -> Assumption:
@@ -207,10 +192,11 @@ def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet, scaling: f
             return Assumption(name, value, "assumed", reason)
         return Assumption(name, value, "given", "on the command line")
 
+    origin: Origin = "data sheet" if machine.gpu in GPUS else "measured"
     reason = next((text for gpu, text in _MFU_REASONS.items() if machine.gpu.startswith(gpu)), _MFU_UNKNOWN)
     grid = f"{place(machine.country_iso_code, machine.region)} {machine.grams_per_kwh:.1f} g CO2e/kWh"
     found = [
-        Assumption("peak", f"{sheet.peak_flops / 1e12:.3g} TFLOP/s", sheet.peak_origin, sheet.peak_source),
+        Assumption("peak", f"{sheet.peak_flops / 1e12:.3g} TFLOP/s", origin, sheet.source),
         item("MFU", f"{100 * (machine.mfu or 0):g} %", config.mfu, reason),
         item("power", f"{machine.watts:.0f} W each", config.watts, sheet.watts_source),
         item("price", f"{machine.price_usd:.2f} USD an hour each", config.price, sheet.price_source),
