@@ -64,6 +64,11 @@ class Marker:
     files: dict[str, FileRecord] | None = None
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step in a run's folder; the Trainer names them so."""
+    return folder / f"checkpoint-{step}"
+
+
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of all checkpoints, complete or not, by step."""
     found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))]

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..arguments import load_yaml
 from ..checkpoints import (
     Marker,
+    checkpoint_path,
     complete_checkpoints,
     delete_checkpoint,
     hash_files,
@@ -158,7 +159,7 @@ class CheckpointCallback(TrainerCallback):
         A checkpoint of this step from an earlier start, which was no good or was not trusted, is deleted: its marker
         must not stand in a folder that is being written.
         """
-        there = self.folder / f"checkpoint-{state.global_step}"
+        there = checkpoint_path(self.folder, state.global_step)
         is_empty = not there.is_dir() or not any(there.iterdir())
         cleared = not state.is_world_process_zero or is_empty or delete_checkpoint(there)
         if not least_over_ranks(int(cleared), args.device):
@@ -179,7 +180,7 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Wait for all ranks and the disk, write the marker, delete what is too old or was left half-written."""
-        newest = self.folder / f"checkpoint-{state.global_step}"
+        newest = checkpoint_path(self.folder, state.global_step)
         with self.clock.part("marking"):
             wait_for_ranks()
             if args.local_process_index == 0:
