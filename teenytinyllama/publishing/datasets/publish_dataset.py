@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...arguments import read_values
-from ...checkpoints import list_checkpoints
 from ...checks import RunFailedError, ensure
 from ...data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, resolve_files
 from ...data.pack import PackConfig
@@ -76,7 +75,7 @@ def is_dataset(source: list[str]) -> bool:
     stage = (find_manifest(path) or {}).get("stage")
     if stage is not None:
         return stage in _STAGE_KINDS
-    if any((path / name).exists() for name in _RUN_FILES) or list_checkpoints(path):
+    if any((path / name).exists() for name in _RUN_FILES) or any(path.glob("checkpoint-*")):
         return False
     return (path / ".partial").is_dir() or any(list_data_files(path, SUFFIXES))
 
