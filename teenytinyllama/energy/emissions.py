@@ -71,18 +71,6 @@ def place(country_iso_code: str, region: str | None) -> str:
     return f"{country_iso_code} ({region})" if region else country_iso_code
 
 
-def check_pue(pue: float) -> None:
-    """Check a power usage effectiveness: energy of the building over energy of its machines.
-
-    Raises:
-        InputError: less than 1, or no number.
-    """
-    ensure(
-        math.isfinite(pue) and pue >= 1,
-        f"pue={pue}: a building draws at least what its machines do. Give 1 (the machine alone) or more, such as 1.2.",
-    )
-
-
 def known_regions(tables: Any, country_iso_code: str) -> list[str]:
     """Return the regions of a country that codecarbon has an intensity for, in small letters.
 

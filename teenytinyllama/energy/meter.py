@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import inspect
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -25,9 +26,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..checks import InputError, RunFailedError
+from ..checks import InputError, RunFailedError, ensure
 from ..stage_folder import EMISSIONS_NAME
-from .emissions import EmissionRows, GridSettings, check_pue, drop_torn_row, grid_intensity
+from .emissions import EmissionRows, GridSettings, drop_torn_row, grid_intensity
 
 _MEASURE_SECONDS = 15  # codecarbon's own default interval
 
@@ -304,10 +305,15 @@ def check_energy(grid: GridSettings) -> None:
     """Check the settings and the configuration that energy is measured by, before any work.
 
     Raises:
-        InputError: an unknown country or region, a PUE below 1, or a codecarbon configuration that cannot be read.
+        InputError: an unknown country or region, a PUE (energy of the building over energy of its machines) below 1, or
+            a codecarbon configuration that cannot be read.
     """
     grid_intensity(grid.country_iso_code, grid.region)
-    check_pue(grid.pue)
+    ensure(
+        math.isfinite(grid.pue) and grid.pue >= 1,
+        f"pue={grid.pue}: a building draws at least what its machines do. Give 1 (the machine alone) or more, such as "
+        "1.2.",
+    )
     ignored_settings()
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arguments import load_yaml, write_yaml
+from ..arguments import load_yaml
 from ..checks import ensure
 from ..presets import PRESETS, get_preset
 
@@ -181,16 +181,5 @@ def planned_values(recipe: Recipe, tokens: int, tokens_per_step: int, grid: dict
     warmup = recipe.values["warmup_steps"]
     if warmup > 0.1 * tokens / tokens_per_step:
         warmup = _WARMUP_SHARE
-    changed = {
-        "tokens_per_step": tokens_per_step,
-        "max_tokens": tokens,
-        "warmup_steps": warmup,
-        **grid,
-    }
-    return {**recipe.values, **changed}
-
-
-def write_config(path: Path, values: dict[str, Any], comments: list[str]) -> None:
-    """Write a planned run's config as YAML below its comments; the file must not be there yet."""
-    path.touch(exist_ok=False)  # a file that somebody has made meanwhile stays
-    write_yaml(path, values, comments)
+    changed = {"tokens_per_step": tokens_per_step, "max_tokens": tokens, "warmup_steps": warmup}
+    return {**recipe.values, **changed, **grid}

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import write_yaml
 from ..energy.emissions import place
 from ..stage_folder import write_json
-from .config import PlanConfig, planned_values, read_recipe, write_config
+from .config import PlanConfig, planned_values, read_recipe
 from .laws import CPU, FITTED_PARAMETERS, FITTED_TOKENS, LAWS, LEAST_TOKENS_PER_PARAMETER, MOST_TOKENS_PER_PARAMETER
 from .memory import REPEATS_WORTH_READING
 from .plan import KEPT_BACK, MOST_PER_PARAMETER, READINGS, Plan, make_plan
@@ -293,4 +294,5 @@ def _write_run(path: Path, plan: Plan, recipes_folder: Path) -> None:
         f"Start it with: {_launch(str(path), plan)}",
         f"The rows of `packed` must be {plan.context:,} tokens long (`ttl pack --context {plan.context}`).",
     ]
-    write_config(path, values, comments)
+    path.touch(exist_ok=False)  # a file that somebody has made meanwhile stays
+    write_yaml(path, values, comments)
