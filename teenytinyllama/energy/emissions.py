@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure, near_name
+from ..checks import ensure, near_name
 
 # Countries for whose regions codecarbon has intensities without a network. Source: codecarbon 3.3.2, core/emissions.py,
 # `get_private_infra_emissions` and `_NORDIC_REGIONS_BY_COUNTRY` (the price zones of the Nordic power market).
@@ -158,70 +158,6 @@ class EmissionsTotal:
         return self.energy_kwh / self.machine_kwh if self.machine_kwh else 1.0
 
 
-class EmissionRows:
-    """The last row of each start in a folder's emission files; `update` reads only the rows that were appended since.
-
-    codecarbon appends a row every half minute, so reading the whole file of a month each time would take a percent of
-    the run's time.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Remember the folder; `update` reads its files."""
-        self.folder = folder
-        self.last: dict[str, dict[str, str]] = {}
-        self.num_rows: dict[str, int] = {}
-        self._machines: dict[str, int] = {}  # by run_id
-        self._heads: dict[Path, list[str]] = {}
-        self._offsets: dict[Path, int] = {}
-        self._lines: dict[Path, int] = {}
-        self._faults: list[str] = []
-
-    def update(self) -> None:
-        """Read the rows that were appended since the last call."""
-        for path in emission_files(self.folder):
-            with path.open("rb") as file:
-                file.seek(self._offsets.get(path, 0))
-                text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]  # another machine may be writing the last row just now
-            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            for line in whole.splitlines():
-                self._lines[path] = self._lines.get(path, 0) + 1
-                if line.strip():
-                    self._add(path, line)
-
-    def _add(self, path: Path, line: bytes) -> None:
-        """Take in a row; an impossible one is left out of the sums, and its line is remembered for `total`."""
-        row = next(csv.reader([line.decode(errors="replace")]))
-        head = self._heads.setdefault(path, row)
-        if head is row:
-            lacking = [name for name in _NEEDED if name not in row]
-            if lacking:
-                self._faults.append(f"{path}: not a codecarbon file: has no column {', '.join(lacking)}. Move it away.")
-            return
-        found = dict(zip(head, row, strict=False))
-        name = found.get("run_id", "")
-        fault = _row_fault(head, row, found, self.last.get(name))
-        if fault:
-            self._faults.append(f"{path}: line {self._lines[path]} {fault}. {_LINE_FIX}")
-            return
-        self.last[name] = found
-        self._machines[name] = _machine_of(path)
-        self.num_rows[name] = self.num_rows.get(name, 0) + 1
-
-    def total(self, strict: bool = True) -> EmissionsTotal | None:
-        """Return the sums of the last rows, or None when there is no row.
-
-        Args:
-            strict: refuse files with an impossible row instead of leaving the row out.
-
-        Raises:
-            InputError: there is an impossible row, or the file is not codecarbon's; the message names file and line.
-        """
-        if strict and self._faults:
-            raise InputError(self._faults[0])
-        return _total(self.last, self._machines) if self.last else None
-
-
 def drop_torn_row(path: Path) -> None:
     """Remove an unfinished last row, which a full disk or a power cut can leave, from a file that rows are appended to.
 
@@ -248,7 +184,7 @@ def _row_fault(head: list[str], row: list[str], found: dict[str, str], before: d
     """
     if row == head:
         return "is a second row of names"
-    if len(row) != len(head) or not set(_NEEDED) <= set(head):
+    if len(row) != len(head):
         return f"has {len(row)} columns and not {len(head)}"
     if not found["run_id"]:
         return "names no start (run_id)"
@@ -301,11 +237,29 @@ def read_emissions(path: Path) -> EmissionsTotal | None:
     the last row of each run_id counts and the run_ids are added.
 
     Raises:
-        InputError: the file is not codecarbon's, or has an impossible row.
+        InputError: a file is not codecarbon's, or has an impossible row; the message names file and line.
     """
-    rows = EmissionRows(path.parent)
-    rows.update()
-    return rows.total()
+    last: dict[str, dict[str, str]] = {}
+    machines: dict[str, int] = {}
+    for file in emission_files(path.parent):
+        content = file.read_bytes()
+        lines = content[: content.rfind(b"\n") + 1].splitlines()  # another machine may be writing the last row just now
+        head: list[str] = []
+        for number, line in enumerate(lines, start=1):
+            row = next(csv.reader([line.decode(errors="replace")]), [])
+            if not row:
+                continue
+            if not head:
+                head = row
+                lacking = ", ".join(name for name in _NEEDED if name not in head)
+                ensure(not lacking, f"{file}: not a codecarbon file: has no column {lacking}. Move it away.")
+                continue
+            found = dict(zip(head, row, strict=False))
+            name = found["run_id"]
+            fault = _row_fault(head, row, found, last.get(name))
+            ensure(not fault, f"{file}: line {number} {fault}. {_LINE_FIX}")
+            last[name], machines[name] = found, _machine_of(file)
+    return _total(last, machines) if last else None
 
 
 def _total(last: dict[str, dict[str, str]], machines: dict[str, int]) -> EmissionsTotal:

@@ -12,6 +12,7 @@ about the accuracy of the counters.
 
 import configparser
 import contextlib
+import csv
 import importlib
 import inspect
 import logging
@@ -28,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from ..checks import InputError, RunFailedError, ensure
 from ..stage_folder import EMISSIONS_NAME
-from .emissions import EmissionRows, GridSettings, drop_torn_row, grid_intensity
+from .emissions import GridSettings, drop_torn_row, grid_intensity
 
 _MEASURE_SECONDS = 15  # codecarbon's own default interval
 
@@ -281,6 +282,7 @@ class GpuCounter:
             self.reason = f"a counter cannot be read ({error})"
 
 
+_TAIL_BYTES = 65_536  # of codecarbon's file: more than a row, which has about 700
 _COLUMNS = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
 
 
@@ -333,7 +335,7 @@ class EnergyMeter:
         drop_torn_row(self.path)
         self._pue = grid.pue
         self._counter = GpuCounter(load_nvml() if nvml is None else nvml)
-        self._rows = EmissionRows(folder)
+        self._line, self._row = b"", dict[str, str]()  # the row that codecarbon appended last
         self._neighbours = Neighbours()
         self._ignored = ignored_settings()
         # codecarbon takes an empty list for all GPUs; with a name that no GPU has it counts none.
@@ -345,29 +347,28 @@ class EnergyMeter:
         self._tracker.start()
         self._counter.start()
 
-    def flush(self) -> tuple[float, float]:
-        """Append a row with the energy so far; return (kWh, kg CO2e) over all starts of the run.
+    def flush(self) -> None:
+        """Append a row with the energy so far.
 
         Raises:
             RunFailedError: codecarbon wrote nothing.
         """
         self._tracker.flush()
-        return self._totals()
+        self._read_row()
 
-    def stop(self) -> tuple[float, float]:
-        """Append the last row and stop measuring; return (kWh, kg CO2e) over all starts of the run.
+    def stop(self) -> None:
+        """Append the last row and stop measuring.
 
         Raises:
             RunFailedError: codecarbon wrote nothing.
         """
         self._tracker.stop()
         self._neighbours.leave()
-        return self._totals()
+        self._read_row()
 
     def reading(self) -> EnergyReading:
         """Return the sums of this start, as in the row that was written last."""
-        row = self._rows.last[str(self._tracker.run_id)]
-        kwh, cpu, gpu, ram, kg, seconds = (float(row[column]) for column in _COLUMNS)
+        kwh, cpu, gpu, ram, kg, seconds = (float(self._row[column]) for column in _COLUMNS)
         counted = self._counter.kwh()
         return EnergyReading(kwh, cpu, gpu, ram, kg, seconds, None if counted is None else self._pue * counted)
 
@@ -422,16 +423,23 @@ class EnergyMeter:
                          "is in both")  # fmt: skip
         return found
 
-    def _totals(self) -> tuple[float, float]:
-        # The tracker has no public name for its figures before it stops, so they are read from its file.
-        name = str(getattr(self._tracker, "run_id", ""))
-        before = self._rows.num_rows.get(name, 0)
-        self._rows.update()
-        if self._rows.num_rows.get(name, 0) <= before:
+    def _read_row(self) -> None:
+        """Read the row that codecarbon has just appended; it has no public name for these figures before it stops.
+
+        Raises:
+            RunFailedError: the last row of the file is not a new one of this start.
+        """
+        head = line = b""
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                head = file.readline()
+                file.seek(max(len(head), self.path.stat().st_size - _TAIL_BYTES))  # a run of a month has many rows
+                line = (file.read().splitlines() or [b""])[-1]
+        names, values = csv.reader([text.decode(errors="replace") for text in (head, line)])
+        found = dict(zip(names, values, strict=False))
+        if line == self._line or found.get("run_id") != str(getattr(self._tracker, "run_id", "")):
             raise RunFailedError(
                 f"{self.path}: codecarbon wrote no row, so this energy would count as 0. The disk may be full, or the "
                 "folder gone."
             )
-        total = self._rows.total(strict=False)  # damage by an earlier start is refused when the account is read
-        assert total is not None
-        return total.energy_kwh, total.emissions_kg
+        self._line, self._row = line, found
