@@ -1,8 +1,8 @@
-"""Checkpoints that prove themselves: the marker that says what a whole one holds, what is wrong with one, and leases.
+"""Checkpoints: what makes a whole one, how it is proved, and how it is kept from being deleted while it is read.
 
-A checkpoint counts only when `complete.json` lies in it. The marker is written after everything else lies on the disk,
-and it names every file with its size and hash: whoever resumes from a checkpoint or publishes it asks
-`checkpoint_faults` first.
+A checkpoint is complete only when `complete.json`, its marker, lies in it. The marker is written after all other files
+are on the disk, and it names each of them with its size and hash. `checkpoint_faults` compares the files with the
+marker: a run calls it before it resumes from a checkpoint, and publishing before it sends one.
 """
 
 import json
@@ -23,14 +23,15 @@ from .stage_folder import BEGUN_NAME, LEASES_FOLDER, MARKER_NAME, sha256_file, t
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial", BEGUN_NAME)
-# hashlib lets other threads run while it hashes. More threads only wait: a checkpoint has few large files.
+# Threads can hash at the same time, because hashlib releases the interpreter's lock. More than these would be idle: a
+# checkpoint has few large files.
 _MOST_HASHING_THREADS = 8
-_LEASE_SECONDS = 1.0  # `is_leased` holds the lock for a moment
+_LEASE_SECONDS = 1.0  # how long a lease is waited for: `is_leased` holds its lock for a moment
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file was when the checkpoint was marked."""
+    """Size and hash of a file of a checkpoint, taken when the checkpoint was complete."""
 
     bytes: int
     sha256: str
@@ -38,18 +39,18 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Marker:
-    """What `complete.json` says of its checkpoint; markers of earlier versions lack what may be None.
+    """The content of `complete.json`; markers that earlier versions wrote lack the figures that may be None.
 
     Attributes:
         step: optimizer steps done.
-        world_size: ranks that wrote it.
-        zero_stage: DeepSpeed's stage, 0 without.
-        tokens: trained on so far.
-        kwh: over all starts of the run, up to this checkpoint.
-        kg_co2e: likewise.
-        bits_per_byte: on held-out documents, when the newest evaluation was of this step.
+        world_size: number of ranks that wrote the checkpoint.
+        zero_stage: DeepSpeed's ZeRO stage, 0 without DeepSpeed.
+        tokens: tokens trained on so far.
+        kwh: energy of all starts of the run up to this checkpoint.
+        kg_co2e: emissions of all starts of the run up to this checkpoint.
+        bits_per_byte: on held-out documents; None unless the newest evaluation was of this step.
         created: time in UTC, such as 2026-01-31T12:00:00Z.
-        files: every file but the marker, by its path inside the checkpoint with `/` between; None: hashes unknown.
+        files: every file but the marker, by its path inside the checkpoint with `/` as separator; None: hashes unknown.
     """
 
     step: int
@@ -61,6 +62,11 @@ class Marker:
     bits_per_byte: float | None = None
     created: str | None = None
     files: dict[str, FileRecord] | None = None
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step in a run's folder; the Trainer names them so."""
+    return folder / f"checkpoint-{step}"
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -75,12 +81,12 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether a folder named like a checkpoint was written here, complete or not."""
+    """Return whether this package wrote a folder that is named like a checkpoint, complete or not."""
     return not path.is_symlink() and any((path / name).is_file() for name in (MARKER_NAME, BEGUN_NAME))
 
 
 def begin_saving(path: Path) -> None:
-    """Make the folder of a checkpoint and write in it that it is ours, before anything else."""
+    """Make the folder of a checkpoint and write `begun.json` first, which says that this package made the folder."""
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / BEGUN_NAME, {"created": utc_now()})
 
@@ -109,7 +115,11 @@ def _record(content: dict[str, Any]) -> FileRecord:
 
 
 def _inside(name: str) -> str:
-    """Return the path of a checkpoint's file as it is; a marker is data, and must not lead out of its folder."""
+    """Return the path of a file that a marker names, unchanged, unless it leads out of the checkpoint's folder.
+
+    Raises:
+        ValueError: it does; a marker may have been changed by somebody.
+    """
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts:
         raise ValueError(f"the file {name!r} lies outside")
@@ -117,7 +127,7 @@ def _inside(name: str) -> str:
 
 
 def write_marker(path: Path, marker: Marker) -> None:
-    """Write the marker of a checkpoint whose files lie on the disk (`sync_files`), so that it is whole or absent."""
+    """Write the marker of a checkpoint; all other files must be on the disk already (`sync_files`)."""
     created = marker.created or utc_now()
     content: dict[str, Any] = {**asdict(marker), "created": created}
     write_json(path / MARKER_NAME, {name: value for name, value in content.items() if value is not None})
@@ -126,7 +136,7 @@ def write_marker(path: Path, marker: Marker) -> None:
 
 
 def sync_files(path: Path) -> None:
-    """Wait until a checkpoint's files and folders are on the disk, and not in the machine's memory alone."""
+    """Wait until the system has written a checkpoint's files and folders from its memory to the disk."""
     for entry in [*path.rglob("*"), path]:
         _sync(entry)
 
@@ -140,7 +150,7 @@ def _sync(path: Path) -> None:
 
 
 def hash_files(path: Path) -> dict[str, FileRecord]:
-    """Return size and hash of every file of a checkpoint but its marker, several at once."""
+    """Return size and hash of every file of a checkpoint but its marker; several files are read at the same time."""
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name not in _NOT_HASHED]
     hashes = _hash_all(files)
     return {
@@ -155,7 +165,7 @@ def _hash_all(files: list[Path]) -> list[str]:
 
 
 def checkpoint_faults(path: Path, hashes: bool = True) -> list[str]:
-    """Return what is wrong with a checkpoint, in words; nothing when it is whole.
+    """Return what is wrong with a checkpoint, a sentence for each fault; an empty list when it is whole.
 
     Args:
         path: the checkpoint.
@@ -174,7 +184,7 @@ def checkpoint_faults(path: Path, hashes: bool = True) -> list[str]:
     if match and int(match[1]) != marker.step:
         faults.append(f"{MARKER_NAME} is of step {marker.step}")
     records = marker.files or {}
-    if marker.files is not None:  # what is not listed cannot be verified
+    if marker.files is not None:  # weights that the marker does not list cannot be verified
         weights = {file.relative_to(path).as_posix() for file in path.rglob("*.safetensors")}
         faults += [f"{name} is not listed in {MARKER_NAME}" for name in sorted(weights - set(records))]
         if not records:
@@ -215,7 +225,7 @@ def _lease_lock(path: Path) -> FileLock:
 def lease(path: Path) -> Iterator[None]:
     """Keep a complete checkpoint from being deleted or replaced during the block.
 
-    The lease is a lock of the kernel: it ends with the process that holds it, however that ends.
+    The lease is a lock of the kernel: it ends when the process that holds it ends, also when that is killed.
 
     Raises:
         InputError: another process holds it, or the checkpoint is not there (any more).
@@ -224,7 +234,7 @@ def lease(path: Path) -> Iterator[None]:
     refusal = f"{path}: another process holds this checkpoint. Wait until it is done."
     lock = take_lock(_lease_path(path), refusal, _LEASE_SECONDS)
     try:
-        # Only now can nobody delete it.
+        # Looked for only now: before the lease another process could still delete it.
         ensure((path / MARKER_NAME).is_file(), f"{path}: has no {MARKER_NAME}: it was not saved to its end.")
         yield
     finally:
@@ -232,7 +242,7 @@ def lease(path: Path) -> Iterator[None]:
 
 
 def is_leased(path: Path) -> bool:
-    """Return whether a process holds a checkpoint."""
+    """Return whether a process holds a lease of a checkpoint."""
     if not _lease_path(path).exists():
         return False
     try:
@@ -256,10 +266,10 @@ def delete_checkpoint(path: Path) -> bool:
         return False
     try:
         if not (path / BEGUN_NAME).is_file():
-            begin_saving(path)  # of an earlier version; if this is killed, the next deletion knows it by that
+            begin_saving(path)  # an earlier version saved it; a deletion that is killed can so be finished later
         (path / MARKER_NAME).unlink(missing_ok=True)
         shutil.rmtree(path)
-        # Whoever opened the lock's file meanwhile gets a lock of no use, and then finds no checkpoint.
+        # A process that has opened this lock file and waits for it finds no checkpoint once it holds the lock.
         Path(lock.lock_file).unlink(missing_ok=True)
     finally:
         lock.release()

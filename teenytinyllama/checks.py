@@ -1,9 +1,7 @@
-"""Refusals of bad input: one message that names the field, the value and the fix, and exit code 2.
+"""Checks: refusals of bad input and their exit codes, bounds of keys, room on disks, and what the Hub takes and raises.
 
-Everything a user can get wrong raises `InputError`; everything else is a failure of the program and keeps its
-traceback. Exit codes follow the design: 0 done, 1 failed, 2 bad input, 75 stopped and resumable.
-
-What the Hub expects: what its client can raise, for the two majors that we admit, and how it names licences.
+Bad input by a user raises `InputError`, whose one message names the field, the value and the fix; other exceptions are
+failures of the program and keep their traceback. Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped and resumable.
 """
 
 import difflib
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_RESUMABLE = 0, 1, 2, 75
-# Of cgroup 2: microseconds of all cores together, in a period of so many; or "max".
+# The file of control groups (version 2) that limits processor time: `QUOTA PERIOD` in microseconds, or `max PERIOD`.
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -39,14 +37,14 @@ class MissingPackageError(InputError, ImportError):
 
 
 class RunFailedError(RuntimeError):
-    """The work failed for a reason that the message explains; a traceback would add nothing. Exit code 1."""
+    """The work failed for a known reason: the message explains it and is printed without a traceback. Exit code 1."""
 
 
 class StoppedResumable(KeyboardInterrupt):
     """A signal stopped the work; the message says what is kept and what the same command does.
 
-    Like Python's own for Ctrl-C it is no `Exception`: raised by a signal anywhere, it must not end in a library's
-    `except Exception`.
+    Like `KeyboardInterrupt` it is not an `Exception`: a library's `except Exception` must not catch it, wherever the
+    signal arrives.
     """
 
 
@@ -60,15 +58,15 @@ def ensure(condition: object, message: str) -> None:
         raise InputError(message)
 
 
-# Keys whose number is a number of processes to start, and so bounded by the machine.
+# Keys that give a number of processes to start, which the number of the machine's cores bounds.
 _PROCESS_KEYS = frozenset({"num_workers", "dataloader_num_workers", "num_processes"})
 _LEAST_PROCESSES, _PROCESSES_PER_CORE = 64, 4  # a machine with few cores may still try the ranks of a larger one
 
-# From the smallest to the largest value that a key may have, in every config that has it. Upper ends are far beyond
-# any use and below what ends in a loop without end, an allocation of everything or an overflow; a lower end of None is
-# checked by the stage itself, whose message says what is usual.
+# The smallest and the largest value of keys, in every config that has them. The largest values are far beyond any use,
+# and smaller than those that would end in an endless loop, in an allocation of all memory or in an overflow. None: the
+# stage itself checks the smallest value and says what is usual.
 _BOUNDS: dict[str, tuple[float | None, float]] = {
-    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),  # numpy's; a torch generator takes more
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),  # numpy's bounds; torch takes more
     **dict.fromkeys(("max_steps", "eval_max_tokens", "held_out_max_tokens"), (None, 10**12)),
     "tokens_per_step": (None, 10**9),  # sixteen times the largest batches that were ever published
     **dict.fromkeys(("pairs_per_step", "per_device_train_batch_size", "per_device_eval_batch_size", "batch_size",
@@ -90,11 +88,11 @@ _BOUNDS: dict[str, tuple[float | None, float]] = {
 
 
 def check_bounds(key: str, value: object) -> None:
-    """Check a value against what its key, and any key, can hold; values in lists and mappings as well.
+    """Check the numbers and texts of a value, also those in lists and mappings, against the bounds of its key.
 
     Raises:
-        InputError: a number outside its key's bounds, infinite or beyond 64 bits, or a text with a NUL or with half a
-            character, which no file and no tokenizer takes.
+        InputError: a number outside the key's bounds, infinite or beyond 64 bits; or a text with the character NUL or
+            with half a surrogate pair, which no file and no tokenizer takes.
     """
     if isinstance(value, list | tuple):
         for item in value:
@@ -134,7 +132,7 @@ def _check_number(key: str, value: float) -> None:
 
 
 def _written(bound: float) -> str:
-    """Return a bound as readers write it: 1,000,000 and not 1e+06."""
+    """Return a bound as a reader would write it: 1,000,000 and not 1e+06."""
     return f"{bound:,}" if isinstance(bound, int) else "just below 1"
 
 
@@ -150,11 +148,11 @@ def near_name(name: str, known: Iterable[str]) -> str:
 
 
 def near_folder(path: str | Path) -> str:
-    """Return ` Did you mean 'x'?` for the folder nearest in name to `path` where it would lie, or an empty string."""
+    """Return ` Did you mean 'x'?` for the folder beside `path` with the most similar name, or an empty string."""
     path = Path(path).expanduser()
     try:
         beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:  # no such folder either
+    except OSError:  # the parent is no folder that can be listed
         return ""
     matches = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
     return f" Did you mean {str(path.parent / matches[0])!r}?" if matches else ""
@@ -174,10 +172,10 @@ def ensure_packages(extra: str, *names: str) -> None:
 
 
 def ensure_file(field: str, path: str | Path, fix: str) -> Path:
-    """Return `path` as a Path that exists.
+    """Return `path` as a Path after checking that it exists.
 
     Raises:
-        MissingFileError: nothing is there; `fix` says which command makes it.
+        MissingFileError: nothing is there; the message ends with `fix`, which says what makes the file.
     """
     path = Path(path)
     if not path.exists():
@@ -186,7 +184,7 @@ def ensure_file(field: str, path: str | Path, fix: str) -> Path:
 
 
 def free_disk_bytes(folder: str | Path) -> int:
-    """Return the bytes free on the disk that holds `folder`, or will."""
+    """Return the free bytes of the disk that holds `folder`, or would hold it."""
     return shutil.disk_usage(_nearest_existing(folder)).free
 
 
@@ -198,10 +196,10 @@ def _nearest_existing(folder: str | Path) -> Path:
 
 
 def ensure_folder(field: str, folder: str | Path) -> None:
-    """Check that `folder` is one, or could be made.
+    """Check that `folder` is a folder that this process may write to, or could be made.
 
     Raises:
-        InputError: it is a file, or would lie below one, or may not be written to.
+        InputError: it is a file, would lie below a file, or may not be written to.
     """
     existing = _nearest_existing(folder)
     what = "" if existing == Path(folder).absolute() else f"{existing} "
@@ -213,12 +211,12 @@ def ensure_folder(field: str, folder: str | Path) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 start`, `2,000 starts`. For nouns whose plural ends in s."""
+    """Return a number with its noun, whose plural must end in s: `1 start`, `2,000 starts`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_bytes(count: int) -> str:
-    """Return a number of bytes in the unit that suits it, powers of ten: `312 bytes`, `4.2 MB`, `1,250 GB`."""
+    """Return a number of bytes in a readable unit, by powers of ten: `312 bytes`, `4.2 MB`, `1,250 GB`."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= 0.9995 * size:
             value = count / size
@@ -230,7 +228,7 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
     """Check that the disk that will hold `folder` has `needed_bytes` free, plus five per cent.
 
     Raises:
-        InputError: the disk is too full, or `folder` cannot be one.
+        InputError: the disk is too full, or `folder` cannot be made or written to.
     """
     ensure_folder(field, folder)
     needed_bytes = math.ceil(needed_bytes * 1.05)
@@ -243,7 +241,7 @@ def ensure_disk_space(field: str, folder: str | Path, needed_bytes: int, fix: st
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and by a container's quota."""
+    """Return the number of cores that this process may use, by its affinity and by its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
@@ -253,10 +251,10 @@ def available_cores() -> int:
 
 
 def ensure_platform() -> None:
-    """Check that the operating system has what the stages need: signals, limits and sessions of processes.
+    """Check that the operating system has the signals, limits and sessions of processes that the stages need.
 
     Raises:
-        InputError: it is Windows itself.
+        InputError: it is Windows without WSL.
     """
     ensure(
         sys.platform != "win32",
@@ -265,14 +263,14 @@ def ensure_platform() -> None:
 
 
 def is_main_process() -> bool:
-    """Return whether this process is rank 0 (or the only one), as the launcher's environment says."""
+    """Return whether this process is rank 0 or the only process, by the environment variable RANK."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-# What a path that a user gave can be refused with by the system, and what a disk that is full or breaks says.
+# Errors of the system for a path that a user gave, and errors of a disk that is full or broken.
 _PATH_FAULTS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-# Python's words for paths that no system is asked about.
+# Paths that Python refuses by itself: words of its error, and the message for the user.
 _NO_PATHS = {
     "embedded null": "a path holds the character NUL, which no path can. Write it without",
     "home directory": "a path begins with ~ and a user who is not known here. Write the whole path",
@@ -280,7 +278,7 @@ _NO_PATHS = {
 
 
 def _explain_fault(error: OSError | ValueError | RuntimeError) -> InputError | RunFailedError | None:
-    """Return what a user has to know of a path or a disk that the system refuses, or None for a program's failure."""
+    """Return an error with a message for users if a path or a disk is the cause; None for a failure of the program."""
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         if error.errno in _DISK_FAULTS:
@@ -293,15 +291,15 @@ def _explain_fault(error: OSError | ValueError | RuntimeError) -> InputError | R
 
 @contextmanager
 def beside_the_model(what: str, on_failure: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Let the block fail with a warning: it makes something beside the model, such as a plot, and must not end a run.
+    """Turn an exception of the block into a warning: the block makes something beside the model, such as a plot.
 
-    The one place where every exception is handled, whatever raised it: behind such work stand other libraries, drivers
-    and disks, and days of training are worth more than any of it. Signals pass. Between ranks nothing may wait for
-    another in the block.
+    This is the only place that handles every exception. The block calls other libraries, drivers and disks, which can
+    fail in any way, and none of their failures may end days of training. Signals still end the run. The block must not
+    wait for other ranks, because they would wait forever for a rank whose block has failed.
 
     Args:
-        what: is made, for the warning.
-        on_failure: told the reason, for what has to be remembered of it.
+        what: name of what the block makes, for the warning.
+        on_failure: called with the reason after the warning.
     """
     try:
         yield
@@ -314,9 +312,9 @@ def beside_the_model(what: str, on_failure: Callable[[str], None] | None = None)
 
 
 def run_main(main: Callable[[], int | None]) -> int:
-    """Run a program's main function and return its exit code; only outcomes of known cause become one message.
+    """Run a program's main function and return its exit code; a known cause of a failure is printed as one message.
 
-    Every rank of a distributed run meets the same bad input, so only rank 0 prints.
+    All ranks of a distributed run meet the same bad input, so only rank 0 prints the message.
     """
     try:
         ensure_platform()
@@ -329,8 +327,10 @@ def run_main(main: Callable[[], int | None]) -> int:
             if explained is None:
                 raise
             raise explained from error
-    except BrokenPipeError:  # whoever read the output has seen enough, as in `ttl VERB --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter's last flush goes nowhere
+    except BrokenPipeError:  # the reader of the output has ended, as in `ttl VERB --help | head`
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else the interpreter's last flush fails as well
         return EXIT_FAILED
     except InputError as error:
         if is_main_process():
@@ -348,9 +348,9 @@ def run_main(main: Callable[[], int | None]) -> int:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions by which a read from the Hub fails: HTTP answers, transport, a file that is not cached.
+    """Return the exceptions that a read from the Hub can raise: HTTP errors, errors of the network, a missing file.
 
-    The transport is httpx in huggingface_hub 1 and httpx2 in 2 (measured: a dead server raises its ConnectError).
+    Errors of the network are those of httpx for huggingface_hub 1, and those of httpx2 for huggingface_hub 2.
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -362,8 +362,8 @@ def transport_module() -> Any:
     return import_module("httpx2" if find_spec("httpx2") else "httpx")
 
 
-# Source: the table in docs/hub/repositories-licenses.md of huggingface/hub-docs (commit 008d54d), without `other`, to
-# which a name and a text belong; and Llama 3 and EUPL 1.2, which the Hub has taken in since.
+# Source: the table in docs/hub/repositories-licenses.md of huggingface/hub-docs (commit 008d54d), without `other`, for
+# which a name and a text are needed as well; and Llama 3 and EUPL 1.2, which the Hub has accepted since then.
 _HUB_NAMES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
 bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
@@ -375,7 +375,8 @@ openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd
 llama3.1 llama3.2 llama3.3 gemma unknown
 """
 _HUB_LICENSES = frozenset(_HUB_NAMES.split())
-# Words of full names that no identifier has, and names whose identifier has no number, or always the same.
+# Words of full names that are in no identifier; and other spellings of licences whose identifier has no number, or only
+# one.
 _FILLING = re.compile(r"\b(the|license|licence|licen[cç]a|version|vers[aã]o|international|universal|only|or-later)\b")
 _SHORT_NAMES = {
     "apache": "apache-2.0", "apache-2": "apache-2.0", "cc0": "cc0-1.0", "cc-zero": "cc0-1.0", "cc-0": "cc0-1.0",

@@ -1,11 +1,11 @@
-"""Model shapes by name, their Llama configuration, and the two counts that plans and speed reports need.
+"""Presets: model shapes by name, their Llama configuration, and counts of parameters and FLOPs.
 
-A preset is shape only. Vocabulary size and special ids come from the tokenizer, so a model and its tokenizer cannot
-disagree. What is built from a preset is a plain `LlamaConfig`: a reader of the saved model needs nothing from here.
+A preset is a shape. Vocabulary size and special ids come from the tokenizer, so that a model fits its tokenizer. What
+is made of a preset is a plain `LlamaConfig`: to load a saved model nobody needs this package.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, near_name
 
@@ -22,7 +22,6 @@ class Preset:
     """The shape of a model, with LlamaConfig's field names.
 
     Attributes:
-        num_parameters: parameters with `vocab_size` entries, embedding and head both counted.
         vocab_size: entries when no tokenizer is given.
         max_position_embeddings: context in tokens.
         source: where the shape comes from.
@@ -33,13 +32,17 @@ class Preset:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    num_parameters: int
     source: str
     vocab_size: int = 32_000
     max_position_embeddings: int = 2048
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = False
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the parameters of a model with `vocab_size` entries, embedding and head both counted."""
+        return count_parameters(self)
 
 
 PRESETS: dict[str, Preset] = {
@@ -49,7 +52,6 @@ PRESETS: dict[str, Preset] = {
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        num_parameters=1_377_408,
         vocab_size=2048,
         max_position_embeddings=256,
         source="this project: learns the embedded stories on a laptop CPU in minutes",
@@ -60,7 +62,6 @@ PRESETS: dict[str, Preset] = {
         num_hidden_layers=12,
         num_attention_heads=12,
         num_key_value_heads=12,
-        num_parameters=162_417_408,
         source="config.json of nicholasKluge/TeenyTinyLlama-160m (arXiv 2401.16640)",
     ),
     "460m": Preset(
@@ -69,7 +70,6 @@ PRESETS: dict[str, Preset] = {
         num_hidden_layers=24,
         num_attention_heads=16,
         num_key_value_heads=16,
-        num_parameters=468_239_360,
         source="config.json of nicholasKluge/TeenyTinyLlama-460m (arXiv 2401.16640)",
     ),
     "1b1": Preset(
@@ -78,7 +78,6 @@ PRESETS: dict[str, Preset] = {
         num_hidden_layers=22,
         num_attention_heads=32,
         num_key_value_heads=4,
-        num_parameters=1_100_048_384,
         source="TinyLlama-1.1B (arXiv 2401.02385)",
     ),
 }
@@ -110,29 +109,22 @@ def preset_config(name: str, tokenizer: "PreTrainedTokenizerBase | None" = None)
     from transformers import LlamaConfig
 
     preset = get_preset(name)
-    vocab_size, special_ids = preset.vocab_size, (BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID)
+    settings: dict[str, Any] = asdict(preset)
+    del settings["source"]
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": settings.pop("rope_theta")}
+    special_ids = (BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID)
     if tokenizer is not None:
-        vocab_size, special_ids = len(tokenizer), _special_ids(tokenizer)
-    bos_token_id, eos_token_id, pad_token_id = special_ids
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=preset.hidden_size,
-        intermediate_size=preset.intermediate_size,
-        num_hidden_layers=preset.num_hidden_layers,
-        num_attention_heads=preset.num_attention_heads,
-        num_key_value_heads=preset.num_key_value_heads,
-        max_position_embeddings=preset.max_position_embeddings,
-        rms_norm_eps=preset.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": preset.rope_theta},
-        tie_word_embeddings=preset.tie_word_embeddings,
-        bos_token_id=bos_token_id,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-    )
+        settings["vocab_size"], special_ids = len(tokenizer), _special_ids(tokenizer)
+    settings |= zip(("bos_token_id", "eos_token_id", "pad_token_id"), special_ids, strict=True)
+    return LlamaConfig(**settings)
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int, int]:
-    """Return the ids of the beginning, end and padding tokens; refuse a tokenizer that a model cannot be sized by."""
+    """Return the ids of the beginning, end and padding tokens.
+
+    Raises:
+        InputError: one of them is missing, or the tokenizer has ids beyond its length.
+    """
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     missing = [f"{role}_token" for role, token_id in ids.items() if token_id is None]
     ensure(
@@ -140,7 +132,7 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int, int]:
         f"tokenizer={tokenizer.name_or_path or type(tokenizer).__name__}: has no {', '.join(missing)}. "
         "All of bos_token, eos_token and pad_token must be set; `ttl tokenizer` trains one that has them.",
     )
-    # len() counts entries: a vocabulary with gaps has ids that would fall outside an embedding of that many rows.
+    # len() counts entries: a vocabulary with gaps has ids that lie outside of an embedding of that many rows.
     largest_id = max(tokenizer.get_vocab().values())
     ensure(
         largest_id < len(tokenizer),

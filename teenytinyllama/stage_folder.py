@@ -1,11 +1,11 @@
 """Stage folders: the names of the files in them, what made one, whether it is done, and which process works in it.
 
-Every stage writes one folder. `run.json`, the manifest, is written last, so its presence means that the folder is
-complete. A training also writes `environment.json` first, which says which run the unfinished folder belongs to.
+Every stage writes one folder. `run.json`, the manifest, is written last: a folder with a manifest is complete. A
+training writes `environment.json` first, which tells which run an unfinished folder belongs to.
 
-Nothing is ever deleted or overwritten that this package did not make. Locks are locks of the kernel, which end with the
-process that holds them. A scratch folder holds a mark that names the process that made it, so that a later process can
-clear what a killed one left.
+Nothing that this package did not make is deleted or overwritten. Locks are locks of the kernel, which end with the
+process that holds them. A scratch folder holds a mark that names the process that made it, by which a later process
+knows what a killed one left.
 """
 
 import contextlib
@@ -31,7 +31,6 @@ from .checks import InputError, ensure, ensure_folder
 if TYPE_CHECKING:
     from filelock import FileLock
 
-
 __version__ = "0.1.0"
 
 # The names of the files and folders that this package writes: every room that writes or reads one imports its name.
@@ -44,10 +43,9 @@ ENERGY_JSON_NAME, ENERGY_MARKDOWN_NAME, ENERGY_PLOT_NAME = "emissions.json", "em
 METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"  # of a training: a record a logging step
 SAMPLES_NAME, ANSWERS_NAME = "samples.jsonl", "answers.jsonl"  # texts that a model wrote during and after its training
 SPEED_TEST_NAME, BASE_RECORD_NAME = "speed_test.json", "base_model.json"
-MARKER_NAME, BEGUN_NAME = "complete.json", "begun.json"  # the last and the first file of a checkpoint
-LEASES_FOLDER = ".leases"  # locks of checkpoints that are being read
-AUDIT_NAME = "audit.json"  # of a tokenizer
-JOURNAL_NAME = "journal.jsonl"  # of a packing that has begun: what was encoded
+# The last and the first file of a checkpoint, and the folder of the locks of checkpoints that are being read.
+MARKER_NAME, BEGUN_NAME, LEASES_FOLDER = "complete.json", "begun.json", ".leases"
+AUDIT_NAME, JOURNAL_NAME = "audit.json", "journal.jsonl"  # of a tokenizer; of an unfinished packing
 RESULTS_NAME, RESULTS_TABLE_NAME = "results.json", "results.md"  # of an evaluation
 MEASURES_NAME, CLOZE_NAME, PARTS_FOLDER = "measures.json", "cloze.jsonl", "parts"
 SCORES_PLOT_NAME, PROGRESS_PLOT_NAME = "scores.png", "progress.png"
@@ -56,7 +54,6 @@ CLASSIFICATION_TABLE_NAME, STORIES_NAME = "classification.md", "stories.json"
 CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = "README.md", "checkpoints.json", "dataset.json"
 PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"  # what of a run has been published so far
 
-# Libraries that decide a result: their versions stand in every manifest.
 _VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "deepspeed", "huggingface_hub", "numpy",
               "codecarbon")  # fmt: skip
 
@@ -71,18 +68,17 @@ def write_json(path: Path, content: Any, suffix: str = ".partial") -> None:
     """
     partial = path.with_name(path.name + suffix)
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
-        file.write("\n")
+        file.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
-    """Return a line of a jsonl file, an object.
+    """Return the JSON object that a line of a jsonl file, or a whole JSON file, holds.
 
     Raises:
-        ValueError: it is none, whatever its bytes are.
+        ValueError: it holds none, whatever its bytes are.
     """
     try:
         found = json.loads(line.decode("utf-8"))
@@ -101,14 +97,14 @@ def numbered_jsonl_records(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each record of a jsonl file with the number of its line; nothing without a file.
 
-    Damaged lines are skipped, or refused where a `fix` is given. A last line that has no line break at its end and
-    cannot be read is one that is being written or that a kill has cut off: it is skipped.
+    Damaged lines are skipped, or refused where a `fix` is given. A damaged last line without a line break is always
+    skipped: it is being written, or a kill has cut it off.
 
     Args:
-        path: the file, such as metrics.jsonl, samples.jsonl or ledger.jsonl.
+        path: the file.
         check: is called with each record; raises ValueError, KeyError or TypeError for one that cannot be right.
         fix: refuse damaged lines, with this advice at the end of the message.
-        is_ended: nothing is written to the file any more, so that its last line is as good as the others or damaged.
+        is_ended: nothing is written to the file any more, so that a damaged last line is refused like any other.
 
     Raises:
         InputError: a line is damaged and `fix` is given; the message names file and line.
@@ -174,7 +170,7 @@ def versions(names: Iterable[str] = _VERSIONED) -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return this process's command as a user would type it (no key of ours holds a secret)."""
+    """Return this process's command as a user would type it; no key of the command line holds a secret."""
     program = Path(sys.argv[0]).name
     return shlex.join(["ttl" if program == "__main__.py" else program, *sys.argv[1:]])
 
@@ -185,11 +181,11 @@ def utc_now() -> str:
 
 
 def read_manifest(field: str, folder: str | Path, stage: str, fix: str) -> dict[str, Any]:
-    """Return the manifest of a complete folder made by `stage`.
+    """Return the manifest of a complete folder that `stage` made.
 
     Raises:
-        InputError: the folder is missing, not complete, not JSON, or of another stage; `fix` says which command
-            makes it.
+        InputError: the folder is missing or not complete, its manifest is damaged, or another stage made it. The
+            message names the config key `field` and ends with `fix`, the command that makes such a folder.
     """
     path = Path(folder) / MANIFEST_NAME
     ensure(Path(folder).is_dir(), f"{field}={folder}: no such folder. {fix}")
@@ -213,10 +209,10 @@ def find_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def ensure_only(field: str, folder: Path, names: Iterable[str], fix: str, refusal: str = "is not empty") -> None:
-    """Check that a folder holds nothing but files and folders of the given names; it need not exist.
+    """Check that a folder holds nothing but files and folders of the given names; the folder need not exist.
 
     Raises:
-        InputError: it holds something else, which nobody here may touch; the message names it.
+        InputError: it holds something else, which this package must not touch; the message names it.
     """
     others = sorted({path.name for path in folder.iterdir()} - set(names)) if folder.is_dir() else []
     ensure(not others, f"{field}={folder}: {refusal} ({', '.join(others[:3])}). {fix}")
@@ -224,13 +220,13 @@ def ensure_only(field: str, folder: Path, names: Iterable[str], fix: str, refusa
 
 @dataclass(frozen=True)
 class StageFolder:
-    """The output folder of one stage: whether it is done, may be gone on with, or belongs to something else.
+    """The output folder of one stage: whether it is complete, can be gone on with, or belongs to something else.
 
     Attributes:
         path: the folder.
-        stage: its name in `run.json`, such as `pack`.
+        stage: name of the stage in `run.json`, such as `pack`.
         holds: what the stage writes, for messages, such as `rows`.
-        leftovers: names that a start which was killed can leave; a lock, and `NAME.partial` of each, may be there too.
+        leftovers: names of what a killed start can leave; a lock and `NAME.partial` of each name may be there too.
     """
 
     path: Path
@@ -240,17 +236,17 @@ class StageFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the stage has ended: its manifest is there."""
+        """Return whether the manifest is there, the last file that a stage writes."""
         return (self.path / MANIFEST_NAME).is_file()
 
     def is_done(self, plan_sha256: str) -> bool:
-        """Return whether the folder already holds what a plan makes; if not, the stage may begin or go on in it.
+        """Return whether the folder already holds the result; if not, the stage may begin or go on in it.
 
         Args:
-            plan_sha256: hash of the inputs and settings that decide what the stage writes.
+            plan_sha256: hash of all inputs and settings that decide the result.
 
         Raises:
-            InputError: the folder holds what another plan or another stage made, or somebody's files.
+            InputError: the folder holds the result of other inputs or of another stage, or files of somebody else.
         """
         if self.is_complete:
             found = read_manifest("output_dir", self.path, self.stage, "Choose another folder.")
@@ -304,22 +300,18 @@ class StageFolder:
         """
         different = [f"{name} (there {before.get(name)}, now {value})" for name, value in now.items()
                      if before.get(name) != value]  # fmt: skip
-        ensure(
-            not different,
-            f"output_dir={self.path}: holds another {self.holds}; different: {'; '.join(different)}. {fix}",
-        )
+        refusal = f"holds another {self.holds}; different: {'; '.join(different)}. {fix}"
+        ensure(not different, f"output_dir={self.path}: {refusal}")
 
     @contextmanager
     def held(self, work: str) -> Iterator[None]:
-        """Make the folder and hold it for this process while the block writes it.
-
-        The lock file is taken away after the block, and so are folders made for it that the block left empty.
+        """Make the folder and lock it while the block writes it; afterwards no lock file and no empty folder is left.
 
         Args:
-            work: what another process does that holds it, for the refusal: `packing into it`.
+            work: what a process does that holds the folder, for the refusal of a second one: `packing into it`.
 
         Raises:
-            InputError: another process holds it, or has completed it since this one looked.
+            InputError: another process holds the folder, or has completed it since `is_done` looked.
         """
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         where = f"output_dir={self.path}: another process"
@@ -335,16 +327,16 @@ class StageFolder:
                     folder.rmdir()  # fails, as it should, on a folder that holds something
 
     def reopen(self) -> None:
-        """Take the manifest away before more is written: the folder is not complete any more."""
+        """Delete the manifest before more is written: until `finish` the folder is not complete any more."""
         (self.path / MANIFEST_NAME).unlink(missing_ok=True)
 
     def begin(self, identity: dict[str, Any], content: dict[str, Any]) -> None:
-        """Write `environment.json`: which run begins or goes on here, with which versions."""
+        """Write `environment.json`: which run begins or goes on in the folder, and with which versions."""
         head = {"identity": identity, "versions": versions(), "commit": package_commit()}
         write_json(self.path / ENVIRONMENT_NAME, {**head, **content})
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Write `run.json`: the stage's content, versions, command and commit. The last write of every stage."""
+        """Write `run.json`, the manifest: the given content, versions, command and commit. A stage's last write."""
         head = {
             "package_version": __version__,
             "stage": self.stage,
@@ -360,15 +352,15 @@ _MARK_NAME = "made-by-teenytinyllama.json"
 
 
 def take_lock(path: Path, refusal: str, seconds: float = 0) -> "FileLock":
-    """Take the lock of a file, which is made with its folder; release it after.
+    """Make a lock file, lock it for this process and return the lock, which the caller releases.
 
     Args:
-        path: of the lock.
-        refusal: the message when another process holds it.
-        seconds: how long to wait for that one.
+        path: the lock file.
+        refusal: the message when another process holds the lock.
+        seconds: how long to wait for that process.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
@@ -393,17 +385,17 @@ def lock_run_folder(folder: Path) -> "FileLock":
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Give the block an empty folder of its own, and delete it after.
+    """Give the block an empty folder of its own, and delete it afterwards.
 
-    What a process that was killed has left in `parent` is deleted first: only folders with our mark in them, made by
-    this user on this machine, by a process that lives no longer.
+    First, what killed processes have left in `parent` is deleted: only folders with a mark of this package, made by
+    this user on this machine, whose process has ended.
 
     Args:
-        parent: exists; the system's folder for temporary files by default.
+        parent: an existing folder; the system's folder for temporary files by default.
     """
     place = Path(tempfile.gettempdir()) if parent is None else parent
-    _clear_dead(place)
-    # A name that nobody can foresee: what lies under it was made by this process.
+    _clear_abandoned(place)
+    # Nobody can foresee this name, so nobody else has put anything there.
     top = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=place))
     try:
         process = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
@@ -415,13 +407,13 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(top, ignore_errors=True)
 
 
-def _clear_dead(place: Path) -> None:
+def _clear_abandoned(place: Path) -> None:
     for folder in place.glob(f"{_SCRATCH_PREFIX}*"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no mark of ours: not our folder
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no mark: not a folder of this package
             mark = folder / _MARK_NAME
             if folder.is_symlink() or mark.is_symlink() or {folder.stat().st_uid, mark.stat().st_uid} != {_user()}:
                 continue
-            if _is_dead(json.loads(mark.read_text(encoding="utf-8"))):
+            if _has_ended(json.loads(mark.read_text(encoding="utf-8"))):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -430,27 +422,27 @@ def _user() -> int:
 
 
 def _machine() -> str:
-    """Return what tells this machine, since it was booted, and its numbers of processes from others."""
+    """Return a name for this machine since its last boot, and for its container, which numbers processes by itself."""
     names = [platform.node()]
-    with contextlib.suppress(OSError):  # Linux alone has both; a container counts processes by itself
+    with contextlib.suppress(OSError):  # only Linux has these files
         names.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
         names.append(os.readlink("/proc/self/ns/pid"))
     return " ".join(names)
 
 
 def _started(pid: int) -> float | None:
-    """Return when a process began, which tells it from a later one of the same number; None: there is none."""
+    """Return when a process began, which differs for a later process of the same number; None: there is no process."""
     import psutil  # comes with codecarbon
 
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return None
-    except psutil.AccessDenied:  # somebody else's, so it lives
+    except psutil.AccessDenied:  # another user's process, which is alive
         return float("nan")
 
 
-def _is_dead(mark: dict[str, Any]) -> bool:
+def _has_ended(mark: dict[str, Any]) -> bool:
     """Return whether the process of a mark is known to have ended; of another machine's processes nothing is known."""
     started = _started(int(mark["pid"])) if mark["machine"] == _machine() else float("nan")
     return started is None or abs(started - float(mark["started"])) > 1

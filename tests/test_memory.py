@@ -4,8 +4,10 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -195,7 +197,7 @@ def test_the_choice() -> None:
 def test_the_least_limit_of_a_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert 10**7 < free_memory_bytes(cpu) < 10**14
-    monkeypatch.setattr(memory, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(memory, "_cgroup_bytes", lambda *paths: iter([800, 900]))
     assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=2)) == (800, 400)
     monkeypatch.setattr(resource, "getrlimit", lambda what: (500, 500))

@@ -1,6 +1,7 @@
-"""Energy and carbon of a run as codecarbon's files have them: the totals over restarts and machines.
+"""Emissions: the carbon intensity of a machine's grid, and the totals of codecarbon's files over starts and machines.
 
-Where the machine stands: its grid's carbon intensity, from codecarbon's own tables, and the building's share.
+Intensities come from the tables inside codecarbon, without a network. A run has one file a machine, `emissions.csv` and
+`emissions-N.csv`; a restarted run appends to them.
 """
 
 import csv
@@ -11,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure, near_name
+from ..checks import ensure, near_name
 
-# Whose regions codecarbon tells apart without a network. Source: codecarbon 3.3.2, core/emissions.py,
+# Countries for whose regions codecarbon has intensities without a network. Source: codecarbon 3.3.2, core/emissions.py,
 # `get_private_infra_emissions` and `_NORDIC_REGIONS_BY_COUNTRY` (the price zones of the Nordic power market).
 _NORDIC_ZONES = {"SWE": "SE", "NOR": "NO", "FIN": "FI"}
 REGION_COUNTRIES = ("CAN", "CHN", *sorted(_NORDIC_ZONES), "USA")
@@ -21,7 +22,7 @@ REGION_COUNTRIES = ("CAN", "CHN", *sorted(_NORDIC_ZONES), "USA")
 
 @dataclass(kw_only=True)
 class GridSettings:
-    """The keys of every stage whose energy is measured, mixed into its config."""
+    """Where the machine stands: keys in the config of every stage whose energy is measured."""
 
     country_iso_code: str = field(
         default="BRA", metadata={"help": "three-letter country of the machine, for the grid's carbon intensity"}
@@ -46,7 +47,7 @@ def grid_intensity(country_iso_code: str, region: str | None = None, key: str = 
     Args:
         country_iso_code: three capital letters (ISO 3166).
         region: a state, province or price zone that codecarbon knows; None for the country's mean.
-        key: what the config calls the country.
+        key: the config key of the country, for messages.
 
     Raises:
         InputError: codecarbon knows no such country, or no such region of it.
@@ -66,20 +67,8 @@ def grid_intensity(country_iso_code: str, region: str | None = None, key: str = 
 
 
 def place(country_iso_code: str, region: str | None) -> str:
-    """Return a country with its region, for readers: `USA (california)`."""
+    """Return a country with its region as reports show it: `USA (california)`."""
     return f"{country_iso_code} ({region})" if region else country_iso_code
-
-
-def check_pue(pue: float) -> None:
-    """Check a power usage effectiveness: energy of the building over energy of its machines.
-
-    Raises:
-        InputError: less than 1, or no number.
-    """
-    ensure(
-        math.isfinite(pue) and pue >= 1,
-        f"pue={pue}: a building draws at least what its machines do. Give 1 (the machine alone) or more, such as 1.2.",
-    )
 
 
 def known_regions(tables: Any, country_iso_code: str) -> list[str]:
@@ -124,13 +113,13 @@ def _region_intensity(tables: Any, country_iso_code: str, region: str, key: str)
     return 1000 * float(Emissions(tables).get_region_emissions(Energy.from_energy(kWh=1), where))
 
 
-# Also those of further machines, and what codecarbon moved aside because another version of it writes other columns.
+# `-1` and so on: of further machines. `.bak`: moved aside by codecarbon, another version of which wrote other columns.
 _EMISSION_FILES = re.compile(r"emissions(-(?P<machine>\d+))?\.csv(\.bak(_\d+)?)?")
 
 
 _SUMMED = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
 _NEEDED = ("run_id", "country_iso_code", *_SUMMED)
-_ROUNDING = 1e-9  # of figures written as text
+_ROUNDING = 1e-9  # relative error of figures that were written as text
 _LINE_FIX = (
     "Restore the file from a copy, or remove that line: rows are sums, so only the last one of a start counts, and "
     "whether it is there is checked against the ledger."
@@ -142,12 +131,12 @@ class EmissionsTotal:
     """Sums over all starts and machines of a run; energy in kWh, emissions in kg CO2e.
 
     Attributes:
-        duration_seconds: by the clock: of the first machine, over its starts.
-        num_starts: of the first machine.
-        num_machines: that were measured.
-        energy_kwh: of the machines and the building's share (PUE); so are those of the parts.
-        machine_kwh: of the machines alone.
-        run_kwh: `energy_kwh` by codecarbon's name of the start.
+        duration_seconds: time by the clock over all starts of the first machine.
+        num_starts: starts of the first machine.
+        num_machines: machines that were measured.
+        energy_kwh: energy of the machines times the building's factor (PUE), like that of the parts.
+        machine_kwh: energy of the machines alone.
+        run_kwh: `energy_kwh` of each start, by codecarbon's name of it (`run_id`).
     """
 
     energy_kwh: float
@@ -169,96 +158,33 @@ class EmissionsTotal:
         return self.energy_kwh / self.machine_kwh if self.machine_kwh else 1.0
 
 
-class EmissionRows:
-    """The last row of each start in a folder's emission files; `update` reads only what was appended since.
-
-    A row comes every half minute: read as a whole each time, the file of a month would cost a percent of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Read nothing yet."""
-        self.folder = folder
-        self.last: dict[str, dict[str, str]] = {}
-        self.num_rows: dict[str, int] = {}
-        self._machines: dict[str, int] = {}  # by run_id
-        self._heads: dict[Path, list[str]] = {}
-        self._offsets: dict[Path, int] = {}
-        self._lines: dict[Path, int] = {}
-        self._faults: list[str] = []
-
-    def update(self) -> None:
-        """Read the rows that are new."""
-        for path in emission_files(self.folder):
-            with path.open("rb") as file:
-                file.seek(self._offsets.get(path, 0))
-                text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]  # another machine may be writing the rest
-            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            for line in whole.splitlines():
-                self._lines[path] = self._lines.get(path, 0) + 1
-                if line.strip():
-                    self._add(path, line)
-
-    def _add(self, path: Path, line: bytes) -> None:
-        """Take in a row; one that cannot be true is remembered by its line and left out of the sums."""
-        row = next(csv.reader([line.decode(errors="replace")]))
-        head = self._heads.setdefault(path, row)
-        if head is row:
-            lacking = [name for name in _NEEDED if name not in row]
-            if lacking:
-                self._faults.append(f"{path}: not a codecarbon file: has no column {', '.join(lacking)}. Move it away.")
-            return
-        found = dict(zip(head, row, strict=False))
-        name = found.get("run_id", "")
-        fault = _row_fault(head, row, found, self.last.get(name))
-        if fault:
-            self._faults.append(f"{path}: line {self._lines[path]} {fault}. {_LINE_FIX}")
-            return
-        self.last[name] = found
-        self._machines[name] = _machine_of(path)
-        self.num_rows[name] = self.num_rows.get(name, 0) + 1
-
-    def total(self, strict: bool = True) -> EmissionsTotal | None:
-        """Return the sums of the last rows, or None when there is no row.
-
-        Args:
-            strict: refuse files with a row that cannot be true, rather than leave it out.
-
-        Raises:
-            InputError: there is such a row, or the file is not codecarbon's; the message names file and line.
-        """
-        if strict and self._faults:
-            raise InputError(self._faults[0])
-        return _total(self.last, self._machines) if self.last else None
-
-
 def drop_torn_row(path: Path) -> None:
-    """Cut a file that rows are appended to back to its last whole row: a full disk or a power cut can tear one.
+    """Remove an unfinished last row, which a full disk or a power cut can leave, from a file that rows are appended to.
 
-    Appended behind it, the next row would be lost as well and the file damaged.
+    Otherwise the next row would be appended to the unfinished one and be lost as well.
     """
     if not path.is_file():
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if not whole:
-        path.unlink()  # not even the first row: what is written next begins the file
+        path.unlink()  # not even the first row is whole
     elif whole < len(content):
         os.truncate(path, whole)
 
 
 def _row_fault(head: list[str], row: list[str], found: dict[str, str], before: dict[str, str] | None) -> str:
-    """Return why a row cannot be true, in words; an empty text for one that can.
+    """Return why a row of codecarbon's file is impossible, or an empty text.
 
     Args:
         head: names of the columns.
-        row: of the file.
+        row: the values of the row.
         found: the row by column.
-        before: the row before it of the same start, whose sums can only grow.
+        before: the row before it of the same start; the sums in it can only grow.
     """
     if row == head:
         return "is a second row of names"
-    if len(row) != len(head) or not set(_NEEDED) <= set(head):
+    if len(row) != len(head):
         return f"has {len(row)} columns and not {len(head)}"
     if not found["run_id"]:
         return "names no start (run_id)"
@@ -278,14 +204,14 @@ def _row_fault(head: list[str], row: list[str], found: dict[str, str], before: d
 
 
 def close_line(path: Path) -> None:
-    """End a file's last line, which a full disk may have torn, so that what is appended stands on a line of its own."""
+    """Append a line break if the last line has none, so that the next row stands on a line of its own."""
     if is_torn(path):
         with path.open("ab") as file:
             file.write(b"\n")
 
 
 def is_torn(path: Path) -> bool:
-    """Return whether a file ends within a row."""
+    """Return whether the last row of a file is unfinished: it has no line break."""
     if not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:
@@ -294,7 +220,7 @@ def is_torn(path: Path) -> bool:
 
 
 def emission_files(folder: Path) -> list[Path]:
-    """Return codecarbon's files in a folder, the older first."""
+    """Return codecarbon's files in a folder, those that it moved aside first."""
     found = [path for path in folder.glob("emissions*") if _EMISSION_FILES.fullmatch(path.name)]
     return sorted(found, key=lambda path: (".bak" not in path.name, path.name))
 
@@ -311,11 +237,29 @@ def read_emissions(path: Path) -> EmissionsTotal | None:
     the last row of each run_id counts and the run_ids are added.
 
     Raises:
-        InputError: the file is not codecarbon's, or has a row that cannot be true.
+        InputError: a file is not codecarbon's, or has an impossible row; the message names file and line.
     """
-    rows = EmissionRows(path.parent)
-    rows.update()
-    return rows.total()
+    last: dict[str, dict[str, str]] = {}
+    machines: dict[str, int] = {}
+    for file in emission_files(path.parent):
+        content = file.read_bytes()
+        lines = content[: content.rfind(b"\n") + 1].splitlines()  # another machine may be writing the last row just now
+        head: list[str] = []
+        for number, line in enumerate(lines, start=1):
+            row = next(csv.reader([line.decode(errors="replace")]), [])
+            if not row:
+                continue
+            if not head:
+                head = row
+                lacking = ", ".join(name for name in _NEEDED if name not in head)
+                ensure(not lacking, f"{file}: not a codecarbon file: has no column {lacking}. Move it away.")
+                continue
+            found = dict(zip(head, row, strict=False))
+            name = found["run_id"]
+            fault = _row_fault(head, row, found, last.get(name))
+            ensure(not fault, f"{file}: line {number} {fault}. {_LINE_FIX}")
+            last[name], machines[name] = found, _machine_of(file)
+    return _total(last, machines) if last else None
 
 
 def _total(last: dict[str, dict[str, str]], machines: dict[str, int]) -> EmissionsTotal:

@@ -1,16 +1,15 @@
-"""The ledger of a run's energy: append-only, never rewound, so that repeated work is paid for and seen.
+"""The ledger: a run's energy over all of its starts, appended to and never rewound.
 
-After a kill a run goes back to its last checkpoint: metrics, samples and token counts go back with it, what was
-consumed does not. Each row of `ledger.jsonl` holds the sums of one start of the run so far and the step they belong to,
-so that energy can be told apart that bought steps which were kept (useful) and steps that were done again (repeated).
-A row also says what went on since the one before it: training, evaluation or saving. The speed test that finds the
-length of a capped run is a start of its own, whose steps are neither kept nor done again.
+After a kill a run goes back to its last checkpoint: its metrics, samples and token counts go back with it, but the
+energy is spent. Each row of `ledger.jsonl` holds the sums of one start so far and the step that it had reached. So the
+energy of steps that were kept (useful) can be told from that of steps that were done again (repeated). A row also says
+what went on since the row before it: training, evaluation or saving. The speed test that finds the length of a capped
+run is a start of its own, whose steps are neither kept nor done again.
 
     start A  step 0 ------- 40 (checkpoint) --- 55 killed          useful 0-40, repeated 40-55
     start B                 40 ----------------------------- 80    useful
 
-One file a machine: `ledger.jsonl` of the first, `ledger-1.jsonl` of the second, and so on. Ranks on one machine share
-it.
+Each machine writes one file for all of its ranks: `ledger.jsonl` the first, `ledger-1.jsonl` the second, and so on.
 """
 
 import json
@@ -29,9 +28,9 @@ from .emissions import EmissionsTotal, close_line, drop_torn_row, emission_files
 from .meter import EnergyReading
 
 _LEDGER_FILES = re.compile(r"ledger(-\d+)?\.jsonl")
-FLUSH_SECONDS = 30  # between two rows while nothing else happens; at most so much is missing after a kill
-_ROUNDING = 1e-9  # of figures written as text
-_TOLERANCE = 1e-3  # of the sums of ledger and emissions.csv, which are written one after the other
+FLUSH_SECONDS = 30  # most time between two rows, and so most time that is missing after a kill
+_ROUNDING = 1e-9  # relative error of figures that were written as text
+_TOLERANCE = 1e-3  # relative difference between ledger and emissions.csv, which are written one after the other
 _SUMS = tuple(item.name for item in fields(EnergyReading) if item.name != "gpu_counter_kwh")
 OTHERS = (
     "other measurements ran on the same machine ({}): each counts the whole processor, the memory and the GPUs that it "
@@ -49,20 +48,20 @@ class Start:
     Attributes:
         machine: its number.
         first_step: the step it began or resumed at.
-        points: (step, kWh since its beginning) in the order they were written.
+        points: (step, kWh since the start began) of each row, in the order they were written.
         total: its last reading.
-        methods: how the figures came about, as codecarbon calls them.
-        warnings: what they leave out.
-        ended: whether it stopped by itself; after a kill, the time since its last row is missing.
+        methods: what was measured and how, as codecarbon calls it.
+        warnings: what the figures leave out.
+        ended: whether the start wrote its last row; after a kill, the time since the row before is missing.
         times: seconds since the epoch of the first and of the last row.
-        phases_kwh: kWh by what went on; empty in older ledgers, and where a stage does one thing only.
+        phases_kwh: kWh by what went on; empty in older ledgers, and for stages that do one thing only.
         counter_reason: why the GPUs' own counters were not read, or not to the end; None in older ledgers.
-        gpu_check: (kWh by codecarbon, kWh by the counters) of the GPUs in the last row with both; None: in no row.
-        run_id: codecarbon's name of it; empty in older ledgers.
-        is_speed_test: whether it was the test before the run and not a part of it.
-        num_gpus: of its ranks on this machine, 1 where they compute without; None in older ledgers.
-        starting_seconds: from the start of its process until the meter's; energy is not measured in them.
-        incomplete: (step, reason) from which on nothing was measured, because the meter failed; None: it did not.
+        gpu_check: kWh of the GPUs by codecarbon and by their counters, in the last row with both; None: in no row.
+        run_id: codecarbon's name of the start; empty in older ledgers.
+        is_speed_test: whether the start was a speed test before the run.
+        num_gpus: GPUs of the ranks on this machine, 1 for ranks without a GPU; None in older ledgers.
+        starting_seconds: seconds from the start of the process until the meter's start, whose energy is not measured.
+        incomplete: step from which on nothing was measured because the meter failed, and the reason; or None.
     """
 
     machine: int
@@ -102,12 +101,12 @@ class Account:
     """The sums over all starts and machines; energy in kWh, emissions in kg CO2e, time in seconds.
 
     Attributes:
-        useful_kwh: of steps that were kept, evaluations and the end included.
-        repeated_kwh: of steps that were done again.
-        speed_test_kwh: of speed tests. The three add up to `total.energy_kwh`.
-        seconds: of the first machine.
-        starting_seconds: of the first machine, before its meter ran; not in `seconds`.
-        paid_gpu_hours: hours of all starts times their GPUs, over all machines; None: a start does not tell its GPUs.
+        useful_kwh: energy of steps that were kept, of evaluations and of the run's end.
+        repeated_kwh: energy of steps that were done again.
+        speed_test_kwh: energy of speed tests. The three add up to `total.energy_kwh`.
+        seconds: time that was measured on the first machine.
+        starting_seconds: time before the meter's start on the first machine; not in `seconds`.
+        paid_gpu_hours: hours of all starts times their GPUs, over all machines; None: a start does not say its GPUs.
     """
 
     starts: list[Start]
@@ -126,12 +125,12 @@ class Account:
 
     @property
     def incomplete(self) -> tuple[int, str] | None:
-        """Return (step, reason) from which on energy is missing from the sums, which are then the least; or None."""
+        """Return the first step from which on energy is missing from the sums, and the reason; None if none is."""
         return min((start.incomplete for start in self.starts if start.incomplete), default=None)
 
     @property
     def phases_kwh(self) -> dict[str, float]:
-        """Return the kWh by what went on, repeated steps included; of the starts that tell it apart."""
+        """Return the kWh by what went on, repeated steps included, of the starts whose ledger says it."""
         sums: dict[str, float] = defaultdict(float)
         for start in self.starts:
             for phase, kwh in start.phases_kwh.items():
@@ -153,7 +152,7 @@ class LedgerWriter:
     """Appends the rows of one start on one machine."""
 
     def __init__(self, folder: Path, machine: int, first_step: int, about: dict[str, Any]) -> None:
-        """Open the ledger and write that a start began at a step, and what its meter says of itself."""
+        """Open the ledger and write that a start began at a step, with what its meter says of itself (`about`)."""
         self.path = ledger_path(folder, machine)
         drop_torn_row(self.path)
         self._start = uuid.uuid4().hex[:12]
@@ -174,11 +173,11 @@ class LedgerWriter:
         Args:
             step: the step that was reached.
             reading: the sums.
-            last: no row follows.
+            last: whether this is the last row of the start.
             phase: what went on since the row before.
-            others: measurements of ours that run beside this one on the machine.
-            counter_reason: why the reading has nothing of the GPUs' counters.
-            incomplete: why nothing is measured any more: the sums are those of before, their seconds by the clock.
+            others: other meters of this package that measure on the machine now.
+            counter_reason: why the reading has no figure of the GPUs' counters.
+            incomplete: why nothing is measured any more; the sums are then those before, but for the seconds.
         """
         told = {"phase": phase, "others": others, "counter_reason": counter_reason, "incomplete": incomplete}
         self._append({"event": "end" if last else "reading", "step": step, **asdict(reading),
@@ -211,14 +210,14 @@ def read_ledger(folder: Path) -> Account | None:
 
 
 def read_energy(folder: Path) -> tuple[EmissionsTotal | None, Account | None]:
-    """Return what codecarbon's files and the ledgers of a run's folder say; whoever tells others of it reads it here.
+    """Return what codecarbon's files and the ledgers of a run's folder say, for reports and cards.
 
     Returns:
         The sums of `emissions.csv`, None where nothing was measured, and the account, None without a ledger.
 
     Raises:
-        InputError: a damaged row, one that cannot be true, a file that is cut off though the run has ended, or sums of
-            the two that differ; the message names file and line.
+        InputError: a damaged or impossible row, a file that is cut off though the run has ended, or different sums in
+            the two; the message names file and line.
     """
     if (folder / MANIFEST_NAME).is_file():
         for path in (*emission_files(folder), *ledger_files(folder)):
@@ -235,7 +234,7 @@ def read_energy(folder: Path) -> tuple[EmissionsTotal | None, Account | None]:
 
 
 def describe_incomplete(account: Account | None) -> dict[str, Any] | None:
-    """Return since which step energy is missing from an account and why, or None where none is."""
+    """Return from which step on energy is missing from an account, and why; None if none is missing."""
     if account is None or account.incomplete is None:
         return None
     step, reason = account.incomplete
@@ -243,12 +242,12 @@ def describe_incomplete(account: Account | None) -> dict[str, Any] | None:
 
 
 def append_speed_test(source: Path, target: Path) -> None:
-    """Append the rows of a speed test's ledger to a run's, marked as such and without its steps; none twice.
+    """Append the rows of a speed test's ledger to a run's ledger, marked as such; rows that are there are left out.
 
     Raises:
         InputError: a row of the run's ledger is damaged.
     """
-    read_starts(target)  # refuses a damaged one by its line
+    read_starts(target)  # refuses a damaged row by its line
     text = target.read_text(encoding="utf-8") if target.is_file() else ""
     known = {(row["start"], row["time"]) for row in map(json.loads, text.splitlines())}
     with target.open("a", encoding="utf-8") as file:
@@ -258,12 +257,12 @@ def append_speed_test(source: Path, target: Path) -> None:
 
 
 def num_speed_tests(folder: Path) -> int:
-    """Return how many of the starts in a folder's account, on the first machine, were speed tests."""
+    """Return how many starts in the ledger of a folder's first machine were speed tests."""
     return sum(start.is_speed_test for start in read_starts(ledger_path(folder, 0)))
 
 
 def total_of(starts: list[Start]) -> EnergyReading:
-    """Return the sums over starts; seconds too, so those of several machines overlap."""
+    """Return the sums over starts, also of their seconds, although those of several machines overlap."""
     return EnergyReading(**{key: sum(getattr(start.total, key) for start in starts) for key in _SUMS})
 
 
@@ -285,7 +284,7 @@ def read_starts(path: Path, strict: bool = True) -> list[Start]:
 
     Args:
         path: of the ledger.
-        strict: refuse a damaged row, rather than leave it out, as a training does for which the sums decide nothing.
+        strict: refuse a damaged row instead of leaving it out; a training leaves it out and goes on.
 
     Raises:
         InputError: a row is damaged.
@@ -308,7 +307,7 @@ def _check_row(row: dict[str, Any], before: list[dict[str, Any]] | None) -> None
     """Check a row by itself and against those of the same start that come before it.
 
     Raises:
-        ValueError, KeyError, TypeError: it cannot be true.
+        ValueError, KeyError, TypeError: the row is impossible.
     """
     event, is_first = row["event"], before is None
     if not isinstance(row["start"], str) or event not in (("start",) if is_first else ("reading", "end")):
@@ -371,12 +370,16 @@ def _read_phases(readings: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _check_against_emissions(folder: Path, starts: list[Start]) -> None:
-    """The ledgers and codecarbon's own files say the same, or neither is believed."""
+    """Check that the ledgers and codecarbon's files have the same energy.
+
+    Raises:
+        InputError: they differ, so one of them was changed.
+    """
     found = read_emissions(folder / EMISSIONS_NAME)
     if found is None:
         return
     own = sum(start.total.energy_kwh for start in starts)
-    # codecarbon's row is written first, so a kill between the two leaves it ahead.
+    # codecarbon writes its row first: after a kill between the two writes, its sum is larger than the ledger's.
     own += sum(max(0.0, found.run_kwh.get(start.run_id, 0.0) - start.total.energy_kwh)
                for start in starts if not start.ended or start.incomplete)  # fmt: skip
     ensure(

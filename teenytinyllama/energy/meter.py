@@ -1,23 +1,22 @@
-"""Measuring: one offline codecarbon tracker per machine, and the GPUs' own counters beside it.
+"""The energy meter: one offline codecarbon tracker per machine, checked against the GPUs' own energy counters.
 
-codecarbon's tracker as every measurement here starts it: offline, and by our configs alone.
+Every setting of codecarbon is given here, because it reads settings that it is not given from `~/.codecarbon.config`,
+`./.codecarbon.config` and variables CODECARBON_*. Such a file can send figures over the network (`emissions_endpoint`,
+an Electricity Maps token), change them (`pue`, `force_cpu_power`), make a second tracker measure nothing and say so in
+a log only (`allow_multiple_runs=false`), or take over the signals of the process (the same key).
 
-codecarbon takes what it is not told from `~/.codecarbon.config`, `./.codecarbon.config` and variables CODECARBON_*.
-Such a file can send figures over the network (`emissions_endpoint`, an Electricity Maps token), change them (`pue`,
-`force_cpu_power`), make a second tracker measure nothing and say so in a log only (`allow_multiple_runs=false`), or
-take over the signals of the process (the same key). So it is told everything.
-
-The energy counters inside NVIDIA GPUs, read beside codecarbon to check what it adds up.
-
-codecarbon reads the same counters where there are some, so this finds GPUs that it left out or took too many of, gaps
-and errors in its sums; it says nothing of the counters themselves.
+The energy counters inside NVIDIA GPUs are the one cross-check. codecarbon reads the same counters where there are some,
+so the check finds GPUs that codecarbon left out or counted too many of, gaps, and errors in its sums. It says nothing
+about the accuracy of the counters.
 """
 
 import configparser
 import contextlib
+import csv
 import importlib
 import inspect
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -28,27 +27,28 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..checks import InputError, RunFailedError
+from ..checks import InputError, RunFailedError, ensure
 from ..stage_folder import EMISSIONS_NAME
-from .emissions import EmissionRows, GridSettings, check_pue, drop_torn_row, grid_intensity
+from .emissions import GridSettings, drop_torn_row, grid_intensity
 
 _MEASURE_SECONDS = 15  # codecarbon's own default interval
 
 
 def make_tracker(folder: Path, file_name: str, grid: GridSettings, gpu_ids: list[Any] | None) -> Any:
-    """Return a tracker, not started, that appends to a file of a folder.
+    """Return a tracker of codecarbon, not started, that appends its rows to a CSV file.
 
     Args:
-        folder: exists.
-        file_name: of the CSV.
+        folder: the folder of the file, which exists.
+        file_name: name of the file.
         grid: where the machine stands.
-        gpu_ids: whose energy counts, as codecarbon names them; None for all that it finds.
+        gpu_ids: GPUs whose energy counts, as codecarbon names them; None for all that it finds.
     """
     from codecarbon import OfflineEmissionsTracker
     from codecarbon.output import OutputMethod
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
-    # codecarbon 3.3 keeps what the first tracker of a process found, and takes "no GPU" for "all" the next time.
+    # codecarbon 3.3 keeps the hardware that the first tracker of a process found. The next tracker takes an empty list
+    # of GPUs in it for "all GPUs".
     with contextlib.suppress(ImportError, AttributeError):
         importlib.import_module("codecarbon.core.hardware_cache").clear_cache()
     ours = {
@@ -64,14 +64,14 @@ def make_tracker(folder: Path, file_name: str, grid: GridSettings, gpu_ids: list
         "measure_power_secs": _MEASURE_SECONDS,
         "log_level": "error",
     }
-    # An argument that another version does not know would end its start without a word.
+    # With an argument that it does not know, another version of codecarbon would fail to start without a message.
     bases = [base for base in OfflineEmissionsTracker.__mro__ if base is not object]
     known = {name for base in bases for name in inspect.signature(base).parameters}
     return OfflineEmissionsTracker(**{name: value for name, value in {**NEUTRAL, **ours}.items() if name in known})
 
 
-# Every other argument of codecarbon 3.3.2's tracker, at its default or without effect. The tokens are empty rather than
-# None, which would let a user's older key in (`_configure_electricitymaps_token`).
+# Every other argument of codecarbon 3.3.2's tracker, at its default or without effect. Tokens are empty texts: for None
+# codecarbon looks for a token under an older name (`_configure_electricitymaps_token`).
 NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("cloud_provider", "cloud_region", "country_2letter_iso_code", "force_carbon_intensity_g_co2e_kwh",
                      "emissions_endpoint", "force_cpu_power", "force_ram_power", "logging_logger", "metadata")),
@@ -88,17 +88,17 @@ NEUTRAL: dict[str, Any] = {
 
 
 def ignored_settings() -> list[str]:
-    """Return the keys of the user's own codecarbon configuration, none of which is used here; never their values.
+    """Return the keys, never the values, of the user's own codecarbon configuration, none of which is used here.
 
     Raises:
-        InputError: a file cannot be read, which would end codecarbon's start halfway and without a word.
+        InputError: a file cannot be read; codecarbon would fail to start without a message.
     """
     from codecarbon.core.config import get_hierarchical_config
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
     try:
         return sorted(get_hierarchical_config())
-    except (configparser.Error, OSError, UnicodeDecodeError) as error:  # their texts may hold a token
+    except (configparser.Error, OSError, UnicodeDecodeError) as error:  # the error's text may hold a token
         raise InputError(
             f".codecarbon.config: cannot be read ({type(error).__name__}), in the home folder or here. Mend or delete "
             "it; nothing in it is used here."
@@ -106,13 +106,13 @@ def ignored_settings() -> list[str]:
 
 
 class Neighbours:
-    """Counts the other measurements of this user on this machine; each has a locked file for as long as it lasts.
+    """Counts the other meters of this user on this machine; each meter locks a file of its own while it measures.
 
-    Trackers outside this package cannot be seen, unless codecarbon's own lock file says that there is one.
+    Trackers outside this package lock no such file; codecarbon's own lock file says at most that there is one.
     """
 
     def __init__(self) -> None:
-        """Lock a file of our own, in the system's folder for temporary files."""
+        """Lock a file for this meter, in the system's folder for temporary files."""
         self._folder = Path(tempfile.gettempdir()) / f"teenytinyllama-meters-{getattr(os, 'getuid', lambda: 0)()}"
         self._own: FileLock | None = None
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -123,12 +123,12 @@ class Neighbours:
             self._own.acquire()
 
     def _is_ours(self) -> bool:
-        """Return whether nobody else made the folder, as a trap for those who write into it."""
+        """Return whether this user made the folder; another user could have made it as a trap."""
         state = self._folder.lstat()
         return not self._folder.is_symlink() and (not hasattr(os, "getuid") or state.st_uid == os.getuid())
 
     def count(self) -> int:
-        """Return how many others there are; files that a kill has left are taken away."""
+        """Return how many other meters measure now; files that killed processes have left are deleted."""
         if self._own is None:
             return 0
         others = 0
@@ -144,7 +144,7 @@ class Neighbours:
         return others
 
     def leave(self) -> None:
-        """Take our file away."""
+        """Delete the file of this meter and release its lock."""
         if self._own is not None:
             Path(self._own.lock_file).unlink(missing_ok=True)
             self._own.release()
@@ -159,7 +159,7 @@ class Neighbours:
 
 
 _MILLIJOULES_PER_KWH = 3.6e9
-# What hides GPUs from CUDA programs: indices, or the beginnings of UUIDs, up to the first that is none.
+# The variable that limits CUDA programs to some GPUs: indices or beginnings of UUIDs, up to the first invalid one.
 VISIBLE_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -177,9 +177,9 @@ def load_nvml() -> Any:
 
 
 def visible_gpus(nvml: Any) -> tuple[list[int], str]:
-    """Return the indices of the GPUs that this process may use, and why they cannot be counted, if they cannot.
+    """Return the indices of the GPUs that this process may use, and why their counters cannot be used, or "".
 
-    codecarbon 3.3.2 cannot be given UUIDs: it strips letters off them and then finds no such GPU, and counts 0.
+    codecarbon cannot read UUIDs in the variable: version 3.3.2 strips letters off them, finds no such GPU and counts 0.
 
     Args:
         nvml: NVIDIA's management library.
@@ -195,7 +195,7 @@ def visible_gpus(nvml: Any) -> tuple[list[int], str]:
             return _gpus_of_slices(nvml, named, uuids), "a slice of a GPU (MIG) has no counter of its own"
         index = int(name) if name.isdigit() else next((i for i, uuid in enumerate(uuids) if uuid.startswith(name)), -1)
         if not name or not 0 <= index < len(uuids):
-            break  # CUDA, too, sees none from here on
+            break  # CUDA ignores all GPUs from the first invalid one on
         found.append(index)
     return sorted(set(found)), ""
 
@@ -215,15 +215,15 @@ def _text(value: str | bytes) -> str:
 
 
 class GpuCounter:
-    """Sums what the counters of this process's GPUs went up by since `start`.
+    """The energy of this process's GPUs since `start`, by the counters inside the GPUs.
 
     Attributes:
-        gpus: indices of the GPUs, as NVML counts them; None when they cannot be told.
-        reason: why there is no sum, or no sum any more; empty while there is one.
+        gpus: NVML's indices of the GPUs; None when they are not known.
+        reason: why the energy is not known, or not any more; an empty text while it is known.
     """
 
     def __init__(self, nvml: Any) -> None:
-        """Find the GPUs; nothing fails here, what is wrong is kept in `reason`.
+        """Find the GPUs; an error is kept in `reason` and not raised.
 
         Args:
             nvml: NVIDIA's management library, or None.
@@ -252,7 +252,7 @@ class GpuCounter:
             return False
 
     def start(self) -> None:
-        """Take the counters as zero."""
+        """Begin: the energy is counted from now on."""
         self._guarded(lambda: setattr(self, "_last", self._read()))
 
     def kwh(self) -> float | None:
@@ -273,7 +273,7 @@ class GpuCounter:
         return [int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) for handle in handles]
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Take a step unless one failed before: the check ends then, and the run goes on."""
+        """Call `step` unless an earlier step failed; an error of NVML ends this cross-check and not the run."""
         if self.reason:
             return
         try:
@@ -282,6 +282,7 @@ class GpuCounter:
             self.reason = f"a counter cannot be read ({error})"
 
 
+_TAIL_BYTES = 65_536  # of codecarbon's file: more than a row, which has about 700
 _COLUMNS = ("energy_consumed", "cpu_energy", "gpu_energy", "ram_energy", "emissions", "duration")
 
 
@@ -303,13 +304,18 @@ class EnergyReading:
 
 
 def check_energy(grid: GridSettings) -> None:
-    """Check what energy is measured by; call it before any work.
+    """Check the settings and the configuration that energy is measured by, before any work.
 
     Raises:
-        InputError: an unknown country or region, a PUE below 1, or a codecarbon configuration that cannot be read.
+        InputError: an unknown country or region, a PUE (energy of the building over energy of its machines) below 1, or
+            a codecarbon configuration that cannot be read.
     """
     grid_intensity(grid.country_iso_code, grid.region)
-    check_pue(grid.pue)
+    ensure(
+        math.isfinite(grid.pue) and grid.pue >= 1,
+        f"pue={grid.pue}: a building draws at least what its machines do. Give 1 (the machine alone) or more, such as "
+        "1.2.",
+    )
     ignored_settings()
 
 
@@ -322,17 +328,17 @@ class EnergyMeter:
         Args:
             folder: exists.
             grid: where the machine stands.
-            machine: its number; each has a file of its own.
+            machine: number of the machine; each machine writes a file of its own.
             nvml: NVIDIA's management library; by default the installed one, where there is a driver.
         """
         self.path = folder / (EMISSIONS_NAME if machine == 0 else f"emissions-{machine}.csv")
         drop_torn_row(self.path)
         self._pue = grid.pue
         self._counter = GpuCounter(load_nvml() if nvml is None else nvml)
-        self._rows = EmissionRows(folder)
+        self._line, self._row = b"", dict[str, str]()  # the row that codecarbon appended last
         self._neighbours = Neighbours()
         self._ignored = ignored_settings()
-        # Given an empty list, codecarbon would take all GPUs; a name that is no GPU's gives it none.
+        # codecarbon takes an empty list for all GPUs; with a name that no GPU has it counts none.
         gpu_ids = ["none"] if self._counter.gpus == [] else self._counter.gpus
         self._tracker = make_tracker(folder, self.path.name, grid, gpu_ids)
 
@@ -341,38 +347,37 @@ class EnergyMeter:
         self._tracker.start()
         self._counter.start()
 
-    def flush(self) -> tuple[float, float]:
-        """Append a row with the energy so far; return (kWh, kg CO2e) over all starts of the run.
+    def flush(self) -> None:
+        """Append a row with the energy so far.
 
         Raises:
             RunFailedError: codecarbon wrote nothing.
         """
         self._tracker.flush()
-        return self._totals()
+        self._read_row()
 
-    def stop(self) -> tuple[float, float]:
-        """Append the last row and stop measuring; return (kWh, kg CO2e) over all starts of the run.
+    def stop(self) -> None:
+        """Append the last row and stop measuring.
 
         Raises:
             RunFailedError: codecarbon wrote nothing.
         """
         self._tracker.stop()
         self._neighbours.leave()
-        return self._totals()
+        self._read_row()
 
     def reading(self) -> EnergyReading:
-        """Return the sums of this start as last written."""
-        row = self._rows.last[str(self._tracker.run_id)]
-        kwh, cpu, gpu, ram, kg, seconds = (float(row[column]) for column in _COLUMNS)
+        """Return the sums of this start, as in the row that was written last."""
+        kwh, cpu, gpu, ram, kg, seconds = (float(self._row[column]) for column in _COLUMNS)
         counted = self._counter.kwh()
         return EnergyReading(kwh, cpu, gpu, ram, kg, seconds, None if counted is None else self._pue * counted)
 
     def others(self) -> int:
-        """Return how many other measurements of ours run on this machine now."""
+        """Return how many other meters of this package measure on this machine now."""
         return self._neighbours.count()
 
     def about(self) -> dict[str, Any]:
-        """Return what the meter says of itself once it has started: how it measures, and what is missing."""
+        """Return how the started meter measures and what its figures leave out, for the ledger."""
         return {
             "methods": self.methods(),
             "warnings": self.warnings(),
@@ -382,17 +387,17 @@ class EnergyMeter:
 
     @property
     def counter_reason(self) -> str:
-        """Return why the GPUs' own counters are not read beside codecarbon's figures; empty where they are."""
+        """Return why codecarbon's figures are not checked by the GPUs' counters; an empty text where they are."""
         return self._counter.reason
 
     def methods(self) -> list[str]:
         """Return what is measured and how, as codecarbon calls it: `GPU(...)`, `CPU(Intel RAPL)`, `RAM()`."""
-        found = getattr(self._tracker, "_conf", {}).get("hardware", [])  # it has no public name for this
+        found = getattr(self._tracker, "_conf", {}).get("hardware", [])  # codecarbon has no public name for it
         return [str(name) for name in found]
 
     def warnings(self) -> list[str]:
-        """Return what the figures leave out or guess on this machine."""
-        torch = sys.modules.get("torch")  # a stage without it uses no GPU
+        """Return what codecarbon's figures leave out or estimate on this machine."""
+        torch = sys.modules.get("torch")  # a stage that has not loaded torch uses no GPU
         methods = " ".join(self.methods())
         found = []
         if (
@@ -409,7 +414,7 @@ class EnergyMeter:
         return [*found, *self.alerts()]
 
     def alerts(self) -> list[str]:
-        """Return those warnings that come from what else there is on the machine, which its user can change."""
+        """Return the warnings about other programs and settings of this machine, which its user can change."""
         found = []
         if self._ignored:
             found.append(f"a codecarbon configuration is there and not used: {', '.join(self._ignored)}")
@@ -418,16 +423,23 @@ class EnergyMeter:
                          "is in both")  # fmt: skip
         return found
 
-    def _totals(self) -> tuple[float, float]:
-        # The tracker keeps its figures private until it stops; the file it has just written does not.
-        name = str(getattr(self._tracker, "run_id", ""))
-        before = self._rows.num_rows.get(name, 0)
-        self._rows.update()
-        if self._rows.num_rows.get(name, 0) <= before:
+    def _read_row(self) -> None:
+        """Read the row that codecarbon has just appended; it has no public name for these figures before it stops.
+
+        Raises:
+            RunFailedError: the last row of the file is not a new one of this start.
+        """
+        head = line = b""
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                head = file.readline()
+                file.seek(max(len(head), self.path.stat().st_size - _TAIL_BYTES))  # a run of a month has many rows
+                line = (file.read().splitlines() or [b""])[-1]
+        names, values = csv.reader([text.decode(errors="replace") for text in (head, line)])
+        found = dict(zip(names, values, strict=False))
+        if line == self._line or found.get("run_id") != str(getattr(self._tracker, "run_id", "")):
             raise RunFailedError(
                 f"{self.path}: codecarbon wrote no row, so this energy would count as 0. The disk may be full, or the "
                 "folder gone."
             )
-        total = self._rows.total(strict=False)  # whoever reads the account refuses what an earlier start left damaged
-        assert total is not None
-        return total.energy_kwh, total.emissions_kg
+        self._line, self._row = line, found

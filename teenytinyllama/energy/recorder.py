@@ -1,4 +1,4 @@
-"""Recording: a meter and its ledger together, for a run's callback and for stages that train nothing."""
+"""The recorder: an energy meter and its ledger together, for trainings and for stages that train nothing."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ from ..stage_folder import EMISSIONS_NAME, scratch_folder
 from .emissions import GridSettings, drop_torn_row, emission_files
 from .meter import EnergyMeter, EnergyReading
 
-# When the time began that is paid and not yet in any account, in seconds since the epoch; ranks inherit it.
+# Time in seconds since the epoch from which on the command's time is in no ledger yet. Ranks inherit the variable.
 STARTED_VARIABLE = "TTL_STARTED"
 
 
 @contextmanager
 def counted_time() -> Iterator[None]:
-    """Count the time of the block, a `ttl` command, as time that is paid: the accounts opened in it begin with it."""
+    """Count the time of the block, a `ttl` command: the first ledger that is written in it begins with that time."""
     before = os.environ.get(STARTED_VARIABLE)
     os.environ[STARTED_VARIABLE] = repr(time.time())
     try:
@@ -34,7 +34,7 @@ def counted_time() -> Iterator[None]:
 
 
 def count_from_now() -> None:
-    """Say that all time until now is in an account."""
+    """Remember that all time of the command until now is in a ledger."""
     if STARTED_VARIABLE in os.environ:
         os.environ[STARTED_VARIABLE] = repr(time.time())
 
@@ -42,7 +42,7 @@ def count_from_now() -> None:
 def seconds_unmeasured() -> float:
     """Return how long this command has run without a meter: imports, checks, the building of a model.
 
-    0 outside of a `ttl` command, as in a notebook, where nobody knows what the time was for.
+    Outside of a `ttl` command, as in a notebook, it is 0: the time may have been spent on anything.
     """
     try:
         return max(0.0, time.time() - float(os.environ[STARTED_VARIABLE]))
@@ -51,7 +51,7 @@ def seconds_unmeasured() -> float:
 
 
 class Recorder:
-    """Measures one start on one machine and writes its rows; a meter that fails ends the measuring, not the work.
+    """Measures one start on one machine and writes its rows; an error of the meter ends the measuring, not the work.
 
     Attributes:
         failure: why nothing is measured any more, or an empty text.
@@ -60,16 +60,16 @@ class Recorder:
     def __init__(
         self, folder: Path, grid: GridSettings, machine: int = 0, first_step: int = 0, num_gpus: int = 1
     ) -> None:
-        """Begin measuring into a folder that exists, from a step on.
+        """Begin measuring.
 
         Args:
-            folder: exists.
+            folder: where the files are written; it exists.
             grid: where the machine stands.
-            machine: its number.
+            machine: number of the machine.
             first_step: the step that the start begins at.
-            num_gpus: that are paid for on this machine; 1 where there is none.
+            num_gpus: GPUs that are paid for on this machine, 1 on a machine without.
         """
-        self.failure = ""  # why nothing is measured any more
+        self.failure = ""
         self._meter: EnergyMeter | None = None
         self._ledger: ledger.LedgerWriter | None = None
         self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -95,31 +95,31 @@ class Recorder:
             print(f"energy     warning: {alert}", flush=True)
 
     def _fail(self, reason: str) -> None:
-        """Measure no more: what is on record stays and is the least that was used, which every reader is told."""
+        """Stop measuring for good: the rows written so far stay, and reports say that energy is missing."""
         self.failure = self.failure or reason
         print("energy     warning: NOTHING IS MEASURED FROM HERE ON; the run's account is incomplete", flush=True)
         meter, self._meter = self._meter, None
         if meter is not None:
-            with contextlib.suppress(Exception):  # it has failed; its thread should end all the same
+            with contextlib.suppress(Exception):  # the meter has failed already; only its thread has to end
                 meter.stop()
 
     @property
     def seconds_since(self) -> float:
-        """Return how old the last row is."""
+        """Return the seconds since the last row was written."""
         return time.monotonic() - self._flushed
 
     @property
     def is_due(self) -> bool:
-        """Return whether the last row is so old that a kill would lose more than is promised."""
+        """Return whether the last row is older than `FLUSH_SECONDS`, so that a new one has to be written."""
         return self.seconds_since > ledger.FLUSH_SECONDS
 
     def write(self, step: int = 0, phase: ledger.Phase | None = None, last: bool = False) -> EnergyReading:
-        """Append a row and return its sums, those of this start.
+        """Append a row and return its sums over this start.
 
         Args:
             step: the step that was reached.
             phase: what went on since the row before.
-            last: stop measuring.
+            last: whether to stop measuring.
         """
         with beside_the_model("measuring energy", self._fail):
             if self._meter is not None and self._ledger is not None:
@@ -138,20 +138,20 @@ class Recorder:
         return self._reading
 
     def _write_unmeasured(self, step: int, phase: ledger.Phase | None, last: bool) -> None:
-        """Append a row with the sums of before, and their seconds by the clock: hours are still counted."""
+        """Append a row after the meter has failed: the energy of the row before, and the seconds by the clock."""
         now = time.monotonic()
         self._reading = replace(self._reading, seconds=self._reading.seconds + now - self._flushed)
         self._flushed = now
         if self._ledger is not None:
-            with contextlib.suppress(OSError):  # whoever trains was warned
+            with contextlib.suppress(OSError):  # the warning of `_fail` has told the user
                 self._ledger.write(step, self._reading, last, phase, incomplete=self.failure)
 
 
 class StageMeter:
-    """Measures a stage that trains nothing, such as packing: its files lie in `folder` however it ends."""
+    """Measures a stage that trains nothing, such as packing, and writes its files into `folder`."""
 
     def __init__(self, folder: Path, grid: GridSettings) -> None:
-        """Measure into a folder that exists when the stage begins."""
+        """Remember the folder, which must exist when measuring begins, and where the machine stands."""
         self.folder, self.grid = folder, grid
 
     def __enter__(self) -> "StageMeter":
@@ -160,7 +160,7 @@ class StageMeter:
         return self
 
     def tick(self) -> None:
-        """Write a row if the last one is old; call it now and then, so that a kill loses little."""
+        """Write a row if the last one is old; to be called often, so that little is missing after a kill."""
         if self._recorder.is_due:
             self._recorder.write()
 
@@ -171,7 +171,7 @@ class StageMeter:
 
 @contextmanager
 def measured_into(output: Path, grid: GridSettings) -> Iterator[None]:
-    """Measure the block, and put what was measured into `output` if it ends well; nothing is there before."""
+    """Measure the block; only if it ends without an error, `output` is made and gets the files of the measurement."""
     with scratch_folder() as scratch:
         with StageMeter(scratch, grid):
             yield
@@ -180,31 +180,31 @@ def measured_into(output: Path, grid: GridSettings) -> Iterator[None]:
 
 
 def move_energy_files(source: Path, target: Path) -> None:
-    """Move what a stage measured to another folder."""
+    """Move the energy files of a stage to another folder."""
     for path in (*emission_files(source), *ledger.ledger_files(source)):
         shutil.move(path, target / path.name)
 
 
 def add_speed_test(source: Path, target: Path) -> None:
-    """Add what a speed test measured in a folder of its own to the account of the run that it was made for.
+    """Add the energy of a speed test, measured in a folder of its own, to the files of the run that it was made for.
 
-    What is there already, of a call that was cut off, is not added again.
+    Rows that an interrupted call has added already are not added again.
 
     Args:
-        source: the test's folder, with measurements or none; what a kill tore is left out.
-        target: the run's, on the same machine; nothing may be measuring there.
+        source: the test's folder, with or without energy files; unfinished last rows are left out.
+        target: the run's folder, on the same machine; nothing may be measuring there.
     """
     rows, account = source / EMISSIONS_NAME, ledger.ledger_path(source, 0)
     for path in (rows, account, target / rows.name, target / account.name):
         drop_torn_row(path)
     if rows.is_file():
-        _append_rows(rows, target / rows.name)  # of equal ones the last counts
+        _append_rows(rows, target / rows.name)  # a row that is there twice counts once: only a start's last one counts
     if account.is_file():
         ledger.append_speed_test(account, target / account.name)
 
 
 def _append_rows(source: Path, target: Path) -> None:
-    """Append codecarbon's rows; a target that another version of it wrote is moved aside first, as it does itself."""
+    """Append codecarbon's rows; a target with other columns is moved aside first, as codecarbon does it."""
     head, *rows = source.read_bytes().splitlines(keepends=True)
     if target.is_file() and target.read_bytes().splitlines(keepends=True)[0] != head:
         aside = [target.with_name(f"{target.name}.bak{f'_{number}' if number else ''}") for number in range(1000)]

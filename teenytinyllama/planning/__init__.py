@@ -1,1 +1,1 @@
-"""Plans: which model a budget buys, before anything is spent. Arithmetic alone: nothing here loads torch."""
+"""Planning: which model a budget buys, before anything is spent. It is arithmetic and imports no training."""

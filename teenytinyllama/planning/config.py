@@ -1,27 +1,24 @@
-"""The question to a plan: limits, machine, data and what to write.
-
-The shipped pretraining recipes, as plans start from them, and the recipe of a planned run.
-"""
+"""The question to a plan (limits, machine, data, files to write), and the shipped recipe that each plan starts from."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arguments import load_yaml, write_yaml
-from ..checks import ensure, near_name
-from ..presets import PRESETS
+from ..arguments import load_yaml
+from ..checks import ensure
+from ..presets import PRESETS, get_preset
 
-# The demo's preset learns 2,048 tokens of vocabulary from short stories: nothing that anybody rents a GPU for. It is
-# planned where it is asked for, and on a computer without a GPU.
+# The demo's preset `tiny` has a vocabulary of 2,048 tokens for short stories, and nobody rents a GPU for it. It is
+# planned only where it is asked for, and on a computer without a GPU.
 PLANNED_PRESETS = tuple(name for name in PRESETS if name != "tiny")
 USUAL_CONTEXT = 2048
 LIMITS = ("budget", "hours", "kwh")
-_MOST, _MOST_GPUS = 1e15, 512  # beyond any question; rows of the largest recipe's step (1b1)
+_MOST, _MOST_GPUS = 1e15, 512  # of any figure, far beyond use; of GPUs: rows of the largest recipe's step (1b1)
 
 
 @dataclass
 class PlanConfig:
-    """`ttl plan`: what is given limits the run, and the tightest limit wins; what is not given is computed."""
+    """`ttl plan`: the given limits bound the run, the tightest one decides; what is not given is computed."""
 
     budget: float | None = field(default=None, metadata={"help": "money to spend on GPU hours, in USD"})
     hours: float | None = field(default=None, metadata={"help": "time that the run may take, in hours by the clock"})
@@ -73,7 +70,7 @@ class PlanConfig:
     write: str | None = field(default=None, metadata={"help": "file to write the run's config for `ttl pretrain` to"})
 
     def __post_init__(self) -> None:
-        """Refuse a question that has no answer.
+        """Refuse a question that cannot be answered.
 
         Raises:
             InputError: nothing is asked, a figure that cannot be, an unknown preset, or a file that exists.
@@ -105,11 +102,7 @@ class PlanConfig:
             self.mfu is None or self.mfu <= 1, f"mfu={self.mfu}: is a share of the peak, at most 1. Write 40 % as 0.4."
         )
         ensure(self.pue >= 1, f"pue={self.pue}: a building draws at least what the machine does. Give 1 or more.")
-        ensure(
-            self.preset is None or self.preset in PRESETS,
-            f"preset={self.preset}: must be one of {', '.join(PRESETS)}.{near_name(str(self.preset), PRESETS)}",
-        )
-        longest = PRESETS[self.preset or PLANNED_PRESETS[0]].max_position_embeddings
+        longest = get_preset(self.preset or PLANNED_PRESETS[0]).max_position_embeddings
         ensure(
             self.context is None or 8 <= self.context <= longest,
             f"context={self.context}: must be 8 to {longest} tokens, which the presets are made for.",
@@ -135,7 +128,7 @@ class PlanConfig:
             ensure(path.parent.is_dir(), f"{name}={given}: the folder {path.parent} does not exist. Make it first.")
 
 
-_WARMUP_SHARE = 0.02  # PretrainConfig's own default: for runs too short for a recipe's absolute warmup
+_WARMUP_SHARE = 0.02  # PretrainConfig's default, for runs that are too short for the recipe's number of steps
 
 
 @dataclass(frozen=True)
@@ -162,12 +155,12 @@ class Recipe:
 
     @property
     def num_evaluations(self) -> int:
-        """Return how often it scores held-out text on the way."""
+        """Return how often the run scores held-out text before its end."""
         return round(1 / float(self.values["eval_steps"]))
 
     @property
     def num_saves(self) -> int:
-        """Return how many checkpoints it writes."""
+        """Return how many checkpoints the run writes."""
         return round(1 / float(self.values["save_steps"]))
 
 
@@ -184,21 +177,9 @@ def step_tokens(recipe: Recipe, context: int, num_gpus: int) -> int:
 
 
 def planned_values(recipe: Recipe, tokens: int, tokens_per_step: int, grid: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a planned run for `ttl pretrain`: the recipe with another length and place."""
+    """Return the config of a planned run for `ttl pretrain`: the recipe with the plan's length, batch and grid."""
     warmup = recipe.values["warmup_steps"]
     if warmup > 0.1 * tokens / tokens_per_step:
         warmup = _WARMUP_SHARE
-    changed = {
-        "tokens_per_step": tokens_per_step,
-        "max_tokens": tokens,
-        "warmup_steps": warmup,
-        **grid,
-    }
-    return {**recipe.values, **changed}
-
-
-def write_config(path: Path, values: dict[str, Any], comments: list[str]) -> None:
-    """Write a planned run's config as YAML below its comments; the file must not be there yet."""
-    with path.open("x", encoding="utf-8"):  # whoever made it in the meantime keeps it
-        pass
-    write_yaml(path, values, comments)
+    changed = {"tokens_per_step": tokens_per_step, "max_tokens": tokens, "warmup_steps": warmup}
+    return {**recipe.values, **changed, **grid}

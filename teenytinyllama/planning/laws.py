@@ -1,10 +1,9 @@
-"""Loss against size and data by the published scaling laws.
+"""Scaling laws: the loss to expect of a size and an amount of data, and what finished runs measured instead.
 
-Absolute losses do not transfer: another tokenizer or another corpus moves them. The two TeenyTinyLlama baselines ended
-at 2.798 and 2.466 nats per token (arXiv 2401.16640), and the refit predicts 3.18 and 2.74. Differences do: 0.333 then,
-0.435 predicted. So a law ranks plans, and `calibration` moves it onto a corpus by runs of one's own.
-
-Finished runs as the measure of a plan: their speed, their watts, and where their loss lies beside the laws'.
+Absolute losses do not transfer between tokenizers and corpora: the two TeenyTinyLlama baselines ended at 2.798 and
+2.466 nats per token (arXiv 2401.16640), where the refitted law predicts 3.18 and 2.74. Differences transfer roughly:
+0.333 was measured there, 0.435 is predicted. So a law is used to rank plans. Finished runs of one's own (`--calibrate`)
+move its losses onto their corpus, and replace the assumed speed and power.
 """
 
 import json
@@ -31,17 +30,17 @@ from .memory import mean_step_speed
 
 @dataclass(frozen=True)
 class LossLaw:
-    """L(N, D) = E + A / N^alpha + B / D^beta: nats per token of N parameters (all of them) trained on D tokens.
+    """L(N, D) = E + A / N^alpha + B / D^beta: nats per token of a model of N parameters trained on D tokens.
 
     Attributes:
-        title: how tables call it.
+        title: name of the law in tables.
         irreducible: E, in nats.
         size_scale: A.
         data_scale: B.
         size_exponent: alpha.
         data_exponent: beta.
         source: where the constants are from.
-        repeats: whether it knows that repeated tokens teach less.
+        repeats: whether the law counts a repeated token for less than a new one.
     """
 
     title: str
@@ -113,8 +112,8 @@ def predicted_loss(law: LossLaw, num_parameters: float, tokens: float, unique_to
         law: a value of `LAWS`.
         num_parameters: all parameters, embeddings too.
         tokens: tokens trained on, repeated ones each time.
-        unique_tokens: different tokens there are; None: no token is repeated. Laws without repeats take a repeated
-            token for a new one.
+        unique_tokens: different tokens in the data; None: no token is repeated. Laws without `repeats` count a
+            repeated token like a new one.
     """
     if law.repeats:
         unique = min(tokens if unique_tokens is None else unique_tokens, tokens)
@@ -125,14 +124,14 @@ def predicted_loss(law: LossLaw, num_parameters: float, tokens: float, unique_to
 
 
 def effective_epochs(epochs: float) -> float:
-    """Return how many epochs of fresh tokens so many epochs of the same tokens are worth (1 or fewer: all of them)."""
+    """Return how many epochs of new tokens are worth as much as so many epochs of the same tokens."""
     repeats = max(epochs - 1, 0.0)
     worth = _REPEATED_TOKENS_WORTH * (1 - math.exp(-repeats / _REPEATED_TOKENS_WORTH))
     return min(epochs, 1.0) + worth
 
 
 def effective_parameters(law: LossLaw, num_parameters: float, unique_tokens: float) -> float:
-    """Return the parameters that count: those beyond what the unique tokens can feed lose their worth."""
+    """Return the parameters that count: those that are too many for the unique tokens count for less."""
     feedable = (unique_tokens * law.balance) ** (law.data_exponent / law.size_exponent) * law.balance
     fed = min(num_parameters, feedable)
     surplus = num_parameters / fed - 1
@@ -141,7 +140,7 @@ def effective_parameters(law: LossLaw, num_parameters: float, unique_tokens: flo
 
 
 def optimum(law: LossLaw, compute_flops: float) -> tuple[float, float]:
-    """Return the parameters and the fresh tokens with the lowest loss for C = 6 N D FLOPs.
+    """Return the parameters and the tokens, all new, with the lowest loss for C = 6 N D FLOPs.
 
     N = G (C / 6)^(beta / (alpha + beta)), D = C / (6 N). Source: Hoffmann et al. (arXiv 2203.15556), equation 4.
     """
@@ -153,8 +152,7 @@ def optimum(law: LossLaw, compute_flops: float) -> tuple[float, float]:
 def unique_optimum(law: LossLaw, compute_flops: float, unique_tokens: float) -> tuple[float, float]:
     """Return the parameters and the tokens with the lowest loss for C = 6 N D FLOPs when tokens have to be repeated.
 
-    There is no closed form: sizes from a thirtieth to thirty times
-    the optimum for fresh tokens are tried in steps of 1 %.
+    There is no closed form: sizes from a thirtieth to thirty times that for new tokens are tried in steps of 1 %.
     """
     fresh, _ = optimum(law, compute_flops)
     sizes = [fresh * 1.01**step for step in range(-342, 343)]
@@ -164,40 +162,38 @@ def unique_optimum(law: LossLaw, compute_flops: float, unique_tokens: float) -> 
 
 CPU = "cpu"
 _FIX = "Give the output_dir of a finished `ttl pretrain`."
-# `training.checkpoints` and `training.metrics` have these names too, and load torch.
-
-# A run of fewer tokens a parameter is nowhere near the runs that the laws were fitted to, and still learns at once: its
-# loss says nothing about a long run's.
+# A run of fewer tokens a parameter is far from the runs that the laws were fitted to, and its loss still falls fast: it
+# says nothing about the loss of a long run.
 LEAST_TOKENS_PER_PARAMETER = 1.0
-# Nats that a law must see between runs for a slope. Two seeds of one design differ by 0.0013 to 0.0019 nats (124M at a
-# loss of 3.28, modded-nanogpt), which is then an error of 4 % in the slope.
+# Least difference in nats between predictions for runs that a slope is fitted to. Two seeds of one design differ by
+# 0.0013 to 0.0019 nats (124M at a loss of 3.28, modded-nanogpt), which is an error of 4 % in a slope over 0.05 nats.
 _LEAST_DIFFERENCE = 0.05
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """What a finished run tells a plan.
+    """What a plan uses of a finished run.
 
     Attributes:
-        folder: where it is.
-        hardware: the device's name.
-        gpu: its key in `gpus.GPUS`, the device's name for a GPU that is not there, or `cpu`.
-        num_gpus: ranks that trained.
+        folder: the run's folder.
+        hardware: name of the device.
+        gpu: key of the device in `gpus.GPUS`, its name if it is another GPU, or `cpu`.
+        num_gpus: number of ranks that trained.
         flops_per_second: of one rank in the mean step, by 6 N + 12 L h T.
-        tokens_per_second: of all ranks, the mean of its steps.
-        overall_tokens_per_second: the same over all of its time: evaluations, saves and the start included.
-        outside_seconds: of that time, what was neither a step nor the start, without what was done again after a kill.
-        starting_seconds: until its meter ran.
-        scores_by_length: whether an evaluation scores a share of the run's tokens, as is usual, and not a given number.
-        precision: that it trained in.
-        memory_bytes: that were free on its device when it started; None: not known.
-        watts: of one rank with its share of the host; None: nothing was measured.
-        num_parameters: of its model.
-        tokens: trained on.
-        unique_tokens: in its data.
-        loss: at its end, in nats per token.
-        loss_name: which loss that is.
-        tokenizer_sha256: of its tokenizer.
+        tokens_per_second: of all ranks in the mean step.
+        overall_tokens_per_second: of all ranks over the whole time, with evaluations, saves and the start.
+        outside_seconds: time of neither steps nor the start, without what was done again after a kill.
+        starting_seconds: time until the energy meter ran.
+        scores_by_length: whether an evaluation scores a share of the run's tokens and not a given number of tokens.
+        precision: precision of the training.
+        memory_bytes: free memory of the device when the run started; None: not known.
+        watts: power of one rank with its share of the host; None: not measured.
+        num_parameters: of the model.
+        tokens: tokens trained on.
+        unique_tokens: tokens of the data.
+        loss: loss at the end, in nats per token.
+        loss_name: on what that loss was measured, for readers.
+        tokenizer_sha256: hash of the tokenizer.
     """
 
     folder: str
@@ -232,13 +228,13 @@ class MeasuredRun:
 
 @dataclass(frozen=True)
 class LossFit:
-    """Where a corpus lies beside a law: loss = slope x prediction + offset, in nats per token."""
+    """How the losses on a corpus follow from those of a law: slope x prediction + offset, in nats per token."""
 
     slope: float
     offset: float
 
     def __call__(self, predicted: float) -> float:
-        """Return the loss to expect where the law predicts `predicted`."""
+        """Return the loss to expect on the corpus where the law predicts `predicted`."""
         return self.slope * predicted + self.offset
 
 
@@ -246,8 +242,8 @@ def read_run(folder: str, watts_given: bool) -> MeasuredRun:
     """Return what a finished pretraining measured.
 
     Args:
-        folder: its output_dir.
-        watts_given: whether the user gives the power, so that a run without emissions will do.
+        folder: the output_dir of the pretraining.
+        watts_given: whether the user gives the power, so that the run's energy need not be known.
 
     Raises:
         InputError: no folder, not finished, not a pretraining, no speed, or no energy.
@@ -308,7 +304,7 @@ def _gpu_name(training: dict[str, Any]) -> str:
 
 
 def _free_bytes(environment: Path) -> float | None:
-    """Return the memory that was free when a run started, by its own record."""
+    """Return the free memory that a run's `environment.json` has from its start; None if it has none."""
     if not environment.is_file():
         return None
     try:
@@ -326,7 +322,7 @@ def _final_loss(manifest: dict[str, Any]) -> tuple[float, str]:
 
 
 def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
-    """Return the mean power of one rank over a run, with its share of the host and without the building's, in watts.
+    """Return the mean power of one rank over a run in watts, with its share of the host, without the building's (PUE).
 
     Raises:
         InputError: there is no measurement, or codecarbon saw no GPU where there was one.
@@ -349,10 +345,10 @@ def _measured_watts(folder: Path, num_gpus: int, on_gpu: bool) -> float:
 
 
 def _seconds(folder: Path, training: dict[str, Any], account: Account | None) -> tuple[float, float]:
-    """Return the seconds that a run's useful work took while its meter ran, and those of its start before.
+    """Return the seconds of a run's useful work that its meter measured, and the seconds of its start before.
 
-    What was done again after a kill, and speed tests, are left out by their share of the energy. Without a ledger all
-    of the measured time counts, and without any measurement the time that its speed stands for.
+    Steps that were done again after a kill, and speed tests, are left out by their share of the energy. Without a
+    ledger all of the measured time counts; without any measurement the time follows from the run's mean speed.
     """
     total = read_emissions(folder / EMISSIONS_NAME)
     seconds = total.duration_seconds if total else training.get("seconds") or 0.0
@@ -365,9 +361,9 @@ def _seconds(folder: Path, training: dict[str, Any], account: Account | None) ->
 
 
 def _steps_speed(folder: Path, training: dict[str, Any], overall: float) -> float:
-    """Return the mean tokens/s of a run's steps; of one whose record has a median alone, by its `metrics.jsonl`.
+    """Return the mean tokens/s of a run's steps, from its manifest or, if an older version wrote that, its metrics.
 
-    Where that is not there or cannot be read, it is the speed over all of its time, which is the lower one.
+    Without metrics that can be read it is the speed over all of the run's time, which is lower.
     """
     if training.get("steps_tokens_per_second"):
         return float(training["steps_tokens_per_second"])
@@ -381,17 +377,16 @@ def _steps_speed(folder: Path, training: dict[str, Any], overall: float) -> floa
 def choose_run(runs: list[MeasuredRun], gpu: str, num_gpus: int) -> MeasuredRun | None:
     """Return the run whose speed and watts a plan for these GPUs uses, or None.
 
-    It is the one with the largest model; of several such, one on as many GPUs.
+    Of the runs on such a GPU it is the one with the largest model; of several of that size, one on as many GPUs.
     """
     of_this = [run for run in runs if run.gpu == gpu]
     return max(of_this, key=lambda run: (run.num_parameters, run.num_gpus == num_gpus), default=None)
 
 
 def fit_losses(runs: list[MeasuredRun]) -> dict[str, LossFit]:
-    """Return for each law where the runs' corpus lies: an offset from one run, offset and slope from more.
+    """Return for each law how the losses on the runs' corpus follow from it; an empty result if no run counts.
 
-    Runs below `LEAST_TOKENS_PER_PARAMETER` are left out; without any other, nothing is fitted. With two runs or more it
-    is the line of least squares.
+    Runs below `LEAST_TOKENS_PER_PARAMETER` do not count. One run gives an offset, several the line of least squares.
 
     Raises:
         InputError: tokenizers differ, or the runs are too alike or too noisy for a slope.

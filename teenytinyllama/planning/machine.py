@@ -1,14 +1,11 @@
-"""The machine of a plan: speed, power and price of one GPU, each with whether it was measured, given or assumed.
-
-What the chosen run needs beside time and money: a batch, memory on each GPU, room on the disk.
-"""
+"""The machine of a plan: speed, power and price of its GPUs, where each figure is from, and the memory a run needs."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..checks import ensure
 from ..energy.emissions import grid_intensity, place
-from ..gpus import GPUS, get_gpu
+from ..gpus import GPUS, Gpu, get_gpu
 from ..presets import Preset, count_parameters
 from .config import PlanConfig
 from .laws import CPU, MeasuredRun, choose_run
@@ -46,7 +43,7 @@ _CPU_WATTS, _CPU_WATTS_SOURCE = 85.0, "codecarbon's figure for a processor it do
 
 @dataclass(frozen=True)
 class Assumption:
-    """A number that the plan rests on, where it comes from, and why."""
+    """A number that a plan is computed with: its origin, and the reason for it or its source."""
 
     name: str
     value: str
@@ -56,24 +53,24 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan runs on.
+    """The hardware that a plan is made for.
 
     Attributes:
         gpu: a key of `gpus.GPUS`, the name of another GPU that a run was measured on, or `cpu`.
-        title: its name for readers.
-        num_gpus: how many.
-        memory_bytes: of each; None: not known.
-        precision: that it trains in.
-        mfu: share of the peak that one reaches alone; None: the speed was measured.
-        flops_per_second: that training reaches on each, by 6 N + 12 L h T.
-        watts: of each at work, with its share of the host.
-        pue: kWh of the building for each of the machine.
-        price_usd: of an hour of each; 0 for one's own computer.
-        country_iso_code: where it stands.
-        grams_per_kwh: of the grid there, g CO2e/kWh.
-        assumptions: where all these are from.
-        region: where in the country, or None for its mean.
-        run: that its speed was measured by.
+        title: name of the GPU or the processor for readers.
+        num_gpus: number of GPUs.
+        memory_bytes: memory of each GPU; None: not known.
+        precision: precision of the training.
+        mfu: share of its peak that one GPU alone reaches; None: the speed was measured.
+        flops_per_second: speed of each GPU in training, by 6 N + 12 L h T.
+        watts: power of each GPU at work, with its share of the host.
+        pue: kWh of the building for each kWh of the machine.
+        price_usd: price of an hour of each GPU; 0 for one's own computer.
+        country_iso_code: country of the machine.
+        grams_per_kwh: carbon intensity of the grid there, in g CO2e/kWh.
+        assumptions: origin of these figures.
+        region: region in the country, or None for the country's mean.
+        run: run by which the speed was measured; None: it is assumed.
     """
 
     gpu: str
@@ -106,7 +103,7 @@ class Machine:
         return hours * self.num_gpus * self.watts * self.pue / 1000
 
     def cost_usd(self, hours: float) -> float:
-        """Return the money for so many hours by the clock."""
+        """Return the price of so many hours by the clock."""
         return hours * self.num_gpus * self.price_usd
 
     def emissions_kg(self, kwh: float) -> float:
@@ -114,24 +111,8 @@ class Machine:
         return kwh * self.grams_per_kwh / 1000
 
 
-@dataclass(frozen=True)
-class _Sheet:
-    """What is known of a GPU, or of this computer, without a run on it; see `gpus.Gpu`."""
-
-    title: str
-    precision: str
-    peak_flops: float
-    peak_origin: Origin
-    peak_source: str
-    memory_bytes: float | None
-    watts: float
-    watts_source: str
-    price_usd: float
-    price_source: str
-
-
 def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
-    """Return the machine of a plan: from the question, from runs on the same hardware, then from tables.
+    """Return the machine of a plan, by the question, by runs on the same hardware and by tables, in that order.
 
     Raises:
         InputError: unknown GPU or country, a budget for a computer without a price, or a speed both given and measured.
@@ -143,19 +124,19 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
         f"budget={config.budget}: an hour of gpu={gpu} has no price. Give --price, or ask with --hours or --kwh.",
     )
     run = choose_run(runs, gpu, config.gpus)
-    sheet = _read_sheet(gpu, run)
+    sheet, title, precision, memory_bytes = _read_sheet(gpu, run)
     alone = config.gpus == 1 or config.mfu is not None or (run is not None and run.num_gpus > 1)
     scaling = 1.0 if alone else _SCALING
     mfu = _MFU.get(gpu, DEFAULT_MFU) if config.mfu is None else config.mfu
     machine = Machine(
         gpu=gpu,
-        title=sheet.title,
+        title=title,
         num_gpus=config.gpus,
-        memory_bytes=sheet.memory_bytes,
-        precision=sheet.precision,
+        memory_bytes=memory_bytes,
+        precision=precision,
         mfu=mfu,
         flops_per_second=sheet.peak_flops * mfu * scaling,
-        watts=sheet.watts if config.watts is None else config.watts,
+        watts=sheet.planned_watts if config.watts is None else config.watts,
         pue=config.pue,
         price_usd=sheet.price_usd if config.price is None else config.price,
         country_iso_code=config.country_iso_code,
@@ -175,19 +156,20 @@ def _choose_gpu(config: PlanConfig, runs: list[MeasuredRun]) -> str:
     return CPU if config.gpu.lower() == CPU else get_gpu(config.gpu)[0]
 
 
-def _read_sheet(gpu: str, run: MeasuredRun | None) -> _Sheet:
-    """Return what the table says of a GPU; a CPU's peak is measured here and now, unless a run has its speed."""
+def _read_sheet(gpu: str, run: MeasuredRun | None) -> tuple[Gpu, str, str, float | None]:
+    """Return what is known of a GPU or of this computer: record, title, precision, and memory in bytes.
+
+    The peak of this computer's processor is measured here and now, unless a run has measured its speed.
+    """
     if gpu in GPUS:
-        record = GPUS[gpu]
-        precision = "fp16" if gpu == "t4" else "bf16"  # as `training.hardware.choose_precision` would choose
-        return _Sheet(gpu, precision, record.peak_flops, "data sheet", record.source, record.memory_gb * 1e9,
-                      record.planned_watts, record.watts_source, record.price_usd, record.price_source)  # fmt: skip
+        precision = "fp16" if gpu == "t4" else "bf16"  # as `gpus.choose_precision` chooses
+        return GPUS[gpu], gpu, precision, GPUS[gpu].memory_gb * 1e9
     if gpu != CPU:
         assert run is not None
-        return _Sheet(gpu, run.precision, 0.0, "measured", "", run.memory_bytes, 0.0, "", 0.0, "not in the table")
-    title, peak, peak_source, memory_bytes = _measure_cpu() if run is None else (CPU, 0.0, "", None)
-    return _Sheet(title, "fp32", peak, "measured", peak_source, memory_bytes, _CPU_WATTS, _CPU_WATTS_SOURCE,
-                  0.0, "your own computer")  # fmt: skip
+        return Gpu(gpu, 0.0, 0, 0, 0.0, 0.0, "", "", "not in the table"), gpu, run.precision, run.memory_bytes
+    title, peak, source, memory_bytes = _measure_cpu() if run is None else (CPU, 0.0, "", None)
+    record = Gpu(CPU, peak, 0, 0, _CPU_WATTS, 0.0, source, _CPU_WATTS_SOURCE, "your own computer")
+    return record, title, "fp32", memory_bytes
 
 
 def _measure_cpu() -> tuple[str, float, str, float]:
@@ -198,22 +180,23 @@ def _measure_cpu() -> tuple[str, float, str, float]:
     from .memory import free_memory_bytes
 
     peak, source = peak_flops("cpu")
-    title = "cpu" if torch.cuda.is_available() else device_name()  # which names the GPU where there is one
+    title = "cpu" if torch.cuda.is_available() else device_name()  # with a GPU, device_name is the GPU's
     return title, peak, source.removeprefix("measured: "), free_memory_bytes(torch.device("cpu"))
 
 
-def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet, scaling: float) -> tuple[Assumption, ...]:
-    """Return where the numbers of a machine without a run on it come from."""
+def _assumptions(machine: Machine, config: PlanConfig, sheet: Gpu, scaling: float) -> tuple[Assumption, ...]:
+    """Return the origin of a machine's figures, as far as no run has measured them."""
 
     def item(name: str, value: str, given: float | None, reason: str) -> Assumption:
         if given is None:
             return Assumption(name, value, "assumed", reason)
         return Assumption(name, value, "given", "on the command line")
 
+    origin: Origin = "data sheet" if machine.gpu in GPUS else "measured"
     reason = next((text for gpu, text in _MFU_REASONS.items() if machine.gpu.startswith(gpu)), _MFU_UNKNOWN)
     grid = f"{place(machine.country_iso_code, machine.region)} {machine.grams_per_kwh:.1f} g CO2e/kWh"
     found = [
-        Assumption("peak", f"{sheet.peak_flops / 1e12:.3g} TFLOP/s", sheet.peak_origin, sheet.peak_source),
+        Assumption("peak", f"{sheet.peak_flops / 1e12:.3g} TFLOP/s", origin, sheet.source),
         item("MFU", f"{100 * (machine.mfu or 0):g} %", config.mfu, reason),
         item("power", f"{machine.watts:.0f} W each", config.watts, sheet.watts_source),
         item("price", f"{machine.price_usd:.2f} USD an hour each", config.price, sheet.price_source),
@@ -233,7 +216,7 @@ def _assumptions(machine: Machine, config: PlanConfig, sheet: _Sheet, scaling: f
 
 
 def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun, scaling: float) -> Machine:
-    """Return the machine with a run's speed and watts in place of the tables'.
+    """Return the machine with the speed and the power of a run in place of those of the tables.
 
     Raises:
         InputError: `mfu` is given as well.
@@ -272,12 +255,12 @@ _TOKEN_BYTES = 2  # `ttl pack` keeps ids of up to 65,536 entries in two bytes
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Memory of one GPU under one way of sharing the optimizer's state.
+    """Memory of one GPU under one ZeRO stage of DeepSpeed, which shares the optimizer's state between GPUs.
 
     Attributes:
-        zero_stage: DeepSpeed's stage; 0 shares nothing (`--accelerate single` or `ddp`).
-        state_bytes: held whatever the micro-batch is.
-        bytes_by_rows: peak by the rows that a GPU computes at once.
+        zero_stage: the stage; 0 shares nothing (`--accelerate single` or `ddp`).
+        state_bytes: memory that is used whatever the micro-batch is.
+        bytes_by_rows: peak memory by the rows that a GPU computes at once.
         rows: the micro-batch that would be chosen; None: not even one row fits.
     """
 
@@ -293,11 +276,11 @@ class Needs:
 
     Attributes:
         optimal_batch_tokens: tokens of a step that the batch law advises for the run's length.
-        usable_bytes: of each GPU's memory, that a micro-batch may fill; None: the memory is not known.
+        usable_bytes: part of each GPU's memory that is planned with; None: the memory is not known.
         stages: memory by ZeRO stage.
-        checkpoints_kept: by the recipe; one more is there while it is written.
-        checkpoints_bytes: of these and the final model.
-        packed_bytes: of the rows of tokens.
+        checkpoints_kept: checkpoints that the recipe keeps on the disk, beside the one that is being written.
+        checkpoints_bytes: room for these checkpoints and the final model.
+        packed_bytes: room for the packed rows of tokens.
     """
 
     optimal_batch_tokens: float
@@ -324,7 +307,7 @@ def run_needs(
         context: tokens a row.
         tokens: of the whole run.
         tokens_per_step: global batch.
-        checkpoints_kept: how many stay on the disk.
+        checkpoints_kept: number of checkpoints that stay on the disk.
         unique_tokens: different tokens; None: as many as are trained on.
         machine: what it runs on.
     """

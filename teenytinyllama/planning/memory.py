@@ -6,12 +6,13 @@ The arithmetic of batches: tokens a step into rows a rank computes at once, and 
 """
 
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
 
 from ..checks import counted, ensure
 from ..presets import Preset, count_parameters
@@ -346,22 +347,13 @@ def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
     if device.type == "cpu":
         import resource  # not on Windows, where the module must still be importable
 
-        shared = [_available_bytes(), *_cgroup_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
+        shared = [psutil.virtual_memory().available, *_cgroup_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
         own = [_address_space_bytes()] if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY else []
         return max(0, min([min(shared) // ranks_here, *own]))
     module: Any = getattr(torch, device.type)
     if device.type == "mps":
         return int(module.recommended_max_memory() - module.driver_allocated_memory())
     return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
-
-
-def _available_bytes() -> int:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # macOS counts no free memory that other programs would give up: half of it all
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _cgroup_bytes(listing: Path, mount: Path) -> Iterator[int]:
@@ -399,11 +391,7 @@ def _read_figure(folder: Path, name: str) -> int | None:
 
 def virtual_memory_bytes() -> int:
     """Return the size of this process's address space; 0 where the system does not say."""
-    if sys.platform != "linux":
-        return 0
-    import resource
-
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    return int(psutil.Process().memory_info().vms) if sys.platform == "linux" else 0
 
 
 def _address_space_bytes() -> int:

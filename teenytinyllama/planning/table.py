@@ -1,15 +1,13 @@
-"""A plan as text for the terminal.
-
-A plan as the user gets it: text, and on request the JSON and the config of the run.
-"""
+"""The report of a plan: its text for the terminal, and on request its JSON and the config of the planned run."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import write_yaml
 from ..energy.emissions import place
 from ..stage_folder import write_json
-from .config import PlanConfig, planned_values, read_recipe, write_config
+from .config import PlanConfig, planned_values, read_recipe
 from .laws import CPU, FITTED_PARAMETERS, FITTED_TOKENS, LAWS, LEAST_TOKENS_PER_PARAMETER, MOST_TOKENS_PER_PARAMETER
 from .memory import REPEATS_WORTH_READING
 from .plan import KEPT_BACK, MOST_PER_PARAMETER, READINGS, Plan, make_plan
@@ -26,7 +24,7 @@ def short(number: float) -> str:
 
 
 def _amount(number: float) -> str:
-    """Return an amount with about three digits, never as a power of ten."""
+    """Return an amount with about three digits: 0.042, 3.10, 42.1, 1,250."""
     return f"{number:,.{3 if number < 0.1 else 2 if number < 10 else 1 if number < 1000 else 0}f}"
 
 
@@ -218,7 +216,7 @@ def _about_hours(plan: Plan) -> list[str]:
 
 
 def _warnings(plan: Plan) -> list[str]:
-    """Return what is to be said against the chosen option, or against its predicted loss."""
+    """Return the warnings about the chosen option and about its predicted loss."""
     choice, lines = plan.choice, []
     turns = "Muennighoff et al. 2023; here a model got worse after seven to ten readings, docs/gpu.md"
     if choice.epochs is not None and choice.epochs > 1.01 * REPEATS_WORTH_READING:
@@ -296,4 +294,5 @@ def _write_run(path: Path, plan: Plan, recipes_folder: Path) -> None:
         f"Start it with: {_launch(str(path), plan)}",
         f"The rows of `packed` must be {plan.context:,} tokens long (`ttl pack --context {plan.context}`).",
     ]
-    write_config(path, values, comments)
+    path.touch(exist_ok=False)  # a file that somebody has made meanwhile stays
+    write_yaml(path, values, comments)

@@ -21,11 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_DONE, EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
-from ..stage_folder import ENVIRONMENT_NAME, LOCK_NAME, MANIFEST_NAME, PROGRESS_FOLDER, PROGRESS_NAME, write_json
+from ..stage_folder import (
+    ENVIRONMENT_NAME,
+    LOCK_NAME,
+    MANIFEST_NAME,
+    PROGRESS_FOLDER,
+    PROGRESS_NAME,
+    take_lock,
+    write_json,
+)
 from ..supervision import SUPERVISOR_VARIABLE, stopped_by_signals
 from .contents import index_upload, run_identity
 from .hub import Hub, Standing, open_hub, prepare
@@ -322,16 +328,14 @@ def _only_one(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -
     Raises:
         InputError: another process publishes the run, and this one was started by hand.
     """
-    folder = run / PROGRESS_FOLDER
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / LOCK_NAME)
-    while True:
+    refusal = f"RUN={run}: another process publishes it already. Wait for it or stop it."
+    lock = None
+    while lock is None:
         try:
-            lock.acquire(timeout=0)
-            break
-        except Timeout as error:
+            lock = take_lock(run / PROGRESS_FOLDER / LOCK_NAME, refusal)
+        except InputError:
             if SUPERVISOR_VARIABLE not in os.environ or has_ended():
-                raise InputError(f"RUN={run}: another process publishes it already. Wait for it or stop it.") from error
+                raise
             time.sleep(min(1.0, config.poll_seconds))
     try:
         yield

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ..checkpoints import list_checkpoints
 from ..checks import InputError, MissingFileError, ensure
 from ..stage_folder import MANIFEST_NAME, METRICS_NAME, numbered_jsonl_records, sha256_json
 
@@ -123,7 +124,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if not folder.is_dir():
             raise MissingFileError(f"run_folder={folder}: no such folder. Give the output_dir of `ttl pretrain`.")
-        is_begun = any(folder.glob("checkpoint-*")) or (folder / METRICS_NAME).exists()
+        is_begun = bool(list_checkpoints(folder)) or (folder / METRICS_NAME).exists()
         raise InputError(
             f"run_folder={folder}: the run is not complete, {MANIFEST_NAME} is written at its end. Run the same "
             "command again to resume it."

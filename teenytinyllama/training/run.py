@@ -14,7 +14,14 @@ from typing import Any, Protocol, TypeVar
 from transformers import PrinterCallback, ProgressCallback
 
 from ..arguments import write_yaml
-from ..checkpoints import checkpoint_faults, complete_checkpoints, is_ours, list_checkpoints, read_marker
+from ..checkpoints import (
+    checkpoint_faults,
+    checkpoint_path,
+    complete_checkpoints,
+    is_ours,
+    list_checkpoints,
+    read_marker,
+)
 from ..checks import InputError, StoppedResumable, beside_the_model, counted, ensure, is_main_process
 from ..distributed import check_ranks, least_over_ranks, leave_ranks
 from ..energy.ledger import ledger_files, read_starts
@@ -76,7 +83,7 @@ def choose_checkpoint(config: Any, plan: RunPlan, zero_stage: int) -> Path | Non
     ensure(step != _REFUSED, f"output_dir={plan.folder}: rank 0 refused to resume from it.")
     if step == _NONE:
         return None
-    path = plan.folder / f"checkpoint-{step}"
+    path = checkpoint_path(plan.folder, step)
     seen = least_over_ranks(int((path / MARKER_NAME).is_file()), config.device)
     ensure(
         seen,

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..arguments import load_yaml
 from ..checkpoints import (
     Marker,
+    checkpoint_path,
     complete_checkpoints,
     delete_checkpoint,
     hash_files,
@@ -32,7 +33,7 @@ from ..checks import RunFailedError, beside_the_model, free_disk_bytes
 from ..distributed import least_over_ranks, wait_for_ranks
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_path, read_starts
-from ..stage_folder import CONFIG_NAME, MARKER_NAME, PROGRESS_FOLDER, SPEED_TEST_NAME, StageFolder
+from ..stage_folder import CONFIG_NAME, ENVIRONMENT_NAME, MARKER_NAME, PROGRESS_FOLDER, SPEED_TEST_NAME, StageFolder
 
 # `on_save` belongs to saving and `on_train_begin` and `on_train_end` to starting and ending, whoever does the work.
 _EVENTS = ("on_step_begin", "on_step_end", "on_substep_end", "on_log", "on_evaluate", "on_prediction_step",
@@ -158,7 +159,7 @@ class CheckpointCallback(TrainerCallback):
         A checkpoint of this step from an earlier start, which was no good or was not trusted, is deleted: its marker
         must not stand in a folder that is being written.
         """
-        there = self.folder / f"checkpoint-{state.global_step}"
+        there = checkpoint_path(self.folder, state.global_step)
         is_empty = not there.is_dir() or not any(there.iterdir())
         cleared = not state.is_world_process_zero or is_empty or delete_checkpoint(there)
         if not least_over_ranks(int(cleared), args.device):
@@ -179,7 +180,7 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Wait for all ranks and the disk, write the marker, delete what is too old or was left half-written."""
-        newest = self.folder / f"checkpoint-{state.global_step}"
+        newest = checkpoint_path(self.folder, state.global_step)
         with self.clock.part("marking"):
             wait_for_ranks()
             if args.local_process_index == 0:
@@ -289,8 +290,8 @@ def _as_text(value: Any) -> str:
 
 
 def _files_of_speed_tests(folder: Path) -> set[str]:
-    """Return the files of a folder's account if it holds speed tests alone, no other work's."""
-    starts = read_starts(ledger_path(folder, 0))
+    """Return the energy files of a folder in which no run has begun, if they are of speed tests alone."""
+    starts = [] if (folder / ENVIRONMENT_NAME).is_file() else read_starts(ledger_path(folder, 0))
     if not starts or not all(start.is_speed_test for start in starts):
         return set()
     return {path.name for path in (ledger_path(folder, 0), *emission_files(folder))}

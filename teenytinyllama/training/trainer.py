@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints import begin_saving
+from ..checkpoints import begin_saving, checkpoint_path
 from ..distributed import SharedFlag, any_rank
 from ..models import finish_saved, without_cudnn_attention
 from .caps import Pauses
@@ -174,7 +174,7 @@ class RunTrainer:
         # To take the time, and to mark the folder as ours before the first file.
         with self.clock.part("saving"):
             if self.is_world_process_zero():  # type: ignore[attr-defined]
-                begin_saving(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")  # type: ignore[attr-defined]
+                begin_saving(checkpoint_path(Path(self.args.output_dir), self.state.global_step))  # type: ignore[attr-defined]
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
 
