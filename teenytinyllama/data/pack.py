@@ -36,7 +36,7 @@ from ..energy.ledger import LEDGER_NAME
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter, move_energy_files
 from ..stage_folder import MANIFEST_NAME, read_manifest, sha256_file, sha256_json, take_lock, write_manifest
-from .sources import Corpus, CorpusConfig, Document, source_statistics
+from .sources import Corpus, CorpusConfig, Document, count_document
 from .workers import Chunk, DocumentEncoder
 
 if TYPE_CHECKING:
@@ -64,15 +64,6 @@ class Totals:
     validation_tokens: int = 0
     tail: list[tuple[str, int, int]] = field(default_factory=list)  # last training documents: source, tokens, bytes
     sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
-
-    def count(self, split: str, document: Document, num_bytes: int, num_tokens: int) -> None:
-        """Add one document."""
-        record = self.sources[split].setdefault(document.source, source_statistics())
-        record["documents"] += 1
-        record["bytes"] += num_bytes
-        record["tokens"] += num_tokens
-        if document.license and document.license not in record["licenses"]:
-            record["licenses"].append(document.license)
 
     def without_tail(self, dropped_tokens: int) -> dict[str, dict[str, Any]]:
         """Return the records of the training sources without the last tokens, which make no whole row.
@@ -141,7 +132,7 @@ class Journal:
         touched: dict[str, dict[str, Any]] = {split: {} for split in totals.sources}
         for (split, document), ids in zip(chunk, encoded, strict=True):
             num_bytes = len(document.text.encode())
-            totals.count(split, document, num_bytes, len(ids))
+            count_document(totals.sources[split], document.source, document.license, bytes=num_bytes, tokens=len(ids))
             touched[split][document.source] = totals.sources[split][document.source]
             self.files[split].write(ids.tobytes())
             if split == "train":

@@ -293,6 +293,18 @@ def sample_hash(inputs: list[str]) -> dict[str, str]:
     return {SAMPLE: digest.hexdigest()}
 
 
-def source_statistics() -> dict[str, Any]:
-    """Return an empty record of one source's documents, bytes, tokens and licences, for a stage to fill."""
-    return {"documents": 0, "bytes": 0, "tokens": 0, "licenses": []}
+def count_document(sources: dict[str, dict[str, Any]], source: str, license: str, **amounts: int) -> None:
+    """Add a document to the statistics of its source: `documents`, the amounts by their names, and `licenses`.
+
+    Args:
+        sources: the statistics by source; filled.
+        source: of the document.
+        license: of the document; empty when unknown.
+        amounts: such as bytes and tokens, the same ones each time.
+    """
+    record = sources.setdefault(source, {"documents": 0, **dict.fromkeys(amounts, 0), "licenses": []})
+    record["documents"] += 1
+    for name, amount in amounts.items():
+        record[name] += amount
+    if license and license not in record["licenses"]:
+        record["licenses"].append(license)

@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from trl import DPOConfig, SFTConfig
 
 from ..checks import ensure, ensure_packages
-from ..data.conversations import ConversationsConfig, conversations_manifest
-from ..data.preferences import PreferencesConfig, preferences_manifest
+from ..data.conversations import (
+    ConversationsConfig,
+    PreferencesConfig,
+    conversations_manifest,
+    preferences_manifest,
+)
 from ..models import finish_saved
 from ..planning.memory import shared_rows
 from ..training.settings import REFUSED_KEYS, RunSettings

@@ -11,8 +11,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..arguments import build
 from ..checks import ensure
+from ..data.conversations import (
+    PreferencesConfig,
+    preferences_manifest,
+    prepare_preferences,
+)
 from ..data.instructions import describe_examples, print_left_out
-from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
 from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..models import avoid_cudnn_attention
