@@ -162,7 +162,7 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
     held_out = resolve_files("validation_inputs", config.validation_inputs or [], RECORD_SUFFIXES)
 
     def rows(counts: Counts) -> Iterator[tuple[Split, Row]]:
-        preparation = _Preparation(config, encoder, counts)
+        preparation = _ConversationRows(config, encoder, counts)
         found = split_conversations(config.inputs, train, held_out, config.validation_fraction, counts)
         for split, conversation, place in found:
             for row in preparation.rows(conversation, place):
@@ -173,8 +173,8 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
     return _prepare(config, tokenizer, hashes, _CONVERSATIONS, rows)
 
 
-class _Preparation:
-    """Encodes conversations within the context, and counts."""
+class _ConversationRows:
+    """Makes rows of conversations that fit into the context, and counts what is left out."""
 
     def __init__(self, config: ConversationsConfig, encoder: ConversationEncoder, counts: Counts) -> None:
         self.config, self.encoder, self.counts = config, encoder, counts

@@ -221,7 +221,7 @@ def _unreadable(key: str, path: Path, error: OSError) -> InputError:
 
 SAMPLE = "sample"
 _HUB_INPUT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)(?:/(?P<pattern>.+))?$")
-# Hidden files, and rests of editors, browsers, copiers and systems; the same of folders.
+# Names of hidden files and folders, and of temporary ones of editors, browsers, copiers and systems.
 _TEMPORARY_NAMES = r"""
 .* ~$* #*# *~ *.tmp *.temp *.part *.partial *.crdownload *.download *.swp *.bak *.lock thumbs.db desktop.ini __macosx
 __pycache__ $recycle.bin system?volume?information lost+found _temporary _delta_log _success _metadata _common_metadata
@@ -236,7 +236,7 @@ environment.json emissions.json package.json package-lock.json croissant.json
 """.split()  # noqa: SIM905
 )
 _OUR_RECORDS = frozenset({"emissions.csv", "ledger.jsonl", "metrics.jsonl", "samples.jsonl"})  # beside a run.json
-_EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # not worth a word
+_EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # left out without a message
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 SPLITS: tuple[Split, Split] = ("train", "validation")
-# Characters from which on an equal answer is no chance: "A resposta é 73." is shared by questions that differ.
-_TELLING_ANSWER = 40
-_MOST_REASONS = 20  # told apart by what was found, such as each unknown role
+# Questions with an equal answer of at least so many characters are one question asked in two ways. A shorter answer,
+# such as "A resposta é 73.", may be equal by chance.
+_LONG_ANSWER_CHARS = 40
+_MOST_REASONS = 20  # reasons with what was found in a row, such as each unknown role, that are counted apart
 
 DUPLICATE = "a duplicate"
 TOO_LONG = "longer than the context"
@@ -46,10 +47,10 @@ class Conversation:
         """Return the first question, folded: conversations that begin with it stay on one side of the split."""
         return _folded(next(message["content"] for message in self.messages if message["role"] == "user"))
 
-    def telling_texts(self) -> list[str]:
-        """Return the texts, folded, by which another conversation is known to be of the same family."""
+    def family_texts(self) -> list[str]:
+        """Return the texts, folded, that no conversation of another family has: first question and long answers."""
         answers = [_folded(message["content"]) for message in self.messages if message["role"] == "assistant"]
-        return [self.first_question(), *(answer for answer in answers if len(answer) >= _TELLING_ANSWER)]
+        return [self.first_question(), *(answer for answer in answers if len(answer) >= _LONG_ANSWER_CHARS)]
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def read_conversations(
     families = _Families()
     for turns, origin, place in _distinct(rows, counts, read_turns, _fingerprint):
         found.append((Conversation(turns.messages, *origin), place))
-        families.join(found[-1][0].telling_texts())
+        families.join(found[-1][0].family_texts())
     names = [families.name(conversation.first_question()) for conversation, _ in found]
     held_out = held_out_texts(names, validation_fraction)
     for name, (conversation, place) in zip(names, found, strict=True):
@@ -193,9 +194,9 @@ def split_conversations(
         bar = tqdm(found, desc="reading conversations", unit=" rows", mininterval=1.0, leave=False, disable=None)
         for split, conversation, place in bar:
             if key == "validation_inputs":
-                held_out_texts.update(conversation.telling_texts())
+                held_out_texts.update(conversation.family_texts())
                 yield "validation", conversation, place
-            elif held_out_texts.intersection(conversation.telling_texts()):
+            elif held_out_texts.intersection(conversation.family_texts()):
                 counts.drop(HELD_OUT, place)
             else:
                 yield split, conversation, place
@@ -309,7 +310,7 @@ class _Families:
 
 
 def reasons(counts: Counts) -> str:
-    """Return why rows were left out, the most frequent reason first, each with its first row."""
+    """Return the reasons why rows were left out, the most frequent one first, each with its first row."""
     found = counts.dropped.most_common()
     texts = [f"{number:,} x {reason}, first {counts.first_dropped[reason]}" for reason, number in found]
     return "; ".join(texts) or "no row at all"

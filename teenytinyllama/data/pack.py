@@ -13,7 +13,8 @@ A packed folder holds, all readable with numpy alone:
 
 There are no labels: for a causal model they are the inputs, and the collator makes them.
 
-The unfinished part of a packed folder, and how far it has come: what lets packing go on after a kill.
+While a folder is being packed, its unfinished part lies in `.partial`: files of tokens that only grow, and a journal of
+the chunks of documents that are done. After a kill, the same command goes on behind the last of them.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ DOCUMENT_DTYPE = np.dtype([("offset", "<i8"), ("num_tokens", "<i8"), ("num_bytes
 
 
 def is_journal(folder: Path) -> bool:
-    """Return whether an unfinished folder was made here: the plan, a hash, is the first thing that is written."""
+    """Return whether a folder is the unfinished part of a packing: its first file is the plan, which holds a hash."""
     plan = folder / "plan"
     if folder.is_symlink() or not plan.is_file():
         return False
@@ -62,7 +63,8 @@ class Totals:
     documents: int = 0  # read, in order, of both splits: where to go on after a kill
     train_tokens: int = 0
     validation_tokens: int = 0
-    tail: list[tuple[str, int, int]] = field(default_factory=list)  # last training documents: source, tokens, bytes
+    # The last training documents (source, tokens, bytes), of which the end of the corpus may drop some.
+    tail: list[tuple[str, int, int]] = field(default_factory=list)
     sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
 
     def without_tail(self, dropped_tokens: int) -> dict[str, dict[str, Any]]:
@@ -255,7 +257,7 @@ def pack(config: PackConfig) -> Path:
     if _is_done(output, sha256_json(plan), config):
         print(f"{output} already holds these rows")
         return output
-    num_documents, num_bytes = _inspect(corpus)
+    num_documents, num_bytes = _check_documents(corpus)
     if corpus.split_exception:
         print(corpus.split_exception.note)
     # Not len(tokenizer): a tokenizer can leave out ids.
@@ -329,8 +331,15 @@ def _is_done(output: Path, plan_sha256: str, config: PackConfig) -> bool:
     return False
 
 
-def _inspect(corpus: Corpus) -> tuple[int, int]:
-    """Read everything once before anything is written: bad text is found now, not after an hour."""
+def _check_documents(corpus: Corpus) -> tuple[int, int]:
+    """Read all documents before anything is written, and return how many there are and the bytes of their text.
+
+    Bad text stops the work before it starts, and the bytes say whether the disk has room. To be encoded, the documents
+    are read a second time: keeping them would take the memory or the disk of the whole corpus.
+
+    Raises:
+        InputError: a file cannot be read, or there is no document with text.
+    """
     from tqdm import tqdm
 
     num_bytes, count = 0, {"train": 0, "validation": 0}

@@ -1,4 +1,4 @@
-"""Rows of one file: parquet, jsonl, json, csv, tsv or txt, plain or compressed; errors name the file and the place."""
+"""Readers: the rows of a parquet, jsonl, json, csv, tsv or txt file; an error names the file and the place."""
 
 import codecs
 import contextlib

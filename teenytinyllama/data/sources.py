@@ -1,4 +1,4 @@
-"""Sources of documents: the texts of a config's input files, or the embedded sample; and what of them is held out."""
+"""Sources: the documents of a config's input files or of the embedded sample, and which of them are held out."""
 
 import codecs
 import contextlib
