@@ -137,9 +137,6 @@ class PreferencesConfig(_ExamplesConfig):
     )
 
 
-# --- conversations
-
-
 def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTokenizerBase") -> Path:
     """Write the tokens of conversations and return their folder; a second call with the same inputs finds it done.
 
@@ -254,9 +251,6 @@ def _without_weightless(learnt: list[bool], is_answer: list[bool], messages: lis
         f"messages: a turn has weight 0, and the chat template marks {number} answers where {len(answers)} stand",
     )
     return kept
-
-
-# --- preferences
 
 
 def prepare_preferences(config: PreferencesConfig, tokenizer: "PreTrainedTokenizerBase") -> Path:
