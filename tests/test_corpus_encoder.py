@@ -1,12 +1,13 @@
 """Encoding a corpus: each word once, in worker processes, with the ids of the plain way."""
 
 import io
-import os
-import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -86,6 +87,12 @@ def test_other_tokenizers_take_the_library_s_way(tokenizer_folder: Path) -> None
     assert ids(CorpusEncoder(gpt, np.uint16).encode(["a b", "ba"])) == [[0, 1, 2], [2, 0]]
 
 
+def worker_processes() -> list[psutil.Process]:
+    """The workers that this process has started."""
+    children = psutil.Process().children()
+    return [child for child in children if "teenytinyllama.data.workers" in child.cmdline()]
+
+
 def pack_with(tmp_path: Path, corpus: Path, tokenizer: Path, num_workers: int | None) -> Path:
     config = PackConfig(inputs=[str(corpus)], tokenizer=str(tokenizer), output_dir=str(tmp_path / f"p{num_workers}"),
                         context=32, validation_fraction=0.1, num_workers=num_workers)  # fmt: skip
@@ -105,10 +112,13 @@ def test_the_rows_are_the_same_whatever_the_number_of_workers(
 def test_small_corpora_start_no_process(
     tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError
+    popen = subprocess.Popen
 
-    monkeypatch.setattr(workers, "_start_worker", refuse)
+    def refuse_workers(command: list[str], *args: Any, **options: Any) -> Any:
+        assert "teenytinyllama.data.workers" not in command
+        return popen(command, *args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", refuse_workers)
     pack_with(tmp_path, corpus_folder, tokenizer_folder, None)
     with pytest.raises(AssertionError):
         pack_with(tmp_path, corpus_folder, tokenizer_folder, 2)
@@ -118,9 +128,8 @@ def test_a_worker_that_dies_is_named(tokenizer_folder: Path) -> None:
     tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
     chunks = [[("train", Document("uma casa", "texto"))]] * 5
     with DocumentEncoder(tokenizer, np.uint16, 2) as encoding:
-        for worker in encoding._workers:
-            os.kill(worker.pid, signal.SIGKILL)
-            worker.wait()
+        for worker in worker_processes():
+            worker.kill()
         with pytest.raises(RunFailedError, match=r"encoding: a worker process ended with code -9 .* fewer num_workers"):
             list(encoding.encode_chunks(chunks))
 
@@ -139,13 +148,13 @@ def test_without_a_start_token_what_is_scored_begins_with_an_end_token(tokenizer
 
 def test_workers_end_with_their_input(tokenizer_folder: Path) -> None:
     tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
-    encoding = DocumentEncoder(tokenizer, np.uint16, 2)
-    for worker in encoding._workers:
-        assert worker.stdin is not None
-        worker.stdin.close()
-        assert worker.wait(timeout=60) == 0
-        assert worker.stdout is not None
-        worker.stdout.close()
+    command = [sys.executable, "-m", "teenytinyllama.data.workers"]
+    frame = io.BytesIO()
+    write_frame(frame, [b'{"dtype": "uint16"}', tokenizer.backend_tokenizer.to_str().encode()])
+    write_frame(frame, [b"uma casa"])
+    done = subprocess.run(command, input=frame.getvalue(), capture_output=True, timeout=60, check=True)
+    (encoded,) = read_frame(io.BytesIO(done.stdout)) or []
+    assert np.frombuffer(encoded, dtype=np.uint16).tolist() == encode_texts(tokenizer, ["uma casa"])[0]
 
 
 def test_frames() -> None:

@@ -15,10 +15,14 @@ import yaml
 
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError, hub_license
-from teenytinyllama.data.conversations import ConversationsConfig, prepare_conversations
+from teenytinyllama.data.conversations import (
+    ConversationsConfig,
+    PreferencesConfig,
+    prepare_conversations,
+    prepare_preferences,
+)
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed
-from teenytinyllama.data.preferences import PreferencesConfig, prepare_preferences
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.publishing.dataset_card import size_category

@@ -15,7 +15,7 @@ from teenytinyllama import from_pretrained
 from teenytinyllama.arguments import build, check_types, write_yaml
 from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
-from teenytinyllama.data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
+from teenytinyllama.data.conversations import PreferencesConfig, preferences_manifest, prepare_preferences
 from teenytinyllama.data.turns import RowError, read_pair
 from teenytinyllama.energy.emissions import read_emissions
 from teenytinyllama.energy.ledger import read_ledger
@@ -163,7 +163,7 @@ def test_equal_answers_are_refused_or_dropped_and_counted(tmp_path: Path, chat_m
     assert prepare_preferences(config, tokenizer) == folder
     config.inputs = [str(write_rows(tmp_path / "b.jsonl", bad))]
     config.output_dir = str(tmp_path / "none")
-    with pytest.raises(InputError, match="hold no pair to learn from"):
+    with pytest.raises(InputError, match="hold no pair of answers to learn from"):
         prepare_preferences(config, tokenizer)
 
 

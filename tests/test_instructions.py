@@ -11,7 +11,7 @@ import pytest
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.data import instructions, turns
-from teenytinyllama.data.instructions import Conversation, Counts, read_conversations
+from teenytinyllama.data.instructions import Conversation, Counts, read_conversations, split_to_fit
 from teenytinyllama.data.readers import read_records
 from teenytinyllama.data.turns import RowError, read_turns
 
@@ -260,11 +260,11 @@ def test_a_conversation_is_split_where_it_fits() -> None:
     def fits(messages: list[dict[str, str]]) -> bool:
         return sum(len(message["content"]) for message in messages) <= 10 + len(SYSTEM["content"])
 
-    parts, left_out = instructions.split_to_fit(Conversation([SYSTEM, *turns], "s"), fits)
+    parts, left_out = split_to_fit(Conversation([SYSTEM, *turns], "s"), fits)
     assert [part.messages for part in parts] == [[SYSTEM, *turns[:4]], [SYSTEM, *turns[6:]]]
     assert left_out == 1
     assert {part.source for part in parts} == {"s"}
-    assert instructions.split_to_fit(Conversation(turns[4:6]), fits) == ([Conversation(turns[4:6])], 0)
+    assert split_to_fit(Conversation(turns[4:6]), fits) == ([Conversation(turns[4:6])], 0)
 
 
 def test_rows_of_all_files_are_the_same(tmp_path: Path) -> None:

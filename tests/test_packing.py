@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -391,16 +392,18 @@ def test_bytes_are_those_of_the_text(tmp_path: Path, sample_texts: list[str]) ->
 def test_rows_are_compared_with_their_hash(
     tmp_path: Path, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(packed_module._CHECKED_VARIABLE, raising=False)
-    monkeypatch.setattr(packed_module, "_PART_BYTES", 1 << 10)
+    monkeypatch.delenv("TTL_CHECKED_ROWS", raising=False)
+    monkeypatch.setattr(packed_module, "PART_BYTES", 1 << 10)
     copy = shutil.copytree(packed_folder, tmp_path / "p")
     check_packed(load_packed(copy))
-    read: list[str] = []
-    monkeypatch.setattr(packed_module, "_digest_and_largest", lambda _, name, bar: read.append(name))
-    check_packed(load_packed(copy))
-    assert not read, "what was compared is not read again"
+    rows = (copy / "train.npy").read_bytes()
+    status = (copy / "train.npy").stat()
+    (copy / "train.npy").write_bytes(rows[:-1] + bytes([rows[-1] ^ 1]))
+    os.utime(copy / "train.npy", ns=(status.st_atime_ns, status.st_mtime_ns))
+    check_packed(load_packed(copy))  # what was compared is not read again
+    (copy / "train.npy").write_bytes(rows)
     monkeypatch.undo()
-    monkeypatch.delenv(packed_module._CHECKED_VARIABLE, raising=False)
+    monkeypatch.delenv("TTL_CHECKED_ROWS", raising=False)
     with pytest.raises(InputError, match=r"packed=.*train.npy holds the id \d+, and the vocabulary has 300"):
         check_packed(load_packed(copy), vocab_size=300)
     for name in packed_module.PACKED_NAMES:

@@ -381,11 +381,11 @@ def test_damaged_parquet_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_long_line_and_many_files_take_time_in_proportion(tmp_path: Path) -> None:
     """Work is counted, not time: parts of a line are joined once, and names are looked up, never searched."""
-    from teenytinyllama.data import input_files as encodings
     from teenytinyllama.data.input_files import SourceFile, hash_files
+    from teenytinyllama.data.readers import lines_of
 
     parts = ["x" * 1000] * 1000
-    assert [len(line) for line in encodings.lines_of(iter([*parts, "\ny"]))] == [1_000_000, 1]
+    assert [len(line) for line in lines_of(iter([*parts, "\ny"]))] == [1_000_000, 1]
     path = tmp_path / "a.txt"
     path.write_text("a")
     names = ["a.txt"] * 3000 + ["a.txt (2)", "b.txt"]

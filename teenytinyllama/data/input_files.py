@@ -1,4 +1,4 @@
-"""Input files: the files that a config's inputs stand for, without what is no data; their hashes.
+"""Input files: the files that a config's inputs stand for, without what is no data; their hashes and encodings.
 
 An input is one of:
 
@@ -6,31 +6,33 @@ An input is one of:
 * `hf://datasets/user/name@COMMIT[/pattern]`: files of a Hub dataset at a 40-digit commit;
 * `sample`: the embedded corpus, which is no file.
 
-Encodings: the text of a file that is no parquet, in parts and lines; its encoding given or recognised, and said.
+The encoding of a file that is no parquet is given or recognised. A recognised one is said if it is not UTF-8.
 """
 
 import codecs
+import contextlib
 import fnmatch
-import functools
 import glob
+import hashlib
 import itertools
 import os
 import re
-import shlex
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from ..checks import InputError, ensure, hub_errors, is_main_process
+from ..checks import InputError, counted, ensure, hub_errors, is_main_process
 from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, SAMPLES_NAME, sha256_file
+
+_COMPRESSED = (".gz", ".zst")
 
 
 def _with_compressed(*kinds: str) -> tuple[str, ...]:
-    return tuple(kind + packed for kind in kinds for packed in ("", ".gz", ".zst"))
+    return tuple(kind + packed for kind in kinds for packed in ("", *_COMPRESSED))
 
 
 RECORD_SUFFIXES = (".parquet", *_with_compressed(".jsonl", ".json", ".ndjson"))  # of rows with several columns
@@ -40,7 +42,7 @@ SUFFIXES = (*RECORD_SUFFIXES, *TABLE_SUFFIXES, *_with_compressed(".txt"))  # of 
 
 def describe_kinds(suffixes: tuple[str, ...]) -> str:
     """Return how files of the known kinds end, for a message."""
-    plain = [suffix for suffix in suffixes if not suffix.endswith((".gz", ".zst"))]
+    plain = [suffix for suffix in suffixes if not suffix.endswith(_COMPRESSED)]
     return ", ".join(plain) + (" (all but parquet also as .gz or .zst)" if len(plain) < len(suffixes) else "")
 
 
@@ -61,7 +63,7 @@ _SAID: set[tuple[str, ...]] = set()
 
 
 def say_once(key: tuple[str, ...], message: str) -> None:
-    """Print what a user should know of the data, once in a process: files are read several times, and by all ranks."""
+    """Print what a user should know of the data, once in a run: files are read several times, and by all ranks."""
     if key not in _SAID and is_main_process():
         print(message, flush=True)
     _SAID.add(key)
@@ -78,57 +80,17 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def not_utf_8(key: str, path: Path, where: str, error: UnicodeDecodeError) -> InputError:
-    """Return the refusal of bytes that are not UTF-8, with what to do about them.
+def _recognise(parts: Iterator[bytes]) -> str:
+    """Return the encoding of a text: by its mark, by the zeros of UTF-16 and UTF-32, UTF-8, or windows-1252.
+
+    Every text that is valid UTF-8 is UTF-8. Another one is windows-1252 if at least nine in ten of its bytes beyond
+    ASCII are letters and signs of Portuguese and its neighbours there, none is undefined, none is a control character
+    (binary files), and at most one in fifty belongs to a letter or sign in UTF-8 (files of mixed origin). A text of
+    which nothing fits counts as UTF-8, and is refused where it is read.
 
     Args:
-        key: the config key that names the file.
-        path: of the file.
-        where: the row, line or byte.
-        error: the decoder's.
+        parts: of the text, in order; read as far as needed.
     """
-    advice = ""
-    if kind_of(path) != ".parquet":
-        quoted = shlex.quote(path.name), shlex.quote(f"utf8-{path.name}")
-        advice = (
-            " Repair the place or drop it. If all of the file is windows-1252 (old Brazilian files mostly are): "
-            + ("encoding: cp1252, or " if key in ("inputs", "validation_inputs") else "")
-            + f"iconv -f WINDOWS-1252 -t UTF-8 {quoted[0]} > {quoted[1]}"
-        )
-    found = f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
-    return InputError(f"{key}={path}: {where} is not valid UTF-8 ({found}).{advice}")
-
-
-def ensure_encoding(encoding: str | None) -> None:
-    """Check the key `encoding`.
-
-    Raises:
-        InputError: Python knows no character encoding of that name.
-    """
-    if encoding is None:
-        return
-    fix = "Give one such as utf-8, cp1252 (windows-1252), latin-1, utf-16, cp850 or mac-roman, or leave it out."
-    try:
-        found = codecs.lookup(encoding)
-        is_of_text = found._is_text_encoding and "aã".encode(encoding).decode(encoding) == "aã"  # type: ignore[attr-defined]
-    except (LookupError, ValueError) as error:  # also one that has no ã, and a NUL in the name
-        raise InputError(f"encoding={encoding}: is no encoding of Portuguese text. {fix}") from error
-    ensure(
-        is_of_text and "escape" not in found.name and found.name not in ("idna", "punycode"),
-        f"encoding={encoding}: is no encoding of Portuguese text. {fix}",
-    )
-
-
-@functools.lru_cache(maxsize=100_000)  # files are read several times
-def _recognise(key: str, path: Path, size: int, changed_ns: int) -> str:
-    """Return the encoding of a file: by its mark, by the zeros of UTF-16 and UTF-32, UTF-8, or windows-1252.
-
-    Every file that is valid UTF-8 is UTF-8. Another one is windows-1252 if at least nine in ten of its bytes beyond
-    ASCII are letters and signs of Portuguese and its neighbours there, none is undefined, none is a control character
-    (binary files), and at most one in fifty belongs to a letter or sign in UTF-8 (files of mixed origin). A file of
-    which nothing fits counts as UTF-8, and is refused where it is read.
-    """
-    parts = _bytes(key, path)
     head = next(parts, b"")
     for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
@@ -167,31 +129,69 @@ def _by_zeros(head: bytes) -> str | None:
     return "utf-16-le" if odd > 0.5 and even < 0.1 else "utf-16-be" if even > 0.5 and odd < 0.1 else None
 
 
-def _bytes(key: str, path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a plain or compressed file in parts."""
-    try:
-        with _open_bytes(path) as stream:
-            while part := stream.read(_PART_BYTES):
-                yield part
-    except OSError as error:
-        what = "damaged compressed file" if path.name.lower().endswith((".gz", ".zst")) else "cannot be read"
-        raise InputError(f"{key}={path}: {what} ({first_line(error)}).") from error
+class _HashedFile:
+    """An open file whose bytes are hashed while they are read."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes], on_bytes: Callable[[int], object] | None) -> None:
+        self.digest, self._file, self._on_bytes = hashlib.sha256(), file, on_bytes
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes of the file."""
+        part = self._file.read(size)
+        self.digest.update(part)
+        if self._on_bytes:
+            self._on_bytes(len(part))
+        return part
+
+    def close(self) -> None:
+        """Leave the file open, which pyarrow would close after the compressed text: more bytes may follow."""
 
 
-def _open_bytes(path: Path) -> IO[bytes]:
-    if path.name.lower().endswith((".gz", ".zst")):
+def _parts(path: Path, file: Any) -> Iterator[bytes]:
+    """Yield the bytes of an open file in parts, decompressed."""
+    if path.name.lower().endswith(_COMPRESSED):
         import pyarrow
 
         codec = "gzip" if path.name.lower().endswith(".gz") else "zstd"
-        stream: IO[bytes] = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path), "rb"), codec)
-        return stream
-    return path.open("rb")
+        file = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), codec)
+    while part := file.read(_PART_BYTES):
+        yield part
 
 
-def _recognised(key: str, path: Path) -> str:
-    """Return the encoding of a file by `_recognise`, and say it if it is not UTF-8."""
+_ENCODINGS: dict[tuple[Path, int, int], str] = {}  # of text files, by path, size and time of change
+
+
+def _scan(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
+    """Return the sha256 of a text file, and keep its encoding; the file is read once for both.
+
+    Raises:
+        OSError: it cannot be read, or is a damaged compressed file.
+    """
     status = path.stat()
-    encoding = _recognise(key, path, status.st_size, status.st_mtime_ns)
+    with path.open("rb") as opened:
+        file = _HashedFile(opened, on_bytes)
+        _ENCODINGS[path, status.st_size, status.st_mtime_ns] = _recognise(_parts(path, file))
+        while file.read(_PART_BYTES):  # what was not needed to recognise the encoding
+            pass
+        return file.digest.hexdigest()
+
+
+def encoding_of(key: str, path: Path) -> str:
+    """Return the encoding of a text file, recognised by its bytes; one other than UTF-8 is said.
+
+    Raises:
+        InputError: the file cannot be read; it names the config key.
+    """
+    status = path.stat()
+    seen = path, status.st_size, status.st_mtime_ns
+    try:
+        if seen not in _ENCODINGS:
+            _scan(path)
+    except OSError as error:
+        raise _unreadable(key, path, error) from error
+    encoding = _ENCODINGS[seen]
     if encoding != "utf-8":
         shown = "windows-1252" if encoding == "cp1252" else encoding.upper()
         say_once(
@@ -201,56 +201,27 @@ def _recognised(key: str, path: Path) -> str:
     return encoding
 
 
-def characters(key: str, path: Path, encoding: str | None, by_line: bool = True) -> Iterator[str]:
-    """Yield the text of a file in parts, without a byte order mark.
+def read_bytes(key: str, path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a plain or compressed file in parts.
 
-    Args:
-        key: the config key that names the file, for the message.
-        path: of the file.
-        encoding: of the file; None: recognised, and said if it is not UTF-8.
-        by_line: name the line of a bad byte, rather than its place in the file.
+    Raises:
+        InputError: the file cannot be read; it names the config key.
     """
-    name = encoding or _recognised(key, path)
-    decoder = codecs.getincrementaldecoder(name)()
-    lines = position = 0
-    for part in itertools.chain(_bytes(key, path), [b""]):
-        held_back = len(decoder.getstate()[0])  # the first bytes of a character that the last part cut
-        try:
-            text = decoder.decode(part, final=not part)
-        except UnicodeDecodeError as error:
-            line = lines + error.object[: error.start].count(b"\n") + 1
-            place = position - held_back + error.start
-            where = f"line {line}" if by_line else f"byte {place}"
-            if codecs.lookup(name).name == "utf-8":
-                raise not_utf_8(key, path, where, error) from error
-            raise InputError(
-                f"{key}={path}: {where} is not valid {name} ({error.reason}). Repair it, or give its encoding."
-            ) from error
-        except UnicodeError as error:  # UTF-16 without the mark that its name promises
-            raise InputError(f"{key}={path}: is not valid {name} ({error}). Give its encoding, or none.") from error
-        text = text.removeprefix("\ufeff") if position == 0 else text
-        position += len(part)
-        lines += text.count("\n")
-        yield text
+    try:
+        with path.open("rb") as file:
+            yield from _parts(path, file)
+    except OSError as error:
+        raise _unreadable(key, path, error) from error
 
 
-def lines_of(parts: Iterator[str]) -> Iterator[str]:
-    """Yield the lines of a text that comes in parts, without their line feeds."""
-    begun: list[str] = []  # of a line longer than a part: joined once, when it ends
-    for part in parts:
-        first, *more = part.split("\n")
-        begun.append(first)
-        if more:
-            yield "".join(begun)
-            yield from more[:-1]
-            begun = [more[-1]]
-    if last := "".join(begun):
-        yield last
+def _unreadable(key: str, path: Path, error: OSError) -> InputError:
+    what = "damaged compressed file" if path.name.lower().endswith(_COMPRESSED) else "cannot be read"
+    return InputError(f"{key}={path}: {what} ({first_line(error)}).")
 
 
 SAMPLE = "sample"
 _HUB_INPUT = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)(?:/(?P<pattern>.+))?$")
-# Hidden files, and rests of editors, browsers, copiers and systems; the same of folders.
+# Names of hidden files and folders, and of temporary ones of editors, browsers, copiers and systems.
 _TEMPORARY_NAMES = r"""
 .* ~$* #*# *~ *.tmp *.temp *.part *.partial *.crdownload *.download *.swp *.bak *.lock thumbs.db desktop.ini __macosx
 __pycache__ $recycle.bin system?volume?information lost+found _temporary _delta_log _success _metadata _common_metadata
@@ -265,8 +236,7 @@ environment.json emissions.json package.json package-lock.json croissant.json
 """.split()  # noqa: SIM905
 )
 _OUR_RECORDS = frozenset({EMISSIONS_NAME, LEDGER_NAME, METRICS_NAME, SAMPLES_NAME})  # beside a run.json
-_EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # not worth a word
-_NAMES_SHOWN = 3
+_EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # left out without a message
 
 
 @dataclass(frozen=True)
@@ -302,7 +272,7 @@ def resolve_files(key: str, inputs: list[str], suffixes: tuple[str, ...] = SUFFI
             f"{key}={text}: no such file or folder, and no file matches it as a glob. A Hub dataset is written "
             "hf://datasets/user/name@commit.",
         )
-        before, left_out, given = len(files), LeftOut(), PurePath(text).parts
+        before, left_out, given = len(files), _LeftOut(), PurePath(text).parts
         for path in paths:
             # What a user names is read; of what a glob found, hidden and temporary files are left out.
             below = PurePath(*(part for part in path.parts if part not in given))
@@ -331,15 +301,15 @@ def _matches(pattern: str) -> list[Path]:
     return [path for path in found if path.is_file()] if "**" in pattern else found
 
 
-@dataclass
-class LeftOut:
+_HIDDEN, _EMPTY, _RECORD, _BROKEN = "hidden or temporary file", "empty file", "record", "broken link"
+
+
+class _LeftOut:
     """Files in a folder, or matched by a glob, that are not read."""
 
-    hidden: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    records: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {reason: [] for reason in (_HIDDEN, _EMPTY, _RECORD, _BROKEN)}
+        self.kinds: Counter[str] = Counter()
 
     def takes(self, path: Path, below: PurePath, suffixes: tuple[str, ...] | None = None) -> bool:
         """Note a file that is not to be read, and return whether it is one.
@@ -350,39 +320,34 @@ class LeftOut:
             suffixes: of the known kinds; None: an unknown kind is not asked for.
         """
         name = path.name.lower()
-        if suffixes is not None and _EXPLANATION.match(name) and not name.endswith(suffixes):
+        is_unknown = suffixes is not None and not name.endswith(suffixes)
+        if is_unknown and _EXPLANATION.match(name):
             return True
         if is_hidden(below):
-            self.hidden.append(str(below))
+            self.names[_HIDDEN].append(str(below))
         elif not path.is_file():
-            self.broken.append(str(below))
-        elif suffixes is not None and not name.endswith(suffixes):
+            self.names[_BROKEN].append(str(below))
+        elif is_unknown:
             self.kinds[path.suffix.lower() or "without an ending"] += 1
-        elif is_record(path):
-            self.records.append(str(below))
+        elif name in _RECORDS or (name in _OUR_RECORDS and (path.parent / MANIFEST_NAME).exists()):
+            self.names[_RECORD].append(str(below))
         elif path.stat().st_size == 0:
-            self.empty.append(str(below))
+            self.names[_EMPTY].append(str(below))
         else:
             return False
         return True
 
     def describe(self, head: str) -> str:
         """Return how many files of which kinds, behind a head; empty if there are none."""
-        parts = [
-            f"{len(names)} {what.format(s='s' * (len(names) != 1))} ({', '.join(sorted(names)[:_NAMES_SHOWN])}"
-            f"{', …' * (len(names) > _NAMES_SHOWN)})"
-            for what, names in (
-                ("hidden or temporary file{s}", self.hidden),
-                ("empty file{s}", self.empty),
-                ("record{s} beside data", self.records),
-                ("broken link{s}", self.broken),
-            )
-            if names
-        ]
+        parts = []
+        for reason, names in self.names.items():
+            if names:
+                shown = ", ".join(sorted(names)[:3]) + ", …" * (len(names) > 3)
+                what = counted(len(names), reason) + " beside data" * (reason == _RECORD)
+                parts.append(f"{what} ({shown})")
         if self.kinds:
-            count = sum(self.kinds.values())
             shown = ", ".join(f"{number} {suffix}" for suffix, number in self.kinds.most_common(8))
-            parts.append(f"{count} file{'s' * (count != 1)} of other kinds ({shown})")
+            parts.append(f"{counted(self.kinds.total(), 'file')} of other kinds ({shown})")
         return head + ", ".join(parts) if parts else ""
 
 
@@ -391,13 +356,7 @@ def is_hidden(below: PurePath) -> bool:
     return any(_TEMPORARY.match(part.lower()) for part in below.parts)
 
 
-def is_record(path: Path) -> bool:
-    """Return whether a file describes the data beside it, by its name."""
-    name = path.name.lower()
-    return name in _RECORDS or (name in _OUR_RECORDS and (path.parent / MANIFEST_NAME).exists())
-
-
-def list_data_files(folder: Path, suffixes: tuple[str, ...], left_out: LeftOut | None = None) -> list[Path]:
+def list_data_files(folder: Path, suffixes: tuple[str, ...], left_out: _LeftOut | None = None) -> list[Path]:
     """Return the files of known kinds in a folder and below it, links to folders included, by name.
 
     Args:
@@ -405,7 +364,7 @@ def list_data_files(folder: Path, suffixes: tuple[str, ...], left_out: LeftOut |
         suffixes: of the known kinds.
         left_out: filled with what is not read.
     """
-    left_out = LeftOut() if left_out is None else left_out
+    left_out = _LeftOut() if left_out is None else left_out
     found: list[Path] = []
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -430,8 +389,8 @@ def _hub_files(key: str, text: str, suffixes: tuple[str, ...]) -> list[SourceFil
     A whole-snapshot download answers a server error with whatever lies in the cache; per-file downloads fail.
     """
     match = _HUB_INPUT.match(text)
-    ensure(match, f"{key}={text}: not of the form hf://datasets/user/name@commit or …@commit/pattern.")
-    assert match is not None
+    if match is None:
+        raise InputError(f"{key}={text}: not of the form hf://datasets/user/name@commit or …@commit/pattern.")
     repo, revision, pattern = match["repo"], match["revision"], match["pattern"] or "*"
     ensure(
         re.fullmatch(r"[0-9a-f]{40}", revision),
@@ -462,8 +421,11 @@ def _hub_files(key: str, text: str, suffixes: tuple[str, ...]) -> list[SourceFil
         ) from error
 
 
-def hash_files(files: list[SourceFile]) -> dict[str, str]:
-    """Return the sha256 of each file by its name; files of one name are told apart by a number."""
+def hash_files(files: list[SourceFile], recognise: bool = True) -> dict[str, str]:
+    """Return the sha256 of each file by its name; files of one name are told apart by a number.
+
+    With `recognise`, the encodings of text files are found in the same reading, for whoever reads them next.
+    """
     from tqdm import tqdm
 
     size = sum(file.path.stat().st_size for file in files)
@@ -476,5 +438,12 @@ def hash_files(files: list[SourceFile]) -> dict[str, str]:
             while name in hashes or not counts[file.name]:
                 counts[file.name] += 1
                 name = file.name if counts[file.name] == 1 else f"{file.name} ({counts[file.name]})"
-            hashes[name] = sha256_file(file.path, bar.update)
+            hashes[name] = _hash(file.path, bar.update, recognise and kind_of(file.path) != ".parquet")
         return hashes
+
+
+def _hash(path: Path, on_bytes: Callable[[int], object], recognise: bool) -> str:
+    if recognise:
+        with contextlib.suppress(OSError):  # a damaged compressed file is refused where its rows are read
+            return _scan(path, on_bytes)
+    return sha256_file(path, on_bytes)

@@ -1,44 +1,38 @@
-"""Instruction data: rows become distinct conversations, each on one side of a split, with counts of what is left out.
+"""Rows of instruction and preference data: distinct conversations and pairs, each on one side of a split.
 
 `turns` says which forms a row may have. A conversation is: optional system text, then user and assistant in turn,
-ending with an answer.
-
-What folders of tokenized examples share, conversations or preferences: reading rows, refusing bad ones, writing.
-
-A folder holds `train.parquet` and `validation.parquet`, and `run.json`, written last.
+ending with an answer. A pair is two conversations that differ in their last answer alone. Rows that are left out are
+counted with the reason.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checks import ensure
-from ..stage_folder import (
-    EMISSIONS_NAME,
-    LEDGER_NAME,
-    StageFolder,
-    sha256_file,
-    sha256_json,
-)
-from .input_files import SourceFile, hub_datasets
+from ..stage_folder import sha256_json
+from .input_files import SAMPLE, SourceFile, hub_datasets
 from .readers import read_records
 from .sources import Split, default_source, is_held_out, parse_metadata
-from .turns import Message, RowError, read_turns
+from .turns import Message, PairOfTurns, RowError, Turns, read_pair, read_turns
 
 if TYPE_CHECKING:
     import pyarrow
 
-
-# Characters from which on an equal answer is no chance: "A resposta é 73." is shared by questions that differ.
-_TELLING_ANSWER = 40
-
-_MOST_REASONS = 20  # told apart by what was found, such as each unknown role
+SPLITS: tuple[Split, Split] = ("train", "validation")
+# Questions with an equal answer of at least so many characters are one question asked in two ways. A shorter answer,
+# such as "A resposta é 73.", may be equal by chance.
+_LONG_ANSWER_CHARS = 40
+_MOST_REASONS = 20  # reasons with what was found in a row, such as each unknown role, that are counted apart
 
 DUPLICATE = "a duplicate"
 TOO_LONG = "longer than the context"
+HELD_OUT = "asked or answered in validation_inputs too"
+
+PlacedRow = tuple[str, str, dict[str, Any]]  # `file:number`, the source that counts where the row names none, the row
+AnyTurns = TypeVar("AnyTurns", Turns, PairOfTurns)
 
 
 @dataclass(frozen=True)
@@ -49,18 +43,25 @@ class Conversation:
     source: str = ""
     license: str = ""
 
-    def fingerprint(self) -> str:
-        """Return a hash of the turns; equal but for white space and case is equal."""
-        return sha256_json([[message["role"], _folded(message["content"])] for message in self.messages])
-
     def first_question(self) -> str:
         """Return the first question, folded: conversations that begin with it stay on one side of the split."""
         return _folded(next(message["content"] for message in self.messages if message["role"] == "user"))
 
-    def telling_texts(self) -> list[str]:
-        """Return the texts, folded, by which another conversation is known to be of the same family."""
+    def family_texts(self) -> list[str]:
+        """Return the texts, folded, that no conversation of another family has: first question and long answers."""
         answers = [_folded(message["content"]) for message in self.messages if message["role"] == "assistant"]
-        return [self.first_question(), *(answer for answer in answers if len(answer) >= _TELLING_ANSWER)]
+        return [self.first_question(), *(answer for answer in answers if len(answer) >= _LONG_ANSWER_CHARS)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two conversations that differ in their last answer alone, the split and source they belong to, their licence."""
+
+    split: Split
+    chosen: list[Message]
+    rejected: list[Message]
+    source: str
+    license: str
 
 
 def _folded(text: str) -> str:
@@ -106,8 +107,42 @@ class Counts:
         self.kept[split][conversation.source] += 1
 
 
+def records(key: str, files: list[SourceFile]) -> Iterator[PlacedRow]:
+    """Yield every row of the files with its place and the default source.
+
+    Raises:
+        InputError: a file cannot be read; it names the config key.
+    """
+    for file in files:
+        source = default_source(file.path)
+        for number, record in enumerate(read_records(key, file.path), start=1):
+            yield f"{file.name}:{number}", source, record
+
+
+def _distinct(
+    rows: Iterable[PlacedRow],
+    counts: Counts,
+    read: Callable[[dict[str, Any]], AnyTurns],
+    fingerprint: Callable[[AnyTurns], str],
+) -> Iterator[tuple[AnyTurns, tuple[str, str], str]]:
+    """Yield (turns, (source, licence), place) of the rows that can be read, each once; count the others."""
+    seen: set[str] = set()
+    for place, file_source, row in rows:
+        try:
+            found = read(row)
+        except RowError as error:
+            counts.drop(str(error), place)
+            continue
+        if (mark := fingerprint(found)) in seen:
+            counts.drop(DUPLICATE, place)
+            continue
+        seen.add(mark)
+        counts.unused.update(found.unused)
+        yield found, read_origin(row, file_source), place
+
+
 def read_conversations(
-    rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts, validation_fraction: float
+    rows: Iterable[PlacedRow], counts: Counts, validation_fraction: float
 ) -> Iterator[tuple[Split, Conversation, str]]:
     """Yield (split, conversation, place) of the rows that are conversations, each once; count the others.
 
@@ -115,20 +150,126 @@ def read_conversations(
     many ways, and a model that has learnt the answer by heart would look as if it had understood it.
 
     Args:
-        rows: (place, default source, row) each.
+        rows: such as those of `records`.
         counts: filled while reading: what is left out, with its reason. What is kept is counted by who keeps it.
         validation_fraction: share of the families (see above) that are held out, by a hash of one of their texts, so
             that the split does not depend on the order of the rows; with two families or more, one at least.
     """
     found: list[tuple[Conversation, str]] = []
     families = _Families()
-    for conversation, place in _distinct(rows, counts):
-        found.append((conversation, place))
-        families.join(conversation.telling_texts())
+    for turns, origin, place in _distinct(rows, counts, read_turns, _fingerprint):
+        found.append((Conversation(turns.messages, *origin), place))
+        families.join(found[-1][0].family_texts())
     names = [families.name(conversation.first_question()) for conversation, _ in found]
     held_out = held_out_texts(names, validation_fraction)
     for name, (conversation, place) in zip(names, found, strict=True):
         yield "validation" if name in held_out else "train", conversation, place
+
+
+def _fingerprint(turns: Turns) -> str:
+    """Return a hash of the turns; turns that are equal but for white space and case have one."""
+    return sha256_json([[message["role"], _folded(message["content"])] for message in turns.messages])
+
+
+def split_conversations(
+    inputs: list[str], train: list[SourceFile], held_out: list[SourceFile], validation_fraction: float, counts: Counts
+) -> Iterator[tuple[Split, Conversation, str]]:
+    """Yield (split, conversation, place) of all conversations that the inputs name, the embedded ones among them.
+
+    Args:
+        inputs: as the config has them.
+        train: the files of `inputs`.
+        held_out: the files of `validation_inputs`; what they ask or answer is not in train.
+        validation_fraction: share of `inputs` that is held out where there are no `validation_inputs`.
+        counts: filled while reading.
+    """
+    from tqdm import tqdm
+
+    from .sample import sample_conversations
+
+    fraction = 0.0 if held_out else validation_fraction
+    held_out_texts: set[str] = set()
+    for key, files in (("validation_inputs", held_out), ("inputs", train)):
+        found = read_conversations(records(key, files), counts, fraction)
+        bar = tqdm(found, desc="reading conversations", unit=" rows", mininterval=1.0, leave=False, disable=None)
+        for split, conversation, place in bar:
+            if key == "validation_inputs":
+                held_out_texts.update(conversation.family_texts())
+                yield "validation", conversation, place
+            elif held_out_texts.intersection(conversation.family_texts()):
+                counts.drop(HELD_OUT, place)
+            else:
+                yield split, conversation, place
+    if SAMPLE in inputs:
+        for part in SPLITS:
+            told = ((f"{SAMPLE}:{number}", SAMPLE, row) for number, row in enumerate(sample_conversations(part), 1))
+            for _, conversation, place in read_conversations(told, counts, 0.0):
+                yield part, conversation, place
+
+
+def read_preferences(
+    rows: Iterable[PlacedRow], counts: Counts, validation_fraction: float
+) -> Iterator[tuple[Pair, str]]:
+    """Yield (pair, place) of the rows that are pairs, each once; count the others.
+
+    Args:
+        rows: such as those of `records`.
+        counts: filled while reading: what is left out, with its reason.
+        validation_fraction: share of the first questions held out, see `held_out_texts`.
+    """
+    found = list(
+        _distinct(rows, counts, read_pair, lambda pair: sha256_json([pair.chosen, pair.rejected[-1]])),
+    )
+    questions = [Conversation(pair.chosen).first_question() for pair, _, _ in found]
+    held_out = held_out_texts(questions, validation_fraction)
+    for question, (pair, origin, place) in zip(questions, found, strict=True):
+        yield Pair("validation" if question in held_out else "train", pair.chosen, pair.rejected, *origin), place
+
+
+def split_to_fit(conversation: Conversation, fits: Any) -> tuple[list[Conversation], int]:
+    """Return parts of a conversation that are short enough, and how many questions with their answers are left out.
+
+    Turns stay together as long as they fit; a system text is repeated in every part. A question whose answer follows in
+    another part would be useless, so both go together.
+
+    Args:
+        conversation: the whole.
+        fits: returns whether a list of messages is short enough.
+    """
+    system = [message for message in conversation.messages if message["role"] == "system"]
+    turns = conversation.messages[len(system) :]
+    parts: list[Conversation] = []
+    left_out, current = 0, list[Message]()
+    for pair in (turns[place : place + 2] for place in range(0, len(turns), 2)):
+        if fits([*system, *current, *pair]):
+            current += pair
+            continue
+        if current:
+            parts.append(replace(conversation, messages=[*system, *current]))
+        current = pair if fits([*system, *pair]) else []
+        left_out += not current
+    if current:
+        parts.append(replace(conversation, messages=[*system, *current]))
+    return parts, left_out
+
+
+def begun_messages(messages: list[Message], rest: str) -> list[Message]:
+    """Return the messages that a text which was cut off still holds, the last one as far as it goes.
+
+    Args:
+        messages: of the whole conversation, from the text's first one on.
+        rest: the text.
+    """
+    kept: list[Message] = []
+    for message in messages:
+        content = message["content"].strip()
+        if content in rest:
+            kept.append({**message, "content": content})
+            rest = rest[rest.index(content) + len(content) :]
+            continue
+        most = next((end for end in range(min(len(content), len(rest)), 0, -1) if rest.endswith(content[:end])), 0)
+        return [*kept, {**message, "content": content[:most]}] if most else kept
+    return kept
 
 
 def held_out_texts(texts: Iterable[str], fraction: float) -> set[str]:
@@ -168,80 +309,11 @@ class _Families:
         return text
 
 
-def _distinct(rows: Iterable[tuple[str, str, dict[str, Any]]], counts: Counts) -> Iterator[tuple[Conversation, str]]:
-    """Yield (conversation, place) of the rows that are conversations, each once; count the others."""
-    seen: set[str] = set()
-    for place, file_source, row in rows:
-        try:
-            turns = read_turns(row)
-        except RowError as error:
-            counts.drop(str(error), place)
-            continue
-        conversation = Conversation(turns.messages, *read_origin(row, file_source))
-        if (fingerprint := conversation.fingerprint()) in seen:
-            counts.drop(DUPLICATE, place)
-            continue
-        seen.add(fingerprint)
-        counts.unused.update(turns.unused)
-        yield conversation, place
-
-
-def split_to_fit(conversation: Conversation, fits: Any) -> tuple[list[Conversation], int]:
-    """Return parts of a conversation that are short enough, and how many questions with their answers are left out.
-
-    Turns stay together as long as they fit; a system text is repeated in every part. A question whose answer follows in
-    another part would be useless, so both go together.
-
-    Args:
-        conversation: the whole.
-        fits: returns whether a list of messages is short enough.
-    """
-    system = [message for message in conversation.messages if message["role"] == "system"]
-    turns = conversation.messages[len(system) :]
-    parts: list[Conversation] = []
-    left_out, current = 0, list[Message]()
-    for pair in (turns[place : place + 2] for place in range(0, len(turns), 2)):
-        if fits([*system, *current, *pair]):
-            current += pair
-            continue
-        if current:
-            parts.append(replace(conversation, messages=[*system, *current]))
-        current = pair if fits([*system, *pair]) else []
-        left_out += not current
-    if current:
-        parts.append(replace(conversation, messages=[*system, *current]))
-    return parts, left_out
-
-
-SPLITS: tuple[Split, Split] = ("train", "validation")
-
-
-def records(key: str, files: list[SourceFile]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (place, default source, row) of each row of the files.
-
-    Raises:
-        InputError: a file cannot be read; it names the config key.
-    """
-    for file in files:
-        source = default_source(file.path)
-        for number, record in enumerate(read_records(key, file.path), start=1):
-            yield f"{file.name}:{number}", source, record
-
-
 def reasons(counts: Counts) -> str:
-    """Return why rows were left out, the most frequent reason first, each with its first row."""
+    """Return the reasons why rows were left out, the most frequent one first, each with its first row."""
     found = counts.dropped.most_common()
     texts = [f"{number:,} x {reason}, first {counts.first_dropped[reason]}" for reason, number in found]
     return "; ".join(texts) or "no row at all"
-
-
-def print_left_out(manifest: dict[str, Any]) -> None:
-    """Print what a folder of examples leaves out: rows by reason, and columns that no turn was made of."""
-    for reason, number in manifest["dropped"].items():
-        print(f"left out   {number:,} x {reason} (first: {manifest['first_dropped'][reason]})")
-    if unused := manifest.get("unused_columns"):  # manifests of older versions have none
-        names = ", ".join(f"{name} ({number:,} rows)" for name, number in unused.items())
-        print(f"not used   columns {names}")
 
 
 def refuse_bad_rows(config: Any, counts: Counts, what: str, harmless: tuple[str, ...]) -> None:
@@ -258,11 +330,13 @@ def refuse_bad_rows(config: Any, counts: Counts, what: str, harmless: tuple[str,
     )
 
 
-def examples_folder(output: Path, stage: str) -> StageFolder:
-    """Return the folder of prepared examples, with the names that a start which was killed leaves in it."""
-    # Of the parquet files the half-written ones alone: a train.parquet without run.json may be the user's.
-    own = {*(f"{split}.parquet.partial" for split in SPLITS), EMISSIONS_NAME, LEDGER_NAME}
-    return StageFolder(output, stage, stage, frozenset(own))
+def print_left_out(manifest: dict[str, Any]) -> None:
+    """Print what a folder of examples leaves out: rows by reason, and columns that no turn was made of."""
+    for reason, number in manifest["dropped"].items():
+        print(f"left out   {number:,} x {reason} (first: {manifest['first_dropped'][reason]})")
+    if unused := manifest.get("unused_columns"):  # manifests of older versions have none
+        names = ", ".join(f"{name} ({number:,} rows)" for name, number in unused.items())
+        print(f"not used   columns {names}")
 
 
 def describe_examples(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -284,34 +358,3 @@ def messages_type(weighted: bool = False) -> "pyarrow.DataType":
 
     weight = [("weight", pyarrow.int8())] if weighted else []
     return pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string()), *weight]))
-
-
-def write_examples(
-    place: StageFolder,
-    schema: "pyarrow.Schema",
-    rows: dict[str, list[dict[str, Any]]],
-    plan: dict[str, Any],
-    summary: dict[str, Any],
-    counts: Counts,
-) -> None:
-    """Write both splits and then the manifest, with the plan, a summary of each split and what was left out."""
-    import pyarrow
-    import pyarrow.parquet
-
-    output = place.path
-    output.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        table = pyarrow.Table.from_pylist(rows[split], schema)
-        pyarrow.parquet.write_table(table, output / f"{split}.parquet.partial")
-    for split in SPLITS:
-        (output / f"{split}.parquet.partial").replace(output / f"{split}.parquet")
-    content = {
-        "plan_sha256": sha256_json(plan),
-        "plan": plan,
-        **summary,
-        "dropped": dict(counts.dropped),
-        "first_dropped": counts.first_dropped,
-        "unused_columns": dict(counts.unused),
-        "hashes": {f"{split}.parquet": sha256_file(output / f"{split}.parquet") for split in SPLITS},
-    }
-    place.finish(content)

@@ -13,7 +13,8 @@ A packed folder holds, all readable with numpy alone:
 
 There are no labels: for a causal model they are the inputs, and the collator makes them.
 
-The unfinished part of a packed folder, and how far it has come: what lets packing go on after a kill.
+While a folder is being packed, its unfinished part lies in `.partial`: files of tokens that only grow, and a journal of
+the chunks of documents that are done. After a kill, the same command goes on behind the last of them.
 """
 
 import itertools
@@ -41,7 +42,7 @@ from ..stage_folder import (
     sha256_file,
     sha256_json,
 )
-from .sources import Corpus, CorpusConfig, Document, source_statistics
+from .sources import Corpus, CorpusConfig, Document, count_document
 from .workers import Chunk, DocumentEncoder
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ DOCUMENT_DTYPE = np.dtype([("offset", "<i8"), ("num_tokens", "<i8"), ("num_bytes
 
 
 def is_journal(folder: Path) -> bool:
-    """Return whether an unfinished folder was made here: the plan, a hash, is the first thing that is written."""
+    """Return whether a folder is the unfinished part of a packing: its first file is the plan, which holds a hash."""
     plan = folder / "plan"
     if folder.is_symlink() or not plan.is_file():
         return False
@@ -67,17 +68,9 @@ class Totals:
     documents: int = 0  # read, in order, of both splits: where to go on after a kill
     train_tokens: int = 0
     validation_tokens: int = 0
-    tail: list[tuple[str, int, int]] = field(default_factory=list)  # last training documents: source, tokens, bytes
+    # The last training documents (source, tokens, bytes), of which the end of the corpus may drop some.
+    tail: list[tuple[str, int, int]] = field(default_factory=list)
     sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
-
-    def count(self, split: str, document: Document, num_bytes: int, num_tokens: int) -> None:
-        """Add one document."""
-        record = self.sources[split].setdefault(document.source, source_statistics())
-        record["documents"] += 1
-        record["bytes"] += num_bytes
-        record["tokens"] += num_tokens
-        if document.license and document.license not in record["licenses"]:
-            record["licenses"].append(document.license)
 
     def without_tail(self, dropped_tokens: int) -> dict[str, dict[str, Any]]:
         """Return the records of the training sources without the last tokens, which make no whole row.
@@ -146,7 +139,7 @@ class Journal:
         touched: dict[str, dict[str, Any]] = {split: {} for split in totals.sources}
         for (split, document), ids in zip(chunk, encoded, strict=True):
             num_bytes = len(document.text.encode())
-            totals.count(split, document, num_bytes, len(ids))
+            count_document(totals.sources[split], document.source, document.license, bytes=num_bytes, tokens=len(ids))
             touched[split][document.source] = totals.sources[split][document.source]
             self.files[split].write(ids.tobytes())
             if split == "train":
@@ -268,7 +261,7 @@ def pack(config: PackConfig) -> Path:
     if place.is_done(sha256_json(plan)):
         print(f"{output} already holds these rows")
         return output
-    num_documents, num_bytes = _inspect(corpus)
+    num_documents, num_bytes = _check_documents(corpus)
     if corpus.split_exception:
         print(corpus.split_exception.note)
     # Not len(tokenizer): a tokenizer can leave out ids.
@@ -299,8 +292,15 @@ def packed_folder(output: Path) -> StageFolder:
     return StageFolder(output, "pack", "rows", frozenset({".partial"} if is_empty else ()))
 
 
-def _inspect(corpus: Corpus) -> tuple[int, int]:
-    """Read everything once before anything is written: bad text is found now, not after an hour."""
+def _check_documents(corpus: Corpus) -> tuple[int, int]:
+    """Read all documents before anything is written, and return how many there are and the bytes of their text.
+
+    Bad text stops the work before it starts, and the bytes say whether the disk has room. To be encoded, the documents
+    are read a second time: keeping them would take the memory or the disk of the whole corpus.
+
+    Raises:
+        InputError: a file cannot be read, or there is no document with text.
+    """
     from tqdm import tqdm
 
     num_bytes, count = 0, {"train": 0, "validation": 0}

@@ -1,4 +1,4 @@
-"""Reading a packed folder; see `packing` for what is in it."""
+"""Packed rows: a folder of `ttl pack` opened, compared with its hashes, summarised (`pack` says what is in it)."""
 
 import hashlib
 import os
@@ -19,13 +19,14 @@ PACK_FIX = "Make it with `ttl pack`."
 TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME = "train.npy", "validation.npy", "validation_documents.npy"
 PACKED_NAMES = (TRAIN_NAME, VALIDATION_NAME, DOCUMENTS_NAME)
 _MOST_SOURCES_SHOWN = 40
-# What a manifest must hold.
+# Keys that the manifest of a packed folder must hold.
 NEEDED = (
     "num_rows", "context", "dtype", "vocab_size", "train_tokens", "validation_tokens", "dropped_tokens",
     "tokenizer_sha256", "hashes", "sources", "validation_sources", "plan", "config",
 )  # fmt: skip
-_CHECKED_VARIABLE = "TTL_CHECKED_ROWS"  # what this process, or the one that started it, has compared with its hash
-_PART_BYTES = 1 << 22
+# An environment variable: the files that this process, or the one that started it, has compared with their hashes.
+_CHECKED_VARIABLE = "TTL_CHECKED_ROWS"
+PART_BYTES = 1 << 22  # read at a time
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def check_packed(
 
 
 def _state(packed: PackedCorpus, name: str, limit: int) -> str:
-    """Return what tells a file that was compared with its hash from one that changed since."""
+    """Return a hash of what would differ if a file had changed since it was compared with its hash."""
     status = (packed.folder / name).stat()
     content = [
         str(packed.folder.resolve()),
@@ -157,7 +158,7 @@ def _digest_and_largest(packed: PackedCorpus, name: str, bar: Any) -> tuple[str,
     with (packed.folder / name).open("rb") as file:
         if array is not None:
             digest.update(file.read(os.fstat(file.fileno()).st_size - array.nbytes))  # the header; ids follow
-        while part := file.read(_PART_BYTES):
+        while part := file.read(PART_BYTES):
             digest.update(part)
             bar.update(len(part))
             if array is not None and len(part) % array.dtype.itemsize == 0:

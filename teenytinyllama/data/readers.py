@@ -1,16 +1,18 @@
-"""Rows of one file: parquet, jsonl, json, csv, tsv or txt, plain or compressed; errors name the file and the place."""
+"""Readers: the rows of a parquet, jsonl, json, csv, tsv or txt file; an error names the file and the place."""
 
+import codecs
 import contextlib
 import csv
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
-from .input_files import TABLE_SUFFIXES, characters, first_line, kind_of, lines_of, not_utf_8, say_once
+from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_bytes, say_once
 
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
@@ -150,6 +152,27 @@ def _choose_text_column(
     return found
 
 
+def _not_utf_8(key: str, path: Path, where: str, error: UnicodeDecodeError) -> InputError:
+    """Return the refusal of bytes that are not UTF-8, with what to do about them.
+
+    Args:
+        key: the config key that names the file.
+        path: of the file.
+        where: the row, line or byte.
+        error: the decoder's.
+    """
+    advice = ""
+    if kind_of(path) != ".parquet":
+        quoted = shlex.quote(path.name), shlex.quote(f"utf8-{path.name}")
+        advice = (
+            " Repair the place or drop it. If all of the file is windows-1252 (old Brazilian files mostly are): "
+            + ("encoding: cp1252, or " if key in ("inputs", "validation_inputs") else "")
+            + f"iconv -f WINDOWS-1252 -t UTF-8 {quoted[0]} > {quoted[1]}"
+        )
+    found = f"byte 0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
+    return InputError(f"{key}={path}: {where} is not valid UTF-8 ({found}).{advice}")
+
+
 # --- parquet
 
 
@@ -194,7 +217,7 @@ def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[s
     try:
         return list(batch.to_pylist())
     except UnicodeDecodeError as error:
-        raise not_utf_8(key, path, f"a row after row {row}", error) from error
+        raise _not_utf_8(key, path, f"a row after row {row}", error) from error
     except (OverflowError, ValueError) as error:  # dates outside Python's
         raise InputError(f"{key}={path}: a row after row {row} cannot be read ({error}).") from error
 
@@ -211,7 +234,7 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
                 try:
                     yield cell.as_py(), metadata[index].as_py() if metadata is not None else None
                 except UnicodeDecodeError as error:
-                    raise not_utf_8(key, path, f"row {start + index + 1}", error) from error
+                    raise _not_utf_8(key, path, f"row {start + index + 1}", error) from error
                 except (OverflowError, ValueError) as error:  # dates outside Python's
                     raise InputError(f"{key}={path}: row {start + index + 1} cannot be read ({error}).") from error
 
@@ -221,6 +244,56 @@ def _is_text(kind: Any) -> bool:
 
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or str(kind) == "string_view")
+
+
+# --- txt
+
+
+def characters(key: str, path: Path, encoding: str | None, by_line: bool = True) -> Iterator[str]:
+    """Yield the text of a file in parts, without a byte order mark.
+
+    Args:
+        key: the config key that names the file, for the message.
+        path: of the file.
+        encoding: of the file; None: recognised, and said if it is not UTF-8.
+        by_line: name the line of a bad byte, rather than its place in the file.
+    """
+    name = encoding or encoding_of(key, path)
+    decoder = codecs.getincrementaldecoder(name)()
+    lines = position = 0
+    for part in itertools.chain(read_bytes(key, path), [b""]):
+        held_back = len(decoder.getstate()[0])  # the first bytes of a character that the last part cut
+        try:
+            text = decoder.decode(part, final=not part)
+        except UnicodeDecodeError as error:
+            line = lines + error.object[: error.start].count(b"\n") + 1
+            place = position - held_back + error.start
+            where = f"line {line}" if by_line else f"byte {place}"
+            if codecs.lookup(name).name == "utf-8":
+                raise _not_utf_8(key, path, where, error) from error
+            raise InputError(
+                f"{key}={path}: {where} is not valid {name} ({error.reason}). Repair it, or give its encoding."
+            ) from error
+        except UnicodeError as error:  # UTF-16 without the mark that its name promises
+            raise InputError(f"{key}={path}: is not valid {name} ({error}). Give its encoding, or none.") from error
+        text = text.removeprefix("\ufeff") if position == 0 else text
+        position += len(part)
+        lines += text.count("\n")
+        yield text
+
+
+def lines_of(parts: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of a text that comes in parts, without their line feeds."""
+    begun: list[str] = []  # of a line longer than a part: joined once, when it ends
+    for part in parts:
+        first, *more = part.split("\n")
+        begun.append(first)
+        if more:
+            yield "".join(begun)
+            yield from more[:-1]
+            begun = [more[-1]]
+    if last := "".join(begun):
+        yield last
 
 
 def _read_txt(key: str, path: Path, txt_unit: str, encoding: str | None) -> Iterator[tuple[str, None]]:

@@ -1,5 +1,6 @@
-"""Sources of documents: the texts of a config's input files, or the embedded sample; and what of them is held out."""
+"""Sources: the documents of a config's input files or of the embedded sample, and which of them are held out."""
 
+import codecs
 import contextlib
 import functools
 import hashlib
@@ -10,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checks import counted, ensure
+from ..checks import InputError, counted, ensure
 from ..tokenizer.encode import compose
-from .input_files import SAMPLE, SourceFile, ensure_encoding, hash_files, resolve_files, say_once
+from .input_files import SAMPLE, SourceFile, hash_files, resolve_files, say_once
 from .readers import Row, read_rows
 
 Split = Literal["train", "validation"]
@@ -77,7 +78,27 @@ class CorpusConfig:
             self.text_column != self.metadata_column,
             f"metadata_column={self.metadata_column}: is the text_column. Give another column, or leave it out.",
         )
-        ensure_encoding(self.encoding)
+        _ensure_encoding(self.encoding)
+
+
+def _ensure_encoding(encoding: str | None) -> None:
+    """Check the key `encoding`.
+
+    Raises:
+        InputError: Python knows no character encoding of that name.
+    """
+    if encoding is None:
+        return
+    fix = "Give one such as utf-8, cp1252 (windows-1252), latin-1, utf-16, cp850 or mac-roman, or leave it out."
+    try:
+        found = codecs.lookup(encoding)
+        is_of_text = found._is_text_encoding and "aã".encode(encoding).decode(encoding) == "aã"  # type: ignore[attr-defined]
+    except (LookupError, ValueError) as error:  # also one that has no ã, and a NUL in the name
+        raise InputError(f"encoding={encoding}: is no encoding of Portuguese text. {fix}") from error
+    ensure(
+        is_of_text and "escape" not in found.name and found.name not in ("idna", "punycode"),
+        f"encoding={encoding}: is no encoding of Portuguese text. {fix}",
+    )
 
 
 def default_source(path: Path) -> str:
@@ -248,7 +269,7 @@ class Corpus:
         Raises:
             InputError: a file to train on is, under another name, also one of the held-out files.
         """
-        hashes = hash_files([*self.files, *self.validation_files])
+        hashes = hash_files([*self.files, *self.validation_files], recognise=self.config.encoding is None)
         own = list(hashes.items())
         trained = {digest for _, digest in own[: len(self.files)]}
         for name, digest in own[len(self.files) :]:
@@ -293,6 +314,18 @@ def sample_hash(inputs: list[str]) -> dict[str, str]:
     return {SAMPLE: digest.hexdigest()}
 
 
-def source_statistics() -> dict[str, Any]:
-    """Return an empty record of one source's documents, bytes, tokens and licences, for a stage to fill."""
-    return {"documents": 0, "bytes": 0, "tokens": 0, "licenses": []}
+def count_document(sources: dict[str, dict[str, Any]], source: str, license: str, **amounts: int) -> None:
+    """Add a document to the statistics of its source: `documents`, the amounts by their names, and `licenses`.
+
+    Args:
+        sources: the statistics by source; filled.
+        source: of the document.
+        license: of the document; empty when unknown.
+        amounts: such as bytes and tokens, the same ones each time.
+    """
+    record = sources.setdefault(source, {"documents": 0, **dict.fromkeys(amounts, 0), "licenses": []})
+    record["documents"] += 1
+    for name, amount in amounts.items():
+        record[name] += amount
+    if license and license not in record["licenses"]:
+        record["licenses"].append(license)

@@ -1,4 +1,7 @@
-"""Token ids of a stream of documents: in this process, or in worker processes, in the same order and with equal ids."""
+"""Workers: documents become token ids in this process or in several, with the same ids in the same order.
+
+A worker is a child process that reads frames of texts from its input and writes frames of ids to its output.
+"""
 
 import contextlib
 import itertools
@@ -29,10 +32,14 @@ _WORDS_CHARS = 64  # of the piece before, which a piece is encoded behind: longe
 
 
 def split_long_text(text: str, piece_chars: int) -> list[str]:
-    """Cut a long text where no token of ours (or of a GPT's) ever crosses: before single spaces between letters.
+    """Cut a long text where no token of our tokenizer (or of a GPT's) ever crosses: before a space between two letters.
 
-    The word before is longer than any function word, so that no superword crosses either. The concatenation of the
-    pieces is the text.
+    The word before the space is longer than any function word, so that no superword crosses either. The concatenation
+    of the pieces is the text.
+
+    Args:
+        text: of any length.
+        piece_chars: a piece ends at the first such space after so many characters.
     """
     from ..tokenizer.files import LONGEST_FUNCTION_WORD
 
@@ -80,14 +87,18 @@ def encode_in_pieces(encode: Callable[[list[str]], list[bytes]], texts: list[str
 
 
 def write_frame(stream: IO[bytes], parts: list[bytes]) -> None:
-    """Write byte strings so that `read_frame` gives them back: their number, their lengths, their bytes."""
+    """Write a frame, from which `read_frame` gets the byte strings back: their number, their lengths, their bytes."""
     stream.write(np.array([len(parts), *map(len, parts)], dtype=np.int64).tobytes())
     stream.writelines(parts)
     stream.flush()
 
 
 def read_frame(stream: IO[bytes]) -> list[bytes] | None:
-    """Return the byte strings of the next frame, or None when the other side is gone."""
+    """Return the byte strings of the next frame, or None when the stream has ended.
+
+    Raises:
+        EOFError: the stream ends inside a frame.
+    """
     head = stream.read(8)
     if not head:
         return None

@@ -23,16 +23,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..checks import ensure
-from ..data.conversations import ConversationsConfig, conversations_manifest, split_conversations
-from ..data.input_files import RECORD_SUFFIXES, hash_files, resolve_files
-from ..data.instructions import DUPLICATE, SPLITS, Counts, messages_type, reasons, records, refuse_bad_rows
-from ..data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed, packed_manifest
-from ..data.preferences import PreferencesConfig, preferences_manifest, read_preferences
-from ..data.readers import read_records
-from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
-from ..data.turns import Message
-from ..stage_folder import sha256_file
+from ...checks import ensure
+from ...data.conversations import (
+    ConversationsConfig,
+    PreferencesConfig,
+    conversations_manifest,
+    preferences_manifest,
+)
+from ...data.input_files import RECORD_SUFFIXES, hash_files, resolve_files
+from ...data.instructions import (
+    DUPLICATE,
+    SPLITS,
+    Counts,
+    messages_type,
+    read_preferences,
+    reasons,
+    records,
+    refuse_bad_rows,
+    split_conversations,
+)
+from ...data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed, packed_manifest
+from ...data.readers import read_records
+from ...data.sources import Corpus, CorpusConfig, Split, sample_hash
+from ...data.turns import Message
+from ...stage_folder import sha256_file
 from .safety import inside
 
 if TYPE_CHECKING:
@@ -341,7 +355,7 @@ def instructions_content(inputs: list[str], options: DatasetOptions) -> Content:
     held_out = resolve_files("validation_inputs", options.validation_inputs or [], RECORD_SUFFIXES)
     counts = Counts()
     rows = []
-    for split, found, _ in split_conversations(config, train, held_out, counts):
+    for split, found, _ in split_conversations(config.inputs, train, held_out, config.validation_fraction, counts):
         rows.append(_conversation_row(split, found.source, found.license, found.messages))
         counts.unused["turn.weight"] += any("weight" in message for message in found.messages)  # no such column
     counts.unused = +counts.unused  # without zeros

@@ -106,7 +106,10 @@ class _Source:
     kept: int = 0
 
     def rate_after_eviction(self) -> float:
-        """Return the share kept if one more piece went: asked this way, a source of one piece never loses it."""
+        """Return the share of the source that is kept if it loses one more piece.
+
+        A source with a single piece has the share 0, so that it never loses it while another has more.
+        """
         return (self.kept - len(self.heap[0][2])) / self.seen if self.heap else -1.0
 
     def evict(self) -> int:
@@ -117,9 +120,10 @@ class _Source:
 
 
 class _Evictions:
-    """Finds the source that loses a piece next: that with the highest share kept, of equal ones the first.
+    """Finds the source that loses a piece next: the one with the highest share kept, of equal ones the first.
 
-    There can be as many sources as documents. The heap holds the present share of each, beside shares that it had.
+    There can be as many sources as documents, so they stand in a heap by their shares. It holds the present share of
+    each source, beside shares that the source had before.
     """
 
     def __init__(self, sources: dict[str, _Source]) -> None:

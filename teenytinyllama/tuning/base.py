@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import build
 from ..chat.template import ConversationEncoder, install_chat_template
 from ..checks import ensure
-from ..data.conversations import ConversationsConfig, conversations_manifest, prepare_conversations
+from ..data.conversations import (
+    ConversationsConfig,
+    PreferencesConfig,
+    conversations_manifest,
+    preferences_manifest,
+    prepare_conversations,
+    prepare_preferences,
+)
 from ..data.instructions import print_left_out
-from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_preferences
 from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..model_files import is_local

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from trl import DPOConfig, SFTConfig
 
 from ..checks import ensure
-from ..data.conversations import conversations_manifest
-from ..data.preferences import preferences_manifest
+from ..data.conversations import (
+    conversations_manifest,
+    preferences_manifest,
+)
 from ..models import has_plain_head
 from ..planning.memory import shared_rows
 from ..training.settings import REFUSED_KEYS, RunSettings
