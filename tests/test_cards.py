@@ -271,10 +271,10 @@ def test_a_run_without_benchmarks_says_so(run_folder: Path):
 
 
 def test_names_of_files_are_those_of_the_runs():
-    from teenytinyllama.publishing import run_files
+    from teenytinyllama.publishing import facts
     from teenytinyllama.training import metrics
 
-    assert run_files.METRICS_NAME == metrics.METRICS_NAME
+    assert facts.METRICS_NAME == metrics.METRICS_NAME
 
 
 def test_energy_adds_the_last_row_of_each_start(run_folder: Path):

@@ -13,17 +13,10 @@ from ..model_files import ADAPTER_CONFIG_NAME, BASE_RECORD_NAME, TOKENIZER_FILES
 from ..stage_folder import MANIFEST_NAME, sha256_file
 from ..tokenizer.files import SENTENCEPIECE_NAME
 from .card import CARD_NAME, render_model_card
-from .run_files import (
-    CHECKPOINTS_NAME,
-    METRICS_NAME,
-    SAMPLES_NAME,
-    card_row,
-    read_run,
-    record_without_places,
-    without_places,
-)
+from .facts import CHECKPOINTS_NAME, METRICS_NAME, SAMPLES_NAME, card_row, read_run
 from .safety import Upload, UploadFile, check_repository, inside, record_file
 from .scores import eval_result_files
+from .wording import record_without_places, without_places
 
 CONFIG_NAME, ENVIRONMENT_NAME = "config.yaml", "environment.json"
 WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")

@@ -13,8 +13,7 @@ from ..data.instructions import SPLITS
 from ..stage_folder import __version__, package_commit, versions
 from .dataset_content import Content, DatasetOptions, features_of
 from .dataset_shards import DATA_FOLDER, DatasetCounts, Shard, license_metadata, restrictions
-from .run_files import without_place
-from .wording import Markdown, card_environment, card_languages, one_line
+from .wording import Markdown, card_environment, card_languages, one_line, without_place
 
 # Upper ends of the Hub's size categories, in rows. Source: DatasetCardData of huggingface_hub 2.4.
 _SIZES = {10**3: "1K", 10**4: "10K", 10**5: "100K", 10**6: "1M", 10**7: "10M", 10**8: "100M", 10**9: "1B",

@@ -19,7 +19,7 @@ from ..gpus import find_gpu
 from ..stage_folder import MANIFEST_NAME, write_json
 from ..training.metrics import METRICS_NAME
 from .contents import CONFIG_NAME
-from .run_files import read_metrics
+from .facts import read_metrics
 
 REPORT_PLOT = "emissions.png"
 

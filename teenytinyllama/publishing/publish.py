@@ -21,8 +21,8 @@ from ..checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease
 from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
 from ..stage_folder import scratch_folder
 from .contents import CONFIG_NAME, ENVIRONMENT_NAME, WEIGHTS, main_upload, model_files, present_files, run_identity
+from .facts import METRICS_NAME, read_metrics
 from .hub import Hub, HubLimits, Standing, open_hub, prepare, push
-from .run_files import METRICS_NAME, read_metrics
 from .safety import Upload, UploadFile, check_repository, check_token, check_upload, inside
 from .wording import card_languages
 

@@ -26,7 +26,7 @@ MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddi
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the records of a jsonl file; damaged lines, and a last one that a kill cut off, are left out.
 
-    Records are for people: a run goes on without some of them. `publishing.run_files` refuses them by file and line.
+    Records are for people: a run goes on without some of them. `publishing.facts` refuses them by file and line.
     """
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
     return [record for line in lines[:-1] if (record := _record(line)) is not None]
