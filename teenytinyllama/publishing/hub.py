@@ -432,6 +432,8 @@ def _call(what: str, call: Callable[[], Result], repository: str, hub: Hub) -> R
         number, begin = number + 1, time.monotonic()
         try:
             return call()
+        except InputError:  # our own refusal of what was read
+            raise
         # RuntimeError: from the client's threads. OSError: the client's own, and Xet's ConnectionError.
         except (UnansweredError, OSError, RuntimeError, ValueError) as error:
             failure = _passing_failure(error)
