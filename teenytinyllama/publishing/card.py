@@ -39,11 +39,11 @@ from .wording import (
     LANGUAGES,
     Language,
     Markdown,
+    card_environment,
     card_languages,
     escape_markdown,
     one_line,
     say,
-    sentence_environment,
     texts,
 )
 
@@ -166,7 +166,7 @@ def render_card(facts: CardFacts, languages: Sequence[Language]) -> str:
 
 
 def _render_sections(facts: CardFacts, language: Language) -> str:
-    environment = sentence_environment(language, "not_measured" if facts.origin == "run" else "not_published")
+    environment = card_environment(language, "not_measured" if facts.origin == "run" else "not_published")
     branch = Markdown(safe_name(facts.checkpoints[-1]["branch"])) if facts.checkpoints else None
     usage = {
         "repository": Markdown(facts.name),

@@ -41,6 +41,7 @@ def render_markdown(report: dict[str, Any]) -> str:
         starts=counted(report["num_starts"], "start"),
         kills=counted(ledger["num_kills"], "start") if ledger else "",
         flush_seconds=FLUSH_SECONDS,
+        car_grams_per_mile=CAR_GRAMS_PER_MILE,
         gpu_check_said=describe_gpu_check(report["gpu_check"]),
         plot=REPORT_PLOT,
     )
@@ -103,7 +104,8 @@ REPORT_JSON, REPORT_MARKDOWN = "emissions.json", "emissions.md"
 ELSEWHERE = ("BRA", "PRT", "FRA", "DEU", "USA")
 # "The average passenger vehicle emits about 400 grams of CO2 per mile": US EPA, Greenhouse Gas Emissions from a Typical
 # Passenger Vehicle (EPA-420-F-23-014, 2023). A mile is 1.609344 km.
-CAR_GRAMS_PER_KM = 400 / 1.609344
+CAR_GRAMS_PER_MILE = 400
+CAR_GRAMS_PER_KM = CAR_GRAMS_PER_MILE / 1.609344
 GPU_LIMIT_PERCENT = 5.0  # more than codecarbon and the GPUs' counters differ when both see the same GPUs
 # Below, the moments at which the two are read matter more than what they measure: 6 s of a GPU at 600 W.
 _LEAST_CHECKED_KWH = 0.001

@@ -30,7 +30,7 @@ from .dataset_shards import (
 from .hub import open_hub
 from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from .safety import Upload, UploadFile, check_repository, record_file
-from .wording import Markdown, card_environment, card_languages, one_line, without_place
+from .wording import Language, Markdown, card_environment, card_languages, one_line, without_place
 
 if TYPE_CHECKING:
     import pyarrow
@@ -147,7 +147,7 @@ def size_category(rows: int) -> str:
 
 def render_licenses(described: Described) -> str:
     """Return LICENSE.md: the licences of each source, for a dataset that has no single one."""
-    template = card_environment().get_template("dataset_licenses.md.jinja")
+    template = card_environment("en").get_template("dataset_licenses.md.jinja")
     return template.render(sources=_sources(described.counts))
 
 
@@ -194,13 +194,8 @@ def _sources(counts: DatasetCounts) -> list[dict[str, Any]]:
     return [{**row, "license": ", ".join(row["licenses"])} for row in sorted(rows, key=lambda row: -row["bytes"])]
 
 
-def _body(described: Described, language: str) -> str:
-    environment = card_environment()
-    if language == "pt":
-        swap = str.maketrans(",.", ".,")
-        numbers = {name: environment.filters[name] for name in ("count", "fixed")}
-        environment.filters["count"] = lambda number: numbers["count"](number).translate(swap)
-        environment.filters["fixed"] = lambda number, digits: numbers["fixed"](number, digits).translate(swap)
+def _body(described: Described, language: Language) -> str:
+    environment = card_environment(language)
     sources, facts = _sources(described.counts), described.content.facts
     name = described.name
     unit = "tokens" if described.content.kind == "packed" else "words"

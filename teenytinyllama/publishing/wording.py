@@ -79,30 +79,6 @@ def _longest_run_of_backticks(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
-def card_environment() -> Environment:
-    """Return the Jinja environment of the cards: a missing variable is an error, and every value is escaped.
-
-    Filters: `code` and `fenced` for code; `link(address)`; `count` (1,234) and `fixed(digits)` for numbers.
-    """
-    environment = Environment(
-        loader=PackageLoader("teenytinyllama.publishing"),
-        undefined=StrictUndefined,
-        finalize=escape_markdown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # HTML escaping alone would leave Markdown's marks active; `finalize` covers both
-    )
-    environment.filters.update(
-        code=inline_code,
-        fenced=fenced_block,
-        link=link,
-        count=lambda number: f"{int(number):,}",  # int() makes a missing variable an UndefinedError
-        fixed=lambda number, digits: "not measured" if number is None else f"{number:,.{digits}f}",
-    )
-    return environment
-
-
 Language = Literal["en", "pt"]
 LANGUAGES: tuple[Language, ...] = ("en", "pt")
 # English first, because the Hub is searched and the ancestor's cards are written in it; then Portuguese, because that
@@ -149,12 +125,12 @@ def localise(number: str, language: Language) -> Markdown:
     return Markdown(number if language == "en" else number.translate(str.maketrans(",.", ".,")))
 
 
-def sentence_environment(language: Language, unknown_key: str) -> Environment:
-    """Return the Jinja environment of one language.
+def card_environment(language: Language, unknown_key: str = "not_measured") -> Environment:
+    """Return the Jinja environment of cards in a language: a missing variable is an error, every value is escaped.
 
     In it, `say(key, **values)` gives a sentence and `say_count(key, number, **values)` its singular or plural. Filters
-    for numbers: `count` (1,234), `fixed(digits)`, `amount` (two decimals, or four digits below 1) and `percent` (of a
-    fraction, two decimals). `wrapped` breaks long lines.
+    for text: `code`, `fenced`, `link(address)`, and `wrapped`, which breaks long lines. For numbers: `count` (1,234),
+    `fixed(digits)`, `amount` (two decimals, or four digits below 1) and `percent` (of a fraction, two decimals).
 
     Args:
         language: of sentences and numbers.
@@ -172,9 +148,20 @@ def sentence_environment(language: Language, unknown_key: str) -> Environment:
     def say_count(key: str, number: int, **values: object) -> Markdown:
         return say(language, key + ("_one" if number == 1 else "_many"), number=fixed(number, 0), **values)
 
-    environment = card_environment()
+    environment = Environment(
+        loader=PackageLoader("teenytinyllama.publishing"),
+        undefined=StrictUndefined,
+        finalize=escape_markdown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # HTML escaping alone would leave Markdown's marks active; `finalize` covers both
+    )
     environment.globals.update(say=functools.partial(say, language), say_count=say_count)
     environment.filters.update(
+        code=inline_code,
+        fenced=fenced_block,
+        link=link,
         count=lambda number: fixed(number, 0),
         fixed=fixed,
         amount=amount,
