@@ -36,7 +36,7 @@ check: lint types test
 
 # The reference cards again, from the published figures beside them.
 cards: install
-	$(BIN)/python -m teenytinyllama.publishing.reference_cards model_cards
+	$(BIN)/python -m teenytinyllama.publishing.card model_cards
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

@@ -158,7 +158,7 @@ def publish(argv: list[str]) -> None:
     words = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
     ensure(words, "ttl publish: needs a run (the output_dir of a training) or data (a folder or files).")
     from .arguments import parse
-    from .publishing.publish_dataset import is_dataset
+    from .publishing.dataset_content import is_dataset
 
     if is_dataset(words):
         from .publishing.publish_dataset import PublishDatasetConfig, publish_dataset

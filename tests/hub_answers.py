@@ -5,6 +5,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import hub_lfs as lfs
 import hub_reads as reads
 import hub_writes as writes
+import hub_xet as xet
 from hub_access import Hub
 from hub_cards import validate
 from hub_protocol import Answer, Call, HubError, Person, json_answer
@@ -97,6 +98,8 @@ def _read(hub: Hub, call: Call, repository: Repository, rest: list[str]) -> Answ
             return reads.commits(hub, call, repository, revision)
         case ["tree", revision, *inside]:
             return reads.tree(hub, call, repository, revision, "/".join(inside))
+        case ["xet-write-token", _]:
+            return xet.token(hub, call, repository.kind, repository.id)
         case ["auth-check", *more]:
             hub.access.ensure_reads(repository, call.user)
             if more == ["write"]:

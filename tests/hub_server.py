@@ -38,6 +38,7 @@ class HubServer(HubContents):
         part_bytes: LFS files above this size are uploaded in parts of this size; None: each in one request.
         lfs_bytes: files above this size go through LFS even if they are text.
         port: 0 takes a free one.
+        xet: clients send large files by Xet (see hub_xet.py) rather than by LFS.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class HubServer(HubContents):
         part_bytes: int | None = None,
         lfs_bytes: int = LFS_BYTES,
         port: int = 0,
+        xet: bool = False,
     ) -> None:
         people = {token: Person(*text.split(":")) for token, text in (tokens or {}).items()}
         super().__init__(Store(Path(folder)))
         self.faults = Faults()
+        self.xet = xet
         self._requests: list[Request] = []
         self._ended = threading.Event()
         self._http = listen(self, port)
@@ -74,12 +77,13 @@ class HubServer(HubContents):
         self._http.server_close()
 
     def environment(self, home: Path, token: str | None = None, **more: str) -> dict[str, str]:
-        """Return the environment of a client process: this server, a cache of its own, no Xet, no telemetry."""
+        """Return the environment of a client process: this server, a cache of its own, no telemetry."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         added = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
+            "HF_XET_XORB_COMPRESSION_POLICY": "none",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "127.0.0.1,localhost",

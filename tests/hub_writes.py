@@ -12,6 +12,7 @@ from hub_cards import errors_of
 from hub_files import is_lfs
 from hub_protocol import Answer, Call, HubError, json_answer
 from hub_store import COMMIT, Commit, Repository
+from hub_xet import take
 
 NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(?<![.-])(?<!\.git)")
 TYPES = {"model": "models", "dataset": "datasets", "space": "spaces"}
@@ -147,9 +148,10 @@ def _changes(
         content = str(value.get("content", ""))
         yield path, base64.b64decode(content) if value.get("encoding") == "base64" else content.encode()
     elif key == "lfsFile":
-        if repository.lfs_path(str(value.get("oid"))) is None:
+        oid = str(value.get("oid"))
+        if repository.lfs_path(oid) is None and not take(repository, oid):
             raise HubError(400, f"LFS pointer pointed to a file that does not exist: {path}")
-        yield path, str(value["oid"])
+        yield path, oid
     elif key in ("deletedFile", "deletedFolder"):
         prefix = path.removesuffix("/") + "/"
         found = [name for name in head.files if name == path or (key == "deletedFolder" and name.startswith(prefix))]

@@ -1,7 +1,7 @@
 """A client and its Hub in one process: `publish` under one fault after the other, as a script because the Hub client
 reads its endpoint when it is imported. Prints a JSON list of what differs from a publishing without faults.
 
-    python publish_client.py RUN FOLDER HOW...
+    python publish_client.py RUN FOLDER xet|lfs HOW...
 """
 
 import json
@@ -28,9 +28,9 @@ def end_state(server: HubServer) -> dict[str, Any]:
     }
 
 
-def main(run: Path, folder: Path, kinds: list[str]) -> list[str]:
+def main(run: Path, folder: Path, transport: str, kinds: list[str]) -> list[str]:
     """Fail each request of a publishing once in each way; return what went wrong."""
-    with HubServer(folder / "hub", tokens={"hf_ana": "ana"}, part_bytes=20_000) as server:
+    with HubServer(folder / "hub", {"hf_ana": "ana"}, part_bytes=20_000, xet=transport == "xet") as server:
         os.environ.update(server.environment(folder / "home", token="hf_ana"))
         os.environ.pop("HF_HUB_OFFLINE", None)
         from huggingface_hub import HfApi
@@ -70,4 +70,4 @@ def main(run: Path, folder: Path, kinds: list[str]) -> list[str]:
 if __name__ == "__main__":
     out = sys.stdout
     sys.stdout = sys.stderr
-    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])), file=out)
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:])), file=out)

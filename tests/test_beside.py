@@ -15,7 +15,7 @@ from teenytinyllama.energy.ledger import LedgerWriter, read_energy, read_ledger
 from teenytinyllama.energy.recorder import StageMeter
 from teenytinyllama.publishing.card import write_model_card
 from teenytinyllama.publishing.energy_report import write_energy_report
-from teenytinyllama.publishing.run_files import read_metrics
+from teenytinyllama.publishing.facts import read_metrics
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import callbacks as callbacks_module
 from teenytinyllama.training import metrics as metrics_module

@@ -39,7 +39,6 @@ from teenytinyllama.publishing.wording import (
     fenced_block,
     inline_code,
     link,
-    sentence_environment,
     texts,
 )
 
@@ -205,7 +204,7 @@ def test_no_number_stands_in_a_template():
 
 
 def test_a_bare_number_in_a_sentence_is_refused():
-    environment = sentence_environment("pt", "not_measured")
+    environment = card_environment("pt")
     with pytest.raises(TypeError, match="context: tokens=5 must be text"):
         environment.from_string("{{ say('context', tokens=5) }}").render()
     assert environment.from_string("{{ 1234.5 | fixed(1) }} {{ none | count }}").render() == "1.234,5 não medido"
@@ -271,10 +270,10 @@ def test_a_run_without_benchmarks_says_so(run_folder: Path):
 
 
 def test_names_of_files_are_those_of_the_runs():
-    from teenytinyllama.publishing import run_files
+    from teenytinyllama.publishing import facts
     from teenytinyllama.training import metrics
 
-    assert run_files.METRICS_NAME == metrics.METRICS_NAME
+    assert facts.METRICS_NAME == metrics.METRICS_NAME
 
 
 def test_energy_adds_the_last_row_of_each_start(run_folder: Path):
@@ -552,7 +551,7 @@ def test_escaping():
 
 
 def test_a_missing_template_variable_raises():
-    environment = card_environment()
+    environment = card_environment("en")
     for template in ("{{ ausente }}", "{{ run.ausente }}", "{{ ausente | count }}", "{% if ausente %}x{% endif %}"):
         with pytest.raises(UndefinedError, match="ausente"):
             environment.from_string(template).render(run={})
@@ -560,7 +559,7 @@ def test_a_missing_template_variable_raises():
 
 def test_all_templates_are_complete_without_defaults(run_folder: Path):
     """Each variable the main template names is given: rendering without one fails."""
-    template = sentence_environment("en", "not_measured").get_template("model_card.md.jinja")
+    template = card_environment("en").get_template("model_card.md.jinja")
     with pytest.raises(UndefinedError, match="training"):
         template.render(**{key: value for key, value in RUN.items() if key != "training"})
 

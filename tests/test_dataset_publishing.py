@@ -25,11 +25,15 @@ from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.publishing.dataset_card import size_category
-from teenytinyllama.publishing.dataset_content import DatasetOptions
-from teenytinyllama.publishing.dataset_shards import license_metadata, restrictions
+from teenytinyllama.publishing.dataset_content import DatasetOptions, is_dataset
 from teenytinyllama.publishing.publish import describe_uploads, write_folder
-from teenytinyllama.publishing.publish_dataset import dataset_uploads, default_staging, is_dataset
+from teenytinyllama.publishing.publish_dataset import (
+    dataset_uploads,
+    default_staging,
+    license_metadata,
+    restrictions,
+    size_category,
+)
 from teenytinyllama.publishing.safety import Upload
 from teenytinyllama.stage_folder import sha256_file
 
@@ -400,29 +404,23 @@ def bytes_of(upload: Upload) -> dict[str, str]:
     return {file.path: file.sha256() for file in upload.files}
 
 
-def test_shards_that_are_there_are_not_written_again(tmp_path: Path, corpus_folder: Path, monkeypatch: Any) -> None:
-    from teenytinyllama.publishing import dataset_shards as shards
-
+def test_shards_that_are_there_are_not_written_again(tmp_path: Path, corpus_folder: Path) -> None:
     first = publish(tmp_path, corpus_folder, shard_megabytes=0.05)
     before = bytes_of(first)
-    written: list[str] = []
-    close = shards._ShardWriter.close
-
-    def closed(writer: Any) -> Any:
-        shard = close(writer)
-        written.extend([shard.path] if shard else [])
-        return shard
-
-    monkeypatch.setattr(shards._ShardWriter, "close", closed)
-    assert bytes_of(publish(tmp_path, corpus_folder, shard_megabytes=0.05)) == before
-    assert written == []
     paths = [file.path for file in first.files if file.path.startswith("data/")]
-    (tmp_path / "staging" / paths[1]).unlink()
+
+    def inodes() -> dict[str, int]:  # a shard that is written takes the place of the old file
+        return {path: (tmp_path / "staging" / path).stat().st_ino for path in paths}
+
+    written = inodes()
+    assert bytes_of(publish(tmp_path, corpus_folder, shard_megabytes=0.05)) == before
+    assert inodes() == written
+    (tmp_path / "staging" / paths[1]).rename(tmp_path / "kept")  # so that its inode is not used again
     with (tmp_path / "staging" / paths[2]).open("r+b") as file:  # other bytes, of the same size
         file.seek(100)
         file.write(b"xyz")
     assert bytes_of(publish(tmp_path, corpus_folder, shard_megabytes=0.05)) == before
-    assert written == [paths[1], paths[2]]
+    assert [path for path in paths if inodes()[path] != written[path]] == [paths[1], paths[2]]
     publish(tmp_path, corpus_folder, shard_megabytes=0.1)
     left = {path.name for path in (tmp_path / "staging" / "data").iterdir()}
     assert 0 < len(left) < len(paths)
@@ -434,19 +432,19 @@ def test_a_kill_between_shards_is_resumed_to_the_same_bytes(tmp_path: Path, corp
     code = """
 import os, signal, sys
 from pathlib import Path
-from teenytinyllama.publishing import dataset_shards as shards
+import pyarrow.parquet
 from teenytinyllama.publishing.dataset_content import DatasetOptions
 from teenytinyllama.publishing.publish_dataset import dataset_uploads
 
-class Killed(shards._ShardWriter):
+class Killed(pyarrow.parquet.ParquetWriter):
     count = 0
-    def _write_group(self):
+    def write_batch(self, *arguments):
         Killed.count += 1
-        super()._write_group()
+        super().write_batch(*arguments)
         if Killed.count == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-shards._ShardWriter = Killed
+pyarrow.parquet.ParquetWriter = Killed
 dataset_uploads([sys.argv[1]], "ana/textos", Path(sys.argv[2]), DatasetOptions(shard_megabytes=0.05))
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

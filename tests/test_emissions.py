@@ -1,13 +1,15 @@
 import csv
+import json
 import time
 from pathlib import Path
 
 import pytest
+from card_runs import energy_row, write_emissions, write_rows
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.energy.emissions import GridSettings, grid_intensity, read_emissions
 from teenytinyllama.energy.meter import EnergyMeter
-from teenytinyllama.publishing.energy_report import _half, _score_lines
+from teenytinyllama.publishing.energy_report import write_energy_report
 
 
 def test_the_meter_adds_up_over_starts(tmp_path: Path) -> None:
@@ -123,12 +125,12 @@ def test_a_file_that_codecarbon_moved_aside_still_counts(tmp_path: Path) -> None
     assert total.energy_kwh == pytest.approx(totals[1])
 
 
-def test_the_share_of_the_energy_is_that_of_the_nearest_score():
-    scores = [{"step": step, "scored_tokens": 9, "kwh": kwh, "bits_per_byte": bits}
-              for step, kwh, bits in ((0, 0.0, 3.0), (5, 0.6, 2.0), (9, 1.0, 1.0))]  # fmt: skip
-    found = _half(scores)
+def test_the_share_of_the_energy_is_that_of_the_nearest_score(tmp_path: Path) -> None:
+    write_emissions(tmp_path / "emissions.csv", energy_row("a", 1.0, 0.1))
+    scores = [{"step": step, "tokens": 1, "scored_tokens": 9, "kwh": kwh, "bits_per_byte": bits, "perplexity": 2.0,
+               "kg_co2e": 0.1} for step, kwh, bits in ((0, 0.0, 3.0), (5, 0.6, 2.0), (9, 1.0, 1.0))]  # fmt: skip
+    write_rows(tmp_path / "metrics.jsonl", scores)
+    text = write_energy_report(tmp_path)
+    found = json.loads((tmp_path / "emissions.json").read_text())["half"]
     assert (found["step"], found["energy_share"], found["share"]) == (5, pytest.approx(0.6), pytest.approx(0.5))
-    for score in scores:
-        score.update(tokens=1, perplexity=2.0, kg_co2e=0.1)
-    text = "\n".join(_score_lines(scores, found))
     assert "The first 0.6 kWh, 60% of the energy up to the last score, bought 50% of the gain" in text

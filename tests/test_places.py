@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.publishing.run_files import command_without_places, record_without_places, without_place
+from teenytinyllama.publishing.wording import command_without_places, record_without_places, without_place
 
 
 @pytest.mark.parametrize(

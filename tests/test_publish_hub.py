@@ -38,7 +38,7 @@ def run(made_run: Path, tmp_path: Path) -> Path:
 def server(tmp_path: Path) -> Iterator[HubServer]:
     tokens = {TOKEN: "ana", READ_TOKEN: "ana:read", "hf_rui": "rui"}
     gated = {"ana/restrito": {"rui"}}
-    with HubServer(tmp_path / "hub", tokens=tokens, orgs={"grupo": {"ana"}}, gated=gated) as server:
+    with HubServer(tmp_path / "hub", tokens=tokens, orgs={"grupo": {"ana"}}, gated=gated, xet=True) as server:
         yield server
 
 
@@ -241,17 +241,18 @@ def test_a_gated_repository(server: HubServer, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("match", "how", "message"),
+    ("match", "how", "message", "lfs"),
     [
-        (r"POST /api/models/.*/commit/", "403", "(HTTP 403)"),
-        (r"POST /api/models/.*/commit/", "402", "the Hub has no room for it (HTTP 402)"),
-        (r"/storage|PUT ", "413", "the Hub has no room for it (HTTP 413)"),
-        (r"POST /api/validate-yaml", "400", "the Hub refuses it: Invalid metadata in README.md."),
+        (r"POST /api/models/.*/commit/", "403", "(HTTP 403)", False),
+        (r"POST /api/models/.*/commit/", "402", "the Hub has no room for it (HTTP 402)", False),
+        (r"/storage|PUT ", "413", "the Hub has no room for it (HTTP 413)", True),
+        (r"GET .*/xet-write-token/", "402", "the Hub has no room for it (HTTP 402)", False),
+        (r"POST /api/validate-yaml", "400", "the Hub refuses it: Invalid metadata in README.md.", False),
     ],
 )
-def test_refusals_half_way(server: HubServer, run: Path, match: str, how: str, message: str) -> None:
+def test_refusals_half_way(server: HubServer, run: Path, match: str, how: str, message: str, lfs: bool) -> None:
     fault = server.fail(match=match, how=how, times=1000)
-    done = publish(server, run)
+    done = publish(server, run, **({"HF_HUB_DISABLE_XET": "1"} if lfs else {}))
     assert done.returncode == EXIT_BAD_INPUT, done.stderr
     assert message in done.stderr
     assert fault.fired == 1 or how == "413"
@@ -323,9 +324,9 @@ def test_two_runs_at_once(server: HubServer, run: Path) -> None:
 
 
 def test_other_bytes_on_the_hub_are_noticed(server: HubServer, run: Path) -> None:
-    """The fourth look at the branches is the one after the commit."""
+    """The third look at the branches is the one after the commit."""
     wrong = {"model.safetensors": b"outra coisa"}
-    server.before(r"GET /api/models/ana/modelo/refs", lambda: server.write(TO, wrong), nth=4)
+    server.before(r"GET /api/models/ana/modelo/refs", lambda: server.write(TO, wrong), nth=3)
     done = publish(server, run, "--checkpoints", "false")
     assert done.returncode == EXIT_FAILED
     here = sha256_file(run / "model.safetensors")
@@ -360,12 +361,25 @@ def test_no_token_is_left_anywhere(server: HubServer, run: Path, tmp_path: Path)
         assert not [name for name, content in server.files(TO, branch).items() if TOKEN.encode() in content]
 
 
+def test_large_files_go_through_xet_alone(server: HubServer, run: Path) -> None:
+    """Also when a token for the upload is lost, refused for a while, or the answer to the commit never comes."""
+    server.fail(match=r"xet-write-token/step10", how="reset")
+    server.fail(match=r"xet-write-token/step20", how="503", seconds=0)
+    server.fail(match=r"/commit/main", how="lost_answer")
+    done = publish(server, run)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert not [write for write in server.writes() if write.startswith("lfs")]
+    assert server.files(TO, "main")["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    assert [len(server.history(TO, branch)) for branch in ("main", "step10", "step20")] == [2, 2, 2]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("transport", ["xet", "lfs"])
 @pytest.mark.parametrize("how", ["503", "reset", "lost_answer"])
-def test_each_request_may_fail_once(run: Path, tmp_path: Path, how: str) -> None:
+def test_each_request_may_fail_once(run: Path, tmp_path: Path, how: str, transport: str) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, str(TESTS / "publish_client.py"), str(run), str(tmp_path / "client"), how],
+        [sys.executable, str(TESTS / "publish_client.py"), str(run), str(tmp_path / "client"), transport, how],
         env={**kept, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from teenytinyllama.checks import InputError, MissingFileError
 from teenytinyllama.evaluation.results import is_trivial
 from teenytinyllama.model_files import PUBLISHED_MODELS
 from teenytinyllama.presets import PRESETS
-from teenytinyllama.publishing.reference_cards import read_reference, render_reference_card, write_reference_cards
+from teenytinyllama.publishing.card import read_reference, render_reference_card, write_reference_cards
 
 FOLDER = Path(__file__).resolve().parent.parent / "model_cards"
 FILES = sorted(FOLDER.glob("*.yaml"))

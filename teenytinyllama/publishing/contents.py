@@ -10,28 +10,23 @@ from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_files
 from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES
 from ..stage_folder import (
-    ANSWERS_NAME,
     BASE_RECORD_NAME,
     CARD_NAME,
     CHECKPOINTS_NAME,
     CONFIG_NAME,
-    ENERGY_JSON_NAME,
-    ENERGY_MARKDOWN_NAME,
-    ENERGY_PLOT_NAME,
     ENVIRONMENT_NAME,
     MANIFEST_NAME,
     METRICS_NAME,
-    PLOT_NAME,
     RESULTS_NAME,
     SAMPLES_NAME,
-    SPEED_TEST_NAME,
     sha256_file,
 )
 from ..tokenizer.files import SENTENCEPIECE_NAME
 from .card import render_model_card
-from .run_files import card_row, read_run, record_without_places, without_places
+from .facts import card_row, read_run
 from .safety import Upload, UploadFile, check_repository, inside, record_file
 from .scores import eval_result_files
+from .wording import record_without_places, without_places
 
 WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
@@ -55,16 +50,16 @@ _RECORDS = (
     ENVIRONMENT_NAME,
     METRICS_NAME,
     SAMPLES_NAME,
-    ANSWERS_NAME,
-    SPEED_TEST_NAME,
+    "answers.jsonl",
+    "speed_test.json",
     RESULTS_NAME,
-    PLOT_NAME,
-    ENERGY_JSON_NAME,
-    ENERGY_MARKDOWN_NAME,
-    ENERGY_PLOT_NAME,
+    "loss.png",
+    "emissions.json",
+    "emissions.md",
+    "emissions.png",
 )
 # Of them, those that hold commands and folders as they were typed.
-_NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, SPEED_TEST_NAME, RESULTS_NAME, ENERGY_JSON_NAME}
+_NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, "speed_test.json", RESULTS_NAME, "emissions.json"}
 
 
 def run_identity(run: Path) -> dict[str, Any]:

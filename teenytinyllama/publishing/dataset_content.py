@@ -1,37 +1,34 @@
-"""What every kind of dataset comes down to: rows with a source and a licence, and the columns they are written in.
+"""Contents of datasets: what a source holds (corpus, packed rows, instructions, preferences) and the rows of each.
 
-What a user can say about a dataset that is to be published.
-
-A corpus as a dataset: `text`, and `metadata` with source and licence, split by document as `ttl pack` splits.
-
-Packed rows as a dataset: `input_ids` of one length, train and validation.
-
-The held-out documents of a packed folder are never cut; here they are cut into rows of the same length, since both
-splits of a dataset have the same columns. The end that does not fill a row is left out and counted.
-
-Instructions and preferences as datasets: chat turns with source and licence, split as `ttl sft` and `ttl dpo` do.
-
-Instructions have a `messages` column; preferences have `prompt`, `chosen` and `rejected`, each a list of turns, which
-is the conversational form that TRL reads. Both are held in memory: an equal question stays on one side of the split,
-which only the whole set can tell.
+The kind is told from the manifest of a folder of ours, or from the columns of the files. A corpus has `text`, and
+`metadata` with source and licence, split by document as `ttl pack` splits. Packed rows have `input_ids` of one length;
+of the held-out documents, the end that does not fill a row is left out and counted. Instructions have `messages`;
+preferences have `prompt`, `chosen` and `rejected`, each a list of turns, which is the conversational form that TRL
+reads. Both are split as `ttl sft` and `ttl dpo` do, and held in memory: an equal question stays on one side of the
+split, which only the whole set can tell.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from ...checks import ensure
-from ...data.conversations import (
-    ConversationsConfig,
-    PreferencesConfig,
-    conversations_manifest,
-    preferences_manifest,
+from ..arguments import read_values
+from ..checks import ensure
+from ..data.conversations import ConversationsConfig, PreferencesConfig, conversations_manifest, preferences_manifest
+from ..data.input_files import (
+    RECORD_SUFFIXES,
+    SAMPLE,
+    SUFFIXES,
+    SourceFile,
+    hash_files,
+    list_data_files,
+    resolve_files,
 )
-from ...data.input_files import RECORD_SUFFIXES, hash_files, resolve_files
-from ...data.instructions import (
+from ..data.instructions import (
     DUPLICATE,
     SPLITS,
     Counts,
@@ -42,18 +39,25 @@ from ...data.instructions import (
     refuse_bad_rows,
     split_conversations,
 )
-from ...data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed, packed_manifest
-from ...data.readers import read_records
-from ...data.sources import Corpus, CorpusConfig, Split, sample_hash
-from ...data.turns import Message
-from ...stage_folder import sha256_file
+from ..data.pack import PackConfig
+from ..data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed, packed_manifest
+from ..data.readers import read_records, text_column_of
+from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
+from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS, Message
+from ..stage_folder import CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, sha256_file
+from .dataset_shards import DatasetContent, DatasetRow
 from .safety import inside
 
-if TYPE_CHECKING:
-    import pyarrow
-
-
-Kind = Literal["corpus", "packed", "instructions", "preferences"]
+_CORPUS_KEYS = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
+_INPUTS_FIX = "Publish the files themselves, or prepare the folder again."
+_STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
+_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")
+_CONFIG_SUFFIXES = (".yaml", ".yml")
+_KNOWN_FORMS = (
+    "A corpus has a column `text` (or another, named with --text_column), instructions have `messages`, or "
+    "`instruction` and `output`, or `prompt` and `completion`; preferences have `prompt`, `chosen` and `rejected`. Say "
+    "which it is with --kind."
+)
 
 
 @dataclass
@@ -105,86 +109,153 @@ class DatasetOptions:
 
     def said(self) -> dict[str, object]:
         """Return what differs from the defaults, of the keys above."""
-        values = {
-            item.name: (getattr(self, item.name), getattr(_DEFAULTS, item.name)) for item in fields(DatasetOptions)
-        }
-        return {name: value for name, (value, default) in values.items() if value != default}
+        defaults = asdict(DatasetOptions())
+        return {name: value for name in defaults if (value := getattr(self, name)) != defaults[name]}
 
     def corpus_keys(self) -> dict[str, object]:
         """Return what was said about the reading of a corpus; what was left out is not there."""
-        names = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in _CORPUS_KEYS if (value := getattr(self, name)) is not None}
 
 
-_DEFAULTS = DatasetOptions()
+def is_dataset(source: list[str]) -> bool:
+    """Return whether a source is a dataset rather than a model, a checkpoint, a run or a tokenizer; reads little.
 
-
-@dataclass(frozen=True)
-class Row:
-    """One row before it is written.
-
-    Attributes:
-        split: train or validation.
-        source: that it counts under.
-        license: as the data states it; empty when it does not.
-        value: what the kind's `columns` writes.
-        texts: what bytes and words are counted of.
+    A folder or file of which nothing is known counts as a dataset when data files are in it; what is wrong with it is
+    said by `dataset_uploads`.
     """
+    if len(source) != 1 or source[0] == SAMPLE or source[0].startswith("hf://"):
+        return bool(source)
+    path = Path(source[0])
+    if not path.is_dir():
+        return path.name.lower().endswith((*SUFFIXES, *_CONFIG_SUFFIXES)) or "*" in source[0]
+    stage = _stage(path)
+    if stage is not None:
+        return stage in _STAGE_KINDS
+    if any((path / name).exists() for name in _RUN_FILES) or any(path.glob("checkpoint-*")):
+        return False
+    return (path / ".partial").is_dir() or any(list_data_files(path, SUFFIXES))
 
-    split: Split
-    source: str
-    license: str
-    value: Any
-    texts: tuple[str, ...]
 
+def read_content(source: list[str], options: DatasetOptions) -> DatasetContent:
+    """Return the content of a source.
 
-@dataclass(frozen=True)
-class Content:
-    """A dataset to be published, before it is counted and written.
+    Args:
+        source: files, folders, globs, `hf://datasets/user/name@commit`, `sample`; a YAML file for `ttl pack`, whose
+            inputs are meant; or one folder of `ttl pack`, `ttl conversations` or `ttl dpo`.
+        options: of the user.
 
-    Attributes:
-        kind: of the data.
-        schema: of the parquet files.
-        rows: yields all rows in a fixed order, again at each call.
-        columns: returns the arrays of some rows, given their licences.
-        inputs: sha256 by name of what is read.
-        identity: what says, at the next publication, that it is the same dataset in a newer state.
-        facts: what the card tells of this kind, from manifests and settings.
-        row_bytes: of each row where all are alike and need not be counted (packed rows), else None.
+    Raises:
+        InputError: nothing is there, its kind cannot be told, it is of several kinds, it is a link to elsewhere, or
+            options that do not concern it.
     """
-
-    kind: Kind
-    schema: "pyarrow.Schema"
-    rows: Callable[[], Iterator[Row]]
-    columns: "Callable[[list[Row], list[str]], list[pyarrow.Array]]"
-    inputs: dict[str, str]
-    identity: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
-    row_bytes: int | None = None
-
-
-def features_of(schema: "pyarrow.Schema") -> list[dict[str, Any]]:
-    """Return a schema as `dataset_info` of a card spells features, which `datasets` reads back as the same ones."""
-    return [{"name": name, **_feature(kind)} for name, kind in zip(schema.names, schema.types, strict=True)]
-
-
-def _feature(kind: "pyarrow.DataType") -> dict[str, Any]:
-    import pyarrow
-
-    if pyarrow.types.is_struct(kind):
-        fields = [kind.field(place) for place in range(kind.num_fields)]
-        return {"struct": [{"name": part.name, **_feature(part.type)} for part in fields]}
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind):
-        inner = _feature(kind.value_type)
-        length = {"length": kind.list_size} if pyarrow.types.is_fixed_size_list(kind) else {}
-        return {"list": inner.get("struct") or inner["dtype"], **length}
-    return {"dtype": str(kind)}
-
-
-_CORPUS_KEYS = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
+    ensure(source, "source: missing. Give the folder or the files of the dataset.")
+    shown = ", ".join(source)
+    inputs, settings = _of_config(source) if source[0].lower().endswith(_CONFIG_SUFFIXES) else (source, {})
+    for text in inputs:
+        if (folder := Path(text)).is_dir() and (stage := _stage(folder)) is not None:
+            ensure(len(inputs) == 1, f"source={shown}: {text} was made by `{stage}` and is published alone.")
+            return _of_stage(folder, stage, options)
+        ensure(
+            not (Path(text) / ".partial").is_dir(),
+            f"source={text}: packing is not finished, it has no {MANIFEST_NAME}. Run the same `ttl pack` again first.",
+        )
+    for text in (*inputs, *(options.validation_inputs or ()), *(settings.get("validation_inputs") or ())):
+        for path in list_data_files(Path(text), SUFFIXES) if Path(text).is_dir() else ():
+            inside(Path(text), path)
+    kind = options.kind if options.kind != "auto" else _kind_of_files(inputs, shown, options, settings)
+    ensure(
+        kind != "packed",
+        f"kind=packed: {shown} is no folder of `ttl pack`, it has no {MANIFEST_NAME}.",
+    )
+    ensure(kind == "corpus" or options.packed is None, f"packed={options.packed}: concerns a corpus, not {kind}.")
+    if kind == "corpus":
+        return corpus_content(inputs, settings, options)
+    _refuse(options, ("text_column", "metadata_column", "txt_unit"), kind)
+    if kind == "instructions":
+        return instructions_content(inputs, options)
+    _refuse(options, ("validation_inputs",), kind)
+    return preferences_content(inputs, options)
 
 
-def corpus_content(inputs: list[str], settings: dict[str, Any], options: DatasetOptions) -> Content:
+def _of_config(source: list[str]) -> tuple[list[str], dict[str, Any]]:
+    ensure(len(source) == 1, f"source={', '.join(source)}: a config is published alone.")
+    values = read_values(PackConfig, ["--config", source[0]])
+    ensure(values.get("inputs"), f"source={source[0]}: has no `inputs`. Give a config for `ttl pack`.")
+    return list(values["inputs"]), values
+
+
+def _of_stage(folder: Path, stage: str, options: DatasetOptions) -> DatasetContent:
+    ensure(
+        stage in _STAGE_KINDS,
+        f"source={folder}: was made by {stage!r}, which makes no dataset. Datasets are made by "
+        f"{', '.join(_STAGE_KINDS)}, or are files with texts.",
+    )
+    kind = _STAGE_KINDS[stage]
+    ensure(options.kind in ("auto", kind), f"kind={options.kind}: {folder} holds {kind}. Leave --kind out.")
+    _refuse(options, (*options.corpus_keys(), "packed"), f"a folder of {stage!r}")
+    if kind == "packed":
+        return packed_content(folder)
+    return conversations_content(folder) if kind == "instructions" else preferences_content([], options, folder)
+
+
+def _refuse(options: DatasetOptions, names: Iterable[str], what: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        ensure(value is None, f"{name}={value}: does not concern {what}. Leave it out.")
+
+
+def _stage(folder: Path) -> str | None:
+    """Return the stage in a folder's manifest; None without a manifest of ours."""
+    try:
+        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    stage = found.get("stage") if isinstance(found, dict) else None
+    return stage if isinstance(stage, str) else None
+
+
+def _kind_of_files(inputs: list[str], shown: str, options: DatasetOptions, settings: dict[str, Any]) -> str:
+    """Return the one kind that all files are of, by the columns of their first rows."""
+    columns = [
+        getattr(options, name) or settings.get(name, default)
+        for name, default in (("text_column", "text"), ("metadata_column", "metadata"))
+    ]
+    kinds = {} if SAMPLE not in inputs else {SAMPLE: "corpus"}
+    for file in resolve_files("source", inputs, SUFFIXES):
+        is_txt = ".txt" in file.path.suffixes[-2:] or file.path.name.lower().endswith(".txt")
+        kinds[file.name] = "corpus" if is_txt else _kind_of_rows(file, *columns)
+    found = sorted(set(kinds.values()))
+    if len(found) > 1:
+        examples = " and ".join(f"{next(name for name in kinds if kinds[name] == kind)} of {kind}" for kind in found)
+        ensure(False, f"source={shown}: holds {examples}. Publish them apart, or say what all are with --kind.")
+    return found[0]
+
+
+def _kind_of_rows(file: SourceFile, text_column: str, metadata_column: str) -> str:
+    """Return the kind of a file's first row."""
+    row = next(iter(read_records("source", file.path)), None)
+    ensure(row is not None, f"source={file.path}: holds no row. Take it away or fill it.")
+    assert row is not None
+    names = {name for name, value in row.items() if value is not None}
+    is_asked = bool(names & {*QUESTION_KEYS, "input"})
+    forms = {
+        "preferences": {"chosen", "rejected"} <= names,
+        "instructions": bool(names & set(TURN_KEYS)) or (is_asked and bool(names & set(ANSWER_KEYS))),
+        "corpus": text_column in row,
+    }
+    if not any(forms.values()):  # a column called otherwise is guessed only where nothing else is told
+        with_text = [name for name, value in row.items() if isinstance(value, str)]
+        forms["corpus"] = text_column_of(list(row), with_text, text_column, metadata_column) is not None
+    found = [kind for kind, fits in forms.items() if fits]
+    ensure(
+        len(found) == 1,
+        f"source={file.path}: its kind cannot be told from the columns {', '.join(row) or '(none)'}"
+        f"{' (' + ' or '.join(found) + ')' if found else ''}. {_KNOWN_FORMS}",
+    )
+    return found[0]
+
+
+def corpus_content(inputs: list[str], settings: dict[str, Any], options: DatasetOptions) -> DatasetContent:
     """Return the content of a corpus.
 
     Args:
@@ -195,6 +266,8 @@ def corpus_content(inputs: list[str], settings: dict[str, Any], options: Dataset
     Raises:
         InputError: see `Corpus`; also a packed folder that was made of other files, or one beside settings of its own.
     """
+    import pyarrow
+
     packing = None
     settings = {name: settings[name] for name in _CORPUS_KEYS if name in settings} | options.corpus_keys()
     if options.packed is not None:
@@ -219,34 +292,17 @@ def corpus_content(inputs: list[str], settings: dict[str, Any], options: Dataset
         # None: what is held out was set apart beforehand, as that of the sample always is.
         "validation_fraction": config.validation_fraction if corpus.files and not config.validation_inputs else None,
     }
-    names = sorted({Path(text).name if not text.startswith("hf://") else text for text in inputs})
-    return Content("corpus", _schema(), lambda: _corpus_rows(corpus), _corpus_columns, hashes, {"inputs": names}, facts)
-
-
-def _schema() -> "pyarrow.Schema":
-    import pyarrow
-
     origin = pyarrow.struct([("source", pyarrow.string()), ("license", pyarrow.string())])
-    return pyarrow.schema([("text", pyarrow.string()), ("metadata", origin)])
+    schema = pyarrow.schema([("text", pyarrow.string()), ("metadata", origin)])
+
+    def rows() -> Iterator[DatasetRow]:
+        for split, found in corpus.documents():
+            yield DatasetRow(split, found.source, found.license, {"text": found.text}, (found.text,))
+
+    return DatasetContent("corpus", schema, rows, hashes, {"inputs": sorted(set(_names(inputs)))}, facts)
 
 
-def _corpus_rows(corpus: Corpus) -> Iterator[Row]:
-    for split, document in corpus.documents():
-        yield Row(split, document.source, document.license, document.text, (document.text,))
-
-
-def _corpus_columns(rows: list[Row], licenses: list[str]) -> "list[pyarrow.Array]":
-    import pyarrow
-
-    sources = pyarrow.array([row.source for row in rows], pyarrow.string())
-    origin = [sources, pyarrow.array(licenses, pyarrow.string())]
-    return [
-        pyarrow.array([row.value for row in rows], pyarrow.string()),
-        pyarrow.StructArray.from_arrays(origin, names=["source", "license"]),
-    ]
-
-
-def packed_content(folder: Path) -> Content:
+def packed_content(folder: Path) -> DatasetContent:
     """Return the content of a packed folder.
 
     Raises:
@@ -267,14 +323,12 @@ def packed_content(folder: Path) -> Content:
         "tokenizer_sha256": manifest["tokenizer_sha256"],
         "vocab_size": manifest["vocab_size"],
         "dropped_validation_tokens": int(packed.validation.size) % context,
-        "counted": counted_sources(manifest),
         "rows": {"train": len(packed.train), "validation": int(packed.validation.size) // context},
     }
-    return Content(
+    return DatasetContent(
         "packed",
         pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32(), context))]),
         lambda: _token_rows(packed, context),
-        lambda rows, _: _token_columns(rows, context),
         hashes,
         {"tokenizer_sha256": manifest["tokenizer_sha256"], "context": context},
         facts,
@@ -282,40 +336,16 @@ def packed_content(folder: Path) -> Content:
     )
 
 
-def counted_sources(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what packing counted of each source, of both splits together."""
-    counted: dict[str, dict[str, Any]] = {}
-    for split, sources in (("train", manifest["sources"]), ("validation", manifest["validation_sources"])):
-        for name, record in sources.items():
-            source = counted.setdefault(
-                name, {"rows": 0, "validation_rows": 0, "bytes": 0, "tokens": 0, "licenses": []}
-            )
-            source["rows"] += record["documents"]
-            source["validation_rows"] += record["documents"] if split == "validation" else 0
-            source["bytes"] += record["bytes"]
-            source["tokens"] += record["tokens"]
-            source["licenses"] += [name for name in record["licenses"] if name not in source["licenses"]]
-    return counted
-
-
-def _token_rows(packed: PackedCorpus, context: int) -> Iterator[Row]:
+def _token_rows(packed: PackedCorpus, context: int) -> Iterator[DatasetRow]:
+    """Yield packed rows, and rows of the same length of the held-out documents, which packing never cuts."""
     for row in packed.train:
-        yield Row("train", "", "", row, ())
+        yield DatasetRow("train", "", "", {"input_ids": row.astype(np.int32)})
     for start in range(0, packed.validation.size - context + 1, context):
-        yield Row("validation", "", "", packed.validation[start : start + context], ())
+        ids = packed.validation[start : start + context].astype(np.int32)
+        yield DatasetRow("validation", "", "", {"input_ids": ids})
 
 
-def _token_columns(rows: list[Row], context: int) -> "list[pyarrow.Array]":
-    import pyarrow
-
-    flat = np.concatenate([row.value for row in rows]).astype(np.int32)
-    return [pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), context)]
-
-
-_INPUTS_FIX = "Publish the files themselves, or prepare the folder again."
-
-
-def conversations_content(folder: Path) -> Content:
+def conversations_content(folder: Path) -> DatasetContent:
     """Return the content of a folder of `ttl conversations`: its turns, without the tokens.
 
     Raises:
@@ -329,15 +359,16 @@ def conversations_content(folder: Path) -> Content:
         f"source={folder}: its parquet files are not those that `ttl conversations` wrote. Make the folder again.",
     )
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[DatasetRow]:
         for split, path in files.items():
             for record in read_records("source", path, ["messages", "source", "license"]):
-                yield _conversation_row(split, record["source"], record.get("license") or "", record["messages"])
+                columns = {"messages": record["messages"]}
+                yield _turns_row(split, record["source"], record.get("license") or "", columns)
 
-    return _instructions(rows, hashes, manifest["plan"]["inputs"], {"prepared": manifest})
+    return _turns_content("instructions", rows, hashes, manifest["plan"]["inputs"], {"prepared": manifest})
 
 
-def instructions_content(inputs: list[str], options: DatasetOptions) -> Content:
+def instructions_content(inputs: list[str], options: DatasetOptions) -> DatasetContent:
     """Return the content of instruction files.
 
     Raises:
@@ -356,7 +387,7 @@ def instructions_content(inputs: list[str], options: DatasetOptions) -> Content:
     counts = Counts()
     rows = []
     for split, found, _ in split_conversations(config.inputs, train, held_out, config.validation_fraction, counts):
-        rows.append(_conversation_row(split, found.source, found.license, found.messages))
+        rows.append(_turns_row(split, found.source, found.license, {"messages": found.messages}))
         counts.unused["turn.weight"] += any("weight" in message for message in found.messages)  # no such column
     counts.unused = +counts.unused  # without zeros
     refuse_bad_rows(config, counts, "are no conversation", (DUPLICATE,))
@@ -367,10 +398,10 @@ def instructions_content(inputs: list[str], options: DatasetOptions) -> Content:
         "validation_fraction": None if held_out else config.validation_fraction,
     }
     hashes = hash_files([*train, *held_out]) | sample_hash(inputs)
-    return _instructions(lambda: iter(rows), hashes, inputs, facts)
+    return _turns_content("instructions", lambda: iter(rows), hashes, inputs, facts)
 
 
-def preferences_content(inputs: list[str], options: DatasetOptions, folder: Path | None = None) -> Content:
+def preferences_content(inputs: list[str], options: DatasetOptions, folder: Path | None = None) -> DatasetContent:
     """Return the content of preference files.
 
     Args:
@@ -382,8 +413,6 @@ def preferences_content(inputs: list[str], options: DatasetOptions, folder: Path
     Raises:
         InputError: bad inputs, rows that are no pair and are not to be dropped, or inputs that changed since.
     """
-    import pyarrow
-
     fraction, manifest = options.validation_fraction, None
     if folder is not None:
         manifest = preferences_manifest(folder, "source")
@@ -399,64 +428,38 @@ def preferences_content(inputs: list[str], options: DatasetOptions, folder: Path
     )
     counts, rows = Counts(), []
     for pair, _ in read_preferences(records("inputs", files), counts, config.validation_fraction):
-        value = (pair.chosen[:-1], pair.chosen[-1:], pair.rejected[-1:])
-        texts = tuple(message["content"] for turns in value for message in turns)
-        rows.append(Row(pair.split, pair.source, pair.license, value, texts))
+        columns = {"prompt": pair.chosen[:-1], "chosen": pair.chosen[-1:], "rejected": pair.rejected[-1:]}
+        rows.append(_turns_row(pair.split, pair.source, pair.license, columns))
     refuse_bad_rows(config, counts, "are no pair of answers", (DUPLICATE,))
     ensure(rows, f"source={', '.join(inputs)}: holds no pair of answers ({reasons(counts)}).")
-    turns = messages_type()
-    return Content(
-        "preferences",
-        pyarrow.schema([("prompt", turns), ("chosen", turns), ("rejected", turns), *_origin_fields()]),
-        lambda: iter(rows),
-        lambda some, licenses: [*(pyarrow.array(side, turns) for side in _sides(some)), *_origin(some, licenses)],
-        hashes,
-        {"inputs": _names(inputs)},
-        {
-            "dropped": dict(counts.dropped),
-            "unused_columns": dict(counts.unused),
-            "validation_fraction": config.validation_fraction,
-            "prepared": manifest,
-        },
-    )
+    facts = {
+        "dropped": dict(counts.dropped),
+        "unused_columns": dict(counts.unused),
+        "validation_fraction": config.validation_fraction,
+        "prepared": manifest,
+    }
+    return _turns_content("preferences", lambda: iter(rows), hashes, inputs, facts)
 
 
-def _sides(rows: list[Row]) -> Iterable[list[list[Message]]]:
-    return ([row.value[side] for row in rows] for side in range(3))
-
-
-def _instructions(rows: Any, hashes: dict[str, str], inputs: list[str], facts: dict[str, Any]) -> Content:
+def _turns_content(
+    kind: Literal["instructions", "preferences"],
+    rows: Callable[[], Iterator[DatasetRow]],
+    hashes: dict[str, str],
+    inputs: list[str],
+    facts: dict[str, Any],
+) -> DatasetContent:
+    """Return a content whose columns hold turns; `source` has the name by which the stages read it back."""
     import pyarrow
 
-    return Content(
-        "instructions",
-        pyarrow.schema([("messages", messages_type()), *_origin_fields()]),
-        rows,
-        lambda some, licenses: [
-            pyarrow.array([row.value for row in some], messages_type()),
-            *_origin(some, licenses),
-        ],
-        hashes,
-        {"inputs": _names(inputs)},
-        facts,
-    )
+    text, turns = pyarrow.string(), messages_type()
+    columns = {"instructions": ("messages",), "preferences": ("prompt", "chosen", "rejected")}[kind]
+    schema = pyarrow.schema([*((name, turns) for name in columns), ("source", text), ("license", text)])
+    return DatasetContent(kind, schema, rows, hashes, {"inputs": _names(inputs)}, facts)
 
 
-def _conversation_row(split: Any, source: str, license: str, messages: list[Message]) -> Row:
-    return Row(split, source, license, messages, tuple(message["content"] for message in messages))
-
-
-def _origin_fields() -> "list[tuple[str, pyarrow.DataType]]":
-    """Return the last two columns: `source` under the name by which `ttl conversations` and `ttl dpo` read it back."""
-    import pyarrow
-
-    return [("source", pyarrow.string()), ("license", pyarrow.string())]
-
-
-def _origin(rows: list[Row], licenses: list[str]) -> "list[pyarrow.Array]":
-    import pyarrow
-
-    return [pyarrow.array([row.source for row in rows], pyarrow.string()), pyarrow.array(licenses, pyarrow.string())]
+def _turns_row(split: Split, source: str, license: str, columns: dict[str, list[Message]]) -> DatasetRow:
+    texts = tuple(message["content"] for messages in columns.values() for message in messages)
+    return DatasetRow(split, source, license, dict(columns), texts)
 
 
 def _names(inputs: list[str]) -> list[str]:

@@ -1,42 +1,77 @@
-"""The parquet files of a dataset, written one after another into a staging folder that outlives a kill.
+"""Shards of a dataset: its rows, read once to be counted and once to be written, as parquet files with a licence a row.
 
-The folder holds `plan.json` (of what, and the counts), `shards.jsonl` (a line for each finished shard, with its hash)
-and `data/`. A shard that is listed and still has its hash is not written again.
-
-One reading of everything before anything is written: rows, bytes, words, licences, and where shards begin.
+The first reading finds rows, bytes, words, licences and where shards begin, and refuses what may not be published
+before anything is written. The files go one after another into a staging folder that outlives a kill. It holds
+`plan.json` (of what, and the counts), `shards.jsonl` (a line for each finished shard, with its hash) and `data/`. A
+shard that is listed and still has its hash is not written again.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..checks import ensure, ensure_disk_space
+from ..checks import ensure, ensure_disk_space, near_name
 from ..data.instructions import SPLITS
+from ..data.sources import Split
 from ..stage_folder import sha256_file, sha256_json, write_json
-from .dataset_content import Content, Row
+from .wording import one_line
 
 if TYPE_CHECKING:
     import pyarrow.parquet
 
+Kind = Literal["corpus", "packed", "instructions", "preferences"]
 
-import re
-from collections.abc import Iterable
 
-from ..checks import hub_license, near_name
-from ..stage_folder import ensure_only
-from .wording import one_line
+@dataclass(frozen=True)
+class DatasetRow:
+    """One row before it is written.
 
-LICENSE_NAME = "LICENSE.md"
-UNKNOWN = "unknown"
-_RESTRICTIONS = {
-    "no_derivatives": re.compile(r"\bnd\b|no-?\s?deriv", re.IGNORECASE),
-    "non_commercial": re.compile(r"\bnc\b|non-?\s?commercial", re.IGNORECASE),
-    "share_alike": re.compile(r"\bsa\b|share-?\s?alike|\b[al]?gpl\b|\bgfdl\b|\bodbl\b", re.IGNORECASE),
-}
+    Attributes:
+        split: train or validation.
+        source: that it counts under.
+        license: as the data states it; empty when it does not.
+        columns: values of all columns but those that say where the row is from.
+        texts: what bytes and words are counted of.
+    """
+
+    split: Split
+    source: str
+    license: str
+    columns: dict[str, Any]
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DatasetContent:
+    """A dataset to be published, before it is counted and written.
+
+    Attributes:
+        kind: of the data.
+        schema: of the parquet files; source and licence of a row stand in `metadata`, or in `source` and `license`.
+        rows: yields all rows in a fixed order, again at each call.
+        inputs: sha256 by name of what is read.
+        identity: what says, at the next publication, that it is the same dataset in a newer state.
+        facts: what the card tells of this kind, from manifests and settings.
+        row_bytes: of each row where all are alike and need not be counted (packed rows), else None.
+    """
+
+    kind: Kind
+    schema: "pyarrow.Schema"
+    rows: Callable[[], Iterator[DatasetRow]]
+    inputs: dict[str, str]
+    identity: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    row_bytes: int | None = None
+
+    def record(self, row: DatasetRow, license: str) -> dict[str, Any]:
+        """Return a row with the values of all its columns."""
+        origin = {"source": row.source, "license": license}
+        return {**row.columns, **({"metadata": origin} if "metadata" in self.schema.names else origin)}
 
 
 @dataclass
@@ -111,28 +146,6 @@ def parse_licenses(values: list[str]) -> Licenses:
     return licenses
 
 
-def license_metadata(names: Iterable[str]) -> dict[str, Any]:
-    """Return the keys about licences for a card's front matter: one licence, or `other` with a list of them."""
-    found = sorted({one_line(name).strip() for name in names})
-    identifiers = {hub_license(name) or name for name in found}
-    if len(identifiers) == 1 and (identifier := hub_license(found[0])):
-        return {"license": identifier}
-    only = re.sub(r"[^a-z0-9.]+", "-", found[0].lower()).strip("-.") if len(identifiers) == 1 else ""
-    return {
-        "license": "other",
-        "license_name": only or "per-source",
-        "license_link": LICENSE_NAME,
-        "license_details": ", ".join(found),
-    }
-
-
-def restrictions(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the licences that forbid changed copies or commercial use or bind what is made of them; and `unknown`."""
-    found = sorted(set(names))
-    kinds = {kind: [name for name in found if pattern.search(name)] for kind, pattern in _RESTRICTIONS.items()}
-    return {**kinds, UNKNOWN: [name for name in found if name.lower() == UNKNOWN]}
-
-
 @dataclass
 class DatasetCounts:
     """What a dataset holds.
@@ -154,16 +167,8 @@ class DatasetCounts:
         """Return the licences of all sources, each once."""
         return sorted({name for source in self.sources.values() for name in source["licenses"]})
 
-    def text_bytes(self) -> int:
-        """Return the bytes of text of all sources."""
-        return sum(int(source["bytes"]) for source in self.sources.values())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the counts as a JSON object."""
-        return asdict(self)
-
-
-def count(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
+def count(content: DatasetContent, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
     """Return the counts of a dataset.
 
     Args:
@@ -174,9 +179,8 @@ def count(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCoun
     Raises:
         InputError: no row, a source without a licence, or a file that cannot be read.
     """
-    counts = (
-        _count_packed(content, licenses, shard_bytes) if content.row_bytes else _count(content, licenses, shard_bytes)
-    )
+    count_rows = _count_packed if content.row_bytes else _count
+    counts = count_rows(content, licenses, shard_bytes)
     ensure(counts.sources and any(counts.shards.values()), "source: holds no row with text. Give files that have some.")
     ensure(
         counts.shards["train"],
@@ -186,14 +190,22 @@ def count(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCoun
     return counts
 
 
-def _count(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
+def _count(content: DatasetContent, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
     from tqdm import tqdm
 
     counts = DatasetCounts()
     fill = dict.fromkeys(SPLITS, 0)  # bytes in the last shard of each split
     for row in tqdm(content.rows(), desc="counting", unit=" rows", mininterval=1.0, disable=None):
         num_bytes = sum(len(text.encode()) for text in row.texts)
-        _count_row(counts, row, num_bytes, licenses.of(row.source, row.license))
+        empty: dict[str, Any] = {"rows": 0, "validation_rows": 0, "bytes": 0, "words": 0, "licenses": []}
+        source = counts.sources.setdefault(row.source, empty)
+        source["rows"] += 1
+        source["validation_rows"] += row.split == "validation"
+        source["bytes"] += num_bytes
+        source["words"] += sum(len(text.split()) for text in row.texts)
+        license = licenses.of(row.source, row.license)
+        if license and license not in source["licenses"]:
+            source["licenses"].append(license)
         shards = counts.shards[row.split]
         if not shards or fill[row.split] >= shard_bytes:
             shards.append(0)
@@ -203,20 +215,18 @@ def _count(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCou
     return counts
 
 
-def _count_row(counts: DatasetCounts, row: Row, num_bytes: int, license: str) -> None:
-    empty: dict[str, Any] = {"rows": 0, "validation_rows": 0, "bytes": 0, "words": 0, "licenses": []}
-    source = counts.sources.setdefault(row.source, empty)
-    source["rows"] += 1
-    source["validation_rows"] += row.split == "validation"
-    source["bytes"] += num_bytes
-    source["words"] += sum(len(text.split()) for text in row.texts)
-    if license and license not in source["licenses"]:
-        source["licenses"].append(license)
-
-
-def _count_packed(content: Content, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
-    """Count by the manifest: the rows have no sources, their documents had."""
-    counts = DatasetCounts(sources=content.facts["counted"])
+def _count_packed(content: DatasetContent, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
+    """Count by the manifest of packing: the rows have no sources, their documents had."""
+    counts, manifest = DatasetCounts(), content.facts["packing"]
+    for split, sources in (("train", manifest["sources"]), ("validation", manifest["validation_sources"])):
+        for name, record in sources.items():
+            empty: dict[str, Any] = {"rows": 0, "validation_rows": 0, "bytes": 0, "tokens": 0, "licenses": []}
+            source = counts.sources.setdefault(name, empty)
+            source["rows"] += record["documents"]
+            source["validation_rows"] += record["documents"] if split == "validation" else 0
+            source["bytes"] += record["bytes"]
+            source["tokens"] += record["tokens"]
+            source["licenses"] += [name for name in record["licenses"] if name not in source["licenses"]]
     for name, source in counts.sources.items():
         if not source["licenses"] and (license := licenses.of(name, "", source["rows"])):
             source["licenses"].append(license)
@@ -268,7 +278,8 @@ class Staging:
         self._state = self._read_plan()
         if not self._state:  # what lies there was not made here, whatever its name
             own = {_PLAN + ".partial"}
-        ensure_only("staging", folder, own, "Give an empty or new folder.")
+        others = sorted({path.name for path in folder.iterdir()} - own) if folder.is_dir() else []
+        ensure(not others, f"staging={folder}: is not empty ({', '.join(others[:3])}). Give an empty or new folder.")
         if self._state.get("plan_sha256") != self._plan:
             shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
             (folder / _DONE).unlink(missing_ok=True)
@@ -289,7 +300,7 @@ class Staging:
     def keep_counts(self, counts: DatasetCounts) -> None:
         """Write down what was counted, so that the next start need not count; the first thing that is written."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / _PLAN, {"plan_sha256": self._plan, "counts": counts.to_json()})
+        write_json(self.folder / _PLAN, {"plan_sha256": self._plan, "counts": asdict(counts)})
 
     def finished(self) -> dict[str, Shard]:
         """Return the shards that are there and unchanged, by path."""
@@ -321,28 +332,25 @@ def discard_staging(folder: Path) -> None:
     folder.rmdir()
 
 
-def shard_path(split: str, index: int, total: int) -> str:
-    """Return the path of a shard in the repository, in the form that the Hub's own exports have."""
-    return f"{DATA_FOLDER}/{split}-{index:05d}-of-{total:05d}.parquet"
-
-
-def write_shards(staging: Staging, content: Content, licenses: Licenses, counts: DatasetCounts) -> list[Shard]:
+def write_shards(staging: Staging, content: DatasetContent, licenses: Licenses, counts: DatasetCounts) -> list[Shard]:
     """Write the shards that are not there yet and return all of them, train first.
 
     Raises:
         InputError: the rows are no longer those that were counted, or the disk is full.
     """
+    # Named as the Hub's own exports are.
     wanted = {
-        split: [(shard_path(split, index, len(sizes)), rows) for index, rows in enumerate(sizes)]
+        split: [
+            (f"{DATA_FOLDER}/{split}-{index:05d}-of-{len(sizes):05d}.parquet", rows) for index, rows in enumerate(sizes)
+        ]
         for split, sizes in counts.shards.items()
     }
     paths = [path for shards in wanted.values() for path, _ in shards]
     done = staging.finished()
     if missing := [path for path in paths if path not in done]:
-        share = len(missing) / len(paths)
-        rows = sum(map(sum, counts.shards.values()))
-        most_bytes = counts.text_bytes() if content.row_bytes is None else content.row_bytes * rows
-        needed = int(most_bytes * _DISK_SHARE * share)
+        text_bytes = sum(int(source["bytes"]) for source in counts.sources.values())
+        most_bytes = text_bytes if content.row_bytes is None else content.row_bytes * sum(map(counts.rows, SPLITS))
+        needed = int(most_bytes * _DISK_SHARE * len(missing) / len(paths))
         ensure_disk_space("staging", staging.folder, needed, "Give a staging folder on another disk.")
         (staging.folder / DATA_FOLDER).mkdir(exist_ok=True)
         _write_missing(staging, content, licenses, wanted, done)
@@ -351,7 +359,7 @@ def write_shards(staging: Staging, content: Content, licenses: Licenses, counts:
 
 def _write_missing(
     staging: Staging,
-    content: Content,
+    content: DatasetContent,
     licenses: Licenses,
     wanted: dict[str, list[tuple[str, int]]],
     done: dict[str, Shard],
@@ -360,88 +368,73 @@ def _write_missing(
     from tqdm import tqdm
 
     waiting = {split: iter(shards) for split, shards in wanted.items()}
-    writers: dict[str, _ShardWriter | None] = {}
+    files: dict[str, _ShardFile] = {}
     total = sum(rows for shards in wanted.values() for _, rows in shards)
     for row in tqdm(content.rows(), desc="writing", unit=" rows", total=total, mininterval=1.0, disable=None):
-        if writers.get(row.split) is None:
+        if row.split not in files:
             path, rows = next(waiting[row.split], ("", 0))
             ensure(path, _changed("more rows"))
-            writers[row.split] = _ShardWriter(staging.folder, path, rows, row.split, content, licenses, path in done)
-        writer = writers[row.split]
-        assert writer is not None
-        writer.add(row)
-        if writer.left == 0:
-            if (shard := writer.close()) is not None:
-                staging.add(shard)
-                done[shard.path] = shard
-            writers[row.split] = None
+            files[row.split] = _ShardFile(staging.folder, path, rows, row.split, content)
+        file = files[row.split]
+        file.left -= 1
+        if file.path not in done:
+            file.add(content.record(row, licenses.of(row.source, row.license)), sum(map(len, row.texts)))
+        if file.left == 0:
+            if file.path not in done:
+                done[file.path] = file.close()
+                staging.add(done[file.path])
+            del files[row.split]
     rest = [path for shards in waiting.values() for path, _ in shards]
-    ensure(not rest and not any(writers.values()), _changed("fewer rows"))
+    ensure(not rest and not files, _changed("fewer rows"))
 
 
 def _changed(how: str) -> str:
     return f"source: has {how} than when it was counted, so it changed meanwhile. Run the same command again."
 
 
-class _ShardWriter:
-    """Writes the rows of one shard, in row groups; or only lets them pass when the shard is there already."""
+class _ShardFile:
+    """A parquet file that is being written, a row group at a time; `left` rows of it are still to come by."""
 
-    def __init__(
-        self, folder: Path, path: str, rows: int, split: str, content: Content, licenses: Licenses, is_done: bool
-    ) -> None:
-        self.left, self._is_done = rows, is_done
-        self._folder, self._path, self._split, self._num_rows = folder, path, split, rows
-        self._content, self._licenses = content, licenses
-        self._rows: list[Row] = []
+    def __init__(self, folder: Path, path: str, rows: int, split: str, content: DatasetContent) -> None:
+        self.path, self.left = path, rows
+        self._target, self._partial = folder / path, folder / (path + ".partial")
+        self._split, self._num_rows, self._content = split, rows, content
+        self._records: list[dict[str, Any]] = []
         self._group_bytes = self._num_bytes = 0
-        self._partial = folder / (path + ".partial")
         self._file: pyarrow.parquet.ParquetWriter | None = None
 
-    def add(self, row: Row) -> None:
+    def add(self, record: dict[str, Any], num_bytes: int) -> None:
         """Take the next row."""
-        self.left -= 1
-        if self._is_done:
-            return
-        self._rows.append(row)
-        self._group_bytes += self._content.row_bytes or sum(map(len, row.texts))
-        if self._group_bytes >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
+        self._records.append(record)
+        self._group_bytes += self._content.row_bytes or num_bytes
+        if self._group_bytes >= _ROW_GROUP_BYTES or len(self._records) >= _ROW_GROUP_ROWS:
             self._write_group()
 
     def _write_group(self) -> None:
-        import pyarrow
+        import pyarrow.parquet
 
+        schema = self._content.schema
         if self._file is None:
-            self._file = _open(self._partial, self._content.schema)
-        names = [self._licenses.of(row.source, row.license) for row in self._rows]
-        columns = self._content.columns(self._rows, names)
-        batch = pyarrow.RecordBatch.from_arrays(columns, schema=self._content.schema)
+            # A dictionary only where values repeat: of texts it costs memory and saves nothing.
+            names = ("metadata.source", "metadata.license", "source", "license")
+            repeated = [name for name in names if name.partition(".")[0] in schema.names]
+            self._file = pyarrow.parquet.ParquetWriter(
+                self._partial, schema, compression="zstd", use_dictionary=repeated or False, write_page_index=True
+            )
+        batch = pyarrow.RecordBatch.from_pylist(self._records, schema=schema)
         self._num_bytes += batch.nbytes
         self._file.write_batch(batch)
-        self._rows, self._group_bytes = [], 0
+        self._records, self._group_bytes = [], 0
 
-    def close(self) -> Shard | None:
-        """Finish the file and return its shard; None for one that was there already."""
-        if self._is_done:
-            return None
-        if self._rows:
+    def close(self) -> Shard:
+        """Finish the file and return its shard."""
+        if self._records:
             self._write_group()
         assert self._file is not None
         self._file.close()
         with self._partial.open("rb") as file:
             os.fsync(file.fileno())
-            file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        target = self._folder / self._path
-        self._partial.replace(target)
-        return Shard(self._path, self._split, self._num_rows, self._num_bytes, target.stat().st_size, digest)
-
-
-def _open(path: Path, schema: "pyarrow.Schema") -> "pyarrow.parquet.ParquetWriter":
-    import pyarrow.parquet
-
-    # Only where values repeat: of texts a dictionary costs memory and saves nothing.
-    names = ("metadata.source", "metadata.license", "source", "license")
-    repeated = [name for name in names if name.partition(".")[0] in schema.names]
-    return pyarrow.parquet.ParquetWriter(
-        path, schema, compression="zstd", use_dictionary=repeated or False, write_page_index=True
-    )
+        self._partial.replace(self._target)
+        size_bytes = self._target.stat().st_size
+        return Shard(self.path, self._split, self._num_rows, self._num_bytes, size_bytes, digest)

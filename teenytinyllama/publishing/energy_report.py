@@ -1,8 +1,6 @@
-"""`ttl emissions RUN…`: what runs consumed and emitted, what it bought, and where every figure is from.
+"""Energy reports: `ttl emissions RUN…` says what runs consumed and emitted, what it bought, and where figures are from.
 
-Written into each run's folder: `emissions.json`, `emissions.md` and `emissions.png`.
-
-The energy report of a run as Markdown and as a plot.
+Written into each run's folder are `emissions.json`, `emissions.md` and `emissions.png`.
 """
 
 import json
@@ -16,109 +14,35 @@ from ..checks import InputError, counted, ensure
 from ..energy.emissions import EmissionsTotal, grid_intensity, place, read_emissions
 from ..energy.ledger import FLUSH_SECONDS, Account, describe_incomplete, num_speed_tests, read_energy
 from ..gpus import find_gpu
-from ..stage_folder import (
-    CONFIG_NAME,
-    EMISSIONS_NAME,
-    ENERGY_JSON_NAME,
-    ENERGY_MARKDOWN_NAME,
-    ENERGY_PLOT_NAME,
-    LEDGER_NAME,
-    MANIFEST_NAME,
-    METRICS_NAME,
-    write_json,
-)
-from .run_files import read_metrics
+from ..stage_folder import CONFIG_NAME, EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, write_json
+from .facts import read_metrics
+
+REPORT_PLOT = "emissions.png"
 
 
 def render_markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
-    lines = [f"# Energy and emissions of {report['run']}", ""]
-    if not report["complete"]:
-        lines += ["The run is not finished: these are the figures so far.", ""]
-    least = "at least " if report["incomplete"] else ""
-    if report["incomplete"]:
-        lines += [f"**Incomplete since step {report['incomplete']['since_step']:,}**: the meter failed "
-                  f"({report['incomplete']['reason']}), so energy is missing and the sums are the least that was used.",
-                  ""]  # fmt: skip
-    machines = f" on {report['num_machines']} machines" if report["num_machines"] > 1 else ""
-    grid = f"at {report['grams_per_kwh']:.1f} g/kWh ({place(report['country_iso_code'], report['region'])})"
-    rows = {
-        "Energy": f"{least}{report['energy_kwh']:.4g} kWh",
-        "of which GPU": f"{report['gpu_kwh']:.4g} kWh" if report["gpu_kwh"] else "none seen",
-        "of which processor": f"{report['cpu_kwh']:.4g} kWh",
-        "of which memory": f"{report['ram_kwh']:.4g} kWh",
-        "Emissions": f"{least}{report['emissions_kg']:.4g} kg CO2e, {grid}",
-        "The same by car": f"{report['car_km']:.3g} km (US EPA: 400 g a mile)",
-        "Time": f"{report['hours']:.3g} h in {counted(report['num_starts'], 'start')}{machines}",
-    }
-    if report["starting_hours"]:
-        rows["Before the meter ran"] = (
-            f"{report['starting_hours']:.3g} h of imports and building, paid and not measured"
-        )
-    if report["usd"] is not None:
-        rows["Money"] = _describe_money(report)
-    lines += ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items()), ""]
-    lines += _ledger_lines(report["ledger"], report["energy_kwh"])
-    lines += ["## GPU energy, checked", "", describe_gpu_check(report["gpu_check"]), ""]
-    lines += ["## The same energy elsewhere", "", "| country | kg CO2e |", "|---|---|",
-              *(f"| {name} | {kg:.4g} |" for name, kg in report["elsewhere_kg"].items()), ""]  # fmt: skip
-    lines += _score_lines(report["scores"], report["half"])
-    lines += [
-        "## Where the figures are from",
-        "",
-        f"Energy: `{EMISSIONS_NAME}` (codecarbon, offline), {_describe_pue(report)}. Starts: `{LEDGER_NAME}`. Scores: "
-        f"`{METRICS_NAME}`, with the energy of all starts up to then. Grid intensities: the yearly means inside "
-        "codecarbon.",
-        "",
-    ]
-    return "\n".join(lines)
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-
-def _describe_money(report: dict[str, Any]) -> str:
-    """Return the money with the hours that are paid, and where the price is from."""
-    hours = report["gpu_hours"]
-    paid = "an hour" if hours is None else f"for an hour of one GPU, {hours:.4g} such hours"
-    return f"{report['usd']:.2f} USD at {report['usd_per_hour']} {paid} ({report['price_source']})"
-
-
-def _ledger_lines(ledger: dict[str, Any] | None, energy_kwh: float) -> list[str]:
-    if ledger is None:
-        return [f"The run has no `{LEDGER_NAME}`: repeated work and methods are not known.", ""]
-    useful, repeated, test = ledger["useful_kwh"], ledger["repeated_kwh"], ledger["speed_test_kwh"]
-    lines = [
-        "## Useful and repeated work",
-        "",
-        "| | kWh | share |",
-        "|---|---|---|",
-        f"| steps that were kept | {useful:.4g} | {useful / energy_kwh:.1%} |",
-        f"| steps done again after a stop | {repeated:.4g} | {repeated / energy_kwh:.1%} |",
-        *([f"| the speed test before it | {test:.4g} | {test / energy_kwh:.1%} |"] if test else []),
-        f"| all | {energy_kwh:.4g} | |",
-        "",
-        *_phase_lines(ledger["phases_kwh"], energy_kwh),
-    ]
-    if ledger["num_kills"]:
-        lines += [f"{counted(ledger['num_kills'], 'start')} ended without a last row: of each, the consumption of up "
-                  f"to {FLUSH_SECONDS} s is missing.", ""]  # fmt: skip
-    lines += ["Measured by: " + ", ".join(ledger["methods"]) + ".", ""] if ledger["methods"] else []
-    return [*lines, *(f"- {warning}." for warning in ledger["warnings"]), ""]
-
-
-def _phase_lines(phases_kwh: dict[str, float], energy_kwh: float) -> list[str]:
-    if not phases_kwh:
-        return []
-    names = {
-        "speed test": "speed test",
-        "training": "training",
-        "evaluation": "evaluation, samples included",
-        "saving": "saving",
-    }
-    rows = [f"| {names[name]} | {phases_kwh[name]:.4g} | {phases_kwh[name] / energy_kwh:.1%} |"
-            for name in names if name in phases_kwh]  # fmt: skip
-    rest = energy_kwh - sum(phases_kwh.values())
-    if rest > 0.001 * energy_kwh:
-        rows.append(f"| not told apart | {rest:.4g} | {rest / energy_kwh:.1%} |")
-    return ["| what went on | kWh | share |", "|---|---|---|", *rows, ""]
+    environment = Environment(
+        loader=PackageLoader("teenytinyllama.publishing"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown of our own figures
+    )
+    ledger = report["ledger"]
+    return environment.get_template("emissions.md.jinja").render(
+        **report,
+        place=place(report["country_iso_code"], report["region"]),
+        starts=counted(report["num_starts"], "start"),
+        kills=counted(ledger["num_kills"], "start") if ledger else "",
+        flush_seconds=FLUSH_SECONDS,
+        car_grams_per_mile=CAR_GRAMS_PER_MILE,
+        gpu_check_said=describe_gpu_check(report["gpu_check"]),
+        plot=REPORT_PLOT,
+    )
 
 
 def describe_gpu_check(check: dict[str, Any]) -> str:
@@ -141,31 +65,6 @@ def describe_gpu_check(check: dict[str, Any]) -> str:
             "do not publish the figure before you know why."
         )
     return text
-
-
-def _describe_pue(report: dict[str, Any]) -> str:
-    if report["pue"] == 1:
-        return "of the machine itself, without cooling and losses of the building (PUE 1.0)"
-    return (
-        f"of the machine, {report['machine_kwh']:.4g} kWh, times a PUE of {report['pue']:.4g} for cooling and losses "
-        "of the building (`pue` in the config)"
-    )
-
-
-def _score_lines(scores: list[dict[str, Any]], half: dict[str, Any] | None) -> list[str]:
-    if not scores:
-        return []
-    names = ("step", "tokens", "scored tokens", "bits per byte", "perplexity", "kWh", "kg CO2e")
-    lines = ["## What it bought", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for score in scores:
-        whole = (f"{score[key]:,}" for key in ("step", "tokens", "scored_tokens"))
-        parts = (f"{score[key]:.4g}" for key in ("bits_per_byte", "perplexity", "kwh", "kg_co2e"))
-        lines.append("| " + " | ".join([*whole, *parts]) + " |")
-    if half is not None:
-        lines += ["", f"The first {half['kwh']:.3g} kWh, {half['energy_share']:.0%} of the energy up to "
-                      f"the last score, bought {half['share']:.0%} of the gain in bits "
-                      f"per byte (step {half['step']:,}: {half['bits_per_byte']:.4g})."]  # fmt: skip
-    return [*lines, "", f"![Energy and perplexity]({ENERGY_PLOT_NAME})", ""]
 
 
 def plot_energy(scores: list[dict[str, Any]], path: Path) -> None:
@@ -199,10 +98,12 @@ def plot_energy(scores: list[dict[str, Any]], path: Path) -> None:
     partial.replace(path)
 
 
+REPORT_JSON, REPORT_MARKDOWN = "emissions.json", "emissions.md"
 ELSEWHERE = ("BRA", "PRT", "FRA", "DEU", "USA")
 # "The average passenger vehicle emits about 400 grams of CO2 per mile": US EPA, Greenhouse Gas Emissions from a Typical
 # Passenger Vehicle (EPA-420-F-23-014, 2023). A mile is 1.609344 km.
-CAR_GRAMS_PER_KM = 400 / 1.609344
+CAR_GRAMS_PER_MILE = 400
+CAR_GRAMS_PER_KM = CAR_GRAMS_PER_MILE / 1.609344
 GPU_LIMIT_PERCENT = 5.0  # more than codecarbon and the GPUs' counters differ when both see the same GPUs
 # Below, the moments at which the two are read matter more than what they measure: 6 s of a GPU at 600 W.
 _LEAST_CHECKED_KWH = 0.001
@@ -220,10 +121,10 @@ def write_energy_report(folder: Path, usd_per_hour: float | None = None, elsewhe
         InputError: no run, nothing measured, files that contradict each other, an unknown country, or a price below 0.
     """
     report = energy_report(folder, usd_per_hour, elsewhere)
-    write_json(folder / ENERGY_JSON_NAME, report)
+    write_json(folder / REPORT_JSON, report)
     text = render_markdown(report)
-    (folder / ENERGY_MARKDOWN_NAME).write_text(text, encoding="utf-8")
-    plot_energy(report["scores"], folder / ENERGY_PLOT_NAME)
+    (folder / REPORT_MARKDOWN).write_text(text, encoding="utf-8")
+    plot_energy(report["scores"], folder / REPORT_PLOT)
     return text
 
 

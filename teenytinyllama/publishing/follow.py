@@ -1,17 +1,14 @@
-"""Publish a run while it trains, in a process of its own: it reads the run's folder and shares nothing else with it.
+"""Publishing a run while it trains: a process of its own reads the run's folder and shares nothing else with it.
 
-It holds a checkpoint only while it uploads it, works at the lowest priority, and keeps what it has done in a file, so
-that it can be ended at any moment and go on later.
-
-Start `ttl publish --follow` beside a training that has `hub_model_id`, and say at the end where it stands.
-
-What of a run is published already, kept in the run's folder, so that publishing can end at any moment and go on.
+It holds a checkpoint against deletion only while it uploads it, works at the lowest priority, and keeps what it has
+published in `.publish/progress.json`, so that it can be ended at any moment and go on later. A training that has
+`hub_model_id` starts `ttl publish --follow` beside it and says at its end how far publishing has come.
 """
 
 import contextlib
 import json
-import logging
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -39,21 +36,24 @@ from .publish import (
     PublishConfig,
     check_distinct,
     command_for,
-    command_words,
     finishing_command,
     main_with_config,
     merge_entries,
     publish,
     published_entries,
     push_and_say,
-    read_with_config,
+    read_checkpoint,
 )
 from .safety import check_repository, check_token
 
 LOG_NAME = "publish.log"
 # A training that has ended waits this long for its last upload, on a machine that may be paid by the hour.
 _LAST_WAIT_SECONDS = 60.0
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.2, 600.0
+# Passes over the run without success once it has ended, before the command to finish by hand is left to the user.
+_PASSES_AFTER_END = 5
+# How long an upload that cannot be interrupted may go on after a signal.
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def start_follower(run: Path, config: PublishConfig) -> Follower:
     }
     with (run / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__.split(".")[0], *command_words(run, config)[1:]],
+            [sys.executable, "-m", __name__.split(".")[0], *shlex.split(command_for(run, config))[1:]],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -163,15 +163,6 @@ def read_progress(run: Path, repository: str) -> Progress:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # none yet, or one that nobody can use: what is on the Hub is found there
     return new
-
-
-logger = logging.getLogger(__name__)
-
-_LONGEST_POLL_SECONDS = 600.0
-# Passes over the run without success once it has ended, before the command to finish by hand is left to the user.
-_PASSES_AFTER_END = 5
-# How long an upload that cannot be interrupted may keep an asked end waiting.
-_END_SECONDS = 10.0
 
 
 def run_publish(run: Path, config: PublishConfig) -> None:
@@ -269,7 +260,9 @@ def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, lef
     new = [(step, folder) for step, folder in complete_checkpoints(run) if step not in known]
     if not new and not complete:
         return
-    standing = _standing(hub, run, config, progress)
+    # The repository is made, and is this run's, before anything is sent.
+    claim = index_upload(run, config.to, progress.entries, [])
+    standing = prepare(hub, claim, private=not config.public, replace=config.replace)
     for step, folder in new:
         if not _publish_checkpoint(hub, run, folder, config, progress, standing):
             left_out.add(step)
@@ -279,12 +272,6 @@ def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, lef
     push_and_say(hub, main_with_config(run, entries, config), config)
     progress.main = True
     progress.save()
-
-
-def _standing(hub: Hub, run: Path, config: PublishConfig, progress: Progress) -> Standing:
-    """Return what main holds; the repository is made and is this run's before anything is sent."""
-    claim = index_upload(run, config.to, progress.entries, [])
-    return prepare(hub, claim, private=not config.public, replace=config.replace)
 
 
 def _publish_checkpoint(
@@ -304,7 +291,7 @@ def _publish_checkpoint(
         if faults:
             _say(f"{folder.name} is damaged and left out: {faults[0]}")
             return False
-        checkpoint = read_with_config(run, folder, config)
+        checkpoint = read_checkpoint(run, folder, config)
         entries = merge_entries(published_entries(standing), progress.entries, [checkpoint.entry])
         check_distinct(entries)
         push_and_say(hub, checkpoint.upload, config)

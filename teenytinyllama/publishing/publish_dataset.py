@@ -1,217 +1,284 @@
-"""What kind of dataset a source is: told from the manifest of a folder of ours, or from the columns of the files.
+"""Datasets on the Hub: `ttl publish FOLDER_OR_FILES --to owner/name` writes parquet shards and a card, and sends them.
 
-From a source to an `Upload`: count, refuse, write the shards that are missing, describe.
-
-Datasets for the Hub: a corpus, packed rows, instructions or preferences become parquet shards with a card.
-
-Nothing here writes to the network: `dataset_uploads` returns what is to be sent.
-
-`ttl publish FOLDER_OR_FILES --to owner/name` for a dataset: to the Hub, into a folder, or only as a list.
+Every number in the card (README.md), in LICENSE.md and in `dataset.json` comes from counts, shards and manifests. With
+`--to folder:PATH` or `--dry_run` nothing is sent.
 """
 
+import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..arguments import read_values
-from ..checks import RunFailedError, ensure
-from ..data.input_files import SAMPLE, SUFFIXES, SourceFile, list_data_files, resolve_files
-from ..data.pack import PackConfig
-from ..data.readers import read_records, text_column_of
-from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS
-from ..stage_folder import (
-    CARD_NAME,
-    CONFIG_NAME,
-    DATASET_RECORD_NAME,
-    MANIFEST_NAME,
-    METRICS_NAME,
-    find_manifest,
-    versions,
-)
-from .dataset_card import Described, describe_making, render_dataset_card, render_licenses, source_name
-from .dataset_content import (
-    Content,
-    DatasetOptions,
-    conversations_content,
-    corpus_content,
-    instructions_content,
-    packed_content,
-    preferences_content,
-)
+from ..checks import RunFailedError, ensure, hub_license
+from ..data.input_files import hub_datasets
+from ..data.instructions import SPLITS
+from ..stage_folder import CARD_NAME, DATASET_RECORD_NAME, __version__, package_commit, versions
+from .dataset_content import DatasetOptions, read_content
 from .dataset_shards import (
-    LICENSE_NAME,
+    DATA_FOLDER,
+    DatasetContent,
+    DatasetCounts,
+    Shard,
     Staging,
     count,
     discard_staging,
-    license_metadata,
     parse_licenses,
     write_shards,
 )
 from .hub import open_hub
 from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
-from .safety import Upload, UploadFile, check_repository, inside, record_file
+from .safety import Upload, UploadFile, check_repository, record_file
+from .wording import Language, Markdown, card_environment, card_languages, one_line, without_place
 
-_STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
-_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")
-_CONFIG_SUFFIXES = (".yaml", ".yml")
-_KNOWN_FORMS = (
-    "A corpus has a column `text` (or another, named with --text_column), instructions have `messages`, or "
-    "`instruction` and `output`, or `prompt` and `completion`; preferences have `prompt`, `chosen` and `rejected`. Say "
-    "which it is with --kind."
-)
-
-
-def is_dataset(source: list[str]) -> bool:
-    """Return whether a source is a dataset rather than a model, a checkpoint, a run or a tokenizer; reads little.
-
-    A folder or file of which nothing is known counts as a dataset when data files are in it; what is wrong with it is
-    said by `dataset_uploads`.
-    """
-    if len(source) != 1 or source[0] == SAMPLE or source[0].startswith("hf://"):
-        return bool(source)
-    path = Path(source[0])
-    if not path.is_dir():
-        return path.name.lower().endswith((*SUFFIXES, *_CONFIG_SUFFIXES)) or "*" in source[0]
-    stage = (find_manifest(path) or {}).get("stage")
-    if stage is not None:
-        return stage in _STAGE_KINDS
-    if any((path / name).exists() for name in _RUN_FILES) or any(path.glob("checkpoint-*")):
-        return False
-    return (path / ".partial").is_dir() or any(list_data_files(path, SUFFIXES))
-
-
-def read_content(source: list[str], options: DatasetOptions) -> Content:
-    """Return the content of a source.
-
-    Args:
-        source: files, folders, globs, `hf://datasets/user/name@commit`, `sample`; a YAML file for `ttl pack`, whose
-            inputs are meant; or one folder of `ttl pack`, `ttl conversations` or `ttl dpo`.
-        options: of the user.
-
-    Raises:
-        InputError: nothing is there, its kind cannot be told, it is of several kinds, it is a link to elsewhere, or
-            options that do not concern it.
-    """
-    ensure(source, "source: missing. Give the folder or the files of the dataset.")
-    shown = ", ".join(source)
-    inputs, settings = _of_config(source) if source[0].lower().endswith(_CONFIG_SUFFIXES) else (source, {})
-    for text in inputs:
-        if (manifest := find_manifest(folder := Path(text))) is not None and (stage := manifest.get("stage")):
-            ensure(len(inputs) == 1, f"source={shown}: {text} was made by `{stage}` and is published alone.")
-            return _of_stage(folder, stage, options)
-        ensure(
-            not (Path(text) / ".partial").is_dir(),
-            f"source={text}: packing is not finished, it has no {MANIFEST_NAME}. Run the same `ttl pack` again first.",
-        )
-    _check_links([*inputs, *(options.validation_inputs or []), *(settings.get("validation_inputs") or [])])
-    kind = options.kind if options.kind != "auto" else _kind_of_files(inputs, shown, options, settings)
-    ensure(
-        kind != "packed",
-        f"kind=packed: {shown} is no folder of `ttl pack`, it has no {MANIFEST_NAME}.",
-    )
-    ensure(kind == "corpus" or options.packed is None, f"packed={options.packed}: concerns a corpus, not {kind}.")
-    if kind == "corpus":
-        return corpus_content(inputs, settings, options)
-    _refuse(options, ("text_column", "metadata_column", "txt_unit"), kind)
-    if kind == "instructions":
-        return instructions_content(inputs, options)
-    _refuse(options, ("validation_inputs",), kind)
-    return preferences_content(inputs, options)
-
-
-def _of_config(source: list[str]) -> tuple[list[str], dict[str, Any]]:
-    ensure(len(source) == 1, f"source={', '.join(source)}: a config is published alone.")
-    values = read_values(PackConfig, ["--config", source[0]])
-    ensure(values.get("inputs"), f"source={source[0]}: has no `inputs`. Give a config for `ttl pack`.")
-    return list(values["inputs"]), values
-
-
-def _of_stage(folder: Path, stage: str, options: DatasetOptions) -> Content:
-    ensure(
-        stage in _STAGE_KINDS,
-        f"source={folder}: was made by {stage!r}, which makes no dataset. Datasets are made by "
-        f"{', '.join(_STAGE_KINDS)}, or are files with texts.",
-    )
-    kind = _STAGE_KINDS[stage]
-    ensure(options.kind in ("auto", kind), f"kind={options.kind}: {folder} holds {kind}. Leave --kind out.")
-    _refuse(options, (*options.corpus_keys(), "packed"), f"a folder of {stage!r}")
-    if kind == "packed":
-        return packed_content(folder)
-    return conversations_content(folder) if kind == "instructions" else preferences_content([], options, folder)
-
-
-def _refuse(options: DatasetOptions, names: Iterable[str], what: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        ensure(value is None, f"{name}={value}: does not concern {what}. Leave it out.")
-
-
-def _check_links(inputs: list[str]) -> None:
-    for text in inputs:
-        if Path(text).is_dir():
-            for path in list_data_files(Path(text), SUFFIXES):
-                inside(Path(text), path)
-
-
-def _kind_of_files(inputs: list[str], shown: str, options: DatasetOptions, settings: dict[str, Any]) -> str:
-    """Return the one kind that all files are of, by the columns of their first rows."""
-    columns = [
-        getattr(options, name) or settings.get(name, default)
-        for name, default in (("text_column", "text"), ("metadata_column", "metadata"))
-    ]
-    kinds = {} if SAMPLE not in inputs else {SAMPLE: "corpus"}
-    for file in resolve_files("source", inputs, SUFFIXES):
-        is_txt = ".txt" in file.path.suffixes[-2:] or file.path.name.lower().endswith(".txt")
-        kinds[file.name] = "corpus" if is_txt else _kind_of_rows(file, *columns)
-    found = sorted(set(kinds.values()))
-    if len(found) > 1:
-        examples = " and ".join(f"{next(name for name in kinds if kinds[name] == kind)} of {kind}" for kind in found)
-        ensure(False, f"source={shown}: holds {examples}. Publish them apart, or say what all are with --kind.")
-    return found[0]
-
-
-def _kind_of_rows(file: SourceFile, text_column: str, metadata_column: str) -> str:
-    """Return the kind of a file's first row."""
-    row = next(iter(read_records("source", file.path)), None)
-    ensure(row is not None, f"source={file.path}: holds no row. Take it away or fill it.")
-    assert row is not None
-    names = {name for name, value in row.items() if value is not None}
-    is_asked = bool(names & {*QUESTION_KEYS, "input"})
-    forms = {
-        "preferences": {"chosen", "rejected"} <= names,
-        "instructions": bool(names & set(TURN_KEYS)) or (is_asked and bool(names & set(ANSWER_KEYS))),
-        "corpus": text_column in row,
-    }
-    if not any(forms.values()):  # a column called otherwise is guessed only where nothing else is told
-        with_text = [name for name, value in row.items() if isinstance(value, str)]
-        forms["corpus"] = text_column_of(list(row), with_text, text_column, metadata_column) is not None
-    found = [kind for kind, fits in forms.items() if fits]
-    ensure(
-        len(found) == 1,
-        f"source={file.path}: its kind cannot be told from the columns {', '.join(row) or '(none)'}"
-        f"{' (' + ' or '.join(found) + ')' if found else ''}. {_KNOWN_FORMS}",
-    )
-    return found[0]
-
+if TYPE_CHECKING:
+    import pyarrow
 
 _FORMAT = 1  # of the shards: a change makes what lies in a staging folder out of date
 _UNITS = {"corpus": "documents", "packed": "rows of tokens", "instructions": "conversations",
           "preferences": "pairs of answers"}  # fmt: skip
+LICENSE_NAME = "LICENSE.md"
+UNKNOWN = "unknown"
+_RESTRICTIONS = {
+    "no_derivatives": re.compile(r"\bnd\b|no-?\s?deriv", re.IGNORECASE),
+    "non_commercial": re.compile(r"\bnc\b|non-?\s?commercial", re.IGNORECASE),
+    "share_alike": re.compile(r"\bsa\b|share-?\s?alike|\b[al]?gpl\b|\bgfdl\b|\bodbl\b", re.IGNORECASE),
+}
+# Upper ends of the Hub's size categories, in rows. Source: DatasetCardData of huggingface_hub 2.4.
+_SIZES = {10**3: "1K", 10**4: "10K", 10**5: "100K", 10**6: "1M", 10**7: "10M", 10**8: "100M", 10**9: "1B",
+          10**10: "10B", 10**11: "100B", 10**12: "1T"}  # fmt: skip
+_TAGS = {
+    "corpus": ["pretraining"],
+    "packed": ["pretraining", "tokenized"],
+    "instructions": ["instruction-tuning", "conversational"],
+    "preferences": ["preference", "dpo", "trl"],
+}
+_MOST_LISTED = 100  # sources, and files, in the card; `dataset.json` has all
+_LIBRARIES = ("pyarrow", "tokenizers", "transformers", "numpy")
+_TITLES = {"en": "", "pt": " (português)"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A dataset whose files are written, ready to be described."""
+
+    repository: str
+    source: list[str]
+    content: DatasetContent
+    counts: DatasetCounts
+    shards: list[Shard]
+    options: DatasetOptions
+
+    @property
+    def name(self) -> str:
+        """Return `owner/name`, or the name of the source."""
+        return self.repository or source_name(self.source)
+
+    def splits(self) -> list[dict[str, Any]]:
+        """Return name, rows, bytes in memory, bytes on disk and number of files of each split that has rows."""
+        found = []
+        for split in SPLITS:
+            own = [shard for shard in self.shards if shard.split == split]
+            if own:
+                sums = {
+                    name: sum(getattr(shard, name) for shard in own) for name in ("rows", "num_bytes", "size_bytes")
+                }
+                found.append({"name": split, "files": len(own), **sums})
+        return found
+
+
+def render_dataset_card(described: Described) -> str:
+    """Return the card: YAML front matter and Markdown, in the languages that the options name."""
+    from huggingface_hub import DatasetCardData
+
+    data = DatasetCardData(**front_matter(described)).to_yaml()
+    bodies = [_body(described, language) for language in card_languages(described.options.language)]
+    return f"---\n{data}\n---\n\n" + "\n---\n\n".join(bodies)
+
+
+def front_matter(described: Described) -> dict[str, Any]:
+    """Return the metadata of the card."""
+    splits, kind = described.splits(), described.content.kind
+    hub_inputs = hub_datasets(list(described.source))
+    return {
+        "language": ["pt"],
+        **license_metadata(described.counts.licenses()),
+        "pretty_name": described.name.rsplit("/", 1)[-1],
+        "size_categories": [size_category(sum(split["rows"] for split in splits))],
+        "task_categories": ["text-generation"],
+        **({"task_ids": ["language-modeling"]} if kind in ("corpus", "packed") else {}),
+        **({"source_datasets": hub_inputs} if hub_inputs else {}),
+        "tags": ["teenytinyllama", "portuguese", *_TAGS[kind]],
+        "dataset_info": {
+            "features": features_of(described.content.schema),
+            "splits": [
+                {"name": split["name"], "num_bytes": split["num_bytes"], "num_examples": split["rows"]}
+                for split in splits
+            ],
+            "download_size": sum(split["size_bytes"] for split in splits),
+            "dataset_size": sum(split["num_bytes"] for split in splits),
+        },
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": split["name"], "path": f"{DATA_FOLDER}/{split['name']}-*"} for split in splits
+                ],
+            }
+        ],
+    }
+
+
+def size_category(rows: int) -> str:
+    """Return the Hub's size category of a number of rows.
+
+    >>> size_category(999), size_category(1000), size_category(10**12)
+    ('n<1K', '1K<n<10K', 'n>1T')
+    """
+    lower = ""
+    for end, name in _SIZES.items():
+        if rows < end:
+            return f"{lower}n<{name}"
+        lower = f"{name}<"
+    return "n>1T"
+
+
+def render_licenses(described: Described) -> str:
+    """Return LICENSE.md: the licences of each source, for a dataset that has no single one."""
+    template = card_environment("en").get_template("dataset_licenses.md.jinja")
+    return template.render(sources=_sources(described.counts))
+
+
+def describe_making(described: Described) -> dict[str, Any]:
+    """Return what made the data: the manifests' own words and this publication's, for the card and `dataset.json`."""
+    facts = described.content.facts
+    steps = [manifest for manifest in (facts.get("packing"), facts.get("prepared")) if manifest]
+    return {
+        "steps": [
+            {name: step.get(name) for name in ("stage", "command", "created", "package_version", "commit", "versions")}
+            for step in steps
+        ],
+        "command": publish_command(described),
+        "package_version": __version__,
+        "commit": package_commit(),
+        "versions": versions(_LIBRARIES),
+    }
+
+
+def publish_command(described: Described) -> str:
+    """Return the command that publishes this dataset again; paths of this machine are cut to their last part."""
+    shown = map(without_place, described.source)
+    words = ["ttl", "publish", *shown, "--to", described.repository or f"folder:{described.name}"]
+    for name, value in described.options.said().items():
+        values = [str(part) for part in (value if isinstance(value, list) else [value])]
+        words += [f"--{name}", *map(without_place, values)]
+    return shlex.join(words)
+
+
+def source_name(source: list[str]) -> str:
+    """Return what a dataset without a repository is called: like its first file or folder."""
+    path = Path(source[0].split("@")[0]).resolve()
+    name = path.name if path.is_dir() else path.name.split(".")[0]
+    return _plain(name).strip("-.") or "dataset"
+
+
+def _plain(name: str) -> str:
+    """Return a name with only letters that mean nothing in Markdown, HTML, Python strings and YAML."""
+    return "".join(letter if letter.isalnum() or letter in "._-/" else "-" for letter in one_line(name).strip())
+
+
+def _sources(counts: DatasetCounts) -> list[dict[str, Any]]:
+    rows = [{"name": name, **source} for name, source in counts.sources.items()]
+    return [{**row, "license": ", ".join(row["licenses"])} for row in sorted(rows, key=lambda row: -row["bytes"])]
+
+
+def _body(described: Described, language: Language) -> str:
+    environment = card_environment(language)
+    sources, facts = _sources(described.counts), described.content.facts
+    name = described.name
+    unit = "tokens" if described.content.kind == "packed" else "words"
+    usage = environment.get_template("usage_dataset.py.jinja").render(
+        repository=Markdown(name), split=described.splits()[0]["name"]
+    )
+    return environment.get_template(f"dataset_card.{language}.md.jinja").render(
+        title=name.rsplit("/", 1)[-1]
+        + (_TITLES[language] if len(card_languages(described.options.language)) > 1 else ""),
+        repository=name,
+        kind=described.content.kind,
+        splits=described.splits(),
+        sources=sources[:_MOST_LISTED],
+        num_sources=len(sources),
+        unit=unit,
+        total={column: sum(row[column] for row in sources) for column in ("rows", "validation_rows", "bytes", unit)},
+        restricted=restrictions(described.counts.licenses()),
+        facts={"packing": None, "context": None, "dropped": {}, "validation_fraction": None, **facts},
+        inputs=dict(list(described.content.inputs.items())[:_MOST_LISTED]),
+        num_inputs=len(described.content.inputs),
+        making=describe_making(described),
+        usage=usage,
+        citation=environment.get_template("citation_dataset.bib.jinja").render(
+            repository=Markdown(name),
+            owner=Markdown(name.split("/")[0] if "/" in name else ""),
+            key="".join(letter for letter in name.lower() if letter.isalnum()),
+        ),
+        paper=environment.get_template("citation.bib").render(),
+        version=__version__,
+    )
+
+
+def license_metadata(names: Iterable[str]) -> dict[str, Any]:
+    """Return the keys about licences for a card's front matter: one licence, or `other` with a list of them."""
+    found = sorted({one_line(name).strip() for name in names})
+    identifiers = {hub_license(name) or name for name in found}
+    if len(identifiers) == 1 and (identifier := hub_license(found[0])):
+        return {"license": identifier}
+    only = re.sub(r"[^a-z0-9.]+", "-", found[0].lower()).strip("-.") if len(identifiers) == 1 else ""
+    return {
+        "license": "other",
+        "license_name": only or "per-source",
+        "license_link": LICENSE_NAME,
+        "license_details": ", ".join(found),
+    }
+
+
+def restrictions(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the licences that forbid changed copies or commercial use or bind what is made of them; and `unknown`."""
+    found = sorted(set(names))
+    kinds = {kind: [name for name in found if pattern.search(name)] for kind, pattern in _RESTRICTIONS.items()}
+    return {**kinds, UNKNOWN: [name for name in found if name.lower() == UNKNOWN]}
+
+
+def features_of(schema: "pyarrow.Schema") -> list[dict[str, Any]]:
+    """Return a schema as `dataset_info` of a card spells features, which `datasets` reads back as the same ones."""
+    return [{"name": name, **_feature(kind)} for name, kind in zip(schema.names, schema.types, strict=True)]
+
+
+def _feature(kind: "pyarrow.DataType") -> dict[str, Any]:
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        fields = [kind.field(place) for place in range(kind.num_fields)]
+        return {"struct": [{"name": part.name, **_feature(part.type)} for part in fields]}
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_fixed_size_list(kind):
+        inner = _feature(kind.value_type)
+        length = {"length": kind.list_size} if pyarrow.types.is_fixed_size_list(kind) else {}
+        return {"list": inner.get("struct") or inner["dtype"], **length}
+    return {"dtype": str(kind)}
 
 
 def dataset_uploads(source: list[str], repository: str, staging: Path, options: DatasetOptions) -> Upload:
     """Write the shards of a dataset and return everything that its repository is to hold.
 
     Args:
-        source: see `kinds.read_content`.
+        source: see `read_content`.
         repository: `owner/name`; empty for a folder, which is called like the source.
         staging: folder for the shards. A second call with the same source finds those that are finished, so a kill
             costs one shard; they must stay until they are sent.
         options: of the user.
 
     Raises:
-        InputError: see `kinds.read_content` and `counting.count`; also a staging folder inside the source, which the
+        InputError: see `read_content` and `count`; also a staging folder inside the source, which the
             next call would read. Nothing is written before everything has been read once.
     """
     if repository:
@@ -241,7 +308,7 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
     return Upload(repository, "dataset", "main", (*files, *data), message, record=DATASET_RECORD_NAME)
 
 
-def _plan(content: Content, options: DatasetOptions, shard_bytes: int) -> dict[str, Any]:
+def _plan(content: DatasetContent, options: DatasetOptions, shard_bytes: int) -> dict[str, Any]:
     """Return all that decides the shards' bytes."""
     decided = {name: value for name, value in options.said().items() if name not in ("packed", "language")}
     split = content.facts.get("validation_fraction")

@@ -1,8 +1,6 @@
-"""What is never published: secrets, pickles, caches, and files from outside the run's folder.
+"""What may be published: the files of an upload, what is kept back, what they may replace, and the Hub's refusals.
 
-What is wrong when the Hub refuses, said once and clearly; and the checks that need no network.
-
-What is to be published, as plain values: files, where each goes, and under which revision. Nothing is sent here.
+Kept back are secrets, pickles, caches and files from outside the run's folder. Nothing here asks the network.
 """
 
 import hashlib
@@ -23,6 +21,8 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONGEST_MESSAGE = 300
 # The Hub's refusals that the client raises as plain ValueError: of large files, and of the card's metadata.
 _CLIENT_REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")
+_XET_STATUS = re.compile(r"HTTP status client error \((\d{3})")
+_QUOTA_FIX = " Free some room there, publish to an organisation that has more, or make the repository public."
 
 
 def check_repository(repository: str, key: str = "to") -> None:
@@ -102,22 +102,24 @@ def explain(error: Exception, what: str, repository: str, user: str) -> InputErr
     """
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    if not isinstance(error, HfHubHTTPError):
-        cause = error.__cause__
-        if isinstance(error, RuntimeError) and isinstance(cause, HfHubHTTPError):  # from a thread that uploads a file
-            return explain(cause, what, repository, user)
-        if isinstance(error, ValueError) and str(error).startswith(_CLIENT_REFUSALS):
-            return InputError(f"{what}: the Hub refuses it: {one_clean_line(str(error))}{_quota_fix(str(error))}")
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HfHubHTTPError):  # from a thread that uploads
+        error = error.__cause__
+    said = ""
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        said = one_clean_line(error.server_message or error.response.headers.get("X-Error-Message") or "")
+    elif isinstance(error, ValueError) and str(error).startswith(_CLIENT_REFUSALS):
+        said = one_clean_line(str(error))
+        return InputError(f"{what}: the Hub refuses it: {said}{_QUOTA_FIX if _QUOTA.search(said) else ''}")
+    elif (status := xet_status(error)) == 0:
         return None
-    status = error.response.status_code
-    said = one_clean_line(error.server_message or error.response.headers.get("X-Error-Message") or "")
     who = f"as {user}" if user else "with this token"
     if isinstance(error, GatedRepoError):
         reason = f"access to {repository} has to be granted. Ask for it at {repository_page(repository)}."
     elif status == 401 or (status == 403 and not user):
         reason = f"the Hub does not accept the token (HTTP {status}). It may be mistyped or expired. {_LOGIN}"
     elif status in (402, 413, 507) or _QUOTA.search(said):
-        reason = f"the Hub has no room for it (HTTP {status}): {said}.{_quota_fix(said) or _QUOTA_FIX}"
+        reason = f"the Hub has no room for it (HTTP {status}): {said}.{_QUOTA_FIX}"
     elif status == 403:
         reason = (
             f"you may not write to {repository} {who} (HTTP 403): {said}. Use a token with write permission for it, "
@@ -130,11 +132,10 @@ def explain(error: Exception, what: str, repository: str, user: str) -> InputErr
     return InputError(f"{what}: {reason}")
 
 
-_QUOTA_FIX = " Free some room there, publish to an organisation that has more, or make the repository public."
-
-
-def _quota_fix(said: str) -> str:
-    return _QUOTA_FIX if _QUOTA.search(said) else ""
+def xet_status(error: BaseException) -> int:
+    """Return the status with which Xet was refused for good, or 0; it raises a ConnectionError for everything."""
+    found = _XET_STATUS.search(str(error)) if type(error) is ConnectionError else None
+    return int(found[1]) if found and found[1] not in ("408", "429") else 0
 
 
 def repository_page(repository: str, repo_type: str = "model") -> str:
@@ -319,3 +320,61 @@ def _holds_token(file: UploadFile) -> bool:
 
 def _token_in(content: bytes, own: bytes) -> bool:
     return bool(own and own in content) or bool(_TOKEN.search(content))
+
+
+# What a repository may hold before we have put anything there: made with it, or written on its page.
+_HARMLESS = re.compile(r"\.gitattributes|\.gitignore|README\.md|LICENSE(\.\w+)?", re.IGNORECASE)
+
+
+def check_replacement(upload: Upload, there: Iterable[str], record: dict[str, Any] | None, replace: bool) -> None:
+    """Refuse to put an upload in the place of other things.
+
+    Args:
+        upload: what is to be put there.
+        there: paths of the files that the branch holds.
+        record: of an earlier upload that the branch holds, see `Upload.record`.
+        replace: the user said that another run's files or a stranger's may be replaced.
+
+    Raises:
+        InputError: another run's record, or files of which there is no record.
+    """
+    if upload.record is None or replace:
+        return
+    where = f"to={upload.repository}: its {upload.revision}"
+    fix = "Choose another repository, or say --replace if this one is to take its place (git keeps the old commits)."
+    if record is None:
+        others = sorted(path for path in there if not _HARMLESS.fullmatch(path))
+        ensure(not others, f"{where} holds files that were not published from here ({', '.join(others[:3])}). {fix}")
+        return
+    ensure(
+        same_identity(upload, record),
+        f"{where} holds another {'run' if upload.repo_type == 'model' else 'data set'}; different: "
+        f"{_differences(record['identity'], _own_record(upload)['identity'])}. {fix}",
+    )
+
+
+def stale_paths(upload: Upload, there: Iterable[str], record: dict[str, Any] | None) -> list[str]:
+    """Return the files of a branch that the record of an earlier upload lists and this one's has no longer."""
+    if record is None:
+        return []
+    kept = {*_own_record(upload)["files"], *(file.path for file in upload.files)}
+    return sorted(path for path in there if path in record["files"] and path not in kept)
+
+
+def same_identity(upload: Upload, record: dict[str, Any]) -> bool:
+    """Return whether a record is of the run (or data set) that the upload is of."""
+    return bool(_own_record(upload)["identity"] == record["identity"])
+
+
+def _own_record(upload: Upload) -> dict[str, Any]:
+    source = next(file.source for file in upload.files if file.path == upload.record)
+    assert isinstance(source, bytes)
+    return dict(json.loads(source))
+
+
+def _differences(before: Any, now: Any) -> str:
+    """Return which values of two identities differ, at most three."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"identity (there {str(before)[:60]}, here {str(now)[:60]})"
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} (there {before.get(name)}, here {now.get(name)})"[:120] for name in names[:3])

@@ -1,21 +1,22 @@
-"""A card's sentences by language, its number forms, and the Jinja environment that joins them to figures.
-
-Text of unknown origin made safe inside a card: Markdown prose, inline code, fenced blocks, YAML scalars.
+"""Texts of cards: sentences by language, forms of numbers, and foreign text made safe in Markdown, code and YAML.
 
 A run folder holds text that nobody chose: what a model generated, names and licences out of a data set. On the Hub a
 card is Markdown with HTML, so such text could otherwise draw links and pictures, break a table or end a code block.
+It also holds folders of this machine, which are nobody's business: only their last part is published.
 """
 
 import functools
+import json
 import re
 import textwrap
 from importlib import resources
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..checks import ensure
+from ..checks import InputError, ensure
 
 # Line breaks and other control characters, and the marks that reorder text on the screen without being seen.
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
@@ -78,30 +79,6 @@ def _longest_run_of_backticks(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
-def card_environment() -> Environment:
-    """Return the Jinja environment of the cards: a missing variable is an error, and every value is escaped.
-
-    Filters: `code` and `fenced` for code; `link(address)`; `count` (1,234) and `fixed(digits)` for numbers.
-    """
-    environment = Environment(
-        loader=PackageLoader("teenytinyllama.publishing"),
-        undefined=StrictUndefined,
-        finalize=escape_markdown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # HTML escaping alone would leave Markdown's marks active; `finalize` covers both
-    )
-    environment.filters.update(
-        code=inline_code,
-        fenced=fenced_block,
-        link=link,
-        count=lambda number: f"{int(number):,}",  # int() makes a missing variable an UndefinedError
-        fixed=lambda number, digits: "not measured" if number is None else f"{number:,.{digits}f}",
-    )
-    return environment
-
-
 Language = Literal["en", "pt"]
 LANGUAGES: tuple[Language, ...] = ("en", "pt")
 # English first, because the Hub is searched and the ancestor's cards are written in it; then Portuguese, because that
@@ -148,12 +125,12 @@ def localise(number: str, language: Language) -> Markdown:
     return Markdown(number if language == "en" else number.translate(str.maketrans(",.", ".,")))
 
 
-def sentence_environment(language: Language, unknown_key: str) -> Environment:
-    """Return the Jinja environment of one language.
+def card_environment(language: Language, unknown_key: str = "not_measured") -> Environment:
+    """Return the Jinja environment of cards in a language: a missing variable is an error, every value is escaped.
 
     In it, `say(key, **values)` gives a sentence and `say_count(key, number, **values)` its singular or plural. Filters
-    for numbers: `count` (1,234), `fixed(digits)`, `amount` (two decimals, or four digits below 1) and `percent` (of a
-    fraction, two decimals). `wrapped` breaks long lines.
+    for text: `code`, `fenced`, `link(address)`, and `wrapped`, which breaks long lines. For numbers: `count` (1,234),
+    `fixed(digits)`, `amount` (two decimals, or four digits below 1) and `percent` (of a fraction, two decimals).
 
     Args:
         language: of sentences and numbers.
@@ -171,9 +148,20 @@ def sentence_environment(language: Language, unknown_key: str) -> Environment:
     def say_count(key: str, number: int, **values: object) -> Markdown:
         return say(language, key + ("_one" if number == 1 else "_many"), number=fixed(number, 0), **values)
 
-    environment = card_environment()
+    environment = Environment(
+        loader=PackageLoader("teenytinyllama.publishing"),
+        undefined=StrictUndefined,
+        finalize=escape_markdown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # HTML escaping alone would leave Markdown's marks active; `finalize` covers both
+    )
     environment.globals.update(say=functools.partial(say, language), say_count=say_count)
     environment.filters.update(
+        code=inline_code,
+        fenced=fenced_block,
+        link=link,
         count=lambda number: fixed(number, 0),
         fixed=fixed,
         amount=amount,
@@ -181,3 +169,55 @@ def sentence_environment(language: Language, unknown_key: str) -> Environment:
         wrapped=lambda text: "\n".join(textwrap.fill(line, _LINE, **_WRAP) for line in text.split("\n")),
     )
     return environment
+
+
+# An absolute path of two parts or more in a command, in quotes where it holds a space; no part of a URL, a relative
+# path or a repository's name.
+_QUOTED = re.compile(r"'(?:/[^'\n]*/|[A-Za-z]:\\[^'\n]*\\)([^'/\\\n]+)'")
+_PLAIN = re.compile(r"(?<![\w.~:/\\-])(?:/(?:[^\s'\";/]+/)+|[A-Za-z]:\\(?:[^\s'\";\\]+\\)+)(?=[^\s'\";/\\])")
+
+_TEXTS = {"sample_prompts"}  # keys whose values are texts, whatever they look like
+
+
+def without_place(text: str) -> str:
+    """Return an absolute path cut to its last part; every other text as it is."""
+    for kind in (PurePosixPath, PureWindowsPath):
+        path = kind(text)
+        if path.is_absolute() and len(path.parts) > 2 and "\n" not in text:
+            return path.name
+    return text
+
+
+def command_without_places(command: str) -> str:
+    """Return a command, or several with `;` between them, with its absolute paths cut to their last parts."""
+    return _PLAIN.sub("", _QUOTED.sub(r"'\1'", command))
+
+
+def record_without_places(path: Path) -> bytes:
+    """Return the content of a JSON or YAML record with its absolute paths cut to their last parts.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: is damaged ({' '.join(str(error).split())}).") from error
+    cut = without_places(content)
+    if cut == content:
+        return text.encode()
+    if path.suffix == ".json":
+        return (json.dumps(cut, ensure_ascii=False, indent=1) + "\n").encode()
+    return yaml.safe_dump(cut, sort_keys=False, allow_unicode=True, width=120).encode()
+
+
+def without_places(value: Any, key: str = "") -> Any:
+    """Return what JSON holds, its absolute paths cut to their last parts; `key` is where it stands."""
+    if isinstance(value, dict):
+        return {name: item if name in _TEXTS else without_places(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    return command_without_places(value) if key == "command" else without_place(value)
