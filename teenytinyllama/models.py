@@ -68,7 +68,7 @@ def from_pretrained(
     _ensure_tokenizer("name_or_path", source)
     from transformers import AutoModelForCausalLM  # only now, so that a refusal does not wait for torch
 
-    tokenizer = _read_tokenizer("name_or_path", source)
+    tokenizer = _read_tokenizer("name_or_path", source, "its files")  # it reads config.json as well
     model, missing = _read_model(source, AutoModelForCausalLM)
     ensure(
         not missing,  # transformers draws them at random
@@ -228,17 +228,17 @@ def _ensure_tokenizer(key: str, source: ModelSource) -> None:
     )
 
 
-def _read_tokenizer(key: str, source: ModelSource) -> "PreTrainedTokenizerBase":
+def _read_tokenizer(key: str, source: ModelSource, what: str = "its tokenizer") -> "PreTrainedTokenizerBase":
     """Return a tokenizer whose files are there.
 
     Raises:
-        InputError: they are damaged.
+        InputError: they are damaged; the message calls them `what`.
     """
     from transformers import AutoTokenizer
 
     from .tokenizer.encode import make_portable
 
-    with refusing_damage(key, source.name, "its tokenizer"):
+    with refusing_damage(key, source.name, what):
         tokenizer = make_portable(AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False))
         tokenizer("a")  # what a damaged file breaks only in use
         return tokenizer
