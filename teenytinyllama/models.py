@@ -370,10 +370,7 @@ def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None
         f"adapter={name_or_path}: is a whole model already, there is nothing to merge.",
     )
     ensure_folder("folder", folder)
-    ensure(
-        not folder.exists() or not any(folder.iterdir()),
-        f"folder={folder}: is not empty. Give a new folder.",
-    )
+    ensure(not folder.exists() or not any(folder.iterdir()), f"folder={folder}: is not empty. Give a new folder.")
     model, tokenizer = from_pretrained(name_or_path, base_model=base_model)
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
