@@ -264,7 +264,7 @@ def test_a_chatml_model_that_stops_passes_the_check(chat_model: tuple[Any, Any])
 def test_a_template_that_takes_too_much_is_refused(
     tokenizer: Any, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "_MOST_SECONDS", 1)
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 1)
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=r"chat_template: takes more than 1 s, 1 GB or 1,000,000 characters"):
         ConversationEncoder(tokenizer)
@@ -482,11 +482,11 @@ def test_a_decomposed_message_is_the_composed_one(chat_model: tuple[Any, Any], t
     composed, decomposed = "Não há pão, avó?", "Na\u0303o ha\u0301 pa\u0303o, avo\u0301?"
     sampling = Sampling(max_new_tokens=8, temperature=0)
     chats = [Chat(model, tokenizer, sampling, text) for text in (composed, decomposed)]
-    prompts = [chat._prompt([], text) for chat, text in zip(chats, (composed, decomposed), strict=True)]
+    prompts = [chat.answer(text).prompt for chat, text in zip(chats, (composed, decomposed), strict=True)]
     assert prompts[0] == prompts[1]
     base = load_tokenizer("tokenizer", str(tokenizer_folder))
     plain = Chat(model, base, sampling)
-    assert plain._prompt([], composed) == plain._prompt([], decomposed)
+    assert plain.answer(composed).prompt == plain.answer(decomposed).prompt
     from teenytinyllama.chat.generation import generate_texts
 
     written = generate_texts(model, base, [composed, decomposed], 4, seed=0, temperature=0)

@@ -26,7 +26,7 @@ _FROZEN_SHARE = 0.95
 _MOST_TOKENS_PER_STEP = 131_072
 _MOST_PAIRS_PER_STEP = 128  # SmolLM2's recipes for 135M and 360M (alignment-handbook, recipes/smollm2)
 _LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
-_ROWS_BEFORE_DATA = 100_000  # stand for the rows that nobody has counted yet
+_ROWS_BEFORE_DATA = 100_000  # the number of rows that is assumed until `inputs` are read
 
 # TRL's keys that our data preparation replaces, and the model's that our loading does.
 _TRL_REFUSED_KEYS = {
@@ -74,7 +74,10 @@ class LoraSettings:
         ensure(0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout}: must lie in [0, 1).")
 
     def _refuse_zero_3(self) -> None:
-        """Called once the library knows its plugins; parts of weights could be neither resized, merged nor tried."""
+        """Refuse ZeRO-3, where each rank holds parts of weights, which can be neither resized nor merged.
+
+        Called after TRL's class has run, because accelerate's plugin is known from then on.
+        """
         plugin: Any = getattr(self, "deepspeed_plugin", None)
         ensure(
             plugin is None or plugin.zero_stage != 3,
@@ -257,7 +260,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
     def _derive_batch(self, manifest: dict[str, Any]) -> None:
         assert self.context is not None
         self.num_rows = self._count_rows()
-        # Unpacked, a row holds one conversation and much padding: a step takes as many as hold its tokens.
+        # Unpacked, a row holds one conversation and much padding; a step then takes as many rows as have its tokens.
         row_tokens = self.context if self.packing else max(1, round(manifest["train"]["tokens"] / self.num_rows))
         self.row_tokens = row_tokens
         wanted = self.tokens_per_step
@@ -295,7 +298,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
 class SftConfigBeforeData(SftConfig):
     """The keys of `ttl sft` while its conversations are still `inputs`, to refuse what is wrong before they are read.
 
-    How many rows there will be is not known: as many stand for them as make an epoch of the usual length.
+    How many rows there will be is not known; `_ROWS_BEFORE_DATA` are assumed.
     """
 
     def _manifest(self) -> dict[str, Any]:

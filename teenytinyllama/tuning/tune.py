@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet
 import torch
 from pyarrow.compute import list_flatten
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..chat.generation import Sampling, generate_ids
 from ..chat.template import ConversationEncoder
-from ..checks import RunFailedError, is_main_process
+from ..checks import is_main_process
 from ..data.conversations import IGNORED
 from ..data.instructions import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
@@ -28,6 +28,7 @@ from .base import DPO, SFT, TuningPlan, build_model, lora_config, save_model
 from .config import DpoConfig, LoraSettings, SftConfig
 from .rows import (
     AnswerEvaluation,
+    FirstLossCallback,
     HeldOutAnswers,
     HeldOutPairs,
     PairEvaluation,
@@ -112,50 +113,6 @@ class PreferenceTrainer(TrlTrainer, DPOTrainer):
         return loss, scores, torch.zeros(len(scores), device=scores.device)
 
 
-class SenseCallback(TrainerCallback):
-    """Stop at once when the base model predicts held-out answers no better than their tokens' frequencies do.
-
-    A public Portuguese model was tuned at a loss of 8.7 throughout without anybody noticing. A base model that has
-    learnt Portuguese, a chat template and labels that belong together give far less than the frequencies' entropy.
-    """
-
-    def __init__(self, evaluation: Any, frequency_nats: float, refuse: bool) -> None:
-        """Compare the first evaluation with `frequency_nats`; warn instead unless `refuse`."""
-        self.evaluation, self.frequency_nats, self.refuse = evaluation, frequency_nats, refuse
-        self.first: float | None = None
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the first evaluation, and at whether later ones are below it.
-
-        Raises:
-            RunFailedError: the loss is that of a model that knows nothing.
-        """
-        last = self.evaluation.last
-        if last is None:
-            return
-        found = last["nats_per_token"]
-        if self.first is None:
-            self.first = found
-            if state.global_step == 0 and found >= self.frequency_nats:
-                self._complain(found)
-        elif found > self.first and state.is_world_process_zero:
-            print(
-                f"warning: answers cost {found:.3f} nats per token, more than the {self.first:.3f} at first. Lower "
-                "learning_rate or num_train_epochs.",
-                flush=True,
-            )
-
-    def _complain(self, found: float) -> None:
-        text = (
-            f"before tuning, held-out answers cost {found:.2f} nats per token; guessing by how frequent each token is "
-            f"would cost {self.frequency_nats:.2f}. The base model has learnt next to nothing, or its weights, its "
-            "tokenizer and the chat template do not belong together."
-        )
-        if self.refuse:
-            raise RunFailedError(f"{text} Choose another model_name_or_path, or set check_first_loss: false to go on.")
-        print(f"warning: {text}", flush=True)
-
-
 def _load_model(config: Any, plan: TuningPlan) -> tuple[Any, dict[str, Any]]:
     """Return the base model of a tuning, and the record of it for adapters."""
     avoid_cudnn_attention()
@@ -201,7 +158,7 @@ def build_sft_run(config: SftConfig, plan: TuningPlan) -> Run:
     held_out = [label for row in evaluation.answers.rows for label in row["labels"]]
     if held_out:
         nats = frequency_entropy(answers, np.array(held_out), len(plan.tokenizer))
-        trainer.add_callback(SenseCallback(evaluation, nats, config.check_first_loss))
+        trainer.add_callback(FirstLossCallback(evaluation, nats, config.check_first_loss))
     return assemble_run(
         trainer,
         config,
