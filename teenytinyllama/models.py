@@ -61,7 +61,7 @@ def from_pretrained(
     """
     source = locate(str(name_or_path), revision)
     if is_adapter(source):
-        return load_adapter(source, base_model)
+        return _load_adapter(source, base_model)
     ensure(base_model is None, f"base_model={base_model}: {name_or_path} is a whole model, no adapter. Leave it out.")
     check_config(source)
     check_weights(source)
@@ -294,7 +294,7 @@ def _with_older_names(config: dict[str, Any]) -> dict[str, Any]:
     return mended
 
 
-def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return an adapter merged into its base model, and its tokenizer.
 
     Raises:

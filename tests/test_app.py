@@ -547,7 +547,6 @@ def note(event, arguments):
         seen.write(f"{arguments[0]}\\n")
 sys.addaudithook(note)
 from teenytinyllama.cli import main
-from teenytinyllama.data.turns import TOOL_TURN
 sys.exit(main(sys.argv[2:]))
 """
 

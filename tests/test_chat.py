@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import cli
 from teenytinyllama.chat import template as chat_template
-from teenytinyllama.chat.generation import Chat, Reply, Sampling
+from teenytinyllama.chat.generation import Chat, Reply, Sampling, generate_ids, generate_texts
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template, render
 from teenytinyllama.chat.terminal import ChatConfig, check_chat_model, format_findings, run_chat
 from teenytinyllama.checks import InputError
@@ -313,6 +313,20 @@ def test_an_answer_can_be_cut_and_the_seed_decides(tokenizer: Any) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_batch_and_an_answer_word_by_word_have_the_same_tokens(chat_model: tuple[Any, Any]) -> None:
+    model, tokenizer = chat_model
+    chat = Chat(model, tokenizer, Sampling(max_new_tokens=20, temperature=0))
+    replies = [chat.answer(text) for text in (QUESTION, "Era uma vez um rei que morava no mato. Quem vem?")]
+    texts = ["".join(reply) for reply in replies]
+    written = generate_ids(
+        model, tokenizer, [reply.prompt for reply in replies], 20, 0, temperature=0, repetition_penalty=1.2
+    )
+    assert [(answer.ids, answer.ended) for answer in written] == [(reply.ids, reply.ended) for reply in replies]
+    assert [tokenizer.decode(answer.ids, skip_special_tokens=True).strip() for answer in written] == [
+        text.strip() for text in texts
+    ]
+
+
 def test_leaving_the_loop_stops_the_model(tokenizer: Any) -> None:
     model = tiny_model(tokenizer, context=4096)
     model.generation_config.eos_token_id = None
@@ -487,7 +501,5 @@ def test_a_decomposed_message_is_the_composed_one(chat_model: tuple[Any, Any], t
     base = load_tokenizer("tokenizer", str(tokenizer_folder))
     plain = Chat(model, base, sampling)
     assert plain.answer(composed).prompt == plain.answer(decomposed).prompt
-    from teenytinyllama.chat.generation import generate_texts
-
     written = generate_texts(model, base, [composed, decomposed], 4, seed=0, temperature=0)
     assert written[0] == written[1]

@@ -95,6 +95,7 @@ class LoraSettings:
 class TuningSettings(LoraSettings, RunSettings):
     """The keys and rules that instruction and preference tuning share, mixed into TRL's arguments."""
 
+    VERB: ClassVar[str]  # of `ttl`
     MODEL_KIND: ClassVar[str]  # what model_name_or_path names
     DATA_KEY: ClassVar[str]  # the key of the folder of prepared rows
     BATCH_KEY: ClassVar[str]  # the key of the global batch
@@ -138,11 +139,11 @@ class TuningSettings(LoraSettings, RunSettings):
         )
         self.context = prepared
 
-    def _ensure_data(self, verb: str, how: str) -> str:
+    def _ensure_data(self, how: str) -> str:
         """Return the folder of prepared rows; `how` says how to give one where there are no `inputs`."""
-        folder = getattr(self, self.DATA_KEY)
+        folder, verb = getattr(self, self.DATA_KEY), f"`ttl {self.VERB}`"
         if getattr(self, "inputs", None):
-            how = f"`inputs` are prepared by `{verb}` before the ranks start, never by a rank. Give the folder it made."
+            how = f"`inputs` are prepared by {verb} before the ranks start, never by a rank. Give the folder it made."
         ensure(folder, f"{self.DATA_KEY}: missing. {how}")
         return str(folder)
 
@@ -167,7 +168,8 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
     of TRL's SFTConfig; defaults that differ from it are given below.
     """
 
-    MODEL_KIND, DATA_KEY, BATCH_KEY, OWN_IDENTITY = "base model", "conversations", "tokens_per_step", "packs"
+    VERB, MODEL_KIND, DATA_KEY = "sft", "base model", "conversations"
+    BATCH_KEY, OWN_IDENTITY = "tokens_per_step", "packs"
     REFUSED_KEYS: ClassVar[dict[str, str]] = {
         **REFUSED_KEYS,
         **_TRL_REFUSED_KEYS,
@@ -251,7 +253,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
             InputError: there are none.
         """
         how = "Give the folder that `ttl conversations` wrote, or `inputs` with `ttl sft`."
-        return conversations_manifest(self._ensure_data("ttl sft", how))
+        return conversations_manifest(self._ensure_data(how))
 
     def _count_rows(self) -> int:
         assert self.context is not None
@@ -318,7 +320,8 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
     All other keys are those of TRL's DPOConfig; defaults that differ from it are given below.
     """
 
-    MODEL_KIND, DATA_KEY, BATCH_KEY, OWN_IDENTITY = "chat model", "preferences", "pairs_per_step", "beta"
+    VERB, MODEL_KIND, DATA_KEY = "dpo", "chat model", "preferences"
+    BATCH_KEY, OWN_IDENTITY = "pairs_per_step", "beta"
     REFUSED_KEYS: ClassVar[dict[str, str]] = {
         **REFUSED_KEYS,
         **_TRL_REFUSED_KEYS,
@@ -386,7 +389,7 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
         Raises:
             InputError: there are none.
         """
-        return preferences_manifest(self._ensure_data("ttl dpo", "Give `inputs` with `ttl dpo`."))
+        return preferences_manifest(self._ensure_data("Give `inputs` with `ttl dpo`."))
 
     @property
     def tokens_per_row(self) -> int:

@@ -1,6 +1,7 @@
 """Tuning with TRL: instructions (`sft`) and preferences (`dpo`), in run folders like pretraining's."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class TrlTrainer(RunTrainer):
 
 
 class InstructionTrainer(TrlTrainer, SFTTrainer):
-    """SFTTrainer with the loss of pretraining (`training.speed.fuse_loss`) in place of its own.
+    """SFTTrainer with the loss of pretraining (`fuse_loss`) in place of its own.
 
     TRL computes the head in tiles as well, but also entropy and accuracy, and waits for the device each time: a step
     took 2.3 to 6.9 times as long on a CPU (docs/lab-log.md). Its evaluation is a mean of means; ours adds sums up.
@@ -297,16 +298,10 @@ def _finish_sft(run: Run, config: SftConfig, plan: TuningPlan, seconds: float) -
     num_trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     save_model(trainer, plan.folder, config.merge)
 
-    def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
-        initial = next((record for record in records if "bits_per_byte" in record and record["step"] == 0), None)
-        return {
-            "model": {**describe_model(config, plan), "num_trained_parameters": num_trained},
-            "data": describe_data(config, plan),
-            "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
-            "results": {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED, "answers": answered},
-        }
+    def results(initial: dict[str, Any] | None) -> dict[str, Any]:
+        return {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED, "answers": answered}
 
-    close_run_folder(run, config, plan, "sft", describe)
+    _close(run, config, plan, seconds, results, num_trained_parameters=num_trained)
 
 
 def write_answers(
@@ -374,20 +369,43 @@ def _finish_dpo(run: Run, config: DpoConfig, plan: TuningPlan, seconds: float) -
         trainer.evaluate(metric_key_prefix="final")
     save_model(trainer, plan.folder, config.merge)
 
+    def results(initial: dict[str, Any] | None) -> dict[str, Any]:
+        preferences = {"initial": initial, "final": evaluation.last}
+        return {"initial": NOT_EVALUATED, "final": NOT_EVALUATED, "preferences": preferences}
+
+    _close(run, config, plan, seconds, results)
+
+
+def _close(
+    run: Run,
+    config: Any,
+    plan: TuningPlan,
+    seconds: float,
+    results: Callable[[dict[str, Any] | None], dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Write the manifest of a tuning whose model is saved.
+
+    Args:
+        run: the run.
+        config: its config.
+        plan: its plan.
+        seconds: of training.
+        results: makes the record of the scores from the score before training, or None.
+        more: further facts of the model.
+    """
+
     def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
-        initial = next((record for record in records if "preference_loss" in record and record["step"] == 0), None)
+        score = run.evaluation.plot_key
+        initial = next((record for record in records if score in record and record["step"] == 0), None)
         return {
-            "model": describe_model(config, plan),
+            "model": {**describe_model(config, plan), **more},
             "data": describe_data(config, plan),
-            "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
-            "results": {
-                "initial": NOT_EVALUATED,
-                "final": NOT_EVALUATED,
-                "preferences": {"initial": initial, "final": evaluation.last},
-            },
+            "training": describe_training(run.trainer, config, plan, records, seconds, config.num_rows),
+            "results": results(initial),
         }
 
-    close_run_folder(run, config, plan, "dpo", describe)
+    close_run_folder(run, config, plan, config.VERB, describe)
 
 
 def describe_data(config: Any, plan: TuningPlan) -> dict[str, Any]:
