@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,7 @@ class ModelSource:
                 return Path(cached)
             if cached is not _CACHED_NO_EXIST:
                 unknown.append(name)
-        downloads = (_download(self.name, name, self.revision) for name in unknown)
-        return next((path for path in downloads if path is not None), None)
+        return _download_first(self.name, unknown, self.revision)
 
 
 def is_local(name: str | None) -> bool:
@@ -339,7 +338,7 @@ def _check_layers(source: ModelSource, config: dict[str, Any]) -> None:
     )
 
 
-def _download_first(repository: str, names: tuple[str, ...], revision: str) -> Path | None:
+def _download_first(repository: str, names: Iterable[str], revision: str) -> Path | None:
     """Return the first of a repository's files that is there, see `_download`.
 
     Without a network the client cannot tell a file that is not there from one that is not cached, so the later names
@@ -398,10 +397,10 @@ def _download(repository: str, filename: str, revision: str) -> Path | None:
         status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else None
         # To a stranger the Hub answers 401 for a missing repository as well as for a private one.
         is_hidden = isinstance(error, RepositoryNotFoundError) or (status == 401 and get_token() is None)
-        raise InputError(_refusal(repository, filename, status, is_hidden, constants.ENDPOINT)) from error
+        raise InputError(_hub_refusal(repository, filename, status, is_hidden, constants.ENDPOINT)) from error
 
 
-def _refusal(repository: str, filename: str, status: int | None, is_hidden: bool, endpoint: str) -> str:
+def _hub_refusal(repository: str, filename: str, status: int | None, is_hidden: bool, endpoint: str) -> str:
     """Return the message for a file that the Hub did not give, by HTTP status (None: no answer came)."""
     if is_hidden:
         return (

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-# What memory and parameters are counted from.
+# The sizes in a config from which memory and parameters are counted.
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
           "vocab_size", "max_position_embeddings")  # fmt: skip
 
@@ -60,14 +60,14 @@ def from_pretrained(
     """
     source = locate(str(name_or_path), revision)
     if is_adapter(source):
-        return load_adapter(source, base_model)
+        return _load_adapter(source, base_model)
     ensure(base_model is None, f"base_model={base_model}: {name_or_path} is a whole model, no adapter. Leave it out.")
     check_config(source)
     check_weights(source)
     _ensure_tokenizer("name_or_path", source)
     from transformers import AutoModelForCausalLM  # only now, so that a refusal does not wait for torch
 
-    tokenizer = _read_tokenizer("name_or_path", source)
+    tokenizer = _read_tokenizer("name_or_path", source, "its files")  # it reads config.json as well
     model, missing = _read_model(source, AutoModelForCausalLM)
     ensure(
         not missing,  # transformers draws them at random
@@ -114,7 +114,7 @@ def load_classifier(
 
 
 def weights_identity(name_or_path: str, revision: str | None = None) -> str:
-    """Return what tells these weights from others: a Hub commit, or a hash of the files in a folder.
+    """Return an identity of a model's weights: the commit on the Hub, or a hash of the files in a folder.
 
     Raises:
         InputError: see `from_pretrained`.
@@ -227,17 +227,17 @@ def _ensure_tokenizer(key: str, source: ModelSource) -> None:
     )
 
 
-def _read_tokenizer(key: str, source: ModelSource) -> "PreTrainedTokenizerBase":
+def _read_tokenizer(key: str, source: ModelSource, what: str = "its tokenizer") -> "PreTrainedTokenizerBase":
     """Return a tokenizer whose files are there.
 
     Raises:
-        InputError: they are damaged.
+        InputError: they are damaged; the message calls them `what`.
     """
     from transformers import AutoTokenizer
 
     from .tokenizer.encode import make_portable
 
-    with refusing_damage(key, source.name, "its tokenizer"):
+    with refusing_damage(key, source.name, what):
         tokenizer = make_portable(AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False))
         tokenizer("a")  # what a damaged file breaks only in use
         return tokenizer
@@ -262,7 +262,9 @@ def finish_saved(folder: Path) -> None:
         if mended != config:
             write_json(path, mended)
     finish_tokenizer(folder)
-    rights = 0o666 & ~_umask()
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    rights = 0o666 & ~mask
     for weights in folder.glob("*.safetensors"):
         mode = stat.S_IMODE(weights.stat().st_mode)
         if mode != mode | rights:
@@ -291,14 +293,7 @@ def _with_older_names(config: dict[str, Any]) -> dict[str, Any]:
     return mended
 
 
-def _umask() -> int:
-    """Return the rights that this process takes from new files."""
-    mask = os.umask(0o077)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
-
-
-def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def _load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return an adapter merged into its base model, and its tokenizer.
 
     Raises:
@@ -319,17 +314,15 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
         f"name_or_path={source.name}: holds no {ADAPTER_WEIGHTS_NAME}. Pickle files such as adapter_model.bin are "
         "refused because reading them can run code.",
     )
-    name = base_model or recorded
+    name, revision = (base_model, None) if base_model else (recorded, adapter.get("revision"))
     try:
-        ensure(
-            not is_adapter(locate(name, None if base_model else adapter.get("revision"))),
-            f"{name} is an adapter itself, and not a whole model.",
-        )
-        model, tokenizer = from_pretrained(name, None if base_model else adapter.get("revision"))
+        ensure(not is_adapter(locate(name, revision)), f"{name} is an adapter itself, and not a whole model.")
+        model, tokenizer = from_pretrained(name, revision)
     except InputError as error:
         where = f"base_model={name}" if base_model else f"name_or_path={source.name}: its base model is {name}"
         raise InputError(f"{where}: {error} Give its place with --base_model.") from error
-    expected = _base_record(source)
+    record = source.find(BASE_RECORD_NAME)  # another library's adapter has none
+    expected = read_json_file("name_or_path", source.name, record) if record else {}
     other = f"name_or_path={source.name}: is an adapter of another base model than {name}"
     ensure(
         expected.get("fingerprint") in (None, base_fingerprint(model)),
@@ -352,12 +345,6 @@ def load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrain
     return merged, tokenizer
 
 
-def _base_record(source: ModelSource) -> dict[str, Any]:
-    """Return what `write_base_record` wrote, or nothing for an adapter that another library made."""
-    record = source.find(BASE_RECORD_NAME)
-    return read_json_file("name_or_path", source.name, record) if record else {}
-
-
 def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None) -> Path:
     """Write an adapter and its base model as one whole model, with its tokenizer, and return the folder.
 
@@ -369,10 +356,7 @@ def merge_adapter(name_or_path: str, folder: Path, base_model: str | None = None
         f"adapter={name_or_path}: is a whole model already, there is nothing to merge.",
     )
     ensure_folder("folder", folder)
-    ensure(
-        not folder.exists() or not any(folder.iterdir()),
-        f"folder={folder}: is not empty. Give a new folder.",
-    )
+    ensure(not folder.exists() or not any(folder.iterdir()), f"folder={folder}: is not empty. Give a new folder.")
     model, tokenizer = from_pretrained(name_or_path, base_model=base_model)
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -436,9 +420,10 @@ def without_cudnn_attention() -> Iterator[None]:
 
 
 def place_for_answers(model: "PreTrainedModel", use_cpu: bool = False) -> tuple["PreTrainedModel", str | None]:
-    """Return a model in evaluation mode where it answers, an NVIDIA or AMD GPU if there is one, and what to tell of it.
+    """Return a model in evaluation mode on the device where it answers, and a note for the user or None.
 
-    A GPU whose memory a training has, or that this torch has no kernels for, leaves it on the processor.
+    That is an NVIDIA or AMD GPU if there is one; where a training fills its memory, or this torch has no kernels for
+    it, the model stays on the processor.
 
     Args:
         model: on the processor.

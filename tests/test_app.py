@@ -341,7 +341,7 @@ def test_what_cannot_be_answered_is_explained(heart_folder: Path) -> None:
 
 def test_after_a_failure_the_next_message_can_be_sent(heart_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speaker, session = speaker_of(heart_folder), Session()
-    monkeypatch.setattr(speaker, "_reply", lambda *a: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(talk.Chat, "answer", lambda *a: (_ for _ in ()).throw(RuntimeError("broken")))
     accept(session, QUESTION)
     with pytest.raises(RuntimeError, match="broken"):
         list(speaker.answer(session, GREEDY, ""))
@@ -547,7 +547,6 @@ def note(event, arguments):
         seen.write(f"{arguments[0]}\\n")
 sys.addaudithook(note)
 from teenytinyllama.cli import main
-from teenytinyllama.data.turns import TOOL_TURN
 sys.exit(main(sys.argv[2:]))
 """
 

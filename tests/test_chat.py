@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama import cli
 from teenytinyllama.chat import template as chat_template
-from teenytinyllama.chat.generation import Chat, Reply, Sampling
+from teenytinyllama.chat.generation import Chat, Reply, Sampling, generate_ids, generate_texts
 from teenytinyllama.chat.template import ConversationEncoder, install_chat_template, render
 from teenytinyllama.chat.terminal import ChatConfig, check_chat_model, format_findings, run_chat
 from teenytinyllama.checks import InputError
@@ -264,7 +264,7 @@ def test_a_chatml_model_that_stops_passes_the_check(chat_model: tuple[Any, Any])
 def test_a_template_that_takes_too_much_is_refused(
     tokenizer: Any, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat_template, "_MOST_SECONDS", 1)
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 1)
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=r"chat_template: takes more than 1 s, 1 GB or 1,000,000 characters"):
         ConversationEncoder(tokenizer)
@@ -311,6 +311,20 @@ def test_an_answer_can_be_cut_and_the_seed_decides(tokenizer: Any) -> None:
         assert not reply.ended
         assert len(reply.ids) == 9
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_batch_and_an_answer_word_by_word_have_the_same_tokens(chat_model: tuple[Any, Any]) -> None:
+    model, tokenizer = chat_model
+    chat = Chat(model, tokenizer, Sampling(max_new_tokens=20, temperature=0))
+    replies = [chat.answer(text) for text in (QUESTION, "Era uma vez um rei que morava no mato. Quem vem?")]
+    texts = ["".join(reply) for reply in replies]
+    written = generate_ids(
+        model, tokenizer, [reply.prompt for reply in replies], 20, 0, temperature=0, repetition_penalty=1.2
+    )
+    assert [(answer.ids, answer.ended) for answer in written] == [(reply.ids, reply.ended) for reply in replies]
+    assert [tokenizer.decode(answer.ids, skip_special_tokens=True).strip() for answer in written] == [
+        text.strip() for text in texts
+    ]
 
 
 def test_leaving_the_loop_stops_the_model(tokenizer: Any) -> None:
@@ -482,12 +496,10 @@ def test_a_decomposed_message_is_the_composed_one(chat_model: tuple[Any, Any], t
     composed, decomposed = "Não há pão, avó?", "Na\u0303o ha\u0301 pa\u0303o, avo\u0301?"
     sampling = Sampling(max_new_tokens=8, temperature=0)
     chats = [Chat(model, tokenizer, sampling, text) for text in (composed, decomposed)]
-    prompts = [chat._prompt([], text) for chat, text in zip(chats, (composed, decomposed), strict=True)]
+    prompts = [chat.answer(text).prompt for chat, text in zip(chats, (composed, decomposed), strict=True)]
     assert prompts[0] == prompts[1]
     base = load_tokenizer("tokenizer", str(tokenizer_folder))
     plain = Chat(model, base, sampling)
-    assert plain._prompt([], composed) == plain._prompt([], decomposed)
-    from teenytinyllama.chat.generation import generate_texts
-
+    assert plain.answer(composed).prompt == plain.answer(decomposed).prompt
     written = generate_texts(model, base, [composed, decomposed], 4, seed=0, temperature=0)
     assert written[0] == written[1]

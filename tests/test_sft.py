@@ -31,6 +31,7 @@ from teenytinyllama.tuning import tune as tune_module
 from teenytinyllama.tuning.base import SFT, build_model, load_base
 from teenytinyllama.tuning.config import SftConfig
 from teenytinyllama.tuning.rows import (
+    FirstLossCallback,
     HeldOutAnswers,
     RowCollator,
     check_no_leaks,
@@ -39,7 +40,7 @@ from teenytinyllama.tuning.rows import (
     load_rows,
     order_rows,
 )
-from teenytinyllama.tuning.tune import SenseCallback, describe_data, sample_questions, sft
+from teenytinyllama.tuning.tune import describe_data, sample_questions, sft
 
 NAMES = ["a menina", "o gato", "a lhama", "o menino", "a avó", "o cão", "o rei", "a fada"]
 PLACES = ["na praia", "em casa", "no mato", "na escola", "no rio"]
@@ -568,12 +569,12 @@ def test_sense_warns_of_what_it_does_not_stop(capsys: pytest.CaptureFixture[str]
         global_step, is_world_process_zero = 0, True
 
     evaluation = Evaluation()
-    sense = SenseCallback(evaluation, 5.0, refuse=False)
+    first_loss = FirstLossCallback(evaluation, 5.0, refuse=False)
     arguments: Any = (None, State, None)
-    sense.on_evaluate(*arguments)
+    first_loss.on_evaluate(*arguments)
     for nats, warned in ((6.0, "learnt next to nothing"), (5.5, ""), (6.1, "more than the 6.000 at first")):
         evaluation.last = {"nats_per_token": nats}
-        sense.on_evaluate(*arguments)
+        first_loss.on_evaluate(*arguments)
         printed = capsys.readouterr().out
         assert (warned in printed) if warned else not printed
         State.global_step += 1

@@ -56,6 +56,7 @@ class Sampling:
         return {**same, "do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
 
+_TOP_K = 50
 _GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
 
 
@@ -101,7 +102,6 @@ def generate_ids(
     new_tokens: int,
     seed: int,
     temperature: float = 0.8,
-    top_k: int = 50,
     repetition_penalty: float = 1.0,
     synced_gpus: bool | None = None,
 ) -> list[Continuation]:
@@ -113,15 +113,14 @@ def generate_ids(
         rows: the prompts' token ids, of any lengths.
         new_tokens: most tokens written; the model's context may allow fewer.
         seed: of the sampling.
-        temperature: 0 for the likeliest token each time.
-        top_k: sample from the likeliest tokens alone.
+        temperature: of the sampling from the 50 likeliest tokens; 0 for the likeliest token each time.
         repetition_penalty: above 1, tokens that were there before get less likely.
         synced_gpus: whether all ranks generate together, as under ZeRO 3.
     """
     if not rows:
         return []
     room = model.config.max_position_embeddings - max(map(len, rows))
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else _GREEDY
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": _TOP_K} if temperature else _GREEDY
     arguments = {
         **sampling,
         "max_new_tokens": max(1, min(new_tokens, room)),

@@ -1,10 +1,8 @@
-"""The page: components, what they do, how they look. Gradio is imported inside, after its telemetry was turned off.
+"""Page: the config of `ttl app`, the check of its address, and the HTML and Gradio components of the page.
 
-What `ttl app` is told, and the checks that come before anything is loaded.
-
-Conversations and search results as HTML. Texts of the data and of the model are escaped: data, never markup.
-
-Gradio's own chatbot speaks English to screen readers and has a button that empties the page but not the session.
+Texts of the data and of the model are escaped: they are data, never markup. Gradio's own chatbot is not used, because
+it speaks English to screen readers and has a button that empties the page but not the session. Gradio is imported
+inside functions, after its telemetry was turned off.
 """
 
 import errno
@@ -185,7 +183,7 @@ _HOW_TO_SEARCH = (
 
 
 class _LoadingSign:
-    """Puts the sign into the page's HTML: what Gradio takes for its head is added by the scripts that one waits for."""
+    """Puts the loading sign into the page's HTML; Gradio's own way adds it with the scripts that are still loading."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -320,7 +318,7 @@ def _build_chat(speaker: Speaker, config: AppConfig, index: SearchIndex | None, 
             yield update(session, view)
 
     outputs = [shown, status, box]
-    # Taken at once, so that the message is seen while it waits; answered one at a time, whichever tab it is from.
+    # A message is taken at once, so that it is seen while it waits; the model answers one at a time, for all tabs.
     accepted = gradio.on(
         [box.submit, send.click], lambda s, text: update(s, accept(s, text)), [session, box], outputs, queue=False,
         **private,

@@ -1,7 +1,4 @@
-"""A folder that is a Hugging Face Space: the page, its requirements, the card and the instruction data.
-
-`ttl app MODEL`: checks, loads, serves.
-"""
+"""Space: `ttl app MODEL` serves the page, or writes it to a folder that can be uploaded as a Hugging Face Space."""
 
 import os
 import shutil
@@ -20,7 +17,8 @@ from .talk import SearchIndex, Speaker, read_pairs
 
 DATA_FOLDER = "instructions"
 _PYTHON = "3.12"  # of the Space; the newest that torch, Gradio and we are all tested with
-_ELSEWHERE = {"host", "port", "space_dir", "instructions"}  # said by app.py itself, or of no use in a Space
+# Keys of AppConfig that app.py gives itself, or that mean nothing in a Space.
+_NOT_COPIED = {"host", "port", "space_dir", "instructions"}
 
 _APP = '''"""A page to talk with {model}; made by `ttl app --space_dir` of teenytinyllama {version}."""
 
@@ -80,7 +78,7 @@ def write_space(model: str, config: AppConfig) -> Path:
     others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     ensure(not others, f"space_dir={folder}: is not empty ({', '.join(others[:3])}). Choose a new or an empty folder.")
     if config.instructions:
-        read_pairs(config.instructions)  # refused here rather than by the Space
+        read_pairs(config.instructions)  # bad data are refused here rather than by the Space
     files = _files_to_copy(config.instructions)
     pinned = [text for text in config.instructions if text == SAMPLE or text.startswith("hf://")]
     instructions = [*(f"{DATA_FOLDER}/{name}" for name in files), *pinned]
@@ -144,7 +142,7 @@ def _arguments(config: AppConfig, instructions: list[str]) -> str:
         values["instructions"] = instructions
     for known in fields(AppConfig):
         value = getattr(config, known.name)
-        if known.name not in _ELSEWHERE and value != known.default:
+        if known.name not in _NOT_COPIED and value != known.default:
             values[known.name] = value
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
 

@@ -1,9 +1,8 @@
-"""The conversations of the page: one session a browser tab, one model for all. Nothing here knows about Gradio.
+"""Talk: the sessions of the page of `ttl app` and the search in the instruction data, both without Gradio.
 
-How near a text lies to the instruction data: TF-IDF over five letters at a time, cosine similarity.
-
-Letters rather than words because Portuguese inflects: with half of the endings changed, pieces of words still find the
-text (the measurement is in docs/lab-log.md).
+Each browser tab has a session; one model answers them all. The search compares a text with the instruction data by
+TF-IDF over five letters at a time and cosine similarity. Letters rather than words because Portuguese inflects: with
+half of the endings changed, pieces of words still find the text (the measurement is in docs/lab-log.md).
 """
 
 from collections import Counter
@@ -93,15 +92,15 @@ def accept(session: Session, text: str) -> View:
 
 
 def stop(session: Session) -> None:
-    """Ask the answer that is being written to end; it ends before the next token, and then says so itself.
+    """Ask the answer that is being written to end; `Speaker.answer` ends it before the next token and sets the status.
 
-    A word of ours here could reach the page after the answer's last one, and would then stay there.
+    The status is not set here: it could reach the page after the last one of the answer, and would stay there.
     """
     session.stopped = session.pending is not None
 
 
 def fail(session: Session) -> View:
-    """Give a message up whose answer met an error, so that the next one can be sent."""
+    """Give up a message whose answer failed, so that the next one can be sent."""
     session.pending = None
     return View(FAILED)
 
@@ -163,7 +162,7 @@ class Speaker:
         turn = {"role": "assistant", "content": ""}
         session.shown.append(turn)
         try:
-            if not session.stopped:  # its turn has come; on a processor the first word can take seconds
+            if not session.stopped:  # on a processor the first word can take seconds
                 yield View(READING)
             with closing(cast("Generator[str, None, None]", iter(reply))) as pieces:
                 for piece in pieces if not session.stopped else ():
@@ -178,7 +177,7 @@ class Speaker:
                 chat.keep(text, turn["content"])
         if session.conversation == number:
             session.status = _ending(session, chat, reply, self.is_chat)
-        # Also of a conversation that was left: its last words may have reached the page after it was cleared.
+        # Also where the user began a new conversation: the last words of this one may have reached the cleared page.
         yield View(session.status)
 
     def _reply(self, session: Session, text: str, sampling: Sampling, system: str) -> tuple[Chat, Reply]:
@@ -204,8 +203,8 @@ def _ending(session: Session, chat: Chat, reply: Reply, is_chat: bool) -> str:
 
 Side = Literal["answers", "questions"]
 
-# A hash instead of a vocabulary: what the data lacks still counts against a text, and nothing grows with the data but
-# the matrix itself.
+# Pieces of words are hashed instead of collected in a vocabulary: pieces that the data lack still count against a text,
+# and nothing grows with the data but the matrix itself.
 _FEATURES = 1 << 20
 _CHUNK_TEXTS = 1000
 SMALLEST_PERCENT = 5.0  # below, texts share little more than "de" and "que"

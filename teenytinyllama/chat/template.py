@@ -1,4 +1,7 @@
-"""The chat template, and the tokens of a conversation: special tokens come from the template, never from a text."""
+"""Chat template: how a conversation becomes text and tokens.
+
+Special tokens come from the template, never from the text of a message.
+"""
 
 import functools
 import itertools
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
 Message = dict[str, str]  # role, content
 
-_PLACE = "\ue000{}\ue001"  # stands for a content while the template is rendered; private use, so in no template
+# Stands for the text of a message while the template is rendered; characters of private use are in no template.
+_PLACE = "\ue000{}\ue001"
 _PLACES = re.compile("\ue000([0-9]+)\ue001")
 _PROBE = [
     {"role": "user", "content": "Quantos são dois mais dois?\nE três?"},
@@ -82,7 +86,7 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = _template_of(tokenizer)
-    _ensure_cheap(template, tuple(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items())))
+    _refuse_costly(template, tuple(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items())))
     rendering: Any = render_jinja_template  # declared to return a str
     try:
         texts, spans = rendering(
@@ -106,7 +110,8 @@ def render(
     return texts[0], [(start, end) for start, end in spans[0]] if spans else []
 
 
-# Renders a template as transformers does, in a process that the system ends when it takes too much.
+# The program of a child process: it renders a template as transformers does, and the system ends it when it takes too
+# much time or memory.
 _PROBE_SCRIPT = """
 import datetime, json, sys
 try:
@@ -145,14 +150,14 @@ for messages in conversations:
         except MemoryError:
             sys.exit(3)
         except Exception:
-            pass  # the real rendering says it
+            pass  # the rendering by transformers, which follows, says what is wrong
 """
-_MOST_SECONDS, _MOST_BYTES, _MOST_CHARS = 5, 1 << 30, 1_000_000  # for some short turns, which take milliseconds
-_LONGEST_WAIT_SECONDS = 60  # by the clock, on a machine that does much else
+MOST_SECONDS, _MOST_BYTES, _MOST_CHARS = 5, 1 << 30, 1_000_000  # for some short turns, which take milliseconds
+_LONGEST_WAIT_SECONDS = 60  # by the clock; the limit above counts the seconds of a processor
 
 
 @functools.lru_cache(maxsize=256)
-def _ensure_cheap(template: str, special_tokens: tuple[tuple[str, str], ...]) -> None:
+def _refuse_costly(template: str, special_tokens: tuple[tuple[str, str], ...]) -> None:
     """Refuse a template that takes too much time or memory: once for each, in a process of its own, before it is used.
 
     The sandbox of transformers keeps a template from running code, not from counting to a billion or writing ten
@@ -166,7 +171,7 @@ def _ensure_cheap(template: str, special_tokens: tuple[tuple[str, str], ...]) ->
         return
     system = [{"role": "system", "content": "Seja breve."}]
     conversations = [head + _PROBE[:count] for count in (1, 2, 4) for head in ([], system)]
-    command = [sys.executable, "-P", "-c", _PROBE_SCRIPT, *map(str, (_MOST_SECONDS, _MOST_BYTES, _MOST_CHARS))]
+    command = [sys.executable, "-P", "-c", _PROBE_SCRIPT, *map(str, (MOST_SECONDS, _MOST_BYTES, _MOST_CHARS))]
     try:
         done = subprocess.run(
             command,
@@ -183,7 +188,7 @@ def _ensure_cheap(template: str, special_tokens: tuple[tuple[str, str], ...]) ->
         ended_early = True
     ensure(
         not ended_early,
-        f"chat_template: takes more than {_MOST_SECONDS} s, {_MOST_BYTES >> 30} GB or {_MOST_CHARS:,} characters to "
+        f"chat_template: takes more than {MOST_SECONDS} s, {_MOST_BYTES >> 30} GB or {_MOST_CHARS:,} characters to "
         "write some short turns. It is damaged or meant to do harm: use the model with another template.",
     )
 
@@ -216,7 +221,12 @@ class ConversationEncoder:
     read in the former only. The ids are those of `apply_chat_template` for all other texts.
 
     A template that changes contents beyond stripping them, or a tokenizer whose ids depend on what stands across a
-    special token, is noticed with a probe; then `apply_chat_template` is used and such texts are refused.
+    special token, is noticed with a probe; then `apply_chat_template` is used, and texts with special tokens are
+    refused.
+
+    Attributes:
+        has_marks: whether the template marks answers with `{% generation %}`.
+        keeps_apart: whether texts and the template's own special tokens can be told apart.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -233,7 +243,9 @@ class ConversationEncoder:
         self._special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items()}
         names = sorted(map(re.escape, self._special), key=len, reverse=True)
         self._special_in = re.compile("(" + "|".join(names) + ")" if names else r"(?!)")
-        found = self._kept_apart(_PROBE, False)  # first, because it says clearly what is wrong with a template
+        found = self._kept_apart(
+            _PROBE, False
+        )  # the first call, because its refusals say what is wrong with a template
         self.keeps_apart = found == self._by_library(_PROBE, False)
 
     def encode(self, messages: list[Message], for_answer: bool = False) -> EncodedConversation:

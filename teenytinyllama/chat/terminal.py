@@ -1,6 +1,6 @@
-"""`ttl chat MODEL`: talk with a model in the terminal.
+"""Terminal: `ttl chat MODEL` talks with a model, and `ttl chat MODEL --check-template` checks a chat model's files.
 
-`ttl chat --check-template MODEL`: whether a chat model's files agree on how a conversation is written and ended.
+The check asks whether template, tokenizer and model agree on how a conversation is written and where answers end.
 """
 
 import sys
@@ -135,7 +135,7 @@ def _check_round_trip(tokenizer: "PreTrainedTokenizerBase", encoder: Conversatio
 
 def _check_injection(tokenizer: "PreTrainedTokenizerBase", encoder: ConversationEncoder) -> str:
     if not encoder.keeps_apart:
-        return "the template changes contents, so they cannot be told apart; our chat and tuning refuse such texts"
+        return "the template changes contents, so typed special tokens look like its own; texts with them are refused"
     typed = "".join(map(str, tokenizer.all_special_tokens))
     clean, injected = (
         encoder.encode([{"role": "user", "content": text}], for_answer=True).ids for text in ("x", f"x{typed}")

@@ -93,7 +93,9 @@ def load_base(name: str, revision: str | None = None) -> BaseModel:
 
 
 def build_model(base: BaseModel, seed: int, attention: str, dtype: Any) -> "tuple[PreTrainedModel, dict[str, Any]]":
-    """Return the base model with weights for all tokens, told where answers end, and the record of it for adapters.
+    """Return the base model, and the record of it that is saved beside adapters.
+
+    It has weights for all tokens, and its generation config has the tokens that end an answer.
 
     Args:
         base: see `load_base`.

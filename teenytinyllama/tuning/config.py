@@ -28,7 +28,7 @@ _FROZEN_SHARE = 0.95
 _MOST_TOKENS_PER_STEP = 131_072
 _MOST_PAIRS_PER_STEP = 128  # SmolLM2's recipes for 135M and 360M (alignment-handbook, recipes/smollm2)
 _LEAST_STEPS_PER_EPOCH = 100  # a small set is learnt better in many small steps
-_ROWS_BEFORE_DATA = 100_000  # stand for the rows that nobody has counted yet
+_ROWS_BEFORE_DATA = 100_000  # the number of rows that is assumed until `inputs` are read
 
 # TRL's keys that our data preparation replaces, and the model's that our loading does.
 _TRL_REFUSED_KEYS = {
@@ -76,7 +76,10 @@ class LoraSettings:
         ensure(0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout}: must lie in [0, 1).")
 
     def _refuse_zero_3(self) -> None:
-        """Called once the library knows its plugins; parts of weights could be neither resized, merged nor tried."""
+        """Refuse ZeRO-3, where each rank holds parts of weights, which can be neither resized nor merged.
+
+        Called after TRL's class has run, because accelerate's plugin is known from then on.
+        """
         plugin: Any = getattr(self, "deepspeed_plugin", None)
         ensure(
             plugin is None or plugin.zero_stage != 3,
@@ -94,6 +97,7 @@ class LoraSettings:
 class TuningSettings(LoraSettings, RunSettings):
     """The keys and rules that instruction and preference tuning share, mixed into TRL's arguments."""
 
+    VERB: ClassVar[str]  # of `ttl`
     MODEL_KIND: ClassVar[str]  # what model_name_or_path names
     DATA_KEY: ClassVar[str]  # the key of the folder of prepared rows
     BATCH_KEY: ClassVar[str]  # the key of the global batch
@@ -137,11 +141,11 @@ class TuningSettings(LoraSettings, RunSettings):
         )
         self.context = prepared
 
-    def _ensure_data(self, verb: str, how: str) -> str:
+    def _ensure_data(self, how: str) -> str:
         """Return the folder of prepared rows; `how` says how to give one where there are no `inputs`."""
-        folder = getattr(self, self.DATA_KEY)
+        folder, verb = getattr(self, self.DATA_KEY), f"`ttl {self.VERB}`"
         if getattr(self, "inputs", None):
-            how = f"`inputs` are prepared by `{verb}` before the ranks start, never by a rank. Give the folder it made."
+            how = f"`inputs` are prepared by {verb} before the ranks start, never by a rank. Give the folder it made."
         ensure(folder, f"{self.DATA_KEY}: missing. {how}")
         return str(folder)
 
@@ -166,7 +170,8 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
     of TRL's SFTConfig; defaults that differ from it are given below.
     """
 
-    MODEL_KIND, DATA_KEY, BATCH_KEY, OWN_IDENTITY = "base model", "conversations", "tokens_per_step", "packs"
+    VERB, MODEL_KIND, DATA_KEY = "sft", "base model", "conversations"
+    BATCH_KEY, OWN_IDENTITY = "tokens_per_step", "packs"
     REFUSED_KEYS: ClassVar[dict[str, str]] = {
         **REFUSED_KEYS,
         **_TRL_REFUSED_KEYS,
@@ -250,7 +255,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
             InputError: there are none.
         """
         how = "Give the folder that `ttl conversations` wrote, or `inputs` with `ttl sft`."
-        return conversations_manifest(self._ensure_data("ttl sft", how))
+        return conversations_manifest(self._ensure_data(how))
 
     def _count_rows(self) -> int:
         assert self.context is not None
@@ -259,7 +264,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
     def _derive_batch(self, manifest: dict[str, Any]) -> None:
         assert self.context is not None
         self.num_rows = self._count_rows()
-        # Unpacked, a row holds one conversation and much padding: a step takes as many as hold its tokens.
+        # Unpacked, a row holds one conversation and much padding; a step then takes as many rows as have its tokens.
         row_tokens = self.context if self.packing else max(1, round(manifest["train"]["tokens"] / self.num_rows))
         self.row_tokens = row_tokens
         wanted = self.tokens_per_step
@@ -297,7 +302,7 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
 class SftConfigBeforeData(SftConfig):
     """The keys of `ttl sft` while its conversations are still `inputs`, to refuse what is wrong before they are read.
 
-    How many rows there will be is not known: as many stand for them as make an epoch of the usual length.
+    How many rows there will be is not known; `_ROWS_BEFORE_DATA` are assumed.
     """
 
     def _manifest(self) -> dict[str, Any]:
@@ -317,7 +322,8 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
     All other keys are those of TRL's DPOConfig; defaults that differ from it are given below.
     """
 
-    MODEL_KIND, DATA_KEY, BATCH_KEY, OWN_IDENTITY = "chat model", "preferences", "pairs_per_step", "beta"
+    VERB, MODEL_KIND, DATA_KEY = "dpo", "chat model", "preferences"
+    BATCH_KEY, OWN_IDENTITY = "pairs_per_step", "beta"
     REFUSED_KEYS: ClassVar[dict[str, str]] = {
         **REFUSED_KEYS,
         **_TRL_REFUSED_KEYS,
@@ -385,7 +391,7 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
         Raises:
             InputError: there are none.
         """
-        return preferences_manifest(self._ensure_data("ttl dpo", "Give `inputs` with `ttl dpo`."))
+        return preferences_manifest(self._ensure_data("Give `inputs` with `ttl dpo`."))
 
     @property
     def tokens_per_row(self) -> int:

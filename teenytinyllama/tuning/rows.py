@@ -12,6 +12,7 @@ transformers builds the mask from the position ids as long as there is no attent
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
-from transformers import EvalPrediction
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checks import ensure
+from ..checks import RunFailedError, ensure
 from ..data.conversations import IGNORED
 
 if TYPE_CHECKING:
@@ -205,19 +206,31 @@ class HeldOutAnswers(TorchDataset[dict[str, NDArray[np.int64]]]):
             nats_and_tokens: (conversations, 2), for each in the dataset's order the summed negative log likelihood in
                 nats and the number of scored tokens.
         """
-        assert len(nats_and_tokens) == len(self.rows), "a held-out conversation was dropped or scored twice"
-        sources: dict[str, list[int]] = {}
-        for place, row in enumerate(self.rows):
-            sources.setdefault(row["source"], []).append(place)
-        scores = np.asarray(nats_and_tokens, dtype=np.float64)
-        sizes = np.array(self.num_bytes)
-        return {
-            **_figures(scores, sizes),
-            "per_source": {name: _figures(scores[places], sizes[places]) for name, places in sorted(sources.items())},
-        }
+        scores, sizes = np.asarray(nats_and_tokens, dtype=np.float64), np.array(self.num_bytes)
+        return _with_sources(self.rows, scores, lambda places: _answer_figures(scores[places], sizes[places]))
 
 
-def _figures(scores: NDArray[Any], num_bytes: NDArray[Any]) -> dict[str, float | int]:
+def _with_sources(
+    rows: list[dict[str, Any]], scores: NDArray[Any], figures: Callable[[list[int]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the figures of all held-out rows, and under `per_source` those of the rows of each source.
+
+    Args:
+        rows: held-out rows.
+        scores: one a row, in the same order.
+        figures: makes the figures of the rows at some places.
+    """
+    assert len(scores) == len(rows), "a held-out row was dropped or scored twice"
+    sources: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        sources.setdefault(row["source"], []).append(place)
+    return {
+        **figures(list(range(len(rows)))),
+        "per_source": {name: figures(places) for name, places in sorted(sources.items())},
+    }
+
+
+def _answer_figures(scores: NDArray[Any], num_bytes: NDArray[Any]) -> dict[str, float | int]:
     nats, tokens, total_bytes = float(scores[:, 0].sum()), int(scores[:, 1].sum()), int(num_bytes.sum())
     per_token = nats / max(tokens, 1)
     return {
@@ -271,6 +284,50 @@ def frequency_entropy(train: NDArray[Any], held_out: NDArray[Any], vocab_size: i
     return float(-log_share[held_out[held_out != IGNORED]].mean())
 
 
+class FirstLossCallback(TrainerCallback):
+    """Stop at once when the base model predicts held-out answers no better than their tokens' frequencies do.
+
+    A public Portuguese model was tuned at a loss of 8.7 throughout without anybody noticing. A base model that has
+    learnt Portuguese, a chat template and labels that belong together give far less than the frequencies' entropy.
+    """
+
+    def __init__(self, evaluation: Any, frequency_nats: float, refuse: bool) -> None:
+        """Compare the first evaluation with `frequency_nats`; warn instead unless `refuse`."""
+        self.evaluation, self.frequency_nats, self.refuse = evaluation, frequency_nats, refuse
+        self.first: float | None = None
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the first evaluation, and at whether later ones are below it.
+
+        Raises:
+            RunFailedError: the loss is that of a model that knows nothing.
+        """
+        last = self.evaluation.last
+        if last is None:
+            return
+        found = last["nats_per_token"]
+        if self.first is None:
+            self.first = found
+            if state.global_step == 0 and found >= self.frequency_nats:
+                self._refuse_or_warn(found)
+        elif found > self.first and state.is_world_process_zero:
+            print(
+                f"warning: answers cost {found:.3f} nats per token, more than the {self.first:.3f} at first. Lower "
+                "learning_rate or num_train_epochs.",
+                flush=True,
+            )
+
+    def _refuse_or_warn(self, found: float) -> None:
+        text = (
+            f"before tuning, held-out answers cost {found:.2f} nats per token; guessing by how frequent each token is "
+            f"would cost {self.frequency_nats:.2f}. The base model has learnt next to nothing, or its weights, its "
+            "tokenizer and the chat template do not belong together."
+        )
+        if self.refuse:
+            raise RunFailedError(f"{text} Choose another model_name_or_path, or set check_first_loss: false to go on.")
+        print(f"warning: {text}", flush=True)
+
+
 class HeldOutPairs(TorchDataset[dict[str, list[int]]]):
     """A map-style dataset of held-out pairs, the longest first."""
 
@@ -299,14 +356,10 @@ class PairEvaluation:
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Return the flat figures; the per-source ones are in `last`."""
         scores = np.asarray(prediction.predictions, dtype=np.float64)
-        assert len(scores) == len(self.pairs), "a held-out pair was dropped or scored twice"
-        sources: dict[str, list[int]] = {}
-        for place, row in enumerate(self.pairs.rows):
-            sources.setdefault(row["source"], []).append(place)
-        per_source = {name: summarise_pairs(scores[places], self.beta) for name, places in sorted(sources.items())}
-        flat = summarise_pairs(scores, self.beta)
-        self.last = {**flat, "per_source": per_source}
-        return flat
+        self.last = _with_sources(
+            self.pairs.rows, scores, lambda places: dict(summarise_pairs(scores[places], self.beta))
+        )
+        return {name: value for name, value in self.last.items() if name != "per_source"}
 
     def describe(self) -> str:
         """Return the newest summary as a line."""

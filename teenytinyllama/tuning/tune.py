@@ -1,6 +1,7 @@
 """Tuning with TRL: instructions (`sft`) and preferences (`dpo`), in run folders like pretraining's."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,13 @@ import numpy as np
 import pyarrow.parquet
 import torch
 from pyarrow.compute import list_flatten
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from ..chat.generation import Sampling, generate_ids
 from ..chat.template import ConversationEncoder
-from ..checks import RunFailedError, is_main_process
+from ..checks import is_main_process
 from ..data.conversations import IGNORED
 from ..data.instructions import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
@@ -29,6 +30,7 @@ from .base import DPO, SFT, TuningPlan, build_model, lora_config, save_model
 from .config import DpoConfig, LoraSettings, SftConfig
 from .rows import (
     AnswerEvaluation,
+    FirstLossCallback,
     HeldOutAnswers,
     HeldOutPairs,
     PairEvaluation,
@@ -71,7 +73,7 @@ class TrlTrainer(RunTrainer):
 
 
 class InstructionTrainer(TrlTrainer, SFTTrainer):
-    """SFTTrainer with the loss of pretraining (`training.speed.fuse_loss`) in place of its own.
+    """SFTTrainer with the loss of pretraining (`fuse_loss`) in place of its own.
 
     TRL computes the head in tiles as well, but also entropy and accuracy, and waits for the device each time: a step
     took 2.3 to 6.9 times as long on a CPU (docs/lab-log.md). Its evaluation is a mean of means; ours adds sums up.
@@ -110,50 +112,6 @@ class PreferenceTrainer(TrlTrainer, DPOTrainer):
         margins = self.beta * ((scores[:, 0] - scores[:, 2]) - (scores[:, 1] - scores[:, 3]))
         loss = -torch.nn.functional.logsigmoid(margins).mean()
         return loss, scores, torch.zeros(len(scores), device=scores.device)
-
-
-class SenseCallback(TrainerCallback):
-    """Stop at once when the base model predicts held-out answers no better than their tokens' frequencies do.
-
-    A public Portuguese model was tuned at a loss of 8.7 throughout without anybody noticing. A base model that has
-    learnt Portuguese, a chat template and labels that belong together give far less than the frequencies' entropy.
-    """
-
-    def __init__(self, evaluation: Any, frequency_nats: float, refuse: bool) -> None:
-        """Compare the first evaluation with `frequency_nats`; warn instead unless `refuse`."""
-        self.evaluation, self.frequency_nats, self.refuse = evaluation, frequency_nats, refuse
-        self.first: float | None = None
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the first evaluation, and at whether later ones are below it.
-
-        Raises:
-            RunFailedError: the loss is that of a model that knows nothing.
-        """
-        last = self.evaluation.last
-        if last is None:
-            return
-        found = last["nats_per_token"]
-        if self.first is None:
-            self.first = found
-            if state.global_step == 0 and found >= self.frequency_nats:
-                self._complain(found)
-        elif found > self.first and state.is_world_process_zero:
-            print(
-                f"warning: answers cost {found:.3f} nats per token, more than the {self.first:.3f} at first. Lower "
-                "learning_rate or num_train_epochs.",
-                flush=True,
-            )
-
-    def _complain(self, found: float) -> None:
-        text = (
-            f"before tuning, held-out answers cost {found:.2f} nats per token; guessing by how frequent each token is "
-            f"would cost {self.frequency_nats:.2f}. The base model has learnt next to nothing, or its weights, its "
-            "tokenizer and the chat template do not belong together."
-        )
-        if self.refuse:
-            raise RunFailedError(f"{text} Choose another model_name_or_path, or set check_first_loss: false to go on.")
-        print(f"warning: {text}", flush=True)
 
 
 def _load_model(config: Any, plan: TuningPlan) -> tuple[Any, dict[str, Any]]:
@@ -201,7 +159,7 @@ def build_sft_run(config: SftConfig, plan: TuningPlan) -> Run:
     held_out = [label for row in evaluation.answers.rows for label in row["labels"]]
     if held_out:
         nats = frequency_entropy(answers, np.array(held_out), len(plan.tokenizer))
-        trainer.add_callback(SenseCallback(evaluation, nats, config.check_first_loss))
+        trainer.add_callback(FirstLossCallback(evaluation, nats, config.check_first_loss))
     return assemble_run(
         trainer,
         config,
@@ -340,16 +298,10 @@ def _finish_sft(run: Run, config: SftConfig, plan: TuningPlan, seconds: float) -
     num_trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     save_model(trainer, plan.folder, config.merge)
 
-    def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
-        initial = next((record for record in records if "bits_per_byte" in record and record["step"] == 0), None)
-        return {
-            "model": {**describe_model(config, plan), "num_trained_parameters": num_trained},
-            "data": describe_data(config, plan),
-            "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
-            "results": {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED, "answers": answered},
-        }
+    def results(initial: dict[str, Any] | None) -> dict[str, Any]:
+        return {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED, "answers": answered}
 
-    close_run_folder(run, config, plan, "sft", describe)
+    _close(run, config, plan, seconds, results, num_trained_parameters=num_trained)
 
 
 def write_answers(
@@ -417,20 +369,43 @@ def _finish_dpo(run: Run, config: DpoConfig, plan: TuningPlan, seconds: float) -
         trainer.evaluate(metric_key_prefix="final")
     save_model(trainer, plan.folder, config.merge)
 
+    def results(initial: dict[str, Any] | None) -> dict[str, Any]:
+        preferences = {"initial": initial, "final": evaluation.last}
+        return {"initial": NOT_EVALUATED, "final": NOT_EVALUATED, "preferences": preferences}
+
+    _close(run, config, plan, seconds, results)
+
+
+def _close(
+    run: Run,
+    config: Any,
+    plan: TuningPlan,
+    seconds: float,
+    results: Callable[[dict[str, Any] | None], dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Write the manifest of a tuning whose model is saved.
+
+    Args:
+        run: the run.
+        config: its config.
+        plan: its plan.
+        seconds: of training.
+        results: makes the record of the scores from the score before training, or None.
+        more: further facts of the model.
+    """
+
     def describe(records: list[dict[str, Any]]) -> dict[str, Any]:
-        initial = next((record for record in records if "preference_loss" in record and record["step"] == 0), None)
+        score = run.evaluation.plot_key
+        initial = next((record for record in records if score in record and record["step"] == 0), None)
         return {
-            "model": describe_model(config, plan),
+            "model": {**describe_model(config, plan), **more},
             "data": describe_data(config, plan),
-            "training": describe_training(trainer, config, plan, records, seconds, config.num_rows),
-            "results": {
-                "initial": NOT_EVALUATED,
-                "final": NOT_EVALUATED,
-                "preferences": {"initial": initial, "final": evaluation.last},
-            },
+            "training": describe_training(run.trainer, config, plan, records, seconds, config.num_rows),
+            "results": results(initial),
         }
 
-    close_run_folder(run, config, plan, "dpo", describe)
+    close_run_folder(run, config, plan, config.VERB, describe)
 
 
 def describe_data(config: Any, plan: TuningPlan) -> dict[str, Any]:
