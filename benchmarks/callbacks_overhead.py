@@ -4,8 +4,8 @@
 
 The preset tiny on the embedded stories, packed here, on the CPU. Two measurements:
 
-direct   one run with evaluations, samples and checkpoints; the run's own clock (`training/clock.py`) times every event
-         of every callback, and the energy tracker's threads are timed where they work
+direct   one run with evaluations, samples and checkpoints; the run's own clock (`training/trainer.py`) times every
+         event of every callback, and the energy tracker's threads are timed where they work
 A, B     runs without and with our callbacks, in turn; no evaluation and no checkpoint in either
 
 The direct figures count: on a busy machine two medians of steps differ by more than callbacks take. What a callback
@@ -38,7 +38,7 @@ from teenytinyllama.training import run as run_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import build_run
 from teenytinyllama.training.run_plan import plan_run
-from teenytinyllama.training.saving import Clock
+from teenytinyllama.training.trainer import Clock
 
 GOAL_PERCENT = 0.5
 WARM_UP_STEPS = 5

@@ -234,3 +234,26 @@ def _measured_peak_flops(threads: int, device: str) -> tuple[float, str]:
         best = min(best, worked / count)
     name = str(kind).removeprefix("torch.")
     return 2 * size**3 / best, f"measured: {name} product of {size} x {size} matrices"
+
+
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|DefaultCPUAllocator|can't allocate memory|not enough memory|ALLOC_FAILED|bad_alloc"
+)
+
+
+_ALLOCATION = re.compile(r"tried to allocate ([\d.]+ \w+)", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or a CPU."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def describe_out_of_memory(error: BaseException) -> str:
+    """Return the size of the allocation that failed, or the error's own words."""
+    match = _ALLOCATION.search(str(error))
+    return f"no room for {match[1]}" if match else f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"

@@ -331,7 +331,7 @@ def start_stage(
 def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_processes: int | None) -> int:
     """Check a pretraining, pack its `inputs` if there are any, and run it; see `start_stage`."""
     from .training.run_plan import check_before_launch, pack_inputs
-    from .training.speed_test import settle_length
+    from .training.trials import settle_length
 
     return start_stage(
         "pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch, settle_length

@@ -17,8 +17,8 @@ from teenytinyllama.publishing.card import write_model_card
 from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.publishing.facts import read_metrics
 from teenytinyllama.stage_folder import sha256_file
-from teenytinyllama.training import callbacks as callbacks_module
 from teenytinyllama.training import metrics as metrics_module
+from teenytinyllama.training import trainer as trainer_module
 from teenytinyllama.training.metrics import append_jsonl, gaps_of, plot_loss, read_jsonl, rewind_jsonl
 
 
@@ -60,7 +60,7 @@ def test_what_fails_beside_the_model_is_a_warning(capsys: pytest.CaptureFixture[
         (metrics_module, "plot_loss"),
         (metrics_module, "append_jsonl"),
         (metrics_module, "rewind_jsonl"),
-        (callbacks_module, "generate_texts"),
+        (trainer_module, "generate_texts"),
         (meter_module.EnergyMeter, "__init__"),
         (meter_module.EnergyMeter, "start"),
         (meter_module.EnergyMeter, "flush"),

@@ -25,7 +25,7 @@ from teenytinyllama.energy.ledger import read_ledger
 from teenytinyllama.energy.recorder import StageMeter
 from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.stage_folder import lock_run_folder
-from teenytinyllama.training import callbacks, speed_test
+from teenytinyllama.training import trainer
 from teenytinyllama.training.caps import (
     CapCallback,
     Decision,
@@ -41,7 +41,8 @@ from teenytinyllama.training.caps import (
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.saving import check_run_folder
-from teenytinyllama.training.speed_test import MeasuredSpeed, settle_length, tokens_within
+from teenytinyllama.training.speed import MeasuredSpeed, tokens_within
+from teenytinyllama.training.trials import SPEED_TEST_FOLDER, settle_length, short_run_values
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NO_PAUSES = Pauses()
@@ -61,7 +62,7 @@ def values(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> dict[
 @pytest.fixture
 def a_kwh_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step costs a kWh, 0.1 kg and an hour, and nothing else does: a meter that says so in place of the real one."""
-    monkeypatch.setattr(callbacks.EnergyCallback, "spent", lambda self: paid_hours(float(self._step)))
+    monkeypatch.setattr(trainer.EnergyCallback, "spent", lambda self: paid_hours(float(self._step)))
     monkeypatch.setattr("teenytinyllama.training.trainer.RunTrainer.pauses", lambda self: NO_PAUSES)
 
 
@@ -201,7 +202,7 @@ def test_a_resume_from_before_the_decision_decides_anew(capped: dict[str, Any], 
     folder = Path(capped["output_dir"])
     interrupted_run(capped, 8, monkeypatch)
     # Four steps more were paid for and lost.
-    monkeypatch.setattr(callbacks.EnergyCallback, "spent", lambda self: replace(paid_hours(self._step + 4.0), kg=1.0))
+    monkeypatch.setattr(trainer.EnergyCallback, "spent", lambda self: replace(paid_hours(self._step + 4.0), kg=1.0))
     run(capped)
     decision = stored_decision(folder / "checkpoint-12")
     assert decision is not None
@@ -344,7 +345,7 @@ def test_what_a_test_died_of_is_told_also_when_its_account_cannot_be_kept(values
 
     with pytest.raises(RunFailedError, match="No space left on device"):
         settle({**values, "max_tokens": None, "max_hours": 1.0}, fails)
-    assert not (Path(values["output_dir"]) / speed_test.SPEED_TEST_FOLDER).exists()
+    assert not (Path(values["output_dir"]) / SPEED_TEST_FOLDER).exists()
 
 
 def test_a_folder_that_is_training_is_not_tested(values: dict[str, Any]) -> None:
@@ -356,10 +357,10 @@ def test_a_folder_that_is_training_is_not_tested(values: dict[str, Any]) -> None
 
 
 def test_the_test_is_the_run_made_short(values: dict[str, Any]) -> None:
-    test = speed_test.test_values({**values, "tokens_per_step": 32 * 96, "max_hours": 1.0}, 2, Path("x"))
+    test = short_run_values({**values, "tokens_per_step": 32 * 96, "max_hours": 1.0}, 2, Path("x"))
     assert (test["tokens_per_step"], test["max_steps"], test["output_dir"]) == (32 * 2 * 16, 8, "x")
     assert not {"max_hours", "hard_stop"} & set(test)
-    assert speed_test.test_values({**values, "max_hours": 1.0}, 1, Path("x"))["tokens_per_step"] == 256
+    assert short_run_values({**values, "max_hours": 1.0}, 1, Path("x"))["tokens_per_step"] == 256
 
 
 @pytest.mark.slow

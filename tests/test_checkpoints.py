@@ -34,13 +34,13 @@ from teenytinyllama.checkpoints import (
 )
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.stage_folder import sha256_file
-from teenytinyllama.training import run as resume_module
-from teenytinyllama.training import saving as callback_module
+from teenytinyllama.training import saving as saving_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.run import check_plain_weights, choose_checkpoint
+from teenytinyllama.training.run import check_plain_weights
 from teenytinyllama.training.run_plan import plan_run
-from teenytinyllama.training.saving import CheckpointCallback, Clock
+from teenytinyllama.training.saving import CheckpointCallback, choose_checkpoint
+from teenytinyllama.training.trainer import Clock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -273,13 +273,17 @@ def test_markers_of_earlier_versions_are_believed(
 def test_a_machine_that_does_not_see_the_checkpoint_is_refused(
     unfinished: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    votes = iter([8, 0])  # of all ranks: the step, and that one of them does not see it
-    monkeypatch.setattr(resume_module, "least_over_ranks", lambda value, device: next(votes))
+    monkeypatch.setattr(saving_module, "least_over_ranks", lambda value, device: 0)  # one rank does not see it
     with pytest.raises(InputError, match="not every machine sees checkpoint-8 there"):
         chosen(values)
-    monkeypatch.setattr(resume_module, "least_over_ranks", lambda value, device: -2)
+
+
+def test_a_refusal_of_rank_0_is_raised_on_every_rank(
+    unfinished: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving_module, "from_first", lambda make: (None, "rank 0 said no"))
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(InputError, match="rank 0 refused to resume from it"):
+    with pytest.raises(InputError, match="rank 0 said no"):
         chosen(values)
 
 
@@ -401,7 +405,7 @@ def test_fewer_than_one_checkpoint_cannot_be_kept(values: dict[str, Any]) -> Non
 def test_machines_with_disks_of_their_own_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(callback_module, "least_over_ranks", lambda value, device: 0)
+    monkeypatch.setattr(saving_module, "least_over_ranks", lambda value, device: 0)
     callback = a_callback(tmp_path, 2)
     for step in (1, 2):
         save(callback, step)
@@ -422,7 +426,7 @@ def test_a_save_without_room_is_withdrawn_and_said_now_and_then(
 ) -> None:
     callback = a_callback(tmp_path, 2, needed_bytes=2_000_000_000)
     free_bytes = 3_000_000_000
-    monkeypatch.setattr(callback_module, "free_disk_bytes", lambda folder: free_bytes)
+    monkeypatch.setattr(saving_module, "free_disk_bytes", lambda folder: free_bytes)
     assert not withdraws(callback, 1)
     save(callback, 1)
     callback._saved_bytes = 0  # so that arithmetic counts
@@ -452,17 +456,17 @@ def test_room_is_made_by_what_may_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
         save(callback, step)
     begin_saving(tmp_path / "checkpoint-0")
     free = lambda folder: 200 if len(steps(folder)) < 2 else 0  # noqa: E731
-    monkeypatch.setattr(callback_module, "free_disk_bytes", free)
+    monkeypatch.setattr(saving_module, "free_disk_bytes", free)
     assert not withdraws(callback, 3)
     assert steps(tmp_path) == [2]
-    monkeypatch.setattr(callback_module, "free_disk_bytes", lambda folder: 0)
+    monkeypatch.setattr(saving_module, "free_disk_bytes", lambda folder: 0)
     assert withdraws(callback, 3)
     assert steps(tmp_path) == [2]  # the newest complete one stays
 
 
 def test_the_last_save_without_room_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     callback = a_callback(tmp_path, 2)
-    monkeypatch.setattr(callback_module, "free_disk_bytes", lambda folder: 1000)  # the final model does not fit beside
+    monkeypatch.setattr(saving_module, "free_disk_bytes", lambda folder: 1000)  # the final model does not fit beside
     assert not withdraws(callback, 9)
     with pytest.raises(
         RunFailedError, match="the last save, of step 100, needs about .* The same command starts again"
@@ -494,7 +498,7 @@ def test_a_run_without_room_trains_on_and_can_be_taken_up(
 ) -> None:
     folder = Path(values["output_dir"])
     with monkeypatch.context() as patch:
-        patch.setattr(callback_module, "free_disk_bytes", lambda folder: 0 if steps(folder) else 10**12)
+        patch.setattr(saving_module, "free_disk_bytes", lambda folder: 0 if steps(folder) else 10**12)
         with pytest.raises(RunFailedError, match="the last save, of step 8, needs about .*goes on from checkpoint-2"):
             run({**values, "save_steps": 2})
     assert losses(folder) == losses(finished[0])[:7]
@@ -523,7 +527,7 @@ def test_hashing_is_no_training_time(values: dict[str, Any], monkeypatch: pytest
         time.sleep(2)
         return hash_files(path)
 
-    monkeypatch.setattr(callback_module, "hash_files", slow)
+    monkeypatch.setattr(saving_module, "hash_files", slow)
     folder = run({**values, "max_tokens": 768, "save_steps": 1})
     records = {record["step"]: record for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record}
     assert 256 / records[3]["tokens_per_second"] < 2

@@ -11,7 +11,7 @@ from hub_server import HubServer
 
 from teenytinyllama.data.input_files import hub_datasets
 from teenytinyllama.data.packed import packed_manifest
-from teenytinyllama.training.report import describe_data
+from teenytinyllama.training.pretrain import describe_data
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLIENT = """

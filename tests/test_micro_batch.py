@@ -14,15 +14,16 @@ from test_pretrain import interrupted_run, losses, make_values, run
 
 from teenytinyllama.arguments import build
 from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.gpus import describe_out_of_memory, is_out_of_memory
 from teenytinyllama.planning.memory import MemoryNeed, virtual_memory_bytes
-from teenytinyllama.training import micro_batch as micro_batch_module
-from teenytinyllama.training import micro_batch as trial_module
+from teenytinyllama.training import trials
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.micro_batch import describe_out_of_memory, is_out_of_memory, settle_micro_batch, try_rows
 from teenytinyllama.training.pretrain import HeldOutEvaluation
+from teenytinyllama.training.run import out_of_memory_failure
 from teenytinyllama.training.run_plan import check_before_launch, plan_run
 from teenytinyllama.training.speed import SpeedPlan
 from teenytinyllama.training.trainer import Pretrainer
+from teenytinyllama.training.trials import settle_micro_batch, try_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Finished = tuple[Path, dict[str, Any]]
@@ -53,8 +54,8 @@ def batch(folder: Path) -> tuple[int, str]:
 
 def set_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int, row_bytes: int) -> None:
     """Make a rank see that much free memory and need that much a row."""
-    monkeypatch.setattr(micro_batch_module, "free_memory_bytes", lambda *arguments: free_bytes)
-    monkeypatch.setattr(micro_batch_module, "memory_need", lambda *arguments: MemoryNeed(0, row_bytes, 0))
+    monkeypatch.setattr(trials, "free_memory_bytes", lambda *arguments: free_bytes)
+    monkeypatch.setattr(trials, "memory_need", lambda *arguments: MemoryNeed(0, row_bytes, 0))
 
 
 def test_the_automatic_micro_batch_optimises_the_same(
@@ -79,8 +80,8 @@ def test_a_trial_changes_no_number(
         tried.append(arguments[-1])
         return try_rows(*arguments)
 
-    monkeypatch.setattr(micro_batch_module, "try_rows", counted)
-    monkeypatch.setattr(micro_batch_module, "SURE_SHARE", 0.0)
+    monkeypatch.setattr(trials, "try_rows", counted)
+    monkeypatch.setattr(trials, "SURE_SHARE", 0.0)
     before = torch.get_rng_state()
     settled(values)
     assert torch.equal(torch.get_rng_state(), before)
@@ -99,7 +100,7 @@ def test_a_trial_compiles_each_size_once_and_leaves_nothing(
         compiled.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(trial_module, "compiles_trial", lambda speed, device: speed.compile_layers)
+    monkeypatch.setattr(trials, "compiles_trial", lambda speed, device: speed.compile_layers)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compile_graph))
     config = build(PretrainConfig, {**values, "compile_layers": True})
     plan, need = plan_run(config), MemoryNeed(0, 0, 0)
@@ -116,7 +117,7 @@ def test_a_trial_compiles_each_size_once_and_leaves_nothing(
 def test_a_trial_on_a_cpu_compiles_nothing() -> None:
     compiled, plain = SpeedPlan("compiled", True, {}), SpeedPlan("whole", False, {})
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
-    assert [trial_module.compiles_trial(*case) for case in ((compiled, gpu), (compiled, cpu), (plain, gpu))] == [
+    assert [trials.compiles_trial(*case) for case in ((compiled, gpu), (compiled, cpu), (plain, gpu))] == [
         True, False, False
     ]  # fmt: skip
 
@@ -124,8 +125,8 @@ def test_a_trial_on_a_cpu_compiles_nothing() -> None:
 def test_a_given_one_that_does_not_fit_gets_smaller(
     values: dict[str, Any], finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(micro_batch_module, "SURE_SHARE", 0.0)
-    monkeypatch.setattr(micro_batch_module, "try_rows", lambda *a: "no room for 3 GiB" if a[-1] > 2 else "")
+    monkeypatch.setattr(trials, "SURE_SHARE", 0.0)
+    monkeypatch.setattr(trials, "try_rows", lambda *a: "no room for 3 GiB" if a[-1] > 2 else "")
     folder = run({**values, "per_device_train_batch_size": 8})
     said = capsys.readouterr().out
     assert (
@@ -136,8 +137,8 @@ def test_a_given_one_that_does_not_fit_gets_smaller(
 
 
 def test_one_row_that_does_not_fit_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro_batch_module, "SURE_SHARE", 0.0)
-    monkeypatch.setattr(micro_batch_module, "try_rows", lambda *arguments: "no room for 3 GiB")
+    monkeypatch.setattr(trials, "SURE_SHARE", 0.0)
+    monkeypatch.setattr(trials, "try_rows", lambda *arguments: "no room for 3 GiB")
     with pytest.raises(
         InputError,
         match="context=32: not even one row of so many tokens fits into memory .no room for 3 GiB; .*activation_checkpointing: true",
@@ -147,17 +148,17 @@ def test_one_row_that_does_not_fit_is_refused(values: dict[str, Any], monkeypatc
 
 
 def test_a_small_need_is_not_tried_and_zero_3_never(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro_batch_module, "try_rows", lambda *arguments: pytest.fail("tried"))
+    monkeypatch.setattr(trials, "try_rows", lambda *arguments: pytest.fail("tried"))
     config = settled({**values, "per_device_train_batch_size": 4})
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (4, 2)
     assert config.micro_batch_reason == "as configured"
-    monkeypatch.setattr(micro_batch_module, "SURE_SHARE", 0.0)
-    monkeypatch.setattr(micro_batch_module, "zero_stage_of", lambda config: 3)
+    monkeypatch.setattr(trials, "SURE_SHARE", 0.0)
+    monkeypatch.setattr(trials, "zero_stage_of", lambda config: 3)
     assert settled(values).per_device_train_batch_size == 8
 
 
 def test_the_launcher_does_not_choose(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro_batch_module, "free_memory_bytes", lambda *arguments: pytest.fail("looked at"))
+    monkeypatch.setattr(trials, "free_memory_bytes", lambda *arguments: pytest.fail("looked at"))
     assert check_before_launch(values, 2) == "new"
 
 
@@ -209,9 +210,9 @@ def test_out_of_memory_in_training_is_remembered(
     record = json.loads((folder / "environment.json").read_text())["micro_batch"]
     assert (record["rows"], record["failed_rows"]) == (4, 8)
     config = build(PretrainConfig, values)
-    assert micro_batch_module._before(folder, config, record["free_bytes"] * 2)["failed_rows"] is None
-    monkeypatch.setattr(micro_batch_module, "device_name", lambda: "another")
-    assert micro_batch_module._before(folder, config, record["free_bytes"]) == {}
+    assert trials.earlier_choice(folder, config, record["free_bytes"] * 2)["failed_rows"] is None
+    monkeypatch.setattr(trials, "device_name", lambda: "another")
+    assert trials.earlier_choice(folder, config, record["free_bytes"]) == {}
 
 
 def test_ranks_that_run_out_in_the_same_moment_all_remember_it(tmp_path: Path) -> None:
@@ -219,8 +220,8 @@ def test_ranks_that_run_out_in_the_same_moment_all_remember_it(tmp_path: Path) -
     path.write_text(json.dumps({"micro_batch": {"rows": 8}}))
     script = (
         "import pathlib, sys\n"
-        "from teenytinyllama.training.micro_batch import _remember_failure\n"
-        f"for _ in range(200): _remember_failure(pathlib.Path({str(path)!r}), 8)\n"
+        "from teenytinyllama.training.run import remember_failed_rows\n"
+        f"for _ in range(200): remember_failed_rows(pathlib.Path({str(path)!r}), 8)\n"
     )
     ranks = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
@@ -252,7 +253,7 @@ def test_another_rank_than_the_first_says_it_itself(
     config = build(PretrainConfig, {**values, "per_device_train_batch_size": 1})
     for rank, said in (("0", ""), ("1", "failed: out of memory in training with micro-batches of one row")):
         monkeypatch.setenv("RANK", rank)
-        micro_batch_module.out_of_memory_failure(MemoryError("x"), config, tmp_path)
+        out_of_memory_failure(MemoryError("x"), config, tmp_path)
         assert capsys.readouterr().err[: len(said) or None] == said
 
 
@@ -272,8 +273,8 @@ def test_another_error_in_a_trial_is_not_hidden(values: dict[str, Any], monkeypa
     def failing(*arguments: Any) -> None:
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(micro_batch_module, "SURE_SHARE", 0.0)
-    monkeypatch.setattr(trial_module, "_try", failing)
+    monkeypatch.setattr(trials, "SURE_SHARE", 0.0)
+    monkeypatch.setattr(trials, "_compute_micro_batch", failing)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         settled(values)
 

@@ -16,8 +16,8 @@ from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
 from teenytinyllama.publishing.safety import Upload, UploadFile
 from teenytinyllama.stage_folder import _MARK_NAME, MARKER_NAME, scratch_folder
-from teenytinyllama.training import run as resume
-from teenytinyllama.training import speed_test
+from teenytinyllama.training.saving import refuse_strangers
+from teenytinyllama.training.trials import measure_speed
 
 UPLOAD = Upload("", "model", "main", (UploadFile("a.txt", b"a"),), "message")
 
@@ -123,8 +123,8 @@ def test_a_strangers_checkpoint_is_neither_deleted_nor_written_over(tmp_path: Pa
     assert (tmp_path / "far" / MARKER_NAME).exists()
     (tmp_path / "far" / MARKER_NAME).unlink()
     with pytest.raises(InputError, match="checkpoint-9, checkpoint-10 may lie where this run will save.*Move it away"):
-        resume._refuse_strangers(tmp_path, 100)
-    resume._refuse_strangers(tmp_path, 8)  # not in the way
+        refuse_strangers(tmp_path, 100)
+    refuse_strangers(tmp_path, 8)  # not in the way
     begin_saving(tmp_path / "checkpoint-11")
     assert delete_checkpoint(tmp_path / "checkpoint-11")
     assert mine.exists()
@@ -167,5 +167,5 @@ def test_a_strangers_staging_folder_is_refused(tmp_path: Path, name: str) -> Non
 def test_a_strangers_folder_of_a_speed_test_is_refused(tmp_path: Path) -> None:
     mine = a_file_in(tmp_path / "speed-test")
     with pytest.raises(InputError, match="its speed-test is not of a speed test. Move it away"):
-        speed_test._measure({"output_dir": str(tmp_path)}, 1, lambda values, log: 0)
+        measure_speed({"output_dir": str(tmp_path)}, 1, lambda values, log: 0)
     assert mine.read_text() == "mine"

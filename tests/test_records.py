@@ -21,8 +21,15 @@ from teenytinyllama.checks import (
 )
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.stage_folder import StageFolder, read_manifest, sha256_file, sha256_json, write_json
-from teenytinyllama.training.metrics import append_jsonl, plot_loss, read_jsonl, rewind_jsonl
-from teenytinyllama.training.report import describe_turn, lowest_held_out, warn_of_repeats
+from teenytinyllama.training.metrics import (
+    append_jsonl,
+    describe_turn,
+    lowest_held_out,
+    plot_loss,
+    read_jsonl,
+    rewind_jsonl,
+)
+from teenytinyllama.training.pretrain import warn_of_repeats
 
 
 def test_manifest_round_trip_and_hashes(tmp_path: Path) -> None:

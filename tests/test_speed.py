@@ -25,17 +25,17 @@ from teenytinyllama.checks import InputError
 from teenytinyllama.evaluation.held_out import window_nats
 from teenytinyllama.models import PLAIN_HEADS
 from teenytinyllama.planning.memory import LossKind, eval_rows
-from teenytinyllama.training import callbacks as callbacks_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training import speed
 from teenytinyllama.training import speed as loss_module
+from teenytinyllama.training import trainer as trainer_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.micro_batch import settle_micro_batch
 from teenytinyllama.training.pretrain import build_run, pretrain
 from teenytinyllama.training.run_plan import plan_run
-from teenytinyllama.training.saving import Clock
 from teenytinyllama.training.speed import chunk_options, fuse_loss, has_chunked_loss
+from teenytinyllama.training.trainer import Clock
+from teenytinyllama.training.trials import settle_micro_batch
 from tests.test_pretrain import losses, make_values
 
 needs_chunks = pytest.mark.skipif(not has_chunked_loss(), reason="torch before 2.13 has no chunked loss")
@@ -282,7 +282,7 @@ def test_what_waits_in_a_gpu_s_queue_counts_as_training(
         waited.append(1.0)
         time.sleep(1.0)
 
-    monkeypatch.setattr(callbacks_module, "wait_for_gpu", wait)
+    monkeypatch.setattr(trainer_module, "wait_for_gpu", wait)
     made = config(values, logging_steps=4, eval_steps=3, max_tokens=4 * 256, save_strategy="no")
     folder = pretrain(made, {})
     trained = [record for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]

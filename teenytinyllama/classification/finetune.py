@@ -33,9 +33,8 @@ from transformers import (
 
 from ..checks import InputError, RunFailedError, ensure
 from ..energy.recorder import StageMeter
-from ..gpus import choose_precision, has_accelerator
+from ..gpus import choose_precision, has_accelerator, is_out_of_memory
 from ..models import avoid_cudnn_attention, finish_saved
-from ..training.micro_batch import is_out_of_memory
 from .config import CHOSEN_ON_TEST, MODEL_FOLDER, ClassifyConfig
 from .model import Base, Encoded, build_classifier
 

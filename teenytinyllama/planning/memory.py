@@ -5,6 +5,7 @@ The benchmark `benchmarks/micro_batch.py` compares it with the peak of real trai
 The arithmetic of batches: tokens a step into rows a rank computes at once, and accumulation.
 """
 
+import contextlib
 import math
 import sys
 from collections.abc import Iterable, Iterator
@@ -414,3 +415,20 @@ def choose_rows(divisors: list[int], need: MemoryNeed, free_bytes: int, context:
     usable_bytes = USED_SHARE[kind] * free_bytes
     useful = [rows for rows in divisors if rows * context <= MOST_TOKENS[kind]]
     return max((rows for rows in useful if need.total_bytes(rows) <= usable_bytes), default=divisors[0])
+
+
+@contextlib.contextmanager
+def limited_address_space(more_bytes: int) -> Iterator[None]:
+    """Let this process grow by so many bytes only: what does not fit is then an error, where Linux would kill it."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = virtual_memory_bytes() + max(0, more_bytes)
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

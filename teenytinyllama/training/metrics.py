@@ -7,14 +7,16 @@ import statistics
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..checkpoints import complete_checkpoints
 from ..checks import RunFailedError, beside_the_model
 from ..energy.emissions import close_line
 from ..gpus import device_name, peak_flops
+from ..planning.memory import mean_step_speed
 from ..presets import flops_per_token
 from ..stage_folder import METRICS_NAME, PLOT_NAME, numbered_jsonl_records, read_jsonl_records
 from .caps import SpendingCallback
@@ -147,7 +149,7 @@ class MetricsCallback(TrainerCallback):
         self,
         folder: Path,
         tokens_per_step: int,
-        evaluation: Any,
+        evaluation: "Evaluation",
         spending: SpendingCallback,
         bytes_per_token: float | None = None,
         logged: tuple[str, ...] = (),
@@ -159,7 +161,7 @@ class MetricsCallback(TrainerCallback):
         Args:
             folder: the run's folder.
             tokens_per_step: tokens of one optimizer step, over all ranks.
-            evaluation: see `run.Evaluation`.
+            evaluation: what scores held-out data.
             spending: what was spent so far.
             bytes_per_token: of the training text, to state the loss in bits per byte; None: the loss is no such loss.
             logged: more figures that the Trainer logs and that are kept, by its names.
@@ -286,7 +288,7 @@ class MetricsCallback(TrainerCallback):
             return
         tokens, spent = state.global_step * self.tokens_per_step, self.spending.now
         with beside_the_model(f"writing {METRICS_NAME}"):
-            append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **self.evaluation.last,
+            append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **(self.evaluation.last or {}),
                                      "kwh": spent.kwh, "kg_co2e": spent.kg})  # fmt: skip
         if self._bar is not None:
             self._bar.write(f"held out  step {state.global_step}  {self.evaluation.describe()}")
@@ -356,3 +358,89 @@ def _some(record: dict[str, Any], name: str, form: str) -> str:
     """Return a figure in its form, or nothing where the record has none."""
     value = record.get(name)
     return "" if value is None else form.format(value).replace("%", " %")
+
+
+RISE_WORTH_TELLING = 0.005  # share of the lowest held-out score; evaluations near the end of a good run differ by less
+
+
+def comparable_scores(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the held-out records over the text that evaluations read most lately, by step.
+
+    Left out are the score of all documents after the last step, and what a shorter run read before it was made longer.
+
+    Args:
+        records: of `metrics.jsonl`.
+    """
+    scored = [record for record in records if record.get("bits_per_byte") is not None]
+    sizes = [record.get("scored_bytes") for record in scored]
+    newest = next((size for size in reversed(sizes) if sizes.count(size) > 1), None)
+    return [record for record, size in zip(scored, sizes, strict=True) if newest is not None and size == newest]
+
+
+def lowest_held_out(records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return step, tokens and bits per byte of the best evaluation during a run; None if there is none to compare.
+
+    Args:
+        records: of `metrics.jsonl`.
+    """
+    best = min(comparable_scores(records), key=lambda record: record["bits_per_byte"], default=None)
+    return best and {name: best[name] for name in ("step", "tokens", "bits_per_byte")}
+
+
+def describe_turn(folder: Path, records: list[dict[str, Any]], epochs: float) -> str | None:
+    """Return what to tell of a run whose held-out score got worse before its end, and which checkpoint is better.
+
+    Args:
+        folder: of the run.
+        records: of its `metrics.jsonl`.
+        epochs: times it read its rows.
+    """
+    scores = comparable_scores(records)
+    lowest = lowest_held_out(records)
+    if lowest is None or scores[-1]["step"] != max(record["step"] for record in records):
+        return None
+    end = scores[-1]["bits_per_byte"]
+    if end <= (1 + RISE_WORTH_TELLING) * lowest["bits_per_byte"]:
+        return None
+    cause = f"the rows were read {epochs:.1f} times, which was too often. Train on more text, or end near that step."
+    if epochs <= 1 or lowest["step"] == 0:
+        cause = "the learning rate may be too high, or the held-out text of another kind."
+    score_of = {record["step"]: record["bits_per_byte"] for record in scores}
+    kept = [(score_of[step], path.name) for step, path in complete_checkpoints(folder) if step in score_of]
+    score, name = min(kept, default=(math.inf, ""))
+    better = f"{name} has {score:.4f}." if score < end else "No checkpoint with a better score was kept."
+    return (
+        f"best at step {lowest['step']:,} of {scores[-1]['step']:,} ({lowest['bits_per_byte']:.4f} bits per byte; "
+        f"{end:.4f} at the end): {cause} {better}"
+    )
+
+
+def speeds_of_steps(train: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean and median of the speed of the steps, and their mean MFU; None where it is not known throughout."""
+    speeds = [record["tokens_per_second"] for record in train]
+    mean, known = mean_step_speed(train), bool(train) and all(record["mfu"] is not None for record in train)
+    return {
+        "steps_tokens_per_second": mean,
+        "median_tokens_per_second": statistics.median(speeds) if speeds else None,
+        # MFU is the speed times a constant.
+        "mfu": train[-1]["mfu"] / train[-1]["tokens_per_second"] * mean if known and mean else None,
+    }
+
+
+class Evaluation(Protocol):
+    """What the metrics callback needs of a held-out evaluation.
+
+    Attributes:
+        last: the newest summary, or None.
+        last_step: the step of that summary.
+        plot_key: the figure of a summary that is drawn.
+        plot_label: its name and unit.
+    """
+
+    last: dict[str, Any] | None
+    last_step: int
+    plot_key: str
+    plot_label: str
+
+    def describe(self) -> str:
+        """Return the newest summary as a line."""

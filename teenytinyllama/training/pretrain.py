@@ -1,8 +1,7 @@
-"""Pretraining: a checked plan, a Trainer with our callbacks, and a run folder that says everything about the run.
+"""Pretraining: the rows and batches that the Trainer reads, held-out scores, questions while it trains, and the run.
 
-What the Trainer reads: packed rows in their fixed order, and batches of them.
-
-A callback that asks the model last words and multiple-choice questions at every evaluation.
+`pretrain` checks a config, `build_run` makes model, Trainer and callbacks, `run.execute` trains, `_finish` scores all
+held-out documents and writes the manifest.
 """
 
 import contextlib
@@ -16,30 +15,30 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from ..data.input_files import hub_datasets
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
-from .callbacks import SampleCallback
+from ..planning.memory import REPEATS_WORTH_READING
 from .config import DEFAULT_PROMPTS, PretrainConfig
-from .report import (
-    describe_data,
+from .run import (
+    NOT_EVALUATED,
+    Run,
+    assemble_run,
+    close_run_folder,
     describe_length,
     describe_model,
-    describe_speed,
     describe_training,
+    execute,
     planned_epochs,
-    planned_zero_stage,
-    warn_of_repeats,
 )
-from .run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
 from .run_plan import PretrainPlan, check_rows, plan_run
-from .speed import apply_speed, eager
-from .trainer import Pretrainer
+from .speed import apply_speed, describe_speed, eager, zero_stage_of
+from .trainer import Pretrainer, SampleCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ..data.packed import PackedCorpus
-    from .config import PretrainConfig
 
 
 class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
@@ -203,7 +202,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         processing_class=plan.tokenizer,
         compute_metrics=evaluation,
     )
-    zero_stage = planned_zero_stage(trainer)
+    zero_stage = zero_stage_of(config) or 0
     trainer.speed = config.speed_plan(plan.model_config, zero_stage)
     if config.eval_strategy != "no":
         held_out = plan.packed.documents["num_tokens"]
@@ -300,3 +299,30 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
         }
 
     close_run_folder(run, config, plan, "pretrain", describe)
+
+
+def warn_of_repeats(epochs: float) -> dict[str, str]:
+    """Return a line on a pretraining that reads its rows too often, by its name; none for one that does not."""
+    if epochs <= REPEATS_WORTH_READING:
+        return {}
+    return {
+        "repeats": f"each row is read {epochs:.1f} times; after {REPEATS_WORTH_READING} new text teaches more, and "
+        "in the end the model knows its rows by heart: watch the held-out score"
+    }
+
+
+def describe_data(config: Any, plan: PretrainPlan) -> dict[str, Any]:
+    """Return the manifest's record of the packed rows and where they come from."""
+    manifest = plan.packed.manifest
+    return {
+        "packed": str(config.packed),
+        "inputs": manifest["plan"]["inputs"],
+        "hub_datasets": hub_datasets(manifest["config"]["inputs"]),
+        "tokenizer_sha256": manifest["tokenizer_sha256"],
+        "packed_sha256": manifest["hashes"]["train.npy"],
+        "sources": manifest["sources"],
+        "validation_sources": manifest["validation_sources"],
+        "train_tokens": manifest["train_tokens"],
+        "validation_documents": len(plan.packed.documents),
+        "same_document": bool(manifest.get("same_document")),  # held out is the end of the only one
+    }

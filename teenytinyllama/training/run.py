@@ -1,228 +1,63 @@
-"""One training from its checked plan to its finished folder, whatever is trained: locks, callbacks, resume, signals.
+"""A run: one training from its checked plan to its finished folder, alike for pretraining, SFT and DPO.
 
-From which checkpoint a run goes on: the newest that proves itself, with a word on each that does not.
+`execute` settles the micro-batch, chooses the checkpoint to resume from, builds the Trainer with its callbacks, trains,
+and writes the manifest. The rest of this file is what a run says of itself: the banner before the first step, and the
+records of its manifest after the last one.
 """
 
 import functools
 import json
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from ..arguments import write_yaml
-from ..checkpoints import (
-    checkpoint_faults,
-    checkpoint_path,
-    complete_checkpoints,
-    is_ours,
-    list_checkpoints,
-    read_marker,
-)
-from ..checks import InputError, StoppedResumable, beside_the_model, counted, ensure, is_main_process
-from ..distributed import check_ranks, least_over_ranks, leave_ranks
+from ..checkpoints import complete_checkpoints
+from ..checks import RunFailedError, StoppedResumable, beside_the_model, ensure, is_main_process
+from ..distributed import check_ranks, leave_ranks
+from ..energy.emissions import grid_intensity, place, read_emissions
 from ..energy.ledger import ledger_files, read_starts
-from ..gpus import device_name
-from ..planning.memory import checkpoint_bytes, final_model_bytes
+from ..gpus import describe_out_of_memory, device_name, is_out_of_memory, peak_flops, peak_gpu_memory_gb, peak_memory_gb
+from ..model_files import is_local
+from ..planning.memory import checkpoint_bytes, final_model_bytes, row_divisors
 from ..presets import count_parameters
-from ..stage_folder import BEGUN_NAME, CONFIG_NAME, MARKER_NAME, METRICS_NAME, StageFolder, lock_run_folder, sha256_file
-from .callbacks import EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback
-from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
-from .metrics import MetricsCallback, read_jsonl
-from .micro_batch import is_out_of_memory, micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
-from .report import BannerCallback, describe_time, describe_turn, planned_zero_stage
-from .run_plan import RunPlan, what_follows
-from .saving import IDENTITY_VERSION, CheckpointCallback, Clock
-from .trainer import StopCallback
-
-# What a checkpoint's config.json must have in common with the model that is to go on.
-_SHAPE = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "tie_word_embeddings",
+from ..stage_folder import (
+    CONFIG_NAME,
+    EMISSIONS_NAME,
+    ENVIRONMENT_NAME,
+    METRICS_NAME,
+    StageFolder,
+    lock_run_folder,
+    sha256_file,
+    write_json,
 )
-_MOST_FAULTS = 3  # told of one checkpoint
-_NONE, _REFUSED = -1, -2  # told to the other ranks in place of a step
-
-
-def choose_checkpoint(config: Any, plan: RunPlan, zero_stage: int) -> Path | None:
-    """Return the newest checkpoint that is whole and of this model, or None; the same on every rank.
-
-    Rank 0 alone reads and hashes, and says which it skipped and why; all ranks have to call this.
-
-    Args:
-        config: a `RunSettings`; checkpoints after its last step do not count.
-        plan: the checked plan.
-        zero_stage: DeepSpeed's stage now, 0 without.
-
-    Raises:
-        InputError: there are complete checkpoints and none of them holds; or the newest that does was written under
-            ZeRO by another number of ranks or another stage, which DeepSpeed cannot load; or not every rank sees it.
-    """
-    refusal, step = None, 0
-    if is_main_process():
-        try:
-            found = _newest_whole(plan, config.max_steps)
-            step = _NONE if found is None else found[0]
-            if found is not None:
-                _check_ranks(plan.folder, found[1], config.world_size, zero_stage)
-        except InputError as error:
-            refusal, step = error, _REFUSED
-    step = least_over_ranks(step if is_main_process() else config.max_steps, config.device)
-    if refusal is not None:
-        raise refusal
-    ensure(step != _REFUSED, f"output_dir={plan.folder}: rank 0 refused to resume from it.")
-    if step == _NONE:
-        return None
-    path = checkpoint_path(plan.folder, step)
-    seen = least_over_ranks(int((path / MARKER_NAME).is_file()), config.device)
-    ensure(
-        seen,
-        f"output_dir={plan.folder}: not every machine sees {path.name} there, and each rank has to read it. Put the "
-        "folder on a disk that all machines share.",
-    )
-    return path
-
-
-def _newest_whole(plan: RunPlan, max_step: int) -> tuple[int, Path] | None:
-    """Return step and folder of the newest checkpoint that holds; print which newer ones were skipped.
-
-    Raises:
-        InputError: complete ones are there, and none holds.
-    """
-    _refuse_strangers(plan.folder, max_step)
-    reasons = {}
-    for step, path in reversed(list_checkpoints(plan.folder)):
-        if step > max_step:
-            reasons[path] = f"is of a step after the {max_step} asked for"
-            continue
-        faults = checkpoint_faults(path) or _other_shape(path, plan)
-        if not faults:
-            _say_what_holds(path)
-            return step, path
-        reasons[path] = _tell(faults)
-        print(f"skipped    {path.name}: {reasons[path]}", flush=True)
-    complete = [path for _, path in complete_checkpoints(plan.folder)]
-    ensure(
-        not complete,
-        f"output_dir={plan.folder}: the run was saved before, and it cannot go on from any of its checkpoints: "
-        f"{', '.join(f'{path.name} ({reasons[path]})' for path in complete)}. Restore one from a copy, delete them to "
-        "start from the beginning, or choose another folder.",
-    )
-    return None
-
-
-def _refuse_strangers(folder: Path, max_step: int) -> None:
-    """Refuse a folder in the way of a save: nothing that was not written here is ever replaced or deleted.
-
-    Raises:
-        InputError: there is one after the newest complete checkpoint.
-    """
-    newest = max((step for step, _ in complete_checkpoints(folder)), default=0)
-    later = [path for step, path in list_checkpoints(folder) if newest < step <= max_step and not is_ours(path)]
-    strangers = [path.name for path in later if path.is_symlink() or not path.is_dir() or any(path.iterdir())]
-    ensure(
-        not strangers,
-        f"output_dir={folder}: {', '.join(strangers)} may lie where this run will save, and was not written by it (it "
-        f"has no {MARKER_NAME} and no {BEGUN_NAME}). Move it away. If an earlier version of this package was killed "
-        "while it saved there, delete it.",
-    )
-
-
-def _say_what_holds(path: Path) -> None:
-    files = read_marker(path).files
-    if files is None:
-        print(f"checked    {path.name}: saved by an earlier version, without hashes; taken as it is", flush=True)
-        return
-    size_gb = sum(record.bytes for record in files.values()) / 1e9
-    print(
-        f"checked    {path.name}: {counted(len(files), 'file')}, {size_gb:.2f} GB, all as they were saved", flush=True
-    )
-
-
-def _tell(faults: list[str]) -> str:
-    more = len(faults) - _MOST_FAULTS
-    return "; ".join(faults[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _other_shape(path: Path, plan: RunPlan) -> list[str]:
-    """Return where the config of a checkpoint differs from the run's; an adapter alone has no config to compare."""
-    config = path / "config.json"
-    if not config.is_file():
-        return []
-    try:
-        there: dict[str, Any] = dict(json.loads(config.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        return [f"config.json cannot be read ({error})"]
-    now = plan.model_config.to_dict()
-    if max(plan.tokenizer.get_vocab().values()) >= now["vocab_size"]:
-        there.pop("vocab_size", None)  # tuning gives tokens that are new their embeddings
-    return [
-        f"is of another model: {name} is {there[name]} there and {now[name]} now"
-        for name in _SHAPE
-        if name in there and name in now and there[name] != now[name]
-    ]
-
-
-def _check_ranks(folder: Path, path: Path, world_size: int, zero_stage: int) -> None:
-    marker = read_marker(path)
-    ensure(
-        (marker.world_size, marker.zero_stage) == (world_size, zero_stage) or marker.zero_stage == zero_stage == 0,
-        f"output_dir={folder}: {path.name} was saved by {counted(marker.world_size, 'rank')} under ZeRO stage "
-        f"{marker.zero_stage}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed "
-        "cannot load it: start as before, or convert it with `python -m deepspeed.checkpoint.ds_to_universal`.",
-    )
-
-
-def check_plain_weights(config: Any) -> None:
-    """Check that a checkpoint will hold the whole weights for anyone to load, under ZeRO-3 too.
-
-    Raises:
-        InputError: accelerate's file asks for ZeRO-3 without them.
-    """
-    if zero_stage_of(config) != 3:
-        return
-    asked = config.deepspeed_plugin.deepspeed_config["zero_optimization"]
-    gathers = asked.get("stage3_gather_16bit_weights_on_model_save")
-    ensure(
-        gathers is True,
-        f"stage3_gather_16bit_weights_on_model_save={gathers}: checkpoints would hold no weights that load without "
-        "DeepSpeed. Set it to true in the DeepSpeed file, or zero3_save_16bit_model: true in accelerate's.",
-    )
-
+from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
+from .metrics import (
+    MFU_CONVENTION,
+    Evaluation,
+    MetricsCallback,
+    describe_turn,
+    lowest_held_out,
+    read_jsonl,
+    speeds_of_steps,
+)
+from .run_plan import RunPlan, what_follows
+from .saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
+from .speed import zero_stage_of
+from .trainer import Clock, EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback, StopCallback
+from .trials import OUT_OF_MEMORY_HELP, micro_batch_record, settle_micro_batch
 
 # What a manifest says of scores that were not taken.
 NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
 
 Plan = TypeVar("Plan", bound=RunPlan)
-
-
-class Evaluation(Protocol):
-    """What the metrics callback needs of a held-out evaluation.
-
-    Attributes:
-        last: the newest summary, or None.
-        last_step: the step of that summary.
-        plot_key: the figure of a summary that is drawn.
-        plot_label: its name and unit.
-    """
-
-    last: dict[str, Any] | None
-    last_step: int
-    plot_key: str
-    plot_label: str
-
-    def describe(self) -> str:
-        """Return the newest summary as a line."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +69,7 @@ class Run:
     energy: EnergyCallback
     cap: CapCallback | None
     stop: StopCallback
-    banner: BannerCallback
+    banner: "BannerCallback"
 
     @property
     def stopped(self) -> str:
@@ -277,7 +112,7 @@ def assemble_run(
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     trainer.add_callback(IntervalsCallback())
-    trainer.add_callback(QueueCallback())  # the first, and not watched: its time is training
+    trainer.add_callback(QueueCallback())  # the first one, and not timed as a callback: its waiting is training time
     # The order matters: sampling is over before energy is flushed and the clock goes on, energy is flushed before it is
     # reported, and a checkpoint is marked complete after everything else has written into the folder.
     for callback in (
@@ -308,17 +143,10 @@ def _checkpoint_callback(
         }
 
     parameters = count_parameters(plan.model_config)
-    zero_stage = planned_zero_stage(trainer)
-    trained = round((1 - config.frozen_share) * parameters)
-    return CheckpointCallback(
-        plan.folder,
-        config.save_checkpoints_kept,
-        zero_stage,
-        checkpoint_bytes(trained, config.precision, zero_stage),
-        final_model_bytes(parameters),
-        figures,
-        trainer.clock,
-    )
+    zero_stage = zero_stage_of(config) or 0
+    needed_bytes = checkpoint_bytes(round((1 - config.frozen_share) * parameters), config.precision, zero_stage)
+    keep, final_bytes = config.save_checkpoints_kept, final_model_bytes(parameters)
+    return CheckpointCallback(plan.folder, keep, zero_stage, needed_bytes, final_bytes, figures, trainer.clock)
 
 
 def execute(
@@ -328,7 +156,7 @@ def execute(
     build: Callable[[Any, Plan], Run],
     finish: Callable[[Run, Any, Plan, float], None],
 ) -> Path:
-    """Train by a plan in this process (one of its ranks), or go on with it, and return the run's folder.
+    """Train by a plan in this process (one of its ranks), or resume, and return the run's folder.
 
     Args:
         config: a `RunSettings`, with everything derived.
@@ -383,25 +211,35 @@ def execute(
     return plan.folder
 
 
+def check_plain_weights(config: Any) -> None:
+    """Check that a checkpoint will hold the whole weights for anyone to load, under ZeRO 3 too.
+
+    Raises:
+        InputError: accelerate's file asks for ZeRO 3 without them.
+    """
+    if zero_stage_of(config) != 3:
+        return
+    asked = config.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    gathers = asked.get("stage3_gather_16bit_weights_on_model_save")
+    ensure(
+        gathers is True,
+        f"stage3_gather_16bit_weights_on_model_save={gathers}: checkpoints would hold no weights that load without "
+        "DeepSpeed. Set it to true in the DeepSpeed file, or zero3_save_16bit_model: true in accelerate's.",
+    )
+
+
 def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
     """Write what is known before training; the manifest of a shorter, complete run is taken away."""
     place = StageFolder(plan.folder, "training", "run")
     place.reopen()
-    write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))
     environment = {
         "identity_version": IDENTITY_VERSION,
         "device": device_name(),
         "precision": config.precision,
         "micro_batch": micro_batch_record(config),
     }
-    place.begin(plan.identity, environment)
-
-
-def _incomplete_energy(folder: Path) -> dict[str, Any] | None:
-    """Return since when energy is missing from the account of a run (`describe_incomplete`), or None."""
-    starts = [start for path in ledger_files(folder) for start in read_starts(path, strict=False)]
-    failed = [start.incomplete for start in starts if start.incomplete]
-    return {"since_step": min(failed)[0], "reason": min(failed)[1]} if failed else None
+    place.begin(plan.identity, environment)  # first: after a kill the same command knows the folder by it
+    write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))
 
 
 def close_run_folder(
@@ -432,4 +270,172 @@ def close_run_folder(
         turn = describe_turn(plan.folder, records, manifest["training"]["epochs"])
         if turn is not None:
             print(f"{'held out':10} {turn}", flush=True)
-    print("time       " + describe_time(run.trainer.clock.seconds), flush=True)
+    seconds = run.trainer.clock.seconds
+    whole = sum(seconds.values())
+    parts = sorted(seconds.items(), key=lambda item: -item[1])
+    print(f"time       {', '.join(f'{name} {100 * spent / whole:.2f} %' for name, spent in parts)} of {whole:,.0f} s",
+          flush=True)  # fmt: skip
+
+
+def _incomplete_energy(folder: Path) -> dict[str, Any] | None:
+    """Return since which step energy is missing from the account of a run and why, or None where none is."""
+    starts = [start for path in ledger_files(folder) for start in read_starts(path, strict=False)]
+    step, reason = min((start.incomplete for start in starts if start.incomplete), default=(0, ""))
+    return {"since_step": step, "reason": reason} if reason else None
+
+
+class BannerCallback(TrainerCallback):
+    """Print what will run once the engine is there to be asked, and refuse one that is not what was asked for."""
+
+    def __init__(self, trainer: Any, config: Any, plan: RunPlan, lines: dict[str, str]) -> None:
+        """Describe this run, with lines of its kind; set `checkpoint` to what it resumes from."""
+        self.trainer, self.config, self.plan, self.lines = trainer, config, plan, lines
+        self.checkpoint: Path | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, *rest: Any, **kwargs: Any) -> None:
+        """Print the banner on rank 0.
+
+        Raises:
+            RunFailedError: accelerate's file asks for a ZeRO stage that the engine does not run.
+        """
+        planned, live = zero_stage_of(self.config) or 0, live_zero_stage(self.trainer)
+        if planned != live:
+            raise RunFailedError(f"ZeRO stage {planned} was asked for and the engine runs stage {live}.")
+        if state.is_world_process_zero:
+            print("\n".join(f"{name:10} {text}" for name, text in self._all_lines().items()), flush=True)
+
+    def _all_lines(self) -> dict[str, str]:
+        """Return ranks, backend and ZeRO stage as the live objects have them, precision, sizes and arithmetic."""
+        trainer, config, plan = self.trainer, self.config, self.plan
+        shape = plan.model_config
+        parameters = count_parameters(shape)  # under ZeRO 3 a rank's own count would be of its part
+        peak, peak_source = peak_flops(device_name())
+        return {
+            "model": f"{getattr(config, 'preset', None) or config.model_name_or_path}: {parameters:,} parameters, "
+            f"{shape.num_hidden_layers} layers x {shape.hidden_size}, "
+            f"context {shape.max_position_embeddings}, vocabulary {shape.vocab_size}",
+            "ranks": f"{config.world_size} (backend {_backend()}, {trainer.accelerator.distributed_type.value}, ZeRO "
+            f"stage {live_zero_stage(trainer) or 'none'}, {type(trainer.model_wrapped).__name__}) on {device_name()}",
+            "precision": f"{config.precision} ({config.precision_reason})",
+            "batch": f"{config.rows_per_step * config.tokens_per_row:,} tokens a step = "
+            f"{config.per_device_train_batch_size} rows x {config.gradient_accumulation_steps} accumulation x "
+            f"{config.world_size} ranks x {config.tokens_per_row} tokens "
+            f"({'; '.join(filter(None, (config.micro_batch_reason, config.batch_reason)))})",
+            **self.lines,
+            "MFU": f"{MFU_CONVENTION}; peak {peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
+            "energy": f"offline, grid of {place(config.country_iso_code, config.region)} at "
+            f"{grid_intensity(config.country_iso_code, config.region):.1f} g CO2e/kWh (country_iso_code, region), "
+            f"PUE {config.pue:g}",
+            "start": f"resumed from {self.checkpoint}" if self.checkpoint else "from the beginning",
+            "folder": str(plan.folder),
+        }
+
+
+def live_zero_stage(trainer: Any) -> int:
+    """Return the ZeRO stage of the engine that trains (0 without DeepSpeed); there is one once training begins."""
+    engine: Any = trainer.model_wrapped
+    return int(engine.zero_optimization_stage()) if hasattr(engine, "zero_optimization_stage") else 0
+
+
+def _backend() -> str:
+    import torch.distributed as dist
+
+    return str(dist.get_backend()) if dist.is_available() and dist.is_initialized() else "none"
+
+
+def describe_length(config: Any, plan: RunPlan, rows: int) -> str:
+    """Return steps, tokens and epochs of a run over so many rows of data."""
+    tokens = config.max_steps * config.rows_per_step * config.tokens_per_row
+    return (
+        f"{config.max_steps:,} steps = {tokens:,} tokens = {tokens / count_parameters(plan.model_config):.1f} per "
+        f"parameter = {planned_epochs(config, rows):.2f} epochs of {rows:,} rows"
+    )
+
+
+def planned_epochs(config: Any, rows: int) -> float:
+    """Return how often a run will read each of so many rows."""
+    return float(config.max_steps * config.rows_per_step / rows)
+
+
+def describe_model(config: Any, plan: RunPlan) -> dict[str, Any]:
+    """Return the manifest's record of the model."""
+    return {
+        "preset": getattr(config, "preset", None),
+        "base_model": config.model_name_or_path,
+        "base_is_local": is_local(config.model_name_or_path),
+        "num_parameters": count_parameters(plan.model_config),
+        "num_hidden_layers": plan.model_config.num_hidden_layers,
+        "hidden_size": plan.model_config.hidden_size,
+        "vocab_size": plan.model_config.vocab_size,
+        "context": plan.model_config.max_position_embeddings,
+    }
+
+
+def describe_training(
+    trainer: Any, config: Any, plan: RunPlan, records: list[dict[str, Any]], seconds: float, rows: int
+) -> dict[str, Any]:
+    """Return the manifest's record of a run over so many rows of data.
+
+    Of the speeds, `tokens_per_second` is the run's, by its tokens and all of its seconds; the others are of its steps.
+    """
+    train = [record for record in records if "loss" in record]
+    energy = None
+    with beside_the_model("reading the energy of all starts"):
+        energy = read_emissions(plan.folder / EMISSIONS_NAME)
+    steps, tokens_per_step = trainer.state.global_step, config.rows_per_step * config.tokens_per_row
+    seconds = energy.duration_seconds if energy else seconds
+    return {
+        "steps": steps,
+        "tokens": steps * tokens_per_step,
+        "tokens_per_step": tokens_per_step,
+        "epochs": steps * config.rows_per_step / rows,
+        "seconds": seconds,  # of all starts, repeated steps included
+        "seconds_by_part_of_last_start": {name: round(spent, 3) for name, spent in trainer.clock.seconds.items()},
+        "tokens_per_second": steps * tokens_per_step / seconds if seconds > 0 else None,  # all seconds, see above
+        **speeds_of_steps(train),
+        "mfu_convention": MFU_CONVENTION,
+        "first_loss": train[0]["loss"] if train else None,
+        "last_loss": train[-1]["loss"] if train else None,
+        "lowest_held_out": lowest_held_out(records),
+        "world_size": config.world_size,
+        "backend": _backend(),
+        "zero_stage": live_zero_stage(trainer),
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "micro_batch_reason": config.micro_batch_reason,
+        "precision": config.precision,
+        "precision_reason": config.precision_reason,
+        "hardware": device_name(),
+        "peak_memory_gb": peak_memory_gb(),
+        "peak_gpu_memory_gb": peak_gpu_memory_gb(),
+    }
+
+
+def out_of_memory_failure(error: BaseException, config: Any, folder: Path) -> RunFailedError:
+    """Return what to end with when memory ran out in training; the next start then takes a smaller micro-batch.
+
+    The rank that it happened to may not be rank 0, which alone prints what it raises, so it prints the message itself.
+    """
+    rows = int(config.per_device_train_batch_size or 1)
+    saved = complete_checkpoints(folder)
+    go_on = f"goes on from {saved[-1][1].name}" if saved else "starts again"
+    if any(frame.name == "evaluation_loop" for frame in traceback.extract_tb(error.__traceback__)):
+        where = "an evaluation"
+        fix = f"Lower per_device_eval_batch_size (now {config.per_device_eval_batch_size}); the same command {go_on}."
+    elif smaller := [n for n in row_divisors(config.rows_per_step // config.world_size) if n < rows]:
+        where = f"training with micro-batches of {rows} rows"
+        fix = f"The same command {go_on} with {smaller[-1]}; tokens a step stay the same."
+        remember_failed_rows(folder / ENVIRONMENT_NAME, rows)
+    else:
+        where = "training with micro-batches of one row"
+        fix = f"{OUT_OF_MEMORY_HELP} The same command {go_on}."
+    message = f"out of memory in {where} ({describe_out_of_memory(error)}). {fix}"
+    if not is_main_process():
+        print(f"failed: {message}", file=sys.stderr, flush=True)
+    return RunFailedError(message)
+
+
+def remember_failed_rows(path: Path, rows: int) -> None:
+    """Write into a run's `environment.json` which micro-batch ran out of memory; several ranks may do so at once."""
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    environment["micro_batch"]["failed_rows"] = rows
+    write_json(path, environment, f".{os.getpid()}.partial")

@@ -1,16 +1,12 @@
-"""Saving checkpoints that are known to be whole, and the rules of a run's folder.
+"""Saving and resuming: checkpoints that prove themselves whole, the one a run resumes from, and whose folder it is.
 
-The Trainer's own rotation runs *before* every rank has saved and could delete the last good checkpoint, so marking,
-rotation and the room on the disk are seen to here.
-
-Where a run's time goes: training, waiting for data, evaluating, saving, and our callbacks, samples included.
+A save: the Trainer writes `checkpoint-N`, all ranks wait, and `CheckpointCallback` hashes its files, writes the marker
+`complete.json` and deletes what is too old. (The Trainer's own rotation runs before every rank has saved and could
+delete the last good checkpoint.) A resume: `choose_checkpoint` takes the newest whose files are as the marker says.
 """
 
-import functools
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -21,78 +17,48 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..arguments import load_yaml
 from ..checkpoints import (
     Marker,
+    checkpoint_faults,
     checkpoint_path,
     complete_checkpoints,
     delete_checkpoint,
     hash_files,
+    is_ours,
     list_checkpoints,
+    read_marker,
     sync_files,
     write_marker,
 )
-from ..checks import RunFailedError, beside_the_model, free_disk_bytes
-from ..distributed import least_over_ranks, wait_for_ranks
+from ..checks import (
+    InputError,
+    RunFailedError,
+    beside_the_model,
+    counted,
+    ensure,
+    free_disk_bytes,
+)
+from ..distributed import from_first, least_over_ranks, wait_for_ranks
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_path, read_starts
-from ..stage_folder import CONFIG_NAME, ENVIRONMENT_NAME, MARKER_NAME, PROGRESS_FOLDER, SPEED_TEST_NAME, StageFolder
-
-# `on_save` belongs to saving and `on_train_begin` and `on_train_end` to starting and ending, whoever does the work.
-_EVENTS = ("on_step_begin", "on_step_end", "on_substep_end", "on_log", "on_evaluate", "on_prediction_step",
-           "on_pre_optimizer_step", "on_optimizer_step", "on_epoch_begin", "on_epoch_end")  # fmt: skip
-
-
-class Clock:
-    """Seconds by part of the run, in this process since it started; time inside another part counts there alone.
-
-    Attributes:
-        seconds: by part.
-        times: how often each part was entered.
-    """
-
-    def __init__(self) -> None:
-        """Start with nothing."""
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.times: dict[str, int] = defaultdict(int)
-        self._inner = [0.0]  # seconds that parts inside the present one have taken
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count the time of the block as `name`, less what parts inside it count."""
-        self._inner.append(0.0)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] += spent - self._inner.pop()
-            self.times[name] += 1
-            self._inner[-1] += spent
-
-    def watch(self, callback: TrainerCallback, name: str) -> TrainerCallback:
-        """Count the time of a callback's own event methods as `name`; return the callback."""
-        for event in _EVENTS:
-            if getattr(type(callback), event) is not getattr(TrainerCallback, event):
-                setattr(callback, event, self._timed(getattr(callback, event), name))
-        return callback
-
-    def _timed(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return method(*args, **kwargs)
-
-        return timed
-
+from ..stage_folder import (
+    BEGUN_NAME,
+    CONFIG_NAME,
+    ENVIRONMENT_NAME,
+    MARKER_NAME,
+    PROGRESS_FOLDER,
+    SPEED_TEST_NAME,
+    StageFolder,
+)
 
 # What `ttl` writes into a run's folder before its ranks start.
 _PREPARED = frozenset({"packed", "conversations", "preferences", SPEED_TEST_NAME, "speed-test", "speed-test.log",
                        "publish.log", PROGRESS_FOLDER})  # fmt: skip
-_FREE_SHARE = 1.05  # of the room that a save needs, for what else is written meanwhile
+_FREE_SHARE = 1.05  # of the disk space that a save needs: other files of the run are written meanwhile
 
 
 class CheckpointCallback(TrainerCallback):
-    """Mark a checkpoint complete when all ranks have written theirs, then rotate. Must be the last callback.
+    """Mark each checkpoint as complete once all ranks have written it, then delete old ones. Must be the last callback.
 
-    A save that does not fit on the disk is withdrawn before it begins, on all ranks alike, and training goes on.
+    A save that does not fit on the disk is left out on all ranks alike before it begins, and training goes on.
     """
 
     def __init__(
@@ -103,33 +69,33 @@ class CheckpointCallback(TrainerCallback):
         needed_bytes: int,
         final_bytes: int,
         figures: Callable[[int], dict[str, Any]],
-        clock: Clock,
+        clock: Any,
     ) -> None:
-        """Save into a run's folder.
+        """Watch the saves of a run.
 
         Args:
-            folder: the run's.
+            folder: the run's folder.
             keep: complete checkpoints kept (None: all).
             zero_stage: DeepSpeed's stage, 0 without.
-            needed_bytes: of a checkpoint, by arithmetic; once one is written, its own size counts.
-            final_bytes: of what is written at the end beside the last checkpoint.
+            needed_bytes: size of a checkpoint by arithmetic; once one is written, its real size counts.
+            final_bytes: size of the files that are written at the end beside the last checkpoint.
             figures: returns a step's figures for the marker, by the names of `Marker`.
-            clock: counts what marking costs, and the hashes by themselves.
+            clock: the `trainer.Clock` that counts the time of marking, and apart from it the time of hashing.
         """
         self.folder, self.keep, self.zero_stage = folder, keep, zero_stage
         self.needed_bytes, self.final_bytes = needed_bytes, final_bytes
         self.figures, self.clock = figures, clock
         self._withdrawn = 0
-        self._told_of_disks = False
+        self._warned_of_disks = False
         self._saved_bytes = 0  # of the last checkpoint; known on rank 0 alone
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Withdraw a save that has no room.
+        """Leave a save out for which the disk has no room.
 
         Raises:
-            RunFailedError: it is the last one, by length or by a signal; raised on every rank.
+            RunFailedError: it is the last save, by the run's length or by a signal; raised on every rank.
         """
-        # An evaluation counts too: a signal in it lets the Trainer save without another question.
+        # Asked before an evaluation too: after a signal in it, the Trainer saves without another call of this.
         if not (control.should_save or control.should_evaluate):
             return
         obstacle = self._obstacle(args, state, last=state.global_step >= state.max_steps)
@@ -154,10 +120,10 @@ class CheckpointCallback(TrainerCallback):
     on_epoch_end = on_step_end
 
     def _obstacle(self, args: TrainingArguments, state: TrainerState, last: bool) -> str | None:
-        """Return what is in the way of a save of this step, the same on all ranks; make room for it where that helps.
+        """Return why this step cannot be saved, the same on all ranks, or None; delete old checkpoints if that helps.
 
-        A checkpoint of this step from an earlier start, which was no good or was not trusted, is deleted: its marker
-        must not stand in a folder that is being written.
+        A damaged checkpoint of this step from an earlier start is deleted: its marker must not lie in a folder that is
+        being written.
         """
         there = checkpoint_path(self.folder, state.global_step)
         is_empty = not there.is_dir() or not any(there.iterdir())
@@ -179,41 +145,35 @@ class CheckpointCallback(TrainerCallback):
         )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Wait for all ranks and the disk, write the marker, delete what is too old or was left half-written."""
+        """Wait for all ranks and disks, hash the files, write the marker, delete old and unfinished checkpoints."""
         newest = checkpoint_path(self.folder, state.global_step)
         with self.clock.part("marking"):
             wait_for_ranks()
             if args.local_process_index == 0:
                 sync_files(newest)
-            # Waits for the other machines' disks as well.
-            shared = least_over_ranks(int((newest / "trainer_state.json").is_file()), args.device)
+            # This reduction also waits for the disks of the other machines.
+            is_shared = least_over_ranks(int((newest / "trainer_state.json").is_file()), args.device)
             if state.is_world_process_zero:
-                self._mark(newest, args, state)
-                self._tell_of_disks(shared)
+                with self.clock.part("hashing"):
+                    files = hash_files(newest)
+                self._saved_bytes = sum(record.bytes for record in files.values())
+                step, figures = state.global_step, self.figures(state.global_step)
+                write_marker(newest, Marker(step, args.world_size, self.zero_stage, files=files, **figures))
+                if not is_shared and not self._warned_of_disks:
+                    self._warned_of_disks = True
+                    tqdm.write(
+                        f"warning    not every machine sees output_dir={self.folder} of the first one: {MARKER_NAME} "
+                        "vouches for the first machine's files alone, and the run cannot be resumed on several "
+                        "machines. Use a disk that all of them share."
+                    )
                 with beside_the_model("deleting old checkpoints"):
                     self._rotate(state.global_step, self.keep)
         self._withdrawn = 0
 
-    def _mark(self, newest: Path, args: TrainingArguments, state: TrainerState) -> None:
-        with self.clock.part("hashing"):
-            files = hash_files(newest)
-        self._saved_bytes = sum(record.bytes for record in files.values())
-        figures = self.figures(state.global_step)
-        write_marker(newest, Marker(state.global_step, args.world_size, self.zero_stage, files=files, **figures))
-
-    def _tell_of_disks(self, shared: int) -> None:
-        if not shared and not self._told_of_disks:
-            self._told_of_disks = True
-            tqdm.write(
-                f"warning    not every machine sees output_dir={self.folder} of the first one: {MARKER_NAME} vouches "
-                "for the first machine's files alone, and the run cannot be resumed on several machines. Use a disk "
-                "that all of them share."
-            )
-
     def _rotate(self, step: int, keep: int | None) -> None:
-        """Delete complete checkpoints beyond the newest `keep`, and half-written ones; those held go another time.
+        """Delete complete checkpoints beyond the newest `keep`, and half-written ones; leased ones stay for now.
 
-        Checkpoints of later steps, which an earlier start wrote, are neither counted nor touched.
+        Checkpoints of later steps, which an earlier start wrote, are neither counted nor deleted.
         """
         complete = [path for at, path in complete_checkpoints(self.folder) if at <= step]
         half_written = [path for at, path in list_checkpoints(self.folder) if at < step and path not in complete]
@@ -221,18 +181,18 @@ class CheckpointCallback(TrainerCallback):
             delete_checkpoint(path)
 
 
-# Keys that a resumed run may have otherwise, by the reason; every other one decides the weights.
+# Keys that may differ when a run is resumed, by the reason; every other key decides the weights.
 DECIDES_NOTHING: dict[str, str] = {
-    "where it lies and what it is called": "output_dir run_name project license card_language push_to_hub hub_token "
+    "where the run lies, what it is called": "output_dir run_name project license card_language push_to_hub hub_token "
     "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision trackio_space_id trackio_bucket_id "
     "trackio_static_space_id",
-    "how long it goes on; longer runs go on from shorter ones": "max_tokens max_steps num_train_epochs max_kwh "
+    "length: a longer run goes on from a shorter one": "max_tokens max_steps num_train_epochs max_kwh "
     "max_cost max_hours hard_stop",
-    "compared as it was given, without what follows from the length": "lr_scheduler_kwargs",
+    "compared as the user gave it, without what follows from the length": "lr_scheduler_kwargs",
     "data and tokenizer, which are compared by their hashes": "tokenizer packed conversations preferences inputs "
     "validation_inputs validation_fraction text_column txt_unit context invalid_rows "
     "long_conversations assistant_only_loss packing learns_answers",
-    "how the ranks there are share a step, and what suits the machine": "per_device_train_batch_size "
+    "how ranks share a step, and what suits the machine": "per_device_train_batch_size "
     "gradient_accumulation_steps auto_find_batch_size use_cpu local_rank accelerator_config parallelism_config "
     "deepspeed fsdp fsdp_config ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout "
     "ddp_find_unused_parameters dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
@@ -241,7 +201,7 @@ DECIDES_NOTHING: dict[str, str] = {
     "gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs "
     "activation_offloading torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config "
     "use_cache full_determinism precompute_ref_log_probs precompute_ref_batch_size",
-    "what is told, scored and saved, and when": "logging_strategy logging_steps logging_first_step "
+    "what is logged, scored and saved, and when": "logging_strategy logging_steps logging_first_step "
     "logging_nan_inf_filter log_on_each_node log_level log_level_replica include_num_input_tokens_seen disable_tqdm "
     "report_to eval_strategy eval_steps eval_delay eval_on_start eval_max_tokens eval_do_concat_batches "
     "eval_use_gather_object eval_accumulation_steps eval_packing per_device_eval_batch_size bf16_full_eval "
@@ -254,22 +214,20 @@ DECIDES_NOTHING: dict[str, str] = {
     "restore_callback_states_from_checkpoint ignore_data_skip enable_jit_checkpoint dataloader_drop_last "
     "dataset_num_proc dataset_kwargs dataset_text_field max_length truncation_mode trust_remote_code",
 }
-IDENTITY_VERSION = 2  # of environment.json: since 2 a key that is missing had its default
+IDENTITY_VERSION = 2  # of environment.json: since version 2, a key that is missing there had its default
 
 
 def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[str, Any]:
     """Return what makes two starts the same run: everything that decides the weights, but not the length.
 
     Args:
-        config: the whole one, resolved.
-        names: keys that are told always; of the others that decide (see `DECIDES_NOTHING`) those that are not at their
-            defaults.
+        config: the resolved config.
+        names: keys that are always part of it; other keys that decide the weights (all but `DECIDES_NOTHING`) are part
+            of it where they differ from their defaults.
         hashes: of the data and the tokenizer.
     """
-    values = {name: getattr(config, name) for name in names} | config.given_shares
-    found = {name: _as_text(values[name]) for name in names}
-    defaults = identity_defaults(type(config))
-    for name, default in defaults.items():
+    found = {name: _as_text(config.given_shares.get(name, getattr(config, name))) for name in names}
+    for name, default in identity_defaults(type(config)).items():
         text = _as_text(config.given_schedule if name == "lr_scheduler_kwargs" else getattr(config, name))
         if name not in found and text != default:
             found[name] = text
@@ -277,20 +235,20 @@ def run_identity(config: Any, names: list[str], hashes: dict[str, str]) -> dict[
 
 
 def identity_defaults(config_class: type) -> dict[str, str]:
-    """Return the defaults of the keys of a config that decide the weights, as an identity has them."""
+    """Return the defaults of the keys of a config that decide the weights, as texts."""
     excluded = set(" ".join(DECIDES_NOTHING.values()).split()) - {"lr_scheduler_kwargs"}
-    known = [item for item in fields(config_class) if item.init and item.name not in excluded]
-    return {item.name: _as_text(None if item.default is MISSING else item.default) for item in known}
+    deciding = [item for item in fields(config_class) if item.init and item.name not in excluded]
+    return {item.name: _as_text(None if item.default is MISSING else item.default) for item in deciding}
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, dict):  # the order in which somebody wrote its keys decides nothing
+    if isinstance(value, dict):  # the order of its keys decides nothing
         value = dict(sorted(value.items())) or None
     return str(getattr(value, "value", value))
 
 
 def _files_of_speed_tests(folder: Path) -> set[str]:
-    """Return the energy files of a folder in which no run has begun, if they are of speed tests alone."""
+    """Return the energy files of a folder in which no run has begun, if all starts in its ledger were speed tests."""
     starts = [] if (folder / ENVIRONMENT_NAME).is_file() else read_starts(ledger_path(folder, 0))
     if not starts or not all(start.is_speed_test for start in starts):
         return set()
@@ -312,12 +270,12 @@ def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str,
     """Return the state of a run's folder: `new`, `resume` or `complete`.
 
     Args:
-        folder: the run's.
-        identity: of the run that is to go on there.
-        defaults: of the keys that an identity tells only where they differ from them.
+        folder: the run's folder.
+        identity: the identity of the run that is to be started there, see `run_identity`.
+        defaults: the defaults of the keys that an identity leaves out where they have them.
 
     Raises:
-        InputError: the folder holds another run, or files that are no run's.
+        InputError: the folder holds another run, or files that do not belong to a run.
     """
     place = StageFolder(folder, "training", "run", _PREPARED | _files_of_speed_tests(folder))
     environment = place.begun()
@@ -325,9 +283,136 @@ def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str,
         return "new"
     defaults, given = defaults or {}, {}
     config = folder / CONFIG_NAME
-    # Earlier versions told a few keys alone; the others are in `config.yaml` where they were given.
+    # Earlier versions recorded few keys; the others are in `config.yaml` where the user gave them.
     if environment.get("identity_version", 1) < IDENTITY_VERSION and config.is_file():
         values = load_yaml(config.read_text(encoding="utf-8"), str(config))
         given = {name: _as_text(value) for name, value in values.items() if name in defaults}
     place.ensure_same({**defaults, **given, **environment["identity"]}, defaults | identity, _ways_on(folder))
     return "complete" if place.is_complete else "resume"
+
+
+# What a checkpoint's config.json must have in common with the model that resumes from it.
+_SHAPE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "head_dim", "tie_word_embeddings")  # fmt: skip
+_MOST_FAULTS = 3  # named of one checkpoint
+
+
+def choose_checkpoint(config: Any, plan: Any, zero_stage: int) -> Path | None:
+    """Return the newest checkpoint that is whole and of this model, or None; the same on every rank.
+
+    Rank 0 alone reads and hashes, and prints which checkpoints it skipped and why; all ranks have to call this.
+
+    Args:
+        config: a `RunSettings`; checkpoints after its last step do not count.
+        plan: the checked plan, a `RunPlan`.
+        zero_stage: DeepSpeed's stage now, 0 without.
+
+    Raises:
+        InputError: there are complete checkpoints and none of them holds; or the newest that does was written under
+            ZeRO by another number of ranks or another stage, which DeepSpeed cannot load; or not every rank sees it.
+    """
+
+    def choose() -> tuple[int | None, str]:
+        try:
+            step = _newest_whole(plan, config.max_steps)
+            if step is not None:
+                _check_ranks(checkpoint_path(plan.folder, step), config.world_size, zero_stage)
+            return step, ""
+        except InputError as error:
+            return None, str(error)
+
+    step, refusal = from_first(choose)
+    if refusal:
+        raise InputError(refusal)
+    if step is None:
+        return None
+    path: Path = checkpoint_path(plan.folder, step)
+    ensure(
+        least_over_ranks(int((path / MARKER_NAME).is_file()), config.device),
+        f"output_dir={plan.folder}: not every machine sees {path.name} there, and each rank has to read it. Put the "
+        "folder on a disk that all machines share.",
+    )
+    return path
+
+
+def _newest_whole(plan: Any, max_step: int) -> int | None:
+    """Return the step of the newest checkpoint that holds; print which newer ones were skipped.
+
+    Raises:
+        InputError: complete ones are there, and none holds.
+    """
+    refuse_strangers(plan.folder, max_step)
+    reasons = {}
+    for step, path in reversed(list_checkpoints(plan.folder)):
+        if step > max_step:
+            reasons[path] = f"is of a step after the {max_step} asked for"
+            continue
+        faults = checkpoint_faults(path) or _other_shape(path, plan)
+        if not faults:
+            _print_checked(path)
+            return step
+        more = len(faults) - _MOST_FAULTS
+        reasons[path] = "; ".join(faults[:_MOST_FAULTS]) + (f"; and {more} more" if more > 0 else "")
+        print(f"skipped    {path.name}: {reasons[path]}", flush=True)
+    complete = [path for _, path in complete_checkpoints(plan.folder)]
+    ensure(
+        not complete,
+        f"output_dir={plan.folder}: the run was saved before, and it cannot go on from any of its checkpoints: "
+        f"{', '.join(f'{path.name} ({reasons[path]})' for path in complete)}. Restore one from a copy, delete them to "
+        "start from the beginning, or choose another folder.",
+    )
+    return None
+
+
+def refuse_strangers(folder: Path, max_step: int) -> None:
+    """Refuse a folder in the way of a save: nothing that was not written here is ever replaced or deleted.
+
+    Raises:
+        InputError: there is one after the newest complete checkpoint.
+    """
+    newest = max((step for step, _ in complete_checkpoints(folder)), default=0)
+    later = [path for step, path in list_checkpoints(folder) if newest < step <= max_step and not is_ours(path)]
+    strangers = [path.name for path in later if path.is_symlink() or not path.is_dir() or any(path.iterdir())]
+    ensure(
+        not strangers,
+        f"output_dir={folder}: {', '.join(strangers)} may lie where this run will save, and was not written by it (it "
+        f"has no {MARKER_NAME} and no {BEGUN_NAME}). Move it away. If an earlier version of this package was killed "
+        "while it saved there, delete it.",
+    )
+
+
+def _print_checked(path: Path) -> None:
+    files = read_marker(path).files
+    found = "saved by an earlier version, without hashes; taken as it is"
+    if files is not None:
+        size_bytes = sum(record.bytes for record in files.values())
+        found = f"{counted(len(files), 'file')}, {size_bytes / 1e9:.2f} GB, all as they were saved"
+    print(f"checked    {path.name}: {found}", flush=True)
+
+
+def _other_shape(path: Path, plan: Any) -> list[str]:
+    """Return where the config of a checkpoint differs from the run's; an adapter alone has no config to compare."""
+    if not (config := path / "config.json").is_file():
+        return []
+    try:
+        there: dict[str, Any] = dict(json.loads(config.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        return [f"config.json cannot be read ({error})"]
+    now = plan.model_config.to_dict()
+    if max(plan.tokenizer.get_vocab().values()) >= now["vocab_size"]:
+        there.pop("vocab_size", None)  # tuning gives tokens that are new their embeddings
+    return [
+        f"is of another model: {name} is {there[name]} there and {now[name]} now"
+        for name in _SHAPE
+        if name in there and name in now and there[name] != now[name]
+    ]
+
+
+def _check_ranks(path: Path, world_size: int, zero_stage: int) -> None:
+    marker = read_marker(path)
+    ensure(
+        (marker.world_size, marker.zero_stage) == (world_size, zero_stage) or marker.zero_stage == zero_stage == 0,
+        f"output_dir={path.parent}: {path.name} was saved by {counted(marker.world_size, 'rank')} under ZeRO stage "
+        f"{marker.zero_stage}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed "
+        "cannot load it: start as before, or convert it with `python -m deepspeed.checkpoint.ds_to_universal`.",
+    )

@@ -25,6 +25,7 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..checks import ensure
+from ..data.packed import packed_manifest
 from ..gpus import device_name, has_accelerator, peak_flops
 from ..planning.memory import CPU_CHUNK_BYTES, LossKind
 
@@ -335,3 +336,72 @@ def eager() -> Iterator[None]:
 
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def describe_speed(speed: SpeedPlan, config: Any) -> str:
+    """Return which ways of computing are used, and why not the others."""
+    loss = {"chunked": "in chunks", "compiled": "compiled with the head", "whole": "whole logits"}[speed.loss]
+    compiled = "each layer" if speed.compile_layers else "none"
+    reasons = {name: f" ({reason})" if reason else "" for name, reason in speed.reasons.items()}
+    return (
+        f"attention {config.attn_implementation}, loss {loss}{reasons['loss']}, compile {compiled}{reasons['compile']}"
+    )
+
+
+def zero_stage_of(config: Any) -> int | None:
+    """Return the ZeRO stage that accelerate's file asks for, or None without DeepSpeed."""
+    plugin: Any = config.deepspeed_plugin
+    return None if plugin is None else int(plugin.zero_stage)
+
+
+# A forward pass is a third of a step (2 of 6 N FLOPs a token, see `presets.flops_per_token`), and each of about
+# eleven evaluations scores a hundredth of the run's tokens (`training.config`, eval_max_tokens), at least 20,000.
+_FORWARD_SHARE, _EVALUATIONS, _EVALUATED_SHARE, _LEAST_EVALUATED_TOKENS = 1 / 3, 11, 0.01, 20_000
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """What the speed test found, over all ranks; `speed_test.json`.
+
+    Attributes:
+        tokens_per_second: mean of the steady steps.
+        watts: mean power of the machine.
+        hardware: the device's name.
+        num_ranks: ranks that trained.
+        steps: steps that were made.
+        tokens_per_step: of the test's steps, which may be fewer than the run's.
+        spent_kwh: energy of the test.
+        spent_hours: hours that the test took, its start included.
+        starting_hours: of them, those until the first step; the run will take as many.
+        num_gpus: GPUs that are paid for.
+    """
+
+    tokens_per_second: float
+    watts: float
+    hardware: str
+    num_ranks: int
+    steps: int
+    tokens_per_step: int
+    spent_kwh: float = 0.0
+    spent_hours: float = 0.0
+    starting_hours: float = 0.0
+    num_gpus: int = 1
+
+
+def tokens_within(
+    caps: dict[str, float], price_usd: float, speed: MeasuredSpeed, values: dict[str, Any]
+) -> tuple[float, str]:
+    """Return the tokens that what the test left of the tightest cap pays for, evaluations included, and its key."""
+    gone = speed.spent_hours + speed.starting_hours
+    hours = {
+        "max_hours": lambda cap: cap - gone,
+        "max_cost": lambda cap: cap / (price_usd * speed.num_gpus) - gone,
+        "max_kwh": lambda cap: (cap - speed.spent_kwh) / (speed.watts / 1000) if speed.watts else float("inf"),
+    }
+    tightest = min(caps, key=lambda key: hours[key](caps[key]))
+    tokens = hours[tightest](caps[tightest]) * 3600 * speed.tokens_per_second
+    if values.get("eval_strategy") != "no":
+        held_out = packed_manifest(str(values["packed"]))["validation_tokens"]
+        tokens -= _FORWARD_SHARE * (held_out + _EVALUATIONS * min(_LEAST_EVALUATED_TOKENS, held_out))
+        tokens /= 1 + _FORWARD_SHARE * _EVALUATIONS * _EVALUATED_SHARE
+    return tokens, tightest

@@ -21,11 +21,19 @@ from ..data.instructions import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
 from ..models import avoid_cudnn_attention, write_base_record
 from ..stage_folder import ANSWERS_NAME
-from ..training.callbacks import SampleCallback
-from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
-from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
+from ..training.report import planned_zero_stage
+from ..training.run import (
+    NOT_EVALUATED,
+    Run,
+    assemble_run,
+    close_run_folder,
+    describe_length,
+    describe_model,
+    describe_training,
+    execute,
+)
 from ..training.speed import GPU_ATTENTION, fuse_loss
-from ..training.trainer import RunTrainer
+from ..training.trainer import RunTrainer, SampleCallback
 from .base import DPO, SFT, TuningPlan, build_model, lora_config, save_model
 from .config import DpoConfig, LoraSettings, SftConfig
 from .rows import (

@@ -14,12 +14,12 @@ from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import run_main
 from teenytinyllama.distributed import prepare_rank
 from teenytinyllama.planning import memory
-from teenytinyllama.training import micro_batch
 from teenytinyllama.training import run as run_module
+from teenytinyllama.training import trials
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.micro_batch import try_rows
 from teenytinyllama.training.pretrain import pretrain
 from teenytinyllama.training.trainer import Pretrainer
+from teenytinyllama.training.trials import try_rows
 
 KIND, LIMIT = sys.argv[1], int(sys.argv[2])
 LAST_RANK = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
@@ -51,7 +51,7 @@ def main():
     values = read_values(PretrainConfig, sys.argv[3:])
     config = build(PretrainConfig, values)
     if KIND == "rank":
-        micro_batch.SURE_SHARE, micro_batch.try_rows = 0.0, try_rows_here
+        trials.SURE_SHARE, trials.try_rows = 0.0, try_rows_here
     if KIND == "training":
         training_step, Pretrainer.training_step = Pretrainer.training_step, failing_step
     if KIND == "space":
