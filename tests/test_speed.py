@@ -67,8 +67,8 @@ def small_model() -> LlamaForCausalLM:
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is traced and differentiated as on a GPU; only the writing of kernels is left out."""
     compile_quickly = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(loss_module, "_compiled_nats", functools.cache(lambda: compile_quickly(
-        functools.partial(loss_module._nats, reduction="sum"))))  # fmt: skip
+    monkeypatch.setattr(loss_module, "compiled_nats", functools.cache(lambda: compile_quickly(
+        functools.partial(loss_module.nats_from_logits, reduction="sum"))))  # fmt: skip
 
 
 both_kinds = pytest.mark.parametrize("kind", [pytest.param("chunked", marks=needs_chunks), "compiled"])
@@ -360,7 +360,7 @@ def test_refusals(values: dict[str, Any], changes: dict[str, Any], message: str)
 
 
 def test_refusals_on_a_gpu_without_the_packages(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_sees_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(InputError, match=r"attn_implementation=flash_attention_2: .* pip install flash-attn. Or: Use"):
         config(values, attn_implementation="flash_attention_2")
     with pytest.raises(InputError, match=r"use_liger_kernel=true: .* pip install liger-kernel"):
@@ -425,7 +425,10 @@ def test_a_head_that_does_more_keeps_its_own_loss(values: dict[str, Any]) -> Non
         shape = transformers.AutoConfig.for_model(kind)
         assert SftConfig.speed_plan(made, shape, 0).loss == loss  # type: ignore[arg-type]
     found = speed.plan_speed(made, 1e10, 0, plain_head=False)
-    assert (found.loss, found.reasons["loss"]) == ("whole", "this model makes more of its logits than a product")
+    assert (found.loss, found.reasons["loss"]) == (
+        "whole",
+        "the logits of this model are not a plain product of its head",
+    )
 
 
 # What the machine offers.

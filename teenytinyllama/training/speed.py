@@ -1,10 +1,11 @@
-"""What makes a step fast, decided once and said in the banner: the loss, compiled layers, attention, Liger.
+"""Speed: where the loss is computed, whether layers are compiled, which attention is used, and what a cap pays for.
 
-The language-model loss from hidden states, without whole logits in float32.
+The loss of a training step is computed by the model's `forward(input_ids, labels=…)`, which the Trainer calls. For
+pretraining and SFT alike, `fuse_loss` replaces it by one that makes no whole logits. Those are tokens x vocabulary:
+0.5 GB for 4,096 tokens and 32,000 entries in float32, several times over in the backward pass, more than all layers of
+a small model together. There are three kinds of loss (`choose_loss`):
 
-Whole logits are tokens x vocabulary: 0.5 GB for 4,096 tokens and 32,000 entries in float32, several times over in the
-backward pass, more than all layers of a small model together. Two ways around them:
-
+whole     the model's own loss, from whole logits.
 chunked   torch 2.13 computes the head and the cross-entropy chunk by chunk, gradients included
           (`torch.nn.functional.linear_cross_entropy`). On a CPU it is also the faster way, because a chunk stays in the
           cache (docs/performance.md).
@@ -39,10 +40,10 @@ def has_chunked_loss() -> bool:
 
 
 def fuse_loss(model: "PreTrainedModel", kind: LossKind) -> None:
-    """Make `model(input_ids, labels=…)` compute its loss without whole logits, in place; other calls stay as they are.
+    """Make `model(input_ids, labels=…)` compute its loss without whole logits, in place; calls without labels stay.
 
     In training mode the output has `loss` alone. In evaluation mode its `logits` are (batch, 2): the summed nats of
-    the scored tokens of each row and their number, which is what `evaluation.held_out.window_nats` makes of logits.
+    the scored tokens of each row and their number, as `evaluation.held_out.window_nats` makes them from real logits.
 
     Args:
         model: a causal language model of transformers, see `models.has_plain_head`.
@@ -83,7 +84,7 @@ def _training_output(
     """
     states, targets = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     if kind == "compiled":
-        nats = _compiled_nats()(states, weight, targets)
+        nats = compiled_nats()(states, weight, targets)
     else:
         # A sum of thousands of nats in bfloat16 has two digits. The nats of single tokens are summed in float32.
         reduction = "sum" if hidden.dtype == torch.float32 else "none"
@@ -100,7 +101,7 @@ def _evaluation_output(
     targets = labels[:, 1:]
     if kind == "compiled":  # evaluations bring many shapes and are not compiled: the logits of one row at a time
         pairs = zip(hidden[:, :-1], targets, strict=True)
-        nats = torch.stack([_nats(states, weight, row, "none") for states, row in pairs])
+        nats = torch.stack([nats_from_logits(states, weight, row, "none") for states, row in pairs])
     else:
         nats = _chunked_nats(hidden[:, :-1].flatten(0, 1), weight, targets.flatten(), "none").view(targets.shape)
     rows = torch.stack([nats.float().sum(dim=1), (targets != -100).sum(dim=1).float()], dim=1)
@@ -108,22 +109,12 @@ def _evaluation_output(
 
 
 def _chunked_nats(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Return the nats of the targets (tokens,) or their sum, in chunks of states (tokens, hidden)."""
     options = chunk_options(states.device.type, weight.shape[0])
     nats: torch.Tensor = torch.nn.functional.linear_cross_entropy(
         states, weight, targets, reduction=reduction, options=options
     )
     return nats
-
-
-def _nats(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-    logits = torch.nn.functional.linear(states, weight).float()
-    return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
-
-
-@functools.cache
-def _compiled_nats() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the summed nats of (tokens, hidden), (vocabulary, hidden), (tokens,) as one compiled function."""
-    return torch.compile(functools.partial(_nats, reduction="sum"))
 
 
 def chunk_options(device: str, vocab_size: int) -> Any:
@@ -135,14 +126,26 @@ def chunk_options(device: str, vocab_size: int) -> Any:
     )
 
 
+def nats_from_logits(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+    """Return what `_chunked_nats` does, from whole logits."""
+    logits = torch.nn.functional.linear(states, weight).float()
+    return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
+
+
+@functools.cache
+def compiled_nats() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the summed nats of (tokens, hidden), (vocabulary, hidden), (tokens,) as one compiled function."""
+    return torch.compile(functools.partial(nats_from_logits, reduction="sum"))
+
+
 # Compiling takes 15 to 40 s on a CPU and saves a tenth of the time, so it pays back after about five minutes. On an
 # H100 it takes 8 to 15 s and saves half of the time of the preset 160m (docs/gpu.md).
 COMPILE_PAYS_SECONDS = {"cpu": 600, "gpu": 60}
 _EXPECTED_MFU = 0.3  # for that estimate only
 GPU_ATTENTION = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 _PLAIN_CAUSAL = "sdpa_without_mask"
-_ZERO_3 = "ZeRO 3 shares each layer out"
-_OTHER_HEAD = "this model makes more of its logits than a product"
+_ZERO_3 = "under ZeRO 3 each rank holds a part of every layer"
+_OTHER_HEAD = "the logits of this model are not a plain product of its head"
 ATTENTION = ("sdpa", "eager", *GPU_ATTENTION)
 
 
@@ -161,7 +164,7 @@ class SpeedKeys(Protocol):
 
 @dataclass(frozen=True)
 class SpeedPlan:
-    """What is used, each with its reason for the banner."""
+    """Which ways of computing a run uses, each with its reason for the banner."""
 
     loss: LossKind
     compile_layers: bool
@@ -215,17 +218,11 @@ def check_liger(use_liger_kernel: bool) -> None:
 
 
 def _check_gpu_switch(what: str, module: str, package: str, fix: str) -> None:
-    ensure(_sees_cuda(), f"{what}: needs an NVIDIA or AMD GPU, and torch sees none. {fix}")
+    ensure(torch.cuda.is_available(), f"{what}: needs an NVIDIA or AMD GPU, and torch sees none. {fix}")
     ensure(
         importlib.util.find_spec(module) is not None,
         f"{what}: needs the package {package}: pip install {package}. Or: {fix}",
     )
-
-
-def _sees_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def missing_compiler() -> str:
@@ -237,12 +234,12 @@ def missing_compiler() -> str:
 
 
 def plan_speed(config: SpeedKeys, flops: float, zero_stage: int, plain_head: bool = True) -> SpeedPlan:
-    """Decide what the config leaves open.
+    """Return how a run computes its loss and whether it compiles its layers, where the config leaves that open.
 
     Args:
         config: checked by `check_speed`.
         flops: of the training that is left to do, over all ranks.
-        zero_stage: 3 holds parts of layers, which neither way of computing can see through.
+        zero_stage: under 3, ranks hold parts of layers, which neither can be compiled nor have their loss fused.
         plain_head: see `models.has_plain_head`.
     """
     compiled, compile_reason = compiles_layers(config, flops, zero_stage)
@@ -262,7 +259,7 @@ def compiles_layers(config: SpeedKeys, flops: float, zero_stage: int) -> tuple[b
 
 
 def choose_loss(config: SpeedKeys, flops: float, zero_stage: int) -> tuple[LossKind, str]:
-    """Return how the loss is made, and why so where it is not the usual way; arguments as for `plan_speed`."""
+    """Return how the loss is computed, and why where it is not the usual way; arguments as for `plan_speed`."""
     if zero_stage == 3:
         return "whole", _ZERO_3
     if config.chunked_loss is not None:
@@ -284,11 +281,11 @@ def compile_pays(seconds: float) -> tuple[bool, str]:
 
 
 def skip_mask(model: "PreTrainedModel") -> None:
-    """Keep transformers from looking at the position ids for packed sequences, in place.
+    """Keep transformers from searching the position ids for packed sequences in every forward pass, in place.
 
-    Without a mask it does so in every forward pass, and waits for the GPU to hear the answer (`masking_utils`,
-    `find_packed_sequence_indices`, transformers 5.23). An attention for which no mask function is registered is left
-    alone; ours is `sdpa` under another name, for calls that have neither mask, nor position ids, nor a cache.
+    The search (`masking_utils.find_packed_sequence_indices`, transformers 5.23) makes the processor wait for the GPU.
+    It is left out for an attention that has no mask function: ours is `sdpa` under another name, for calls that have
+    neither mask, nor position ids, nor a cache.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -317,8 +314,8 @@ def apply_speed(model: "PreTrainedModel", plan: SpeedPlan) -> None:
         skip_mask(model)
     fuse_loss(model, plan.loss)
     if plan.compile_layers:
-        # For DDP torch cuts compiled code at its buckets of gradients, to send them early. Layers are apart already, so
-        # that would only cut each of them in three, which keep 4 % more.
+        # For DDP torch cuts compiled code at its buckets of gradients, to send them early. Layers are compiled one by
+        # one already: each would be cut in three, and keep 4 % more memory.
         import torch._dynamo
 
         torch._dynamo.config.optimize_ddp = False
@@ -332,8 +329,6 @@ def apply_speed(model: "PreTrainedModel", plan: SpeedPlan) -> None:
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
     """Run compiled layers uncompiled: evaluation and sampling bring other shapes, and each would be compiled anew."""
-    import torch
-
     with torch.compiler.set_stance("force_eager"):
         yield
 
