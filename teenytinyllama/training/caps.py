@@ -1,16 +1,16 @@
-r"""Caps on energy, money and hours: the decay of the learning rate begins when what is left pays for no more than it.
+r"""Caps: energy, money or hours that a run may spend; what it has spent, will spend, and how a cap ends it.
+
+A cap ends a run by its learning rate: the decay begins when the rest of the cap pays for no more than the decay.
 
     rate |  /------------------\            s: the logging step at which waiting for the next one would let spent +
          | /                    \              decay + final evaluation pass the cap
          |/______________________\____      e: the end, s + the decay, whose share of all steps is decay_fraction
                                  s    e
 
-From s on the run is, number for number, the run that would have been configured with e steps, and this is also what a
-resume makes of it: both steps lie in the checkpoint. With a schedule that has no such moment, and with `hard_stop`,
-training ends where it stands. Sums include the steps that a kill made worthless; so a cap holds over all starts, up to
-one logging interval, up to a decay that becomes slower than the steps before it, and up to a kill within the decay.
-
-What a run has spent so far over all its starts and machines, and what it will have spent at its end.
+From step s on, the run computes the same numbers as a run that was configured with e steps. A resumed run does too,
+because checkpoints hold s and e. With a schedule whose decay cannot begin earlier, and with `hard_stop`, training ends
+at step s. Sums include the steps that a kill made worthless. So a cap holds over all starts, up to one logging
+interval, up to a decay that becomes slower than the steps before it, and up to a kill within the decay.
 """
 
 import json
@@ -29,19 +29,19 @@ from ..checks import InputError, ensure
 from ..distributed import any_rank, sum_over_ranks
 from ..energy.ledger import Start, total_of
 
-# Logging intervals whose mean is the pace that the rest of a run is projected by: a machine that was busy when the run
-# began is forgotten, a busy minute is not taken for the rest.
+# The rest of a run is projected by its mean pace in so many logging intervals: enough that a busy minute of the machine
+# counts little, and few enough that a busy beginning is forgotten.
 _PACE_INTERVALS = 20
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Energy in kWh, emissions in kg CO2e, time in hours of the first machine.
+    """What was spent: energy in kWh, emissions in kg CO2e, time in hours of the first machine.
 
     Attributes:
-        gpu_hours: hours times the GPUs of all machines (1 a machine where there is none): what is paid.
-        starting_hours: of `hours`, those before the meters ran, in which no energy was measured.
-        num_gpus: of all machines, now.
+        gpu_hours: hours times the GPUs of all machines (1 a machine where there is none); these are paid for.
+        starting_hours: the part of `hours` before the meters ran, in which no energy was measured.
+        num_gpus: GPUs of all machines, now.
     """
 
     kwh: float = 0.0
@@ -52,7 +52,7 @@ class Spent:
     num_gpus: float = 0
 
     def after(self, hours: float) -> "Spent":
-        """Return what will have been spent so many hours later, at the mean power and grid so far and these GPUs."""
+        """Return what will have been spent so many hours later, with the mean power and grid so far and these GPUs."""
         measured = self.hours - self.starting_hours
         share = 1 + hours / measured if measured > 0 else 1.0
         return replace(
@@ -74,7 +74,7 @@ def spent_in(starts: list[Start]) -> Spent:
 
 @dataclass(frozen=True)
 class Pauses:
-    """What is no step: seconds so far, of one evaluation, of one save, and of the evaluation after the last step."""
+    """Seconds outside of steps: so far, of one evaluation, of one save, and of the evaluation after the last step."""
 
     total_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -96,13 +96,13 @@ class SpendingCallback(TrainerCallback):
         pauses: Callable[[], Pauses] = Pauses,
         hours_left: Callable[[Spent], float] = lambda spent: math.inf,
     ) -> None:
-        """Count what `measure` says of this rank: of its machine on local rank 0, nothing on its other ranks.
+        """Add up over the ranks what `measure` returns.
 
         Args:
-            measure: what this machine has spent by now, over all starts.
-            price_usd: of an hour of one GPU; None: money is not counted.
-            pauses: what evaluations and saves took in this start.
-            hours_left: until a cap ends the run.
+            measure: returns what this rank's machine has spent over all starts, and nothing but on local rank 0.
+            price_usd: price of an hour of one GPU; None: money is not counted.
+            pauses: returns how long evaluations and saves took in this start.
+            hours_left: returns the hours until a cap ends the run.
         """
         self.measure, self.price_usd, self.pauses, self.hours_left = measure, price_usd, pauses, hours_left
         self.now = Spent()
@@ -111,13 +111,6 @@ class SpendingCallback(TrainerCallback):
         # (step, hours less pauses) at logging steps; the steps before the first also paid for starting and compiling.
         self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_INTERVALS + 1)
         self._hours_per_step: float | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Forget the pace of an earlier training."""
-        self._pace.clear()
-        self._hours_per_step = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure at logging steps and at the last one."""
@@ -131,11 +124,11 @@ class SpendingCallback(TrainerCallback):
         if step > first_step:
             self._hours_per_step = (hours - first_hours) / (step - first_step)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         """Measure, so that a score has its energy."""
         self._add_up(args)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, *_: Any, **kwargs: Any) -> None:
         """Measure, so that a checkpoint has its energy."""
         self._add_up(args)
 
@@ -146,7 +139,7 @@ class SpendingCallback(TrainerCallback):
         found = sum_over_ranks([here.kwh, here.kg, here.gpu_hours, here.num_gpus, *shared], args.device)
         kwh, kg, gpu_hours, num_gpus, hours, starting_hours, *pauses = found
         self._pauses = Pauses(*pauses)
-        # Readings are some seconds apart and bridged by the mean power, which must not let a sum fall.
+        # Between two readings of a meter its energy is estimated by the mean power; a sum must not fall by that.
         now = self.now
         self.now = Spent(max(kwh, now.kwh), max(kg, now.kg), max(hours, now.hours), max(gpu_hours, now.gpu_hours),
                          starting_hours, num_gpus)  # fmt: skip
@@ -169,14 +162,14 @@ class SpendingCallback(TrainerCallback):
         return self.now.after(steps * self._hours_per_step + seconds / 3600)
 
     def _end(self, steps_left: int) -> Spent | None:
-        """Return what will have been spent at the end, which may be that of a cap."""
+        """Return what will have been spent at the end, which a cap may bring earlier, or None if not yet known."""
         end = self.projected(steps_left)
         if end is not None and end.hours - self.now.hours > self.hours_left(self.now):
             return self.now.after(self.hours_left(self.now))
         return end
 
     def seconds_left(self, steps_left: int) -> float | None:
-        """Return how long the run will go on, evaluations and the end included, or None if not yet known."""
+        """Return how long the run will go on, evaluations and the final one included, or None if not yet known."""
         end = self._end(steps_left)
         return None if end is None else (end.hours - self.now.hours) * 3600
 
@@ -207,9 +200,9 @@ class Decision:
     """How a cap ends a run.
 
     Attributes:
-        step: at which it was decided; the rate begins to fall after it.
-        end_step: the last step, the same as `step` when training just stops.
-        reason: the cap and what it was compared with.
+        step: the step at which it was decided; the learning rate begins to fall after it.
+        end_step: the last step, the same as `step` when training stops at once.
+        reason: the cap and the figure that would pass it.
     """
 
     step: int
@@ -279,7 +272,7 @@ def _capped_sums(config: Any, spent: Spent) -> dict[str, tuple[float, float]]:
 
 
 def exceeded_cap(config: Any, spent: Spent) -> str | None:
-    """Return the cap that a sum passes, with both figures, or None."""
+    """Return the cap that is passed, with both figures, or None."""
     for key, (cap, value) in _capped_sums(config, spent).items():
         if value > cap:
             return f"{key}={cap:g}: {value:.6g} {CAP_KEYS[key]}"
@@ -295,7 +288,7 @@ def hours_until_cap(config: Any, spent: Spent) -> float:
 
 
 def decay_steps(step: int, decay_fraction: float) -> int:
-    """Return how long a decay that begins after `step` has to be to make up its share of all steps."""
+    """Return the length of a decay that begins after `step`, so that it has its share of all steps."""
     if decay_fraction == 1:
         return max(1, step)
     return max(1, round(step * decay_fraction / (1 - decay_fraction)))
@@ -320,7 +313,7 @@ def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps:
             return Decision(step, step, f"{cap} at the next logging step, with the final evaluation")
     if decays or config.lr_scheduler_type != _SCHEDULE or _decays_as_planned(config, step):
         return None
-    if step < max(1, warmup_steps):  # nothing was learnt that a decay could settle
+    if step < max(1, warmup_steps):  # the learning rate is still rising: a decay would be of no use
         cap = exceeded_cap(config, spending.now)
         return Decision(step, step, f"{cap} spent in the warm-up") if cap else None
     later = step + interval
@@ -341,7 +334,7 @@ def _decays_as_planned(config: CapKeys, step: int) -> bool:
 
 
 class CapCallback(TrainerCallback, ExportableState):
-    """Ask `decide` at each logging step and carry the decision out; it is saved in every later checkpoint."""
+    """Call `decide` at each logging step and carry its decision out; every later checkpoint holds the decision."""
 
     def __init__(
         self,
@@ -354,9 +347,10 @@ class CapCallback(TrainerCallback, ExportableState):
 
         Args:
             config: has the caps.
-            spending: what was spent so far.
-            decision: that of the checkpoint it resumes from, already in its config.
-            is_blind: whether this rank's meter has failed. Then nobody counts what `max_kwh` caps, and the run stops.
+            spending: counts what was spent so far.
+            decision: the decision in the checkpoint that is resumed from, which the config follows already.
+            is_blind: returns whether this rank's meter has failed. Energy is then not counted, and a run with a
+                `max_kwh` stops.
         """
         self.config, self.spending, self.decision, self.is_blind = config, spending, decision, is_blind
         self.stopped_blind = False
@@ -365,15 +359,13 @@ class CapCallback(TrainerCallback, ExportableState):
         """Return what a checkpoint keeps."""
         return {"args": {}, "attributes": {"decision": asdict(self.decision) if self.decision else None}}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Make room for the decision in a state that was saved without one."""
         states: Any = state.stateful_callbacks
         states[type(self).__name__] = self.state()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide at logging steps; call it after the spending was added up."""
+        """Decide at logging steps; must be called after `SpendingCallback`."""
         if not control.should_log or control.should_training_stop or state.global_step >= state.max_steps:
             return
         if self.config.max_kwh is not None and any_rank(self.is_blind(), args.device):
@@ -397,7 +389,7 @@ class CapCallback(TrainerCallback, ExportableState):
 
 
 def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
-    """Let a live scheduler go on as the one of a run of `end_step` steps, which has had the same rates until now."""
+    """Make a scheduler in use go on as that of a run of `end_step` steps, which had the same rates until now."""
     from transformers import get_scheduler
 
     inner = scheduler
@@ -417,7 +409,7 @@ def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
 
 
 def stored_decision(checkpoint: Path | None) -> Decision | None:
-    """Return what a cap had decided by the time of a checkpoint, or None.
+    """Return the decision of a cap that a checkpoint holds, or None.
 
     Raises:
         InputError: its state is damaged.
@@ -434,7 +426,7 @@ def stored_decision(checkpoint: Path | None) -> Decision | None:
 
 
 def apply_decision(config: CapKeys, decision: Decision | None) -> None:
-    """Make a config the one of the run that was decided, before anything is built from it."""
+    """Give a config the length and the decay that a cap has decided on, before anything is built from it."""
     if decision is None or not has_caps(config):
         return
     config.cap_decision = decision

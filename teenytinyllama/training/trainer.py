@@ -26,8 +26,7 @@ from ..checkpoints import begin_saving
 from ..checks import beside_the_model
 from ..distributed import SharedFlag, any_rank, ranks_here
 from ..energy.emissions import GridSettings
-from ..energy.ledger import Phase, ledger_path, read_starts
-from ..energy.meter import EnergyReading
+from ..energy.ledger import Phase, ledger_path, read_starts, total_of
 from ..energy.recorder import Recorder
 from ..gpus import has_accelerator, wait_for_gpu
 from ..models import finish_saved, without_cudnn_attention
@@ -134,12 +133,12 @@ class StopCallback(TrainerCallback):
 
 
 class RunTrainer:
-    """Mixed into a Trainer's class, in front of it: time measured, weight decay narrowed, evaluations that signals end.
+    """Mixed into a Trainer's class, in front of it: times its parts, decays no embeddings, ends evaluations on a signal.
 
     Attributes:
-        clock: where the time goes.
-        compiles: whether layers are compiled, which evaluations then do without.
-        final_share: what the evaluation after the last step scores, as a multiple of the others.
+        clock: counts where the time goes.
+        compiles: whether layers are compiled; evaluations run them uncompiled.
+        final_share: how much more the evaluation after the last step scores than the others, as a multiple.
     """
 
     clock: "Clock"
@@ -158,14 +157,14 @@ class RunTrainer:
         """Return the Trainer's metrics, or none when a signal ended the evaluation."""
         try:
             uncompiled = eager() if self.compiles else contextlib.nullcontext()
-            # Texts of many lengths: held-out windows and, in the callbacks that follow, samples and questions.
+            # Held-out windows, and the samples and questions of the callbacks here, have many lengths.
             with self.clock.part("evaluation"), uncompiled, without_cudnn_attention():
                 return super().evaluate(*args, **kwargs)  # type: ignore[misc]
         except EvaluationInterruptedError:
             return {}
 
     def pauses(self) -> Pauses:
-        """Return what evaluations, with the samples that follow them, and saves have taken so far."""
+        """Return how long evaluations, with the samples after them, and saves have taken so far."""
         seconds, times = self.clock.seconds, self.clock.times
         evaluation = seconds["evaluation"] / max(times["evaluation"], 1)
         saving = seconds["saving"] + seconds["marking"] + seconds["hashing"]
@@ -183,7 +182,7 @@ class RunTrainer:
             finish_saved(Path(output_dir or trainer.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        # To take the time, and to mark the folder as ours before the first file.
+        # Measures the time, and marks the folder as ours before the first file is written.
         with self.clock.part("saving"):
             if self.is_world_process_zero():  # type: ignore[attr-defined]
                 begin_saving(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")  # type: ignore[attr-defined]
@@ -208,32 +207,33 @@ class Pretrainer(RunTrainer, Trainer):
         return batches, sum(batch["labels"][:, 1:].numel() for batch in batches) * self.args.world_size
 
     def compute_loss(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the Trainer's loss, computed without the cache that generation would use and that costs copies."""
+        """Return the Trainer's loss (see `speed.fuse_loss`), without the key-value cache, which would cost copies."""
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
 
-# `on_save` belongs to saving and `on_train_begin` and `on_train_end` to starting and ending, whoever does the work.
+# The events that count as a callback's time. `on_save` counts as saving, and `on_train_begin` and `on_train_end` count
+# as training.
 _EVENTS = ("on_step_begin", "on_step_end", "on_substep_end", "on_log", "on_evaluate", "on_prediction_step",
            "on_pre_optimizer_step", "on_optimizer_step", "on_epoch_begin", "on_epoch_end")  # fmt: skip
 
 
 class Clock:
-    """Seconds by part of the run, in this process since it started; time inside another part counts there alone.
+    """Counts the seconds of each part of a run in this process; parts nest, and time counts for the innermost alone.
 
     Attributes:
-        seconds: by part.
-        times: how often each part was entered.
+        seconds: by the part's name.
+        times: how often each part was entered, by its name.
     """
 
     def __init__(self) -> None:
         """Start with nothing."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.times: dict[str, int] = defaultdict(int)
-        self._inner = [0.0]  # seconds that parts inside the present one have taken
+        self._inner = [0.0]  # for each open part, the seconds of the parts inside it
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count the time of the block as `name`, less what parts inside it count."""
+        """Count the time of the block as `name`, without the time of parts inside it."""
         self._inner.append(0.0)
         start = time.perf_counter()
         try:
@@ -261,31 +261,32 @@ class Clock:
 
 
 class IntervalsCallback(TrainerCallback):
-    """Lets this start's intervals count; the Trainer goes on with those of the start that wrote the checkpoint."""
+    """Takes the intervals of logs, evaluations and saves from this start's config.
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """State in steps how far logs, evaluations and saves are apart, once the checkpoint's state was read."""
+    Without it the Trainer goes on with the intervals of the start that wrote the checkpoint.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Compute the intervals in steps, after the checkpoint's state was read."""
         state.compute_steps(args, state.max_steps)
 
 
 class QueueCallback(TrainerCallback):
-    """Waits for the GPU before a log, an evaluation or a save, so that the steps in its queue count as training.
+    """Waits for the GPU before a log, an evaluation or a save, so that the steps in its queue count as training time.
 
-    What follows would wait as well, and be taken for slower than it is.
+    Without it the next callback that asks the GPU would wait for those steps, and their time would count as its own.
     """
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Wait if anything follows this step; the last one is always logged."""
+        """Wait if a log, an evaluation or a save comes after this step; the last step is always logged."""
         if control.should_log or control.should_evaluate or control.should_save or state.global_step >= state.max_steps:
             wait_for_gpu()
 
 
 class SampleCallback(TrainerCallback):
-    """Continue a few Portuguese prompts at every evaluation and append them to `samples.jsonl`.
+    """Continue a few Portuguese prompts at every evaluation and append the texts to `samples.jsonl`.
 
-    With an `encode`, prompts are questions: the answers alone are kept, with whether the model ended them.
+    With an `encode`, prompts are questions: only the answers are kept, and whether the model ended them.
     """
 
     def __init__(
@@ -298,21 +299,18 @@ class SampleCallback(TrainerCallback):
         encode: Callable[[str], list[int]] | None = None,
     ) -> None:
         """Sample `new_tokens` tokens after each prompt."""
-        self.encode = encode
-        self.path = folder / SAMPLES_NAME
-        self.tokenizer, self.prompts, self.new_tokens = tokenizer, prompts, new_tokens
+        self.path, self.tokenizer, self.encode = folder / SAMPLES_NAME, tokenizer, encode
+        self.prompts, self.new_tokens = prompts, new_tokens
         # Under ZeRO 3 every rank holds a part of each layer, so all ranks have to generate together.
         self.all_ranks = zero_stage == 3
         self._sampled_step = -1
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Drop the samples of steps that will be repeated."""
         if state.is_world_process_zero:
             rewind_jsonl(self.path, state.global_step)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Sample with the same seed each time, so that only the model changes."""
         if self._sampled_step == state.global_step:  # the final evaluation scores more documents of the same model
             return
@@ -337,80 +335,75 @@ class SampleCallback(TrainerCallback):
 
 
 class EnergyCallback(TrainerCallback):
-    """Measure the machine's energy on local rank 0, written around every save and evaluation and each half minute.
+    """Measure the machine's energy on local rank 0; write a row around every save and evaluation and each half minute.
 
-    Must come behind what samples texts, which counts as evaluation, and before what reports energy.
+    Must come after the callback that samples texts, which counts as evaluation, and before those that report energy.
     """
 
     def __init__(self, folder: Path, grid: GridSettings) -> None:
         """Append to the `emissions.csv` of `folder`; nothing is measured on the machine's other ranks."""
         self.folder, self.grid = folder, grid
-        self._before = Spent()
-        self._reading = EnergyReading(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        self._before = Spent()  # by earlier starts
+        self._reading = total_of([])
         self._recorder: Recorder | None = None
         self._step = 0
         self._rest: Phase = "training"
-        self._num_gpus, self._starting_hours = 0, 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Start the meter."""
         self._step = state.global_step
         if args.local_process_index == 0:
             machine = args.process_index // ranks_here()
-            # Damaged rows of earlier starts are left out: whoever tells others of the run refuses them.
+            # Damaged rows of earlier starts are left out here; cards and reports refuse them.
             self._before = spent_in(read_starts(ledger_path(self.folder, machine), strict=False))
             num_gpus = ranks_here() if has_accelerator() and not args.use_cpu else 1
             self._recorder = Recorder(self.folder, self.grid, machine, state.global_step, num_gpus)
-            self._num_gpus, self._starting_hours = num_gpus, self._recorder.starting_seconds / 3600
-
-    def _write(self, step: int, phase: Phase) -> None:
-        self._step = step
-        if self._recorder is not None:
-            self._reading = self._recorder.write(step, phase)
 
     def has_failed(self) -> bool:
-        """Return whether this machine's meter has failed, so that nobody counts its energy."""
+        """Return whether this machine's meter has failed, so that its energy is not counted any more."""
         return self._recorder is not None and bool(self._recorder.failure)
 
     def spent(self) -> Spent:
-        """Return what this machine has spent by now in all starts, since the last row at their mean power."""
-        before, here, starting = self._before, self._reading, self._starting_hours
+        """Return what this machine has spent in all starts until now; since the last row, by their mean power."""
+        if self._recorder is None:  # not local rank 0
+            return self._before
+        before, here, starting = self._before, self._reading, self._recorder.starting_seconds / 3600
         hours = here.seconds / 3600 + starting
         spent = Spent(
             before.kwh + here.energy_kwh,
             before.kg + here.emissions_kg,
             before.hours + hours,
-            before.gpu_hours + hours * self._num_gpus,
+            before.gpu_hours + hours * self._recorder.num_gpus,
             before.starting_hours + starting,
-            self._num_gpus,
+            self._recorder.num_gpus,
         )
-        return spent if self._recorder is None else spent.after(self._recorder.seconds_since / 3600)
+        return spent.after(self._recorder.seconds_since / 3600)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write a row if the last one is old, or if something else than training follows."""
+        """Write a row if the last one is old, or if an evaluation or a save comes next."""
         self._step = state.global_step
         due = self._recorder is not None and self._recorder.is_due
         if due or control.should_evaluate or control.should_save:
             self._write(state.global_step, "training")
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Write a row, so that a score has its energy."""
         self._write(state.global_step, "evaluation")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Write a row, so that a checkpoint has its energy."""
         self._write(state.global_step, "saving")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remember that only the final evaluation and the final model are left."""
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
+        """Count the rest, the final evaluation and the final model, as saving."""
         self._rest = "saving"
+
+    def _write(self, step: int, phase: Phase, last: bool = False) -> None:
+        self._step = step
+        if self._recorder is not None:
+            self._reading = self._recorder.write(step, phase, last)
 
     def stop(self) -> None:
         """Write the last row; called when the run's work, the final evaluation included, is done or given up."""
-        if self._recorder is not None:
-            self._reading = self._recorder.write(self._step, self._rest, last=True)
-            self._recorder = None
+        self._write(self._step, self._rest, last=True)
+        self._recorder = None
