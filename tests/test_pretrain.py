@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from benchmark_rows import write_rows
-from transformers import LlamaModel, TrainerCallback, trainer_utils
+from transformers import LlamaModel, TrainerCallback, TrainerState, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
@@ -27,8 +28,8 @@ from teenytinyllama.planning.memory import batch_for, derive_batch, row_divisors
 from teenytinyllama.presets import count_parameters
 from teenytinyllama.publishing.card import write_model_card
 from teenytinyllama.stage_folder import sha256_file
+from teenytinyllama.training import metrics as metrics_module
 from teenytinyllama.training import pretrain as pretrain_module
-from teenytinyllama.training import pretrain as signal_scores
 from teenytinyllama.training import run_plan as plan_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training.config import PretrainConfig
@@ -133,7 +134,7 @@ def test_last_words_and_questions_are_asked_without_changing_the_training(
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaModel, "forward", watched_forward)
-    monkeypatch.setattr(signal_scores, "score_signal", watched)
+    monkeypatch.setattr(pretrain_module, "score_signal", watched)
     torch.backends.cuda.enable_cudnn_sdp(True)
     folder = run({**values, "eval_max_tokens": 30_000, "cloze_items": 6, "signal_items": 4,
                   "signal_data_dir": str(write_rows(tmp_path / "data"))})  # fmt: skip
@@ -426,19 +427,21 @@ def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> 
         with_batch(asked, 3)
 
 
-def test_a_step_faster_than_the_measured_peak_has_no_mfu(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    from teenytinyllama.training.metrics import MetricsCallback
-
-    said: list[str] = []
-    metrics = MetricsCallback(tmp_path, 256, None, None)  # type: ignore[arg-type]
-    metrics._bar, metrics._flops_per_token, metrics._peak = SimpleNamespace(write=said.append), 10.0, 1000.0
-    assert metrics._mfu(50.0) == 0.5
-    assert metrics._mfu(120.0) is None
-    assert metrics._mfu(50.0) is None, "the peak was wrong for this one too"
-    assert said == ["MFU        n/a from here on: a step reached 120 % of the measured peak, which was therefore taken "
-                    "beside other work"]  # fmt: skip
+def test_a_step_faster_than_the_measured_peak_has_no_mfu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics_module, "flops_per_token", lambda *shape: 10.0)
+    monkeypatch.setattr(metrics_module, "peak_flops", lambda device: (500.0, "made up"))
+    metrics = metrics_module.MetricsCallback(tmp_path, 256, None, None)  # type: ignore[arg-type]
+    ranks, model = SimpleNamespace(world_size=2), SimpleNamespace(config=SimpleNamespace(max_position_embeddings=32))
+    metrics.on_train_begin(ranks, TrainerState(max_steps=1), None, model=model)  # type: ignore[arg-type]
+    assert metrics.mfu(50.0) == 0.5
+    assert metrics.mfu(120.0) is None
+    assert metrics.mfu(50.0) is None, "the peak was wrong for this one too"
+    assert capsys.readouterr().out == (
+        "MFU        n/a from here on: a step reached 120 % of the measured peak, which was therefore taken beside other "
+        "work\n"
+    )
 
 
 def test_the_speed_of_a_run_is_its_mean() -> None:

@@ -1,4 +1,9 @@
-"""What a run reports while it trains: metrics.jsonl, the console line, loss.png."""
+"""Metrics: what a run reports while it trains, in metrics.jsonl, in console lines and in loss.png.
+
+`MetricsCallback` writes a record a logging step and one an evaluation, and counts tokens/s and MFU (model FLOPs
+utilisation: the share of the device's peak that training reaches, see `MFU_CONVENTION`). Below it is what is read from
+the records after the last step: mean speeds, the best held-out score, and whether the score got worse before the end.
+"""
 
 import itertools
 import json
@@ -27,7 +32,7 @@ MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddi
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the records of a run's metrics.jsonl or samples.jsonl without the damaged ones.
 
-    These records are for people, so a training goes on without some of them.
+    A training goes on although some of them are lost: people read these records, and no result depends on them.
     """
     return read_jsonl_records(path, _check_figures)
 
@@ -59,7 +64,7 @@ def rewind_jsonl(path: Path, step: int) -> None:
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Add one record to a jsonl file."""
-    close_line(path)  # a disk that was full may have torn the record before
+    close_line(path)  # a disk that was full may have cut off the record before
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -71,10 +76,10 @@ def plot_loss(
     held_out_label: str = "held-out bits per byte",
     loss_unit: str = "nats per token",
 ) -> None:
-    """Draw the training loss and a held-out score against tokens, in one unit on one axis.
+    """Draw the training loss and a held-out score against tokens.
 
-    Bits per byte where the training's are known (pretraining), else nats a token for both. A figure in neither unit,
-    such as a share of pairs, has an axis of its own, on the right.
+    Both are in bits per byte where the training loss is known in that unit (pretraining), else in nats a token. A
+    held-out score in neither unit, such as a share of pairs, has an axis of its own on the right.
     """
     import matplotlib as mpl
 
@@ -96,7 +101,7 @@ def plot_loss(
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
     lines: list[Any] = []
     if train:
-        lines += axis.plot(*zip(*_broken(train), strict=True), color="tab:blue", label="training loss")
+        lines += axis.plot(*zip(*_with_breaks(train), strict=True), color="tab:blue", label="training loss")
     gaps = [axis.axvspan(start, end, color="0.85", label="records lost") for start, end in gaps_of(train)]
     axis.set_xlabel("tokens")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -120,10 +125,10 @@ def plot_loss(
 
 
 def gaps_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return where records are missing, as (tokens, tokens): between neighbours much further apart than most are.
+    """Return where records are missing, as (tokens, tokens): between neighbours that are further apart than most are.
 
     Args:
-        points: (tokens, value) in order. Before the first one as much may be missing.
+        points: (tokens, value) in order. Records may also be missing before the first one.
     """
     places = [0.0, *(tokens for tokens, _ in points)]
     distances = [after - before for before, after in itertools.pairwise(places)]
@@ -133,10 +138,29 @@ def gaps_of(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     ]
 
 
-def _broken(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points with one that is drawn as nothing in each gap, so that no line leads over it."""
+def _with_breaks(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points, and in each gap between them one that is not drawn, so that no line crosses the gap."""
     breaks = [((start + end) / 2, math.nan) for start, end in gaps_of(points) if start]
     return sorted([*points, *breaks], key=lambda point: point[0])
+
+
+class Evaluation(Protocol):
+    """What the metrics callback needs of a held-out evaluation.
+
+    Attributes:
+        last: the newest summary, or None.
+        last_step: the step of that summary.
+        plot_key: the figure of a summary that is drawn.
+        plot_label: its name and unit.
+    """
+
+    last: dict[str, Any] | None
+    last_step: int
+    plot_key: str
+    plot_label: str
+
+    def describe(self) -> str:
+        """Return the newest summary as a line."""
 
 
 class MetricsCallback(TrainerCallback):
@@ -149,7 +173,7 @@ class MetricsCallback(TrainerCallback):
         self,
         folder: Path,
         tokens_per_step: int,
-        evaluation: "Evaluation",
+        evaluation: Evaluation,
         spending: SpendingCallback,
         bytes_per_token: float | None = None,
         logged: tuple[str, ...] = (),
@@ -161,11 +185,11 @@ class MetricsCallback(TrainerCallback):
         Args:
             folder: the run's folder.
             tokens_per_step: tokens of one optimizer step, over all ranks.
-            evaluation: what scores held-out data.
-            spending: what was spent so far.
-            bytes_per_token: of the training text, to state the loss in bits per byte; None: the loss is no such loss.
-            logged: more figures that the Trainer logs and that are kept, by its names.
-            knows_flops: whether the arithmetic of a full training applies, for MFU.
+            evaluation: scores held-out data.
+            spending: counts what was spent so far.
+            bytes_per_token: of the training text, to state the loss in bits per byte; None: the loss has another unit.
+            logged: names of more figures that the Trainer logs and that are recorded.
+            knows_flops: whether all parameters are trained, so that the FLOPs of MFU are known.
             loss_unit: unit of the training loss.
         """
         self.path, self.plot_path = folder / METRICS_NAME, folder / PLOT_NAME
@@ -178,13 +202,11 @@ class MetricsCallback(TrainerCallback):
         self._flops_per_token = 0.0
         self._peak = 1.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Go back to the resumed step and start the clock and the bar."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Drop the records after the resumed step, and start the clock and the bar."""
         if not state.is_world_process_zero:
             return
-        with beside_the_model(f"going back in {METRICS_NAME}"):
+        with beside_the_model(f"cutting back {METRICS_NAME}"):
             rewind_jsonl(self.path, state.global_step)
         config = kwargs["model"].config
         self._flops_per_token = flops_per_token(config, config.max_position_embeddings)
@@ -203,20 +225,15 @@ class MetricsCallback(TrainerCallback):
             self._step_end = time.perf_counter()
 
     def _pause(self) -> None:
-        """Count the time since the last event as not training."""
+        """Leave the time since the last event out of the speed."""
         now = time.perf_counter()
         self._paused += now - self._step_end
         self._step_end = now
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Report a training loss.
+        """Record and print the training loss with speed, MFU, energy and money.
 
         Raises:
             RunFailedError: the loss is not finite. Every rank sees the same loss, so all of them stop.
@@ -234,18 +251,17 @@ class MetricsCallback(TrainerCallback):
         now = time.perf_counter()
         seconds = max(now - self._logged_time - self._paused, 1e-9)
         tokens_per_second = (state.global_step - self._logged_step) * self.tokens_per_step / seconds
-        mfu = self._mfu(tokens_per_second)
         steps_left = state.max_steps - state.global_step
         record = {
             "step": state.global_step,
             "tokens": state.global_step * self.tokens_per_step,
             "loss": loss,
             **({"train_bits_per_byte": loss / math.log(2) / self.bytes_per_token} if self.bytes_per_token else {}),
-            **{_key(name): logs[name] for name in self.logged if name in logs},
+            **{name.removeprefix("rewards/").replace("/", "_"): logs[name] for name in self.logged if name in logs},
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "tokens_per_second": tokens_per_second,
-            "mfu": mfu,
+            "mfu": self.mfu(tokens_per_second),
             **self.spending.record(steps_left),
             "seconds": now - self._start,
         }
@@ -254,8 +270,11 @@ class MetricsCallback(TrainerCallback):
         self._logged_time, self._logged_step, self._paused = now, state.global_step, 0.0
         self._bar.write(_console_line(record, state.max_steps, self.spending.seconds_left(steps_left)))
 
-    def _mfu(self, tokens_per_second: float) -> float | None:
-        """Return the share of the peak that is reached; None if not known, and from the first impossible one on."""
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Return the share of the ranks' peak that a speed reaches (MFU); None if it is not known.
+
+        A share above 1 shows that the peak was measured too low; from then on MFU counts as not known.
+        """
         if not self.knows_flops:
             return None
         share = tokens_per_second * self._flops_per_token / self._peak
@@ -266,9 +285,7 @@ class MetricsCallback(TrainerCallback):
                         "was therefore taken beside other work")  # fmt: skip
         return None
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Advance the evaluation's bar."""
         if not state.is_world_process_zero:
             return
@@ -278,8 +295,8 @@ class MetricsCallback(TrainerCallback):
             )
         self._eval_bar.update(1)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Report the held-out score."""
+    def on_evaluate(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Record and print the held-out score, and draw the curve."""
         if self._eval_bar is not None:
             self._eval_bar.close()
             self._eval_bar = None
@@ -295,21 +312,17 @@ class MetricsCallback(TrainerCallback):
             self._plot()
             self._pause()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take the saving time out of the speed, once the callbacks after this one are done with it too."""
+    def on_save(self, *_: Any, **kwargs: Any) -> None:
+        """Begin a pause, which lasts until the callbacks after this one have saved too."""
         self._saving = True
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
         """End the pause of a save."""
         if self._saving and self._bar is not None:
             self._pause()
         self._saving = False
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Close the bar and draw the curve."""
         if self._bar is not None:
             self._bar.close()
@@ -319,11 +332,6 @@ class MetricsCallback(TrainerCallback):
     def _plot(self) -> None:
         with beside_the_model(f"the plot {PLOT_NAME}"):
             plot_loss(self.path, self.plot_path, self.evaluation.plot_key, self.evaluation.plot_label, self.loss_unit)
-
-
-def _key(name: str) -> str:
-    """Return the name under which a figure of the Trainer is recorded."""
-    return name.removeprefix("rewards/").replace("/", "_")
 
 
 def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float | None) -> str:
@@ -340,7 +348,7 @@ def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float | N
 
 
 def _so_far_and_projected(record: dict[str, Any]) -> str:
-    """Return energy, emissions and money as `0.0123 of 0.0500 kWh  `, without what is not known."""
+    """Return energy, emissions and money so far and at the end, as `0.0123 of 0.0500 kWh  `, without unknown ones."""
     parts = []
     for name, unit, factor, form in (
         ("kwh", "kWh", 1, ".4f"),
@@ -355,7 +363,7 @@ def _so_far_and_projected(record: dict[str, Any]) -> str:
 
 
 def _some(record: dict[str, Any], name: str, form: str) -> str:
-    """Return a figure in its form, or nothing where the record has none."""
+    """Return a figure of a record in a format, or an empty text where the record has none."""
     value = record.get(name)
     return "" if value is None else form.format(value).replace("%", " %")
 
@@ -364,9 +372,10 @@ RISE_WORTH_TELLING = 0.005  # share of the lowest held-out score; evaluations ne
 
 
 def comparable_scores(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the held-out records over the text that evaluations read most lately, by step.
+    """Return the held-out records by step that scored the same text as the newest evaluations did.
 
-    Left out are the score of all documents after the last step, and what a shorter run read before it was made longer.
+    The final score is left out, because it is of all documents, and so are the scores of a shorter run that was made
+    longer, because its evaluations read fewer tokens.
 
     Args:
         records: of `metrics.jsonl`.
@@ -388,12 +397,12 @@ def lowest_held_out(records: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def describe_turn(folder: Path, records: list[dict[str, Any]], epochs: float) -> str | None:
-    """Return what to tell of a run whose held-out score got worse before its end, and which checkpoint is better.
+    """Return a warning about a run whose held-out score got worse before its end, with the best checkpoint, or None.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         records: of its `metrics.jsonl`.
-        epochs: times it read its rows.
+        epochs: how often the run read its rows.
     """
     scores = comparable_scores(records)
     lowest = lowest_held_out(records)
@@ -425,22 +434,3 @@ def speeds_of_steps(train: list[dict[str, Any]]) -> dict[str, Any]:
         # MFU is the speed times a constant.
         "mfu": train[-1]["mfu"] / train[-1]["tokens_per_second"] * mean if known and mean else None,
     }
-
-
-class Evaluation(Protocol):
-    """What the metrics callback needs of a held-out evaluation.
-
-    Attributes:
-        last: the newest summary, or None.
-        last_step: the step of that summary.
-        plot_key: the figure of a summary that is drawn.
-        plot_label: its name and unit.
-    """
-
-    last: dict[str, Any] | None
-    last_step: int
-    plot_key: str
-    plot_label: str
-
-    def describe(self) -> str:
-        """Return the newest summary as a line."""

@@ -133,7 +133,7 @@ class StopCallback(TrainerCallback):
 
 
 class RunTrainer:
-    """Mixed into a Trainer's class, in front of it: times its parts, decays no embeddings, ends evaluations on a signal.
+    """Mixed into a Trainer's class, in front of it: times its parts, decays no embeddings, ends evaluations on signals.
 
     Attributes:
         clock: counts where the time goes.
