@@ -1,7 +1,4 @@
-"""What GPUs can do and what they cost: the one table that speed reports and plans read.
-
-What the machine offers: precision, peak speed and a name for the reports.
-"""
+"""GPUs: the one table of their peak, memory, power and price; and what the device of this process is and can do."""
 
 import functools
 import platform
@@ -16,15 +13,15 @@ from .checks import InputError, available_cores, near_name
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU on its own.
+    """One kind of GPU.
 
     Attributes:
         device: the part of the driver's device name that tells the model.
         peak_flops: dense 16-bit tensor-core peak in FLOP/s, without sparsity, added up in float32.
         memory_gb: memory in 10^9 bytes, as the data sheet counts.
         board_watts: the board's power limit.
-        planned_watts: what to plan for one GPU at work, with its share of the host.
-        price_usd: a usual price of an hour, to be replaced by the one you are offered.
+        planned_watts: power that a plan counts for one GPU at work, with its share of the host.
+        price_usd: a usual price of an hour; a plan for an offer replaces it.
         source: of peak, memory and board power.
         watts_source: of `planned_watts`.
         price_source: of `price_usd`.
@@ -41,8 +38,8 @@ class Gpu:
     price_source: str
 
 
-# A GPU that nobody has measured for us: nine tenths of its power limit, which is where an H100 (620-680 of 700 W) and
-# an A100 (330-370 of 400 W) stand when they train, and 80 W of the host, the low end of 80-120 W.
+# A GPU without a measurement: nine tenths of its power limit, as an H100 (620-680 of 700 W) and an A100 (330-370 of
+# 400 W) use when they train, and 80 W of the host, the low end of 80-120 W.
 _RULE = "0.9 x board power + 80 W of the host, the rule that fits H100 and A100"
 _H100_WATTS = "GPU 620-680 W + 80-120 W of the host under training load"
 _A100_WATTS = "GPU 330-370 W + 80 W of the host; TeenyTinyLlama-160m's log has 430 W (arXiv 2401.16640)"
@@ -214,13 +211,13 @@ def peak_flops(device: str) -> tuple[float, str]:
     return _measured_peak_flops(torch.get_num_threads(), "cpu" if accelerator is None else accelerator.type)
 
 
-@functools.cache  # who asks twice is told the same
+@functools.cache  # so that every caller in a process gets the same figure
 def _measured_peak_flops(threads: int, device: str) -> tuple[float, str]:
     import torch
 
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[choose_precision()[0]]
     size = 1024 if device == "cpu" else 8192  # a GPU is filled
-    own = torch.Generator(device).manual_seed(0)  # the process's random numbers stay as they are
+    own = torch.Generator(device).manual_seed(0)  # leaves the process's random state as it is
     a, b = (torch.randn(size, size, generator=own, device=device, dtype=kind) for _ in range(2))
     best, count, begin, begun = float("inf"), 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < 0.3:
@@ -228,7 +225,7 @@ def _measured_peak_flops(threads: int, device: str) -> tuple[float, str]:
         torch.mm(a, b)
         wait_for_gpu()
         best, count = min(best, time.perf_counter() - start), count + 1
-    # Other programs may leave a processor no quiet moment: what its threads worked is theirs alone.
+    # Other programs may use the processor all the time: the processor time of this process's threads excludes them.
     worked = (time.process_time() - begun) / min(threads, available_cores())
     if device == "cpu" and worked > 0:
         best = min(best, worked / count)

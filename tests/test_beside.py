@@ -201,7 +201,7 @@ def test_a_run_that_lost_its_records_ends_well_and_is_known_as_complete(
 ) -> None:
     folder = Path(values["output_dir"])
     with monkeypatch.context() as patch:
-        patch.setattr("teenytinyllama.training.pretrain._finish", fail)
+        patch.setattr("teenytinyllama.training.pretrain.close_run_folder", fail)
         with pytest.raises(ZeroDivisionError):
             run(values)
     (folder / "metrics.jsonl").unlink()

@@ -4,8 +4,10 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -195,8 +197,8 @@ def test_the_choice() -> None:
 def test_the_least_limit_of_a_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert 10**7 < free_memory_bytes(cpu) < 10**14
-    monkeypatch.setattr(memory, "_available_bytes", lambda: 1000)
-    monkeypatch.setattr(memory, "_cgroup_bytes", lambda *paths: iter([800, 900]))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(memory, "container_free_bytes", lambda *paths: iter([800, 900]))
     assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=2)) == (800, 400)
     monkeypatch.setattr(resource, "getrlimit", lambda what: (500, 500))
     monkeypatch.setattr(memory, "virtual_memory_bytes", lambda: 200)
@@ -217,11 +219,11 @@ def test_limits_of_containers(tmp_path: Path) -> None:
     write(tmp_path / "v2" / "a", memory__max="1000\n", memory__current="700\n",
           memory__stat="anon 5\ninactive_file 200\n")  # fmt: skip
     write(tmp_path / "v2" / "a" / "b", memory__max="max\n", memory__current="700\n")
-    assert list(memory._cgroup_bytes(listing, tmp_path / "v2")) == [500]
+    assert list(memory.container_free_bytes(listing, tmp_path / "v2")) == [500]
     listing.write_text("4:memory:/host/path\n3:cpuset:/\n0::/\n")  # inside a container: the path is not there
     write(tmp_path / "v1" / "memory", memory__limit_in_bytes="1000", memory__usage_in_bytes="400")
-    assert list(memory._cgroup_bytes(listing, tmp_path / "v1")) == [600]
-    assert list(memory._cgroup_bytes(tmp_path / "nowhere", tmp_path)) == []
+    assert list(memory.container_free_bytes(listing, tmp_path / "v1")) == [600]
+    assert list(memory.container_free_bytes(tmp_path / "nowhere", tmp_path)) == []
 
 
 def test_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,7 +274,7 @@ def test_another_error_in_a_trial_is_not_hidden(values: dict[str, Any], monkeypa
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr(trials, "SURE_SHARE", 0.0)
-    monkeypatch.setattr(trials, "_compute_micro_batch", failing)
+    monkeypatch.setattr(trials, "apply_speed", failing)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         settled(values)
 

@@ -1,18 +1,18 @@
-"""How much memory is free, and how much a training needs: arithmetic on shapes, checked against measurements.
+"""Memory: how many bytes a training needs and how many are free; how tokens a step become rows, and rows micro-batches.
 
-The benchmark `benchmarks/micro_batch.py` compares it with the peak of real training steps (docs/lab-log.md).
-
-The arithmetic of batches: tokens a step into rows a rank computes at once, and accumulation.
+What a training needs is arithmetic on the model's shape. `benchmarks/micro_batch.py` compares it with the peak of real
+training steps (docs/lab-log.md).
 """
 
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
 
 from ..checks import counted, ensure
 from ..presets import Preset, count_parameters
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 
-# How the loss is made, see `loss.fuse_loss`; `whole` is with whole logits, as transformers makes it.
+# How the loss is computed, see `training/speed.py`; `whole` is from whole logits, as transformers does it.
 LossKind = Literal["whole", "chunked", "compiled"]
 
 # Whole logits of an evaluation batch, in bytes: 16-bit ones and the float32 copy that accelerate makes of them.
@@ -34,7 +34,7 @@ _BYTES_PER_LOGIT = 6
 # seven to ten (docs/gpu.md).
 REPEATS_WORTH_READING = 4
 
-# By the law below for 20 tokens a parameter of 160m (276,000), in a power of two.
+# What `optimal_batch_tokens` gives for 20 tokens a parameter of 160m (276,000), in a power of two.
 LONG_RUN_TOKENS_PER_STEP = 262_144
 
 # Logits of one chunk on a CPU, in bytes of float32: 512 tokens at 32,000 entries. 256 to 1,024 tokens were equally fast
@@ -50,7 +50,7 @@ def derive_batch(
     Args:
         tokens_per_step: global batch in tokens.
         context: tokens a row.
-        micro_batch: rows a rank computes at once; None: the largest divisor up to 8, until memory has been looked at.
+        micro_batch: rows a rank computes at once; None: the largest divisor up to 8, until it is chosen by memory.
         world_size: number of ranks.
         key: what the config calls the global batch; in pairs (`pairs_per_step`), a row counts as 1.
 
@@ -108,7 +108,7 @@ def optimal_batch_tokens(tokens: float) -> float:
 
 
 def batch_for(tokens: int | None, context: int, world_size: int = 1, micro_batch: int | None = None) -> int:
-    """Return the tokens of a step where a config leaves them open: by the law above, in a power of two of rows.
+    """Return the tokens of a step where a config leaves them open: `optimal_batch_tokens` in a power of two of rows.
 
     Where ranks cannot share so many rows, it is the nearest number of rows that they can share.
 
@@ -116,7 +116,7 @@ def batch_for(tokens: int | None, context: int, world_size: int = 1, micro_batch
     42 million tokens ended at 1.637 bits per byte in steps of 65,536 and at 1.565 in steps of 8,192 (docs/gpu.md).
 
     Args:
-        tokens: of the whole run; None: not known yet, a long run is meant.
+        tokens: of the whole run; None: not known yet, taken for a long run.
         context: tokens a row.
         world_size: number of ranks.
         micro_batch: rows a rank computes at once, where that is given.
@@ -147,13 +147,13 @@ def row_divisors(rows_per_rank: int) -> list[int]:
 
 
 def eval_rows(micro_batch: int, context: int, vocab_size: int, whole_logits: bool) -> int:
-    """Return the held-out windows that a rank scores at once: as many as it trains on, which need more memory.
+    """Return the held-out windows that a rank scores at once: as many as training rows, less if whole logits are made.
 
     Args:
         micro_batch: rows of a training step that a rank computes at once.
         context: tokens a row.
         vocab_size: entries of the vocabulary.
-        whole_logits: whether an evaluation makes them; training may not.
+        whole_logits: whether an evaluation makes whole logits.
     """
     if not whole_logits:
         return micro_batch
@@ -183,7 +183,7 @@ _STATE_BYTES = {"weights": 4, "gradients": 4, "moments": 8}
 # has another optimizer, without them (runtime/bf16_optimizer.py).
 _ZERO_BUFFER_ELEMENTS = 2 * 500_000_000
 
-# What a process holds beyond tensors once it computes: kernels' workspaces and buffers of the collectives.
+# What a process holds besides tensors once it computes: workspaces of kernels and buffers of the collectives.
 FIXED_BYTES = {"cpu": 100_000_000, "gpu": 1_000_000_000}
 # On a CPU, pieces of freed memory that the C library keeps for itself. Measured: 1.2 to 1.8 times the activations;
 # with MALLOC_MMAP_THRESHOLD_=200000, which returns them at once, no more than the activations.
@@ -347,8 +347,15 @@ def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
     if device.type == "cpu":
         import resource  # not on Windows, where the module must still be importable
 
-        shared = [_available_bytes(), *_cgroup_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
-        own = [_address_space_bytes()] if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY else []
+        shared = [
+            psutil.virtual_memory().available,
+            *container_free_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")),
+        ]
+        own = (
+            [resource.getrlimit(resource.RLIMIT_AS)[0] - virtual_memory_bytes()]
+            if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+            else []
+        )
         return max(0, min([min(shared) // ranks_here, *own]))
     module: Any = getattr(torch, device.type)
     if device.type == "mps":
@@ -356,17 +363,13 @@ def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
     return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
 
 
-def _available_bytes() -> int:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # macOS counts no free memory that other programs would give up: half of it all
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+def container_free_bytes(listing: Path, mount: Path) -> Iterator[int]:
+    """Yield how much each control group of this process (a container's limit) leaves; reclaimable file cache is free.
 
-
-def _cgroup_bytes(listing: Path, mount: Path) -> Iterator[int]:
-    """Yield what each limit of the control groups above this process leaves; file cache that can go counts as free."""
+    Args:
+        listing: `/proc/self/cgroup`.
+        mount: where control groups are mounted.
+    """
     try:
         entries = [line.strip().split(":", 2) for line in listing.read_text(encoding="ascii").splitlines()]
     except OSError:
@@ -387,7 +390,7 @@ def _cgroup_bytes(listing: Path, mount: Path) -> Iterator[int]:
 
 
 def _read_figure(folder: Path, name: str) -> int | None:
-    """Return the number in a control group's file, or in the line of it that a word after the file's name begins."""
+    """Return the number in a control group's file; of `FILE KEY`, that in the line of the file that begins with KEY."""
     file, _, key = name.partition(" ")
     try:
         text = (folder / file).read_text(encoding="ascii")
@@ -399,39 +402,13 @@ def _read_figure(folder: Path, name: str) -> int | None:
 
 
 def virtual_memory_bytes() -> int:
-    """Return the size of this process's address space; 0 where the system does not say."""
-    if sys.platform != "linux":
-        return 0
-    import resource
-
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-
-
-def _address_space_bytes() -> int:
-    import resource
-
-    return resource.getrlimit(resource.RLIMIT_AS)[0] - virtual_memory_bytes()
-
-
-def choose_rows(divisors: list[int], need: MemoryNeed, free_bytes: int, context: int, device_type: str) -> int:
-    """Return the largest of `divisors` that fits into the free memory and still makes anything faster; at least 1 row.
-
-    Args:
-        divisors: the rows that a rank can compute at once, in rising order.
-        need: see `memory_need`.
-        free_bytes: see `free_memory_bytes`.
-        context: tokens a row.
-        device_type: `cpu`, or any GPU's.
-    """
-    kind = "cpu" if device_type == "cpu" else "gpu"
-    usable_bytes = USED_SHARE[kind] * free_bytes
-    useful = [rows for rows in divisors if rows * context <= MOST_TOKENS[kind]]
-    return max((rows for rows in useful if need.total_bytes(rows) <= usable_bytes), default=divisors[0])
+    """Return the size of this process's address space."""
+    return int(psutil.Process().memory_info().vms)
 
 
 @contextlib.contextmanager
 def limited_address_space(more_bytes: int) -> Iterator[None]:
-    """Let this process grow by so many bytes only: what does not fit is then an error, where Linux would kill it."""
+    """Let this process grow by so many bytes only: an allocation beyond is an error, instead of a kill by Linux."""
     if sys.platform != "linux":
         yield
         return
@@ -444,3 +421,19 @@ def limited_address_space(more_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def choose_rows(divisors: list[int], need: MemoryNeed, free_bytes: int, context: int, device_type: str) -> int:
+    """Return the largest of `divisors` that fits into the free memory, up to `MOST_TOKENS`; at least the smallest.
+
+    Args:
+        divisors: the rows that a rank can compute at once, in rising order.
+        need: see `memory_need`.
+        free_bytes: see `free_memory_bytes`.
+        context: tokens a row.
+        device_type: `cpu`, or any GPU's.
+    """
+    kind = "cpu" if device_type == "cpu" else "gpu"
+    usable_bytes = USED_SHARE[kind] * free_bytes
+    useful = [rows for rows in divisors if rows * context <= MOST_TOKENS[kind]]
+    return max((rows for rows in useful if need.total_bytes(rows) <= usable_bytes), default=divisors[0])

@@ -45,13 +45,13 @@ if TYPE_CHECKING:
 class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
     """A map-style dataset of exactly the rows of a run: the packed rows, repeated as often as the run needs.
 
-    The first epoch is the packed order (shuffled once when packing); each later one is a permutation of its own.
+    The first epoch has the packed order (shuffled once when packing); each later epoch is another permutation.
     Because the dataset is as long as the run, every optimizer step has all its micro-batches, no row is dropped
-    where two epochs meet, and resuming is arithmetic on the row's number.
+    between two epochs, and a resumed run finds its next row by the row's number.
     """
 
     def __init__(self, rows: NDArray[Any], num_rows: int, seed: int) -> None:
-        """Show `num_rows` rows of the array (rows, context), going round as often as needed."""
+        """Show `num_rows` rows of an array (rows, context), which is repeated as often as needed."""
         self.rows, self.num_rows, self.seed = rows, num_rows, seed
         self._epoch = 0
         self._order: NDArray[np.int64] | None = None
@@ -64,7 +64,7 @@ class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
         return {"input_ids": self.rows[self._place(epoch, place)].astype(np.int64)}
 
     def __getitems__(self, indices: list[int]) -> NDArray[np.int64]:
-        """Return the rows of a batch, (rows, context), in one read; torch's loader asks for this when it is there."""
+        """Return the rows of a batch, (rows, context), in one read; torch's loader calls this where it exists."""
         places = [self._place(*divmod(index, len(self.rows))) for index in indices]
         return self.rows[places].astype(np.int64)
 
@@ -80,7 +80,7 @@ class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
 class CausalCollator:
     """Stack rows to a batch; rows without labels are their own labels, shorter rows are padded on the right.
 
-    Padding needs no attention mask: in a causal model nothing before it sees it, and its labels are -100.
+    Padding needs no attention mask: in a causal model no token before it sees it, and its labels are -100.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -102,13 +102,13 @@ class CausalCollator:
         return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 
 
-_SHARE_OF_EVALUATION = 0.1  # of the tokens of an evaluation that cloze may read: a few thousandths of a run
+_CLOZE_SHARE = 0.1  # of the tokens of an evaluation may be cloze questions: a few thousandths of a run
 
 
 def build_signal_tasks(
     config: "PretrainConfig", packed: "PackedCorpus", document_ids: Iterable[int], tokenizer: Any
 ) -> list[SignalTask]:
-    """Return the tasks that a run's config asks for; cloze is made from the documents that are evaluated.
+    """Return the tasks that a run's config asks for; cloze questions are made from the held-out documents.
 
     Raises:
         InputError: a folder without data, or data that does not fit.
@@ -120,7 +120,7 @@ def build_signal_tasks(
             start, count = int(document["offset"]), int(document["num_tokens"])
             ids = packed.validation[start + 1 : start + count - 1].tolist()
             texts.append(str(tokenizer.decode(ids, skip_special_tokens=False)))
-        most = int((config.eval_max_tokens or 0) * _SHARE_OF_EVALUATION)
+        most = int((config.eval_max_tokens or 0) * _CLOZE_SHARE)
         cloze = cloze_task(texts, tokenizer, config.cloze_items, most)
         tasks += [cloze] if cloze else []
     if config.signal_data_dir is not None:
@@ -129,22 +129,22 @@ def build_signal_tasks(
 
 
 class SignalCallback(TrainerCallback):
-    """Add accuracy and bits per byte of the right answers to the newest held-out summary.
+    """Ask the model the questions of some tasks, and add accuracy and bits per byte to the newest held-out summary.
 
-    It stands before the callback that writes that summary. All ranks have the same questions: under ZeRO 3, where each
-    holds a part of every layer, all of them read together; otherwise the first reads alone.
+    Must come before the callback that writes that summary. Under ZeRO 3, where each rank holds a part of every layer,
+    all ranks compute the same questions together; otherwise rank 0 computes them alone.
     """
 
     def __init__(
         self, tasks: list[SignalTask], evaluation: Any, batch_size: int, zero_stage: int, compiles: bool
     ) -> None:
-        """Ask the tasks' questions; compiled layers are run uncompiled, because rows have many lengths."""
+        """Ask these tasks; compiled layers are run uncompiled, because questions have many lengths."""
         self.tasks, self.evaluation, self.batch_size, self.compiles = tasks, evaluation, batch_size, compiles
         self.all_ranks = zero_stage == 3
         self._step, self._figures = -1, dict[str, float]()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Score the model once a step; the final evaluation scores more documents of the same model."""
+        """Score the model once a step: the final evaluation is of the same model and only adds documents."""
         if not self.tasks or not (self.all_ranks or state.is_world_process_zero):
             return
         if self._step != state.global_step:
@@ -159,7 +159,7 @@ class SignalCallback(TrainerCallback):
 
 
 class HeldOutEvaluation:
-    """The Trainer's `compute_metrics` for one set of held-out windows; `last` keeps the newest full summary."""
+    """The Trainer's `compute_metrics` for held-out windows; `last` is the newest full summary, with its sources."""
 
     plot_key, plot_label = "bits_per_byte", "held-out bits per byte"
 
@@ -170,7 +170,7 @@ class HeldOutEvaluation:
         self.last_step = -1  # set by the metrics callback
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the flat figures; the per-source ones are in `last`."""
+        """Return the figures of all documents; those of each source are in `last`."""
         self.last = self.windows.summarise(np.asarray(prediction.predictions))
         return {name: self.last[name] for name in ("bits_per_byte", "perplexity", "nats_per_token")}
 
@@ -227,14 +227,12 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         kind = model.config.model_type
         lines["signals"] = f"no questions while it trains: they are asked of Llamas alone, and this is a {kind}"
     run = assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)
-    tasks = []
     if asks:
         tasks = build_signal_tasks(config, plan.packed, evaluation.windows.document_ids, plan.tokenizer)
-    signal = SignalCallback(
-        tasks, evaluation, int(config.per_device_eval_batch_size or 8), zero_stage, trainer.compiles
-    )
-    # In front of the callback that writes the summary.
-    trainer.callback_handler.callbacks.insert(0, trainer.clock.watch(signal, "evaluation"))
+        rows = int(config.per_device_eval_batch_size or 8)
+        signal = SignalCallback(tasks, evaluation, rows, zero_stage, trainer.compiles)
+        # The first of all callbacks, and so before the one that writes the summary.
+        trainer.callback_handler.callbacks.insert(0, trainer.clock.watch(signal, "evaluation"))
     return run
 
 
@@ -303,7 +301,7 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
 
 
 def warn_of_repeats(epochs: float) -> dict[str, str]:
-    """Return a line on a pretraining that reads its rows too often, by its name; none for one that does not."""
+    """Return a banner line, by its name, for a pretraining that reads its rows too often; else no line."""
     if epochs <= REPEATS_WORTH_READING:
         return {}
     return {

@@ -386,7 +386,7 @@ class MeasuredSpeed:
 def tokens_within(
     caps: dict[str, float], price_usd: float, speed: MeasuredSpeed, values: dict[str, Any]
 ) -> tuple[float, str]:
-    """Return the tokens that what the test left of the tightest cap pays for, evaluations included, and its key."""
+    """Return how many tokens the tightest cap pays for, after the speed test, with evaluations, and the cap's key."""
     gone = speed.spent_hours + speed.starting_hours
     hours = {
         "max_hours": lambda cap: cap - gone,

@@ -64,10 +64,10 @@ OUT_OF_MEMORY_HELP = "Set activation_checkpointing: true, take rows of a smaller
 def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     """Set the micro-batch of a run, in place; call it on every rank once they are connected and before the Trainer.
 
-    Not given, it is chosen from what is free on the rank with least, or is as before in a resumed run, so that sums
-    keep their order. Given or chosen, one that might not fit is tried, and the next smaller one is taken, until one
-    does. This happens before the Trainer is made, because that is when accumulation is read, and DeepSpeed's `auto`
-    values are filled in from it.
+    A micro-batch that is not given is chosen from the free memory of the rank that has least. A resumed run keeps the
+    one it had, so that floating-point sums keep their order. One that might not fit is tried, and the next smaller one
+    is taken, until one fits. All this happens before the Trainer is made, because the Trainer then reads accumulation,
+    and fills in DeepSpeed's `auto` values from it.
 
     Args:
         config: a `RunSettings`, changed in place: the micro-batch, the accumulation, and why.
@@ -134,8 +134,8 @@ def _shrink_until_it_fits(config: Any, plan: RunPlan, need: MemoryNeed, rows: in
     free_bytes, device = config.micro_batch_free_bytes, config.device
     while True:
         sure = need.total_bytes(rows) <= SURE_SHARE * free_bytes and plan.model_config.model_type == "llama"
-        # Under ZeRO 3 no rank could hold the whole model that a trial before the engine needs, and a trial knows of no
-        # frozen weights and of no second model.
+        # No trial under ZeRO 3, where a rank may not have room for a whole model, nor with frozen weights or a second
+        # model, which a trial does not build.
         if sure or zero_stage_of(config) == 3 or config.frozen_share or config.reference_models:
             return rows, reason
         failure = try_rows(config, plan, need, rows)
@@ -155,9 +155,9 @@ def _shrink_until_it_fits(config: Any, plan: RunPlan, need: MemoryNeed, rows: in
 
 
 def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
-    """Compute one micro-batch of random rows with the memory of the optimizer held back.
+    """Compute one micro-batch of random rows while the memory of the optimizer's states is held back.
 
-    The state of the random numbers is the same afterwards.
+    The random state of the process is the same afterwards.
 
     Returns:
         Why it does not fit, or an empty text.
@@ -268,8 +268,8 @@ def _say(line: str) -> None:
 
 SPEED_TEST_FOLDER = "speed-test"
 _STEPS = 8
-_FIRST_STEADY_STEP = 3  # before it kernels are chosen, and compiled where that pays
-_MOST_ROWS = 16  # of a rank in a step of the test: enough for any micro-batch of note, quick on a slow machine
+_FIRST_STEADY_STEP = 3  # in the steps before, kernels are chosen, and compiled where that pays
+_MOST_ROWS = 16  # of a rank in a step of the test: enough for usual micro-batches, and quick on a slow machine
 _LEAST_STEPS = 20  # a run of fewer is not worth starting
 # The decay begins when the caps ask for it, so the planned end may lie beyond; a run that turns out faster than its
 # test then uses what it saves.
@@ -287,10 +287,10 @@ def settle_length(
     A test that was made for this folder is not made again, so that the same command resumes the same run.
 
     Args:
-        values: of a config, packed.
-        num_ranks: that will train.
-        check: refuses values that cannot be trained by, and returns the state of the run's folder.
-        run_test: trains by given values with its output in a file, and returns the exit code.
+        values: the values of a pretraining config whose rows are packed.
+        num_ranks: number of ranks that will train.
+        check: refuses values that no training can have, and returns the state of the run's folder.
+        run_test: trains with given values, writes its output into a file, and returns the exit code.
 
     Raises:
         InputError: `check` refuses the values, the caps pay for too little, an earlier test's record is damaged, or
@@ -300,7 +300,7 @@ def settle_length(
     given = {key: float(values[key]) for key in CAP_KEYS if values.get(key) is not None}
     if not given or values.get("max_tokens") or values.get("max_steps", -1) > 0:
         return values
-    # The test, the check and the run have one batch: the length that is found would ask for another.
+    # The batch is decided here, once for the test, the check and the run: the length found below would change it.
     values = with_batch(values, num_ranks)
     tokens_per_step = int(with_batch(values, 1)["tokens_per_step"])  # the default, where nothing else decides it
     shortest = {**values, "max_tokens": tokens_per_step}
@@ -347,7 +347,7 @@ def measure_speed(
     """Run the speed test of a run in its folder, delete the test's folder, and return what it found.
 
     Raises:
-        InputError: somebody else's folder has the name of the test's.
+        InputError: a folder that this package did not make has the name of the test's.
         RunFailedError: the test's training failed.
     """
     folder = Path(values["output_dir"])
@@ -377,7 +377,7 @@ def measure_speed(
 
 
 def _clear(place: Path) -> None:
-    """Put what a test consumed into the run's account, and delete its folder."""
+    """Add the energy of a test to the run's account, and delete the test's folder."""
     try:
         add_speed_test(place, place.parent)
     finally:
@@ -385,7 +385,7 @@ def _clear(place: Path) -> None:
 
 
 def short_run_values(values: dict[str, Any], num_ranks: int, place: Path) -> dict[str, Any]:
-    """Return the values of the test: a few steps of the same kind, without evaluations, samples and checkpoints."""
+    """Return the values of the speed test: a few steps like the run's, without evaluations, samples and checkpoints."""
     context = packed_manifest(str(values["packed"]))["context"]
     rows_per_rank = int(with_batch(values, 1)["tokens_per_step"]) // context // num_ranks
     most = max(_MOST_ROWS, int(values.get("per_device_train_batch_size") or 0))
@@ -406,7 +406,7 @@ def short_run_values(values: dict[str, Any], num_ranks: int, place: Path) -> dic
 
 
 def _compiles(values: dict[str, Any], num_ranks: int) -> bool | None:
-    """Return whether the run will compile its layers: it decides by its length, which only the caps tell so far."""
+    """Return whether the run will compile its layers, which depends on its length; so far only the caps bound that."""
     if values.get("compile_layers") is not None:
         return bool(values["compile_layers"])
     gpu = find_gpu(device_name())
