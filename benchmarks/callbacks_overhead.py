@@ -67,8 +67,9 @@ class Training:
 class NamedClock(Clock):
     """The run's clock, with a part for every event of every callback."""
 
-    def _timed(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
-        return super()._timed(method, f"{type(method.__self__).__name__}.{method.__name__}")  # type: ignore[attr-defined]
+    def timed(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Count the time as that of this event of this callback."""
+        return super().timed(method, f"{type(method.__self__).__name__}.{method.__name__}")  # type: ignore[attr-defined]
 
 
 class StepTimes(TrainerCallback):

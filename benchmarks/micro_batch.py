@@ -1,4 +1,4 @@
-"""Rows a micro-batch: tokens/s, the peak of memory, and what `training/memory.py` says beforehand.
+"""Rows a micro-batch: tokens/s, the peak of memory, and what `planning/memory.py` says beforehand.
 
     python benchmarks/micro_batch.py --preset 160m --shape '{"hidden_size": 256, "intermediate_size": 1024,
         "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 4}' --context 512 --rows 1 2 4 8 16 32

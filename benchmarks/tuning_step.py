@@ -5,7 +5,7 @@
 A  the layers alone, causal, without a mask
 B  the layers alone, with the mask that keeps packed conversations apart
 C  B with TRL's fused head: log probability, entropy and top-1 of each learnt token
-D  B with the chunked loss of `training.loss`, which `ttl sft` uses
+D  B with the chunked loss of `training.speed`, which `ttl sft` uses
 
 Forward and backward of a Llama of 6 layers x 256 and 32,000 entries on random tokens, four conversations a row, all
 but a tenth of the tokens learnt. The four take turns, so that a busy machine slows all of them.

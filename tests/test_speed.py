@@ -27,7 +27,6 @@ from teenytinyllama.models import PLAIN_HEADS
 from teenytinyllama.planning.memory import LossKind, eval_rows
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training import speed
-from teenytinyllama.training import speed as loss_module
 from teenytinyllama.training import trainer as trainer_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
@@ -67,8 +66,8 @@ def small_model() -> LlamaForCausalLM:
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is traced and differentiated as on a GPU; only the writing of kernels is left out."""
     compile_quickly = functools.partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(loss_module, "compiled_nats", functools.cache(lambda: compile_quickly(
-        functools.partial(loss_module.nats_from_logits, reduction="sum"))))  # fmt: skip
+    monkeypatch.setattr(speed, "compiled_nats", functools.cache(lambda: compile_quickly(
+        functools.partial(speed.nats_from_logits, reduction="sum"))))  # fmt: skip
 
 
 both_kinds = pytest.mark.parametrize("kind", [pytest.param("chunked", marks=needs_chunks), "compiled"])

@@ -119,7 +119,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         """Derive batch, steps and precision, then hand over to TrainingArguments.
 
         Everything is derived *before* the parent's `__post_init__`, which checks it. A micro-batch that is not given is
-        provisional: `micro_batch.settle_micro_batch` chooses it when the ranks are connected.
+        provisional: `trials.settle_micro_batch` chooses it when the ranks are connected.
 
         Raises:
             InputError: see the checks below; TrainingArguments' own refusals are turned into one.

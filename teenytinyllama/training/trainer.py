@@ -5,7 +5,6 @@ meter. What is logged is in `metrics.py`, what is saved in `saving.py`, how caps
 """
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
@@ -248,16 +247,12 @@ class Clock:
         """Count the time of a callback's own event methods as `name`; return the callback."""
         for event in _EVENTS:
             if getattr(type(callback), event) is not getattr(TrainerCallback, event):
-                setattr(callback, event, self._timed(getattr(callback, event), name))
+                setattr(callback, event, self.timed(getattr(callback, event), name))
         return callback
 
-    def _timed(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return method(*args, **kwargs)
-
-        return timed
+    def timed(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return the method, with the time of each call counted as `name`."""
+        return self.part(name)(method)
 
 
 class IntervalsCallback(TrainerCallback):

@@ -243,7 +243,7 @@ class TrlTrainer(RunTrainer):
 
 
 class InstructionTrainer(TrlTrainer, SFTTrainer):
-    """SFTTrainer with the loss of pretraining (`training.loss`) in place of its own.
+    """SFTTrainer with the loss of pretraining (`training.speed`) in place of its own.
 
     TRL computes the head in tiles as well, but also entropy and accuracy, and waits for the device each time: a step
     took 2.3 to 6.9 times as long on a CPU (docs/lab-log.md). Its evaluation is a mean of means; ours adds sums up.
