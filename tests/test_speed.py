@@ -282,6 +282,7 @@ def test_what_waits_in_a_gpu_s_queue_counts_as_training(
         time.sleep(1.0)
 
     monkeypatch.setattr(trainer_module, "wait_for_gpu", wait)
+    monkeypatch.setattr("teenytinyllama.training.metrics.plot_loss", lambda *_: None)  # its imports take seconds
     made = config(values, logging_steps=4, eval_steps=3, max_tokens=4 * 256, save_strategy="no")
     folder = pretrain(made, {})
     trained = [record for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
