@@ -1,8 +1,6 @@
 """`ttl classify`: all seeds of one model on one task, from the rows to the table; a seed that is done stays done.
 
-The results of a fine-tuning over its seeds: the file for cards, and the table that says what a score can mean.
-
-What needs no language model: counts of words and logistic regression, on the same rows.
+The scores of all seeds are summarised in `classification.md`, which says what they can mean, and in `results.json`.
 """
 
 import json
@@ -36,11 +34,32 @@ from ..stage_folder import (
 from ..supervision import stopped_by_signals
 from ..training.saving import check_run_folder, lock_run_folder
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
-from .finetune import METRICS, Summary, item_error, majority_scores, score, summarise
-from .labelled_rows import CUT_RULE, Example, LabelledRows, Splits, complete_splits, read_task
-from .model import Base, Encoded, Framing, choose_length, describe_framing, encode, frame, load_base
+from .finetune import (
+    Base,
+    Encoded,
+    Framing,
+    choose_length,
+    describe_framing,
+    encode,
+    finetune,
+    frame,
+    load_base,
+)
+from .labelled_rows import (
+    CUT_RULE,
+    METRICS,
+    LabelledRows,
+    Splits,
+    Summary,
+    complete_splits,
+    item_error,
+    majority_scores,
+    read_task,
+    score_word_counts,
+    summarise,
+)
 
-_VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "evaluate", "scikit-learn", "numpy")
+_VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "numpy")
 _IDENTITY = (
     "task select random_init num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate "
     "warmup_steps weight_decay group_by_length seed baseline"
@@ -107,7 +126,7 @@ def classify(config: ClassifyConfig) -> Path:
         RunFailedError: see `finetune`.
         StoppedResumable: a signal.
     """
-    ensure_packages("eval", "evaluate", "datasets", "sklearn")
+    ensure_packages("eval", "sklearn")
     prepare_rank()
     plan = plan_classify(config)
     folder = Path(str(config.output_dir))
@@ -139,8 +158,6 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
     if not missing and (config.baseline == "none" or place.is_file()):
         print(f"{folder} holds all {config.seeds} seeds already")
         return None if config.baseline == "none" else _read_record(place)
-    from .finetune import finetune
-
     (folder / MANIFEST_NAME).unlink(missing_ok=True)  # it says that the folder is complete
     with StageMeter(folder, config) as meter:
         if config.baseline == "tfidf" and not place.is_file():
@@ -384,41 +401,3 @@ def _remarks(config: ClassifyConfig, plan: "ClassifyPlan", records: list[dict[st
         if share:
             remarks.append(f"- {share:.1%} of the {split} rows have a text that is also among the training rows.")
     return remarks
-
-
-# Inverse strengths of the penalty that are tried; the validation rows choose.
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-
-
-def score_word_counts(splits: dict[str, list[Example]], num_labels: int) -> dict[str, Any]:
-    """Return the test scores of TF-IDF of words and pairs of words with logistic regression, and its predictions.
-
-    A pair of texts is one text to it, so it cannot see how the two relate.
-
-    Raises:
-        MissingPackageError: scikit-learn is not installed.
-    """
-    ensure_packages("eval", "sklearn")
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    texts = {split: [f"{row.text}\n{row.pair}".strip() for row in rows] for split, rows in splits.items()}
-    labels = {split: [row.label for row in rows] for split, rows in splits.items()}
-    # Words of one letter count in Portuguese ("é", "e", "a"), which the default pattern leaves out.
-    counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+")
-    train = counts.fit_transform(texts["train"])
-    validation, test = counts.transform(texts["validation"]), counts.transform(texts["test"])
-    best: tuple[float, Any, float] | None = None
-    for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=2000, random_state=0).fit(train, labels["train"])
-        right = score(model.predict(validation), labels["validation"], num_labels)["accuracy"]
-        if best is None or right > best[0]:
-            best = (right, model, strength)
-    assert best is not None
-    predictions = [int(label) for label in best[1].predict(test)]
-    return {
-        "scores": score(predictions, labels["test"], num_labels),
-        "strength": best[2],
-        "features": len(counts.vocabulary_),
-        "predictions": predictions,
-    }

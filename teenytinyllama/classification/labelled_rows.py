@@ -1,18 +1,24 @@
-"""Rows of a task: read from the Hub or from files, checked, with labels as numbers.
+"""Labelled rows: read from the Hub or from files, checked, split, and predictions of their labels scored.
 
-Splits that are missing are cut from the training rows by a fixed rule; what splits share is counted.
+Labels are numbers. Splits that are missing are cut from the training rows by a fixed rule, and the texts that splits
+share are counted. Two answers need no language model and are scored on the same rows: the most frequent label, and
+counts of words with logistic regression.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checks import InputError, ensure, hub_errors
 from ..data.input_files import RECORD_SUFFIXES, TABLE_SUFFIXES, SourceFile, hash_files, resolve_files
 from ..data.readers import read_records
+from ..evaluation.marking import confusion_matrix, draw_confusions, macro_f1_of
 from ..tokenizer.encode import compose
 from .config import PARQUET_REVISION, SPLITS, ClassifyConfig, Task
 
@@ -21,6 +27,8 @@ _SPLIT_WORDS = {
     "val": "validation", "dev": "validation", "validacao": "validation", "test": "test", "teste": "test",
 }  # fmt: skip
 _MOST_LABELS = 1000
+METRICS = {"accuracy": "accuracy", "f1_macro": "macro-F1"}  # their names in records, and as they are shown
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # inverse strengths of the penalty that are tried for counts of words
 
 
 @dataclass(frozen=True)
@@ -295,3 +303,112 @@ def _take(rows: list[Example], fraction: float, purpose: str) -> tuple[list[Exam
     )
     chosen = [row for index, row in enumerate(rows) if index in taken]
     return chosen, [row for index, row in enumerate(rows) if index not in taken]
+
+
+def score(predictions: Any, references: Any, num_labels: int) -> dict[str, float]:
+    """Return accuracy and macro-F1 of numbers of labels, as fractions.
+
+    Macro-F1 is the mean over all labels of the task; a label that is neither there nor predicted counts as 0.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    labels = range(num_labels)
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "f1_macro": float(f1_score(references, predictions, labels=labels, average="macro", zero_division=0)),
+    }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric over all seeds.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: sample standard deviation over the seeds; None with one seed.
+        seed_error: standard error of the mean by the seeds; None with one seed.
+        item_error: standard error by the choice of the test rows, which all seeds share.
+        stderr: both together.
+        trivial: what the most frequent training label scores.
+    """
+
+    mean: float
+    deviation: float | None
+    seed_error: float | None
+    item_error: float
+    stderr: float
+    trivial: float
+
+    @property
+    def is_trivial(self) -> bool:
+        """Return whether the mean is no more than two standard errors above the trivial answer."""
+        return self.mean <= self.trivial + 2 * self.stderr
+
+    @property
+    def normalised(self) -> float:
+        """Return 0 at the trivial answer and 1 at a perfect score."""
+        return (self.mean - self.trivial) / (1 - self.trivial) if self.trivial < 1 else 0.0
+
+
+def summarise(values: list[float], item_errors: list[float], trivial: float) -> Summary:
+    """Return the summary of one metric of several seeds."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    seed_error = None if deviation is None else deviation / math.sqrt(len(values))
+    item_error = float(np.mean(item_errors))
+    return Summary(
+        mean=float(np.mean(values)),
+        deviation=deviation,
+        seed_error=seed_error,
+        item_error=item_error,
+        stderr=math.hypot(item_error, seed_error or 0.0),
+        trivial=trivial,
+    )
+
+
+def item_error(metric: str, predictions: list[int], references: list[int], num_labels: int) -> float:
+    """Return the standard error of a score by the choice of its rows.
+
+    Of the accuracy it is the binomial one; of macro-F1 the deviation over 1,000 drawings of the rows with replacement,
+    always the same ones.
+    """
+    if metric == "accuracy":
+        share = float(np.mean(np.equal(predictions, references)))
+        return math.sqrt(share * (1 - share) / len(references))
+    confusion = confusion_matrix(list(zip(references, predictions, strict=True)), range(num_labels))
+    return float(macro_f1_of(draw_confusions(confusion), every_label=True).std())
+
+
+def majority_scores(train: list[int], test: list[int], num_labels: int) -> dict[str, float]:
+    """Return what the most frequent label of the training rows scores on the test rows."""
+    most = int(np.bincount(train, minlength=num_labels).argmax())
+    return score([most] * len(test), test, num_labels)
+
+
+def score_word_counts(splits: dict[str, list[Example]], num_labels: int) -> dict[str, Any]:
+    """Return the test scores of TF-IDF of words and pairs of words with logistic regression, and its predictions.
+
+    A pair of texts is one text to it, so it cannot see how the two relate.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    texts = {split: [f"{row.text}\n{row.pair}".strip() for row in rows] for split, rows in splits.items()}
+    labels = {split: [row.label for row in rows] for split, rows in splits.items()}
+    # Words of one letter count in Portuguese ("é", "e", "a"), which the default pattern leaves out.
+    counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+")
+    train = counts.fit_transform(texts["train"])
+    validation, test = counts.transform(texts["validation"]), counts.transform(texts["test"])
+    best: tuple[float, Any, float] | None = None
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=2000, random_state=0).fit(train, labels["train"])
+        right = score(model.predict(validation), labels["validation"], num_labels)["accuracy"]
+        if best is None or right > best[0]:
+            best = (right, model, strength)
+    assert best is not None
+    predictions = [int(label) for label in best[1].predict(test)]
+    return {
+        "scores": score(predictions, labels["test"], num_labels),
+        "strength": best[2],
+        "features": len(counts.vocabulary_),
+        "predictions": predictions,
+    }
