@@ -57,7 +57,7 @@ from .results import (
     write_measures,
     write_results,
 )
-from .score_report import format_results, plot_progress, plot_scores
+from .score_report import draw_progress, format_results, plot_scores
 
 if TYPE_CHECKING:
     import torch
@@ -406,7 +406,7 @@ def _write_results(work: _Work, weights: dict[int | None, str]) -> None:
     measured = [measure for measure in measures if measure.step is not None]
     if over_steps or measured:
         energy = {model.step: model.kwh for model in work.models if model.step is not None}
-        plot_progress(over_steps, measured, energy, folder / PROGRESS_PLOT_NAME)
+        draw_progress(over_steps, measured, energy).savefig(folder / PROGRESS_PLOT_NAME)
     model = Path(config.model_name_or_path).expanduser()
     if config.limit is None and config.output_dir is None and (model / MANIFEST_NAME).is_file():
         whole, _ = collect_measured(folder, weights, whole_only=True)
