@@ -27,7 +27,7 @@ from teenytinyllama.evaluation.config import SUITES, TASKS, TASKS_FOLDER, Evalua
 from teenytinyllama.evaluation.evaluate import evaluate_model, list_models, weights_fingerprint
 from teenytinyllama.evaluation.held_out import language_modeling_measures, load_held_out
 from teenytinyllama.evaluation.marking import best_line, choice_results, trivial_lines
-from teenytinyllama.evaluation.results import Measure, MeasuredTask, Score, is_trivial, read_measures, read_results
+from teenytinyllama.evaluation.results import Measure, MeasuredTask, Score, is_trivial, read_results
 from teenytinyllama.evaluation.score_report import draw_progress
 from teenytinyllama.evaluation.scoring import encode_pair, score_continuations
 
@@ -64,6 +64,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Pat
 @pytest.fixture(scope="module")
 def loaded(model_folder: Path) -> tuple[Any, Any]:
     return LlamaForCausalLM.from_pretrained(model_folder).eval(), AutoTokenizer.from_pretrained(model_folder)
+
+
+def read_measures(path: Path) -> list[Measure]:
+    return [Measure(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def evaluate(model: Path, output: Path, **values: Any) -> Path:

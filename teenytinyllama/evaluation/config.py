@@ -102,6 +102,10 @@ def _lettered(letters: str) -> dict[str, Column]:
 _EXAM = {"id": TEXT, "question": TEXT, "choices": Column("options"), "answerKey": Column("letter")}
 _SENTENCES = {"idx": NUMBER, "sentence": TEXT, "label": LABEL}
 _WORDS = {"sentence": TEXT, "last_word": TEXT}
+# Exams have one split: some of its rows are the solved examples.
+_ENEM = DataSplit("train", ("enem_challenge", "enem", "enem_2022"))
+_BLUEX = DataSplit("train", ("bluex",))
+_OAB = DataSplit("train", ("oab_exams", "oab"))
 _ASSIN2_SHOTS = (1, 3251, 2, 3252, 3, 4, 5, 6, 3253, 7, 3254, 3255, 3256, 8, 9)
 _BLUEX_SHOTS = ("USP_2018_3", "UNICAMP_2018_2", "USP_2018_35", "UNICAMP_2018_16", "USP_2018_89")
 _ENEM_SHOTS = ("2022_21", "2022_88", "2022_143")
@@ -113,94 +117,45 @@ _HATE_SPEECH_SHOTS = (52, 50, 39, 28, 3, 105, 22, 25, 60, 11, 66, 41, 9, 4, 91, 
 _BENCHMARK = "eduagarcia/portuguese_benchmark"
 
 SOURCES: dict[str, Source] = {
-    "arc": Source(
-        "alexandrainst/m_arc",
-        DataSplit("test", ("arc_pt_test",)),
-        _lettered(LETTERS),
-        config="pt",
-        shots=Shots(DataSplit("train", ("arc_pt_train",))),
-    ),
+    "arc": Source("alexandrainst/m_arc", DataSplit("test", ("arc_pt_test",)), _lettered(LETTERS), config="pt",
+                  shots=Shots(DataSplit("train", ("arc_pt_train",)))),
     "hellaswag": Source(
-        "alexandrainst/m_hellaswag",
-        DataSplit("val", ("hellaswag_pt_val", "hellaswag_pt_validation", "hellaswag_pt")),
+        "alexandrainst/m_hellaswag", DataSplit("val", ("hellaswag_pt_val", "hellaswag_pt_validation", "hellaswag_pt")),
         {"activity_label": TEXT, "ctx_a": TEXT, "ctx_b": Column(optional=True), "endings": Column("texts"),
-         "label": Column(allowed=("0", "1", "2", "3", 0, 1, 2, 3))},
-        config="pt",
-    ),
-    "mmlu": Source(
-        "alexandrainst/m_mmlu",
-        DataSplit("test", ("mmlu_pt_test", "mmlu_pt_val")),
-        _lettered("ABCD"),
-        config="pt",
-        shots=Shots(DataSplit("train", ("mmlu_pt_dev", "mmlu_pt_train"))),
-    ),
+         "label": Column(allowed=("0", "1", "2", "3", 0, 1, 2, 3))}, config="pt"),
+    "mmlu": Source("alexandrainst/m_mmlu", DataSplit("test", ("mmlu_pt_test", "mmlu_pt_val")), _lettered("ABCD"),
+                   config="pt", shots=Shots(DataSplit("train", ("mmlu_pt_dev", "mmlu_pt_train")))),
     "truthfulqa": Source(
-        "alexandrainst/m_truthfulqa",
-        DataSplit("val", ("truthfulqa_pt", "truthfulqa_pt_val")),
-        {"question": TEXT, "mc2_targets_choices": Column("texts"), "mc2_targets_labels": Column("list")},
-        config="pt",
-    ),
-    "enem": Source(
-        "eduagarcia/enem_challenge",
-        DataSplit("train", ("enem_challenge", "enem", "enem_2022")),
-        _EXAM,
-        shots=Shots(DataSplit("train", ("enem_challenge", "enem", "enem_2022")), "id", _ENEM_SHOTS, _ENEM_SHOTS),
-    ),
-    "bluex": Source(
-        "eduagarcia-temp/BLUEX_without_images",
-        DataSplit("train", ("bluex",)),
-        _EXAM,
-        shots=Shots(DataSplit("train", ("bluex",)), "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS),
-    ),
-    "oab": Source(
-        "eduagarcia/oab_exams",
-        DataSplit("train", ("oab_exams", "oab")),
-        _EXAM,
-        shots=Shots(DataSplit("train", ("oab_exams", "oab")), "id", _OAB_SHOTS[:3], _OAB_SHOTS),
-    ),
+        "alexandrainst/m_truthfulqa", DataSplit("val", ("truthfulqa_pt", "truthfulqa_pt_val")),
+        {"question": TEXT, "mc2_targets_choices": Column("texts"), "mc2_targets_labels": Column("list")}, config="pt"),
+    "enem": Source("eduagarcia/enem_challenge", _ENEM, _EXAM, shots=Shots(_ENEM, "id", _ENEM_SHOTS, _ENEM_SHOTS)),
+    "bluex": Source("eduagarcia-temp/BLUEX_without_images", _BLUEX, _EXAM,
+                    shots=Shots(_BLUEX, "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS)),
+    "oab": Source("eduagarcia/oab_exams", _OAB, _EXAM, shots=Shots(_OAB, "id", _OAB_SHOTS[:3], _OAB_SHOTS)),
     "assin2": Source(
-        "nilc-nlp/assin2",
-        DataSplit("test", ("assin2_test",)),
+        "nilc-nlp/assin2", DataSplit("test", ("assin2_test",)),
         {"sentence_pair_id": NUMBER, "premise": TEXT, "hypothesis": TEXT, "relatedness_score": NUMBER,
          "entailment_judgment": LABEL},
-        shots=Shots(DataSplit("train", ("assin2_train",)), "sentence_pair_id", _ASSIN2_SHOTS),
-    ),
+        shots=Shots(DataSplit("train", ("assin2_train",)), "sentence_pair_id", _ASSIN2_SHOTS)),
     "faquad_nli": Source(
-        "ruanchaves/faquad-nli",
-        DataSplit("test", ("faquad_nli_test",)),
+        "ruanchaves/faquad-nli", DataSplit("test", ("faquad_nli_test",)),
         {"question": TEXT, "answer": TEXT, "label": LABEL},
-        shots=Shots(DataSplit("train", ("faquad_nli_train",)), None, _FAQUAD_SHOTS),
-    ),
+        shots=Shots(DataSplit("train", ("faquad_nli_train",)), None, _FAQUAD_SHOTS)),
     "hatebr": Source(
-        _BENCHMARK,
-        DataSplit("test", ("hatebr_offensive_test", "hatebr_test", "hatebr")),
-        _SENTENCES,
-        config="HateBR_offensive_binary",
-        shots=Shots(DataSplit("train", ("hatebr_offensive_train", "hatebr_train", "hatebr")), "idx", _HATEBR_SHOTS),
-        shuffled_stems=("hatebr",),
-    ),
+        _BENCHMARK, DataSplit("test", ("hatebr_offensive_test", "hatebr_test", "hatebr")), _SENTENCES,
+        config="HateBR_offensive_binary", shuffled_stems=("hatebr",),
+        shots=Shots(DataSplit("train", ("hatebr_offensive_train", "hatebr_train", "hatebr")), "idx", _HATEBR_SHOTS)),
     "hate_speech": Source(
-        _BENCHMARK,
-        DataSplit("test", ("portuguese_hate_speech_test",)),
-        _SENTENCES,
+        _BENCHMARK, DataSplit("test", ("portuguese_hate_speech_test",)), _SENTENCES,
         config="Portuguese_Hate_Speech_binary",
-        shots=Shots(DataSplit("train", ("portuguese_hate_speech_train",)), "idx", _HATE_SPEECH_SHOTS),
-    ),
+        shots=Shots(DataSplit("train", ("portuguese_hate_speech_train",)), "idx", _HATE_SPEECH_SHOTS)),
     "tweetsentbr": Source(
-        "eduagarcia/tweetsentbr_fewshot",
-        DataSplit("test", ("tweetsentbr_test",)),
+        "eduagarcia/tweetsentbr_fewshot", DataSplit("test", ("tweetsentbr_test",)),
         {"sentence": TEXT, "label": Column(allowed=tuple(SENTIMENTS))},
-        shots=Shots(DataSplit("train", ("tweetsentbr_train",))),
-    ),
-    "calame": Source(
-        "NOVA-vision-language/calame-pt",
-        DataSplit("train", ("calame_pt", "calame", "calamept_all")),
-        _WORDS,
-        files="calamept_all.jsonl",
-    ),
-    "lambada": Source(
-        "TucanoBR/lambada-pt", DataSplit("train", ("lambada_pt", "lambada")), _WORDS
-    ),
+        shots=Shots(DataSplit("train", ("tweetsentbr_train",)))),
+    "calame": Source("NOVA-vision-language/calame-pt", DataSplit("train", ("calame_pt", "calame", "calamept_all")),
+                     _WORDS, files="calamept_all.jsonl"),
+    "lambada": Source("TucanoBR/lambada-pt", DataSplit("train", ("lambada_pt", "lambada")), _WORDS),
     "cloze": Source(None, DataSplit("held out", ("cloze",)), _WORDS),
 }  # fmt: skip
 

@@ -59,7 +59,6 @@ class TaskOutcome:
         stderrs: each metric's standard error, where it has one.
         rows: the questions, in canonical form and in the order they were asked.
         task_hash: of all prompts and right answers, as the harness forms it.
-        version: of the task.
         shots: solved examples that were shown.
         truncated_prompts: questions whose beginning was cut off because they did not fit.
     """
@@ -68,7 +67,6 @@ class TaskOutcome:
     stderrs: dict[str, float | None]
     rows: list[dict[str, Any]]
     task_hash: str
-    version: str
     shots: int
     truncated_prompts: int
 
@@ -244,7 +242,6 @@ def run_task(
         stderrs={name: _stderr(name, [sample[name] for sample in samples]) for name in names},
         rows=[sample["doc"] for sample in samples],
         task_hash=hash_string("".join(hashes)),
-        version=str(found["versions"][task.name]),
         shots=int(found["n-shot"][task.name]),
         truncated_prompts=len(model.cut) if isinstance(model, HarnessModel) else 0,
     )

@@ -65,13 +65,12 @@ class HeldOutText:
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `[start, end)` of the validation array, of which those from `first_scored` on to `last_scored` count."""
+    """Tokens `[start, end)` of the validation array, of which those from `first_scored` on count."""
 
     document: int
     start: int
     end: int
     first_scored: int
-    end_scored: int
 
 
 def make_windows(offset: int, num_tokens: int, document: int, context: int, stride: int) -> list[Window]:
@@ -81,7 +80,7 @@ def make_windows(offset: int, num_tokens: int, document: int, context: int, stri
     start, scored = offset, offset + 1  # nor is the start token
     while scored < end_text:
         end = min(start + context, end_text)
-        windows.append(Window(document, start, end, scored, end))
+        windows.append(Window(document, start, end, scored))
         start, scored = start + stride, end
     return windows
 
@@ -141,8 +140,8 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
         window = self.windows[index]
         tokens = self.packed.validation[window.start : window.end].astype(np.int64)
         labels = np.full(len(tokens), -100, dtype=np.int64)
-        scored = slice(window.first_scored - window.start, window.end_scored - window.start)
-        labels[scored] = tokens[scored]
+        first = window.first_scored - window.start
+        labels[first:] = tokens[first:]
         return {"input_ids": tokens, "labels": labels}
 
     def document_sums(self, nats_and_tokens: NDArray[Any]) -> NDArray[np.float64]:

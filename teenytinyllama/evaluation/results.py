@@ -204,16 +204,13 @@ def read_results(path: Path) -> Results:
     Raises:
         InputError: no file, no JSON, or a key that is missing, unknown or wrong; the message names file and key.
     """
-    return parse_results(_read_json(path), path)
-
-
-def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file. The evaluation writes it.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}). {_FIX}") from error
+    return parse_results(content, path)
 
 
 def parse_results(content: Any, path: Path) -> Results:
@@ -243,24 +240,6 @@ def parse_results(content: Any, path: Path) -> Results:
     return Results(content["model"], content["command"], content["versions"], scores)
 
 
-def write_measures(path: Path, measures: list[Measure]) -> None:
-    """Write measures as a list of JSON objects."""
-    write_json(path, [asdict(measure) for measure in measures])
-
-
-def read_measures(path: Path) -> list[Measure]:
-    """Return the measures of a file.
-
-    Raises:
-        InputError: no file, no JSON, or a row that does not fit; the message names file, row and key.
-    """
-    content = _read_json(path)
-    ensure(isinstance(content, list), f"{path}: must hold a list. {_FIX}")
-    for number, row in enumerate(content):
-        _check_object(path, f"[{number}]", row, Measure)
-    return [Measure(**row) for row in content]
-
-
 def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
     """Refuse what is no object with the keys of a dataclass; those with a default may be left out."""
     ensure(
@@ -277,16 +256,11 @@ def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
     ensure(not unknown, f"{path}: key {prefix}{', '.join(unknown)} is unknown. {_FIX}")
 
 
-def _check_object(path: Path, place: str, row: Any, kind: Any) -> None:
-    """Refuse what is no object with the keys of a dataclass, each of its declared type."""
-    _check_keys(path, place, row, kind)
-    for item in fields(kind):
+def _parse_score(path: Path, place: str, row: Any) -> Score:
+    _check_keys(path, place, row, Score)
+    for item in fields(Score):
         if item.name in row:
             _check_type(path, f"{place}.{item.name}", row[item.name], item.type)
-
-
-def _parse_score(path: Path, place: str, row: Any) -> Score:
-    _check_object(path, place, row, Score)
     score = Score(**row)
 
     def check(condition: object, key: str, allowed: str) -> None:
