@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import stage_folder as files
 from ..arguments import write_yaml
 from ..checks import InputError, ensure_packages
 from ..distributed import prepare_rank
@@ -18,7 +17,20 @@ from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter
 from ..evaluation.results import FINE_TUNED_SUITE, Results, Score, merge_results, write_results
 from ..gpus import device_name
-from ..stage_folder import command_line, package_commit, sha256_json, versions, write_json, write_manifest
+from ..stage_folder import (
+    CLASSIFICATION_TABLE_NAME,
+    CONFIG_NAME,
+    EMISSIONS_NAME,
+    ENVIRONMENT_NAME,
+    MANIFEST_NAME,
+    RESULTS_NAME,
+    command_line,
+    package_commit,
+    sha256_json,
+    versions,
+    write_json,
+    write_manifest,
+)
 from ..supervision import stopped_by_signals
 from ..training.saving import check_run_folder, lock_run_folder
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
@@ -124,11 +136,11 @@ def classify(config: ClassifyConfig) -> Path:
     try:
         if plan.state == "new":
             write_yaml(
-                folder / files.CONFIG_NAME, {name: value for name, value in asdict(config).items() if value is not None}
+                folder / CONFIG_NAME, {name: value for name, value in asdict(config).items() if value is not None}
             )
             environment = {"identity": plan.identity, "versions": versions(), "commit": package_commit(),
                            "device": device_name()}  # fmt: skip
-            write_json(folder / files.ENVIRONMENT_NAME, environment)
+            write_json(folder / ENVIRONMENT_NAME, environment)
         missing = [seed for seed in seeds if not (folder / f"seed-{seed}.json").is_file()]
         if config.save_model and config.seed not in missing and not (folder / MODEL_FOLDER).is_dir():
             missing.insert(0, config.seed)  # measured before anyone asked for its model
@@ -146,7 +158,7 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
     if not missing and (config.baseline == "none" or place.is_file()):
         print(f"{folder} holds all {config.seeds} seeds already")
         return None if config.baseline == "none" else _read_record(place)
-    (folder / files.MANIFEST_NAME).unlink(missing_ok=True)  # it says that the folder is complete
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # it says that the folder is complete
     with StageMeter(folder, config) as meter:
         if config.baseline == "tfidf" and not place.is_file():
             write_json(place, score_word_counts(plan.splits.rows, len(plan.found.labels)))
@@ -175,14 +187,14 @@ def _finish(
 ) -> None:
     """Write the table, the results and last the manifest; print the table."""
     found = summaries(plan, records, baseline)
-    energy = read_emissions(folder / files.EMISSIONS_NAME)
+    energy = read_emissions(folder / EMISSIONS_NAME)
     table = render_table(config, plan, found, records, energy)
-    (folder / files.CLASSIFICATION_TABLE_NAME).write_text(table, encoding="utf-8")
+    (folder / CLASSIFICATION_TABLE_NAME).write_text(table, encoding="utf-8")
     results = make_results(config, plan, found, command_line(), versions(_VERSIONED))
-    write_results(folder / files.RESULTS_NAME, results)
+    write_results(folder / RESULTS_NAME, results)
     base = Path(plan.base.name).expanduser()
-    if (base / files.MANIFEST_NAME).is_file() and not plan.base.random_init and not plan.splits.left_out:
-        merge_results(base / files.RESULTS_NAME, results)  # where the card of that run looks for them
+    if (base / MANIFEST_NAME).is_file() and not plan.base.random_init and not plan.splits.left_out:
+        merge_results(base / RESULTS_NAME, results)  # where the card of that run looks for them
     manifest = {
         "config": {name: value for name, value in asdict(config).items() if value is not None},
         "data": describe_data(plan),

@@ -16,14 +16,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import stage_folder as files
 from ..checkpoints import complete_checkpoints
 from ..checks import InputError, ensure, ensure_folder, ensure_packages, hub_errors, is_main_process
 from ..distributed import from_first, join_ranks, leave_ranks
 from ..energy.recorder import StageMeter
 from ..model_files import ADAPTER_CONFIG_NAME, PUBLISHED_MODELS
 from ..models import without_cudnn_attention
-from ..stage_folder import MANIFEST_NAME, command_line, parse_record, sha256_json, versions, write_json, write_manifest
+from ..stage_folder import (
+    CLOZE_NAME,
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    MEASURES_NAME,
+    METRICS_NAME,
+    PARTS_FOLDER,
+    PROGRESS_PLOT_NAME,
+    RESULTS_NAME,
+    RESULTS_TABLE_NAME,
+    SCORES_PLOT_NAME,
+    command_line,
+    parse_record,
+    sha256_json,
+    versions,
+    write_manifest,
+)
 from ..supervision import stopped_by_signals
 from .benchmark_rows import CLOZE, BenchmarkRows, MissingDataError, load_rows
 from .config import LANGUAGE_MODELING, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
@@ -37,6 +54,7 @@ from .results import (
     merge_results,
     read_results,
     write_measured_task,
+    write_measures,
     write_results,
 )
 from .score_report import draw_progress, format_results, plot_scores
@@ -89,8 +107,8 @@ def list_models(name_or_path: str, revision: str | None, checkpoints: bool) -> l
     found = _checkpoints_of_run(folder) if is_folder else _branches_with_checkpoints(name_or_path)
     ensure(
         found,
-        f"checkpoints: {name_or_path} has no complete checkpoint (checkpoint-N with {files.MARKER_NAME}, or branches "
-        "stepN). Leave checkpoints out to evaluate the final model.",
+        f"checkpoints: {name_or_path} has no complete checkpoint (checkpoint-N with {MARKER_NAME}, or branches stepN). "
+        "Leave checkpoints out to evaluate the final model.",
     )
     has_final = not is_folder or any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG_NAME))
     return [*sorted(found, key=lambda model: model.step or 0), *([final] if has_final else [])]
@@ -99,7 +117,7 @@ def list_models(name_or_path: str, revision: str | None, checkpoints: bool) -> l
 def _checkpoints_of_run(folder: Path) -> list[EvaluatedModel]:
     """Return the complete checkpoints of a run; tokens and kWh are interpolated between two records of its metrics."""
     records: dict[int, tuple[int, float]] = {}
-    path = folder / files.METRICS_NAME
+    path = folder / METRICS_NAME
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError, KeyError):  # cut off by a kill, or a record of another kind
             record = parse_record(line)
@@ -217,21 +235,21 @@ def _open_folder(config: EvaluateConfig) -> Path:
     folder = Path(config.output_dir) if config.output_dir else default
     ensure_folder("output_dir", folder)
     others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    begun = {files.PARTS_FOLDER, files.CLOZE_NAME, files.EMISSIONS_NAME, files.LEDGER_NAME}
+    begun = {PARTS_FOLDER, CLOZE_NAME, EMISSIONS_NAME, LEDGER_NAME}
     known = {
-        files.RESULTS_NAME,
-        files.MEASURES_NAME,
-        files.RESULTS_TABLE_NAME,
-        files.SCORES_PLOT_NAME,
-        files.PROGRESS_PLOT_NAME,
+        RESULTS_NAME,
+        MEASURES_NAME,
+        RESULTS_TABLE_NAME,
+        SCORES_PLOT_NAME,
+        PROGRESS_PLOT_NAME,
     }
     ensure(
         not others or others & begun or others <= known,
         f"output_dir={folder}: holds no evaluation ({', '.join(sorted(others)[:3])}). Choose a new folder.",
     )
     # A run that was moved takes its folder `evaluation` along, with its old name in the results.
-    if folder != model / "evaluation" and (folder / files.RESULTS_NAME).is_file():
-        there = read_results(folder / files.RESULTS_NAME).model
+    if folder != model / "evaluation" and (folder / RESULTS_NAME).is_file():
+        there = read_results(folder / RESULTS_NAME).model
         ensure(
             there == config.model_name_or_path
             or (model.is_dir() and model.resolve() == Path(there).expanduser().resolve()),
@@ -296,7 +314,7 @@ def _with_held_out_text(work: _Work, wanted: list[BenchmarkTask], tokenizer: "Pr
             work.missing.update({LANGUAGE_MODELING: reason} if config.wants_language_modeling else {})
     work.folder.mkdir(parents=True, exist_ok=True)
     if text is not None and cloze:
-        path = work.folder / files.CLOZE_NAME
+        path = work.folder / CLOZE_NAME
         items = make_cloze(text.texts, config.cloze_items)
         if items:
             from_first(lambda: write_cloze(path, items))
@@ -385,18 +403,18 @@ def _write_results(work: _Work, weights: dict[int | None, str]) -> None:
     config, folder = work.config, work.folder
     scores, measures = collect_measured(folder, weights)
     results = Results(config.model_name_or_path, command_line(), versions(_VERSIONED), tuple(scores))
-    write_results(folder / files.RESULTS_NAME, results)
-    write_json(folder / files.MEASURES_NAME, [asdict(measure) for measure in measures])
-    (folder / files.RESULTS_TABLE_NAME).write_text(format_results(results, measures, work.missing), encoding="utf-8")
+    write_results(folder / RESULTS_NAME, results)
+    write_measures(folder / MEASURES_NAME, measures)
+    (folder / RESULTS_TABLE_NAME).write_text(format_results(results, measures, work.missing), encoding="utf-8")
     if any(score.step is None for score in scores):
-        plot_scores(results, folder / files.SCORES_PLOT_NAME)
+        plot_scores(results, folder / SCORES_PLOT_NAME)
     over_steps = [score for score in scores if score.step is not None]
     measured = [measure for measure in measures if measure.step is not None]
     if over_steps or measured:
         energy = {model.step: model.kwh for model in work.models if model.step is not None}
-        draw_progress(over_steps, measured, energy).savefig(folder / files.PROGRESS_PLOT_NAME)
+        draw_progress(over_steps, measured, energy).savefig(folder / PROGRESS_PLOT_NAME)
     model = Path(config.model_name_or_path).expanduser()
     if config.limit is None and config.output_dir is None and (model / MANIFEST_NAME).is_file():
         whole, _ = collect_measured(folder, weights, whole_only=True)
-        merge_results(model / files.RESULTS_NAME, replace(results, scores=tuple(whole)))  # where the run's card looks
+        merge_results(model / RESULTS_NAME, replace(results, scores=tuple(whole)))  # where the run's card looks
     write_manifest(folder, "evaluate", {"config": asdict(config), "missing": work.missing, "num_scores": len(scores)})

@@ -240,6 +240,11 @@ def parse_results(content: Any, path: Path) -> Results:
     return Results(content["model"], content["command"], content["versions"], scores)
 
 
+def write_measures(path: Path, measures: list[Measure]) -> None:
+    """Write measures as a list of JSON objects."""
+    write_json(path, [asdict(measure) for measure in measures])
+
+
 def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
     """Refuse what is no object with the keys of a dataclass; those with a default may be left out."""
     ensure(
