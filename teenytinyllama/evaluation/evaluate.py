@@ -236,13 +236,7 @@ def _open_folder(config: EvaluateConfig) -> Path:
     ensure_folder("output_dir", folder)
     others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     begun = {PARTS_FOLDER, CLOZE_NAME, EMISSIONS_NAME, LEDGER_NAME}
-    known = {
-        RESULTS_NAME,
-        MEASURES_NAME,
-        RESULTS_TABLE_NAME,
-        SCORES_PLOT_NAME,
-        PROGRESS_PLOT_NAME,
-    }
+    known = {RESULTS_NAME, MEASURES_NAME, RESULTS_TABLE_NAME, SCORES_PLOT_NAME, PROGRESS_PLOT_NAME}
     ensure(
         not others or others & begun or others <= known,
         f"output_dir={folder}: holds no evaluation ({', '.join(sorted(others)[:3])}). Choose a new folder.",
