@@ -1,6 +1,6 @@
-"""`ttl classify`: all seeds of one model on one task, from the rows to the table; a seed that is done stays done.
+"""`ttl classify`: one model fine-tuned on one task with several seeds. A seed that is done is not done again.
 
-The scores of all seeds are summarised in `classification.md`, which says what they can mean, and in `results.json`.
+The scores of all seeds are summarised in `classification.md`, which also says how sure they are, and in `results.json`.
 """
 
 import json
@@ -68,7 +68,7 @@ _IDENTITY = (
 
 @dataclass(frozen=True)
 class ClassifyPlan:
-    """What was checked before anything is trained."""
+    """Everything that is known and checked before the first seed is trained."""
 
     task: Task
     found: LabelledRows
@@ -153,7 +153,7 @@ def classify(config: ClassifyConfig) -> Path:
 
 
 def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: list[int]) -> dict[str, Any] | None:
-    """Do what is not done yet, with its energy measured, and return the record of the baseline."""
+    """Train the seeds that are missing, with their energy measured, and return the record of the baseline."""
     place = folder / "baseline.json"
     if not missing and (config.baseline == "none" or place.is_file()):
         print(f"{folder} holds all {config.seeds} seeds already")
@@ -172,6 +172,7 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a seed or of the baseline that an earlier start wrote."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -210,7 +211,7 @@ def _finish(
 
 
 def describe_data(plan: ClassifyPlan) -> dict[str, Any]:
-    """Return what a manifest records of the rows."""
+    """Return what the manifest says about the rows."""
     labels = plan.found.labels
     return {
         "dataset": plan.found.dataset,
@@ -231,7 +232,7 @@ def describe_data(plan: ClassifyPlan) -> dict[str, Any]:
 
 
 def _describe(config: ClassifyConfig, plan: ClassifyPlan) -> str:
-    """Return what is about to be done."""
+    """Return the lines that are printed before the first seed: task, rows, labels, model and input."""
     data, base = describe_data(plan), plan.base
     lines = [
         f"task       {plan.task.title}: {data['dataset']}" + (f" at {data['revision']}" if data["revision"] else ""),
@@ -257,7 +258,7 @@ _BASELINE = "tfidf"
 
 
 def summaries(plan: ClassifyPlan, records: list[dict[str, Any]], baseline: dict[str, Any] | None) -> dict[str, Summary]:
-    """Return the summary of each metric over the seeds, by its name; of the baseline under `tfidf_METRIC`."""
+    """Return the summary over the seeds for each metric; the baseline's have names of the form `tfidf_METRIC`."""
     num_labels = len(plan.found.labels)
     truth = plan.labels_of("test")
     trivial = majority_scores(plan.labels_of("train"), truth, num_labels)
@@ -275,7 +276,7 @@ def summaries(plan: ClassifyPlan, records: list[dict[str, Any]], baseline: dict[
 
 
 def metric_title(name: str) -> str:
-    """Return a metric as it is shown, with how its epoch was chosen if that was on the test rows."""
+    """Return the name of a metric in tables; it says so where the epoch was chosen on the test rows."""
     plain = name.removesuffix(f"_{ON_TEST}")
     return METRICS[plain] + (f" ({_ON_TEST_NAME})" if plain != name else "")
 
@@ -317,7 +318,7 @@ def make_results(
 
 
 def _task_name(config: ClassifyConfig, plan: ClassifyPlan) -> tuple[str, str]:
-    """Return name and title of the task; files of one's own are told apart by their rows and named by their names."""
+    """Return name and title of a task; local files are named by the hash of their rows, and titled by their names."""
     if plan.task.name != LOCAL:
         return plan.task.name, plan.task.title
     files = ", ".join(Path(file).name for file in config.train_file or [str(config.data_dir)])
@@ -331,7 +332,7 @@ def render_table(
     records: list[dict[str, Any]],
     energy: EmissionsTotal | None,
 ) -> str:
-    """Return the Markdown of all figures and of what they can and cannot say."""
+    """Return `classification.md`: all figures, with remarks on what limits them."""
     rows = {split: len(plan.splits.rows[split]) for split in ("train", "validation", "test")}
     name = plan.base.name.rstrip("/").split("/")[-1] + (" (random initialisation)" if plan.base.random_init else "")
     lines = [
@@ -372,6 +373,7 @@ def render_table(
 
 
 def _line(title: str, summary: Summary) -> str:
+    """Return the row of one metric in the table."""
     deviation = "" if summary.deviation is None else f"{100 * summary.deviation:.2f}"
     seeds = "not known" if summary.seed_error is None else f"{100 * summary.seed_error:.2f}"
     note = "not above the most frequent label by two standard errors" if summary.is_trivial else ""
@@ -380,6 +382,7 @@ def _line(title: str, summary: Summary) -> str:
 
 
 def _remarks(config: ClassifyConfig, plan: ClassifyPlan, records: list[dict[str, Any]]) -> list[str]:
+    """Return the remarks below the table: chosen epochs, cut rows, splits and texts that splits share."""
     chosen = ", ".join(f"{record['seed']}: {record['chosen_epoch']}" for record in records)
     remarks = [f"- Epoch chosen, by seed: {chosen}."]
     if config.select == CHOSEN_ON_TEST:

@@ -58,7 +58,7 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Base:
-    """A model before its weights are read.
+    """The model that is fine-tuned, before its weights are read.
 
     Attributes:
         name: folder or repository.
@@ -115,6 +115,7 @@ def give_pad_token(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def _context(config: Any, tokenizer: Any) -> int | None:
+    """Return the largest number of tokens of a row that a model and its tokenizer take; None: no limit is known."""
     limits = [getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)]
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"):
         limits = [limit and limit - config.pad_token_id - 1 for limit in limits]  # positions begin behind padding
@@ -170,7 +171,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Framing:
-    """What stands around the texts of a row.
+    """The special tokens around the texts of a row.
 
     Attributes:
         has_pairs: whether rows are pairs of texts.
@@ -191,7 +192,7 @@ class Framing:
 
 
 def frame(base: Base, has_pairs: bool, end_token: bool | None = None) -> Framing:
-    """Return how rows are framed.
+    """Return the special tokens around the texts of each row.
 
     Of a decoder as in the paper: `<s> text` and `<s> first <s> second </s>`. The head reads the last token: without an
     end token that is where the model would go on with the text; behind one, where it has only ever seen the next
@@ -223,7 +224,7 @@ def frame(base: Base, has_pairs: bool, end_token: bool | None = None) -> Framing
 
 
 def describe_framing(base: Base, framing: Framing) -> str:
-    """Return how a row is put together, as a line for reports."""
+    """Return how a row is put together, such as `<s> TEXT </s>`, for reports."""
     if framing.by_tokenizer:
         return f"{'pairs' if framing.has_pairs else 'texts'} framed by the tokenizer's own rule for encoders"
     start, separator, end = (base.tokenizer.decode(ids) for ids in (framing.start, framing.separator, framing.end))
@@ -232,7 +233,7 @@ def describe_framing(base: Base, framing: Framing) -> str:
 
 
 def choose_length(base: Base, framing: Framing, given: int | None, usual: int | None) -> int:
-    """Return how many tokens a row may have.
+    """Return the largest number of tokens of a row.
 
     Args:
         base: the model.
@@ -300,23 +301,23 @@ class _Bar(ProgressCallback):
     """The Trainer's progress bar without its lines of raw logs."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Leave the lines to `_EpochLines`."""
+        """Write nothing: `_EpochLines` prints the lines."""
 
 
 class _EpochLines(TrainerCallback):
-    """Say what each epoch scored, and let the energy meter write now and then."""
+    """Prints what each epoch scored, and lets the energy meter write now and then."""
 
     def __init__(self, seed: int, meter: StageMeter) -> None:
         self.seed, self.meter = seed, meter
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the meter its turn."""
+        """Let the energy meter write, if its last row is old."""
         self.meter.tick()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
-        """Print one line."""
+        """Print the scores of the epoch in one line."""
         found = metrics or {}
         for split in ("validation", "test"):
             if f"eval_{split}_accuracy" in found:
@@ -380,7 +381,7 @@ def training_arguments(config: ClassifyConfig, folder: Path, seed: int) -> Train
 def finetune(
     base: Base, data: dict[str, Encoded], config: ClassifyConfig, seed: int, folder: Path, meter: StageMeter
 ) -> dict[str, Any]:
-    """Fine-tune with one seed and return its record; see the keys below.
+    """Fine-tune with one seed and return its record, the content of `seed-N.json`.
 
     Args:
         base: the model.
@@ -433,6 +434,7 @@ def finetune(
 
 
 def _record(trainer: Any, predicted: Any, seed: int, evaluated: list[str], num_labels: int) -> dict[str, Any]:
+    """Return the record of a seed: its epochs, the chosen one, and the scores and predictions on the test rows."""
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
     if not all(map(math.isfinite, losses)):
@@ -459,6 +461,7 @@ def _record(trainer: Any, predicted: Any, seed: int, evaluated: list[str], num_l
 
 
 def _save(trainer: Any, base: Base, folder: Path) -> None:
+    """Save the classifier of the chosen epoch as a plain model of transformers, with its tokenizer."""
     trainer.save_model(str(folder))
     base.tokenizer.save_pretrained(folder)
     finish_saved(folder)

@@ -49,13 +49,13 @@ class Columns:
     label: str
 
     def names(self) -> list[str]:
-        """Return all of them."""
+        """Return the names of all columns that are read."""
         return [*self.text, *([self.pair] if self.pair else []), self.label]
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """The rows of a task as they were found.
+    """The rows of a task as its files or its dataset hold them.
 
     Attributes:
         splits: what there is of train, validation and test.
@@ -99,6 +99,7 @@ def read_task(task: Task, config: ClassifyConfig) -> LabelledRows:
 
 
 def _local_files(config: ClassifyConfig) -> dict[str, list[SourceFile]]:
+    """Return the local files of each split, given one by one or found in `data_dir` by the words in their names."""
     suffixes = (*RECORD_SUFFIXES, *TABLE_SUFFIXES)
     if config.data_dir is None:
         return {split: resolve_files(f"{split}_file", names, suffixes) for split, names in config.local_files.items()}
@@ -135,6 +136,7 @@ def _commit(task: Task, revision: str | None) -> str:
 
 
 def _hub_files(task: Task, commit: str) -> dict[str, list[SourceFile]]:
+    """Return the parquet files of each split of a task's dataset at a commit."""
     place = f"hf://datasets/{task.dataset_id}@{commit}"
     config = task.dataset_config or "*"
     files = {split: resolve_files("task", [f"{place}/{config}/{split}/*"], (".parquet",)) for split in task.hub_splits}
@@ -180,6 +182,7 @@ def _labels_of(column: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> tuple
 
 
 def _label_name(value: Any) -> str:
+    """Return a label as a text: 1, 1.0 and True are all `1`."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float) and value.is_integer():  # a column of integers with a gap, read by pandas
@@ -197,6 +200,7 @@ def _label_numbers(labels: tuple[str, ...]) -> dict[str, int]:
 def _example(
     place: str, row: dict[str, Any], columns: Columns, labels: tuple[str, ...], numbers: dict[str, int]
 ) -> Example:
+    """Return a row as texts and the number of its label; `place` names the row in messages."""
     texts = [row[name] for name in (*columns.text, *([columns.pair] if columns.pair else []))]
     for name, text in zip(columns.names(), texts, strict=False):
         ensure(
@@ -215,7 +219,7 @@ def _example(
 
 
 def keys_of(examples: Iterable[Example]) -> Iterator[str]:
-    """Yield a text for each row that is the same for rows which differ in case, spaces or punctuation alone."""
+    """Yield a key for each row; rows that differ in case, spaces or punctuation alone have the same key."""
     for example in examples:
         parts = (example.text, example.pair)
         # A text of nothing but signs, such as emojis, stays itself.
@@ -232,7 +236,7 @@ CUT_RULE = (
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a task, all three splits.
+    """The rows of all three splits of a task.
 
     Attributes:
         rows: by the name of the split.
@@ -248,7 +252,7 @@ class Splits:
 
 
 def complete_splits(found: dict[str, list[Example]], max_train_rows: int | None) -> Splits:
-    """Return train, validation and test; see `CUT_RULE` for those that are not there.
+    """Return train, validation and test; a split that is missing is cut from train by `CUT_RULE`.
 
     The cut depends on the rows alone, not on their order nor on any seed, so every model is scored on the same rows.
 
@@ -321,7 +325,7 @@ def score(predictions: Any, references: Any, num_labels: int) -> dict[str, float
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric over all seeds.
+    """The scores of all seeds in one metric.
 
     Attributes:
         mean: over the seeds.

@@ -24,14 +24,14 @@ SENTIMENTS = {"Positive": "Positivo", "Neutral": "Neutro", "Negative": "Negativo
 
 @dataclass(frozen=True)
 class Column:
-    """What a column has to hold.
+    """The values that a column of a dataset has to hold.
 
     Attributes:
         kind: a text, a list of texts, any list, an exam's choices (`{text: [...], label: [...]}`), a number, or the
             letter of an answer.
         allowed: the only values there may be, if that is known.
-        optional: whether rows may lack it.
-        may_be_empty: whether cells may be empty, though the column has to be there.
+        optional: whether rows may lack the column.
+        may_be_empty: whether its cells may be empty, though the column has to be there.
     """
 
     kind: ColumnKind = "text"
@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Some rows of a dataset: a split on the Hub, or a local file by its name without suffix, the best first."""
+    """Some rows of a dataset: a split on the Hub, or the first local file that is found by these names without suffix."""
 
     split: str
     stems: tuple[str, ...]
@@ -56,7 +56,7 @@ class Shots:
         part: where they are.
         column: chosen by this column, in the order of `ids`; None: by their places in the file, or all.
         ids: those that are used, in their order; empty: all rows, from which the harness draws or takes the first.
-        held_back: ids that are no questions either, because the benchmark keeps them for examples.
+        held_back: ids of rows that are never asked, because the benchmark keeps them for examples.
     """
 
     part: DataSplit
@@ -165,13 +165,13 @@ class BenchmarkTask:
     """One task of the harness.
 
     Attributes:
-        name: in the harness; the YAML in `TASKS_FOLDER` has the same.
-        title: as it is shown.
-        source: its rows, in `SOURCES`.
+        name: in the harness; the YAML file in `TASKS_FOLDER` has the same name.
+        title: its name in tables and plots.
+        source: the name of its rows in `SOURCES`.
         kind: how it is answered: a choice by likelihood (`choices`; `truth` with several right ones), the last word
-            of a text, and in writing: a label, an exam's letter, a number.
-        metric: the one that counts.
-        metric_title: as it is shown.
+            of a text (`word`), or in writing: a label, an exam's letter, a number (`similarity`).
+        metric: the one that is reported as its score.
+        metric_title: the name of that metric in tables.
         shots: solved examples in front of each question; the same as in the YAML.
     """
 
@@ -298,7 +298,7 @@ class EvaluateConfig(GridSettings):
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, before anything is loaded.
+        """Refuse values that cannot be evaluated, before anything is loaded.
 
         Raises:
             InputError: no model, both a suite and tasks, or a number out of range.

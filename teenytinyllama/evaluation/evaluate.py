@@ -134,6 +134,7 @@ def _checkpoints_of_run(folder: Path) -> list[EvaluatedModel]:
 
 
 def _branches_with_checkpoints(name_or_path: str) -> list[EvaluatedModel]:
+    """Return the branches of a Hub repository that hold checkpoints (`step100`, `step-100`)."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
@@ -152,7 +153,7 @@ def _branches_with_checkpoints(name_or_path: str) -> list[EvaluatedModel]:
 
 
 def weights_fingerprint(model: "PreTrainedModel") -> str:
-    """Return a hash that tells models apart, in a second: of every parameter's shape, sum and first values."""
+    """Return a hash of every parameter's shape, sum and first values: it tells models apart within a second."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -165,7 +166,7 @@ def weights_fingerprint(model: "PreTrainedModel") -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an evaluation measures, checked.
+    """The work of an evaluation: what it measures, of which models, all of it checked.
 
     Attributes:
         text: held-out text for the suite `lm`; None: it is not asked for, or not there.
@@ -256,7 +257,7 @@ def _open_folder(config: EvaluateConfig) -> Path:
 def _tasks_with_data(
     wanted: list[BenchmarkTask], config: EvaluateConfig, missing: dict[str, str]
 ) -> Iterator[tuple[BenchmarkTask, BenchmarkRows]]:
-    """Yield the tasks whose data is there, all of it read and checked; `missing` gets why the others are left out.
+    """Yield the tasks whose data is there, with rows that are checked; put the reasons of the others into `missing`.
 
     Raises:
         InputError: data that does not fit, too few solved examples, or questions that all have one right answer where
@@ -368,6 +369,7 @@ def _measure(
 
 
 def _measure_text(work: _Work, evaluated: EvaluatedModel, model: "PreTrainedModel", fingerprint: str) -> None:
+    """Measure bits per byte and perplexity of held-out text, unless an earlier start did."""
     from .held_out import language_modeling_measures
 
     config, text = work.config, work.text

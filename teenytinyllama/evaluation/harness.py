@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What a task gave.
+    """What the harness measured of one task.
 
     Attributes:
         values: each metric's value.
@@ -73,7 +73,7 @@ class TaskOutcome:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's remarks about defaults off the terminal; what we report, we report ourselves."""
+    """Keep the log lines of the harness and of datasets below errors off the terminal."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -87,9 +87,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _templates_compiled_once() -> Iterator[None]:
-    """Keep templates, which the harness compiles anew for each question and each solved example.
+    """Compile each template of a prompt once; the harness compiles it for each question and each solved example.
 
-    That was 94 % of the time its prompts took (`lm_eval.utils.apply_template`, lm_eval 0.4.13).
+    Compiling was 94 % of the time its prompts took (`lm_eval.utils.apply_template`, lm_eval 0.4.13).
     """
     templates.from_string = functools.cache(templates.from_string)  # type: ignore[method-assign]
     try:
@@ -106,7 +106,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     """
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
-        """Wrap a model where it is."""
+        """Wrap a model; it stays on its device and in its precision."""
         with _quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.cut: set[int] = set()
@@ -136,7 +136,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return tokens and attention mask, (texts, longest text) each, of prompts that are gone on with."""
+        """Return tokens and attention mask, (texts, longest text) each, of prompts that the model continues."""
         rows = [self.tok_encode(text, None, left_truncate_len) for text in strings]
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
         return padded["input_ids"], padded["attention_mask"]
@@ -147,7 +147,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return self.add_bos_token is None or bool(self.add_bos_token)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Return the tokens of both.
+        """Return the tokens of a context and of its continuation.
 
         The harness encodes the whole and cuts it where the context's tokens end. A tokenizer with tokens of several
         words may join words over that place; then both are encoded by themselves.
@@ -212,7 +212,7 @@ def run_task(
 
     Args:
         model: of the harness; `HarnessModel`, or any other of its classes.
-        task: one of `suites.TASKS`.
+        task: one of `config.TASKS`.
         data_dir: folder of local files; None: the Hub.
         cloze_file: rows of `cloze`.
         limit: the first so many questions only.
@@ -248,6 +248,7 @@ def run_task(
 
 
 def _stderr(metric: str, marks: list[Any]) -> float | None:
+    """Return the standard error of a metric from the marks of all questions."""
     if metric == "f1_macro":
         return macro_f1_stderr(marks)
     if metric == "pearson":

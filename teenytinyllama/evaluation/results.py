@@ -37,14 +37,14 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task; None is what is not known.
+    """The score in one metric of one task; None stands for what is not known.
 
     Attributes:
-        task: the name in the harness: letters, digits, `.`, `_`, `-`.
-        suite: what the task is shown under.
-        name: the task as it is shown.
-        metric: the name in the harness (`acc`, `f1_macro`, `pearson`).
-        metric_name: the metric as it is shown.
+        task: its name in the harness: letters, digits, `.`, `_`, `-`.
+        suite: the group of tasks under which tables show it.
+        name: the task's name in tables.
+        metric: its name in the harness (`acc`, `f1_macro`, `pearson`).
+        metric_name: the metric's name in tables.
         value: a fraction, 0 to 1; a correlation, -1 to 1.
         dataset_id: on the Hub; None for a local file.
         dataset_revision: the commit of that dataset.
@@ -126,7 +126,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure that is no score; None is what is not known.
+    """One figure that is no score; None stands for what is not known.
 
     Attributes:
         suite: under which it is shown.
@@ -158,7 +158,7 @@ def is_limited(score: Score) -> bool:
 
 
 def describe_odd_questions(score: Score) -> str:
-    """Return the counts of odd questions in words, or nothing."""
+    """Return the counts of odd questions (asked twice, among the examples, …) in words; empty if there are none."""
     return ", ".join(f"{getattr(score, key):,} {text}" for key, text in ODD_QUESTIONS.items() if getattr(score, key))
 
 
@@ -214,7 +214,7 @@ def read_results(path: Path) -> Results:
 
 
 def parse_results(content: Any, path: Path) -> Results:
-    """Return the scores of the content of a file; `path` is for messages.
+    """Return the scores that a parsed JSON file holds; messages name `path`.
 
     Raises:
         InputError: see `read_results`.
@@ -262,6 +262,7 @@ def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
 
 
 def _parse_score(path: Path, place: str, row: Any) -> Score:
+    """Return one score of a file; `place` is its key, for messages."""
     _check_keys(path, place, row, Score)
     for item in fields(Score):
         if item.name in row:
@@ -405,7 +406,7 @@ def read_references(path: Path = REFERENCES_PATH) -> dict[str, list[Score]]:
 
 
 def why_not_comparable(score: Score, reference: Score) -> str | None:
-    """Return why a published score is of other questions than a score, or None if it is of the same.
+    """Return why a published score was measured on other questions than a score, or None if on the same.
 
     They are the same if their texts are, or, of a dataset whose texts are not known here, if there are as many.
     """

@@ -75,6 +75,7 @@ def format_results(results: Results, measures: Sequence[Measure], missing: dict[
 
 
 def _scores(scores: Sequence[Score]) -> list[str]:
+    """Return the table of the scores of one suite."""
     head = ["task", "metric", "shots", "items", "score", "normalised", "trivial answer", "unreadable", "cut prompts"]
     rows = []
     for score in scores:
@@ -119,6 +120,7 @@ def _references(suite: str, measured: Sequence[Score]) -> list[str]:
 
 
 def _measures(measures: Sequence[Measure]) -> list[str]:
+    """Return the tables of held-out text and of the tasks' further figures."""
     lines: list[str] = []
     held_out = {(measure.part, measure.metric): measure for measure in measures if measure.task == HELD_OUT}
     if held_out:
@@ -259,6 +261,7 @@ def draw_progress(
 
 
 def _score_lines(scores: Sequence[Score]) -> list[_Line]:
+    """Return a line for each task and suite."""
     by_task: dict[tuple[str, str], list[Score]] = {}
     for score in sorted(scores, key=lambda score: score.step or 0):
         by_task.setdefault((score.suite, score.name), []).append(score)
@@ -269,6 +272,7 @@ def _score_lines(scores: Sequence[Score]) -> list[_Line]:
 
 
 def _bits_lines(measures: Sequence[Measure], scores: Sequence[Score]) -> list[_Line]:
+    """Return a line for held-out text and one for the right answers of each task."""
     names = {score.task: score.name for score in scores}
     by_task: dict[str, dict[int, Measure]] = {}
     for measure in sorted(measures, key=lambda measure: measure.step or 0):

@@ -83,7 +83,7 @@ def _plain_determiners() -> frozenset[str]:
 
 
 class _Reader:
-    """The tokens of a text with the questions that the checks ask about them."""
+    """The tokens of a text, and what the checks need to know about them: nouns, noun phrases, names and subjects."""
 
     def __init__(self, text: str) -> None:
         self.tokens = _TOKEN.findall(text.replace("’", "'"))
