@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Some rows of a dataset: a split on the Hub, or the first local file that is found by these names without suffix."""
+    """Some rows of a dataset: a split on the Hub, or a local file by its name without suffix (the first one found)."""
 
     split: str
     stems: tuple[str, ...]
