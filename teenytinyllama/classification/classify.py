@@ -34,17 +34,7 @@ from ..stage_folder import (
 from ..supervision import stopped_by_signals
 from ..training.saving import check_run_folder, lock_run_folder
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
-from .finetune import (
-    Base,
-    Encoded,
-    Framing,
-    choose_length,
-    describe_framing,
-    encode,
-    finetune,
-    frame,
-    load_base,
-)
+from .finetune import Base, Encoded, Framing, choose_length, describe_framing, encode, finetune, frame, load_base
 from .labelled_rows import (
     CUT_RULE,
     METRICS,

@@ -286,8 +286,7 @@ class EvaluateConfig(GridSettings):
                           "near ties, stands in the names of the scores; saved: whatever the weights are saved in"},
     )  # fmt: skip
     checkpoints: bool = field(
-        default=False,
-        metadata={"help": "also every checkpoint of a run, or every branch step… of a repository"},
+        default=False, metadata={"help": "also every checkpoint of a run, or every branch step… of a repository"}
     )
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub repository"})
     base_model: str | None = field(
@@ -317,10 +316,7 @@ class EvaluateConfig(GridSettings):
         for key in ("limit", "batch_size", "cloze_items", "held_out_max_tokens", "context"):
             value = getattr(self, key)
             ensure(value is None or value >= 1, f"{key}={value}: must be at least 1.")
-        ensure(
-            not (self.checkpoints and self.revision),
-            f"checkpoints, revision={self.revision}: give one of the two.",
-        )
+        ensure(not (self.checkpoints and self.revision), f"checkpoints, revision={self.revision}: give one of the two.")
         check_energy(self)
 
     @property

@@ -119,11 +119,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return super().loglikelihood(requests, disable_tqdm=True)  # encoding is quick; scoring has a bar of its own
 
     def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **kwargs: Any,
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
     ) -> list[int]:
         """Return the tokens of a text, between those that the tokenizer puts around it unless told otherwise."""
         ids = encode_prompt(self.tokenizer, string, self._adds_special_tokens(add_special_tokens))
@@ -202,11 +198,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
 
 def run_task(
-    model: LM,
-    task: BenchmarkTask,
-    data_dir: str | None = None,
-    cloze_file: str | None = None,
-    limit: int | None = None,
+    model: LM, task: BenchmarkTask, data_dir: str | None = None, cloze_file: str | None = None, limit: int | None = None
 ) -> TaskOutcome:
     """Ask a model the questions of a task.
 

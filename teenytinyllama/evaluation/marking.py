@@ -44,11 +44,7 @@ _CUTS = (".", ",", ";", ":", "(", ")", "[", "]", "\n")
 
 
 def load_task(
-    rows_of: str,
-    data_dir: str | None = None,
-    cloze_file: str | None = None,
-    with_shots: bool = True,
-    **other: Any,
+    rows_of: str, data_dir: str | None = None, cloze_file: str | None = None, with_shots: bool = True, **other: Any
 ) -> "DatasetDict":
     """Return the rows of a task as the harness wants them.
 

@@ -222,8 +222,7 @@ def parse_results(content: Any, path: Path) -> Results:
     _check_keys(path, "", content, Results)
     for key, kind in {"model": str, "command": str, "versions": dict, "scores": list}.items():
         ensure(
-            type(content[key]) is kind,
-            f"{path}: key {key} is {content[key]!r}, but must be {kind.__name__}. {_FIX}",
+            type(content[key]) is kind, f"{path}: key {key} is {content[key]!r}, but must be {kind.__name__}. {_FIX}"
         )
     for name, version in content["versions"].items():
         ensure(isinstance(version, str), f"{path}: key versions.{name} is {version!r}, but must be str. {_FIX}")
@@ -254,8 +253,7 @@ def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
     names = {item.name for item in fields(kind)}
     for item in fields(kind):
         ensure(
-            item.name in content or item.default is not MISSING,
-            f"{path}: key {prefix}{item.name} is missing. {_FIX}",
+            item.name in content or item.default is not MISSING, f"{path}: key {prefix}{item.name} is missing. {_FIX}"
         )
     unknown = sorted(set(content) - names)
     ensure(not unknown, f"{path}: key {prefix}{', '.join(unknown)} is unknown. {_FIX}")
