@@ -148,6 +148,7 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
     if not missing and (config.baseline == "none" or place.is_file()):
         print(f"{folder} holds all {config.seeds} seeds already")
         return None if config.baseline == "none" else _read_record(place)
+
     (folder / MANIFEST_NAME).unlink(missing_ok=True)  # it says that the folder is complete
     with StageMeter(folder, config) as meter:
         if config.baseline == "tfidf" and not place.is_file():
