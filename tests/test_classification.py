@@ -26,22 +26,30 @@ from teenytinyllama.cli import main
 from teenytinyllama.evaluation.results import read_results
 from teenytinyllama.models import load_tokenizer
 
-pytest.importorskip("evaluate")
 pytest.importorskip("sklearn")
 
-from teenytinyllama.classification.classify import classify, plan_classify, score_word_counts
+from teenytinyllama.classification.classify import classify, plan_classify
 from teenytinyllama.classification.config import TASKS, ClassifyConfig, find_task, positional_keys
-from teenytinyllama.classification.finetune import Accuracy, MacroF1, item_error, majority_scores, score, summarise
-from teenytinyllama.classification.labelled_rows import Example, complete_splits, keys_of, read_task
-from teenytinyllama.classification.model import (
-    _cut,
+from teenytinyllama.classification.finetune import (
     build_classifier,
     choose_length,
+    cut_pair,
     describe_framing,
     encode,
     frame,
     give_pad_token,
     load_base,
+)
+from teenytinyllama.classification.labelled_rows import (
+    Example,
+    complete_splits,
+    item_error,
+    keys_of,
+    majority_scores,
+    read_task,
+    score,
+    score_word_counts,
+    summarise,
 )
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -390,7 +398,7 @@ def test_cutting_fills_the_room_and_spares_the_shorter() -> None:
     for first in range(12):
         for second in range(12):
             for room in range(1, 14):
-                text, pair = _cut(list(range(first)), list(range(second)), room)
+                text, pair = cut_pair(list(range(first)), list(range(second)), room)
                 assert len(text) + len(pair) == min(first + second, room)
                 assert (text, pair) == (list(range(len(text))), list(range(len(pair))))
                 if min(first, second) <= room // 2:
@@ -669,10 +677,9 @@ def test_scores_are_those_computed_by_hand() -> None:
     assert majority_scores([1, 1, 0], [0, 1, 1, 1], 2) == pytest.approx({"accuracy": 0.75, "f1_macro": 3 / 7})
 
 
-def test_metrics_of_evaluate_load_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_those_of_scikit_learn_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    import evaluate
     from sklearn.metrics import accuracy_score, f1_score
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -681,11 +688,9 @@ def test_metrics_of_evaluate_load_without_the_network(monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket.socket, "connect", refuse)
     generator = np.random.default_rng(0)
     truth, found = generator.integers(0, 5, 300), generator.integers(0, 5, 300)
-    accuracy, f1 = Accuracy(keep_in_memory=True), MacroF1(keep_in_memory=True)
-    assert isinstance(accuracy, evaluate.Metric)
-    assert accuracy.compute(predictions=found, references=truth)["accuracy"] == accuracy_score(truth, found)
-    expected = f1_score(truth, found, average="macro")
-    assert f1.compute(predictions=found, references=truth, num_labels=5)["f1_macro"] == expected
+    assert score(found, truth, 5) == {
+        "accuracy": accuracy_score(truth, found), "f1_macro": f1_score(truth, found, average="macro")
+    }  # fmt: skip
 
 
 def test_errors_of_scores() -> None:
@@ -815,8 +820,8 @@ def test_the_extra_is_asked_for(llama: str, toy: str, tmp_path: Path, monkeypatc
     from teenytinyllama import checks
 
     real = checks.importlib.util.find_spec
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == "evaluate" else real(name))
-    with pytest.raises(InputError, match=r"evaluate: not installed. .* pip install 'teenytinyllama\[eval\]'"):
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if name == "sklearn" else real(name))
+    with pytest.raises(InputError, match=r"sklearn: not installed. .* pip install 'teenytinyllama\[eval\]'"):
         classify(make_config(llama, toy, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -27,8 +27,8 @@ from teenytinyllama.evaluation.config import SUITES, TASKS, TASKS_FOLDER, Evalua
 from teenytinyllama.evaluation.evaluate import evaluate_model, list_models, weights_fingerprint
 from teenytinyllama.evaluation.held_out import language_modeling_measures, load_held_out
 from teenytinyllama.evaluation.marking import best_line, choice_results, trivial_lines
-from teenytinyllama.evaluation.results import Measure, MeasuredTask, Score, is_trivial, read_measures, read_results
-from teenytinyllama.evaluation.score_report import plot_progress
+from teenytinyllama.evaluation.results import Measure, MeasuredTask, Score, is_trivial, read_results
+from teenytinyllama.evaluation.score_report import draw_progress
 from teenytinyllama.evaluation.scoring import encode_pair, score_continuations
 
 pytest.importorskip("lm_eval")
@@ -64,6 +64,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Pat
 @pytest.fixture(scope="module")
 def loaded(model_folder: Path) -> tuple[Any, Any]:
     return LlamaForCausalLM.from_pretrained(model_folder).eval(), AutoTokenizer.from_pretrained(model_folder)
+
+
+def read_measures(path: Path) -> list[Measure]:
+    return [Measure(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def evaluate(model: Path, output: Path, **values: Any) -> Path:
@@ -632,13 +636,7 @@ def test_no_length_costs_a_plan_of_cudnn_s_attention(
 
 
 @pytest.mark.parametrize("with_scores", [True, False])
-def test_the_plot_over_checkpoints_goes_forward(
-    with_scores: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib import pyplot
-
-    drawn: list[Any] = []
-    monkeypatch.setattr(pyplot, "close", drawn.append)
+def test_the_plot_over_checkpoints_goes_forward(with_scores: bool) -> None:
     steps = (160, 80, 300)  # as files come: by name
     scores = [
         Score(suite="signal", task="ttl_arc_zero", name="ARC", metric="acc", metric_name="accuracy", value=step / 1000, stderr=0.01, trivial=0.29,
@@ -648,9 +646,7 @@ def test_the_plot_over_checkpoints_goes_forward(
     measures += [Measure("lm", "held_out", "bits_per_byte", 9.0, part="web", step=80, tokens=800)]
     measures += [Measure(suite, "ttl_arc_zero", "answer_bits_per_byte", 2.0, step=step, tokens=10 * step)
                  for suite in ("paper", "signal") for step in steps]  # fmt: skip
-    plot_progress(scores, measures, {80: 0.1, 160: 0.2, 300: None}, tmp_path / "progress.png")
-    monkeypatch.undo()
-    axes = drawn[0].axes
+    axes = draw_progress(scores, measures, {80: 0.1, 160: 0.2, 300: None}).axes
     assert [axis.get_xlabel() for axis in axes] == ["tokens", "kWh"] * (1 + with_scores)
     curves = [[list(line[0].get_xdata()) for line in axis.containers] for axis in axes]
     tokens, energy = [800, 1600, 3000], [0.1, 0.2]
@@ -660,7 +656,6 @@ def test_the_plot_over_checkpoints_goes_forward(
     if with_scores:
         assert curves[:2] == [[tokens], [energy]]
         assert list(axes[0].containers[0][0].get_ydata()) == [8, 16, 30]
-    pyplot.close(drawn[0])
 
 
 def test_models_are_told_apart_by_their_weights(loaded: tuple[Any, Any], model_folder: Path) -> None:

@@ -31,15 +31,15 @@ def score(model: LlamaForCausalLM, windows: HeldOutWindows, batch_size: int) -> 
 
 def test_windows_of_the_picture() -> None:
     windows = make_windows(offset=100, num_tokens=10, document=0, context=6, stride=3)
-    spans = [(w.start - 100, w.end - 100, w.first_scored - 100, w.end_scored - 100) for w in windows]
-    assert spans == [(0, 6, 1, 6), (3, 9, 6, 9)]
+    spans = [(w.start - 100, w.end - 100, w.first_scored - 100) for w in windows]
+    assert spans == [(0, 6, 1), (3, 9, 6)]
 
 
 @pytest.mark.parametrize(("context", "stride"), [(8, 8), (8, 4), (16, 1), (64, 32)])
 @pytest.mark.parametrize("num_tokens", [2, 3, 8, 9, 10, 57, 64, 65])
 def test_every_text_token_is_scored_once_with_enough_context(context: int, stride: int, num_tokens: int) -> None:
     windows = make_windows(0, num_tokens, 0, context, stride)
-    scored = [place for w in windows for place in range(w.first_scored, w.end_scored)]
+    scored = [place for w in windows for place in range(w.first_scored, w.end)]
     assert scored == list(range(1, num_tokens - 1))  # neither the start token nor the end token
     for window in windows:
         assert window.end - window.start <= context

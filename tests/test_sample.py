@@ -36,8 +36,6 @@ from teenytinyllama.data.sample.storyteller import MAX_WORDS, MIN_WORDS, PLOTS, 
 from teenytinyllama.evaluation.stories import (
     agreement_pairs,
     check_agreement,
-    copied_ngrams,
-    lexicon_share,
     story_report,
     story_words,
 )
@@ -180,7 +178,7 @@ def test_no_validation_document_is_in_train():
 
 
 def test_the_language_itself_copies_little():
-    share = copied_ngrams([story.text for story in HELD_OUT], (story.text for story in TRAIN))
+    share = story_report([story.text for story in HELD_OUT], (story.text for story in TRAIN))["copied_share"]
     assert share is not None
     assert share < 0.05
 
@@ -345,18 +343,16 @@ def test_checker_does_not_judge_what_it_cannot_decide(text):
 # ---- shares
 
 
-def test_copied_ngrams_counts_runs_of_eight_words():
+def test_copied_runs_of_eight_words_are_counted():
     train = ["um dois três quatro cinco seis sete oito nove"]
-    assert copied_ngrams(["Um, dois; três quatro cinco! Seis sete oito dez."], train) == 0.5
-    assert copied_ngrams(["um dois"], train) is None
-    assert copied_ngrams(["um dois"], train, n=2) == 1.0
-    with pytest.raises(InputError, match="n=0: must be 1 or more"):
-        copied_ngrams(["um"], train, n=0)
+    report = story_report(["Um, dois; três quatro cinco! Seis sete oito dez."], train)
+    assert (report["copied_share"], report["num_ngrams"]) == (0.5, 2)
+    assert story_report(["um dois"], train)["copied_share"] is None
 
 
-def test_lexicon_share_ignores_case_and_punctuation():
-    assert lexicon_share(["Casa! GATO xyz."], ["a casa do gato"]) == pytest.approx(2 / 3)
-    assert lexicon_share(["123 !"], ["casa"]) is None
+def test_the_share_of_known_words_ignores_case_and_punctuation():
+    assert story_report(["Casa! GATO xyz."], ["a casa do gato"])["lexicon_share"] == pytest.approx(2 / 3)
+    assert story_report(["123 !"], ["casa"])["lexicon_share"] is None
     assert story_words("Bem-te-vi, 3 caixas-d'água!") == ["bem-te-vi", "caixas-d'água"]
 
 

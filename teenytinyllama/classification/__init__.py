@@ -1,1 +1,1 @@
-"""Downstream fine-tuning: a model with a classification head, on Portuguese tasks, over several seeds."""
+"""Classification: a model with a new head is fine-tuned on Portuguese tasks, with several seeds, and scored."""

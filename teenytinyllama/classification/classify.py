@@ -1,8 +1,6 @@
-"""`ttl classify`: all seeds of one model on one task, from the rows to the table; a seed that is done stays done.
+"""`ttl classify`: one model fine-tuned on one task with several seeds. A seed that is done is not done again.
 
-The results of a fine-tuning over its seeds: the file for cards, and the table that says what a score can mean.
-
-What needs no language model: counts of words and logistic regression, on the same rows.
+The scores of all seeds are summarised in `classification.md`, which also says how sure they are, and in `results.json`.
 """
 
 import json
@@ -34,11 +32,22 @@ from ..stage_folder import (
 )
 from ..supervision import stopped_by_signals
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
-from .finetune import METRICS, Summary, item_error, majority_scores, score, summarise
-from .labelled_rows import CUT_RULE, Example, LabelledRows, Splits, complete_splits, read_task
-from .model import Base, Encoded, Framing, choose_length, describe_framing, encode, frame, load_base
+from .finetune import Base, Encoded, Framing, choose_length, describe_framing, encode, finetune, frame, load_base
+from .labelled_rows import (
+    CUT_RULE,
+    METRICS,
+    LabelledRows,
+    Splits,
+    Summary,
+    complete_splits,
+    item_error,
+    majority_scores,
+    read_task,
+    score_word_counts,
+    summarise,
+)
 
-_VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "evaluate", "scikit-learn", "numpy")
+_VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "scikit-learn", "numpy")
 _IDENTITY = (
     "task select random_init num_train_epochs per_device_train_batch_size gradient_accumulation_steps learning_rate "
     "warmup_steps weight_decay group_by_length seed baseline"
@@ -47,7 +56,7 @@ _IDENTITY = (
 
 @dataclass(frozen=True)
 class ClassifyPlan:
-    """What was checked before anything is trained."""
+    """Everything that is known and checked before the first seed is trained."""
 
     task: Task
     found: LabelledRows
@@ -109,7 +118,7 @@ def classify(config: ClassifyConfig) -> Path:
         RunFailedError: see `finetune`.
         StoppedResumable: a signal.
     """
-    ensure_packages("eval", "evaluate", "datasets", "sklearn")
+    ensure_packages("eval", "sklearn")
     prepare_rank()
     plan = plan_classify(config)
     folder = Path(str(config.output_dir))
@@ -134,12 +143,11 @@ def classify(config: ClassifyConfig) -> Path:
 
 
 def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: list[int]) -> dict[str, Any] | None:
-    """Do what is not done yet, with its energy measured, and return the record of the baseline."""
+    """Train the seeds that are missing, with their energy measured, and return the record of the baseline."""
     place = folder / "baseline.json"
     if not missing and (config.baseline == "none" or place.is_file()):
         print(f"{folder} holds all {config.seeds} seeds already")
         return None if config.baseline == "none" else _read_record(place)
-    from .finetune import finetune
 
     plan.place.reopen()
     with StageMeter(folder, config) as meter:
@@ -155,6 +163,7 @@ def _work(config: ClassifyConfig, plan: ClassifyPlan, folder: Path, missing: lis
 
 
 def _read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a seed or of the baseline that an earlier start wrote."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -168,7 +177,7 @@ def _finish(
     records: list[dict[str, Any]],
     baseline: dict[str, Any] | None,
 ) -> None:
-
+    """Write the table, the results and last the manifest; print the table."""
     found = summaries(plan, records, baseline)
     energy = read_emissions(folder / EMISSIONS_NAME)
     table = render_table(config, plan, found, records, energy)
@@ -193,7 +202,7 @@ def _finish(
 
 
 def describe_data(plan: ClassifyPlan) -> dict[str, Any]:
-    """Return what a manifest records of the rows."""
+    """Return what the manifest says about the rows."""
     labels = plan.found.labels
     return {
         "dataset": plan.found.dataset,
@@ -214,7 +223,7 @@ def describe_data(plan: ClassifyPlan) -> dict[str, Any]:
 
 
 def _describe(config: ClassifyConfig, plan: ClassifyPlan) -> str:
-    """Return what is about to be done."""
+    """Return the lines that are printed before the first seed: task, rows, labels, model and input."""
     data, base = describe_data(plan), plan.base
     lines = [
         f"task       {plan.task.title}: {data['dataset']}" + (f" at {data['revision']}" if data["revision"] else ""),
@@ -239,10 +248,8 @@ _ON_TEST_NAME = "best epoch chosen on test, as in the paper"
 _BASELINE = "tfidf"
 
 
-def summaries(
-    plan: "ClassifyPlan", records: list[dict[str, Any]], baseline: dict[str, Any] | None
-) -> dict[str, Summary]:
-    """Return the summary of each metric over the seeds, by its name; of the baseline under `tfidf_METRIC`."""
+def summaries(plan: ClassifyPlan, records: list[dict[str, Any]], baseline: dict[str, Any] | None) -> dict[str, Summary]:
+    """Return the summary over the seeds for each metric; the baseline's have names of the form `tfidf_METRIC`."""
     num_labels = len(plan.found.labels)
     truth = plan.labels_of("test")
     trivial = majority_scores(plan.labels_of("train"), truth, num_labels)
@@ -260,13 +267,13 @@ def summaries(
 
 
 def metric_title(name: str) -> str:
-    """Return a metric as it is shown, with how its epoch was chosen if that was on the test rows."""
+    """Return the name of a metric in tables; it says so where the epoch was chosen on the test rows."""
     plain = name.removesuffix(f"_{ON_TEST}")
     return METRICS[plain] + (f" ({_ON_TEST_NAME})" if plain != name else "")
 
 
 def make_results(
-    config: ClassifyConfig, plan: "ClassifyPlan", found: dict[str, Summary], command: str, versions: dict[str, str]
+    config: ClassifyConfig, plan: ClassifyPlan, found: dict[str, Summary], command: str, versions: dict[str, str]
 ) -> Results:
     """Return the scores of the model for `results.json`; those of the baseline are not the model's."""
     task, model = plan.task, plan.base
@@ -301,8 +308,8 @@ def make_results(
     return Results(model=shown, command=command, versions=versions, scores=tuple(scores))
 
 
-def _task_name(config: ClassifyConfig, plan: "ClassifyPlan") -> tuple[str, str]:
-    """Return name and title of the task; files of one's own are told apart by their rows and named by their names."""
+def _task_name(config: ClassifyConfig, plan: ClassifyPlan) -> tuple[str, str]:
+    """Return name and title of a task; local files are named by the hash of their rows, and titled by their names."""
     if plan.task.name != LOCAL:
         return plan.task.name, plan.task.title
     files = ", ".join(Path(file).name for file in config.train_file or [str(config.data_dir)])
@@ -311,12 +318,12 @@ def _task_name(config: ClassifyConfig, plan: "ClassifyPlan") -> tuple[str, str]:
 
 def render_table(
     config: ClassifyConfig,
-    plan: "ClassifyPlan",
+    plan: ClassifyPlan,
     found: dict[str, Summary],
     records: list[dict[str, Any]],
     energy: EmissionsTotal | None,
 ) -> str:
-    """Return the Markdown of all figures and of what they can and cannot say."""
+    """Return `classification.md`: all figures, with remarks on what limits them."""
     rows = {split: len(plan.splits.rows[split]) for split in ("train", "validation", "test")}
     name = plan.base.name.rstrip("/").split("/")[-1] + (" (random initialisation)" if plan.base.random_init else "")
     lines = [
@@ -357,6 +364,7 @@ def render_table(
 
 
 def _line(title: str, summary: Summary) -> str:
+    """Return the row of one metric in the table."""
     deviation = "" if summary.deviation is None else f"{100 * summary.deviation:.2f}"
     seeds = "not known" if summary.seed_error is None else f"{100 * summary.seed_error:.2f}"
     note = "not above the most frequent label by two standard errors" if summary.is_trivial else ""
@@ -364,7 +372,8 @@ def _line(title: str, summary: Summary) -> str:
     return f"| {title} | {100 * summary.mean:.2f} | {deviation} | {error} | {note} |"
 
 
-def _remarks(config: ClassifyConfig, plan: "ClassifyPlan", records: list[dict[str, Any]]) -> list[str]:
+def _remarks(config: ClassifyConfig, plan: ClassifyPlan, records: list[dict[str, Any]]) -> list[str]:
+    """Return the remarks below the table: chosen epochs, cut rows, splits and texts that splits share."""
     chosen = ", ".join(f"{record['seed']}: {record['chosen_epoch']}" for record in records)
     remarks = [f"- Epoch chosen, by seed: {chosen}."]
     if config.select == CHOSEN_ON_TEST:
@@ -384,41 +393,3 @@ def _remarks(config: ClassifyConfig, plan: "ClassifyPlan", records: list[dict[st
         if share:
             remarks.append(f"- {share:.1%} of the {split} rows have a text that is also among the training rows.")
     return remarks
-
-
-# Inverse strengths of the penalty that are tried; the validation rows choose.
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-
-
-def score_word_counts(splits: dict[str, list[Example]], num_labels: int) -> dict[str, Any]:
-    """Return the test scores of TF-IDF of words and pairs of words with logistic regression, and its predictions.
-
-    A pair of texts is one text to it, so it cannot see how the two relate.
-
-    Raises:
-        MissingPackageError: scikit-learn is not installed.
-    """
-    ensure_packages("eval", "sklearn")
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    texts = {split: [f"{row.text}\n{row.pair}".strip() for row in rows] for split, rows in splits.items()}
-    labels = {split: [row.label for row in rows] for split, rows in splits.items()}
-    # Words of one letter count in Portuguese ("é", "e", "a"), which the default pattern leaves out.
-    counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+")
-    train = counts.fit_transform(texts["train"])
-    validation, test = counts.transform(texts["validation"]), counts.transform(texts["test"])
-    best: tuple[float, Any, float] | None = None
-    for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=2000, random_state=0).fit(train, labels["train"])
-        right = score(model.predict(validation), labels["validation"], num_labels)["accuracy"]
-        if best is None or right > best[0]:
-            best = (right, model, strength)
-    assert best is not None
-    predictions = [int(label) for label in best[1].predict(test)]
-    return {
-        "scores": score(predictions, labels["test"], num_labels),
-        "strength": best[2],
-        "features": len(counts.vocabulary_),
-        "predictions": predictions,
-    }

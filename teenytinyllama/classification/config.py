@@ -1,6 +1,6 @@
-"""What `ttl classify` is asked.
+"""The config and the tasks of `ttl classify`.
 
-The tasks of `ttl classify`: where their rows are, which columns and labels they have, and what was published.
+A task says where its rows are, which columns and labels they have, and which scores were published for it.
 """
 
 import itertools
@@ -32,8 +32,8 @@ class Task:
     """A classification of texts or of pairs of texts.
 
     Attributes:
-        name: on the command line.
-        title: as it is shown.
+        name: by which it is asked for on the command line.
+        title: its name in tables and reports.
         dataset_id: on the Hub; empty for local files.
         text_columns: joined by an empty line where there are several.
         pair_column: the second text; empty for single texts.
@@ -41,7 +41,7 @@ class Task:
         labels: names in the order of their numbers; empty: those of the training rows.
         dataset_config: its configuration on the Hub; empty for the only one.
         max_length: tokens to which the paper cuts this task; None for the model's context.
-        hub_splits: splits on the Hub; what is missing is cut from `train`, see `splits`.
+        hub_splits: splits on the Hub; one that is missing is cut from `train`, see `labelled_rows.CUT_RULE`.
     """
 
     name: str
@@ -103,7 +103,7 @@ def find_task(name: str) -> Task:
 
 SPLITS = ("train", "validation", "test")
 CHOSEN_ON_TEST = "test_as_in_the_paper"
-MODEL_FOLDER = "model"  # of a kept classifier, in the folder of the results
+MODEL_FOLDER = "model"  # of the classifier that `save_model` keeps, inside the folder of the results
 
 
 @dataclass
@@ -180,7 +180,7 @@ class ClassifyConfig(GridSettings):
     save_model: bool = field(default=False, metadata={"help": "keep the classifier of the first seed in model/"})
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
+        """Refuse values that cannot be run.
 
         Raises:
             InputError: an unknown task, files that are missing or too many, or a figure out of range.
@@ -222,7 +222,7 @@ class ClassifyConfig(GridSettings):
 
     @property
     def is_local(self) -> bool:
-        """Return whether the rows come from files here."""
+        """Return whether the rows come from local files, and not from the Hub."""
         return bool(self.data_dir or self.local_files)
 
 

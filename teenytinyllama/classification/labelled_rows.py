@@ -1,18 +1,24 @@
-"""Rows of a task: read from the Hub or from files, checked, with labels as numbers.
+"""Labelled rows: read from the Hub or from files, checked, split, and predictions of their labels scored.
 
-Splits that are missing are cut from the training rows by a fixed rule; what splits share is counted.
+Labels are numbers. Splits that are missing are cut from the training rows by a fixed rule, and the texts that splits
+share are counted. Two answers need no language model and are scored on the same rows: the most frequent label, and
+counts of words with logistic regression.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checks import InputError, ensure, hub_errors
 from ..data.input_files import RECORD_SUFFIXES, TABLE_SUFFIXES, SourceFile, hash_files, resolve_files
 from ..data.readers import read_records
+from ..evaluation.marking import confusion_matrix, draw_confusions, macro_f1_of
 from ..tokenizer.encode import compose
 from .config import PARQUET_REVISION, SPLITS, ClassifyConfig, Task
 
@@ -21,6 +27,8 @@ _SPLIT_WORDS = {
     "val": "validation", "dev": "validation", "validacao": "validation", "test": "test", "teste": "test",
 }  # fmt: skip
 _MOST_LABELS = 1000
+METRICS = {"accuracy": "accuracy", "f1_macro": "macro-F1"}  # their names in records, and as they are shown
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)  # inverse strengths of the penalty that are tried for counts of words
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,13 @@ class Columns:
     label: str
 
     def names(self) -> list[str]:
-        """Return all of them."""
+        """Return the names of all columns that are read."""
         return [*self.text, *([self.pair] if self.pair else []), self.label]
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """The rows of a task as they were found.
+    """The rows of a task as its files or its dataset hold them.
 
     Attributes:
         splits: what there is of train, validation and test.
@@ -91,6 +99,7 @@ def read_task(task: Task, config: ClassifyConfig) -> LabelledRows:
 
 
 def _local_files(config: ClassifyConfig) -> dict[str, list[SourceFile]]:
+    """Return the local files of each split, given one by one or found in `data_dir` by the words in their names."""
     suffixes = (*RECORD_SUFFIXES, *TABLE_SUFFIXES)
     if config.data_dir is None:
         return {split: resolve_files(f"{split}_file", names, suffixes) for split, names in config.local_files.items()}
@@ -127,6 +136,7 @@ def _commit(task: Task, revision: str | None) -> str:
 
 
 def _hub_files(task: Task, commit: str) -> dict[str, list[SourceFile]]:
+    """Return the parquet files of each split of a task's dataset at a commit."""
     place = f"hf://datasets/{task.dataset_id}@{commit}"
     config = task.dataset_config or "*"
     files = {split: resolve_files("task", [f"{place}/{config}/{split}/*"], (".parquet",)) for split in task.hub_splits}
@@ -172,6 +182,7 @@ def _labels_of(column: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> tuple
 
 
 def _label_name(value: Any) -> str:
+    """Return a label as a text: 1, 1.0 and True are all `1`."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float) and value.is_integer():  # a column of integers with a gap, read by pandas
@@ -189,6 +200,7 @@ def _label_numbers(labels: tuple[str, ...]) -> dict[str, int]:
 def _example(
     place: str, row: dict[str, Any], columns: Columns, labels: tuple[str, ...], numbers: dict[str, int]
 ) -> Example:
+    """Return a row as texts and the number of its label; `place` names the row in messages."""
     texts = [row[name] for name in (*columns.text, *([columns.pair] if columns.pair else []))]
     for name, text in zip(columns.names(), texts, strict=False):
         ensure(
@@ -207,7 +219,7 @@ def _example(
 
 
 def keys_of(examples: Iterable[Example]) -> Iterator[str]:
-    """Yield a text for each row that is the same for rows which differ in case, spaces or punctuation alone."""
+    """Yield a key for each row; rows that differ in case, spaces or punctuation alone have the same key."""
     for example in examples:
         parts = (example.text, example.pair)
         # A text of nothing but signs, such as emojis, stays itself.
@@ -224,7 +236,7 @@ CUT_RULE = (
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a task, all three splits.
+    """The rows of all three splits of a task.
 
     Attributes:
         rows: by the name of the split.
@@ -240,7 +252,7 @@ class Splits:
 
 
 def complete_splits(found: dict[str, list[Example]], max_train_rows: int | None) -> Splits:
-    """Return train, validation and test; see `CUT_RULE` for those that are not there.
+    """Return train, validation and test; a split that is missing is cut from train by `CUT_RULE`.
 
     The cut depends on the rows alone, not on their order nor on any seed, so every model is scored on the same rows.
 
@@ -295,3 +307,112 @@ def _take(rows: list[Example], fraction: float, purpose: str) -> tuple[list[Exam
     )
     chosen = [row for index, row in enumerate(rows) if index in taken]
     return chosen, [row for index, row in enumerate(rows) if index not in taken]
+
+
+def score(predictions: Any, references: Any, num_labels: int) -> dict[str, float]:
+    """Return accuracy and macro-F1 of numbers of labels, as fractions.
+
+    Macro-F1 is the mean over all labels of the task; a label that is neither there nor predicted counts as 0.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    labels = range(num_labels)
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "f1_macro": float(f1_score(references, predictions, labels=labels, average="macro", zero_division=0)),
+    }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The scores of all seeds in one metric.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: sample standard deviation over the seeds; None with one seed.
+        seed_error: standard error of the mean by the seeds; None with one seed.
+        item_error: standard error by the choice of the test rows, which all seeds share.
+        stderr: both together.
+        trivial: what the most frequent training label scores.
+    """
+
+    mean: float
+    deviation: float | None
+    seed_error: float | None
+    item_error: float
+    stderr: float
+    trivial: float
+
+    @property
+    def is_trivial(self) -> bool:
+        """Return whether the mean is no more than two standard errors above the trivial answer."""
+        return self.mean <= self.trivial + 2 * self.stderr
+
+    @property
+    def normalised(self) -> float:
+        """Return 0 at the trivial answer and 1 at a perfect score."""
+        return (self.mean - self.trivial) / (1 - self.trivial) if self.trivial < 1 else 0.0
+
+
+def summarise(values: list[float], item_errors: list[float], trivial: float) -> Summary:
+    """Return the summary of one metric of several seeds."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    seed_error = None if deviation is None else deviation / math.sqrt(len(values))
+    item_error = float(np.mean(item_errors))
+    return Summary(
+        mean=float(np.mean(values)),
+        deviation=deviation,
+        seed_error=seed_error,
+        item_error=item_error,
+        stderr=math.hypot(item_error, seed_error or 0.0),
+        trivial=trivial,
+    )
+
+
+def item_error(metric: str, predictions: list[int], references: list[int], num_labels: int) -> float:
+    """Return the standard error of a score by the choice of its rows.
+
+    Of the accuracy it is the binomial one; of macro-F1 the deviation over 1,000 drawings of the rows with replacement,
+    always the same ones.
+    """
+    if metric == "accuracy":
+        share = float(np.mean(np.equal(predictions, references)))
+        return math.sqrt(share * (1 - share) / len(references))
+    confusion = confusion_matrix(list(zip(references, predictions, strict=True)), range(num_labels))
+    return float(macro_f1_of(draw_confusions(confusion), every_label=True).std())
+
+
+def majority_scores(train: list[int], test: list[int], num_labels: int) -> dict[str, float]:
+    """Return what the most frequent label of the training rows scores on the test rows."""
+    most = int(np.bincount(train, minlength=num_labels).argmax())
+    return score([most] * len(test), test, num_labels)
+
+
+def score_word_counts(splits: dict[str, list[Example]], num_labels: int) -> dict[str, Any]:
+    """Return the test scores of TF-IDF of words and pairs of words with logistic regression, and its predictions.
+
+    A pair of texts is one text to it, so it cannot see how the two relate.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    texts = {split: [f"{row.text}\n{row.pair}".strip() for row in rows] for split, rows in splits.items()}
+    labels = {split: [row.label for row in rows] for split, rows in splits.items()}
+    # Words of one letter count in Portuguese ("é", "e", "a"), which the default pattern leaves out.
+    counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+")
+    train = counts.fit_transform(texts["train"])
+    validation, test = counts.transform(texts["validation"]), counts.transform(texts["test"])
+    best: tuple[float, Any, float] | None = None
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=2000, random_state=0).fit(train, labels["train"])
+        right = score(model.predict(validation), labels["validation"], num_labels)["accuracy"]
+        if best is None or right > best[0]:
+            best = (right, model, strength)
+    assert best is not None
+    predictions = [int(label) for label in best[1].predict(test)]
+    return {
+        "scores": score(predictions, labels["test"], num_labels),
+        "strength": best[2],
+        "features": len(counts.vocabulary_),
+        "predictions": predictions,
+    }

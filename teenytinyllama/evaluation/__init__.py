@@ -1,1 +1,1 @@
-"""Numbers about a model: bits per byte and perplexity on held-out documents. Takes a model, never trains one."""
+"""Evaluation: what a finished model scores on Portuguese benchmarks and on held-out text. Nothing here trains."""

@@ -118,7 +118,8 @@ def _read_split(
     rows, columns = records, SOURCES[name].columns
     if name in _LAYOUTS:
         layout, convert = _LAYOUTS[name]
-        if set(layout) <= set(rows[0]) and not _needed(columns) <= set(rows[0]):
+        is_hub_form = all(name in rows[0] for name, column in columns.items() if not column.optional)
+        if set(layout) <= set(rows[0]) and not is_hub_form:
             _check_rows(place, rows, layout)
             rows = _converted(convert, rows, place)
     _check_rows(place, rows, columns)
@@ -143,6 +144,7 @@ def _converted(convert: Callable[[Row], Row | None], rows: list[Row], place: str
 
 
 def _find_file(data_dir: str, part: DataSplit) -> Path:
+    """Return the first local file of the names that a split may have."""
     for stem in part.stems:
         for suffix in RECORD_SUFFIXES:
             path = Path(data_dir) / f"{stem}{suffix}"
@@ -187,25 +189,16 @@ def _numbered(records: Iterable[Row]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _needed(columns: dict[str, Column]) -> set[str]:
-    return {name for name, column in columns.items() if not column.optional}
-
-
 def _check_rows(place: str, rows: list[Row], columns: dict[str, Column]) -> None:
-    """Refuse rows whose columns do not fit.
-
-    Raises:
-        InputError: it names the columns that are missing, expected and found, or the row, its value and what is
-            allowed.
-    """
+    """Refuse rows that lack a column or hold a value that the column may not have; say which, and what is allowed."""
+    needed = sorted(name for name, column in columns.items() if not column.optional)
     for row in rows:
         number = row["row"] + 1
-        missing = sorted(_needed(columns) - set(row))
-        found = ", ".join(sorted(name for name in row if name != "row"))
+        missing = ", ".join(name for name in needed if name not in row)
         ensure(
             not missing,
-            f"{place}: column {', '.join(missing)} is missing in row {number}. Expected are "
-            f"{', '.join(sorted(_needed(columns)))}; found are {found}.",
+            f"{place}: column {missing} is missing in row {number}. Expected are {', '.join(needed)}; found are "
+            f"{', '.join(sorted(name for name in row if name != 'row'))}.",
         )
         for name, column in columns.items():
             value = row.get(name)
@@ -226,6 +219,7 @@ def _check_rows(place: str, rows: list[Row], columns: dict[str, Column]) -> None
 
 
 def _fits(value: Any, column: Column) -> bool:
+    """Return whether a value is of a column's kind."""
     if column.kind == "text":
         # A label may be a number where the Hub's dataset has a text.
         return bool(isinstance(value, str) and (value.strip() or column.optional or column.may_be_empty)) or (

@@ -24,14 +24,14 @@ SENTIMENTS = {"Positive": "Positivo", "Neutral": "Neutro", "Negative": "Negativo
 
 @dataclass(frozen=True)
 class Column:
-    """What a column has to hold.
+    """The values that a column of a dataset has to hold.
 
     Attributes:
         kind: a text, a list of texts, any list, an exam's choices (`{text: [...], label: [...]}`), a number, or the
             letter of an answer.
         allowed: the only values there may be, if that is known.
-        optional: whether rows may lack it.
-        may_be_empty: whether cells may be empty, though the column has to be there.
+        optional: whether rows may lack the column.
+        may_be_empty: whether its cells may be empty, though the column has to be there.
     """
 
     kind: ColumnKind = "text"
@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Some rows of a dataset: a split on the Hub, or a local file by its name without suffix, the best first."""
+    """Some rows of a dataset: a split on the Hub, or a local file by its name without suffix (the first one found)."""
 
     split: str
     stems: tuple[str, ...]
@@ -56,7 +56,7 @@ class Shots:
         part: where they are.
         column: chosen by this column, in the order of `ids`; None: by their places in the file, or all.
         ids: those that are used, in their order; empty: all rows, from which the harness draws or takes the first.
-        held_back: ids that are no questions either, because the benchmark keeps them for examples.
+        held_back: ids of rows that are never asked, because the benchmark keeps them for examples.
     """
 
     part: DataSplit
@@ -102,6 +102,10 @@ def _lettered(letters: str) -> dict[str, Column]:
 _EXAM = {"id": TEXT, "question": TEXT, "choices": Column("options"), "answerKey": Column("letter")}
 _SENTENCES = {"idx": NUMBER, "sentence": TEXT, "label": LABEL}
 _WORDS = {"sentence": TEXT, "last_word": TEXT}
+# Exams have one split: some of its rows are the solved examples.
+_ENEM = DataSplit("train", ("enem_challenge", "enem", "enem_2022"))
+_BLUEX = DataSplit("train", ("bluex",))
+_OAB = DataSplit("train", ("oab_exams", "oab"))
 _ASSIN2_SHOTS = (1, 3251, 2, 3252, 3, 4, 5, 6, 3253, 7, 3254, 3255, 3256, 8, 9)
 _BLUEX_SHOTS = ("USP_2018_3", "UNICAMP_2018_2", "USP_2018_35", "UNICAMP_2018_16", "USP_2018_89")
 _ENEM_SHOTS = ("2022_21", "2022_88", "2022_143")
@@ -113,94 +117,45 @@ _HATE_SPEECH_SHOTS = (52, 50, 39, 28, 3, 105, 22, 25, 60, 11, 66, 41, 9, 4, 91, 
 _BENCHMARK = "eduagarcia/portuguese_benchmark"
 
 SOURCES: dict[str, Source] = {
-    "arc": Source(
-        "alexandrainst/m_arc",
-        DataSplit("test", ("arc_pt_test",)),
-        _lettered(LETTERS),
-        config="pt",
-        shots=Shots(DataSplit("train", ("arc_pt_train",))),
-    ),
+    "arc": Source("alexandrainst/m_arc", DataSplit("test", ("arc_pt_test",)), _lettered(LETTERS), config="pt",
+                  shots=Shots(DataSplit("train", ("arc_pt_train",)))),
     "hellaswag": Source(
-        "alexandrainst/m_hellaswag",
-        DataSplit("val", ("hellaswag_pt_val", "hellaswag_pt_validation", "hellaswag_pt")),
+        "alexandrainst/m_hellaswag", DataSplit("val", ("hellaswag_pt_val", "hellaswag_pt_validation", "hellaswag_pt")),
         {"activity_label": TEXT, "ctx_a": TEXT, "ctx_b": Column(optional=True), "endings": Column("texts"),
-         "label": Column(allowed=("0", "1", "2", "3", 0, 1, 2, 3))},
-        config="pt",
-    ),
-    "mmlu": Source(
-        "alexandrainst/m_mmlu",
-        DataSplit("test", ("mmlu_pt_test", "mmlu_pt_val")),
-        _lettered("ABCD"),
-        config="pt",
-        shots=Shots(DataSplit("train", ("mmlu_pt_dev", "mmlu_pt_train"))),
-    ),
+         "label": Column(allowed=("0", "1", "2", "3", 0, 1, 2, 3))}, config="pt"),
+    "mmlu": Source("alexandrainst/m_mmlu", DataSplit("test", ("mmlu_pt_test", "mmlu_pt_val")), _lettered("ABCD"),
+                   config="pt", shots=Shots(DataSplit("train", ("mmlu_pt_dev", "mmlu_pt_train")))),
     "truthfulqa": Source(
-        "alexandrainst/m_truthfulqa",
-        DataSplit("val", ("truthfulqa_pt", "truthfulqa_pt_val")),
-        {"question": TEXT, "mc2_targets_choices": Column("texts"), "mc2_targets_labels": Column("list")},
-        config="pt",
-    ),
-    "enem": Source(
-        "eduagarcia/enem_challenge",
-        DataSplit("train", ("enem_challenge", "enem", "enem_2022")),
-        _EXAM,
-        shots=Shots(DataSplit("train", ("enem_challenge", "enem", "enem_2022")), "id", _ENEM_SHOTS, _ENEM_SHOTS),
-    ),
-    "bluex": Source(
-        "eduagarcia-temp/BLUEX_without_images",
-        DataSplit("train", ("bluex",)),
-        _EXAM,
-        shots=Shots(DataSplit("train", ("bluex",)), "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS),
-    ),
-    "oab": Source(
-        "eduagarcia/oab_exams",
-        DataSplit("train", ("oab_exams", "oab")),
-        _EXAM,
-        shots=Shots(DataSplit("train", ("oab_exams", "oab")), "id", _OAB_SHOTS[:3], _OAB_SHOTS),
-    ),
+        "alexandrainst/m_truthfulqa", DataSplit("val", ("truthfulqa_pt", "truthfulqa_pt_val")),
+        {"question": TEXT, "mc2_targets_choices": Column("texts"), "mc2_targets_labels": Column("list")}, config="pt"),
+    "enem": Source("eduagarcia/enem_challenge", _ENEM, _EXAM, shots=Shots(_ENEM, "id", _ENEM_SHOTS, _ENEM_SHOTS)),
+    "bluex": Source("eduagarcia-temp/BLUEX_without_images", _BLUEX, _EXAM,
+                    shots=Shots(_BLUEX, "id", _BLUEX_SHOTS[:3], _BLUEX_SHOTS)),
+    "oab": Source("eduagarcia/oab_exams", _OAB, _EXAM, shots=Shots(_OAB, "id", _OAB_SHOTS[:3], _OAB_SHOTS)),
     "assin2": Source(
-        "nilc-nlp/assin2",
-        DataSplit("test", ("assin2_test",)),
+        "nilc-nlp/assin2", DataSplit("test", ("assin2_test",)),
         {"sentence_pair_id": NUMBER, "premise": TEXT, "hypothesis": TEXT, "relatedness_score": NUMBER,
          "entailment_judgment": LABEL},
-        shots=Shots(DataSplit("train", ("assin2_train",)), "sentence_pair_id", _ASSIN2_SHOTS),
-    ),
+        shots=Shots(DataSplit("train", ("assin2_train",)), "sentence_pair_id", _ASSIN2_SHOTS)),
     "faquad_nli": Source(
-        "ruanchaves/faquad-nli",
-        DataSplit("test", ("faquad_nli_test",)),
+        "ruanchaves/faquad-nli", DataSplit("test", ("faquad_nli_test",)),
         {"question": TEXT, "answer": TEXT, "label": LABEL},
-        shots=Shots(DataSplit("train", ("faquad_nli_train",)), None, _FAQUAD_SHOTS),
-    ),
+        shots=Shots(DataSplit("train", ("faquad_nli_train",)), None, _FAQUAD_SHOTS)),
     "hatebr": Source(
-        _BENCHMARK,
-        DataSplit("test", ("hatebr_offensive_test", "hatebr_test", "hatebr")),
-        _SENTENCES,
-        config="HateBR_offensive_binary",
-        shots=Shots(DataSplit("train", ("hatebr_offensive_train", "hatebr_train", "hatebr")), "idx", _HATEBR_SHOTS),
-        shuffled_stems=("hatebr",),
-    ),
+        _BENCHMARK, DataSplit("test", ("hatebr_offensive_test", "hatebr_test", "hatebr")), _SENTENCES,
+        config="HateBR_offensive_binary", shuffled_stems=("hatebr",),
+        shots=Shots(DataSplit("train", ("hatebr_offensive_train", "hatebr_train", "hatebr")), "idx", _HATEBR_SHOTS)),
     "hate_speech": Source(
-        _BENCHMARK,
-        DataSplit("test", ("portuguese_hate_speech_test",)),
-        _SENTENCES,
+        _BENCHMARK, DataSplit("test", ("portuguese_hate_speech_test",)), _SENTENCES,
         config="Portuguese_Hate_Speech_binary",
-        shots=Shots(DataSplit("train", ("portuguese_hate_speech_train",)), "idx", _HATE_SPEECH_SHOTS),
-    ),
+        shots=Shots(DataSplit("train", ("portuguese_hate_speech_train",)), "idx", _HATE_SPEECH_SHOTS)),
     "tweetsentbr": Source(
-        "eduagarcia/tweetsentbr_fewshot",
-        DataSplit("test", ("tweetsentbr_test",)),
+        "eduagarcia/tweetsentbr_fewshot", DataSplit("test", ("tweetsentbr_test",)),
         {"sentence": TEXT, "label": Column(allowed=tuple(SENTIMENTS))},
-        shots=Shots(DataSplit("train", ("tweetsentbr_train",))),
-    ),
-    "calame": Source(
-        "NOVA-vision-language/calame-pt",
-        DataSplit("train", ("calame_pt", "calame", "calamept_all")),
-        _WORDS,
-        files="calamept_all.jsonl",
-    ),
-    "lambada": Source(
-        "TucanoBR/lambada-pt", DataSplit("train", ("lambada_pt", "lambada")), _WORDS
-    ),
+        shots=Shots(DataSplit("train", ("tweetsentbr_train",)))),
+    "calame": Source("NOVA-vision-language/calame-pt", DataSplit("train", ("calame_pt", "calame", "calamept_all")),
+                     _WORDS, files="calamept_all.jsonl"),
+    "lambada": Source("TucanoBR/lambada-pt", DataSplit("train", ("lambada_pt", "lambada")), _WORDS),
     "cloze": Source(None, DataSplit("held out", ("cloze",)), _WORDS),
 }  # fmt: skip
 
@@ -210,13 +165,13 @@ class BenchmarkTask:
     """One task of the harness.
 
     Attributes:
-        name: in the harness; the YAML in `TASKS_FOLDER` has the same.
-        title: as it is shown.
-        source: its rows, in `SOURCES`.
+        name: in the harness; the YAML file in `TASKS_FOLDER` has the same name.
+        title: its name in tables and plots.
+        source: the name of its rows in `SOURCES`.
         kind: how it is answered: a choice by likelihood (`choices`; `truth` with several right ones), the last word
-            of a text, and in writing: a label, an exam's letter, a number.
-        metric: the one that counts.
-        metric_title: as it is shown.
+            of a text (`word`), or in writing: a label, an exam's letter, a number (`similarity`).
+        metric: the one that is reported as its score.
+        metric_title: the name of that metric in tables.
         shots: solved examples in front of each question; the same as in the YAML.
     """
 
@@ -331,8 +286,7 @@ class EvaluateConfig(GridSettings):
                           "near ties, stands in the names of the scores; saved: whatever the weights are saved in"},
     )  # fmt: skip
     checkpoints: bool = field(
-        default=False,
-        metadata={"help": "also every checkpoint of a run, or every branch step… of a repository"},
+        default=False, metadata={"help": "also every checkpoint of a run, or every branch step… of a repository"}
     )
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub repository"})
     base_model: str | None = field(
@@ -343,7 +297,7 @@ class EvaluateConfig(GridSettings):
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense, before anything is loaded.
+        """Refuse values that cannot be evaluated, before anything is loaded.
 
         Raises:
             InputError: no model, both a suite and tasks, or a number out of range.
@@ -362,10 +316,7 @@ class EvaluateConfig(GridSettings):
         for key in ("limit", "batch_size", "cloze_items", "held_out_max_tokens", "context"):
             value = getattr(self, key)
             ensure(value is None or value >= 1, f"{key}={value}: must be at least 1.")
-        ensure(
-            not (self.checkpoints and self.revision),
-            f"checkpoints, revision={self.revision}: give one of the two.",
-        )
+        ensure(not (self.checkpoints and self.revision), f"checkpoints, revision={self.revision}: give one of the two.")
         check_energy(self)
 
     @property

@@ -57,7 +57,7 @@ from .results import (
     write_measures,
     write_results,
 )
-from .score_report import format_results, plot_progress, plot_scores
+from .score_report import draw_progress, format_results, plot_scores
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +130,7 @@ def _checkpoints_of_run(folder: Path) -> list[EvaluatedModel]:
 
 
 def _branches_with_checkpoints(name_or_path: str) -> list[EvaluatedModel]:
+    """Return the branches of a Hub repository that hold checkpoints (`step100`, `step-100`)."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
@@ -148,7 +149,7 @@ def _branches_with_checkpoints(name_or_path: str) -> list[EvaluatedModel]:
 
 
 def weights_fingerprint(model: "PreTrainedModel") -> str:
-    """Return a hash that tells models apart, in a second: of every parameter's shape, sum and first values."""
+    """Return a hash of every parameter's shape, sum and first values: it tells models apart within a second."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -161,7 +162,7 @@ def weights_fingerprint(model: "PreTrainedModel") -> str:
 
 @dataclass(frozen=True)
 class _Work:
-    """What an evaluation measures, checked.
+    """The work of an evaluation: what it measures, of which models, all of it checked.
 
     Attributes:
         text: held-out text for the suite `lm`; None: it is not asked for, or not there.
@@ -252,7 +253,7 @@ def _open_folder(config: EvaluateConfig) -> Path:
 def _tasks_with_data(
     wanted: list[BenchmarkTask], config: EvaluateConfig, missing: dict[str, str]
 ) -> Iterator[tuple[BenchmarkTask, BenchmarkRows]]:
-    """Yield the tasks whose data is there, all of it read and checked; `missing` gets why the others are left out.
+    """Yield the tasks whose data is there, with rows that are checked; put the reasons of the others into `missing`.
 
     Raises:
         InputError: data that does not fit, too few solved examples, or questions that all have one right answer where
@@ -364,6 +365,7 @@ def _measure(
 
 
 def _measure_text(work: _Work, evaluated: EvaluatedModel, model: "PreTrainedModel", fingerprint: str) -> None:
+    """Measure bits per byte and perplexity of held-out text, unless an earlier start did."""
     from .held_out import language_modeling_measures
 
     config, text = work.config, work.text
@@ -402,7 +404,7 @@ def _write_results(work: _Work, weights: dict[int | None, str]) -> None:
     measured = [measure for measure in measures if measure.step is not None]
     if over_steps or measured:
         energy = {model.step: model.kwh for model in work.models if model.step is not None}
-        plot_progress(over_steps, measured, energy, folder / PROGRESS_PLOT_NAME)
+        draw_progress(over_steps, measured, energy).savefig(folder / PROGRESS_PLOT_NAME)
     model = Path(config.model_name_or_path).expanduser()
     if config.limit is None and config.output_dir is None and (model / MANIFEST_NAME).is_file():
         whole, _ = collect_measured(folder, weights, whole_only=True)

@@ -52,14 +52,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What a task gave.
+    """What the harness measured of one task.
 
     Attributes:
         values: each metric's value.
         stderrs: each metric's standard error, where it has one.
         rows: the questions, in canonical form and in the order they were asked.
         task_hash: of all prompts and right answers, as the harness forms it.
-        version: of the task.
         shots: solved examples that were shown.
         truncated_prompts: questions whose beginning was cut off because they did not fit.
     """
@@ -68,14 +67,13 @@ class TaskOutcome:
     stderrs: dict[str, float | None]
     rows: list[dict[str, Any]]
     task_hash: str
-    version: str
     shots: int
     truncated_prompts: int
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's remarks about defaults off the terminal; what we report, we report ourselves."""
+    """Keep the log lines of the harness and of datasets below errors off the terminal."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -89,9 +87,9 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _templates_compiled_once() -> Iterator[None]:
-    """Keep templates, which the harness compiles anew for each question and each solved example.
+    """Compile each template of a prompt once; the harness compiles it for each question and each solved example.
 
-    That was 94 % of the time its prompts took (`lm_eval.utils.apply_template`, lm_eval 0.4.13).
+    Compiling was 94 % of the time its prompts took (`lm_eval.utils.apply_template`, lm_eval 0.4.13).
     """
     templates.from_string = functools.cache(templates.from_string)  # type: ignore[method-assign]
     try:
@@ -108,7 +106,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     """
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int) -> None:
-        """Wrap a model where it is."""
+        """Wrap a model; it stays on its device and in its precision."""
         with _quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.cut: set[int] = set()
@@ -121,11 +119,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return super().loglikelihood(requests, disable_tqdm=True)  # encoding is quick; scoring has a bar of its own
 
     def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **kwargs: Any,
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
     ) -> list[int]:
         """Return the tokens of a text, between those that the tokenizer puts around it unless told otherwise."""
         ids = encode_prompt(self.tokenizer, string, self._adds_special_tokens(add_special_tokens))
@@ -138,7 +132,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """Return tokens and attention mask, (texts, longest text) each, of prompts that are gone on with."""
+        """Return tokens and attention mask, (texts, longest text) each, of prompts that the model continues."""
         rows = [self.tok_encode(text, None, left_truncate_len) for text in strings]
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
         return padded["input_ids"], padded["attention_mask"]
@@ -149,7 +143,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         return self.add_bos_token is None or bool(self.add_bos_token)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Return the tokens of both.
+        """Return the tokens of a context and of its continuation.
 
         The harness encodes the whole and cuts it where the context's tokens end. A tokenizer with tokens of several
         words may join words over that place; then both are encoded by themselves.
@@ -204,17 +198,13 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
 
 def run_task(
-    model: LM,
-    task: BenchmarkTask,
-    data_dir: str | None = None,
-    cloze_file: str | None = None,
-    limit: int | None = None,
+    model: LM, task: BenchmarkTask, data_dir: str | None = None, cloze_file: str | None = None, limit: int | None = None
 ) -> TaskOutcome:
     """Ask a model the questions of a task.
 
     Args:
         model: of the harness; `HarnessModel`, or any other of its classes.
-        task: one of `suites.TASKS`.
+        task: one of `config.TASKS`.
         data_dir: folder of local files; None: the Hub.
         cloze_file: rows of `cloze`.
         limit: the first so many questions only.
@@ -244,13 +234,13 @@ def run_task(
         stderrs={name: _stderr(name, [sample[name] for sample in samples]) for name in names},
         rows=[sample["doc"] for sample in samples],
         task_hash=hash_string("".join(hashes)),
-        version=str(found["versions"][task.name]),
         shots=int(found["n-shot"][task.name]),
         truncated_prompts=len(model.cut) if isinstance(model, HarnessModel) else 0,
     )
 
 
 def _stderr(metric: str, marks: list[Any]) -> float | None:
+    """Return the standard error of a metric from the marks of all questions."""
     if metric == "f1_macro":
         return macro_f1_stderr(marks)
     if metric == "pearson":

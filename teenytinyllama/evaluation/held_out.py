@@ -65,13 +65,12 @@ class HeldOutText:
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `[start, end)` of the validation array, of which those from `first_scored` on to `last_scored` count."""
+    """The tokens from `start` to `end` (exclusive) of the held-out tokens; those from `first_scored` on are scored."""
 
     document: int
     start: int
     end: int
     first_scored: int
-    end_scored: int
 
 
 def make_windows(offset: int, num_tokens: int, document: int, context: int, stride: int) -> list[Window]:
@@ -81,12 +80,13 @@ def make_windows(offset: int, num_tokens: int, document: int, context: int, stri
     start, scored = offset, offset + 1  # nor is the start token
     while scored < end_text:
         end = min(start + context, end_text)
-        windows.append(Window(document, start, end, scored, end))
+        windows.append(Window(document, start, end, scored))
         start, scored = start + stride, end
     return windows
 
 
 def _draw_documents(num_tokens: NDArray[Any], max_tokens: int, seed: int) -> NDArray[np.int64]:
+    """Return the places of documents, drawn by a seed, that hold `max_tokens` together; at least the shortest one."""
     drawn, room = [], max_tokens
     for index in np.random.default_rng(seed).permutation(len(num_tokens)):
         if num_tokens[index] <= room:
@@ -141,8 +141,8 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
         window = self.windows[index]
         tokens = self.packed.validation[window.start : window.end].astype(np.int64)
         labels = np.full(len(tokens), -100, dtype=np.int64)
-        scored = slice(window.first_scored - window.start, window.end_scored - window.start)
-        labels[scored] = tokens[scored]
+        first = window.first_scored - window.start
+        labels[first:] = tokens[first:]
         return {"input_ids": tokens, "labels": labels}
 
     def document_sums(self, nats_and_tokens: NDArray[Any]) -> NDArray[np.float64]:
@@ -169,6 +169,7 @@ class HeldOutWindows(Dataset[dict[str, NDArray[np.int64]]]):
 
 
 def _language_modeling_metrics(sums: NDArray[Any], num_bytes: NDArray[Any]) -> dict[str, float | int]:
+    """Return bits per byte, perplexity and counts of documents: (documents, 2) nats and tokens, (documents,) bytes."""
     nats, tokens, total_bytes = float(sums[:, 0].sum()), int(sums[:, 1].sum()), int(num_bytes.sum())
     nats_per_token = nats / max(tokens, 1)
     return {
@@ -196,7 +197,7 @@ def window_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def already_scored(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the scores of a model that makes them itself (`training.speed`) in place of logits."""
+    """Return the scores of a model that computes them in place of logits, as a training with the chunked loss does."""
     return scores
 
 
@@ -232,6 +233,7 @@ def load_held_out(inputs: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -
 
 
 def _from_packed(folder: str, tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
+    """Return the held-out documents of a packed folder, with their texts."""
     packed = load_packed(folder, "held_out")
     ensure(
         packed.manifest["tokenizer_sha256"] == tokenizer_fingerprint(tokenizer),
@@ -250,6 +252,7 @@ def _from_packed(folder: str, tokenizer: "PreTrainedTokenizerBase") -> HeldOutTe
 
 
 def _read_texts(inputs: list[str]) -> tuple[list[str], list[str]]:
+    """Return the texts of all documents of some inputs, and the source of each."""
     texts, sources = [], []
     files = [text for text in inputs if text != SAMPLE]
     if files:
@@ -267,6 +270,7 @@ def _read_texts(inputs: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _tokenized(texts: list[str], sources: list[str], tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
+    """Return texts as tokens of a model, in the form of a packed folder's held-out part."""
     end = tokenizer.eos_token_id
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
     ensure(start is not None, "held_out: the model's tokenizer has no start and no end token to begin a document with.")
@@ -309,6 +313,7 @@ def score_windows(model: "PreTrainedModel", windows: HeldOutWindows, batch_size:
 
 
 def _batch_nats(model: "PreTrainedModel", tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return (rows, 2): summed nats and scored tokens of each row of a batch."""
     if not can_score(model):
         return window_nats(model(input_ids=tokens, use_cache=False).logits, labels)
     body: Any = model.base_model
@@ -384,6 +389,7 @@ def language_modeling_measures(
 
 
 def _measures(part: str | None, sums: NDArray[np.float64], num_bytes: NDArray[Any]) -> list[Measure]:
+    """Return bits per byte and perplexity, with their errors, of one source, of a register, or of all (None)."""
     found = _language_modeling_metrics(sums, num_bytes)
     per_token_stderr = ratio_stderr(sums[:, 0].tolist(), sums[:, 1].tolist()) if found["scored_tokens"] else None
     bits_stderr = ratio_stderr((sums[:, 0] / math.log(2)).tolist(), num_bytes.tolist())

@@ -44,11 +44,7 @@ _CUTS = (".", ",", ";", ":", "(", ")", "[", "]", "\n")
 
 
 def load_task(
-    rows_of: str,
-    data_dir: str | None = None,
-    cloze_file: str | None = None,
-    with_shots: bool = True,
-    **other: Any,
+    rows_of: str, data_dir: str | None = None, cloze_file: str | None = None, with_shots: bool = True, **other: Any
 ) -> "DatasetDict":
     """Return the rows of a task as the harness wants them.
 
@@ -195,10 +191,12 @@ def word_results(doc: Row, results: Sequence[tuple[float, bool]]) -> dict[str, A
 
 
 def _marks(right: str, answer: str) -> dict[str, Any]:
+    """Return whether an answer is right and whether it could be read."""
     return {"acc": float(answer == right), "unparsable": float(answer == UNPARSABLE)}
 
 
 def _label_marks(right: str, answer: str) -> dict[str, Any]:
+    """Return the marks of a label: those of `_marks`, and what macro-F1 is counted from."""
     return {**_marks(right, answer), "f1_macro": (right, answer)}
 
 
@@ -280,7 +278,7 @@ def macro_f1_of(confusion: NDArray[np.int64], every_label: bool = False) -> NDAr
 
 
 def draw_confusions(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bootstrap of a confusion matrix: (`RESAMPLES`, labels, labels), its items drawn anew, always alike."""
+    """Return (`RESAMPLES`, labels, labels) confusion matrices: the items drawn with replacement, by a fixed seed."""
     items = int(confusion.sum())
     draws = np.random.default_rng(_SEED).multinomial(items, confusion.ravel() / items, size=RESAMPLES)
     return draws.reshape(RESAMPLES, *confusion.shape)
@@ -367,7 +365,7 @@ def trivial_lines(kind: TaskKind, metric: str, rows: Sequence[Row]) -> dict[str,
 
 
 def best_line(lines: dict[str, TrivialLine]) -> TrivialLine:
-    """Return the highest of the lines; the first of several."""
+    """Return the line with the highest score, the first one of equals."""
     return max(lines.values(), key=lambda line: line[1])
 
 
@@ -376,6 +374,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _of_choices(golds: Sequence[int], rows: Sequence[Row]) -> dict[str, TrivialLine]:
+    """Return a guess, each place, and the longest and shortest choice; `golds` are the places of the right ones."""
     counts = [len(row["choices"]) for row in rows]
     most = Counter(golds).most_common(1)[0][0]
     lines: dict[str, TrivialLine] = {"a guess": ("chance", _mean([1 / count for count in counts]))}
@@ -402,7 +401,7 @@ _QUESTION_COLUMNS = ("question", "sentence", "premise", "hypothesis", "reply", "
 
 
 def _question_key(row: Row) -> str:
-    """Return what two questions share if they are the same: texts and options, composed, whatever the white space."""
+    """Return the texts and options of a question, composed and without extra white space: equal for equal questions."""
     parts: list[str] = []
     for column in _QUESTION_COLUMNS:
         value = row.get(column, "")
@@ -416,7 +415,7 @@ def questions_sha256(rows: Sequence[Row]) -> str:
 
 
 def odd_questions(rows: BenchmarkRows, limit: int | None = None) -> dict[str, Any]:
-    """Return how many of the questions asked are odd, by what they are; None for none. See `results.Score`."""
+    """Return the counts of odd questions that `results.Score` has, by their names there; None where there is none."""
     asked, shown = rows.test[:limit], list(map(_question_key, rows.shots))
     keys, shots = list(map(_question_key, asked)), set(shown)
     found = {

@@ -37,14 +37,14 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one task; None is what is not known.
+    """The score in one metric of one task; None stands for what is not known.
 
     Attributes:
-        task: the name in the harness: letters, digits, `.`, `_`, `-`.
-        suite: what the task is shown under.
-        name: the task as it is shown.
-        metric: the name in the harness (`acc`, `f1_macro`, `pearson`).
-        metric_name: the metric as it is shown.
+        task: its name in the harness: letters, digits, `.`, `_`, `-`.
+        suite: the group of tasks under which tables show it.
+        name: the task's name in tables.
+        metric: its name in the harness (`acc`, `f1_macro`, `pearson`).
+        metric_name: the metric's name in tables.
         value: a fraction, 0 to 1; a correlation, -1 to 1.
         dataset_id: on the Hub; None for a local file.
         dataset_revision: the commit of that dataset.
@@ -126,7 +126,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure that is no score; None is what is not known.
+    """One figure that is no score; None stands for what is not known.
 
     Attributes:
         suite: under which it is shown.
@@ -158,7 +158,7 @@ def is_limited(score: Score) -> bool:
 
 
 def describe_odd_questions(score: Score) -> str:
-    """Return the counts of odd questions in words, or nothing."""
+    """Return the counts of odd questions (asked twice, among the examples, …) in words; empty if there are none."""
     return ", ".join(f"{getattr(score, key):,} {text}" for key, text in ODD_QUESTIONS.items() if getattr(score, key))
 
 
@@ -204,20 +204,17 @@ def read_results(path: Path) -> Results:
     Raises:
         InputError: no file, no JSON, or a key that is missing, unknown or wrong; the message names file and key.
     """
-    return parse_results(_read_json(path), path)
-
-
-def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file. The evaluation writes it.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON ({error}). {_FIX}") from error
+    return parse_results(content, path)
 
 
 def parse_results(content: Any, path: Path) -> Results:
-    """Return the scores of the content of a file; `path` is for messages.
+    """Return the scores that a parsed JSON file holds; messages name `path`.
 
     Raises:
         InputError: see `read_results`.
@@ -225,8 +222,7 @@ def parse_results(content: Any, path: Path) -> Results:
     _check_keys(path, "", content, Results)
     for key, kind in {"model": str, "command": str, "versions": dict, "scores": list}.items():
         ensure(
-            type(content[key]) is kind,
-            f"{path}: key {key} is {content[key]!r}, but must be {kind.__name__}. {_FIX}",
+            type(content[key]) is kind, f"{path}: key {key} is {content[key]!r}, but must be {kind.__name__}. {_FIX}"
         )
     for name, version in content["versions"].items():
         ensure(isinstance(version, str), f"{path}: key versions.{name} is {version!r}, but must be str. {_FIX}")
@@ -248,19 +244,6 @@ def write_measures(path: Path, measures: list[Measure]) -> None:
     write_json(path, [asdict(measure) for measure in measures])
 
 
-def read_measures(path: Path) -> list[Measure]:
-    """Return the measures of a file.
-
-    Raises:
-        InputError: no file, no JSON, or a row that does not fit; the message names file, row and key.
-    """
-    content = _read_json(path)
-    ensure(isinstance(content, list), f"{path}: must hold a list. {_FIX}")
-    for number, row in enumerate(content):
-        _check_object(path, f"[{number}]", row, Measure)
-    return [Measure(**row) for row in content]
-
-
 def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
     """Refuse what is no object with the keys of a dataclass; those with a default may be left out."""
     ensure(
@@ -270,23 +253,18 @@ def _check_keys(path: Path, place: str, content: Any, kind: Any) -> None:
     names = {item.name for item in fields(kind)}
     for item in fields(kind):
         ensure(
-            item.name in content or item.default is not MISSING,
-            f"{path}: key {prefix}{item.name} is missing. {_FIX}",
+            item.name in content or item.default is not MISSING, f"{path}: key {prefix}{item.name} is missing. {_FIX}"
         )
     unknown = sorted(set(content) - names)
     ensure(not unknown, f"{path}: key {prefix}{', '.join(unknown)} is unknown. {_FIX}")
 
 
-def _check_object(path: Path, place: str, row: Any, kind: Any) -> None:
-    """Refuse what is no object with the keys of a dataclass, each of its declared type."""
-    _check_keys(path, place, row, kind)
-    for item in fields(kind):
+def _parse_score(path: Path, place: str, row: Any) -> Score:
+    """Return one score of a file; `place` is its key, for messages."""
+    _check_keys(path, place, row, Score)
+    for item in fields(Score):
         if item.name in row:
             _check_type(path, f"{place}.{item.name}", row[item.name], item.type)
-
-
-def _parse_score(path: Path, place: str, row: Any) -> Score:
-    _check_object(path, place, row, Score)
     score = Score(**row)
 
     def check(condition: object, key: str, allowed: str) -> None:
@@ -426,7 +404,7 @@ def read_references(path: Path = REFERENCES_PATH) -> dict[str, list[Score]]:
 
 
 def why_not_comparable(score: Score, reference: Score) -> str | None:
-    """Return why a published score is of other questions than a score, or None if it is of the same.
+    """Return why a published score was measured on other questions than a score, or None if on the same.
 
     They are the same if their texts are, or, of a dataset whose texts are not known here, if there are as many.
     """

@@ -7,9 +7,21 @@ questions. What could not be measured is listed. Scores of checkpoints are drawn
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .results import Measure, Results, Score, describe_odd_questions, is_trivial, read_references, why_not_comparable
+from .results import (
+    HELD_OUT,
+    Measure,
+    Results,
+    Score,
+    describe_odd_questions,
+    is_trivial,
+    read_references,
+    why_not_comparable,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KINDS = {"constant": "one answer to everything", "majority": "the most frequent answer", "length": "chosen by length",
           "chance": "a guess"}  # fmt: skip
@@ -21,12 +33,16 @@ _MEANING = (
 )
 
 
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-def _with_error(value: float | None, stderr: float | None) -> str:
-    return _percent(value) if stderr is None else f"{_percent(value)} ± {_percent(stderr)}"
+def _with_error(score: Score) -> str:
+    return _percent(score.value) + ("" if score.stderr is None else f" ± {_percent(score.stderr)}")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -59,69 +75,64 @@ def format_results(results: Results, measures: Sequence[Measure], missing: dict[
 
 
 def _scores(scores: Sequence[Score]) -> list[str]:
+    """Return the table of the scores of one suite."""
     head = ["task", "metric", "shots", "items", "score", "normalised", "trivial answer", "unreadable", "cut prompts"]
     rows = []
     for score in scores:
-        text = _with_error(score.value, score.stderr)
+        text = _with_error(score)
         trivial = "-" if score.trivial is None else f"{_percent(score.trivial)} ({_KINDS[str(score.trivial_kind)]})"
         rows.append(
-            [score.name, score.metric_name, "-" if score.shots is None else str(score.shots),
-             "-" if score.num_items is None else f"{score.num_items:,}",
+            [score.name, score.metric_name, _or_dash(score.shots, ""), _or_dash(score.num_items, ","),
              text if is_trivial(score) else f"**{text}**", _percent(score.normalised), trivial,
-             "-" if score.unparsable is None else f"{_percent(score.unparsable)} %",
-             "-" if score.truncated_prompts is None else str(score.truncated_prompts)]
+             _percent(score.unparsable) + (" %" if score.unparsable is not None else ""),
+             _or_dash(score.truncated_prompts, "")]
         )  # fmt: skip
     return _table(head, rows)
 
 
 def _references(suite: str, measured: Sequence[Score]) -> list[str]:
     """Return published scores on the same questions, and for the others why they are left out."""
-    rows, sources, reasons = [], [], {}
     own = {score.task: score for score in measured}
+    found: dict[str, dict[str, Score]] = {}  # by model and task
+    reasons: dict[str, str] = {}
     for model, scores in read_references().items():
-        found = {}
         for score in scores:
             if score.suite == suite and score.task in own:
                 reason = why_not_comparable(own[score.task], score)
                 if reason is None:
-                    found[score.task] = score
+                    found.setdefault(model, {})[score.task] = score
                 else:
                     reasons[score.task] = reason
-        if found:
-            tasks = [task for task in own if task not in reasons]
-            sources += [str(score.source) for score in found.values()]
-            numbers = [list(dict.fromkeys(sources)).index(str(score.source)) + 1 for score in found.values()]
-            label = f"{model} [{', '.join(map(str, sorted(set(numbers))))}]"
-            rows.append([label, *(_percent(found[task].value) if task in found else "-" for task in tasks)])
-    left_out = [
-        f"- {own[task].name}: no published scores stand here, because {reason}." for task, reason in reasons.items()
-    ]
-    left_out += [""] if left_out else []
-    odd = [f"- {score.name}: {describe_odd_questions(score)}." for score in measured if describe_odd_questions(score)]
-    left_out += [*odd, ""] if odd else []
-    if not rows:
-        return left_out
-    tasks = [task for task in own if task not in reasons]
-    notes = [f"[{number}] {source}." for number, source in enumerate(dict.fromkeys(sources), start=1)]
-    head = ["other models", *(task.removeprefix("ttl_") for task in tasks)]
-    return [*_table(head, rows), *(line for note in notes for line in (note, "")), *left_out]
+    lines: list[str] = []
+    if found:
+        tasks = [task for task in own if task not in reasons]
+        sources = list(dict.fromkeys(str(score.source) for row in found.values() for score in row.values()))
+        rows = []
+        for model, row in found.items():
+            numbers = sorted({sources.index(str(score.source)) + 1 for score in row.values()})
+            cells = [_percent(row[task].value) if task in row else "-" for task in tasks]
+            rows.append([f"{model} [{', '.join(map(str, numbers))}]", *cells])
+        lines += _table(["other models", *(task.removeprefix("ttl_") for task in tasks)], rows)
+        lines += [line for number, source in enumerate(sources, start=1) for line in (f"[{number}] {source}.", "")]
+    left_out = [f"- {own[task].name}: no published scores stand here, because {why}." for task, why in reasons.items()]
+    odd = [f"- {score.name}: {text}." for score in measured if (text := describe_odd_questions(score))]
+    return lines + [line for part in (left_out, odd) if part for line in (*part, "")]
 
 
 def _measures(measures: Sequence[Measure]) -> list[str]:
+    """Return the tables of held-out text and of the tasks' further figures."""
     lines: list[str] = []
-    held_out = [measure for measure in measures if measure.task == "held_out"]
+    held_out = {(measure.part, measure.metric): measure for measure in measures if measure.task == HELD_OUT}
     if held_out:
-        parts = list(dict.fromkeys(measure.part for measure in held_out))
-        found = {(measure.part, measure.metric): measure for measure in held_out}
         rows = []
-        for part in parts:
-            bits, perplexity = found[part, "bits_per_byte"], found[part, "perplexity"]
+        for part in dict.fromkeys(part for part, _ in held_out):
+            bits, perplexity = held_out[part, "bits_per_byte"], held_out[part, "perplexity"]
             rows.append([part or "all", f"{bits.num_items:,}", _figure(bits), _figure(perplexity, 2)])
         lines += ["## Held-out text", "", *_table(["source", "documents", "bits per byte", "perplexity"], rows)]
         lines += ["Bits per byte are per byte of the text in composed form (NFC).", ""]
-    others = [measure for measure in measures if measure.task != "held_out"]
+    others = dict.fromkeys(measure for measure in measures if measure.task != HELD_OUT)
     if others:
-        rows = [[measure.task, measure.metric, _figure(measure)] for measure in dict.fromkeys(others)]
+        rows = [[measure.task, measure.metric, _figure(measure)] for measure in others]
         lines += ["## Further figures of the tasks", "", *_table(["task", "metric", "value"], rows)]
         lines += ["`answer_bits_per_byte` is what the right answers cost; lower is better.", ""]
     return lines
@@ -135,41 +146,30 @@ def _figure(measure: Measure, digits: int = 4) -> str:
 def _progress(results: Results, measures: Sequence[Measure]) -> list[str]:
     """Return a row for each checkpoint with its scores, and the bits per byte of held-out text."""
     both: list[Score | Measure] = [*results.scores, *measures]
-    steps = sorted({row.step for row in both if row.step is not None})
-    if not steps:
+    tokens = {row.step: row.tokens for row in reversed(both) if row.step is not None}
+    if not tokens:
         return []
     names = list(dict.fromkeys((score.suite, score.name) for score in results.scores if score.step is not None))
+    scores = {(score.step, score.suite, score.name): score for score in results.scores}
+    bits = {row.step: row for row in reversed(measures) if row.part is None and row.metric == "bits_per_byte"}
     rows = []
-    for step in steps:
-        found = {(score.suite, score.name): score for score in results.scores if score.step == step}
-        tokens = next((row.tokens for row in both if row.step == step), None)
-        bits = next((row for row in measures if row.step == step and row.part is None
-                     and row.metric == "bits_per_byte"), None)  # fmt: skip
-        cells = [_with_error(found[name].value, found[name].stderr) if name in found else "-" for name in names]
-        rows.append(
-            [f"{step:,}", "-" if tokens is None else f"{tokens:,}", "-" if bits is None else _figure(bits), *cells]
-        )
+    for step in sorted(tokens):
+        cells = [_with_error(scores[step, *name]) if (step, *name) in scores else "-" for name in names]
+        rows.append([f"{step:,}", _or_dash(tokens[step], ","), _figure(bits[step]) if step in bits else "-", *cells])
     head = ["step", "tokens", "held-out bits per byte", *(f"{name} ({suite})" for suite, name in names)]
     return ["## Checkpoints", "", *_table(head, rows)]
 
 
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # no display needed
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def plot_scores(results: Results, path: Path) -> None:
     """Draw each final score with two standard errors, the trivial answer, and the models of `references.yaml`."""
+    from matplotlib.figure import Figure
+
     scores = [score for score in results.scores if score.step is None]
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(9, 1.2 + 0.55 * len(scores)), dpi=120)
     places = list(range(len(scores)))[::-1]
+    figure = Figure(figsize=(9, 1.2 + 0.55 * len(scores)), dpi=120)
+    axis = figure.subplots()
     others = [
-        (place, 100 * reference.value)
+        (100 * reference.value, place)
         for place, score in zip(places, scores, strict=True)
         for found in read_references().values()
         for reference in found
@@ -177,8 +177,7 @@ def plot_scores(results: Results, path: Path) -> None:
         and why_not_comparable(score, reference) is None
     ]
     if others:
-        axis.plot([value for _, value in others], [place for place, _ in others], "o", color="0.75", ms=5,
-                  label="other models (published)")  # fmt: skip
+        axis.plot(*zip(*others, strict=True), "o", color="0.75", ms=5, label="other models (published)")
     trivial = [(place, 100 * score.trivial) for place, score in zip(places, scores, strict=True)
                if score.trivial is not None]  # fmt: skip
     axis.plot([value for _, value in trivial], [place for place, _ in trivial], "|", color="tab:red", ms=18, mew=2,
@@ -193,7 +192,6 @@ def plot_scores(results: Results, path: Path) -> None:
     axis.legend(loc="best", fontsize=8)
     figure.tight_layout()
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 @dataclass(frozen=True)
@@ -213,19 +211,22 @@ class _Line:
     trivial: float | None = None
 
 
-def plot_progress(
-    scores: Sequence[Score], measures: Sequence[Measure], kwh_of_step: dict[int, float | None], path: Path
-) -> None:
+def draw_progress(
+    scores: Sequence[Score], measures: Sequence[Measure], kwh_of_step: dict[int, float | None]
+) -> "Figure":
     """Draw scores of checkpoints with their errors against tokens (or steps) and against energy.
 
-    Below them, what moves where scores are still noise: bits per byte of held-out text and of the right answers.
+    Below the scores stand the figures that move while scores are still noise: bits per byte of held-out text and of the
+    right answers.
 
     Args:
         scores: of checkpoints.
         measures: of checkpoints.
         kwh_of_step: energy consumed by each checkpoint; without any, the right half is left out.
-        path: of the PNG.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
     rows = [
         (lines, label)
         for lines, label in ((_score_lines(scores), "score in percent, ± one standard error"),
@@ -236,11 +237,8 @@ def plot_progress(
     has_tokens = all(point.tokens is not None for point in points)
     has_energy = any(kwh_of_step.get(point.step) is not None for point in points)
     columns = [("tokens" if has_tokens else "step", None), *([("kWh", kwh_of_step)] if has_energy else [])]
-    pyplot = _pyplot()
-    from matplotlib.ticker import EngFormatter
-
-    size = (6.5 * len(columns), 4.2 * len(rows) + 0.3)
-    figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, dpi=120, squeeze=False)
+    figure = Figure(figsize=(6.5 * len(columns), 4.2 * len(rows) + 0.3), dpi=120)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for (lines, y_label), axes_of_row in zip(rows, axes, strict=True):
         for axis, (x_label, energy) in zip(axes_of_row, columns, strict=True):
             for number, line in enumerate(lines):
@@ -259,11 +257,11 @@ def plot_progress(
         axes_of_row[0].legend(fontsize=7)
     figure.suptitle("dotted: the best answer that needs no model", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+    return figure
 
 
 def _score_lines(scores: Sequence[Score]) -> list[_Line]:
+    """Return a line for each task and suite."""
     by_task: dict[tuple[str, str], list[Score]] = {}
     for score in sorted(scores, key=lambda score: score.step or 0):
         by_task.setdefault((score.suite, score.name), []).append(score)
@@ -274,6 +272,7 @@ def _score_lines(scores: Sequence[Score]) -> list[_Line]:
 
 
 def _bits_lines(measures: Sequence[Measure], scores: Sequence[Score]) -> list[_Line]:
+    """Return a line for held-out text and one for the right answers of each task."""
     names = {score.task: score.name for score in scores}
     by_task: dict[str, dict[int, Measure]] = {}
     for measure in sorted(measures, key=lambda measure: measure.step or 0):

@@ -1,11 +1,11 @@
-"""Measure generated stories: words that exist, text copied from train, agreement by the grammar of the sample corpus.
+"""Stories: how good a generated story is, by its words, by what it copies, and by its grammar.
 
-Pure functions on strings. Words are compared lower-cased and without punctuation. A share is None where there was
-nothing to measure, as with an untrained model that writes no noun at all.
+Three shares are measured: words that occur in the training texts, runs of words copied from them, and pairs of words
+that agree. A share is None where there was nothing to measure, as with an untrained model that writes no noun at all.
+Words are compared lower-cased and without punctuation.
 
-Find the pairs of words in a Portuguese text that have to agree, and say of each whether they do.
-
-Three kinds of pair, all decided with the word tables of the sample corpus and never guessed:
+Three kinds of pairs of words have to agree in Portuguese. All are decided with the word tables of the sample corpus and
+never guessed:
 
 * inside a noun phrase: determiner, contraction, possessive or numeral + noun; adjective + noun, noun + adjective;
 * subject + predicate adjective (`Ana ficou contente`, `a avó e Rui voltaram felizes`, `— disse Ana, feliz.`);
@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from ..checks import ensure
 from ..data.sample.grammar import (
     DETERMINERS,
     NOUNS,
@@ -28,7 +27,9 @@ from ..data.sample.grammar import (
     noun_forms,
 )
 
-_TOKEN = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]|\n")
+_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
+_TOKEN = re.compile(_WORD.pattern + r"|[^\w\s]|\n")
+COPY_NGRAM_WORDS = 8  # the length of the runs of words that count as copied
 _SENTENCE_END = frozenset(".!?…\n—:")
 _PRONOUNS: dict[str, Agreement] = {
     "ele": frozenset({("m", "s")}), "ela": frozenset({("f", "s")}),
@@ -43,8 +44,8 @@ _SPEECH_VERBS = frozenset(
 _LINK_VERBS = dict.fromkeys(_SINGULAR_VERBS.split(), "s") | dict.fromkeys(_PLURAL_VERBS.split(), "p")
 _DEGREE_WORDS = frozenset(["muito", "tão", "bem", "mais", "ainda", "sempre", "embora", "já", "bastante"])
 _CLAUSE_STARTS = frozenset(["que", "quando", "mas", "porque", "enquanto", "onde", "então", "pois", "e", "se"])
+# Masculine singular forms that are more often adverbs (`muito tarde`): not counted as determiners.
 _ADVERB_OR_DETERMINER = frozenset({"muito", "pouco", "quanto", "mesmo", "primeiro", "certo", "todo"})
-"""Masculine singular forms that are more often adverbs (`muito tarde`): not counted as determiners."""
 _MAX_DETERMINERS = 3
 
 
@@ -82,7 +83,7 @@ def _plain_determiners() -> frozenset[str]:
 
 
 class _Reader:
-    """The tokens of a text with the questions that the checks ask about them."""
+    """The tokens of a text, and what the checks need to know about them: nouns, noun phrases, names and subjects."""
 
     def __init__(self, text: str) -> None:
         self.tokens = _TOKEN.findall(text.replace("’", "'"))
@@ -158,10 +159,6 @@ class _Reader:
         return not before or before in _CLAUSE_STARTS or not before[0].isalpha()
 
 
-def _agree(agreements: Agreement, other: Agreement) -> bool:
-    return bool(agreements & other)
-
-
 def _noun_phrase_pairs(reader: _Reader) -> Iterator[WordPair]:
     """Yield determiner + noun and adjective + noun pairs; a bare singular noun claims no adjective after it."""
     for phrase in reader.phrases.values():
@@ -172,9 +169,9 @@ def _noun_phrase_pairs(reader: _Reader) -> Iterator[WordPair]:
         for place in places:
             word = reader.word(place)
             if place < noun_place and word in determiner_forms():
-                yield WordPair(word, noun, _agree(determiner_forms()[word], phrase.agreement))
+                yield WordPair(word, noun, bool(determiner_forms()[word] & phrase.agreement))
             elif place != noun_place and word in adjective_forms() and claims_adjective:
-                yield WordPair(noun, word, _agree(adjective_forms()[word], phrase.agreement))
+                yield WordPair(noun, word, bool(adjective_forms()[word] & phrase.agreement))
 
 
 def _elided_subject(reader: _Reader, verb: int) -> Agreement | None:
@@ -201,7 +198,7 @@ def _predicate_pairs(reader: _Reader) -> Iterator[WordPair]:
                 continue
             subject = reader.subject(verb) or _elided_subject(reader, verb)
             if subject:
-                yield WordPair(reader.word(verb - 1), adjective, _agree(adjective_forms()[adjective], subject))
+                yield WordPair(reader.word(verb - 1), adjective, bool(adjective_forms()[adjective] & subject))
         elif word in _SPEECH_VERBS:
             yield from _speech_pair(reader, verb)
 
@@ -214,12 +211,12 @@ def _speech_pair(reader: _Reader, verb: int) -> Iterator[WordPair]:
             continue
         speaker, start = reader._single_subject(end)
         if speaker and start == verb + 1:
-            yield WordPair(reader.word(end - 1), adjective, _agree(adjective_forms()[adjective], speaker))
+            yield WordPair(reader.word(end - 1), adjective, bool(adjective_forms()[adjective] & speaker))
 
 
 def _person_pairs(reader: _Reader) -> Iterator[WordPair]:
     """Yield kid noun + name (`um menino chamado Rui`) and sentence-opening pronoun + the only name so far."""
-    kids = {form: noun.gender for noun in NOUNS["kid"] for form in (noun.singular,)}
+    kids = {noun.singular: noun.gender for noun in NOUNS["kid"]}
     named: dict[str, str] = {}
     for place, token in enumerate(reader.tokens):
         gender = reader.name_gender(place)
@@ -241,18 +238,13 @@ def agreement_pairs(text: str) -> list[WordPair]:
     return [*_noun_phrase_pairs(reader), *_predicate_pairs(reader), *_person_pairs(reader)]
 
 
-_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
-COPY_NGRAM_WORDS = 8
-"""Length of the word runs that count as copied; the one the project's demo reports."""
-
-
 def story_words(text: str) -> list[str]:
     """Return the words of a text, lower-cased, hyphenated words whole, punctuation and digits dropped."""
     return _WORD.findall(text.lower())
 
 
-def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+def _ngrams(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[start : start + COPY_NGRAM_WORDS]) for start in range(len(words) - COPY_NGRAM_WORDS + 1))
 
 
 def check_agreement(text: str) -> tuple[int, int]:
@@ -268,44 +260,8 @@ def check_agreement(text: str) -> tuple[int, int]:
     return sum(verdicts), len(verdicts)
 
 
-def _search_train(
-    train_texts: Iterable[str], wanted_words: set[str], wanted_ngrams: set[tuple[str, ...]], n: int
-) -> tuple[set[str], set[tuple[str, ...]]]:
-    """Return which of the wanted words and n-grams occur in train.
-
-    One pass over train, and only what the samples hold is kept in memory.
-    """
-    words_found: set[str] = set()
-    ngrams_found: set[tuple[str, ...]] = set()
-    for text in train_texts:
-        words = story_words(text)
-        words_found.update(wanted_words.intersection(words))
-        if wanted_ngrams:
-            ngrams_found.update(wanted_ngrams.intersection(_ngrams(words, n)))
-    return words_found, ngrams_found
-
-
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def copied_ngrams(samples: Sequence[str], train_texts: Iterable[str], n: int = COPY_NGRAM_WORDS) -> float | None:
-    """Return the share of the samples' word n-grams that occur in a train text, or None if no sample has n words.
-
-    Raises:
-        InputError: `n` is below 1.
-    """
-    ensure(n >= 1, f"n={n}: must be 1 or more words. Use {COPY_NGRAM_WORDS}.")
-    ngrams = [ngram for sample in samples for ngram in _ngrams(story_words(sample), n)]
-    _, found = _search_train(train_texts, set(), set(ngrams), n)
-    return _share(sum(ngram in found for ngram in ngrams), len(ngrams))
-
-
-def lexicon_share(samples: Sequence[str], train_texts: Iterable[str]) -> float | None:
-    """Return the share of the samples' words that occur anywhere in train, or None if the samples have no words."""
-    words = [word for sample in samples for word in story_words(sample)]
-    found, _ = _search_train(train_texts, set(words), set(), COPY_NGRAM_WORDS)
-    return _share(sum(word in found for word in words), len(words))
 
 
 def story_report(samples: Sequence[str], train_texts: Iterable[str]) -> dict[str, float | int | None]:
@@ -321,8 +277,15 @@ def story_report(samples: Sequence[str], train_texts: Iterable[str]) -> dict[str
     """
     documents = [story_words(sample) for sample in samples]
     words = [word for document in documents for word in document]
-    ngrams = [ngram for document in documents for ngram in _ngrams(document, COPY_NGRAM_WORDS)]
-    known, copied = _search_train(train_texts, set(words), set(ngrams), COPY_NGRAM_WORDS)
+    ngrams = [ngram for document in documents for ngram in _ngrams(document)]
+    # One pass over train, of which only what the samples hold is kept in memory.
+    wanted_words, wanted_ngrams = set(words), set(ngrams)
+    known: set[str] = set()
+    copied: set[tuple[str, ...]] = set()
+    for text in train_texts:
+        found = story_words(text)
+        known |= wanted_words.intersection(found)
+        copied |= wanted_ngrams.intersection(_ngrams(found))
     checks = [check_agreement(sample) for sample in samples]
     num_agree, num_pairs = sum(agree for agree, _ in checks), sum(pairs for _, pairs in checks)
     return {
