@@ -12,9 +12,10 @@ from test_tokenizer import NASTY, hard_strings, real_documents, sentencepiece_of
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.workers import split_long_text
 from teenytinyllama.tokenizer import encode as words
-from teenytinyllama.tokenizer.encode import MAX_WORDS, encode_texts, make_portable
+from teenytinyllama.tokenizer.encode import encode_texts, make_portable
 from teenytinyllama.tokenizer.files import FUNCTION_WORDS, NUM_RESERVED_TOKENS, RESERVED_TOKENS, superword_parts
 from teenytinyllama.tokenizer.learn import (
+    MAX_WORDS,
     SOURCE_EXPONENT,
     TextSample,
     function_word_pieces,
