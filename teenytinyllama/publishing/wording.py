@@ -148,6 +148,7 @@ def localise(number: str, language: Language) -> Markdown:
     return Markdown(number if language == "en" else number.translate(str.maketrans(",.", ".,")))
 
 
+@functools.cache  # a card takes a tenth of a second, nearly all of it the compilation of its templates
 def sentence_environment(language: Language, unknown_key: str) -> Environment:
     """Return the Jinja environment of one language.
 
