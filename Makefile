@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/ttl demo
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not slow and not install and not other_tools" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not install and not other_tools" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-all: install-dev
 	$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ An unknown key, a wrong type, a key given twice and a missing required key are r
 
 import dataclasses
 import enum
+import functools
 import inspect
 import re
 import sys
@@ -176,6 +177,7 @@ def _convert(value: Any, hint: Any) -> Any:
     return value if isinstance(hint, type) and isinstance(value, hint) else _REFUSED
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """Return the type hint of each field; a choice that the library also takes as free text stays a choice.
 

@@ -1,5 +1,6 @@
 """Fixtures that the suites share. No test reaches the network: the Hub client is offline before anything imports it."""
 
+import gc
 import importlib
 import json
 import os
@@ -12,10 +13,36 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # Models of a few thousand parameters: more threads only wait for each other, badly so on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The compiled loss is small: workers for it would each take longer to import torch than to compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# The test files that take longest, the longest first: one that began last would keep one core busy alone.
+LONGEST = (
+    "pretrain", "publish_hub", "beside", "evaluate", "sft", "gpu_scripts", "publish_follow", "published", "speed",
+    "classification", "app", "micro_batch", "checkpoints", "dpo", "caps", "memory", "publish_contents", "cards",
+    "launcher", "ledger", "meter", "packing", "plan", "dataset_publishing", "dataset_push",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the test files imported out of every later garbage collection, of which each training does several.
+
+    torch, transformers, trl and gradio make millions of objects that live until the end. Without looking at them
+    again and again, tests of training take a seventh less time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def without_other_tool(reason: str) -> NoReturn:

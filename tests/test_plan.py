@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from teenytinyllama.arguments import check_types, parse
+from teenytinyllama.arguments import build, check_types, parse
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
 from teenytinyllama.cli import main
 from teenytinyllama.energy.emissions import grid_intensity, read_emissions
@@ -819,14 +819,16 @@ def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_real_run_calibrates(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> None:
     """The keys that are read here are those that a training writes."""
+    from teenytinyllama.training.config import PretrainConfig
+    from teenytinyllama.training.pretrain import pretrain
+
     folder = tmp_path / "run"
-    shape = (
-        "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 2}"
-    )
-    argv = ["--preset", "tiny", "--shape", shape, "--tokenizer", str(tokenizer_folder), "--packed", str(packed_folder),
-            "--output_dir", str(folder), "--tokens_per_step", "1024", "--max_tokens", "32768", "--eval_steps", "16",
-            "--save_steps", "16"]  # fmt: skip
-    assert main(["pretrain", *argv]) == EXIT_DONE
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "num_key_value_heads": 2}  # fmt: skip
+    values = {"preset": "tiny", "shape": shape, "tokenizer": str(tokenizer_folder), "packed": str(packed_folder),
+              "output_dir": str(folder), "tokens_per_step": 1024, "max_tokens": 32_768, "eval_steps": 16,
+              "save_steps": 16}  # fmt: skip
+    assert pretrain(build(PretrainConfig, check_types(PretrainConfig, values)), values) == folder
     run = read_run(str(folder), False)
     assert run.gpu == "cpu" or run.gpu in GPUS
     assert run.tokens == 32_768

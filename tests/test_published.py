@@ -125,12 +125,20 @@ def server(hub_folder: Path):
         yield running
 
 
-def test_short_names_branches_commits_and_tokens_load(server: HubServer, tmp_path: Path):
+@pytest.fixture(scope="module")
+def online_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of the client that loaded over HTTP."""
+    return tmp_path_factory.mktemp("online")
+
+
+@pytest.fixture(scope="module")
+def loaded(server: HubServer, online_home: Path) -> list[dict]:
+    """Load names, branches, commits, what needs a token and an adapter in one client process."""
     repository = "nicholasKluge/TeenyTinyLlama-160m"
     commit = server.commit(repository, "step100000")
-    rows = _load(
+    return _load(
         server,
-        tmp_path,
+        online_home,
         [
             ("160m", None, None),
             ("460m-chat", None, None),
@@ -142,6 +150,18 @@ def test_short_names_branches_commits_and_tokens_load(server: HubServer, tmp_pat
             ("ana/lora", None, None),
         ],
     )
+
+
+@pytest.fixture(scope="module")
+def offline(server: HubServer, loaded: list[dict], online_home: Path) -> tuple[list[dict], int]:
+    """Load a model and an adapter again without network; return the rows and how often the server was asked."""
+    before = len(server.requests)
+    rows = _load(server, online_home, [("160m", None, None), ("ana/lora", None, None)], HF_HUB_OFFLINE="1")
+    return rows, len(server.requests) - before
+
+
+def test_short_names_branches_commits_and_tokens_load(server: HubServer, loaded: list[dict]):
+    repository, rows = "nicholasKluge/TeenyTinyLlama-160m", loaded
     assert [row.get("first") for row in rows] == pytest.approx([0.25, 0.25, 0.5, 0.5, 0.25, 0.25, 0.25, 0.75]), rows
     assert {row["type"] for row in rows} == {"llama"}
     assert {row["entries"] for row in rows} == {6}
@@ -185,24 +205,20 @@ def test_refusals_over_http(case: str, refusals: dict[str, dict]):
     assert re.search(REFUSED[case][3], refusals[case].get("refused", "loaded")), refusals[case]
 
 
-def test_offline(server: HubServer, tmp_path: Path):
+def test_offline(server: HubServer, tmp_path: Path, offline: tuple[list[dict], int]):
     (not_cached,) = _load(server, tmp_path, [("160m", None, None)], HF_HUB_OFFLINE="1")
     assert "config.json is not in the local cache" in not_cached["refused"]
     assert "HF_HUB_OFFLINE is set" in not_cached["refused"]
     assert "Run `hf download nicholasKluge/TeenyTinyLlama-160m` once while online" in not_cached["refused"]
-    _load(server, tmp_path, [("160m", None, None)])
-    before = len(server.requests)
-    (cached,) = _load(server, tmp_path, [("160m", None, None)], HF_HUB_OFFLINE="1")
+    (cached, _), asked = offline
     assert cached["first"] == 0.25
-    assert len(server.requests) == before
+    assert asked == 0
 
 
-def test_a_cached_adapter_loads_offline(server: HubServer, tmp_path: Path):
-    _load(server, tmp_path, [("ana/lora", None, None)])
-    before = len(server.requests)
-    (cached,) = _load(server, tmp_path, [("ana/lora", None, None)], HF_HUB_OFFLINE="1")
+def test_a_cached_adapter_loads_offline(offline: tuple[list[dict], int]):
+    (_, cached), asked = offline
     assert cached.get("first") == 0.75, cached
-    assert len(server.requests) == before
+    assert asked == 0
 
 
 def test_code_in_a_folder_is_never_run(hub_folder: Path):

@@ -125,6 +125,7 @@ def localise(number: str, language: Language) -> Markdown:
     return Markdown(number if language == "en" else number.translate(str.maketrans(",.", ".,")))
 
 
+@functools.cache  # a card takes a tenth of a second, nearly all of it the compilation of its templates
 def card_environment(language: Language, unknown_key: str = "not_measured") -> Environment:
     """Return the Jinja environment of cards in a language: a missing variable is an error, every value is escaped.
 

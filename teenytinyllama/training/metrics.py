@@ -198,6 +198,7 @@ class MetricsCallback(TrainerCallback):
         self.knows_flops, self.loss_unit = knows_flops, loss_unit
         self._saving = False
         self._bar: Any = None
+        self._plotted_step = 0
         self._eval_bar: Any = None
         self._flops_per_token = 0.0
         self._peak = 1.0
@@ -309,7 +310,7 @@ class MetricsCallback(TrainerCallback):
                                      "kwh": spent.kwh, "kg_co2e": spent.kg})  # fmt: skip
         if self._bar is not None:
             self._bar.write(f"held out  step {state.global_step}  {self.evaluation.describe()}")
-            self._plot()
+            self._plot(state.global_step)
             self._pause()
 
     def on_save(self, *_: Any, **kwargs: Any) -> None:
@@ -327,11 +328,15 @@ class MetricsCallback(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-            self._plot()
+            self._plot(state.global_step)
 
-    def _plot(self) -> None:
+    def _plot(self, step: int) -> None:
+        """Draw the curve up to a step, once; before the first step there is none."""
+        if step == self._plotted_step:
+            return
         with beside_the_model(f"the plot {PLOT_NAME}"):
             plot_loss(self.path, self.plot_path, self.evaluation.plot_key, self.evaluation.plot_label, self.loss_unit)
+            self._plotted_step = step
 
 
 def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float | None) -> str:

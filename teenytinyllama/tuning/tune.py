@@ -21,7 +21,6 @@ from ..data.instructions import describe_examples
 from ..evaluation.held_out import already_scored, window_nats
 from ..models import avoid_cudnn_attention, write_base_record
 from ..stage_folder import ANSWERS_NAME
-from ..training.report import planned_zero_stage
 from ..training.run import (
     NOT_EVALUATED,
     Run,
@@ -32,7 +31,7 @@ from ..training.run import (
     describe_training,
     execute,
 )
-from ..training.speed import GPU_ATTENTION, fuse_loss
+from ..training.speed import GPU_ATTENTION, fuse_loss, zero_stage_of
 from ..training.trainer import RunTrainer, SampleCallback
 from .base import DPO, SFT, TuningPlan, build_model, lora_config, save_model
 from .config import DpoConfig, LoraSettings, SftConfig
@@ -233,7 +232,7 @@ def answer_samples(config: Any, plan: TuningPlan, trainer: Any, held_out: list[d
         plan.tokenizer,
         sample_questions(held_out) if config.sample_prompts is None else config.sample_prompts,
         config.sample_new_tokens,
-        planned_zero_stage(trainer),
+        zero_stage_of(config) or 0,
         encode=lambda text: encoder.encode([{"role": "user", "content": text}], for_answer=True).ids,
     )
 
