@@ -323,7 +323,7 @@ class MetricsCallback(TrainerCallback):
             self._pause()
         self._saving = False
 
-    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Close the bar and draw the curve."""
         if self._bar is not None:
             self._bar.close()
