@@ -178,7 +178,7 @@ def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
             raise
         return describe_out_of_memory(error)
     finally:
-        if compiles:  # or what is computed next counts as one more shape, and torch compiles for all of them
+        if compiles:  # otherwise the shape of the training is a second one, and torch compiles code for all shapes
             torch.compiler.reset()
         gc.collect()
         if device.type != "cpu":
