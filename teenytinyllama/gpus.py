@@ -16,7 +16,7 @@ class Gpu:
     """One kind of GPU.
 
     Attributes:
-        device: the part of the driver's device name that tells the model.
+        device: the part of the driver's device name that names the model.
         peak_flops: dense 16-bit tensor-core peak in FLOP/s, without sparsity, added up in float32.
         memory_gb: memory in 10^9 bytes, as the data sheet counts.
         board_watts: the board's power limit.
@@ -123,7 +123,7 @@ def get_gpu(name: str) -> tuple[str, Gpu]:
 def find_gpu(device: str) -> tuple[str, Gpu] | None:
     """Return the key and the record of the GPU that a driver's device name means, or None.
 
-    Where there are two sizes of memory, the name usually tells which (`NVIDIA A100-SXM4-40GB`); else it is the larger.
+    Where there are two sizes of memory, the name usually has it (`NVIDIA A100-SXM4-40GB`); else the larger is meant.
     """
     # Whole words: an L40S is no L4. A Ti, a laptop's card or the PCIe and NVL forms of an H100 have another peak.
     found = [

@@ -20,7 +20,15 @@ from teenytinyllama.checks import (
     run_main,
 )
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.stage_folder import StageFolder, read_manifest, sha256_file, sha256_json, write_json
+from teenytinyllama.stage_folder import (
+    StageFolder,
+    numbered_jsonl_records,
+    read_jsonl_records,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from teenytinyllama.training.metrics import (
     append_jsonl,
     describe_turn,
@@ -61,6 +69,24 @@ def test_metrics_are_cut_back_to_the_resumed_step(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 1.0}\n'
     rewind_jsonl(tmp_path / "none.jsonl", 0)
     assert (tmp_path / "none.jsonl").read_text() == ""
+
+
+def test_damaged_records_are_skipped_or_refused_by_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_jsonl_records(path) == []
+    path.write_bytes(b'{"step": 1}\n\n[]\n{"kwh": 2}\n{"step": 3}\r\n{"step": 4')
+    assert read_jsonl_records(path) == [{"step": 1}, {"kwh": 2}, {"step": 3}]
+    check = lambda record: record["step"]  # noqa: E731
+    assert [number for number, _ in numbered_jsonl_records(path, check)] == [1, 5]
+    with pytest.raises(InputError, match=r"metrics.jsonl: line 3 is damaged \(no JSON object\)\. Restore it\."):
+        read_jsonl_records(path, check, fix="Restore it.")
+    path.write_bytes(b'{"step": 1}\n{"kwh": 2}\n')
+    with pytest.raises(InputError, match=r"line 2 is damaged \('step' is missing\)"):
+        read_jsonl_records(path, check, fix="Restore it.")
+    path.write_bytes(b'{"step": 1}\n{"step": 4')
+    assert read_jsonl_records(path, check, fix="Restore it.") == [{"step": 1}]  # the last line is being written
+    with pytest.raises(InputError, match="line 2 is damaged"):
+        read_jsonl_records(path, check, fix="Restore it.", is_ended=True)
 
 
 def scored(*scores: tuple[int, float, int]) -> list[dict]:

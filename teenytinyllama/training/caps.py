@@ -86,7 +86,7 @@ class SpendingCallback(TrainerCallback):
     """Add up, at each logging step, what all machines have spent; all ranks then know the same figures.
 
     Attributes:
-        now: what was spent up to the last logging step, work that a kill made worthless included.
+        now: the sums at the last logging step, evaluation or save, with the work that was lost in kills.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class SpendingCallback(TrainerCallback):
         return self.now.after(steps * self._hours_per_step + seconds / 3600)
 
     def _end(self, steps_left: int) -> Spent | None:
-        """Return what will have been spent at the end, which a cap may bring earlier, or None if not yet known."""
+        """Return what will have been spent when length or cap ends the run, or None if not yet known."""
         end = self.projected(steps_left)
         if end is not None and end.hours - self.now.hours > self.hours_left(self.now):
             return self.now.after(self.hours_left(self.now))
@@ -301,7 +301,7 @@ def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps:
 
     Args:
         config: has the caps, the schedule and the planned length.
-        spending: what was spent, and the pace.
+        spending: counts what was spent, and the pace.
         step: that was just done.
         warmup_steps: of the schedule.
         decays: whether a cap has begun the decay already.

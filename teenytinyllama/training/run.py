@@ -54,7 +54,7 @@ from .speed import zero_stage_of
 from .trainer import Clock, EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback, StopCallback
 from .trials import OUT_OF_MEMORY_HELP, micro_batch_record, settle_micro_batch
 
-# What a manifest says of scores that were not taken.
+# The scores in a manifest where nothing was evaluated.
 NOT_EVALUATED: dict[str, Any] = {"bits_per_byte": None, "perplexity": None, "per_source": {}}
 
 Plan = TypeVar("Plan", bound=RunPlan)
@@ -96,9 +96,9 @@ def assemble_run(
         trainer: a `RunTrainer`.
         config: a `RunSettings`.
         plan: the checked plan.
-        evaluation: what scores held-out data.
-        samples: what shows the model's texts.
-        banner_lines: lines of this kind of training, beside those of every run.
+        evaluation: scores held-out data.
+        samples: writes texts of the model at every evaluation.
+        banner_lines: banner lines of this stage, besides those of every run.
         metrics: more arguments of `MetricsCallback`.
     """
     trainer.clock = Clock()
@@ -113,8 +113,8 @@ def assemble_run(
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     trainer.add_callback(IntervalsCallback())
     trainer.add_callback(QueueCallback())  # the first one, and not timed as a callback: its waiting is training time
-    # The order matters: sampling is over before energy is flushed and the clock goes on, energy is flushed before it is
-    # reported, and a checkpoint is marked complete after everything else has written into the folder.
+    # The order matters: sampling comes before energy is measured, measuring before adding up and reporting, and a
+    # checkpoint is marked complete after all other callbacks have written into the folder.
     for callback in (
         banner,
         stop,
@@ -162,8 +162,9 @@ def execute(
         config: a `RunSettings`, with everything derived.
         plan: the checked plan.
         given: the keys as the user gave them, for `config.yaml`.
-        build: makes the run once the micro-batch is settled.
-        finish: what is left to do after the last step, with the seconds of training; not called after a signal.
+        build: makes Trainer and callbacks, once the micro-batch is settled.
+        finish: is called after the last step with the seconds of training, to score and save the final model; not
+            called after a signal.
 
     Raises:
         InputError: a folder in which another process trains, or ranks or memory that do not fit.
@@ -229,7 +230,7 @@ def check_plain_weights(config: Any) -> None:
 
 
 def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
-    """Write what is known before training; the manifest of a shorter, complete run is taken away."""
+    """Write the config and the environment of a run; delete the manifest of a shorter run that is to become longer."""
     place = StageFolder(plan.folder, "training", "run")
     place.reopen()
     environment = {
@@ -245,14 +246,14 @@ def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
 def close_run_folder(
     run: Run, config: Any, plan: RunPlan, stage: str, describe: Callable[[list[dict[str, Any]]], dict[str, Any]]
 ) -> None:
-    """Write the manifest of a run whose model is saved, as the last thing, and say where the time went.
+    """Write the manifest of a run whose model is saved, and print where the time went.
 
     Args:
         run: the run; its energy meter is stopped here, after all work.
         config: its config.
         plan: its plan.
         stage: `pretrain`, `sft` or `dpo`.
-        describe: makes what the manifest records from the records of `metrics.jsonl`; called on rank 0 alone.
+        describe: returns the manifest's content for the records of `metrics.jsonl`; called on rank 0 alone.
     """
     run.energy.stop()
     if not run.trainer.is_world_process_zero():
@@ -285,10 +286,10 @@ def _incomplete_energy(folder: Path) -> dict[str, Any] | None:
 
 
 class BannerCallback(TrainerCallback):
-    """Print what will run once the engine is there to be asked, and refuse one that is not what was asked for."""
+    """Print the banner once the Trainer has made its engine; refuse an engine of another ZeRO stage than planned."""
 
     def __init__(self, trainer: Any, config: Any, plan: RunPlan, lines: dict[str, str]) -> None:
-        """Describe this run, with lines of its kind; set `checkpoint` to what it resumes from."""
+        """Describe this run, with the lines of its stage; `execute` sets `checkpoint` to the one it resumes from."""
         self.trainer, self.config, self.plan, self.lines = trainer, config, plan, lines
         self.checkpoint: Path | None = None
 

@@ -99,7 +99,7 @@ def _evaluation_output(
 ) -> CausalLMOutputWithPast:
     """Return the mean loss of all scored tokens, and as `logits` what `fuse_loss` says; shapes as in training."""
     targets = labels[:, 1:]
-    if kind == "compiled":  # evaluations bring many shapes and are not compiled: the logits of one row at a time
+    if kind == "compiled":  # not in evaluations, which have many shapes: here the logits of one row at a time
         pairs = zip(hidden[:, :-1], targets, strict=True)
         nats = torch.stack([nats_from_logits(states, weight, row, "none") for states, row in pairs])
     else:
@@ -328,7 +328,7 @@ def apply_speed(model: "PreTrainedModel", plan: SpeedPlan) -> None:
 
 @contextlib.contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled layers uncompiled: evaluation and sampling bring other shapes, and each would be compiled anew."""
+    """Run compiled layers uncompiled in the block: each shape of evaluation and sampling would be compiled anew."""
     with torch.compiler.set_stance("force_eager"):
         yield
 

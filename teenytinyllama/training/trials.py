@@ -185,7 +185,7 @@ def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
             raise
         return describe_out_of_memory(error)
     finally:
-        if compiles:  # or what is computed next counts as one more shape, and torch compiles for all of them
+        if compiles:  # otherwise the shape of the training is a second one, and torch compiles code for all shapes
             torch.compiler.reset()
         gc.collect()
         if device.type != "cpu":
@@ -309,7 +309,7 @@ def settle_length(
         return values
     # The batch is decided here, once for the test, the check and the run: the length found below would change it.
     values = with_batch(values, num_ranks)
-    tokens_per_step = int(with_batch(values, 1)["tokens_per_step"])  # the default, where nothing else decides it
+    tokens_per_step = int(values["tokens_per_step"])
     shortest = {**values, "max_tokens": tokens_per_step}
     if check(shortest, num_ranks) == "complete":
         return shortest
@@ -394,7 +394,7 @@ def _clear(place: Path) -> None:
 def short_run_values(values: dict[str, Any], num_ranks: int, place: Path) -> dict[str, Any]:
     """Return the values of the speed test: a few steps like the run's, without evaluations, samples and checkpoints."""
     context = packed_manifest(str(values["packed"]))["context"]
-    rows_per_rank = int(with_batch(values, 1)["tokens_per_step"]) // context // num_ranks
+    rows_per_rank = int(values["tokens_per_step"]) // context // num_ranks
     most = max(_MOST_ROWS, int(values.get("per_device_train_batch_size") or 0))
     rows = max(n for n in row_divisors(rows_per_rank) if n <= most)
     without = {*CAP_KEYS, "hard_stop", "hub_model_id"}
