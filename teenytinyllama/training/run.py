@@ -387,14 +387,14 @@ def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
     """Write what is known before training; the manifest of a shorter, complete run is taken away."""
     place = StageFolder(plan.folder, "training", "run")
     place.reopen()
-    write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))
     environment = {
         "identity_version": IDENTITY_VERSION,
         "device": device_name(),
         "precision": config.precision,
         "micro_batch": micro_batch_record(config),
     }
-    place.begin(plan.identity, environment)
+    place.begin(plan.identity, environment)  # first: after a kill the same command knows the folder by it
+    write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))
 
 
 def _incomplete_energy(folder: Path) -> dict[str, Any] | None:
