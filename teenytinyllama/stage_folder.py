@@ -267,7 +267,7 @@ class StageFolder:
             InputError: it holds something else.
         """
         names = {*self.leftovers, LOCK_NAME}
-        partial = {f"{name}.partial" for name in (*names, MANIFEST_NAME)}
+        partial = {f"{name}.partial" for name in (*names, MANIFEST_NAME, ENVIRONMENT_NAME)}
         ensure_only("output_dir", self.path, names | partial, "Choose an empty or new folder.", refusal)
 
     def begun(self) -> dict[str, Any] | None:

@@ -120,13 +120,15 @@ def test_a_configuration_that_cannot_be_read_is_refused_without_its_content(
     assert caught.value.__suppress_context__
 
 
-def test_a_tracker_that_writes_nothing_is_no_measurement_of_zero(tmp_path: Path) -> None:
+def test_a_tracker_that_writes_nothing_is_no_measurement_of_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     meter = EnergyMeter(folder, GridSettings())
     meter.start()
     meter.flush()
-    meter._tracker._output_handlers.clear()
+    monkeypatch.setattr("codecarbon.output.FileOutput.out", lambda *given: None)
     with pytest.raises(RunFailedError, match="codecarbon wrote no row, so this energy would count as 0"):
         meter.stop()
 
@@ -186,7 +188,8 @@ def test_the_mark_of_a_measurement_goes_with_its_process(tmp_path: Path, own_tem
     process.wait()
     assert own.count() == 0
     own.leave()
-    assert list(own._folder.iterdir()) == []
+    (folder,) = own_temporary_folder.glob("teenytinyllama-meters-*")
+    assert list(folder.iterdir()) == []
     assert own.count() == 0
 
 

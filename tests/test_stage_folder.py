@@ -56,6 +56,7 @@ def test_a_held_folder_refuses_a_second_process_and_leaves_nothing(tmp_path: Pat
 def test_a_run_is_known_by_its_environment(tmp_path: Path) -> None:
     place = StageFolder(tmp_path, "classify", "run", frozenset({"packed"}))
     (tmp_path / "packed").mkdir()
+    (tmp_path / "environment.json.partial").touch()  # left by a kill
     assert place.begun() is None
     place.begin({"seed": "1"}, {"device": "cpu"})
     begun = place.begun()

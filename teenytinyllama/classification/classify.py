@@ -127,10 +127,11 @@ def classify(config: ClassifyConfig) -> Path:
     lock = lock_run_folder(folder)
     try:
         if not plan.has_begun:
+            plan.place.begin(plan.identity, {"device": device_name()})
+        if not (folder / CONFIG_NAME).is_file():
             write_yaml(
                 folder / CONFIG_NAME, {name: value for name, value in asdict(config).items() if value is not None}
             )
-            plan.place.begin(plan.identity, {"device": device_name()})
         missing = [seed for seed in seeds if not (folder / f"seed-{seed}.json").is_file()]
         if config.save_model and config.seed not in missing and not (folder / MODEL_FOLDER).is_dir():
             missing.insert(0, config.seed)  # measured before anyone asked for its model
