@@ -163,7 +163,6 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
         found = split_conversations(config.inputs, train, held_out, config.validation_fraction, counts)
         for split, conversation, place in found:
             for row in preparation.rows(conversation, place):
-                counts.keep(split, conversation)
                 yield split, row
 
     hashes = hash_files([*train, *held_out]) | sample_hash(config.inputs)

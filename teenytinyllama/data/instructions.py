@@ -78,16 +78,14 @@ def read_origin(row: dict[str, Any], default_source: str) -> tuple[str, str]:
 
 @dataclass
 class Counts:
-    """What became of the rows: conversations kept by split and source, and rows left out by reason.
+    """What is left out of rows and why.
 
     Attributes:
-        kept: conversations by split, then source.
         dropped: rows (or, when split for length, pairs of turns) by reason.
         first_dropped: by reason, the first row it happened to, as `file:row`.
         unused: rows by the name of a filled column that no turn was made of (`turn.name` inside a turn).
     """
 
-    kept: dict[str, Counter[str]] = field(default_factory=lambda: {"train": Counter(), "validation": Counter()})
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
@@ -101,10 +99,6 @@ class Counts:
             reason = reason.partition(":")[0]
         self.dropped[reason] += 1
         self.first_dropped.setdefault(reason, place)
-
-    def keep(self, split: str, conversation: Conversation) -> None:
-        """Count a conversation."""
-        self.kept[split][conversation.source] += 1
 
 
 def records(key: str, files: list[SourceFile]) -> Iterator[PlacedRow]:
@@ -151,7 +145,7 @@ def read_conversations(
 
     Args:
         rows: such as those of `records`.
-        counts: filled while reading: what is left out, with its reason. What is kept is counted by who keeps it.
+        counts: filled while reading: what is left out, with its reason.
         validation_fraction: share of the families (see above) that are held out, by a hash of one of their texts, so
             that the split does not depend on the order of the rows; with two families or more, one at least.
     """
