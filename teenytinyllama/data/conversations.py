@@ -73,7 +73,7 @@ class _ExamplesConfig(GridSettings):
     invalid_rows: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
-        """Refuse values that nothing can be made with.
+        """Refuse values with which no row can be made.
 
         Raises:
             InputError: no input, no folder, or a number outside its range.
@@ -91,7 +91,7 @@ class _ExamplesConfig(GridSettings):
 
 @dataclass
 class ConversationsConfig(_ExamplesConfig):
-    """Which conversations, and what becomes of long and bad ones."""
+    """`ttl conversations`: which conversations to prepare, and what becomes of long and bad ones."""
 
     kind: ClassVar[str] = "conversations"
 
@@ -121,7 +121,7 @@ class ConversationsConfig(_ExamplesConfig):
 
 @dataclass
 class PreferencesConfig(_ExamplesConfig):
-    """Which pairs, and what becomes of bad ones; pairs longer than the context are left out and counted."""
+    """Which pairs `ttl dpo` prepares, and what becomes of bad ones; too long ones are left out and counted."""
 
     kind: ClassVar[str] = "preferences"
 
@@ -235,7 +235,7 @@ class _ConversationRows:
 
 
 def _without_weightless(learnt: list[bool], is_answer: list[bool], messages: list[Message]) -> list[bool]:
-    """Return which tokens are learnt when the answers of weight 0 are not: their tokens are those of the n-th answer.
+    """Return which tokens are learnt if the answers of weight 0 are not; the n-th marked stretch is the n-th answer.
 
     Raises:
         InputError: the template marks more or fewer answers than there are, so that none can be told from another.
@@ -303,7 +303,7 @@ def _encode_pair(chosen: list[Message], rejected: list[Message], encoder: Conver
 
 @dataclass(frozen=True)
 class _Kind:
-    """In what the rows of conversations and of preferences differ.
+    """The differences between a row of conversations and a row of preferences, for the code that both share.
 
     Attributes:
         unit: what a split is counted in.
@@ -350,7 +350,7 @@ def _prepare(
     kind: _Kind,
     read: Callable[[Counts], Iterator[tuple[Split, Row]]],
 ) -> Path:
-    """Write both splits and the manifest, unless the folder has them already; nothing is written of bad inputs.
+    """Write a folder of conversations or preferences, unless it is there already; bad inputs leave nothing behind.
 
     Args:
         config: which examples.

@@ -48,7 +48,7 @@ class Conversation:
         return _folded(next(message["content"] for message in self.messages if message["role"] == "user"))
 
     def family_texts(self) -> list[str]:
-        """Return the texts, folded, that no conversation of another family has: first question and long answers."""
+        """Return the first question and the long answers, folded: conversations that share one are of one family."""
         answers = [_folded(message["content"]) for message in self.messages if message["role"] == "assistant"]
         return [self.first_question(), *(answer for answer in answers if len(answer) >= _LONG_ANSWER_CHARS)]
 
@@ -334,7 +334,7 @@ def print_left_out(manifest: dict[str, Any]) -> None:
 
 
 def describe_examples(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return what a tuning's manifest says of its prepared examples, whatever their kind, and where they come from."""
+    """Return what the manifest of a tuned model says of the conversations or pairs that it was tuned on."""
     return {
         "inputs": manifest["plan"]["inputs"],
         "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),

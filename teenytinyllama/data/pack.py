@@ -57,10 +57,10 @@ def is_journal(folder: Path) -> bool:
 
 @dataclass
 class Totals:
-    """Counts over the documents packed so far; one is written per chunk, so that a kill loses one chunk."""
+    """Counts over the documents packed so far, written after each chunk: a kill loses the work on one chunk."""
 
     chunks: int = 0
-    documents: int = 0  # read, in order, of both splits: where to go on after a kill
+    documents: int = 0  # of both splits, in the order of the corpus: after a kill, packing goes on behind them
     train_tokens: int = 0
     validation_tokens: int = 0
     # The last training documents (source, tokens, bytes), of which the end of the corpus may drop some.
@@ -171,9 +171,9 @@ class Journal:
 
 _LOCK_NAME = ".lock"
 
-CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
-_BYTES_PER_TOKEN = 3  # of Portuguese text, at least, for any tokenizer that suits it
-SMALL_BYTES = 8_000_000  # below, starting worker processes takes longer than they save
+CHUNK_BYTES = 4_000_000  # of text in a chunk: a kill loses the work on one, a second or two
+_BYTES_PER_TOKEN = 3  # of Portuguese text, or more, with a tokenizer that suits the language
+SMALL_BYTES = 8_000_000  # of text, below which starting worker processes takes longer than they save
 
 
 @dataclass
@@ -205,7 +205,7 @@ class PackConfig(GridSettings, CorpusConfig):
 
 
 def _chunks(documents: Iterator[tuple[str, Document]]) -> Iterator[Chunk]:
-    """Group documents until `CHUNK_BYTES` of text."""
+    """Yield the documents in chunks of about `CHUNK_BYTES` of text."""
     chunk: Chunk = []
     size = 0
     for item in documents:
