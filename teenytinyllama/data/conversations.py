@@ -40,6 +40,7 @@ from .instructions import (
     refuse_bad_rows,
     split_conversations,
     split_to_fit,
+    without_weightless,
 )
 from .sources import Split, count_document, sample_hash
 from .turns import NOTHING_LEARNT, Message
@@ -223,7 +224,7 @@ class _ConversationRows:
         encoded = self.encoder.encode(conversation.messages)
         learnt = encoded.is_answer if self.config.assistant_only_loss else [True] * len(encoded.ids)
         if any(message.get("weight") == 0 for message in conversation.messages):
-            learnt = _without_weightless(learnt, encoded.is_answer, conversation.messages)
+            learnt = without_weightless(learnt, encoded.is_answer, conversation.messages)
         labels = [index if learn else IGNORED for index, learn in zip(encoded.ids, learnt, strict=True)]
         return {
             "messages": conversation.messages,
@@ -232,24 +233,6 @@ class _ConversationRows:
             "input_ids": encoded.ids,
             "labels": labels,
         }
-
-
-def _without_weightless(learnt: list[bool], is_answer: list[bool], messages: list[Message]) -> list[bool]:
-    """Return which tokens are learnt if the answers of weight 0 are not; the n-th marked stretch is the n-th answer.
-
-    Raises:
-        InputError: the template marks more or fewer answers than there are, so that none can be told from another.
-    """
-    answers = [message for message in messages if message["role"] == "assistant"]
-    number, kept = 0, list[bool]()
-    for place, (learn, marked) in enumerate(zip(learnt, is_answer, strict=True)):
-        number += marked and not (place and is_answer[place - 1])
-        kept.append(learn and not (marked and number <= len(answers) and answers[number - 1].get("weight") == 0))
-    ensure(
-        number == len(answers),
-        f"messages: a turn has weight 0, and the chat template marks {number} answers where {len(answers)} stand",
-    )
-    return kept
 
 
 def prepare_preferences(config: PreferencesConfig, tokenizer: "PreTrainedTokenizerBase") -> Path:

@@ -266,6 +266,24 @@ def begun_messages(messages: list[Message], rest: str) -> list[Message]:
     return kept
 
 
+def without_weightless(learnt: list[bool], is_answer: list[bool], messages: list[Message]) -> list[bool]:
+    """Return which tokens are learnt if the answers of weight 0 are not; the n-th marked stretch is the n-th answer.
+
+    Raises:
+        InputError: the template marks more or fewer answers than there are, so that none can be told from another.
+    """
+    answers = [message for message in messages if message["role"] == "assistant"]
+    number, kept = 0, list[bool]()
+    for place, (learn, marked) in enumerate(zip(learnt, is_answer, strict=True)):
+        number += marked and not (place and is_answer[place - 1])
+        kept.append(learn and not (marked and number <= len(answers) and answers[number - 1].get("weight") == 0))
+    ensure(
+        number == len(answers),
+        f"messages: a turn has weight 0, and the chat template marks {number} answers where {len(answers)} stand",
+    )
+    return kept
+
+
 def held_out_texts(texts: Iterable[str], fraction: float) -> set[str]:
     """Return those of the texts that are held out, by a hash of each; of two or more that differ, at least one.
 

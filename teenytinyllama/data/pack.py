@@ -171,9 +171,9 @@ class Journal:
 
 _LOCK_NAME = ".lock"
 
-CHUNK_BYTES = 4_000_000  # of text in a chunk: a kill loses the work on one, a second or two
-_BYTES_PER_TOKEN = 3  # of Portuguese text, or more, with a tokenizer that suits the language
-SMALL_BYTES = 8_000_000  # of text, below which starting worker processes takes longer than they save
+CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
+_BYTES_PER_TOKEN = 3  # of Portuguese text, at least, for any tokenizer that suits it
+SMALL_BYTES = 8_000_000  # below, starting worker processes takes longer than they save
 
 
 @dataclass

@@ -145,7 +145,7 @@ class PreferenceTrainer(TrlTrainer, DPOTrainer):
     """DPOTrainer on tokens that are ready, whose evaluation returns log probabilities of each pair."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Leave the dataset alone: `data.conversations` has made its tokens, safe from typed special tokens."""
+        """Leave the dataset alone: `data.preferences` has made its tokens, safe from typed special tokens."""
         return dataset
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
