@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,8 @@ def test_duplicates_and_bad_rows_are_counted_with_their_first_place() -> None:
     ]
     counts = Counts()
     kept = list(read_conversations(rows, counts, 0.0))
-    for split, conversation, _ in kept:
-        counts.keep(split, conversation)
     assert [place for _, _, place in kept] == ["a:1", "a:3", "b:2"]
-    assert counts.kept["train"] == {"a": 2, "s": 1}
+    assert [(split, conversation.source) for split, conversation, _ in kept] == [("train", s) for s in "aas"]
     assert counts.dropped == {instructions.DUPLICATE: 1, turns.UNKNOWN_FORM: 2}
     assert counts.first_dropped == {instructions.DUPLICATE: "a:2", turns.UNKNOWN_FORM: "a:4"}
 
@@ -309,10 +308,9 @@ def test_real_instructions(real_data: Path) -> None:
         if "preference" not in path.name
         for number, row in enumerate(read_records("inputs", path), start=1)
     )
-    for split, conversation, _ in read_conversations(rows, counts, 0.03):
-        counts.keep(split, conversation)
-    assert sum(counts.kept["train"].values()) > 17_000
-    assert 300 < sum(counts.kept["validation"].values()) < 900
+    kept = Counter(split for split, _, _ in read_conversations(rows, counts, 0.03))
+    assert kept["train"] > 17_000
+    assert 300 < kept["validation"] < 900
     assert sum(counts.dropped.values()) < 10
 
 

@@ -46,6 +46,7 @@ from .instructions import (
     refuse_bad_rows,
     split_conversations,
     split_to_fit,
+    without_weightless,
 )
 from .sources import Split, count_document, sample_hash
 from .turns import NOTHING_LEARNT, Message
@@ -79,7 +80,7 @@ class _ExamplesConfig(GridSettings):
     invalid_rows: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
-        """Refuse values that nothing can be made with.
+        """Refuse values with which no row can be made.
 
         Raises:
             InputError: no input, no folder, or a number outside its range.
@@ -97,7 +98,7 @@ class _ExamplesConfig(GridSettings):
 
 @dataclass
 class ConversationsConfig(_ExamplesConfig):
-    """Which conversations, and what becomes of long and bad ones."""
+    """`ttl conversations`: which conversations to prepare, and what becomes of long and bad ones."""
 
     kind: ClassVar[str] = "conversations"
 
@@ -127,7 +128,7 @@ class ConversationsConfig(_ExamplesConfig):
 
 @dataclass
 class PreferencesConfig(_ExamplesConfig):
-    """Which pairs, and what becomes of bad ones; pairs longer than the context are left out and counted."""
+    """Which pairs `ttl dpo` prepares, and what becomes of bad ones; too long ones are left out and counted."""
 
     kind: ClassVar[str] = "preferences"
 
@@ -169,7 +170,6 @@ def prepare_conversations(config: ConversationsConfig, tokenizer: "PreTrainedTok
         found = split_conversations(config.inputs, train, held_out, config.validation_fraction, counts)
         for split, conversation, place in found:
             for row in preparation.rows(conversation, place):
-                counts.keep(split, conversation)
                 yield split, row
 
     hashes = hash_files([*train, *held_out]) | sample_hash(config.inputs)
@@ -230,7 +230,7 @@ class _ConversationRows:
         encoded = self.encoder.encode(conversation.messages)
         learnt = encoded.is_answer if self.config.assistant_only_loss else [True] * len(encoded.ids)
         if any(message.get("weight") == 0 for message in conversation.messages):
-            learnt = _without_weightless(learnt, encoded.is_answer, conversation.messages)
+            learnt = without_weightless(learnt, encoded.is_answer, conversation.messages)
         labels = [index if learn else IGNORED for index, learn in zip(encoded.ids, learnt, strict=True)]
         return {
             "messages": conversation.messages,
@@ -239,24 +239,6 @@ class _ConversationRows:
             "input_ids": encoded.ids,
             "labels": labels,
         }
-
-
-def _without_weightless(learnt: list[bool], is_answer: list[bool], messages: list[Message]) -> list[bool]:
-    """Return which tokens are learnt when the answers of weight 0 are not: their tokens are those of the n-th answer.
-
-    Raises:
-        InputError: the template marks more or fewer answers than there are, so that none can be told from another.
-    """
-    answers = [message for message in messages if message["role"] == "assistant"]
-    number, kept = 0, list[bool]()
-    for place, (learn, marked) in enumerate(zip(learnt, is_answer, strict=True)):
-        number += marked and not (place and is_answer[place - 1])
-        kept.append(learn and not (marked and number <= len(answers) and answers[number - 1].get("weight") == 0))
-    ensure(
-        number == len(answers),
-        f"messages: a turn has weight 0, and the chat template marks {number} answers where {len(answers)} stand",
-    )
-    return kept
 
 
 def prepare_preferences(config: PreferencesConfig, tokenizer: "PreTrainedTokenizerBase") -> Path:
@@ -310,7 +292,7 @@ def _encode_pair(chosen: list[Message], rejected: list[Message], encoder: Conver
 
 @dataclass(frozen=True)
 class _Kind:
-    """In what the rows of conversations and of preferences differ.
+    """The differences between a row of conversations and a row of preferences, for the code that both share.
 
     Attributes:
         unit: what a split is counted in.
@@ -357,7 +339,7 @@ def _prepare(
     kind: _Kind,
     read: Callable[[Counts], Iterator[tuple[Split, Row]]],
 ) -> Path:
-    """Write both splits and the manifest, unless the folder has them already; nothing is written of bad inputs.
+    """Write a folder of conversations or preferences, unless it is there already; bad inputs leave nothing behind.
 
     Args:
         config: which examples.

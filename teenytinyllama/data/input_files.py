@@ -6,7 +6,7 @@ An input is one of:
 * `hf://datasets/user/name@COMMIT[/pattern]`: files of a Hub dataset at a 40-digit commit;
 * `sample`: the embedded corpus, which is no file.
 
-The encoding of a file that is no parquet is given or recognised. A recognised one is said if it is not UTF-8.
+The encoding of a text file (any but parquet) is given or recognised; the user is told if it is not UTF-8.
 """
 
 import codecs
@@ -179,7 +179,7 @@ def _scan(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
 
 
 def encoding_of(key: str, path: Path) -> str:
-    """Return the encoding of a text file, recognised by its bytes; one other than UTF-8 is said.
+    """Return the encoding of a text file, recognised by its bytes; the user is told of one other than UTF-8.
 
     Raises:
         InputError: the file cannot be read; it names the config key.
@@ -296,7 +296,7 @@ def resolve_files(key: str, inputs: list[str], suffixes: tuple[str, ...] = SUFFI
 
 
 def _matches(pattern: str) -> list[Path]:
-    """Return what a glob stands for; `**` is any depth, and then means files, which their folders would repeat."""
+    """Return what a glob matches; with `**`, which matches at any depth, files alone: folders would repeat them."""
     found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     return [path for path in found if path.is_file()] if "**" in pattern else found
 

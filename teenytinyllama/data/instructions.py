@@ -48,7 +48,7 @@ class Conversation:
         return _folded(next(message["content"] for message in self.messages if message["role"] == "user"))
 
     def family_texts(self) -> list[str]:
-        """Return the texts, folded, that no conversation of another family has: first question and long answers."""
+        """Return the first question and the long answers, folded: conversations that share one are of one family."""
         answers = [_folded(message["content"]) for message in self.messages if message["role"] == "assistant"]
         return [self.first_question(), *(answer for answer in answers if len(answer) >= _LONG_ANSWER_CHARS)]
 
@@ -78,16 +78,14 @@ def read_origin(row: dict[str, Any], default_source: str) -> tuple[str, str]:
 
 @dataclass
 class Counts:
-    """What became of the rows: conversations kept by split and source, and rows left out by reason.
+    """What is left out of rows and why.
 
     Attributes:
-        kept: conversations by split, then source.
         dropped: rows (or, when split for length, pairs of turns) by reason.
         first_dropped: by reason, the first row it happened to, as `file:row`.
         unused: rows by the name of a filled column that no turn was made of (`turn.name` inside a turn).
     """
 
-    kept: dict[str, Counter[str]] = field(default_factory=lambda: {"train": Counter(), "validation": Counter()})
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
@@ -101,10 +99,6 @@ class Counts:
             reason = reason.partition(":")[0]
         self.dropped[reason] += 1
         self.first_dropped.setdefault(reason, place)
-
-    def keep(self, split: str, conversation: Conversation) -> None:
-        """Count a conversation."""
-        self.kept[split][conversation.source] += 1
 
 
 def records(key: str, files: list[SourceFile]) -> Iterator[PlacedRow]:
@@ -151,7 +145,7 @@ def read_conversations(
 
     Args:
         rows: such as those of `records`.
-        counts: filled while reading: what is left out, with its reason. What is kept is counted by who keeps it.
+        counts: filled while reading: what is left out, with its reason.
         validation_fraction: share of the families (see above) that are held out, by a hash of one of their texts, so
             that the split does not depend on the order of the rows; with two families or more, one at least.
     """
@@ -272,6 +266,24 @@ def begun_messages(messages: list[Message], rest: str) -> list[Message]:
     return kept
 
 
+def without_weightless(learnt: list[bool], is_answer: list[bool], messages: list[Message]) -> list[bool]:
+    """Return which tokens are learnt if the answers of weight 0 are not; the n-th marked stretch is the n-th answer.
+
+    Raises:
+        InputError: the template marks more or fewer answers than there are, so that none can be told from another.
+    """
+    answers = [message for message in messages if message["role"] == "assistant"]
+    number, kept = 0, list[bool]()
+    for place, (learn, marked) in enumerate(zip(learnt, is_answer, strict=True)):
+        number += marked and not (place and is_answer[place - 1])
+        kept.append(learn and not (marked and number <= len(answers) and answers[number - 1].get("weight") == 0))
+    ensure(
+        number == len(answers),
+        f"messages: a turn has weight 0, and the chat template marks {number} answers where {len(answers)} stand",
+    )
+    return kept
+
+
 def held_out_texts(texts: Iterable[str], fraction: float) -> set[str]:
     """Return those of the texts that are held out, by a hash of each; of two or more that differ, at least one.
 
@@ -340,7 +352,7 @@ def print_left_out(manifest: dict[str, Any]) -> None:
 
 
 def describe_examples(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return what a tuning's manifest says of its prepared examples, whatever their kind, and where they come from."""
+    """Return what the manifest of a tuned model says of the conversations or pairs that it was tuned on."""
     return {
         "inputs": manifest["plan"]["inputs"],
         "hub_datasets": hub_datasets(manifest["plan"]["inputs"]),

@@ -62,10 +62,10 @@ def is_journal(folder: Path) -> bool:
 
 @dataclass
 class Totals:
-    """Counts over the documents packed so far; one is written per chunk, so that a kill loses one chunk."""
+    """Counts over the documents packed so far, written after each chunk: a kill loses the work on one chunk."""
 
     chunks: int = 0
-    documents: int = 0  # read, in order, of both splits: where to go on after a kill
+    documents: int = 0  # of both splits, in the order of the corpus: after a kill, packing goes on behind them
     train_tokens: int = 0
     validation_tokens: int = 0
     # The last training documents (source, tokens, bytes), of which the end of the corpus may drop some.
@@ -208,7 +208,7 @@ class PackConfig(GridSettings, CorpusConfig):
 
 
 def _chunks(documents: Iterator[tuple[str, Document]]) -> Iterator[Chunk]:
-    """Group documents until `CHUNK_BYTES` of text."""
+    """Yield the documents in chunks of about `CHUNK_BYTES` of text."""
     chunk: Chunk = []
     size = 0
     for item in documents:

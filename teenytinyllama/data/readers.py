@@ -17,7 +17,7 @@ from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
 _PARQUET_BUFFER_BYTES = 1 << 20
-_ROWS_LOOKED_AT = 20  # of a jsonl file, to see which of its keys hold text
+_ROWS_LOOKED_AT = 20  # first rows of a jsonl file, which show the keys that hold text
 _MOST_CELL_CHARS = 2**31 - 1  # of csv; the csv module's own limit is 131,072
 _NO_SEPARATOR = "\x1f"  # separates the cells of a table of one column: no text has it
 
@@ -131,7 +131,7 @@ def text_column_of(names: Sequence[str], with_text: Collection[str], wanted: str
 def _choose_text_column(
     path: Path, names: Sequence[str], with_text: Collection[str], wanted: str, metadata_column: str, where: str
 ) -> str:
-    """Return the column of the texts; one that the config does not name is said.
+    """Return the column of the texts; the user is told of one that the config does not name.
 
     Raises:
         InputError: there is no such column, and no other that could only be the text.

@@ -18,7 +18,8 @@ from .readers import Row, read_rows
 
 Split = Literal["train", "validation"]
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-TAIL_CHARS = 2000  # held out at least of a single document, about 500 tokens, but no more than a tenth of it
+# The least that is held out of a corpus of a single document: about 500 tokens, but no more than a tenth of it.
+TAIL_CHARS = 2000
 _METADATA_FIELD = re.compile(r"\b(source|license|licence)\s*:\s*([^;]+)", re.IGNORECASE)
 
 
@@ -82,7 +83,7 @@ class CorpusConfig:
 
 
 def _ensure_encoding(encoding: str | None) -> None:
-    """Check the key `encoding`.
+    """Check that the key `encoding` names an encoding of Portuguese text.
 
     Raises:
         InputError: Python knows no character encoding of that name.
@@ -128,14 +129,14 @@ def is_held_out(text: str, fraction: float) -> bool:
 
 
 def _place_in_split(text: str) -> int:
-    """Return a number below 2**64 that a document's text decides; the lowest ones are held out."""
+    """Return the hash of a document's text as a number below 2**64; the documents with the lowest are held out."""
     digest = hashlib.sha256(b"teenytinyllama split\0" + text.encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 @dataclass(frozen=True)
 class SplitException:
-    """What a corpus is split by where its hashes alone would leave one of the two splits empty.
+    """How a corpus is split whose hashes alone would leave one of the two splits empty.
 
     Attributes:
         kind: `hold out one`: no hash is low enough, so the document with the lowest is held out; `train on one`: all
@@ -213,7 +214,7 @@ class Corpus:
 
     @functools.cached_property
     def split_exception(self) -> SplitException | None:
-        """What the corpus is split by if the hashes would leave a split empty; reads until that is out of question.
+        """How the corpus is split if the hashes would leave a split empty; reads until both splits have a document.
 
         Raises:
             InputError: a file cannot be read as text (see `readers.read_rows`).

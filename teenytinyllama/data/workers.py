@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Chunk = list[tuple[str, Document]]  # documents with their splits
 
 PIECE_CHARS = 1_000_000  # longer documents are encoded in pieces, which bounds the memory
-_WORDS_CHARS = 64  # of the piece before, which a piece is encoded behind: longer than any token of several words
+# A piece is encoded behind the last so many characters of the piece before: more than any token of several words has.
+_WORDS_CHARS = 64
 
 
 def split_long_text(text: str, piece_chars: int) -> list[str]:
@@ -56,7 +57,7 @@ def split_long_text(text: str, piece_chars: int) -> list[str]:
 
 
 def encode_in_pieces(encode: Callable[[list[str]], list[bytes]], texts: list[str], piece_chars: int) -> list[bytes]:
-    """Return the token ids of texts, each equal to those of the whole text, though long ones are encoded in pieces.
+    """Return the token ids of texts; long texts are encoded in pieces, and have the ids of the whole text.
 
     Many tokenizers put a space in front of whatever they are given (`Prepend ▁`, `add_dummy_prefix`) or strip it. So a
     piece is encoded behind the last words of the piece before, and their own ids are taken away again. Where those are
@@ -145,7 +146,7 @@ class DocumentEncoder:
 
     def __exit__(self, *error: object) -> None:
         for worker in self._workers:
-            worker.kill()  # they hold nothing that could be lost
+            worker.kill()  # a worker holds no work that is not asked for again
             worker.wait()
             for stream in (worker.stdin, worker.stdout):
                 with contextlib.suppress(BrokenPipeError):  # of bytes that a dead worker never took

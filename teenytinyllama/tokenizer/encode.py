@@ -145,7 +145,7 @@ MAX_RUNS_KEPT = 300_000  # distinct runs of function words
 
 
 class CorpusEncoder:
-    """Encode documents without special tokens, as `encode_texts` does, into arrays of one integer type."""
+    """Encodes the documents of a corpus as `encode_texts` does, without special tokens, and keeps the ids of words."""
 
     def __init__(self, backend: "Tokenizer", dtype: Any) -> None:
         """Take a Rust tokenizer; its switch for special strings in texts is set to "plain text".

@@ -132,7 +132,7 @@ class _Evictions:
         self._rebuild()
 
     def changed(self, source: _Source) -> None:
-        """Take over the share of a source that got or lost a piece."""
+        """Add the present share of a source that got or lost a piece."""
         if source.number == len(self.sources):
             self.sources.append(source)
         heapq.heappush(self.heap, (-source.rate_after_eviction(), source.number))
@@ -348,7 +348,7 @@ def learn_entries(sample: TextSample, alphabet: list[str], vocab_size: int, num_
 
 
 def _learn_pieces(texts: Iterable[str], alphabet: list[str], vocab_size: int) -> list[str]:
-    """Return the learnt pieces of two or more characters, best first, with some to spare for those that get dropped."""
+    """Return the learnt pieces of two or more characters, best first; a few more than wanted, as some are dropped."""
     from tokenizers import Tokenizer, models, trainers
 
     backend = Tokenizer(models.BPE())

@@ -264,7 +264,7 @@ class _Counts:
 
 @dataclass
 class _Vocabulary:
-    """The ids that the audit counts apart."""
+    """The entries of a tokenizer, and which of them an audit counts apart."""
 
     size: int
     unknown_id: int | None

@@ -332,7 +332,7 @@ class HeldOutPairs(TorchDataset[dict[str, list[int]]]):
     """A map-style dataset of held-out pairs, the longest first."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        """Show these rows of `data.preferences`."""
+        """Show these rows of `data.conversations`."""
         self.rows = sorted(rows, key=lambda row: -len(row["prompt_ids"]) - len(row["chosen_ids"]))
 
     def __len__(self) -> int:

@@ -275,7 +275,7 @@ class Narrator:
     last_form: int = 0
 
     def pick(self, options: Sequence[T]) -> T:
-        """Return one of the options; one multiplication, the same on every Python version."""
+        """Return one of the options, drawn with one multiplication, which is the same on every Python version."""
         return options[int(self.rng.random() * len(options))]
 
     def expand(self, template: str) -> str:
