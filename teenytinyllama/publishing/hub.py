@@ -121,12 +121,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of an upload.
-
-    Attributes:
-        url: where to look at it.
-        changed: whether a commit was made; False if the Hub held all of it already.
-    """
+    """What became of an upload: where to look at it, and whether a commit was made or the Hub held all of it."""
 
     url: str
     changed: bool
@@ -397,10 +392,9 @@ def _retry_after(headers: Any) -> float:
     """Return the seconds that the Hub asks to wait: Retry-After, or the reset of an exhausted rate limit."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
-    text = str(headers.get("retry-after", "")).strip()
-    limit = parse_ratelimit_headers(headers)
-    if text.isdigit():
+    if (text := str(headers.get("retry-after", "")).strip()).isdigit():
         return float(text)
+    limit = parse_ratelimit_headers(headers)
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else 0.0
 
 
