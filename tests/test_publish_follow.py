@@ -29,7 +29,7 @@ TO = "ana/modelo"
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "hub", tokens={TOKEN: "ana", "hf_rui": "rui"}) as server:
+    with HubServer(tmp_path / "hub", tokens={TOKEN: "ana", "hf_rui": "rui"}, xet=True) as server:
         yield server
 
 
@@ -167,6 +167,21 @@ def test_a_killed_follower_goes_on(server: HubServer, run: Path, follow: Followe
     assert not [request for request in server.requests if "step10" in request.path and request.write]
     assert [len(server.history(TO, f"step{step}")) for step in (10, 20)] == [2, 2]
     assert steps(json.loads(server.files(TO, "main")["checkpoints.json"])) == [10, 20]
+
+
+def test_an_upload_that_hangs_does_not_keep_a_signal_waiting(
+    server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path
+) -> None:
+    """Xet waits in native code, in which no signal is handled."""
+    make_checkpoint(run, tokenizer_folder, 10)
+    stall = server.fail(r"xet-write-token/step10", how="stall", seconds=60)
+    process = follow(run)
+    wait_for(lambda: stall.fired)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    end(process, EXIT_RESUMABLE)
+    assert time.monotonic() - begin < 30
+    assert steps(progress(run)) == []
 
 
 def test_a_hub_that_comes_back_is_waited_for(

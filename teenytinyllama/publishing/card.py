@@ -35,8 +35,6 @@ from .scores import (
     trivial_names,
 )
 from .wording import (
-    CARD_LANGUAGES,
-    DEFAULT_CARD_LANGUAGE,
     LANGUAGES,
     Language,
     Markdown,
@@ -138,8 +136,7 @@ def render_model_card(
     """Return the model card of a finished run: YAML front matter and Markdown.
 
     Args:
-        run_folder: has run.json, and where the run made them metrics.jsonl, samples.jsonl, emissions.csv, loss.png,
-            results.json and checkpoints.json. Without emissions.csv the card says that energy was not measured.
+        run_folder: without emissions.csv in it the card says that energy was not measured.
         repository: `owner/name` for the title and the examples; by default the run's `hub_model_id`, else the
             folder's name.
         language: `en`, `pt` or `both`; by default the run's `card_language`, else both.
@@ -147,8 +144,7 @@ def render_model_card(
             checkpoints.json says.
 
     Raises:
-        InputError: the folder is no run or an unfinished one, one of its files lacks what the card needs (the message
-            names file and key), or an unknown language.
+        InputError: no run or an unfinished one, a file that lacks what the card needs, or an unknown language.
     """
     facts = facts_of_run(Path(run_folder), repository, checkpoints)
     return render_card(facts, card_languages(language or facts.run["config"].get("card_language")))
@@ -177,9 +173,6 @@ def _render_sections(facts: CardFacts, language: Language) -> str:
         **{key: Markdown(value) for key, value in _GENERATION.items()},
     }
 
-    def example(name: str) -> str:
-        return environment.get_template(name).render(usage)
-
     run, results = facts.run, facts.results
     return environment.get_template("model_card.md.jinja").render(
         **{key: run[key] for key in _RUN_KEYS},
@@ -193,9 +186,9 @@ def _render_sections(facts: CardFacts, language: Language) -> str:
         progress=benchmark_progress(results) if results else None,
         trivial=", ".join(trivial_names(results)) if results else "",
         benchmark_versions=", ".join(map(" ".join, results.versions.items())) if results else "",
-        usage_pipeline=example("usage_pipeline.py.jinja"),
-        usage_model=example("usage_model.py.jinja"),
-        usage_checkpoint=example("usage_checkpoint.py.jinja") if branch else "",
+        usage_pipeline=environment.get_template("usage_pipeline.py.jinja").render(usage),
+        usage_model=environment.get_template("usage_model.py.jinja").render(usage),
+        usage_checkpoint=environment.get_template("usage_checkpoint.py.jinja").render(usage) if branch else "",
         citation_model=_citation(facts),
         citation_paper=(resources.files(__package__) / "templates" / "citation.bib").read_text(encoding="utf-8"),
     )
@@ -219,7 +212,6 @@ _HEADING = re.compile(r"#+ (.+)")
 _WORD = re.compile(r"(?<!\w)[-+−]?\w[\w.,:/+−-]*")
 _NAME_IN_EXAMPLE = re.compile(r'from_pretrained\("([^"\n]+)"')
 _MOST_SHOWN = 20
-_ADDED_FREELY = ("tags",)  # lists that may hold more than the files say
 
 
 @dataclass(frozen=True)
@@ -326,16 +318,14 @@ def _compare_metadata(expected: dict[str, Any], found: dict[str, Any], text: str
     for key, value in expected.items():
         if key not in found:
             problems.append(f"metadata: {key} is missing; the run's files say {_shown(value)}")
-        elif found[key] != value and not _only_adds(key, value, found[key]):
+        elif key == "tags" and isinstance(found[key], list) and all(tag in found[key] for tag in value):
+            continue  # tags may be added freely
+        elif found[key] != value:
             where = f"line {lines.get(key, 1)} (metadata): {key}"
             problems.append(f"{where} is {_shown(found[key])}, but the run's files say {_shown(value)}")
     for key in (key for key in found if key not in expected and _has_number(found[key])):
         problems.append(f"line {lines.get(key, 1)} (metadata): {key}={_shown(found[key])} is not in the run's files")
     return problems
-
-
-def _only_adds(key: str, expected: Any, found: Any) -> bool:
-    return key in _ADDED_FREELY and isinstance(found, list) and all(value in found for value in expected)
 
 
 def _has_number(value: Any) -> bool:
@@ -445,12 +435,8 @@ def _read_suites(path: Path, suites: list[dict[str, Any]], model: str) -> Result
 
 
 def render_reference_card(path: Path) -> str:
-    """Return the card of a file of published figures.
-
-    Raises:
-        InputError: see `read_reference`.
-    """
-    return render_card(read_reference(path), CARD_LANGUAGES[DEFAULT_CARD_LANGUAGE])
+    """Return the card of a file of published figures; see `read_reference`."""
+    return render_card(read_reference(path), card_languages(None))
 
 
 def write_reference_cards(folder: Path) -> list[Path]:

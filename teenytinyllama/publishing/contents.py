@@ -1,4 +1,4 @@
-"""What of a run's folder is published, and under which revision: an allow-list, so that nothing else ever is."""
+"""Contents of a publication: which files of a run go to main and to the branch of a checkpoint, and no others."""
 
 import json
 import re

@@ -171,7 +171,7 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "ledger": _ledger_figures(account, total),
         "gpu_check": _check_gpus(account, total),
         "scores": scores,
-        "half": _half(scores),
+        "half": _gain_of_first_half(scores),
         "files": {"energy": EMISSIONS_NAME, "starts": LEDGER_NAME, "scores": METRICS_NAME},
     }
 
@@ -274,7 +274,7 @@ def _scores(folder: Path) -> list[dict[str, Any]]:
     return [{key: record[key] for key in keys if key in record} for record in records if "bits_per_byte" in record]
 
 
-def _half(scores: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _gain_of_first_half(scores: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return which share of the gain in bits per byte the first half of the energy bought, by the nearest score.
 
     Among scores of the same documents: the final one is of all of them.

@@ -1,4 +1,4 @@
-"""The facts of a card, whichever language it is written in: read from a run's folder and checked.
+"""Facts of a card, whichever language it is written in: read from the files of a run and checked.
 
 Read are `run.json`, `samples.jsonl`, the evaluations in `metrics.jsonl`, `checkpoints.json` and `emissions.csv`; scores
 on benchmarks are read by `evaluation.results`.

@@ -31,7 +31,7 @@ from ..stage_folder import (
 )
 from ..supervision import SUPERVISOR_VARIABLE, stopped_by_signals
 from .contents import index_upload, run_identity
-from .hub import Hub, Standing, open_hub, prepare
+from .hub import Hub, RepositoryState, open_hub, prepare
 from .publish import (
     PublishConfig,
     check_distinct,
@@ -184,15 +184,15 @@ def follow(run: Path, config: PublishConfig) -> None:
         RunFailedError: the training has ended and the Hub gives no good answers.
     """
     check_token()
-    _step_back()
+    _lower_priority()
     command = command_for(run, config)
-    with stopped_by_signals(f"what is published is recorded, this goes on: {command}", _end_soon):
-        has_ended, is_complete = _parent_watch(), _completion(run)
+    with stopped_by_signals(f"what is published is recorded, this goes on: {command}", _force_end_later):
+        has_ended, is_complete = _supervisor_watch(), _completion(run)
         ensure(run.is_dir() or not has_ended(), f"RUN={run}: no such folder. Give the output_dir of a run.")
         while not (run / ENVIRONMENT_NAME).is_file():
             ensure(not has_ended(), f"RUN={run}: no run began there.")
             time.sleep(min(1.0, config.poll_seconds))
-        with _only_one(run, config, has_ended), finishing_command(run, config):
+        with _hold_run(run, config, has_ended), finishing_command(run, config):
             _follow(run, config, has_ended, is_complete)
 
 
@@ -262,20 +262,20 @@ def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, lef
         return
     # The repository is made, and is this run's, before anything is sent.
     claim = index_upload(run, config.to, progress.entries, [])
-    standing = prepare(hub, claim, private=not config.public, replace=config.replace)
+    state = prepare(hub, claim, private=not config.public, replace=config.replace)
     for step, folder in new:
-        if not _publish_checkpoint(hub, run, folder, config, progress, standing):
+        if not _publish_checkpoint(hub, run, folder, config, progress, state):
             left_out.add(step)
     if not complete:
         return
-    entries = merge_entries(published_entries(standing), progress.entries)
+    entries = merge_entries(published_entries(state), progress.entries)
     push_and_say(hub, main_with_config(run, entries, config), config)
     progress.main = True
     progress.save()
 
 
 def _publish_checkpoint(
-    hub: Hub, run: Path, folder: Path, config: PublishConfig, progress: Progress, standing: Standing
+    hub: Hub, run: Path, folder: Path, config: PublishConfig, progress: Progress, state: RepositoryState
 ) -> bool:
     """Publish one checkpoint, held against deletion meanwhile, and bring main's list up to date.
 
@@ -292,24 +292,24 @@ def _publish_checkpoint(
             _say(f"{folder.name} is damaged and left out: {faults[0]}")
             return False
         checkpoint = read_checkpoint(run, folder, config)
-        entries = merge_entries(published_entries(standing), progress.entries, [checkpoint.entry])
+        entries = merge_entries(published_entries(state), progress.entries, [checkpoint.entry])
         check_distinct(entries)
         push_and_say(hub, checkpoint.upload, config)
-    kept = (standing.record or {}).get("files", [])
+    kept = (state.record or {}).get("files", [])
     push_and_say(hub, index_upload(run, config.to, entries, kept), config)
     progress.entries = merge_entries(progress.entries, [checkpoint.entry])
     progress.save()
     return True
 
 
-def _parent_watch() -> Callable[[], bool]:
+def _supervisor_watch() -> Callable[[], bool]:
     """Return what says whether the `ttl` that started this process has ended; without one it never has."""
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
     return lambda: supervisor is not None and os.getppid() != int(supervisor)
 
 
 @contextlib.contextmanager
-def _only_one(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> Iterator[None]:
+def _hold_run(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -> Iterator[None]:
     """Hold the run for this process; one that `ttl` started waits for another to end.
 
     Raises:
@@ -330,14 +330,14 @@ def _only_one(run: Path, config: PublishConfig, has_ended: Callable[[], bool]) -
         lock.release()
 
 
-def _end_soon() -> None:
+def _force_end_later() -> None:
     """End the process a little later, if an upload that cannot be interrupted holds on until then."""
     end = threading.Timer(_END_SECONDS, os._exit, (EXIT_RESUMABLE,))
     end.daemon = True
     end.start()
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     """Let every other process of this machine go first, at the processor and at the disk."""
     import psutil  # comes with codecarbon
 

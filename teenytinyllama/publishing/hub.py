@@ -10,8 +10,10 @@ place, `_call`. Large files go through Xet, or through Git LFS with HF_HUB_DISAB
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -105,7 +107,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RepositoryState:
     """What main held before an upload.
 
     Attributes:
@@ -121,12 +123,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of an upload.
-
-    Attributes:
-        url: where to look at it.
-        changed: whether a commit was made; False if the Hub held all of it already.
-    """
+    """What became of an upload: where to look at it, and whether a commit was made or the Hub held all of it."""
 
     url: str
     changed: bool
@@ -150,7 +147,7 @@ def open_hub(limits: HubLimits | None = None) -> Hub:
     return Hub(api, str(known["name"]), organisations, limits)
 
 
-def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = False) -> Standing:
+def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = False) -> RepositoryState:
     """Make the repository of an upload to main if it is missing, and refuse one that may not be written to.
 
     Raises:
@@ -160,13 +157,13 @@ def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = F
     check_upload(upload)
     is_private = _ensure_repository(hub, upload.repository, upload.repo_type, private)
 
-    def look() -> Standing:
+    def look() -> RepositoryState:
         refs = hub.api.list_repo_refs(upload.repository, repo_type=upload.repo_type)
         head = _read_head(hub, upload, refs)
         record = _read_record(upload, head)
         check_replacement(upload, head.files, record, replace)
         branches = frozenset(branch.name for branch in refs.branches)
-        return Standing(record if record and same_identity(upload, record) else None, branches, is_private)
+        return RepositoryState(record if record and same_identity(upload, record) else None, branches, is_private)
 
     return _call(f"{upload.repository}: reading it", look, upload.repository, hub)
 
@@ -231,22 +228,38 @@ def _commit(hub: Hub, upload: Upload, replace: bool, hashes: dict[str, str], see
     for addition in additions:
         if addition.path_in_repo in hashes:  # the client need not read the file once more for it
             addition.upload_info.sha256 = bytes.fromhex(hashes[addition.path_in_repo])
+    send = partial(
+        hub.api.create_commit,
+        upload.repository,
+        [*additions, *(CommitOperationDelete(path) for path in stale)],
+        commit_message=upload.message,
+        repo_type=upload.repo_type,
+        revision=upload.revision,
+        parent_commit=head.commit,
+        num_threads=_UPLOAD_THREADS,
+    )
     try:
-        hub.api.create_commit(
-            upload.repository,
-            [*additions, *(CommitOperationDelete(path) for path in stale)],
-            commit_message=upload.message,
-            repo_type=upload.repo_type,
-            revision=upload.revision,
-            parent_commit=head.commit,
-            num_threads=_UPLOAD_THREADS,
-        )
+        _in_thread(send)
     except OSError as error:
         answer = getattr(error, "response", None)
         if answer is not None and answer.status_code in _OVERTAKEN_STATUSES:
             raise UnansweredError("another commit came first") from error
         raise
     return _read_head(hub, upload)
+
+
+def _in_thread(call: Callable[[], Result]) -> Result:
+    """Return what `call` returns, run in a thread: Xet lets no signal through while it uploads, waiting here does."""
+    done: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # raised again by `result`
+            done.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return done.result()
 
 
 def _ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool) -> bool:
@@ -397,10 +410,9 @@ def _retry_after(headers: Any) -> float:
     """Return the seconds that the Hub asks to wait: Retry-After, or the reset of an exhausted rate limit."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
-    text = str(headers.get("retry-after", "")).strip()
-    limit = parse_ratelimit_headers(headers)
-    if text.isdigit():
+    if (text := str(headers.get("retry-after", "")).strip()).isdigit():
         return float(text)
+    limit = parse_ratelimit_headers(headers)
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else 0.0
 
 

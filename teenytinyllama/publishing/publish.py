@@ -21,7 +21,7 @@ from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_sp
 from ..stage_folder import CONFIG_NAME, ENVIRONMENT_NAME, METRICS_NAME, scratch_folder
 from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
 from .facts import read_metrics
-from .hub import Hub, HubLimits, Standing, open_hub, prepare, push
+from .hub import Hub, HubLimits, RepositoryState, open_hub, prepare, push
 from .safety import Upload, UploadFile, check_repository, check_token, check_upload, inside
 from .wording import card_languages
 
@@ -130,10 +130,10 @@ def publish(run: Path, config: PublishConfig) -> None:
     check_token()
     with finishing_command(run, config):
         hub = open_hub(config.limits())
-        standing = prepare(hub, main, private=not config.public, replace=config.replace)
-        if config.public and standing.private:
+        state = prepare(hub, main, private=not config.public, replace=config.replace)
+        if config.public and state.private:
             logger.warning("%s is private and stays so: it is made public in its settings", config.to)
-        entries = merge_entries(published_entries(standing), entries)
+        entries = merge_entries(published_entries(state), entries)
         check_distinct(entries)
         for folder, checkpoint in zip(found, checkpoints, strict=True):
             with lease(folder):  # against its deletion
@@ -166,16 +166,16 @@ def main_with_config(run: Path, entries: list[dict[str, Any]], config: PublishCo
     return main_upload(run, config.repository, entries, config.base_model, config.language)
 
 
-def published_entries(standing: Standing) -> list[dict[str, Any]]:
+def published_entries(state: RepositoryState) -> list[dict[str, Any]]:
     """Return what main's list of checkpoints says of those whose branches are there."""
-    found = (standing.record or {}).get("checkpoints")
+    found = (state.record or {}).get("checkpoints")
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
     return [
         entry
         for entry in entries
         if isinstance(entry.get("step"), int)
         and isinstance(entry.get("sha256"), dict)
-        and entry.get("branch") in standing.branches
+        and entry.get("branch") in state.branches
     ]
 
 

@@ -1,4 +1,4 @@
-"""Scores on benchmarks in the forms in which they are published: a card's tables, model-index, `.eval_results/`."""
+"""Scores on benchmarks as they are published: in the tables of a card, in its model-index, in `.eval_results/`."""
 
 import re
 from pathlib import Path
