@@ -197,7 +197,7 @@ def window_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def already_scored(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the scores of a model that computes them in place of logits, as a training with the chunked loss does."""
+    """Return the scores of a model that makes them itself (`training.speed`) in place of logits."""
     return scores
 
 
