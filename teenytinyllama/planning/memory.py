@@ -38,7 +38,7 @@ REPEATS_WORTH_READING = 4
 LONG_RUN_TOKENS_PER_STEP = 262_144
 
 # Logits of one chunk on a CPU, in bytes of float32: 512 tokens at 32,000 entries. 256 to 1,024 tokens were equally fast
-# (benchmarks/loss.py), torch's own choice of 16 took more than twice as long. On a GPU torch chooses.
+# (docs/performance.md), torch's own choice of 16 took more than twice as long. On a GPU torch chooses.
 CPU_CHUNK_BYTES = 64_000_000
 
 
