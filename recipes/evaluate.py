@@ -17,7 +17,7 @@ from teenytinyllama.evaluation.evaluate import TABLE_NAME, evaluate_model
 def main() -> None:
     """Run one rank; rank 0 prints the table."""
     prepare_rank()
-    folder = evaluate_model(parse(EvaluateConfig, sys.argv[1:]))
+    folder = evaluate_model(parse(EvaluateConfig, sys.argv[1:], ("model_name_or_path",)))
     if is_main_process():
         print((folder / TABLE_NAME).read_text(encoding="utf-8"))
         print(folder)

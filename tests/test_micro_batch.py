@@ -14,13 +14,14 @@ from test_pretrain import interrupted_run, losses, make_values, run
 
 from teenytinyllama.arguments import build
 from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.launch import resolve_training
 from teenytinyllama.planning.memory import MemoryNeed, virtual_memory_bytes
 from teenytinyllama.training import micro_batch as micro_batch_module
 from teenytinyllama.training import micro_batch as trial_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.micro_batch import describe_out_of_memory, is_out_of_memory, settle_micro_batch, try_rows
 from teenytinyllama.training.pretrain import HeldOutEvaluation
-from teenytinyllama.training.run_plan import check_before_launch, plan_run
+from teenytinyllama.training.run_plan import plan_run
 from teenytinyllama.training.speed import SpeedPlan
 from teenytinyllama.training.trainer import Pretrainer
 
@@ -158,7 +159,7 @@ def test_a_small_need_is_not_tried_and_zero_3_never(values: dict[str, Any], monk
 
 def test_the_launcher_does_not_choose(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(micro_batch_module, "free_memory_bytes", lambda *arguments: pytest.fail("looked at"))
-    assert check_before_launch(values, 2) == "new"
+    assert resolve_training("pretrain", values, 2)["state"] == "new"
 
 
 def test_a_resumed_run_keeps_its_micro_batch(

@@ -21,6 +21,7 @@ from teenytinyllama.chat.terminal import check_chat_model
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.checks import InputError, MissingPackageError, RunFailedError, StoppedResumable
 from teenytinyllama.data.conversations import IGNORED, conversations_manifest
+from teenytinyllama.launch import resolve_training
 from teenytinyllama.models import load_tokenizer, merge_adapter
 from teenytinyllama.training.metrics import read_jsonl
 
@@ -31,7 +32,6 @@ from teenytinyllama.tuning import sft as sft_module
 from teenytinyllama.tuning.base import (
     SenseCallback,
     build_model,
-    check_before_launch,
     load_base,
     plan_sft,
     prepare_inputs,
@@ -482,7 +482,7 @@ def test_merge_and_chat_take_an_adapter(
     assert cli.main(["merge", str(tmp_path / "merged"), str(tmp_path / "again")]) == 2
     assert "is a whole model already" in capsys.readouterr().err
     assert cli.main(["merge", str(adapter)]) == 2
-    assert "takes two arguments" in capsys.readouterr().err
+    assert "ttl merge: needs an adapter, and the folder for the whole model." in capsys.readouterr().err
 
 
 # Foreign tokenizers
@@ -731,10 +731,10 @@ def test_a_batch_that_nobody_gave_stays_the_same_on_other_ranks(values: dict[str
 
 
 def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -> None:
-    assert check_before_launch(values, 2) == "new"
+    assert resolve_training("sft", values, 2)["state"] == "new"
     with pytest.raises(InputError, match="tokens_per_step=192: its 2 rows cannot be shared by 3 ranks"):
-        check_before_launch(values, 3)
-    assert check_before_launch({**values, "tokens_per_step": None}, 3) == "new"
+        resolve_training("sft", values, 3)
+    assert resolve_training("sft", {**values, "tokens_per_step": None}, 3)["state"] == "new"
 
 
 def test_zero_3_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .micro_batch import is_out_of_memory, micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .report import BannerCallback, describe_time, describe_turn, planned_zero_stage
-from .run_plan import RunPlan, what_follows
+from .run_plan import Resolved, RunPlan, what_follows
 from .saving import ENVIRONMENT_NAME, IDENTITY_VERSION, CheckpointCallback, Clock, lock_run_folder
 from .trainer import StopCallback
 
@@ -325,7 +325,7 @@ def _checkpoint_callback(
 def execute(
     config: Any,
     plan: Plan,
-    given: dict[str, Any],
+    given: Resolved | dict[str, Any],
     build: Callable[[Any, Plan], Run],
     finish: Callable[[Run, Any, Plan, float], None],
 ) -> Path:
@@ -334,7 +334,7 @@ def execute(
     Args:
         config: a `RunSettings`, with everything derived.
         plan: the checked plan.
-        given: the keys as the user gave them, for `config.yaml`.
+        given: the keys as the user gave them, for `config.yaml`; or what was resolved with them.
         build: makes the run once the micro-batch is settled.
         finish: what is left to do after the last step, with the seconds of training; not called after a signal.
 
@@ -357,7 +357,7 @@ def execute(
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)
-        _open_run_folder(config, plan, given)
+        _open_run_folder(config, plan, given.given if isinstance(given, Resolved) else given)
     run.banner.checkpoint = checkpoint
     config.eval_on_start = config.eval_on_start and checkpoint is None
     start = time.time()

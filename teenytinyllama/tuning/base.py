@@ -27,13 +27,13 @@ from ..models import (
     load_tokenizer,
     resize_embeddings,
 )
-from ..planning.memory import derive_batch
 from ..presets import count_parameters
 from ..stage_folder import sha256_json
 from ..tokenizer.encode import tokenizer_fingerprint
 from ..tokenizer.files import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
-from ..training.run_plan import RunPlan, check_before_data, check_space, run_state
+from ..training.run_plan import Resolved, RunPlan, check_before_data, check_space, run_state
 from ..training.saving import identity_defaults, run_identity
+from ..training.settings import planned_for
 from .config import SftConfig, SftConfigBeforeData, conversations_config_values
 
 if TYPE_CHECKING:
@@ -166,30 +166,35 @@ class SftPlan(RunPlan):
     manifest: dict[str, Any]  # of the conversations
 
 
-def plan_sft(config: SftConfig) -> SftPlan:
-    """Check a config against its files and its run folder; writes nothing.
+def plan_sft(config: SftConfig, known: Resolved | None = None) -> SftPlan:
+    """Return the plan of a tuning, checked against its files and its run folder; writes nothing.
+
+    Args:
+        config: the config, with everything derived.
+        known: the state and identity of the run; None: they are found and checked here.
 
     Raises:
         InputError: base model and conversations do not belong together, conversations longer than the context, an
             unknown country, a folder that holds another run, or a full disk.
     """
-    check_energy(config)
     base = load_base("model_name_or_path", str(config.model_name_or_path), config.model_revision)
+    folder, conversations = Path(str(config.output_dir)), Path(str(config.conversations))
     manifest = conversations_manifest(str(config.conversations))
+    model_config: Any = base.config
+    if known is not None:
+        state, identity = known.state, known.identity
+        return SftPlan(folder, state, base.tokenizer, model_config, identity, base, conversations, manifest)
+    check_energy(config)
     fingerprint = check_tokens_of(base, manifest, f"conversations={config.conversations}", "ttl conversations")
     assert config.context is not None
     check_fits(base, config.context, "context")
-    folder = Path(str(config.output_dir))
     hashes = {"conversations_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
     # A batch that nobody gave follows the ranks; earlier versions did not record it.
     batch = {"rows_per_step": str(config.rows_per_step)}
     identity = run_identity(config, _IDENTITY.split(), hashes | batch)
     state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)) | batch)
-    model_config: Any = base.config
     check_space(config, folder, state, count_parameters(model_config))
-    return SftPlan(
-        folder, state, base.tokenizer, model_config, identity, base, Path(str(config.conversations)), manifest
-    )
+    return SftPlan(folder, state, base.tokenizer, model_config, identity, base, conversations, manifest)
 
 
 def check_tokens_of(base: Base, manifest: dict[str, Any], what: str, verb: str) -> str:
@@ -246,8 +251,8 @@ def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, 
         longest = getattr(base.config, "max_position_embeddings", None) or _USUAL_CONTEXT
         chosen["context"] = min(int(longest), _USUAL_CONTEXT)
     check_fits(base, chosen["context"], "context")
-    early = build(SftConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
-    _check_batch(early, values, num_processes)
+    with planned_for(num_processes):
+        early = build(SftConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
     model_config: Any = base.config
     check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
     folder = prepare(
@@ -269,28 +274,6 @@ def print_summary(folder: Path) -> None:
             f"of them learnt; median {part['median_tokens']}, longest {part['longest_tokens']}"
         )
     print_left_out(manifest)
-
-
-def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
-    """Check a config for a number of ranks without starting any; return the run folder's state.
-
-    Raises:
-        InputError: see `SftConfig` and `plan_sft`.
-    """
-    config = build(SftConfig, {**values, "use_cpu": True})
-    _check_batch(config, values, num_processes)
-    return plan_sft(config).state
-
-
-def _check_batch(config: SftConfig, values: dict[str, Any], num_processes: int) -> None:
-    """Check that the ranks can share a batch that the user gave; another is derived for the ranks there are.
-
-    Raises:
-        InputError: see `derive_batch`.
-    """
-    if values.get("tokens_per_step"):
-        tokens = config.rows_per_step * config.tokens_per_row
-        derive_batch(tokens, config.tokens_per_row, values.get("per_device_train_batch_size"), num_processes)
 
 
 class SenseCallback(TrainerCallback):

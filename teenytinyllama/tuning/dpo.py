@@ -16,12 +16,12 @@ from ..data.preferences import PreferencesConfig, preferences_manifest, prepare_
 from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..models import avoid_cudnn_attention
-from ..planning.memory import derive_batch
 from ..presets import count_parameters
 from ..training.report import describe_length, describe_model, describe_training
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
-from ..training.run_plan import RunPlan, check_before_data, check_space, run_state
+from ..training.run_plan import Resolved, RunPlan, check_before_data, check_space, run_state
 from ..training.saving import identity_defaults, run_identity
+from ..training.settings import planned_for
 from .base import Base, build_model, check_fits, check_tokens_of, load_base
 from .config import DpoConfig, DpoConfigBeforeData, lora_config, preferences_config_values, save_model
 from .rows import HeldOutPairs, PairEvaluation, order_rows
@@ -45,28 +45,35 @@ class DpoPlan(RunPlan):
     manifest: dict[str, Any]  # of the preferences
 
 
-def plan_dpo(config: DpoConfig) -> DpoPlan:
-    """Check a config against its files and its run folder; writes nothing.
+def plan_dpo(config: DpoConfig, known: Resolved | None = None) -> DpoPlan:
+    """Return the plan of a tuning, checked against its files and its run folder; writes nothing.
+
+    Args:
+        config: the config, with everything derived.
+        known: the state and identity of the run; None: they are found and checked here.
 
     Raises:
         InputError: model and pairs do not belong together, a base model without a chat template, an unknown country, a
             folder that holds another run, or a full disk.
     """
-    check_energy(config)
     base = _chat_model(str(config.model_name_or_path), config.model_revision)
+    folder, preferences = Path(str(config.output_dir)), Path(str(config.preferences))
     manifest = preferences_manifest(str(config.preferences))
+    model_config: Any = base.config
+    if known is not None:
+        state, identity = known.state, known.identity
+        return DpoPlan(folder, state, base.tokenizer, model_config, identity, base, preferences, manifest)
+    check_energy(config)
     fingerprint = check_tokens_of(base, manifest, f"preferences={config.preferences}", "ttl dpo --inputs …")
     assert config.context is not None
     check_fits(base, config.context, "context")
-    folder = Path(str(config.output_dir))
     hashes = {"preferences_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
     # A batch that nobody gave follows the ranks; earlier versions did not record it.
     batch = {"rows_per_step": str(config.rows_per_step)}
     identity = run_identity(config, _IDENTITY.split(), hashes | batch)
     state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)) | batch)
-    model_config: Any = base.config
     check_space(config, folder, state, count_parameters(model_config))
-    return DpoPlan(folder, state, base.tokenizer, model_config, identity, base, Path(str(config.preferences)), manifest)
+    return DpoPlan(folder, state, base.tokenizer, model_config, identity, base, preferences, manifest)
 
 
 def _chat_model(name: str, revision: str | None) -> Base:
@@ -99,8 +106,8 @@ def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, 
     longest = getattr(base.config, "max_position_embeddings", None) or _USUAL_CONTEXT
     chosen.setdefault("context", min(int(longest), _USUAL_CONTEXT))
     check_fits(base, chosen["context"], "context")
-    early = build(DpoConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
-    _check_batch(early, values, num_processes)
+    with planned_for(num_processes):
+        early = build(DpoConfigBeforeData, {**values, "context": chosen["context"], "use_cpu": True})
     model_config: Any = base.config
     check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
     output = str(Path(values["output_dir"]) / "preferences")
@@ -113,28 +120,6 @@ def prepare_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, 
     only_for_preparing = set(chosen) - {"model_name_or_path", "model_revision"} - GRID_KEYS
     kept = {name: value for name, value in values.items() if name not in only_for_preparing}
     return {**kept, "preferences": str(folder)}
-
-
-def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
-    """Check a config for a number of ranks without starting any; return the run folder's state.
-
-    Raises:
-        InputError: see `DpoConfig` and `plan_dpo`.
-    """
-    config = build(DpoConfig, {**values, "use_cpu": True})
-    _check_batch(config, values, num_processes)
-    return plan_dpo(config).state
-
-
-def _check_batch(config: DpoConfig, values: dict[str, Any], num_processes: int) -> None:
-    """Check that the ranks can share a batch that the user gave; another is derived for the ranks there are.
-
-    Raises:
-        InputError: see `derive_batch`.
-    """
-    if values.get("pairs_per_step"):
-        micro_batch = values.get("per_device_train_batch_size")
-        derive_batch(config.rows_per_step, 1, micro_batch, num_processes, "pairs_per_step")
 
 
 class PreferenceTrainer(TrlTrainer, DPOTrainer):
@@ -210,19 +195,20 @@ def build_run(config: DpoConfig, plan: DpoPlan) -> Run:
     )
 
 
-def dpo(config: DpoConfig, given: dict[str, Any]) -> Path:
+def dpo(config: DpoConfig, given: Resolved | dict[str, Any]) -> Path:
     """Run or resume a preference tuning in this process (one of its ranks) and return its folder.
 
     Args:
         config: the config, with everything derived.
-        given: the keys as the user gave them, for `config.yaml`.
+        given: the keys as the user gave them, for `config.yaml`; or all that was resolved before (`read_run`).
 
     Raises:
         InputError: see `plan_dpo`; also a folder in which another process trains.
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite, or memory ran out.
     """
-    return execute(config, plan_dpo(config), given, build_run, _finish)
+    known = given if isinstance(given, Resolved) else None
+    return execute(config, plan_dpo(config, known), given, build_run, _finish)
 
 
 def _finish(run: Run, config: DpoConfig, plan: DpoPlan, seconds: float) -> None:

@@ -27,7 +27,7 @@ from ..models import avoid_cudnn_attention
 from ..training.callbacks import SampleCallback
 from ..training.report import describe_length, describe_model, describe_training, planned_zero_stage
 from ..training.run import NOT_EVALUATED, Run, assemble_run, close_run_folder, execute
-from ..training.run_plan import RunPlan
+from ..training.run_plan import Resolved, RunPlan
 from ..training.speed import GPU_ATTENTION, fuse_loss
 from ..training.trainer import RunTrainer
 from .base import SenseCallback, SftPlan, build_model, plan_sft
@@ -358,19 +358,20 @@ def describe_tuning(config: SftConfig, plan: SftPlan, rows: int) -> str:
     )
 
 
-def sft(config: SftConfig, given: dict[str, Any]) -> Path:
+def sft(config: SftConfig, given: Resolved | dict[str, Any]) -> Path:
     """Run or resume an instruction tuning in this process (one of its ranks) and return its folder.
 
     Args:
         config: the config, with everything derived.
-        given: the keys as the user gave them, for `config.yaml`.
+        given: the keys as the user gave them, for `config.yaml`; or all that was resolved before (`read_run`).
 
     Raises:
         InputError: see `plan_sft`; also a folder in which another process trains.
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite or makes no sense, or memory ran out.
     """
-    return execute(config, plan_sft(config), given, build_run, _finish)
+    known = given if isinstance(given, Resolved) else None
+    return execute(config, plan_sft(config, known), given, build_run, _finish)
 
 
 def _finish(run: Run, config: SftConfig, plan: SftPlan, seconds: float) -> None:
