@@ -64,14 +64,12 @@ class Word:
         what: it is, for the refusal when it is missing.
         key: of the config, whose value it gives; None: the verb's function gets it beside the config.
         many: one or more of them.
-        required: whether it must be there; one that is not may stand in the YAML file, and its config refuses the lack.
     """
 
     name: str
     what: str
     key: str | None = None
     many: bool = False
-    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> in
 
 
 _MODEL = Word("MODEL", "a model: a folder or a Hub repository")
-_MODEL_KEY = Word("MODEL", "a model: a folder or a Hub repository", "model_name_or_path", required=False)
+_MODEL_KEY = Word("MODEL", "a model: a folder or a Hub repository", "model_name_or_path")
 _RESUMES = "nothing on disk was lost; the same command starts again or goes on"
 
 # In the order in which help lists them.
@@ -255,7 +253,7 @@ VERBS: dict[str, Verb] = {
                    Word("FOLDER", "an adapter, and the folder for the whole model", "folder"))),
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
     "classify": Verb(classify, "classification.config:ClassifyConfig", "measure",
-                     (Word("TASK", "a task", "task", required=False), _MODEL_KEY)),
+                     (Word("TASK", "a task, and a model", "task"), _MODEL_KEY)),
     "emissions": Verb(emissions, "cli:EmissionsConfig", "share",
                       (Word("RUN", "the folders of one or more runs", "runs", many=True),)),
     "card": Verb(card, "cli:CardConfig", "share", (Word("RUN", "the run's folder", "run"),)),
@@ -305,8 +303,8 @@ def _call(name: str, argv: list[str], is_command: bool) -> int:
     words: list[Any] = [free] if verb.words and verb.words[0].many else list(free)
     given = dict(zip(verb.words, words, strict=False))
     for word in verb.words:
-        elsewhere = word.key in overrides or "config" in overrides
-        ensure(given.get(word) or not word.required or elsewhere, f"ttl {name}: needs {word.what}.")
+        elsewhere = word.key in overrides or (word.key and "config" in overrides)
+        ensure(given.get(word) or elsewhere, f"ttl {name}: needs {word.what}.")
     options = {key: overrides.pop(key) for key in RankOptions.__dataclass_fields__ if verb.ranks and key in overrides}
     ranks = [RankOptions(**check_types(RankOptions, options)), is_command] if verb.ranks else []
     cls = _config_class(verb, free)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -124,7 +125,9 @@ class ForkedChild:
         self.returncode: int | None = None
         # A signal that comes while the child still has this process's handlers waits until it has its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+            self.pid = os.fork()
         if self.pid == 0:
             _work_and_end(work, output, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -216,7 +219,7 @@ class ForkServer:
 
     A thread of a library, a lock that it holds and a context of a GPU do not survive a fork. So whatever may start one
     is done in a child too (`call`); threads that imports start belong to libraries that renew them after a fork
-    (OpenBLAS, jemalloc).
+    (OpenBLAS, jemalloc, NVML).
     """
 
     def __init__(self, allowed: bool, modules: Sequence[str]) -> None:
@@ -232,6 +235,8 @@ class ForkServer:
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # to ask for GPUs must not start CUDA here
         for module in modules:
             importlib.import_module(module)
+        if "torch" in sys.modules:
+            sys.modules["torch"].accelerator.device_count()  # the driver starts a thread when it is asked
         self._threads = _count_threads()
         gc.freeze()  # what is shared with the children stays shared
 

@@ -825,7 +825,7 @@ def test_the_command_line(
     llama: str, toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["classify", "hatebr"]) == EXIT_BAD_INPUT
-    assert "model_name_or_path: missing. Write `ttl classify TASK MODEL`." in capsys.readouterr().err
+    assert "ttl classify: needs a model: a folder or a Hub repository." in capsys.readouterr().err
     assert main(["classify", "sib20", llama]) == EXIT_BAD_INPUT
     assert "Did you mean 'sib200'?" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
