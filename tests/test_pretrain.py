@@ -732,7 +732,7 @@ def test_what_is_resolved_before_the_ranks_start_knows_their_number(values: dict
         ({"cloze_items": -1}, "cloze_items=-1: must be 0"),
         ({"shape": {"hidden": 8}}, "LlamaConfig has no such field"),
         (
-            {"context": 4096, "tokens_per_step": 8192},
+            {"context": 4096, "tokens_per_step": 12288},
             "context=4096: rows of that many tokens are longer than the model's context",
         ),
         ({"tokens_per_step": 256}, "its 8 rows cannot be shared by 3 ranks"),
