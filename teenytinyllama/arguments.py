@@ -370,6 +370,11 @@ def own_keys(cls: type) -> set[str]:
     return {name for base in ours for name in inspect.get_annotations(base)}
 
 
+def _as_yaml(value: Any) -> str:
+    """Return a default as a YAML file would have it: null and true, not Python's None and True."""
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
 def describe_keys(cls: type, own_only: bool = False) -> str:
     """Return a help text: every key of the config with its type, default and meaning.
 
@@ -388,7 +393,7 @@ def describe_keys(cls: type, own_only: bool = False) -> str:
             continue
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        tail = "required" if required else f"default {default}"
+        tail = "required" if required else f"default {_as_yaml(default)}"
         own.append(f"  --{field.name}  ({_describe(hints[field.name])}; {tail})\n        {text}")
     lines = "\n".join(own)
     if inherited:

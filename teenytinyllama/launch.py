@@ -408,9 +408,9 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
             )
         resolved, run = resolve(values), Path(values["output_dir"])
         if resolved["state"] == "complete":
-            from .training.run_plan import what_follows
+            from .training.run_plan import describe_continuation
 
-            print(f"{run} is complete; {what_follows(run)}")
+            print(f"{run} is complete; {describe_continuation(run)}")
             return EXIT_DONE
         return _beside_publishing(publishing, run, lambda: start(resolved))
 

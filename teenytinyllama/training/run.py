@@ -35,7 +35,7 @@ from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours
 from .metrics import METRICS_NAME, MetricsCallback, read_jsonl
 from .micro_batch import is_out_of_memory, micro_batch_record, out_of_memory_failure, settle_micro_batch, zero_stage_of
 from .report import BannerCallback, describe_time, describe_turn, planned_zero_stage
-from .run_plan import Resolved, RunPlan, what_follows
+from .run_plan import Resolved, RunPlan, describe_continuation
 from .saving import ENVIRONMENT_NAME, IDENTITY_VERSION, CheckpointCallback, Clock, lock_run_folder
 from .trainer import StopCallback
 
@@ -345,7 +345,7 @@ def execute(
     """
     if plan.state == "complete":
         if is_main_process():
-            print(f"{plan.folder} is complete; {what_follows(plan.folder)}")
+            print(f"{plan.folder} is complete; {describe_continuation(plan.folder)}")
         return plan.folder
     check_ranks(config)
     settle_micro_batch(config, plan)

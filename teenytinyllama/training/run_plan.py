@@ -221,8 +221,8 @@ def _record_of_training(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def what_follows(folder: Path) -> str:
-    """Return what a user could do with a complete run."""
+def describe_continuation(folder: Path) -> str:
+    """Return how a user can train on from a complete run, for a message."""
     if cap := ended_by_cap(folder):
         return f"a cap ended it ({cap}). To go on, give it as model_name_or_path of a new run"
     return "a longer run would go on from it"
