@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py --tokenizer outputs/tokenizer --packed outputs/packed
 
-The floor for a training is what importing torch and the Trainer takes in one process. `ttl pretrain` checks everything
-in one process and starts the ranks as others, so that a refusal costs nothing and signals have somebody to hold them.
+The floor for a training is what importing torch and the Trainer takes in one process. `ttl pretrain` imports them once;
+its check and its ranks are forks of it, so that a refusal costs nothing and signals have somebody to hold them.
 """
 
 import json

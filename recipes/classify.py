@@ -10,12 +10,12 @@ import sys
 
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import run_main
-from teenytinyllama.classification.config import ClassifyConfig, positional_keys
+from teenytinyllama.classification.config import ClassifyConfig
 
 
 def main() -> None:
     """Run all seeds in this process."""
-    config = parse(ClassifyConfig, positional_keys(sys.argv[1:]))
+    config = parse(ClassifyConfig, sys.argv[1:], ("task", "model_name_or_path"))
     from teenytinyllama.classification.classify import classify
 
     classify(config)

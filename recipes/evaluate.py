@@ -18,7 +18,7 @@ from teenytinyllama.stage_folder import RESULTS_TABLE_NAME
 def main() -> None:
     """Run one rank; rank 0 prints the table."""
     prepare_rank()
-    folder = evaluate_model(parse(EvaluateConfig, sys.argv[1:]))
+    folder = evaluate_model(parse(EvaluateConfig, sys.argv[1:], ("model_name_or_path",)))
     if is_main_process():
         print((folder / RESULTS_TABLE_NAME).read_text(encoding="utf-8"))
         print(folder)

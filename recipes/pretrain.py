@@ -10,22 +10,17 @@ Every key of the YAML can be overridden: --max_tokens 1e9 --learning_rate 2e-3
 
 import sys
 
-from teenytinyllama.arguments import build, read_values
-from teenytinyllama.checks import beside_the_model, is_main_process, run_main
-from teenytinyllama.distributed import exit_rank, prepare_rank
-from teenytinyllama.publishing.card import write_model_card
+from teenytinyllama.checks import run_main
+from teenytinyllama.distributed import end_run, exit_rank, prepare_rank
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
+from teenytinyllama.training.run_plan import read_run
 
 
 def main() -> None:
-    """Run one rank: the config from the command line, training, and on rank 0 the card."""
+    """Run one rank: its config, the training, and, where no `ttl` does it, the card."""
     prepare_rank()
-    values = read_values(PretrainConfig, sys.argv[1:])
-    folder = pretrain(build(PretrainConfig, values), values)
-    if is_main_process():
-        with beside_the_model("the model card (`ttl card` writes it)"):
-            write_model_card(folder)
+    end_run(pretrain(*read_run(PretrainConfig, sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -10,23 +10,18 @@ Every key of the YAML can be overridden: --learning_rate 1e-3 --lora_r 16
 
 import sys
 
-from teenytinyllama.arguments import build, read_values
-from teenytinyllama.checks import beside_the_model, is_main_process, run_main
-from teenytinyllama.distributed import exit_rank, prepare_rank
-from teenytinyllama.publishing.card import write_model_card
+from teenytinyllama.checks import run_main
+from teenytinyllama.distributed import end_run, exit_rank, prepare_rank
 
 
 def main() -> None:
-    """Run one rank: the config from the command line, tuning, and on rank 0 the card."""
+    """Run one rank: its config, the training, and, where no `ttl` does it, the card."""
     prepare_rank()
+    from teenytinyllama.training.run_plan import read_run
     from teenytinyllama.tuning.config import SftConfig
     from teenytinyllama.tuning.tune import sft
 
-    values = read_values(SftConfig, sys.argv[1:])
-    folder = sft(build(SftConfig, values), values)
-    if is_main_process():
-        with beside_the_model("the model card (`ttl card` writes it)"):
-            write_model_card(folder)
+    end_run(sft(*read_run(SftConfig, sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -246,36 +246,64 @@ def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _read_overrides(argv: list[str], hints: dict[str, Any]) -> dict[str, Any]:
-    """Return `--key value`, `--key=value`, `--key a b c` (a list) and a bare `--key` (true) as a dict."""
+def _takes_many(hint: Any) -> bool:
+    """Return whether a type hint allows a list."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return any((typing.get_origin(part) or part) is list for part in parts)
+
+
+def _is_value(word: str, taken: int, hint: Any) -> bool:
+    """Return whether a word behind `--key` and `taken` values is one more value of a key with this type hint."""
+    if hint is None or _takes_many(hint):  # of a key that is unknown, all words are: the refusal names the key
+        return True
+    return taken == 0 and (hint is not bool or word in ("true", "false"))
+
+
+def split_command(argv: list[str], *classes: type, most_words: int = 0) -> tuple[list[str], dict[str, Any]]:
+    """Return the words of a command line that belong to no key, and the values of `--key` by key.
+
+    Written are `--key value`, `--key=value`, `--key a b c` (a list) and a bare `--key` (true).
+
+    Args:
+        argv: the command line.
+        classes: dataclasses whose keys may stand there; the values are not checked against them.
+        most_words: how many words may stand there without a key.
+
+    Raises:
+        InputError: a key given twice or without the value that it needs, or a word too many.
+    """
+    hints: dict[str, Any] = {}
+    for cls in classes:
+        hints |= _hints(cls)
+    free: list[str] = []
     groups: list[tuple[str, list[str]]] = []
     for word in argv:
         if word.startswith("--") and len(word) > 2:
             key, equals, value = word[2:].partition("=")
             groups.append((key.replace("-", "_"), [value] if equals else []))
-        else:
-            ensure(groups, f"{word}: a value without a key. Write --key value, or --config file.yaml.")
+        elif groups and (not most_words or _is_value(word, len(groups[-1][1]), hints.get(groups[-1][0]))):
             groups[-1][1].append(word)
+        else:
+            ensure(len(free) < most_words, f"{word}: a value without a key. Write --key value, or --config file.yaml.")
+            free.append(word)
     overrides: dict[str, Any] = {}
     for key, words in groups:
         ensure(key not in overrides, f"--{key}: given twice on the command line. Keep one.")
-        text_only = hints.get(key) in (str, str | None, list[str], list[str] | None)
+        hint = hints.get(key)
+        ensure(words or hint is None or _convert(True, hint) is True, f"--{key}: needs a value. Write --{key} VALUE.")
+        text_only = hint in (str, str | None, list[str], list[str] | None)
         parsed = [word if text_only and word != "null" else load_yaml(word, f"--{key} {word}") for word in words]
         overrides[key] = True if not words else parsed[0] if len(parsed) == 1 else parsed
-    return overrides
+    return free, overrides
 
 
-def read_values(cls: type, argv: list[str]) -> dict[str, Any]:
-    """Return the checked values of `--config file.yaml` with the overrides of the command line on top.
+def merge_config(cls: type, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the checked values of the YAML file that `config` names among the overrides, with the others on top.
 
     Raises:
         InputError: see `check_types`; also a file that is not YAML or not a flat mapping.
         MissingFileError: the YAML file does not exist.
     """
-    if {"--help", "-h"} & set(argv):
-        print(describe_keys(cls))
-        raise SystemExit(0)
-    overrides = _read_overrides(argv, _hints(cls))
     path = overrides.pop("config", None)
     values: dict[str, Any] = {}
     if path is not None:
@@ -289,6 +317,25 @@ def read_values(cls: type, argv: list[str]) -> dict[str, Any]:
         values = load_yaml(text, str(path)) or {}
         ensure(isinstance(values, dict), f"config={path}: must hold `key: value` lines, not a {type(values).__name__}.")
     return check_types(cls, {**values, **overrides})
+
+
+def read_values(cls: type, argv: list[str], words: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the checked values of `--config file.yaml` with the overrides of the command line on top.
+
+    Args:
+        cls: a config dataclass.
+        argv: the command line.
+        words: keys whose values may stand there without the key, in this order.
+
+    Raises:
+        InputError: see `split_command` and `merge_config`.
+        MissingFileError: the YAML file does not exist.
+    """
+    if {"--help", "-h"} & set(argv):
+        print(describe_keys(cls))
+        raise SystemExit(0)
+    free, overrides = split_command(argv, cls, most_words=len(words))
+    return merge_config(cls, {**overrides, **dict(zip(words, free, strict=False))})
 
 
 def build(cls: type[Config], values: dict[str, Any]) -> Config:
@@ -309,13 +356,13 @@ def build(cls: type[Config], values: dict[str, Any]) -> Config:
     return cls(**values)
 
 
-def parse(cls: type[Config], argv: list[str]) -> Config:
-    """Return the config for a command line: `--config file.yaml`, then `--key value` overrides.
+def parse(cls: type[Config], argv: list[str], words: Sequence[str] = ()) -> Config:
+    """Return the config for a command line: `--config file.yaml`, then `--key value` overrides; see `read_values`.
 
     Raises:
         InputError: see `read_values` and `build`.
     """
-    return build(cls, read_values(cls, argv))
+    return build(cls, read_values(cls, argv, words))
 
 
 def own_keys(cls: type) -> set[str]:
@@ -323,6 +370,11 @@ def own_keys(cls: type) -> set[str]:
     package = __name__.split(".")[0]
     ours = [base for base in cls.__mro__ if base.__module__.split(".")[0] == package]
     return {name for base in ours for name in inspect.get_annotations(base)}
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a default as a YAML file would have it: null and true, not Python's None and True."""
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def describe_keys(cls: type, own_only: bool = False) -> str:
@@ -343,7 +395,7 @@ def describe_keys(cls: type, own_only: bool = False) -> str:
             continue
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        tail = "required" if required else f"default {default}"
+        tail = "required" if required else f"default {_as_yaml(default)}"
         own.append(f"  --{field.name}  ({_describe(hints[field.name])}; {tail})\n        {text}")
     lines = "\n".join(own)
     if inherited:

@@ -1,273 +1,323 @@
-"""`ttl VERB --config x.yaml --key value`: thin verbs over the functions that the recipes call.
+"""The `ttl` command: one table of verbs, each with its config and the function that does its work.
 
-Nothing heavy is imported before a verb needs it.
+Help, parsing, refusals and near names come from the table. Nothing heavy is imported before a verb needs it.
 """
 
 import importlib
 import itertools
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, check_bounds, ensure, near_name, run_main
-from .launch import recipes_folder, start_pretraining, start_stage
+from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, ensure, near_name, run_main
+from .launch import RankOptions, recipes_folder, start_evaluation, start_training
 from .stage_folder import __version__
-from .supervision import stopped_by_signals
+from .supervision import ended_by_signals, stopped_by_signals
 
 
-def _take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
-    """Return the command line without `--name value`, and the value; for options that are no key of a config."""
-    rest, value, words = [], None, iter(argv)
-    for word in words:
-        key, equals, inline = word.partition("=")
-        if key.replace("-", "_") != f"__{name}":
-            rest.append(word)
-            continue
-        ensure(value is None, f"--{name}: given twice on the command line. Keep one.")
-        value = inline if equals else next(words, None)
-        ensure(value and not value.startswith("--"), f"--{name}: needs a value.")
-    return rest, value
+@dataclass
+class InitConfig:
+    """`ttl init DIR`: where the recipes are copied to."""
+
+    folder: str = field(metadata={"help": "folder in which recipes/ is made"})
 
 
-def _single_path(verb: str, argv: list[str], what: str) -> str:
-    ensure(len(argv) == 1 and not argv[0].startswith("--"), f"ttl {verb}: takes exactly one argument, {what}.")
-    return argv[0]
+@dataclass
+class CardConfig:
+    """`ttl card RUN`: the run, and what its card says beside the run's figures."""
+
+    run: str = field(metadata={"help": "folder of a finished run"})
+    check: bool = field(default=False, metadata={"help": "compare the card's numbers with the run's, write nothing"})
+    language: str | None = field(default=None, metadata={"help": "en, pt or both; null: the run's card_language"})
+    repository: str | None = field(default=None, metadata={"help": "owner/name that the card's example loads"})
 
 
-def init(argv: list[str]) -> None:
+@dataclass
+class EmissionsConfig:
+    """`ttl emissions RUN ...`: the runs, and what their energy is compared with."""
+
+    runs: list[str] = field(metadata={"help": "folders of runs"})
+    price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; null: the run's own"})
+    elsewhere: str | None = field(
+        default=None, metadata={"help": "countries whose grids the same energy is reckoned with, such as BRA,PRT"}
+    )
+
+
+@dataclass
+class MergeConfig:
+    """`ttl merge ADAPTER FOLDER`: a LoRA adapter and where the whole model is written."""
+
+    adapter: str = field(metadata={"help": "folder or Hub repository of the adapter"})
+    folder: str = field(metadata={"help": "new or empty folder for the whole model"})
+    base_model: str | None = field(default=None, metadata={"help": "the base model, if it is not where it was"})
+
+
+@dataclass(frozen=True)
+class Word:
+    """An argument that is written without a key, such as the model in `ttl chat MODEL`.
+
+    Attributes:
+        name: what help calls it.
+        what: it is, for the refusal when it is missing.
+        key: of the config, whose value it gives; None: the verb's function gets it beside the config.
+        many: one or more of them.
+    """
+
+    name: str
+    what: str
+    key: str | None = None
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of `ttl`.
+
+    Attributes:
+        run: does the work with the config (or its checked values), and then the words without a key of the config, and
+            for ranks the `RankOptions`; returns an exit code or None. The first line of its docstring is the help.
+        config: `module:class` of the config, below this package.
+        data_config: of `publish`, the config where the words name data and no run.
+        group: heading of the help that it stands under.
+        words: arguments without a key, in order.
+        ranks: it may start several ranks, so it takes the keys of `RankOptions` as well, and values, not a config.
+        values: `run` takes the checked values, because the config cannot be made before its data is.
+        own_only: help describes our keys alone and lists the names of TrainingArguments' hundred.
+        after_signal: what Ctrl-C leaves. Ranks, `evaluate` and `classify` say it themselves once they work.
+        lasts: until somebody ends it, so that a signal is its usual end.
+    """
+
+    run: Callable[..., int | None]
+    config: str
+    group: str
+    words: tuple[Word, ...] = ()
+    data_config: str = ""
+    ranks: bool = False
+    values: bool = False
+    own_only: bool = False
+    after_signal: str = "the same command starts again"
+    lasts: bool = False
+
+    @property
+    def about(self) -> str:
+        """Return what the verb does, in a line."""
+        return (self.run.__doc__ or "").splitlines()[0]
+
+    @property
+    def usage(self) -> str:
+        """Return the arguments without a key, as help writes them: `MODEL `."""
+        return "".join(f"{word.name} {'... ' * word.many}" for word in self.words)
+
+
+def init(config: InitConfig) -> None:
     """Copy the recipes and configs to DIR/recipes, to read and to change."""
     from .demo import copy_recipes
 
-    copy_recipes(recipes_folder(), Path(_single_path("init", argv, "the folder to make")))
+    copy_recipes(recipes_folder(), Path(config.folder))
 
 
-def plan(argv: list[str]) -> None:
+def plan(config: Any) -> None:
     """Say which model a budget buys, in tokens, hours, kWh, kg CO2e, memory and money, before anything is spent."""
-    from .arguments import parse
-    from .planning.config import PlanConfig
     from .planning.table import report_plan
 
-    print(report_plan(parse(PlanConfig, argv), recipes_folder()))
+    print(report_plan(config, recipes_folder()))
 
 
-def tokenizer(argv: list[str]) -> None:
+def tokenizer(config: Any) -> None:
     """Train a Portuguese tokenizer and audit it on held-out documents."""
-    from .arguments import parse
-    from .tokenizer.train import TokenizerConfig, build_tokenizer
+    from .tokenizer.train import build_tokenizer
 
-    build_tokenizer(parse(TokenizerConfig, argv))
+    build_tokenizer(config)
 
 
-def pack(argv: list[str]) -> None:
+def pack(config: Any) -> None:
     """Turn documents into fixed rows of tokens."""
-    from .arguments import parse
-    from .data.pack import PackConfig
     from .data.pack import pack as pack_corpus
     from .data.packed import print_summary
 
-    print_summary(pack_corpus(parse(PackConfig, argv)))
+    print_summary(pack_corpus(config))
 
 
-def _take_ranks(argv: list[str]) -> tuple[list[str], str | None, int | None]:
-    """Return the command line without the options of the ranks, the accelerate file, and the number of ranks."""
-    argv, accelerate_file = _take_option(argv, "accelerate")
-    argv, ranks = _take_option(argv, "num_processes")
-    if ranks is None:
-        return argv, accelerate_file, None
-    is_number = ranks.isascii() and ranks.isdigit() and len(ranks) < 10 and int(ranks) > 0
-    ensure(is_number, f"--num_processes {ranks[:100]}: must be a positive integer.")
-    check_bounds("num_processes", int(ranks))
-    return argv, accelerate_file, int(ranks)
-
-
-def pretrain(argv: list[str]) -> int:
-    """Pretrain from a preset or continue a model: [--accelerate NAME|FILE] [--num_processes N]."""
-    argv, accelerate_file, ranks = _take_ranks(argv)
-    from .arguments import read_values
-    from .training.config import PretrainConfig
-
-    return start_pretraining(read_values(PretrainConfig, argv), accelerate_file, ranks)
-
-
-def conversations(argv: list[str]) -> None:
+def conversations(config: Any) -> None:
     """Turn instruction files into tokens with labels, to be tuned on."""
-    from .arguments import parse
-    from .data.conversations import ConversationsConfig
     from .tuning.base import prepare
 
-    prepare(parse(ConversationsConfig, argv))
+    prepare(config)
 
 
-def sft(argv: list[str]) -> int:
-    """Tune a model on instructions, all weights or LoRA: [--accelerate NAME|FILE] [--num_processes N]."""
-    argv, accelerate_file, ranks = _take_ranks(argv)
-    from .arguments import read_values
-    from .tuning.base import SFT
-
-    values = read_values(SFT.config, argv)
-    return start_stage("sft.py", values, accelerate_file, ranks, SFT.prepare_inputs, SFT.check_before_launch)
+def pretrain(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
+    """Pretrain from a preset, or continue a model, on packed rows or on texts."""
+    return start_training("pretrain", values, options, may_fork=may_fork)
 
 
-def dpo(argv: list[str]) -> int:
-    """Tune a chat model on preferences, pairs of answers: [--accelerate NAME|FILE] [--num_processes N]."""
-    argv, accelerate_file, ranks = _take_ranks(argv)
-    from .arguments import read_values
-    from .tuning.base import DPO
-
-    values = read_values(DPO.config, argv)
-    return start_stage("dpo.py", values, accelerate_file, ranks, DPO.prepare_inputs, DPO.check_before_launch)
+def sft(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
+    """Tune a model on instructions, all weights or LoRA."""
+    return start_training("sft", values, options, may_fork=may_fork)
 
 
-def classify(argv: list[str]) -> None:
-    """Fine-tune a model on a classification task over several seeds: TASK MODEL [--seeds 3] [--random_init]."""
-    from .arguments import parse
+def dpo(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
+    """Tune a chat model on preferences, pairs of answers."""
+    return start_training("dpo", values, options, may_fork=may_fork)
+
+
+def classify(config: Any) -> None:
+    """Fine-tune a model on a classification task over several seeds, and write the table of scores."""
     from .classification.classify import classify as run_classify
-    from .classification.config import ClassifyConfig, positional_keys
 
-    run_classify(parse(ClassifyConfig, positional_keys(argv)))
+    run_classify(config)
 
 
-def demo(argv: list[str]) -> int:
-    """Make a tiny Portuguese model from the embedded stories, offline: [--output_dir DIR] [--max_tokens N]."""
+def demo(values: dict[str, Any]) -> int:
+    """Make a tiny Portuguese model from the embedded stories, offline; output_dir is runs/demo unless given."""
     from .demo import run_demo
 
-    return run_demo(argv, start_pretraining, recipes_folder())
+    return run_demo(values, recipes_folder())
 
 
-def card(argv: list[str]) -> None:
-    """Write a run's model card, or --check its numbers: RUN [--language en|pt|both] [--repository OWNER/NAME]."""
-    argv, language = _take_option(argv, "language")
-    argv, repository = _take_option(argv, "repository")
-    checked = "--check" in argv
-    folder = Path(_single_path("card", [word for word in argv if word != "--check"], "the run's folder"))
-    if checked:
-        from .publishing.card import check_model_card
+def card(config: CardConfig) -> None:
+    """Write a run's model card, or check the numbers of the one that is there."""
+    from .publishing.card import check_model_card, write_model_card
 
-        print(check_model_card(folder, repository, language))
-        return
-    from .publishing.card import write_model_card
-
-    print(write_model_card(folder, repository, language))
+    make = check_model_card if config.check else write_model_card
+    print(make(Path(config.run), config.repository, config.language))
 
 
-def publish(argv: list[str]) -> None:
-    """Publish a run and its checkpoints, or data, on the Hub or in a folder: RUN|DATA --to owner/name|folder:PATH."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
-    ensure(words, "ttl publish: needs a run (the output_dir of a training) or data (a folder or files).")
-    from .arguments import parse
-    from .publishing.dataset_content import is_dataset
-
-    if is_dataset(words):
-        from .publishing.publish_dataset import PublishDatasetConfig, publish_dataset
-
-        publish_dataset(words, parse(PublishDatasetConfig, argv[len(words) :]))
-        return
-    ensure(len(words) == 1, f"ttl publish: one run at a time, and {', '.join(words)} are no data of a known kind.")
+def publish(config: Any, source: list[str]) -> None:
+    """Publish a run with its checkpoints, or data, on the Hub or in a folder."""
     from .publishing.follow import run_publish
-    from .publishing.publish import PublishConfig
+    from .publishing.publish_dataset import PublishDatasetConfig, publish_dataset
 
-    run_publish(Path(words[0]), parse(PublishConfig, argv[1:]))
+    if isinstance(config, PublishDatasetConfig):
+        publish_dataset(source, config)
+    else:
+        run_publish(Path(source[0]), config)
 
 
-def emissions(argv: list[str]) -> None:
-    """Report what runs consumed and emitted: RUN ... [--price USD_PER_GPU_HOUR] [--elsewhere BRA,PRT]."""
-    argv, price = _take_option(argv, "price")
-    argv, elsewhere = _take_option(argv, "elsewhere")
-    ensure(
-        argv and not any(word.startswith("--") for word in argv),
-        "ttl emissions: takes the folders of one or more runs, --price and --elsewhere.",
-    )
-    try:
-        usd_per_hour = None if price is None else float(price)
-    except ValueError as error:
-        raise InputError(f"price={price}: must be a number, in USD for an hour of one GPU.") from error
+def emissions(config: EmissionsConfig) -> None:
+    """Report what runs consumed and emitted."""
     from .publishing.energy_report import parse_elsewhere, write_energy_reports
 
-    print(write_energy_reports([Path(word) for word in argv], usd_per_hour, parse_elsewhere(elsewhere)))
+    folders = [Path(run) for run in config.runs]
+    print(write_energy_reports(folders, config.price, parse_elsewhere(config.elsewhere)))
 
 
-def merge(argv: list[str]) -> None:
-    """Add a LoRA adapter into its base model: ADAPTER FOLDER [--base_model MODEL]."""
-    argv, base_model = _take_option(argv, "base_model")
-    ensure(
-        len(argv) == 2 and not any(word.startswith("--") for word in argv),
-        "ttl merge: takes two arguments, the adapter and the folder for the whole model.",
-    )
+def merge(config: MergeConfig) -> None:
+    """Add a LoRA adapter into its base model, and write the whole model."""
     from .models import merge_adapter
 
-    print(merge_adapter(argv[0], Path(argv[1]), base_model))
+    print(merge_adapter(config.adapter, Path(config.folder), config.base_model))
 
 
-def chat(argv: list[str]) -> int:
-    """Talk with a model in the terminal: MODEL [--system TEXT] [--seed N] [--check-template]."""
-    if argv and argv[0].replace("-", "_") == "__check_template":
-        argv = [*argv[1:], argv[0]]
-    ensure(argv and not argv[0].startswith("--"), "ttl chat: needs a model: a folder or a Hub repository.")
-    from .arguments import parse
-    from .chat.terminal import ChatConfig, run_chat
+def chat(config: Any, model: str) -> int:
+    """Talk with a model in the terminal, or check its chat template."""
+    from .chat.terminal import run_chat
 
-    return run_chat(argv[0], parse(ChatConfig, argv[1:]))
+    return run_chat(model, config)
 
 
-def app(argv: list[str]) -> int:
-    """Serve a page to talk with a model: MODEL [--instructions FILES] [--host H] [--port N] [--space_dir DIR]."""
-    ensure(argv and not argv[0].startswith("--"), "ttl app: needs a model: a folder or a Hub repository.")
-    from .arguments import parse
-    from .chat.page import AppConfig
+def app(config: Any, model: str) -> int:
+    """Serve a page to talk with a model, or write it as a Hugging Face Space."""
     from .chat.space import run_app
 
-    return run_app(argv[0], parse(AppConfig, argv[1:]))
+    return run_app(model, config)
 
 
-def evaluate(argv: list[str]) -> int:
-    """Measure a model: MODEL [--suite lm|paper|leaderboard|signal|all] [--tasks …] [--data_dir DIR] [--checkpoints]."""
-    argv, accelerate_file, num_processes = _take_ranks(argv)
-    from .arguments import parse
-    from .evaluation.config import EvaluateConfig
-    from .launch import launch, plan_ranks
-    from .stage_folder import command_line
-
-    words = argv if not argv or argv[0].startswith("--") else ["--model_name_or_path", *argv]
-    config = parse(EvaluateConfig, words)
-    script = recipes_folder() / "evaluate.py"
-    if plan_ranks(script, words, accelerate_file, num_processes).num_processes > 1:
-        os.environ.setdefault("TTL_COMMAND", command_line())
-        return launch(script, words, accelerate_file, num_processes)
-    from .evaluation.evaluate import evaluate_model
-    from .stage_folder import RESULTS_TABLE_NAME
-
-    folder = evaluate_model(config)
-    print((folder / RESULTS_TABLE_NAME).read_text(encoding="utf-8"))
-    print(folder)
-    return EXIT_DONE
+def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
+    """Measure a model: bits per byte of held-out text, and benchmarks in Portuguese."""
+    return start_evaluation(values, options)
 
 
-VERBS: dict[str, Callable[[list[str]], int | None]] = {
-    "demo": demo,
-    "init": init,
-    "plan": plan,
-    "tokenizer": tokenizer,
-    "pack": pack,
-    "pretrain": pretrain,
-    "conversations": conversations,
-    "sft": sft,
-    "dpo": dpo,
-    "classify": classify,
-    "merge": merge,
-    "chat": chat,
-    "app": app,
-    "evaluate": evaluate,
-    "emissions": emissions,
-    "card": card,
-    "publish": publish,
-}
+_MODEL = Word("MODEL", "a model: a folder or a Hub repository")
+_MODEL_KEY = Word("MODEL", "a model: a folder or a Hub repository", "model_name_or_path")
+_RESUMES = "nothing on disk was lost; the same command starts again or goes on"
+
+# In the order in which help lists them.
+VERBS: dict[str, Verb] = {
+    "demo": Verb(demo, "training.config:PretrainConfig", "begin", values=True, own_only=True,
+                 after_signal="what is complete is kept; the same command goes on"),
+    "init": Verb(init, "cli:InitConfig", "begin", (Word("DIR", "the folder to make", "folder"),)),
+    "plan": Verb(plan, "planning.config:PlanConfig", "begin"),
+    "tokenizer": Verb(tokenizer, "tokenizer.train:TokenizerConfig", "data"),
+    "pack": Verb(pack, "data.pack:PackConfig", "data",
+                 after_signal="what is packed is kept; the same command goes on"),
+    "conversations": Verb(conversations, "data.conversations:ConversationsConfig", "data"),
+    "pretrain": Verb(pretrain, "training.config:PretrainConfig", "train", ranks=True, own_only=True,
+                     after_signal=_RESUMES),
+    "sft": Verb(sft, "tuning.config:SftConfig", "train", ranks=True, own_only=True, after_signal=_RESUMES),
+    "dpo": Verb(dpo, "tuning.config:DpoConfig", "train", ranks=True, own_only=True, after_signal=_RESUMES),
+    "merge": Verb(merge, "cli:MergeConfig", "train",
+                  (Word("ADAPTER", "an adapter, and the folder for the whole model", "adapter"),
+                   Word("FOLDER", "an adapter, and the folder for the whole model", "folder"))),
+    "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
+    "classify": Verb(classify, "classification.config:ClassifyConfig", "measure",
+                     (Word("TASK", "a task, and a model", "task"), _MODEL_KEY)),
+    "emissions": Verb(emissions, "cli:EmissionsConfig", "share",
+                      (Word("RUN", "the folders of one or more runs", "runs", many=True),)),
+    "card": Verb(card, "cli:CardConfig", "share", (Word("RUN", "the run's folder", "run"),)),
+    "publish": Verb(publish, "publishing.publish:PublishConfig", "share",
+                    (Word("RUN|DATA", "a run (the output_dir of a training) or data (a folder or files)", many=True),),
+                    data_config="publishing.publish_dataset:PublishDatasetConfig",
+                    after_signal="what is published stays; the same command goes on"),
+    "chat": Verb(chat, "chat.terminal:ChatConfig", "share", (_MODEL,), lasts=True),
+    "app": Verb(app, "chat.page:AppConfig", "share", (_MODEL,), lasts=True),
+}  # fmt: skip
+
+
+def _find_class(place: str) -> type:
+    module, _, name = place.partition(":")
+    found: type = getattr(importlib.import_module(f".{module}", __package__), name)
+    return found
+
+
+def _config_class(verb: Verb, words: list[str]) -> type:
+    """Return the config class of a verb; where there is one for data too, the words tell which it is.
+
+    Raises:
+        InputError: several words that are no data.
+    """
+    if verb.data_config:
+        from .publishing.dataset_content import is_dataset
+
+        if is_dataset(words):
+            return _find_class(verb.data_config)
+        ensure(len(words) == 1, f"ttl publish: one run at a time, and {', '.join(words)} are no data of a known kind.")
+    return _find_class(verb.config)
+
+
+def _call(name: str, argv: list[str], is_command: bool) -> int:
+    """Parse the command line of a verb and do its work; `is_command`: this process is the `ttl` command alone.
+
+    Raises:
+        InputError: see `split_command`, `merge_config` and `build`; also a word that is missing.
+    """
+    from .arguments import build, check_types, merge_config, split_command
+
+    verb = VERBS[name]
+    places = [place for place in (verb.config, verb.data_config) if place]
+    classes = [*map(_find_class, places), *([RankOptions] if verb.ranks else [])]
+    most = 10_000 if any(word.many for word in verb.words) else len(verb.words)
+    free, overrides = split_command(argv, *classes, most_words=most)
+    words: list[Any] = [free] if verb.words and verb.words[0].many else list(free)
+    given = dict(zip(verb.words, words, strict=False))
+    for word in verb.words:
+        elsewhere = word.key in overrides or (word.key and "config" in overrides)
+        ensure(given.get(word) or elsewhere, f"ttl {name}: needs {word.what}.")
+    options = {key: overrides.pop(key) for key in RankOptions.__dataclass_fields__ if verb.ranks and key in overrides}
+    ranks = [RankOptions(**check_types(RankOptions, options)), is_command] if verb.ranks else []
+    cls = _config_class(verb, free)
+    values = merge_config(cls, overrides | {word.key: value for word, value in given.items() if word.key})
+    config = values if verb.ranks or verb.values else build(cls, values)
+    return verb.run(config, *(value for word, value in given.items() if not word.key), *ranks) or EXIT_DONE
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:13} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    groups = itertools.groupby(VERBS.items(), key=lambda item: item[1].group)
+    verbs = "\n".join(
+        f"{group}:\n" + "\n".join(f"  {name:13} {verb.about}" for name, verb in members) for group, members in groups
+    )
     return (
         f"ttl {__version__}: open Portuguese language models from raw text to the Hub\n\n"
         f"usage: ttl VERB [--config file.yaml] [--key value ...]\n\n{verbs}\n\n"
@@ -275,7 +325,22 @@ def _usage() -> str:
     )
 
 
-def _run(argv: list[str]) -> int:
+def _describe_verb(name: str) -> str:
+    """Return the help of a verb: what it does, its arguments and its keys."""
+    from .arguments import describe_keys
+
+    verb = VERBS[name]
+    described = describe_keys(_find_class(verb.config), own_only=verb.own_only)
+    if verb.ranks:
+        described = f"{describe_keys(RankOptions)}\n{described}"
+    if verb.data_config:
+        described += "\n\nof data:\n\n" + describe_keys(_find_class("publishing.dataset_content:DatasetOptions"))
+    words = "".join(f"  {word.name}  {word.what}\n" for word in dict.fromkeys(verb.words))
+    usage = f"usage: ttl {name} {verb.usage}[--config file.yaml] [--key value ...]"
+    return f"ttl {name}: {verb.about}\n\n{usage}\n\n{words}{described}"
+
+
+def _run(argv: list[str], is_command: bool) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(_usage())
         return EXIT_DONE if argv else EXIT_BAD_INPUT
@@ -285,74 +350,23 @@ def _run(argv: list[str]) -> int:
     if argv[0] not in VERBS:
         raise InputError(f"{argv[0]}: unknown verb.{near_name(argv[0], VERBS)} `ttl --help` lists them.")
     ensure("\0" not in "".join(argv), f"{argv!r}: holds the character NUL, which no path can. Write it without.")
-    verb = VERBS[argv[0]]
-    if argv[1:] and argv[1] in ("--help", "-h"):
-        print(f"ttl {argv[0]}: {(verb.__doc__ or '').strip()}\n\n{_describe_verb(argv[0])}")
+    name, *rest = argv
+    if {"--help", "-h"} & set(rest):
+        print(_describe_verb(name))
         return EXIT_DONE
-    if argv[0] in _ENDED_BY_SIGNALS:
-        return _until_signal(verb, argv[1:])
+    if VERBS[name].lasts:
+        with ended_by_signals():
+            return _call(name, rest, is_command)
+        return EXIT_DONE  # the block was ended by a signal
     from .energy.recorder import counted_time
 
-    with stopped_by_signals(_AFTER_A_SIGNAL.get(argv[0], "the same command starts again")), counted_time():
-        return verb(argv[1:]) or EXIT_DONE
-
-
-# What Ctrl-C leaves of a verb. Ranks, `evaluate` and `classify` say it themselves once they work.
-_AFTER_A_SIGNAL = {
-    "pack": "what is packed is kept; the same command goes on",
-    "demo": "what is complete is kept; the same command goes on",
-    "publish": "what is published stays; the same command goes on",
-    **dict.fromkeys(("pretrain", "sft", "dpo"), "nothing on disk was lost; the same command starts again or goes on"),
-}
-# They last until somebody ends them.
-_ENDED_BY_SIGNALS = ("app", "chat")
-
-
-def _until_signal(verb: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    """Run a verb whose usual end is Ctrl-C, or TERM."""
-    in_main = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main else None
-    try:
-        return verb(argv) or EXIT_DONE
-    except KeyboardInterrupt:
-        return EXIT_DONE
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, previous)
-
-
-# The config of each verb: module, class, and whether only our own keys are listed, not TrainingArguments' hundred.
-_CONFIGS = {
-    "plan": ("planning.config", "PlanConfig", False),
-    "tokenizer": ("tokenizer.train", "TokenizerConfig", False),
-    "pack": ("data.pack", "PackConfig", False),
-    "pretrain": ("training.config", "PretrainConfig", True),
-    "conversations": ("data.conversations", "ConversationsConfig", False),
-    "sft": ("tuning.config", "SftConfig", True),
-    "dpo": ("tuning.config", "DpoConfig", True),
-    "evaluate": ("evaluation.config", "EvaluateConfig", False),
-    "classify": ("classification.config", "ClassifyConfig", False),
-    "chat": ("chat.terminal", "ChatConfig", False),
-    "app": ("chat.page", "AppConfig", False),
-    "publish": ("publishing.publish", "PublishConfig", False),
-}
-
-
-def _describe_verb(verb: str) -> str:
-    from .arguments import describe_keys
-
-    def keys(module: str, name: str, own_only: bool) -> str:
-        return describe_keys(getattr(importlib.import_module(f".{module}", __package__), name), own_only=own_only)
-
-    described = keys(*_CONFIGS[verb]) if verb in _CONFIGS else ""
-    if verb == "publish":
-        described += "\n\nof data:\n\n" + keys("publishing.dataset_content", "DatasetOptions", False)
-    return described
+    with stopped_by_signals(VERBS[name].after_signal), counted_time():
+        return _call(name, rest, is_command)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the `ttl` command and return its exit code."""
-    code = run_main(lambda: _run(sys.argv[1:] if argv is None else argv))
+    code = run_main(lambda: _run(sys.argv[1:] if argv is None else argv, is_command=argv is None))
     if argv is None and code == EXIT_RESUMABLE:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not change how this process ends
     return code

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .checks import EXIT_DONE, RunFailedError, ensure
+from .launch import RankOptions, start_training
 from .stage_folder import MANIFEST_NAME, STORIES_NAME, __version__, write_json
 
 NUM_STORIES = 50
@@ -34,12 +34,11 @@ print(type(model).__name__ + "\\t" + tokenizer.decode(output[0], skip_special_to
 """
 
 
-def run_demo(argv: list[str], start_pretraining: Callable[..., int], recipes: Path) -> int:
+def run_demo(given: dict[str, Any], recipes: Path) -> int:
     """Run every stage in `output_dir`; a stage that is already complete there is not repeated.
 
     Args:
-        argv: `--output_dir DIR` (default runs/demo) and any key of the pretraining config, such as `--max_tokens`.
-        start_pretraining: starts and supervises the training process and returns its exit code.
+        given: `output_dir` (default runs/demo) and any key of the pretraining config, such as `max_tokens`.
         recipes: folder with `configs/tiny/pretrain.yaml`.
 
     Returns:
@@ -54,8 +53,7 @@ def run_demo(argv: list[str], start_pretraining: Callable[..., int], recipes: Pa
 
     start = time.time()
     config = str(recipes / "configs" / "tiny" / "pretrain.yaml")
-    given = read_values(PretrainConfig, argv)
-    folder = Path(given.pop("output_dir", "runs/demo"))
+    folder = Path(given.get("output_dir", "runs/demo"))
     values = {**read_values(PretrainConfig, ["--config", config]), **given}
     preset = PRESETS["tiny"]
     _say("1/5 tokenizer, trained on the embedded stories and audited on held-out ones")
@@ -75,7 +73,7 @@ def run_demo(argv: list[str], start_pretraining: Callable[..., int], recipes: Pa
     _say("3/5 pretraining")
     run = folder / "base"
     values |= {"tokenizer": str(tokenizer), "packed": str(packed), "output_dir": str(run)}
-    code = start_pretraining(values, None, None)
+    code = start_training("pretrain", values, RankOptions())
     if code != EXIT_DONE:
         return code
     _say(f"4/5 {NUM_STORIES} stories by the model, measured against the training stories and their grammar")

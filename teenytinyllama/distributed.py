@@ -6,19 +6,20 @@ What each rank does before it trains: prepare the process, and check that the ra
 import atexit
 import contextlib
 import os
-import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from .checks import counted, ensure
+from .checks import RunFailedError, beside_the_model, counted, ensure, is_main_process
 from .energy.recorder import STARTED_VARIABLE
 from .gpus import has_accelerator
-from .supervision import SUPERVISOR_VARIABLE
+from .supervision import SUPERVISOR_VARIABLE, end_with
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +182,6 @@ _UNUSED_CPU_OP = "deepspeed_shm_comm"
 
 _exit_code: int | None = None
 
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <linux/prctl.h>
-
 
 def prepare_rank() -> None:
     """Prepare this process as a rank; call it before TrainingArguments are made, whichever launcher started it.
@@ -200,14 +199,28 @@ def prepare_rank() -> None:
     if STARTED_VARIABLE not in os.environ:  # another launcher's rank, which nobody has begun to count
         os.environ[STARTED_VARIABLE] = repr(psutil.Process().create_time())
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
-    if supervisor and sys.platform == "linux":
-        _end_with(int(supervisor))
+    if supervisor:
+        end_with(int(supervisor))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         atexit.register(_end_at_once)  # before what this process will register, and so called after it
     if not has_accelerator():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         _prepare_deepspeed()
+
+
+def end_run(run: Path) -> None:
+    """Write the card of a finished run, in a process of its own, on the first rank of a launcher other than `ttl`.
+
+    Under `ttl` that process does it once all ranks have ended. A card that fails never fails the run.
+    """
+    if is_main_process() and SUPERVISOR_VARIABLE not in os.environ:
+        alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+        with beside_the_model("the model card (`ttl card` writes it)"):
+            command = [sys.executable, "-m", str(__package__), "card", str(run)]
+            done = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise RunFailedError(done.stderr)
 
 
 def exit_rank(code: int) -> NoReturn:
@@ -229,14 +242,6 @@ def _end_at_once() -> None:
             with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a stream that is closed
                 stream.flush()
         os._exit(_exit_code)
-
-
-def _end_with(supervisor: int) -> None:
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != supervisor:
-        raise SystemExit(f"the process {supervisor} that started this rank is gone")
 
 
 def _prepare_deepspeed() -> None:

@@ -1,35 +1,69 @@
-"""Start the ranks of a recipe and supervise them, so that one command ends with one exit code and one clear message.
+"""Launch: a training is checked and prepared, then its ranks run a recipe, and one command ends with one exit code.
 
 accelerate says which ranks to start (its file format, its environment variables); the processes are ours, one direct
 child a rank, instead of those of torchrun. Measured reasons: torchrun turns every exit code into 1 and prints a
 47-line traceback for it, kills ranks 30 s after a signal although a checkpoint may take longer, and accelerate's
 one-process launcher leaves its child running when it is ended. With direct children the exit codes, the signals and
 the name of the rank that died are known without any protocol, and the output of the ranks goes straight to the
-terminal.
-
-The other side, which runs in each rank, is `training.ranks.prepare_rank`.
-
-Starting a stage of training: everything is checked and prepared in this process before any rank exists.
+terminal. The other side, which runs in each rank, is `distributed.prepare_rank`.
 """
 
+import importlib
 import importlib.util
+import json
 import logging
+import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import EXIT_DONE, InputError, MissingFileError, available_cores, check_bounds, counted, ensure, near_name
-from .stage_folder import CONFIG_NAME
-from .supervision import supervise
+from .checks import (
+    EXIT_DONE,
+    InputError,
+    MissingFileError,
+    available_cores,
+    beside_the_model,
+    check_bounds,
+    counted,
+    ensure,
+    near_name,
+)
+from .supervision import ForkServer, supervise
 
 if TYPE_CHECKING:
     import argparse
 
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """Which ranks a verb starts: keys beside those of its config, for the command line alone."""
+
+    accelerate: str | None = field(
+        default=None,
+        metadata={
+            "help": "file of ranks: cpu, cpu2, ddp, single, zero1, zero2, zero3, or the path of an accelerate file"
+        },
+    )
+    num_processes: int | None = field(
+        default=None, metadata={"help": "number of ranks; null: one a visible GPU, without GPUs what the file says"}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a number of ranks that cannot be.
+
+        Raises:
+            InputError: it is not positive.
+        """
+        ensure(
+            self.num_processes is None or self.num_processes > 0,
+            f"num_processes={self.num_processes}: must be at least 1. Leave it out for one rank a visible GPU.",
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +92,7 @@ def launch(
     accelerate_file: str | None = None,
     num_processes: int | None = None,
     log: Path | None = None,
+    forks: bool = False,
 ) -> int:
     """Run `python script *arguments` on one or several ranks and return the exit code of the whole: 0, 1, 2 or 75.
 
@@ -71,6 +106,7 @@ def launch(
             file; None: one plain process, or with several GPUs visible `ddp`.
         num_processes: number of ranks; None: one a visible GPU, and without a GPU what the file says.
         log: file for what the ranks say; None: the terminal.
+        forks: see `supervision.supervise`.
 
     Raises:
         InputError: no such script or file, or a number of ranks that cannot be.
@@ -79,7 +115,7 @@ def launch(
     if plan.num_processes > 1:
         name = plan.accelerate_file.stem if plan.accelerate_file else "ddp"
         logger.info("%d ranks on the %s (%s)", plan.num_processes, "GPUs" if plan.uses_gpu else "CPU", name)
-    return supervise([sys.executable, str(script), *arguments], plan.environments, log)
+    return supervise([sys.executable, str(script), *arguments], plan.environments, log, forks=forks)
 
 
 def plan_ranks(
@@ -90,13 +126,14 @@ def plan_ranks(
     Raises:
         InputError: see `launch`.
     """
-    _check_start(script, num_processes)
+    _check_start(script)
     gpus = visible_gpus()
     if accelerate_file is None:
         if (num_processes or max(1, gpus)) == 1:
             environment = dict(os.environ)
             return RankPlan((environment | _own_gpus(environment, gpus, 1),), uses_gpu=gpus > 0, accelerate_file=None)
         accelerate_file = "ddp"
+    RankOptions(accelerate_file, num_processes)
     file = find_accelerate_file(script, accelerate_file)
     by_name = file.stem == accelerate_file
     settings = _accelerate_settings(file, script, arguments, num_processes)
@@ -109,13 +146,9 @@ def plan_ranks(
     return RankPlan(environments, uses_gpu=usable > 0, accelerate_file=file)
 
 
-def _check_start(script: Path, num_processes: int | None) -> None:
+def _check_start(script: Path) -> None:
     if not script.is_file():
         raise MissingFileError(f"script={script}: no such file. Run `ttl init DIR` for a copy of the recipes.")
-    ensure(
-        num_processes is None or num_processes > 0,
-        f"num_processes={num_processes}: must be at least 1. Leave it out for one rank a visible GPU.",
-    )
     ensure(
         "LOCAL_RANK" not in os.environ,
         f"LOCAL_RANK={os.environ.get('LOCAL_RANK')}: this process is already a rank of another launcher. Start `ttl` "
@@ -273,21 +306,66 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "recipes"
 
 
-def start_stage(
-    recipe: str,
-    values: dict[str, Any],
-    accelerate_file: str | None,
-    num_processes: int | None,
-    prepare: Callable[[dict[str, Any], int], dict[str, Any]],
-    check: Callable[[dict[str, Any], int], str],
-    settle: Callable[..., dict[str, Any]] | None = None,
-) -> int:
-    """Check everything in this process, prepare the data, then start the ranks and supervise them.
+@dataclass(frozen=True)
+class Stage:
+    """A kind of training that `ttl` starts, by the names of its parts, so that none is imported before it is needed.
 
-    `prepare` refuses what can be known without the data before it writes any; `check` sees the data too.
+    Attributes:
+        module: of the functions below; the ranks import it too.
+        config: `module:class` of its config.
+        prepare: turns `inputs` into data for the ranks; refuses first what can be known without the data.
+        plan: checks a config against its files and its run folder.
+        recipe: what the ranks run.
+    """
 
-    With `settle`, a length that only caps tell is settled in between, by a test with the same ranks. With
-    `hub_model_id` a process beside them publishes the run; it changes neither the ranks nor the exit code.
+    module: str
+    config: str
+    prepare: str
+    plan: str
+    recipe: str
+
+
+STAGES = {
+    "pretrain": Stage("training.pretrain", "training.config:PretrainConfig", "training.run_plan:pack_inputs",
+                      "training.run_plan:plan_run", "pretrain.py"),
+    "sft": Stage("tuning.tune", "tuning.config:SftConfig", "tuning.base:SFT.prepare_inputs", "tuning.base:SFT.plan",
+                 "sft.py"),
+    "dpo": Stage("tuning.tune", "tuning.config:DpoConfig", "tuning.base:DPO.prepare_inputs", "tuning.base:DPO.plan",
+                 "dpo.py"),
+}  # fmt: skip
+
+
+def resolve_training(name: str, values: dict[str, Any], num_ranks: int) -> dict[str, Any]:
+    """Resolve the config of a training for so many ranks and check it, without starting any.
+
+    Args:
+        name: of `STAGES`.
+        values: the checked values of its config, whose data is prepared.
+        num_ranks: that will train.
+
+    Returns:
+        What the ranks read, see `training.run_plan.resolve_run`.
+
+    Raises:
+        InputError: the config is refused.
+    """
+    from .training.run_plan import resolve_run
+
+    return resolve_run(_find(STAGES[name].config), _find(STAGES[name].plan), values, num_ranks)
+
+
+def start_training(name: str, values: dict[str, Any], options: RankOptions, *, may_fork: bool = False) -> int:
+    """Check and prepare everything, then start the ranks of a training and supervise them; at the end write its card.
+
+    The config is resolved once, here: the ranks read batch, steps and plan from a file. A length that only caps tell is
+    settled before by a test with the same ranks. With `hub_model_id` a process beside the ranks publishes the run; it
+    changes neither them nor the exit code.
+
+    Args:
+        name: of `STAGES`.
+        values: the checked values of its config.
+        options: which ranks.
+        may_fork: this process has done nothing else, see `ForkServer`.
 
     Returns:
         0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
@@ -295,44 +373,115 @@ def start_stage(
     Raises:
         InputError: the config is refused; no rank was started and nothing is written.
     """
-    from .arguments import write_yaml
     from .energy.recorder import count_from_now
-    from .publishing.follow import check_follower, report_follower, start_follower
     from .stage_folder import command_line, scratch_folder
-    from .training.run_plan import what_follows
 
-    script = recipes_folder() / recipe
-    ranks = plan_ranks(script, [], accelerate_file, num_processes)
-    publishing = check_follower(values)
-    values = prepare(values, ranks.num_processes)
+    stage, script = STAGES[name], recipes_folder() / STAGES[name].recipe
     os.environ.setdefault("TTL_COMMAND", command_line())
+    server = ForkServer(may_fork, [f"{__package__}.{stage.module}", "accelerate.commands.launch"])
+    num_ranks = plan_ranks(script, [], options.accelerate, options.num_processes).num_processes
+    publishing = _check_publishing(values)
+    with scratch_folder() as folder:
 
-    def start(values: dict[str, Any], log: Path | None = None) -> int:
-        with scratch_folder() as folder:
-            config = folder / CONFIG_NAME
-            write_yaml(config, values)
+        def resolve(values: dict[str, Any]) -> dict[str, Any]:
+            found: dict[str, Any] = server.call(lambda: resolve_training(name, values, num_ranks), folder)
+            return found
+
+        def start(resolved: dict[str, Any], log: Path | None = None) -> int:
+            path = folder / "resolved.json"
+            path.write_text(json.dumps(resolved), encoding="utf-8")
+            words, ranks = ["--resolved", str(path)], (options.accelerate, options.num_processes)
             try:
-                return launch(script, ["--config", str(config)], accelerate_file, num_processes, log)
+                return launch(script, words, *ranks, log, forks=server.can_fork)
             finally:
                 count_from_now()  # what the ranks took is in their own account
 
-    if settle is not None:
-        values = settle(values, ranks.num_processes, check, start)
-    if check(values, ranks.num_processes) == "complete":
-        print(f"{values['output_dir']} is complete; {what_follows(Path(values['output_dir']))}")
-        return EXIT_DONE
-    follower = start_follower(Path(values["output_dir"]), publishing) if publishing else None
-    code = start(values)
-    if follower:
-        report_follower(follower, code)
+        given = values
+        values = server.call(lambda: _find(stage.prepare)(given, num_ranks), folder) if given.get("inputs") else given
+        if name == "pretrain":
+            from .training.trials import settle_length
+
+            values = settle_length(
+                values,
+                num_ranks,
+                lambda tested, _: str(resolve(tested)["state"]),
+                lambda tested, log: start(resolve(tested), log),
+            )
+        resolved, run = resolve(values), Path(values["output_dir"])
+        if resolved["state"] == "complete":
+            from .training.run_plan import describe_continuation
+
+            print(f"{run} is complete; {describe_continuation(run)}")
+            return EXIT_DONE
+        return _beside_publishing(publishing, run, lambda: start(resolved))
+
+
+def _check_publishing(values: dict[str, Any]) -> Any:
+    """Return how the run is to be published while it trains, or None.
+
+    Raises:
+        InputError: see `check_follower`.
+    """
+    if not values.get("hub_model_id"):
+        return None
+    from .publishing.follow import check_follower
+
+    return check_follower(values)
+
+
+def _beside_publishing(publishing: Any, run: Path, train: Callable[[], int]) -> int:
+    """Train, with a process beside it that publishes the run if it is to be, and write the card of a run that ended."""
+    if publishing is None:
+        code = train()
+        _write_card(run, code)
+        return code
+    from .publishing.follow import report_follower, start_follower
+
+    follower = start_follower(run, publishing)
+    code = train()
+    _write_card(run, code)
+    report_follower(follower, code)
     return code
 
 
-def start_pretraining(values: dict[str, Any], accelerate_file: str | None, num_processes: int | None) -> int:
-    """Check a pretraining, pack its `inputs` if there are any, and run it; see `start_stage`."""
-    from .training.run_plan import check_before_launch, pack_inputs
-    from .training.trials import settle_length
+def _write_card(run: Path, code: int) -> None:
+    if code == EXIT_DONE:
+        with beside_the_model("the model card (`ttl card` writes it)"):
+            from .publishing.card import write_model_card
 
-    return start_stage(
-        "pretrain.py", values, accelerate_file, num_processes, pack_inputs, check_before_launch, settle_length
-    )
+            write_model_card(run)
+
+
+def _find(place: str) -> Any:
+    """Return what `module:name` names below this package; the name may be that of an attribute's attribute."""
+    module, _, name = place.partition(":")
+    return operator.attrgetter(name)(importlib.import_module(f"{__package__}.{module}"))
+
+
+def start_evaluation(values: dict[str, Any], options: RankOptions) -> int:
+    """Measure a model and print the table: in this process, or on several ranks if there are any.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: see `EvaluateConfig` and `plan_ranks`.
+    """
+    from .arguments import build, write_yaml
+    from .evaluation.config import EvaluateConfig
+    from .stage_folder import command_line, scratch_folder
+
+    config, script = build(EvaluateConfig, dict(values)), recipes_folder() / "evaluate.py"
+    if plan_ranks(script, [], options.accelerate, options.num_processes).num_processes > 1:
+        os.environ.setdefault("TTL_COMMAND", command_line())
+        with scratch_folder() as folder:
+            write_yaml(folder / "config.yaml", values)
+            words = ["--config", str(folder / "config.yaml")]
+            return launch(script, words, options.accelerate, options.num_processes)
+    from .evaluation.evaluate import evaluate_model
+    from .stage_folder import RESULTS_TABLE_NAME
+
+    output = evaluate_model(config)
+    print((output / RESULTS_TABLE_NAME).read_text(encoding="utf-8"))
+    print(output)
+    return EXIT_DONE

@@ -28,6 +28,7 @@ pytest.importorskip("trl")
 
 from test_sft import NAMES, PLACES, save_base
 
+from teenytinyllama.launch import resolve_training
 from teenytinyllama.tuning.base import DPO
 from teenytinyllama.tuning.config import DpoConfig
 from teenytinyllama.tuning.rows import summarise_pairs
@@ -241,7 +242,7 @@ def test_adapters_need_no_second_model(tmp_path: Path, chat_model: Path, prepare
 def test_a_complete_run_is_left_and_a_longer_one_goes_on(tmp_path: Path, chat_model: Path, prepared: Path) -> None:
     values = make_values(tmp_path, chat_model, prepared, max_steps=4)
     folder = run(values)
-    assert DPO.check_before_launch(values, 1) == "complete"
+    assert resolve_training("dpo", values, 1)["state"] == "complete"
     run({**values, "max_steps": 6})
     steps = [record["step"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
     assert steps == [1, 2, 4, 6]
@@ -288,7 +289,7 @@ def test_inputs_are_checked(tmp_path: Path, chat_model: Path, prepared: Path, to
     assert not (tmp_path / "run").exists()
     assert DPO.prepare_inputs({"preferences": "x"}) == {"preferences": "x"}
     with pytest.raises(InputError, match="pairs_per_step=4: its 4 rows cannot be shared by 3 ranks"):
-        DPO.check_before_launch(make_values(tmp_path, chat_model, prepared), 3)
+        resolve_training("dpo", make_values(tmp_path, chat_model, prepared), 3)
     for changed, message in (({"inputs": []}, "inputs=.*: empty"), ({"output_dir": ""}, "output_dir: missing"),
                              ({"context": 8}, "context=8: must be at least"),
                              ({"validation_fraction": 0.9}, "validation_fraction=0.9: must lie")):  # fmt: skip

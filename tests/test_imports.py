@@ -65,6 +65,19 @@ def test_imports_point_one_way(part: str, other: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("recipe", ["pretrain", "sft", "dpo"])
+def test_a_rank_imports_nothing_that_publishes(recipe: str) -> None:
+    text = (PACKAGE.parent / "recipes" / f"{recipe}.py").read_text(encoding="utf-8")
+    left = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.module}
+    left &= set(FILES)
+    seen: set[str] = set()
+    while left:
+        seen |= left
+        left = set().union(*(IMPORTS[name] for name in left)) - seen
+    assert f"teenytinyllama.{'training.pretrain' if recipe == 'pretrain' else 'tuning.' + recipe}" in seen
+    assert not [name for name in seen if name.startswith("teenytinyllama.publishing")]
+
+
 def test_the_house_stays_small() -> None:
     assert len(FILES) <= MOST_FILES
     folders = Counter(path.parent for path in FILES.values())

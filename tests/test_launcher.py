@@ -1,5 +1,6 @@
 """Launcher and signals: exit codes, orphans, the shipped accelerate files, and real trainings on two ranks."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -20,7 +21,7 @@ from teenytinyllama import distributed as ranks
 from teenytinyllama import launch as launcher
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError, MissingFileError
 from teenytinyllama.launch import launch, plan_ranks
-from teenytinyllama.supervision import SUPERVISOR_VARIABLE, supervise
+from teenytinyllama.supervision import SUPERVISOR_VARIABLE, end_with, supervise
 
 if TYPE_CHECKING:
     from teenytinyllama.training.trainer import StopCallback
@@ -90,9 +91,10 @@ def assert_none_running(folder: Path) -> None:
 class Supervised:
     """A supervisor in a process of its own, with stub ranks that have started."""
 
-    def __init__(self, folder: Path, num_ranks: int, *words: str) -> None:
+    def __init__(self, folder: Path, forks: bool, num_ranks: int, *words: str) -> None:
         command = [sys.executable, str(SCRIPTS / "supervisor.py"), str(num_ranks), str(folder), *words]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        environment = {**os.environ, "FORKS": str(int(forks))}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.folder = folder
         wait_for(*[folder / f"pid_{rank}" for rank in range(num_ranks)])
 
@@ -109,6 +111,14 @@ class Supervised:
         errors = self.process.communicate(timeout=20)[1]
         assert_none_running(self.folder)
         return self.process.returncode, errors
+
+
+@pytest.fixture(params=[False, True], ids=["new processes", "forks"])
+def supervised(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Supervised]:
+    """Return a function that starts a supervisor with so many stub ranks, told to do what the words say."""
+    if request.param and sys.platform != "linux":
+        pytest.skip("ranks are forked on Linux alone")
+    return functools.partial(Supervised, tmp_path, request.param)
 
 
 # Exit codes
@@ -138,39 +148,45 @@ def test_any_other_exit_code_becomes_one_with_one_line(
         (["0:exit=75", "1:exit=3"], EXIT_FAILED),
     ],
 )
-def test_the_exit_code_of_two_ranks(tmp_path: Path, words: list[str], code: int) -> None:
-    assert Supervised(tmp_path, 2, *words).end()[0] == code
+def test_the_exit_code_of_two_ranks(
+    supervised: Callable[..., Supervised], tmp_path: Path, words: list[str], code: int
+) -> None:
+    assert supervised(2, *words).end()[0] == code
 
 
-def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> None:
-    code, errors = Supervised(tmp_path, 3, "1:exit=3", "deaf").end()
+def test_a_rank_that_fails_ends_the_others_and_is_named(supervised: Callable[..., Supervised], tmp_path: Path) -> None:
+    code, errors = supervised(3, "1:exit=3", "deaf").end()
     assert code == EXIT_FAILED
     assert errors == "error: rank 1 of 3 ended with exit code 3, its message is above; the other ranks were ended.\n"
 
 
-def test_a_killed_rank_ends_the_others_and_what_they_started(tmp_path: Path) -> None:
-    supervised = Supervised(tmp_path, 2, "0:parent", "1:wait")
+def test_a_killed_rank_ends_the_others_and_what_they_started(
+    supervised: Callable[..., Supervised], tmp_path: Path
+) -> None:
+    started = supervised(2, "0:parent", "1:wait")
     assert is_running(tmp_path / "pid_child")
-    supervised.kill_rank(1)
-    code, errors = supervised.end()
+    started.kill_rank(1)
+    code, errors = started.end()
     assert code == EXIT_FAILED
     assert errors == "error: rank 1 of 2 was killed by SIGKILL (often: out of memory); the other ranks were ended.\n"
 
 
-def test_what_a_killed_rank_had_started_ends_too(tmp_path: Path) -> None:
-    supervised = Supervised(tmp_path, 1, "parent")
-    supervised.kill_rank(0)
-    assert "the training process was killed by SIGKILL" in supervised.end()[1]
+def test_what_a_killed_rank_had_started_ends_too(supervised: Callable[..., Supervised], tmp_path: Path) -> None:
+    started = supervised(1, "parent")
+    started.kill_rank(0)
+    assert "the training process was killed by SIGKILL" in started.end()[1]
 
 
 # Signals
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
-def test_a_signal_asks_all_ranks_to_save_and_stop(tmp_path: Path, name: str) -> None:
-    supervised = Supervised(tmp_path, 2, "save")
-    supervised.send(signal.Signals[name])
-    code, errors = supervised.end()
+def test_a_signal_asks_all_ranks_to_save_and_stop(
+    supervised: Callable[..., Supervised], tmp_path: Path, name: str
+) -> None:
+    started = supervised(2, "save")
+    started.send(signal.Signals[name])
+    code, errors = started.end()
     assert code == EXIT_RESUMABLE
     assert errors == f"{name}: asking all 2 ranks to save and stop; send it again to kill.\n"
     assert (tmp_path / "saved_0").exists()
@@ -178,59 +194,65 @@ def test_a_signal_asks_all_ranks_to_save_and_stop(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("words", [["wait"], ["0:deaf", "1:wait"]])
-def test_a_signal_before_training_loses_nothing_and_leaves_nobody(tmp_path: Path, words: list[str]) -> None:
-    supervised = Supervised(tmp_path, 2, *words)
-    supervised.send(signal.SIGTERM)
-    code, errors = supervised.end()
+def test_a_signal_before_training_loses_nothing_and_leaves_nobody(
+    supervised: Callable[..., Supervised], tmp_path: Path, words: list[str]
+) -> None:
+    started = supervised(2, *words)
+    started.send(signal.SIGTERM)
+    code, errors = started.end()
     assert code == EXIT_RESUMABLE
     assert "stopped while not training" in errors
 
 
-def test_a_lost_terminal_under_nohup_and_a_signal_that_the_shell_ignores(tmp_path: Path) -> None:
+def test_a_lost_terminal_under_nohup_and_a_signal_that_the_shell_ignores(
+    supervised: Callable[..., Supervised], tmp_path: Path
+) -> None:
     """A shell starts background jobs with INT ignored, and nohup its command with HUP ignored."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
-        supervised = Supervised(tmp_path, 1, "save")
+        started = supervised(1, "save")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    supervised.send(signal.SIGHUP)
+    started.send(signal.SIGHUP)
     time.sleep(0.3)
-    assert supervised.process.poll() is None
-    supervised.send(signal.SIGINT)
-    code, errors = supervised.end()
+    assert started.process.poll() is None
+    started.send(signal.SIGINT)
+    code, errors = started.end()
     assert code == EXIT_RESUMABLE
     assert errors == "SIGINT: asking the training to save and stop; send it again to kill.\n"
 
 
-def test_the_second_signal_kills(tmp_path: Path) -> None:
-    supervised = Supervised(tmp_path, 2, "deaf")
-    supervised.send(signal.SIGTERM)
+def test_the_second_signal_kills(supervised: Callable[..., Supervised], tmp_path: Path) -> None:
+    started = supervised(2, "deaf")
+    started.send(signal.SIGTERM)
     time.sleep(0.5)
-    supervised.send(signal.SIGHUP)  # a closing terminal is not somebody insisting
-    supervised.send(signal.SIGUSR1)
+    started.send(signal.SIGHUP)  # a closing terminal is not somebody insisting
+    started.send(signal.SIGUSR1)
     time.sleep(0.5)
-    assert supervised.process.poll() is None
-    supervised.send(signal.SIGINT)
-    code, errors = supervised.end()
+    assert started.process.poll() is None
+    started.send(signal.SIGINT)
+    code, errors = started.end()
     assert code == EXIT_FAILED
     assert "killed at the second signal" in errors
 
 
-def test_a_rank_saves_and_stops_when_its_supervisor_is_killed(tmp_path: Path) -> None:
+def test_a_rank_saves_and_stops_when_its_supervisor_is_killed(
+    supervised: Callable[..., Supervised], tmp_path: Path
+) -> None:
     if sys.platform != "linux":
         pytest.skip("parent death signals are Linux's")
-    supervised = Supervised(tmp_path, 2, "tied")
-    supervised.send(signal.SIGKILL)
+    started = supervised(2, "tied")
+    started.send(signal.SIGKILL)
     wait_for(tmp_path / "saved_0", tmp_path / "saved_1")
     assert sorted(path.name for path in tmp_path.glob("saved_*")) == ["saved_0", "saved_1"]
-    supervised.end()
+    started.end()
 
 
 def test_a_rank_whose_supervisor_is_gone_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SUPERVISOR_VARIABLE, "1")
     with pytest.raises(SystemExit, match="process 1 that started this rank is gone"):
-        ranks._end_with(1)
+        end_with(1)
 
 
 def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
@@ -474,7 +496,7 @@ def step_end(stop: "StopCallback", step: int) -> Any:
     return control
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_and_stops_at_the_end_of_the_step(stop_callback: "StopCallback", name: str) -> None:
     assert not step_end(stop_callback, 3).should_training_stop
     assert not stop_callback.stopped
@@ -518,6 +540,51 @@ def test_outside_the_main_thread_signals_stay_as_they_are() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+PARENT = """
+import os, signal, sys, threading
+from pathlib import Path
+from teenytinyllama.checks import InputError, run_main
+from teenytinyllama.supervision import ForkServer, stopped_by_signals
+
+def work():
+    os.environ["TTL_SEEN"] = "1"
+    if KIND == "refuse":
+        raise InputError("x=1: must be 2.")
+    if KIND == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if KIND == "signal":
+        os.kill(os.getppid(), signal.SIGTERM)
+        threading.Event().wait(60)
+    return os.getpid()
+
+KIND = sys.argv[1]
+server = ForkServer(True, ["decimal"])
+if KIND == "thread":
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+def main():
+    with stopped_by_signals("nothing was lost"):
+        there = server.call(work, Path(sys.argv[2]))
+    print("here" if there == os.getpid() else "in a fork", os.environ["TTL_SEEN"], "decimal" in sys.modules)
+
+sys.exit(run_main(main))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+@pytest.mark.parametrize(("kind", "code", "out", "err"), [
+    ("work", 0, "in a fork 1 True", ""),
+    ("thread", 0, "here 1 True", ""),
+    ("refuse", 2, "", "error: x=1: must be 2."),
+    ("killed", 1, "", "failed: the process that checks and prepares was killed by SIGKILL (often: out of memory); no training was started."),
+    ("signal", 75, "", "stopped: SIGTERM; nothing was lost"),
+])  # fmt: skip
+def test_what_may_start_threads_is_done_in_a_fork(tmp_path: Path, kind: str, code: int, out: str, err: str) -> None:
+    command = [sys.executable, "-c", PARENT, kind, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (code, out, err)
 
 
 RANK = """

@@ -197,9 +197,9 @@ def test_the_verb(interrupted: tuple[Path, dict[str, Any]], tmp_path: Path, caps
     report = energy_report(interrupted[0], None, ("BRA",))
     assert f"| all | {2 * report['energy_kwh']:.4g} |" in said
     for arguments, message in (
-        ([], "takes the folders of one or more runs"),
+        ([], "ttl emissions: needs the folders of one or more runs"),
         ([folder, folder], "one is named twice"),
-        ([folder, "--price", "x"], "price=x: must be a number"),
+        ([folder, "--price", "x"], "price='x': wrong type (str). It must be a number"),
         ([folder, "--price=-1"], "price=-1.0: must be 0 or more"),
         ([folder, "--elsewhere", "BRASIL"], "elsewhere=BRASIL: unknown country"),
         ([folder, "--elsewhere", ","], "elsewhere: empty"),

@@ -15,12 +15,13 @@ from test_pretrain import interrupted_run, losses, make_values, run
 from teenytinyllama.arguments import build
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.gpus import describe_out_of_memory, is_out_of_memory
+from teenytinyllama.launch import resolve_training
 from teenytinyllama.planning.memory import MemoryNeed, virtual_memory_bytes
 from teenytinyllama.training import trials
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import HeldOutEvaluation
 from teenytinyllama.training.run import out_of_memory_failure
-from teenytinyllama.training.run_plan import check_before_launch, plan_run
+from teenytinyllama.training.run_plan import plan_run
 from teenytinyllama.training.speed import SpeedPlan
 from teenytinyllama.training.trainer import Pretrainer
 from teenytinyllama.training.trials import settle_micro_batch, try_rows
@@ -159,7 +160,7 @@ def test_a_small_need_is_not_tried_and_zero_3_never(values: dict[str, Any], monk
 
 def test_the_launcher_does_not_choose(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "free_memory_bytes", lambda *arguments: pytest.fail("looked at"))
-    assert check_before_launch(values, 2) == "new"
+    assert resolve_training("pretrain", values, 2)["state"] == "new"
 
 
 def test_a_resumed_run_keeps_its_micro_batch(

@@ -23,6 +23,7 @@ from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.evaluation.scoring import score_signal
+from teenytinyllama.launch import resolve_training
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.planning.memory import batch_for, derive_batch, row_divisors
 from teenytinyllama.presets import count_parameters
@@ -35,7 +36,7 @@ from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.pretrain import build_run, pretrain
-from teenytinyllama.training.run_plan import check_before_launch, check_rows, pack_inputs, plan_run
+from teenytinyllama.training.run_plan import pack_inputs, plan_run
 from teenytinyllama.training.settings import TRACKERS, check_trackers
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -340,12 +341,15 @@ def test_rows_that_changed_after_packing_are_refused_before_a_start_and_a_resume
     monkeypatch.delenv("TTL_CHECKED_ROWS", raising=False)
     rows = Path(shutil.copytree(values["packed"], tmp_path / "rows")) / "train.npy"
     changed = {**values, "packed": str(rows.parent)}
-    assert check_before_launch(changed, 1) == "new"
+    assert resolve_training("pretrain", changed, 1)["state"] == "new"
     content = bytearray(rows.read_bytes())
     content[-1] ^= 1
     rows.write_bytes(content)
     monkeypatch.setattr(plan_module, "check_run_folder", lambda *given: "resume")
-    for start in (lambda: check_before_launch(changed, 1), lambda: pretrain(build(PretrainConfig, changed), changed)):
+    for start in (
+        lambda: resolve_training("pretrain", changed, 1),
+        lambda: pretrain(build(PretrainConfig, changed), changed),
+    ):
         with pytest.raises(InputError, match="packed=.*rows: train.npy is not the file that `ttl pack` wrote"):
             start()
     assert not Path(values["output_dir"]).exists()
@@ -359,14 +363,13 @@ def test_of_one_book_the_end_is_held_out_and_a_flipped_bit_is_found(values: dict
     manifest = json.loads((Path(packed["packed"]) / "run.json").read_text())
     assert manifest["same_document"]
     assert 0 < manifest["validation_tokens"] < manifest["train_tokens"]
-    plan_of_rows = plan(packed)
-    check_rows(plan_of_rows)
+    plan(packed)
     rows = Path(packed["packed"]) / "train.npy"
     content = bytearray(rows.read_bytes())
     content[-3] ^= 1
     rows.write_bytes(content)
     with pytest.raises(InputError, match=r"packed=.*: train.npy is not the file that `ttl pack` wrote: its sha256"):
-        check_rows(plan_of_rows)
+        plan(packed)
 
 
 def test_precision_is_chosen_from_the_hardware(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,14 +413,16 @@ def test_any_number_of_ranks_shares_a_batch_that_nobody_gave(context: int, micro
 
 def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> None:
     from teenytinyllama.training.config import open_batch
-    from teenytinyllama.training.run_plan import check_before_launch, with_batch
+    from teenytinyllama.training.run_plan import with_batch
 
     context = 32
     asked = {**values, "max_tokens": 42_000_000}
     del asked["tokens_per_step"]
     assert with_batch(asked, 3)["tokens_per_step"] == 1023 * context  # 32,768 tokens are 1,024 rows
     for ranks in (1, 3, 6, 7):
-        assert check_before_launch(asked, ranks) == "new"
+        found = resolve_training("pretrain", asked, ranks)
+        assert found["state"] == "new"
+        assert found["config"]["values"]["tokens_per_step"] == with_batch(asked, ranks)["tokens_per_step"]
     assert "the nearest that 3 ranks can share" in open_batch(asked["output_dir"], 42_000_000, context, 3, None)[1]
     folder = Path(asked["output_dir"])
     folder.mkdir(parents=True)
@@ -715,10 +720,10 @@ def test_a_longer_run_takes_its_own_intervals(
     assert {step for step in scored if step > 8} == {12, 18, 24}
 
 
-def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:
-    assert check_before_launch(values, 2) == "new"
+def test_what_is_resolved_before_the_ranks_start_knows_their_number(values: dict[str, Any]) -> None:
+    assert resolve_training("pretrain", values, 2)["state"] == "new"
     with pytest.raises(InputError, match="its 8 rows cannot be shared by 3 ranks"):
-        check_before_launch(values, 3)
+        resolve_training("pretrain", values, 3)
     with pytest.raises(InputError, match="packed, inputs: give one of the two"):
         pack_inputs({**values, "inputs": ["a"]})
     with pytest.raises(InputError, match="context: missing"):
@@ -730,7 +735,7 @@ def test_check_before_launch_knows_the_ranks(values: dict[str, Any]) -> None:
         ({"cloze_items": -1}, "cloze_items=-1: must be 0"),
         ({"shape": {"hidden": 8}}, "LlamaConfig has no such field"),
         (
-            {"context": 4096, "tokens_per_step": 8192},
+            {"context": 4096, "tokens_per_step": 12288},
             "context=4096: rows of that many tokens are longer than the model's context",
         ),
         ({"tokens_per_step": 256}, "its 8 rows cannot be shared by 3 ranks"),

@@ -26,6 +26,7 @@ from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")
 
+from teenytinyllama.launch import resolve_training
 from teenytinyllama.publishing.card import render_model_card, write_model_card
 from teenytinyllama.tuning import tune as tune_module
 from teenytinyllama.tuning.base import SFT, build_model, load_base
@@ -484,7 +485,7 @@ def test_merge_and_chat_take_an_adapter(
     assert cli.main(["merge", str(tmp_path / "merged"), str(tmp_path / "again")]) == 2
     assert "is a whole model already" in capsys.readouterr().err
     assert cli.main(["merge", str(adapter)]) == 2
-    assert "takes two arguments" in capsys.readouterr().err
+    assert "ttl merge: needs an adapter, and the folder for the whole model." in capsys.readouterr().err
 
 
 # Foreign tokenizers
@@ -733,10 +734,10 @@ def test_a_batch_that_nobody_gave_stays_the_same_on_other_ranks(values: dict[str
 
 
 def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -> None:
-    assert SFT.check_before_launch(values, 2) == "new"
+    assert resolve_training("sft", values, 2)["state"] == "new"
     with pytest.raises(InputError, match="tokens_per_step=192: its 2 rows cannot be shared by 3 ranks"):
-        SFT.check_before_launch(values, 3)
-    assert SFT.check_before_launch({**values, "tokens_per_step": None}, 3) == "new"
+        resolve_training("sft", values, 3)
+    assert resolve_training("sft", {**values, "tokens_per_step": None}, 3)["state"] == "new"
 
 
 def test_zero_3_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

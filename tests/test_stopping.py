@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from teenytinyllama import cli
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import InputError, ensure_folder, run_main
 from teenytinyllama.data.pack import PackConfig
+from teenytinyllama.supervision import STOP_SIGNALS
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.parametrize(
     ("verb", "line"),
     [
@@ -28,17 +30,19 @@ from teenytinyllama.data.pack import PackConfig
 def test_a_signal_ends_a_verb_with_one_line(
     verb: str, line: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def work(argv: list[str]) -> None:
+    def work(*arguments: object) -> None:
         try:
             signal.raise_signal(number)
         except Exception:  # as libraries do
             raise AssertionError("a signal is no failure that a library may handle") from None
 
-    before = [signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setitem(cli.VERBS, verb, work)
-    assert cli.main([verb]) == 75
+    before = [signal.getsignal(known) for known in STOP_SIGNALS]
+    monkeypatch.setitem(
+        cli.VERBS, verb, replace(cli.VERBS[verb], run=work, config="cli:InitConfig", data_config="", words=())
+    )
+    assert cli.main([verb, "--folder", "x"]) == 75
     assert capsys.readouterr().err == f"stopped: {number.name}; {line}\n"
-    assert [signal.getsignal(known) for known in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(known) for known in STOP_SIGNALS] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -46,8 +50,8 @@ def test_a_signal_ends_a_verb_with_one_line(
 def test_a_signal_is_the_usual_end_of_what_lasts(
     verb: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, verb, lambda argv: signal.raise_signal(number))
-    assert cli.main([verb]) == 0
+    monkeypatch.setitem(cli.VERBS, verb, replace(cli.VERBS[verb], run=lambda *_: signal.raise_signal(number)))
+    assert cli.main([verb, "model"]) == 0
     assert capsys.readouterr().err == ""
 
 

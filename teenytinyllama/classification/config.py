@@ -3,7 +3,6 @@
 A task says where its rows are, which columns and labels they have, and which scores were published for it.
 """
 
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -224,18 +223,3 @@ class ClassifyConfig(GridSettings):
     def is_local(self) -> bool:
         """Return whether the rows come from local files, and not from the Hub."""
         return bool(self.data_dir or self.local_files)
-
-
-def positional_keys(argv: list[str]) -> list[str]:
-    """Return a command line with its leading TASK MODEL, if it has them, written as keys.
-
-    Raises:
-        InputError: one of the two alone, or more.
-    """
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    ensure(
-        len(words) in (0, 2),
-        f"{' '.join(words)}: write `ttl classify TASK MODEL`, a task and a model, or give both in --config.",
-    )
-    keys = [f"--task={words[0]}", f"--model_name_or_path={words[1]}"] if words else []
-    return [*keys, *argv[len(words) :]]

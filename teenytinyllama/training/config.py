@@ -1,7 +1,6 @@
 """The pretraining config: the Trainer's own arguments, plus what a language model from scratch needs."""
 
 import json
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -16,7 +15,7 @@ from ..planning.memory import batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import Decision, check_caps, has_caps
-from .settings import REFUSED_KEYS, RunSettings
+from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
 
 if TYPE_CHECKING:
@@ -129,9 +128,8 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         self._refuse_packing_keys(manifest["context"])
         self.context = manifest["context"]
         if self.tokens_per_step is None:
-            ranks = int(os.environ.get("WORLD_SIZE", "1"))
             self.tokens_per_step, self.batch_reason = open_batch(
-                self.output_dir, self.max_tokens, manifest["context"], ranks, self.per_device_train_batch_size
+                self.output_dir, self.max_tokens, manifest["context"], ranks_of_run(), self.per_device_train_batch_size
             )
         self._share_batch(self.tokens_per_step, manifest["context"])
         self._derive_steps()

@@ -31,7 +31,7 @@ from .run import (
     execute,
     planned_epochs,
 )
-from .run_plan import PretrainPlan, check_rows, plan_run
+from .run_plan import PretrainPlan, Resolved, plan_run
 from .speed import apply_speed, describe_speed, eager, zero_stage_of
 from .trainer import Pretrainer, SampleCallback
 
@@ -255,21 +255,20 @@ def _build_model(config: PretrainConfig, plan: PretrainPlan) -> "PreTrainedModel
     return model
 
 
-def pretrain(config: PretrainConfig, given: dict[str, Any]) -> Path:
+def pretrain(config: PretrainConfig, given: Resolved | dict[str, Any]) -> Path:
     """Run or resume a pretraining run in this process (one of its ranks) and return its folder.
 
     Args:
         config: the config, with everything derived.
-        given: the keys as the user gave them, for `config.yaml`.
+        given: the keys as the user gave them, for `config.yaml`; or all that was resolved before (`read_run`).
 
     Raises:
         InputError: see `plan_run`; also a folder in which another process trains.
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite, or memory ran out.
     """
-    plan = plan_run(config)
-    check_rows(plan)
-    return execute(config, plan, given, build_run, _finish)
+    known = given if isinstance(given, Resolved) else None
+    return execute(config, plan_run(config, known), given, build_run, _finish)
 
 
 def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float) -> None:

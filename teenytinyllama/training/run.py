@@ -48,7 +48,7 @@ from .metrics import (
     read_jsonl,
     speeds_of_steps,
 )
-from .run_plan import RunPlan, what_follows
+from .run_plan import Resolved, RunPlan, describe_continuation
 from .saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
 from .speed import zero_stage_of
 from .trainer import Clock, EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback, StopCallback
@@ -152,7 +152,7 @@ def _checkpoint_callback(
 def execute(
     config: Any,
     plan: Plan,
-    given: dict[str, Any],
+    given: Resolved | dict[str, Any],
     build: Callable[[Any, Plan], Run],
     finish: Callable[[Run, Any, Plan, float], None],
 ) -> Path:
@@ -161,7 +161,7 @@ def execute(
     Args:
         config: a `RunSettings`, with everything derived.
         plan: the checked plan.
-        given: the keys as the user gave them, for `config.yaml`.
+        given: the keys as the user gave them, for `config.yaml`; or what was resolved with them.
         build: makes Trainer and callbacks, once the micro-batch is settled.
         finish: is called after the last step with the seconds of training, to score and save the final model; not
             called after a signal.
@@ -173,7 +173,7 @@ def execute(
     """
     if plan.state == "complete":
         if is_main_process():
-            print(f"{plan.folder} is complete; {what_follows(plan.folder)}")
+            print(f"{plan.folder} is complete; {describe_continuation(plan.folder)}")
         return plan.folder
     check_ranks(config)
     settle_micro_batch(config, plan)
@@ -185,7 +185,7 @@ def execute(
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)
-        _open_run_folder(config, plan, given)
+        _open_run_folder(config, plan, given.given if isinstance(given, Resolved) else given)
     run.banner.checkpoint = checkpoint
     config.eval_on_start = config.eval_on_start and checkpoint is None
     start = time.time()

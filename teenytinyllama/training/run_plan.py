@@ -1,10 +1,15 @@
-"""What is checked before a run starts; nothing is written here."""
+"""The plan of a run: what is resolved and checked before it starts, and what its ranks read of that.
 
+Nothing is written here but what `inputs` are packed into.
+"""
+
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import build
+from ..arguments import Config, build, read_values
 from ..checkpoints import complete_checkpoints
 from ..checks import InputError, ensure, ensure_disk_space, format_bytes, near_name
 from ..data.pack import PackConfig
@@ -15,13 +20,13 @@ from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..evaluation.scoring import local_tasks
 from ..models import ensure_llama_shape, load_config, load_tokenizer
-from ..planning.memory import checkpoint_bytes, derive_batch, final_model_bytes
+from ..planning.memory import checkpoint_bytes, final_model_bytes
 from ..presets import count_parameters, get_preset, preset_config
 from ..stage_folder import MANIFEST_NAME, parse_record
 from ..tokenizer.encode import tokenizer_fingerprint
 from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
 from .saving import check_run_folder, identity_defaults, run_identity
-from .settings import RunSettings
+from .settings import RunSettings, planned_for
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -61,23 +66,87 @@ class PretrainPlan(RunPlan):
     packed: PackedCorpus
 
 
-def plan_run(config: PretrainConfig) -> PretrainPlan:
-    """Check a config against its files and its run folder; writes nothing.
+@dataclass(frozen=True)
+class Resolved:
+    """What was resolved and checked before the ranks started, which a rank takes as it is.
+
+    Attributes:
+        given: the keys as the user gave them, for `config.yaml`.
+        state: of the run's folder: new, resume or complete.
+        identity: see `run_identity`.
+    """
+
+    given: dict[str, Any]
+    state: str
+    identity: dict[str, Any]
+
+
+def resolve_run(
+    config_class: type[Config], plan: Callable[[Any], RunPlan], values: dict[str, Any], num_ranks: int
+) -> dict[str, Any]:
+    """Return a training's config, resolved for so many ranks and checked against its files, as a JSON object.
+
+    It is made for the CPU, so that this process takes no memory of a GPU; device, precision and micro-batch are the
+    ranks' own choice.
+
+    Args:
+        config_class: a subclass of `RunSettings`.
+        plan: makes and checks the plan of such a config.
+        values: the checked values of the config, whose data is prepared.
+        num_ranks: that will train.
+
+    Raises:
+        InputError: see the two.
+    """
+    with planned_for(num_ranks):
+        config: Any = build(config_class, {**values, "use_cpu": True})
+    planned = plan(config)
+    resolved = dict(config.resolved)
+    resolved["values"] = {**resolved["values"], "use_cpu": values.get("use_cpu", False)}
+    return {"given": values, "config": resolved, "state": planned.state, "identity": planned.identity}
+
+
+def read_run(config_class: type[Config], argv: list[str]) -> tuple[Config, Resolved | dict[str, Any]]:
+    """Return the config of a rank, and what is known of its run: all of it under `ttl`, else the keys as given.
+
+    Args:
+        config_class: a subclass of `RunSettings`.
+        argv: `--resolved FILE`, which `ttl` wrote by `resolve_run`; or `--config x.yaml --key value`, which this rank
+            resolves for itself, because it was started by another launcher.
+
+    Raises:
+        InputError: the config is refused.
+    """
+    if argv[:1] != ["--resolved"]:
+        values = read_values(config_class, argv)
+        return build(config_class, values), values
+    found = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
+    settings: Any = config_class
+    return settings.from_resolved(found.pop("config")), Resolved(**found)
+
+
+def plan_run(config: PretrainConfig, known: Resolved | None = None) -> PretrainPlan:
+    """Return the plan of a pretraining, checked against its files and its run folder; writes nothing.
+
+    Args:
+        config: the config, with everything derived.
+        known: the state and identity of the run; None: they are found and checked here.
 
     Raises:
         InputError: tokenizer, rows and model disagree, rows longer than the context, unknown country, a folder that
             holds another run, or a full disk.
     """
-    check_energy(config)
     packed = load_packed(str(config.packed))
     own = config.tokenizer == config.model_name_or_path
     tokenizer = load_tokenizer("tokenizer", str(config.tokenizer), config.model_revision if own else None)
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    ensure(
-        fingerprint == packed.manifest["tokenizer_sha256"],
-        f"tokenizer={config.tokenizer}: is not the one that packed={config.packed} was made with "
-        f"({packed.manifest['config']['tokenizer']}). Give that one, or pack again.",
-    )
+    fingerprint = packed.manifest["tokenizer_sha256"]
+    if known is None:
+        check_energy(config)
+        ensure(
+            tokenizer_fingerprint(tokenizer) == fingerprint,
+            f"tokenizer={config.tokenizer}: is not the one that packed={config.packed} was made with "
+            f"({packed.manifest['config']['tokenizer']}). Give that one, or pack again.",
+        )
     model_config = _model_config(config, tokenizer, fingerprint)
     context = packed.manifest["context"]
     ensure(
@@ -86,20 +155,22 @@ def plan_run(config: PretrainConfig) -> PretrainPlan:
         f"{model_config.max_position_embeddings}. Pack again with a context of that or less.",
     )
     model_config.max_position_embeddings = context  # a model must not promise a context it has never seen
+    folder = Path(str(config.output_dir))
+    if known is not None:
+        return PretrainPlan(folder, known.state, tokenizer, model_config, known.identity, packed)
     if config.signal_data_dir is not None:
         local_tasks(config.signal_data_dir, tokenizer, config.signal_items)  # refused now, not at the first evaluation
-    folder = Path(str(config.output_dir))
     hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
     state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
     check_space(config, folder, state, count_parameters(model_config))
-    return PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
+    plan = PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
+    _check_rows(plan)
+    return plan
 
 
-def check_rows(plan: PretrainPlan) -> None:
+def _check_rows(plan: PretrainPlan) -> None:
     """Compare the packed rows with their hashes before they are trained on; rank 0 reads them, the others wait.
-
-    Ranks that `ttl pretrain` started find it done.
 
     Raises:
         InputError: on every rank; see `check_packed`.
@@ -150,8 +221,8 @@ def _record_of_training(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def what_follows(folder: Path) -> str:
-    """Return what a user could do with a complete run."""
+def describe_continuation(folder: Path) -> str:
+    """Return how a user can train on from a complete run, for a message."""
     if cap := ended_by_cap(folder):
         return f"a cap ended it ({cap}). To go on, give it as model_name_or_path of a new run"
     return "a longer run would go on from it"
@@ -291,7 +362,8 @@ def _check_before_packing(values: dict[str, Any], context: int, num_processes: i
     Raises:
         InputError: see `PretrainConfig`, `check_energy`, `_model_config` and `derive_batch`.
     """
-    early = build(PretrainConfigBeforePacking, {**values, "context": context, "use_cpu": True})
+    with planned_for(num_processes):
+        early = build(PretrainConfigBeforePacking, {**values, "context": context, "use_cpu": True})
     check_energy(early)
     tokenizer = load_tokenizer("tokenizer", str(early.tokenizer))
     model_config = _model_config(early, tokenizer, tokenizer_fingerprint(tokenizer))
@@ -301,9 +373,6 @@ def _check_before_packing(values: dict[str, Any], context: int, num_processes: i
         f"{model_config.max_position_embeddings}. Use that or less.",
     )
     check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
-    if values.get("tokens_per_step") is not None:
-        tokens = early.rows_per_step * context
-        derive_batch(tokens, context, values.get("per_device_train_batch_size"), num_processes)
 
 
 def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:
@@ -319,21 +388,3 @@ def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:
     micro_batch, context = values.get("per_device_train_batch_size"), packed_manifest(str(values["packed"]))["context"]
     chosen, _ = open_batch(values.get("output_dir"), values.get("max_tokens"), context, num_processes, micro_batch)
     return {**values, "tokens_per_step": chosen}
-
-
-def check_before_launch(values: dict[str, Any], num_processes: int) -> str:
-    """Check a config for a number of ranks without starting any; return the run folder's state.
-
-    The config is built for the CPU, so that the process that supervises the ranks holds no GPU memory.
-
-    Raises:
-        InputError: see `PretrainConfig` and `plan_run`.
-    """
-    config = build(PretrainConfig, {**with_batch(values, num_processes), "use_cpu": True})
-    assert config.context is not None
-    derive_batch(
-        config.rows_per_step * config.context, config.context, values.get("per_device_train_batch_size"), num_processes
-    )
-    plan = plan_run(config)
-    check_rows(plan)
-    return plan.state

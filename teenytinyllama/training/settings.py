@@ -10,9 +10,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ..arguments import own_keys
 from ..checks import InputError, ensure, model_license, near_name
@@ -206,6 +207,24 @@ REFUSED_KEYS = {
 }
 
 
+_planned_ranks: ContextVar[int | None] = ContextVar("planned_ranks", default=None)
+
+
+@contextlib.contextmanager
+def planned_for(num_ranks: int) -> Iterator[None]:
+    """Resolve the configs that are made in the block for so many ranks, none of which this process is."""
+    token = _planned_ranks.set(num_ranks)
+    try:
+        yield
+    finally:
+        _planned_ranks.reset(token)
+
+
+def ranks_of_run() -> int:
+    """Return how many ranks a config is resolved for: those planned, or those that the launcher started."""
+    return _planned_ranks.get() or int(os.environ.get("WORLD_SIZE", "1"))
+
+
 # What `accelerate launch` sets for distributions that this package does not know.
 _OTHER_DISTRIBUTIONS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM", "ACCELERATE_USE_PARALLELISM_CONFIG",
                         "ACCELERATE_USE_TP")  # fmt: skip
@@ -322,9 +341,8 @@ class RunSettings(GridSettings):
         self.micro_batch_given = self.per_device_train_batch_size is not None
         self.eval_batch_given = self.per_device_eval_batch_size is not None
         self.per_device_eval_batch_size = self.per_device_eval_batch_size or 4  # provisional, like the micro-batch
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.rows_per_step, self.per_device_train_batch_size, self.gradient_accumulation_steps = derive_batch(
-            tokens_per_step, row_tokens, self.per_device_train_batch_size, ranks, key
+            tokens_per_step, row_tokens, self.per_device_train_batch_size, ranks_of_run(), key
         )
 
     def set_micro_batch(self, rows: int, reason: str) -> None:
@@ -356,13 +374,33 @@ class RunSettings(GridSettings):
             decay = {"num_decay_steps": max(1, round(self.decay_fraction * max_steps)), "decay_type": "linear"}
             arguments.lr_scheduler_kwargs = {**decay, **given}
 
-    def _hand_over(self, has_validation: bool) -> None:
+    @classmethod
+    def from_resolved(cls, resolved: dict[str, Any]) -> Self:
+        """Return the config that another process has checked and resolved, with the device and precision of this one.
+
+        Args:
+            resolved: what that config has as `resolved`, perhaps read from a JSON file.
+
+        Raises:
+            InputError: see `_hand_over`.
+        """
+        config = cls.__new__(cls)
+        for name, value in resolved["values"].items():
+            setattr(config, name, value)
+        config._hand_over(resolved["has_validation"], is_checked=True)
+        return config
+
+    def _hand_over(self, has_validation: bool, is_checked: bool = False) -> None:
         """Settle device and precision, then let the library's class check what was derived.
 
         Raises:
             InputError: the library refuses a value, or one process sees several GPUs.
         """
         arguments: Any = self
+        values = {
+            item.name: copy.deepcopy(getattr(self, item.name)) for item in fields(self) if hasattr(self, item.name)
+        }
+        self.resolved = {"values": values, "has_validation": has_validation}
         self._choose_precision()
         if not has_accelerator():
             # Without this, DeepSpeed on a machine without GPU has a world of two and the Trainer a world of one.
@@ -379,12 +417,17 @@ class RunSettings(GridSettings):
         given = {name: getattr(self, name) for name in library_keys()}
         with refused_by_library(given):
             super().__post_init__()  # type: ignore[misc]
-        with refused_by_library(given):
-            try_optimizer(arguments)
+        if not is_checked:
+            with refused_by_library(given):
+                try_optimizer(arguments)
         ensure(
             arguments.n_gpu <= 1,
             f"{arguments.n_gpu} GPUs and one process: start one rank a GPU with `ttl` or `accelerate launch`.",
         )
+        self._check_library()
+
+    def _check_library(self) -> None:
+        """Refuse what only the library's class, once it is made, tells; for subclasses."""
 
     def _choose_precision(self) -> None:
         if self.bf16 is None and self.fp16 is None:

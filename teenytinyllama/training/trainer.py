@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import signal
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from ..energy.recorder import Recorder
 from ..gpus import has_accelerator, wait_for_gpu
 from ..models import finish_saved, without_cudnn_attention
 from ..stage_folder import SAMPLES_NAME
+from ..supervision import STOP_SIGNALS, give_back_signals, take_stop_signals
 from .caps import Pauses, Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
 from .speed import SpeedPlan, eager
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# USR1 is what Slurm sends before a job's time is over (`--signal=USR1@120`).
-_STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 # A launcher, a terminal and a scheduler may each deliver the same signal; one that comes later is somebody insisting.
 _INSIST_SECONDS = 3.0
 
@@ -52,7 +50,7 @@ class EvaluationInterruptedError(Exception):
 
 
 class StopCallback(TrainerCallback):
-    """Save and stop at the end of the step in which any rank received TERM, INT or USR1.
+    """Save and stop at the end of the step in which any rank received one of `supervision.STOP_SIGNALS`.
 
     The signal may reach the ranks at different times, or one of them alone, whereas saving is collective: so the ranks
     agree on it after every optimizer step. That is one reduction of a few bytes a step, with one rank none; on GPUs its
@@ -60,7 +58,7 @@ class StopCallback(TrainerCallback):
     leave with exit code 75. An evaluation that was due after that step is left out, and one that is under way is left:
     whoever sent the signal may not wait for it.
 
-    A second TERM or INT more than three seconds after the first acts as if there was no callback.
+    A second signal that insists, more than three seconds after the first, acts as if there was no callback.
 
     Attributes:
         stopped: whether a signal ended the training before its last step.
@@ -71,7 +69,7 @@ class StopCallback(TrainerCallback):
         self.stopped = False
         self._received: signal.Signals | None = None
         self._received_at = 0.0
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
         self._shared = SharedFlag()
         self._pid = os.getpid()
 
@@ -81,8 +79,7 @@ class StopCallback(TrainerCallback):
         """Take over the signals; outside the main thread Python cannot, and nothing is done."""
         self.stopped, self._received, self._shared = False, None, SharedFlag()
         self.restore_handlers()
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._receive) for number in _STOP_SIGNALS}
+        self._previous = take_stop_signals(self._receive)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Agree with the other ranks whether to stop; the Trainer then saves in the same step."""
@@ -115,15 +112,14 @@ class StopCallback(TrainerCallback):
 
     def restore_handlers(self) -> None:
         """Give the signals back, also for a recipe whose training ended with an exception."""
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        give_back_signals(self._previous)
         self._previous = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a forked worker of a DataLoader: its parent decides
             return
-        insisting = number != getattr(signal, "SIGUSR1", None) and self._received is not None
-        if insisting and time.monotonic() - self._received_at > _INSIST_SECONDS:
+        is_late = self._received is not None and time.monotonic() - self._received_at > _INSIST_SECONDS
+        if is_late and STOP_SIGNALS[signal.Signals(number)]:
             self.restore_handlers()
             os.kill(self._pid, number)
             return

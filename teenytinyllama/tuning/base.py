@@ -29,13 +29,13 @@ from ..models import (
     load_tokenizer,
     resize_embeddings,
 )
-from ..planning.memory import derive_batch
 from ..presets import count_parameters
 from ..stage_folder import sha256_json
 from ..tokenizer.encode import tokenizer_fingerprint
 from ..tokenizer.files import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
-from ..training.run_plan import RunPlan, check_before_data, check_space, run_state
+from ..training.run_plan import Resolved, RunPlan, check_before_data, check_space, run_state
 from ..training.saving import identity_defaults, run_identity
+from ..training.settings import planned_for
 from .config import DpoConfig, DpoConfigBeforeData, LoraSettings, SftConfig, SftConfigBeforeData
 
 if TYPE_CHECKING:
@@ -241,27 +241,32 @@ class TuningKind:
         )
         return base
 
-    def plan(self, config: Any) -> TuningPlan:
-        """Check a config against its files and its run folder; writes nothing.
+    def plan(self, config: Any, known: Resolved | None = None) -> TuningPlan:
+        """Return the plan of a tuning, checked against its files and its run folder; writes nothing.
+
+        Args:
+            config: the config, with everything derived.
+            known: the state and identity of the run; None: they are found and checked here.
 
         Raises:
             InputError: model and rows do not belong together, rows longer than the context, an unknown country, a
                 folder that holds another run, or a full disk.
         """
-        check_energy(config)
         base = self.load_base(str(config.model_name_or_path), config.model_revision)
-        key = config.DATA_KEY
+        folder, key = Path(str(config.output_dir)), config.DATA_KEY
         data = Path(str(getattr(config, key)))
         manifest = self.read_manifest(data)
+        model_config: Any = base.config
+        if known is not None:
+            return TuningPlan(folder, known.state, base.tokenizer, model_config, known.identity, base, data, manifest)
+        check_energy(config)
         fingerprint = _check_tokens_of(base, manifest, f"{key}={data}", self.remake)
         check_fits(base, config.context)
-        folder = Path(str(config.output_dir))
         hashes = {f"{key}_sha256": manifest["hashes"]["train.parquet"], "tokenizer_sha256": fingerprint}
         # A batch that nobody gave follows the ranks; earlier versions did not record it.
         batch = {"rows_per_step": str(config.rows_per_step)}
         identity = run_identity(config, config.identity_keys(), hashes | batch)
         state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)) | batch)
-        model_config: Any = base.config
         check_space(config, folder, state, count_parameters(model_config))
         return TuningPlan(folder, state, base.tokenizer, model_config, identity, base, data, manifest)
 
@@ -287,8 +292,8 @@ class TuningKind:
         longest = getattr(base.config, "max_position_embeddings", None) or self.usual_context
         chosen.setdefault("context", min(int(longest), self.usual_context))
         check_fits(base, chosen["context"])
-        early = build(self.early_config, {**values, "context": chosen["context"], "use_cpu": True})
-        _check_batch(early, values, num_processes)
+        with planned_for(num_processes):
+            early = build(self.early_config, {**values, "context": chosen["context"], "use_cpu": True})
         model_config: Any = base.config
         check_before_data(early, values, self.config.identity_keys(), count_parameters(model_config))
         output = str(Path(values["output_dir"]) / key)
@@ -304,16 +309,6 @@ class TuningKind:
         for split in ("train", "validation"):
             print(f"{split:10} {self.describe_part(manifest[split])}")
         print_left_out(manifest)
-
-    def check_before_launch(self, values: dict[str, Any], num_processes: int) -> str:
-        """Check a config for a number of ranks without starting any; return the run folder's state.
-
-        Raises:
-            InputError: see the class of the config and `plan`.
-        """
-        config = build(self.config, {**values, "use_cpu": True})
-        _check_batch(config, values, num_processes)
-        return self.plan(config).state
 
 
 def _conversations_line(part: dict[str, Any]) -> str:
@@ -376,15 +371,3 @@ def _check_tokens_of(base: BaseModel, manifest: dict[str, Any], what: str, remak
             f"`{remake} --model_name_or_path {base.name}`.",
         )
     return fingerprint
-
-
-def _check_batch(config: Any, values: dict[str, Any], num_processes: int) -> None:
-    """Check that the ranks can share a batch that the user gave; another is derived for the ranks there are.
-
-    Raises:
-        InputError: see `derive_batch`.
-    """
-    key = config.BATCH_KEY
-    if values.get(key):
-        row = config.tokens_per_row if key == "tokens_per_step" else 1
-        derive_batch(config.rows_per_step * row, row, values.get("per_device_train_batch_size"), num_processes, key)

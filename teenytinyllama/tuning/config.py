@@ -1,6 +1,5 @@
 """The configs of `ttl sft` and `ttl dpo`: TRL's arguments, plus what conversations, pairs and adapters need."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,7 +13,7 @@ from ..data.conversations import (
 )
 from ..models import has_plain_head
 from ..planning.memory import shared_rows
-from ..training.settings import REFUSED_KEYS, RunSettings
+from ..training.settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from ..training.speed import SpeedPlan, check_attention, has_chunked_loss
 from .rows import load_rows
 
@@ -75,11 +74,8 @@ class LoraSettings:
             ensure(self.lora_r or not value, f"{name}={value}: belongs to LoRA. Give lora_r as well, such as 16.")
         ensure(0 <= self.lora_dropout < 1, f"lora_dropout={self.lora_dropout}: must lie in [0, 1).")
 
-    def _refuse_zero_3(self) -> None:
-        """Refuse ZeRO-3, where each rank holds parts of weights, which can be neither resized nor merged.
-
-        Called after TRL's class has run, because accelerate's plugin is known from then on.
-        """
+    def _check_library(self) -> None:
+        """Refuse ZeRO-3, which shares each weight out: parts could be neither resized, merged nor tried."""
         plugin: Any = getattr(self, "deepspeed_plugin", None)
         ensure(
             plugin is None or plugin.zero_stage != 3,
@@ -151,9 +147,8 @@ class TuningSettings(LoraSettings, RunSettings):
 
     def _usual_rows_a_step(self, most: int) -> int:
         """Return a power of two that leaves an epoch enough steps, or the nearest that all ranks can share."""
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
         rows = 1 << (max(1, min(most, self.num_rows // _LEAST_STEPS_PER_EPOCH)).bit_length() - 1)
-        return shared_rows(rows, ranks, getattr(self, "per_device_train_batch_size", None))
+        return shared_rows(rows, ranks_of_run(), getattr(self, "per_device_train_batch_size", None))
 
     def _derive_steps(self) -> None:
         arguments: Any = self
@@ -290,7 +285,6 @@ class SftConfig(TuningSettings, SFTConfig):  # type: ignore[misc]
         self.packing, self.assistant_only_loss = False, False
         self.max_length, self.dataset_kwargs = None, {"skip_prepare_dataset": True}
         self._hand_over(has_validation)
-        self._refuse_zero_3()
 
     def to_yaml_values(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the keys that say what this run is; see `RunSettings`."""
@@ -383,7 +377,6 @@ class DpoConfig(TuningSettings, DPOConfig):  # type: ignore[misc]
         self._derive_steps()
         self.max_length = None
         self._hand_over(bool(manifest["validation"]["pairs"]))
-        self._refuse_zero_3()
 
     def _manifest(self) -> dict[str, Any]:
         """Return the manifest of the prepared pairs.

@@ -31,6 +31,7 @@ from ..training.run import (
     describe_training,
     execute,
 )
+from ..training.run_plan import Resolved
 from ..training.speed import GPU_ATTENTION, fuse_loss, zero_stage_of
 from ..training.trainer import RunTrainer, SampleCallback
 from .base import DPO, SFT, TuningPlan, build_model, lora_config, save_model
@@ -266,19 +267,20 @@ def _describe_tuning(config: SftConfig, plan: TuningPlan, rows: int) -> str:
     )
 
 
-def sft(config: SftConfig, given: dict[str, Any]) -> Path:
+def sft(config: SftConfig, given: Resolved | dict[str, Any]) -> Path:
     """Run or resume an instruction tuning in this process (one of its ranks) and return its folder.
 
     Args:
         config: the config, with everything derived.
-        given: the keys as the user gave them, for `config.yaml`.
+        given: the keys as the user gave them, for `config.yaml`; or all that was resolved before (`read_run`).
 
     Raises:
         InputError: see `TuningKind.plan`; also a folder in which another process trains.
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite or makes no sense, or memory ran out.
     """
-    return execute(config, SFT.plan(config), given, build_sft_run, _finish_sft)
+    known = given if isinstance(given, Resolved) else None
+    return execute(config, SFT.plan(config, known), given, build_sft_run, _finish_sft)
 
 
 def _finish_sft(run: Run, config: SftConfig, plan: TuningPlan, seconds: float) -> None:
@@ -354,19 +356,20 @@ def write_answers(
     return {"questions": len(records), "ended": ended, "new_tokens": new_tokens}
 
 
-def dpo(config: DpoConfig, given: dict[str, Any]) -> Path:
+def dpo(config: DpoConfig, given: Resolved | dict[str, Any]) -> Path:
     """Run or resume a preference tuning in this process (one of its ranks) and return its folder.
 
     Args:
         config: the config, with everything derived.
-        given: the keys as the user gave them, for `config.yaml`.
+        given: the keys as the user gave them, for `config.yaml`; or all that was resolved before (`read_run`).
 
     Raises:
         InputError: see `TuningKind.plan`; also a folder in which another process trains.
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite, or memory ran out.
     """
-    return execute(config, DPO.plan(config), given, build_dpo_run, _finish_dpo)
+    known = given if isinstance(given, Resolved) else None
+    return execute(config, DPO.plan(config, known), given, build_dpo_run, _finish_dpo)
 
 
 def _finish_dpo(run: Run, config: DpoConfig, plan: TuningPlan, seconds: float) -> None:
