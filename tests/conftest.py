@@ -23,9 +23,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The test files that take longest, the longest first: one that began last would keep one core busy alone.
 LONGEST = (
-    "pretrain", "publish_hub", "beside", "evaluate", "sft", "gpu_scripts", "publish_follow", "published", "speed",
-    "classification", "app", "micro_batch", "checkpoints", "dpo", "caps", "memory", "publish_contents", "cards",
-    "launcher", "ledger", "meter", "packing", "plan", "dataset_publishing", "dataset_push",
+    "pretrain", "micro_batch", "publish_hub", "beside", "evaluate", "sft", "gpu_scripts", "published", "speed",
+    "classification", "app", "checkpoints", "dpo", "caps", "memory", "publish_contents", "cards",
+    "launcher", "demo", "publish_follow", "cli", "ledger", "meter", "packing", "plan", "dataset_publishing", "dataset_push",
 )  # fmt: skip
 
 

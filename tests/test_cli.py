@@ -144,20 +144,49 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
             classes[file.stem](**values)
 
 
-@pytest.mark.parametrize("name", ["pretrain", "pack", "train_tokenizer", "sft", "dpo", "evaluate", "classify"])
-def test_recipes_are_commands_with_the_same_refusals(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "recipes" / f"{name}.py")]
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
+RECIPES = ["pretrain", "pack", "train_tokenizer", "sft", "dpo", "evaluate", "classify"]
+
+# Runs each recipe as a command with an unknown key and with --help, and prints how it ended and what it said.
+_RECIPES = """
+import contextlib, io, json, runpy, sys, traceback
+ends = {}
+for path in sys.argv[1:]:
+    for words in (["--oops", "1"], ["--help"]):
+        sys.argv, out, err = [path, *words], io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = runpy.run_path(path, run_name="__main__") and 0
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                code = traceback.print_exc() or 1
+        ends.setdefault(path, []).append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(ends))
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe_ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, str, str]]]:
+    """Run all recipes in one process: each alone would import transformers twice."""
+    paths = [str(REPOSITORY / "recipes" / f"{name}.py") for name in RECIPES]
     done = subprocess.run(
-        [*command, "--oops", "1"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
-    )
-    assert (done.returncode, "oops: unknown key" in done.stderr) == (EXIT_BAD_INPUT, True), done.stderr
-    assert "Traceback" not in done.stderr
-    shown = subprocess.run(
-        [*command, "--help"], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
-    )
-    assert shown.returncode == 0
-    assert "--output_dir" in shown.stdout
+        [sys.executable, "-c", _RECIPES, *paths], capture_output=True, text=True, check=False,
+        cwd=tmp_path_factory.mktemp("recipes"), env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ends = json.loads(done.stdout.splitlines()[-1])
+    return {Path(path).stem: end for path, end in ends.items()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_commands_with_the_same_refusals(
+    name: str, recipe_ends: dict[str, list[tuple[int, str, str]]]
+) -> None:
+    (code, _, error), (shown_code, shown, _) = recipe_ends[name]
+    assert (code, "oops: unknown key" in error) == (EXIT_BAD_INPUT, True), error
+    assert "Traceback" not in error
+    assert shown_code == 0
+    assert "--output_dir" in shown
 
 
 def test_tokenizer_and_pack_from_the_command_line(
