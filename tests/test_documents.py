@@ -1,5 +1,6 @@
 """The READMEs: every command and every Python block is executed, and both languages give the same ones."""
 
+import ast
 import os
 import re
 import shutil
@@ -50,6 +51,39 @@ def test_files_that_documents_name_exist_and_nothing_local_is_named() -> None:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
         assert not re.search(r"(?<![\w.])/(?:root|home|tmp|work)/\w", text), path
+
+
+def names_of(path: Path) -> set[str]:
+    """The functions, classes and constants at the top of a Python file."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        found |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return found
+
+
+def test_how_do_i_names_what_exists() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (.+?) \| (.+?) \|$", text.partition("## How do I")[2].partition("\n\n`tests/")[0], re.MULTILINE
+    )
+    asked = [row for row in rows if row[0] != "task"]
+    assert len(asked) >= 12
+    for _, place in asked:
+        path = None
+        for word in re.findall(r"`([^`]+)`", place):
+            if "/" in word or word.endswith((".py", ".yaml")):
+                folder = REPOSITORY if word.startswith("recipes/") else REPOSITORY / "teenytinyllama"
+                path = (folder if (folder / word).exists() else folder / "publishing" / "texts") / word
+                assert path.exists(), word
+            else:
+                assert path is not None
+                assert path.suffix == ".py", word
+                assert word in names_of(path), f"{path.name} has no {word}"
 
 
 @pytest.fixture(scope="module")

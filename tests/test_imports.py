@@ -13,7 +13,7 @@ FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-MOST_FILES, MOST_IN_A_FOLDER, MOST_LINES = 120, 16, 485
+MOST_FILES, MOST_IN_A_FOLDER, MOST_LINES = 100, 15, 500
 
 # Parts that know nothing of others, wherever the import stands: (importing, imported).
 FORBIDDEN = [
@@ -74,7 +74,7 @@ def test_a_rank_imports_nothing_that_publishes(recipe: str) -> None:
     while left:
         seen |= left
         left = set().union(*(IMPORTS[name] for name in left)) - seen
-    assert f"teenytinyllama.{'training.pretrain' if recipe == 'pretrain' else 'tuning.' + recipe}" in seen
+    assert f"teenytinyllama.{'training.pretrain' if recipe == 'pretrain' else 'tuning.tune'}" in seen
     assert not [name for name in seen if name.startswith("teenytinyllama.publishing")]
 
 

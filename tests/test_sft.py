@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import SFTConfig
 
 from teenytinyllama import checks, cli, from_pretrained
 from teenytinyllama.arguments import build, check_types
@@ -744,8 +745,13 @@ def test_zero_3_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPat
     class Plugin:
         zero_stage = 3
 
-    monkeypatch.setattr(SftConfig, "deepspeed_plugin", Plugin(), raising=False)
-    monkeypatch.setattr(SftConfig, "_hand_over", lambda self, has_validation: None)
+    made = SFTConfig.__post_init__
+
+    def made_under_zero_3(config: SFTConfig) -> None:
+        made(config)
+        config.deepspeed_plugin = Plugin()
+
+    monkeypatch.setattr(SFTConfig, "__post_init__", made_under_zero_3)
     with pytest.raises(InputError, match=r"accelerate=zero3: tuning is not done under ZeRO-3.*Use zero1, zero2 or ddp"):
         config_of(values)
 
