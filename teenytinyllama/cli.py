@@ -5,6 +5,7 @@ Help, parsing, refusals and near names come from the table. Nothing heavy is imp
 
 import importlib
 import itertools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, ensure, near_name, run_main
-from .launch import RankOptions, recipes_folder, start_evaluation, start_training
+from .launch import RankOptions, launch, plan_ranks, recipes_folder, start_training
+from .processes import ended_by_signals, stopped_by_signals
 from .stage_folder import __version__
-from .supervision import ended_by_signals, stopped_by_signals
 
 
 @dataclass
@@ -227,7 +228,23 @@ def app(config: Any, model: str) -> int:
 
 def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
     """Measure a model: bits per byte of held-out text, and benchmarks in Portuguese."""
-    return start_evaluation(values, options)
+    from .arguments import build, write_yaml
+    from .evaluation.config import EvaluateConfig
+    from .stage_folder import CONFIG_NAME, RESULTS_TABLE_NAME, command_line, scratch_folder
+
+    config, script = build(EvaluateConfig, dict(values)), recipes_folder() / "evaluate.py"
+    if plan_ranks(script, [], options.accelerate, options.num_processes).num_processes > 1:
+        os.environ.setdefault("TTL_COMMAND", command_line())
+        with scratch_folder() as folder:
+            write_yaml(folder / CONFIG_NAME, values)
+            words = ["--config", str(folder / CONFIG_NAME)]
+            return launch(script, words, options.accelerate, options.num_processes)
+    from .evaluation.evaluate import evaluate_model
+
+    output = evaluate_model(config)
+    print((output / RESULTS_TABLE_NAME).read_text(encoding="utf-8"))
+    print(output)
+    return EXIT_DONE
 
 
 _MODEL = Word("MODEL", "a model: a folder or a Hub repository")

@@ -19,7 +19,8 @@ import psutil
 from .checks import RunFailedError, beside_the_model, counted, ensure, is_main_process
 from .energy.recorder import STARTED_VARIABLE
 from .gpus import has_accelerator
-from .supervision import SUPERVISOR_VARIABLE, end_with
+from .processes import end_with
+from .supervision import SUPERVISOR_VARIABLE
 
 if TYPE_CHECKING:
     import torch

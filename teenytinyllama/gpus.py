@@ -145,6 +145,14 @@ def has_accelerator() -> bool:
     return bool(torch.accelerator.is_available())
 
 
+def count_usable_gpus() -> int:
+    """Return how many GPUs the ranks could use; Apple's does not count, it has no collectives."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return 0 if accelerator is None or accelerator.type == "mps" else torch.accelerator.device_count()
+
+
 def choose_precision() -> tuple[Precision, str]:
     """Return the training precision that suits this machine, and why."""
     import torch

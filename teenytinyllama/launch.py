@@ -4,8 +4,7 @@ accelerate says which ranks to start (its file format, its environment variables
 child a rank, instead of those of torchrun. Measured reasons: torchrun turns every exit code into 1 and prints a
 47-line traceback for it, kills ranks 30 s after a signal although a checkpoint may take longer, and accelerate's
 one-process launcher leaves its child running when it is ended. With direct children the exit codes, the signals and
-the name of the rank that died are known without any protocol, and the output of the ranks goes straight to the
-terminal. The other side, which runs in each rank, is `distributed.prepare_rank`.
+the name of the rank that died are known. What runs in each rank is `distributed.prepare_rank`.
 """
 
 import importlib
@@ -31,11 +30,12 @@ from .checks import (
     ensure,
     near_name,
 )
-from .supervision import ForkServer, supervise
+from .gpus import count_usable_gpus
+from .processes import ForkServer
+from .supervision import supervise
 
 if TYPE_CHECKING:
     import argparse
-
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def plan_ranks(
         InputError: see `launch`.
     """
     _check_start(script)
-    gpus = visible_gpus()
+    gpus = count_usable_gpus()
     if accelerate_file is None:
         if (num_processes or max(1, gpus)) == 1:
             environment = dict(os.environ)
@@ -154,14 +154,6 @@ def _check_start(script: Path) -> None:
         f"LOCAL_RANK={os.environ.get('LOCAL_RANK')}: this process is already a rank of another launcher. Start `ttl` "
         f"without one, or the recipe itself: accelerate launch --config_file FILE {script} …",
     )
-
-
-def visible_gpus() -> int:
-    """Return how many GPUs the ranks could use; Apple's does not count, it has no collectives."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return 0 if accelerator is None or accelerator.type == "mps" else torch.accelerator.device_count()
 
 
 def find_accelerate_file(script: Path, name_or_path: str) -> Path:
@@ -456,32 +448,3 @@ def _find(place: str) -> Any:
     """Return what `module:name` names below this package; the name may be that of an attribute's attribute."""
     module, _, name = place.partition(":")
     return operator.attrgetter(name)(importlib.import_module(f"{__package__}.{module}"))
-
-
-def start_evaluation(values: dict[str, Any], options: RankOptions) -> int:
-    """Measure a model and print the table: in this process, or on several ranks if there are any.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        InputError: see `EvaluateConfig` and `plan_ranks`.
-    """
-    from .arguments import build, write_yaml
-    from .evaluation.config import EvaluateConfig
-    from .stage_folder import command_line, scratch_folder
-
-    config, script = build(EvaluateConfig, dict(values)), recipes_folder() / "evaluate.py"
-    if plan_ranks(script, [], options.accelerate, options.num_processes).num_processes > 1:
-        os.environ.setdefault("TTL_COMMAND", command_line())
-        with scratch_folder() as folder:
-            write_yaml(folder / "config.yaml", values)
-            words = ["--config", str(folder / "config.yaml")]
-            return launch(script, words, options.accelerate, options.num_processes)
-    from .evaluation.evaluate import evaluate_model
-    from .stage_folder import RESULTS_TABLE_NAME
-
-    output = evaluate_model(config)
-    print((output / RESULTS_TABLE_NAME).read_text(encoding="utf-8"))
-    print(output)
-    return EXIT_DONE

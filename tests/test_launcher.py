@@ -21,7 +21,8 @@ from teenytinyllama import distributed as ranks
 from teenytinyllama import launch as launcher
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError, MissingFileError
 from teenytinyllama.launch import launch, plan_ranks
-from teenytinyllama.supervision import SUPERVISOR_VARIABLE, end_with, supervise
+from teenytinyllama.processes import end_with
+from teenytinyllama.supervision import SUPERVISOR_VARIABLE, supervise
 
 if TYPE_CHECKING:
     from teenytinyllama.training.trainer import StopCallback
@@ -56,7 +57,7 @@ def recipes(tmp_path: Path) -> Path:
 def set_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return a function that sets how many GPUs the launcher finds."""
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)  # a stage that ran in this process may have set it
-    return lambda count: monkeypatch.setattr(launcher, "visible_gpus", lambda: count)
+    return lambda count: monkeypatch.setattr(launcher, "count_usable_gpus", lambda: count)
 
 
 def wait_for(*paths: Path) -> None:
@@ -546,7 +547,7 @@ PARENT = """
 import os, signal, sys, threading
 from pathlib import Path
 from teenytinyllama.checks import InputError, run_main
-from teenytinyllama.supervision import ForkServer, stopped_by_signals
+from teenytinyllama.processes import ForkServer, stopped_by_signals
 
 def work():
     os.environ["TTL_SEEN"] = "1"

@@ -34,10 +34,10 @@ from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training import run_plan as plan_module
 from teenytinyllama.training import settings as settings_module
 from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.library import TRACKERS, check_trackers
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.pretrain import build_run, pretrain
 from teenytinyllama.training.run_plan import pack_inputs, plan_run
-from teenytinyllama.training.settings import TRACKERS, check_trackers
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 2}  # fmt: skip

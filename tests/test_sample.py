@@ -14,10 +14,16 @@ from teenytinyllama.checks import InputError
 from teenytinyllama.data.sample import (
     DEFAULT_NUM_DOCUMENTS,
     FACTS,
+    MAX_WORDS,
+    MIN_WORDS,
+    PLOTS,
     PROMPTS,
+    RULES,
+    is_held_out_pair,
     sample_documents,
     sample_instructions,
     sample_questions,
+    write_story,
 )
 from teenytinyllama.data.sample.grammar import (
     ADJECTIVES,
@@ -32,7 +38,6 @@ from teenytinyllama.data.sample.grammar import (
     pluralise,
     tidy,
 )
-from teenytinyllama.data.sample.storyteller import MAX_WORDS, MIN_WORDS, PLOTS, RULES, is_held_out_pair, write_story
 from teenytinyllama.evaluation.stories import (
     agreement_pairs,
     check_agreement,

@@ -17,6 +17,7 @@ from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter
 from ..evaluation.results import FINE_TUNED_SUITE, Results, Score, merge_results, write_results
 from ..gpus import device_name
+from ..processes import stopped_by_signals
 from ..stage_folder import (
     CLASSIFICATION_TABLE_NAME,
     CONFIG_NAME,
@@ -30,7 +31,6 @@ from ..stage_folder import (
     versions,
     write_json,
 )
-from ..supervision import stopped_by_signals
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
 from .finetune import Base, Encoded, Framing, choose_length, describe_framing, encode, finetune, frame, load_base
 from .labelled_rows import (

@@ -22,6 +22,7 @@ from ..distributed import from_first, join_ranks, leave_ranks
 from ..energy.recorder import StageMeter
 from ..model_files import ADAPTER_CONFIG_NAME, PUBLISHED_MODELS
 from ..models import without_cudnn_attention
+from ..processes import stopped_by_signals
 from ..stage_folder import (
     CLOZE_NAME,
     EMISSIONS_NAME,
@@ -41,7 +42,6 @@ from ..stage_folder import (
     sha256_json,
     versions,
 )
-from ..supervision import stopped_by_signals
 from .benchmark_rows import CLOZE, BenchmarkRows, MissingDataError, load_rows
 from .config import LANGUAGE_MODELING, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
 from .results import (

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_DONE, EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
+from ..processes import stopped_by_signals
 from ..stage_folder import (
     ENVIRONMENT_NAME,
     LOCK_NAME,
@@ -29,7 +30,7 @@ from ..stage_folder import (
     take_lock,
     write_json,
 )
-from ..supervision import SUPERVISOR_VARIABLE, stopped_by_signals
+from ..supervision import SUPERVISOR_VARIABLE
 from .contents import index_upload, run_identity
 from .hub import Hub, RepositoryState, open_hub, prepare
 from .publish import (

@@ -108,7 +108,7 @@ def make_portable(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerB
     """
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-    from .portable import PreTrainedTokenizerFast
+    from .files import PreTrainedTokenizerFast
 
     if type(tokenizer) is TokenizersBackend:
         tokenizer.__class__ = PreTrainedTokenizerFast  # adds no state, so changing the class is safe

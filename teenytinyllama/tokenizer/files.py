@@ -286,3 +286,41 @@ def _varint(number: int) -> bytes:
     while number > 127:
         out, number = out + bytes([number & 127 | 128]), number >> 7
     return out + bytes([number])
+
+
+def __getattr__(name: str) -> Any:
+    """Make the class `PreTrainedTokenizerFast` when it is first asked for: it imports transformers (PEP 562).
+
+    It is found by this module's name when a tokenizer travels to the worker processes of a dataset map.
+    """
+    if name != "PreTrainedTokenizerFast":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = _portable_class()
+    return found
+
+
+def _portable_class() -> type:
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    class PreTrainedTokenizerFast(TokenizersBackend):
+        """The generic fast tokenizer of transformers, unchanged, under its older name.
+
+        `save_pretrained` writes the name of the class as `tokenizer_class`. transformers 5 calls the class
+        `TokenizersBackend`, which transformers 4 does not know; both know `PreTrainedTokenizerFast`. Carrying the name
+        on the class makes every save right, also those that the Trainer makes by itself in each checkpoint. The folder
+        loads without this package: `AutoTokenizer` resolves the name inside transformers.
+        """
+
+        @property
+        def can_save_slow_tokenizer(self) -> bool:
+            """Return False: beside a `tokenizer.model` transformers would cut "Fast" off the name of the class."""
+            return False
+
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+            """Save as transformers does, then complete the folder for other programs; see `finish_tokenizer`."""
+            saved: tuple[str, ...] = super().save_pretrained(save_directory, *args, **kwargs)
+            finish_tokenizer(Path(save_directory))
+            return saved
+
+    PreTrainedTokenizerFast.__qualname__ = "PreTrainedTokenizerFast"  # so that pickle finds it by the module
+    return PreTrainedTokenizerFast

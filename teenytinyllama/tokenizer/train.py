@@ -107,7 +107,7 @@ def _too_small(vocab_size: int, smallest: int) -> str:
 
 def _for_transformers(vocabulary: list[str]) -> "PreTrainedTokenizerBase":
     """Return the transformers tokenizer of a finished vocabulary."""
-    from .portable import PreTrainedTokenizerFast
+    from .files import PreTrainedTokenizerFast
 
     build: Any = PreTrainedTokenizerFast  # transformers leaves its constructor untyped
     tokenizer: PreTrainedTokenizerBase = build(

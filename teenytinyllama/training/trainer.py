@@ -28,8 +28,8 @@ from ..energy.ledger import Phase, ledger_path, read_starts, total_of
 from ..energy.recorder import Recorder
 from ..gpus import has_accelerator, wait_for_gpu
 from ..models import finish_saved, without_cudnn_attention
+from ..processes import STOP_SIGNALS, give_back_signals, take_stop_signals
 from ..stage_folder import SAMPLES_NAME
-from ..supervision import STOP_SIGNALS, give_back_signals, take_stop_signals
 from .caps import Pauses, Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
 from .speed import SpeedPlan, eager
