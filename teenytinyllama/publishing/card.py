@@ -44,10 +44,8 @@ from .wording import (
     one_line,
     say,
     texts,
+    widget_text,
 )
-
-_MAX_WIDGET_CHARACTERS = 300
-_WIDGET_INVISIBLE = re.compile(r"[^\S\n]+")
 
 
 def front_matter(facts: CardFacts) -> str:
@@ -56,6 +54,9 @@ def front_matter(facts: CardFacts) -> str:
 
     run = facts.run
     index = model_index_of_held_out(run) + (model_index_of_results(facts.results) if facts.results else [])
+    has_perplexity = run["results"]["final"]["perplexity"] is not None or facts.evaluations
+    own = ["accuracy"] if run["stage"] == "dpo" else ["perplexity"] if has_perplexity else []
+    metrics = own + (metric_ids(facts.results) if facts.results else [])
     data = ModelCardData(
         language="pt",
         license=facts.license,
@@ -64,7 +65,7 @@ def front_matter(facts: CardFacts) -> str:
         tags=["teenytinyllama", "llama", "portuguese", *(["conversational"] if facts.is_chat else [])],
         base_model=facts.hub_base,
         datasets=facts.hub_datasets or None,
-        metrics=_metrics(facts) or None,
+        metrics=list(dict.fromkeys(metrics)) or None,
         model_name=facts.name.rsplit("/", 1)[-1] if index else None,
         eval_results=index or None,
         **_more(facts),
@@ -72,19 +73,12 @@ def front_matter(facts: CardFacts) -> str:
     return str(data.to_yaml())
 
 
-def _metrics(facts: CardFacts) -> list[str]:
-    """Return the Hub's names of all metrics in the card."""
-    has_perplexity = facts.run["results"]["final"]["perplexity"] is not None or facts.evaluations
-    own = ["accuracy"] if facts.run["stage"] == "dpo" else ["perplexity"] if has_perplexity else []
-    return list(dict.fromkeys(own + (metric_ids(facts.results) if facts.results else [])))
-
-
 def _more(facts: CardFacts) -> dict[str, Any]:
     """Return the keys that not every card has, and that the Hub's client takes as they are."""
     more: dict[str, Any] = {}
     if facts.hub_base is not None:
         more["base_model_relation"] = "adapter" if facts.is_adapter else "finetune"
-    prompts = [_widget_text(prompt) for prompt in facts.prompts]
+    prompts = [widget_text(prompt) for prompt in facts.prompts]
     if prompts:
         more["widget"] = [
             {"messages": [{"role": "user", "content": prompt}]} if facts.is_chat else {"text": prompt}
@@ -99,12 +93,6 @@ def _more(facts: CardFacts) -> dict[str, Any]:
             "hardware_used": one_line(facts.run["training"]["hardware"]),
         }
     return more
-
-
-def _widget_text(prompt: str) -> str:
-    """Return a prompt for the model's page: its lines without invisible characters, not endless."""
-    lines = (_WIDGET_INVISIBLE.sub(" ", one_line(line)) for line in prompt.split("\n"))
-    return "\n".join(lines).strip()[:_MAX_WIDGET_CHARACTERS]
 
 
 _RUN_KEYS = ("package_version", "stage", "command", "commit", "created", "model", "data", "training", "results",
@@ -352,8 +340,7 @@ _REFERENCE_RUN: dict[str, Any] = {
     "data": {"sources": {}, "hub_datasets": [], "train_tokens": None, "validation_documents": None},
     "training": dict.fromkeys(
         ("steps", "tokens", "tokens_per_step", "epochs", "seconds", "tokens_per_second", "median_tokens_per_second",
-         "world_size", "backend",
-         "zero_stage", "precision", "hardware")
+         "world_size", "backend", "zero_stage", "precision", "hardware")
     ),
     "results": {"final": {"bits_per_byte": None, "perplexity": None}},
 }  # fmt: skip

@@ -19,15 +19,7 @@ import numpy as np
 from ..arguments import read_values
 from ..checks import ensure
 from ..data.conversations import ConversationsConfig, PreferencesConfig, conversations_manifest, preferences_manifest
-from ..data.input_files import (
-    RECORD_SUFFIXES,
-    SAMPLE,
-    SUFFIXES,
-    SourceFile,
-    hash_files,
-    list_data_files,
-    resolve_files,
-)
+from ..data.input_files import RECORD_SUFFIXES, SAMPLE, SUFFIXES, SourceFile, hash_files, list_data_files, resolve_files
 from ..data.instructions import (
     DUPLICATE,
     SPLITS,
@@ -40,7 +32,7 @@ from ..data.instructions import (
     split_conversations,
 )
 from ..data.pack import PackConfig
-from ..data.packed import PACKED_NAMES, PackedCorpus, check_packed, load_packed, packed_manifest
+from ..data.packed import PACKED_NAMES, check_packed, load_packed, packed_manifest
 from ..data.readers import read_records, text_column_of
 from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
 from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS, Message
@@ -100,11 +92,7 @@ class DatasetOptions:
     language: str | None = field(default=None, metadata={"help": "of the card: en, pt or both; null: both"})
 
     def __post_init__(self) -> None:
-        """Refuse values that no dataset can be made with.
-
-        Raises:
-            InputError: a shard of no size.
-        """
+        """Refuse a shard of no size with an InputError."""
         ensure(self.shard_megabytes > 0, f"shard_megabytes={self.shard_megabytes}: must be more than 0. 500 is usual.")
 
     def said(self) -> dict[str, object]:
@@ -163,10 +151,7 @@ def read_content(source: list[str], options: DatasetOptions) -> DatasetContent:
         for path in list_data_files(Path(text), SUFFIXES) if Path(text).is_dir() else ():
             inside(Path(text), path)
     kind = options.kind if options.kind != "auto" else _kind_of_files(inputs, shown, options, settings)
-    ensure(
-        kind != "packed",
-        f"kind=packed: {shown} is no folder of `ttl pack`, it has no {MANIFEST_NAME}.",
-    )
+    ensure(kind != "packed", f"kind=packed: {shown} is no folder of `ttl pack`, it has no {MANIFEST_NAME}.")
     ensure(kind == "corpus" or options.packed is None, f"packed={options.packed}: concerns a corpus, not {kind}.")
     if kind == "corpus":
         return corpus_content(inputs, settings, options)
@@ -325,24 +310,23 @@ def packed_content(folder: Path) -> DatasetContent:
         "dropped_validation_tokens": int(packed.validation.size) % context,
         "rows": {"train": len(packed.train), "validation": int(packed.validation.size) // context},
     }
+
+    def rows() -> Iterator[DatasetRow]:
+        for row in packed.train:
+            yield DatasetRow("train", "", "", {"input_ids": row.astype(np.int32)})
+        for start in range(0, packed.validation.size - context + 1, context):  # packing never cuts these into rows
+            ids = packed.validation[start : start + context].astype(np.int32)
+            yield DatasetRow("validation", "", "", {"input_ids": ids})
+
     return DatasetContent(
         "packed",
         pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int32(), context))]),
-        lambda: _token_rows(packed, context),
+        rows,
         hashes,
         {"tokenizer_sha256": manifest["tokenizer_sha256"], "context": context},
         facts,
         row_bytes=4 * context,
     )
-
-
-def _token_rows(packed: PackedCorpus, context: int) -> Iterator[DatasetRow]:
-    """Yield packed rows, and rows of the same length of the held-out documents, which packing never cuts."""
-    for row in packed.train:
-        yield DatasetRow("train", "", "", {"input_ids": row.astype(np.int32)})
-    for start in range(0, packed.validation.size - context + 1, context):
-        ids = packed.validation[start : start + context].astype(np.int32)
-        yield DatasetRow("validation", "", "", {"input_ids": ids})
 
 
 def conversations_content(folder: Path) -> DatasetContent:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from ..checks import InputError, RunFailedError, ensure, transport_module
 from .safety import (
+    UnansweredError,
     Upload,
     UploadFile,
     check_replacement,
@@ -27,10 +28,10 @@ from .safety import (
     check_upload,
     explain,
     one_clean_line,
+    passing_failure,
     repository_page,
     same_identity,
     stale_paths,
-    xet_status,
 )
 
 logger = logging.getLogger(__name__)
@@ -62,18 +63,6 @@ class HubLimits:
     give_up_seconds: float = 600.0
     tries: int = 8
     first_wait_seconds: float = 1.0
-
-
-class UnansweredError(Exception):
-    """A call to the Hub that failed for a reason that may pass.
-
-    Attributes:
-        wait_seconds: what the Hub asks to wait (Retry-After), or 0.
-    """
-
-    def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
 
 
 @dataclass(frozen=True)
@@ -416,19 +405,6 @@ def _retry_after(headers: Any) -> float:
     return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else 0.0
 
 
-def _passing_failure(error: BaseException | None) -> UnansweredError | None:
-    """Return the failure that may pass among an exception and its causes, or None."""
-    while error is not None:
-        if isinstance(error, UnansweredError):
-            return error
-        if isinstance(error, json.JSONDecodeError):  # the client reads an answer before it looks at its status
-            return UnansweredError("an answer that is no JSON")
-        if type(error) is ConnectionError and not xet_status(error):
-            return UnansweredError(one_clean_line(str(error)))
-        error = error.__cause__
-    return None
-
-
 def _call(what: str, call: Callable[[], Result], repository: str, hub: Hub) -> Result:
     """Return what a call to the Hub returns, tried again while its failures may pass; it must be safe to repeat.
 
@@ -448,7 +424,7 @@ def _call(what: str, call: Callable[[], Result], repository: str, hub: Hub) -> R
             raise
         # RuntimeError: from the client's threads. OSError: the client's own, and Xet's ConnectionError.
         except (UnansweredError, OSError, RuntimeError, ValueError) as error:
-            failure = _passing_failure(error)
+            failure = passing_failure(error)
             if failure is None:
                 if (refusal := explain(error, what, repository, hub.user)) is None:
                     raise

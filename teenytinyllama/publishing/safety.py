@@ -1,4 +1,4 @@
-"""What may be published: the files of an upload, what is kept back, what they may replace, and the Hub's refusals.
+"""What may be published: the files of an upload, what is kept back, what they may replace, and the Hub's failures.
 
 Kept back are secrets, pickles, caches and files from outside the run's folder. Nothing here asks the network.
 """
@@ -91,6 +91,31 @@ def one_clean_line(text: str) -> str:
     return without_tokens(text)[:_LONGEST_MESSAGE]
 
 
+class UnansweredError(Exception):
+    """A call to the Hub that failed for a reason that may pass.
+
+    Attributes:
+        wait_seconds: what the Hub asks to wait (Retry-After), or 0.
+    """
+
+    def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_seconds = wait_seconds
+
+
+def passing_failure(error: BaseException | None) -> UnansweredError | None:
+    """Return the failure that may pass among an exception and its causes, or None."""
+    while error is not None:
+        if isinstance(error, UnansweredError):
+            return error
+        if isinstance(error, json.JSONDecodeError):  # the client reads an answer before it looks at its status
+            return UnansweredError("an answer that is no JSON")
+        if type(error) is ConnectionError and not _xet_status(error):
+            return UnansweredError(one_clean_line(str(error)))
+        error = error.__cause__
+    return None
+
+
 def explain(error: Exception, what: str, repository: str, user: str) -> InputError | None:
     """Return the refusal that an exception of the Hub client means, or None for what is no refusal of the Hub.
 
@@ -111,7 +136,7 @@ def explain(error: Exception, what: str, repository: str, user: str) -> InputErr
     elif isinstance(error, ValueError) and str(error).startswith(_CLIENT_REFUSALS):
         said = one_clean_line(str(error))
         return InputError(f"{what}: the Hub refuses it: {said}{_QUOTA_FIX if _QUOTA.search(said) else ''}")
-    elif (status := xet_status(error)) == 0:
+    elif (status := _xet_status(error)) == 0:
         return None
     who = f"as {user}" if user else "with this token"
     if isinstance(error, GatedRepoError):
@@ -132,7 +157,7 @@ def explain(error: Exception, what: str, repository: str, user: str) -> InputErr
     return InputError(f"{what}: {reason}")
 
 
-def xet_status(error: BaseException) -> int:
+def _xet_status(error: BaseException) -> int:
     """Return the status with which Xet was refused for good, or 0; it raises a ConnectionError for everything."""
     found = _XET_STATUS.search(str(error)) if type(error) is ConnectionError else None
     return int(found[1]) if found and found[1] not in ("408", "429") else 0

@@ -25,6 +25,8 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # An address that can be the target of a link: no spaces, quotes, brackets or marks of HTML.
 _ADDRESS = re.compile(r"https://[\w.~:/?#@!$&*+,;=%-]+", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~!#$&<>]")
+_SPACE_IN_LINE = re.compile(r"[^\S\n]+")
+_MAX_WIDGET_CHARACTERS = 300
 
 
 class Markdown(str):
@@ -36,6 +38,12 @@ class Markdown(str):
 def one_line(value: object) -> str:
     """Return the value's text with line breaks, control and reordering characters replaced by a space."""
     return _INVISIBLE.sub(" ", str(value))
+
+
+def widget_text(prompt: str) -> str:
+    """Return a prompt for the model's page: its lines without invisible characters, not endless."""
+    lines = (_SPACE_IN_LINE.sub(" ", one_line(line)) for line in prompt.split("\n"))
+    return "\n".join(lines).strip()[:_MAX_WIDGET_CHARACTERS]
 
 
 def escape_markdown(value: object) -> Markdown:
