@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 PAD_TOKEN = "<pad>"
 LEAST_TEXT_TOKENS = 8
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -125,12 +124,7 @@ def _context(config: Any, tokenizer: Any) -> int | None:
 
 
 def build_classifier(base: Base, seed: int) -> "PreTrainedModel":
-    """Return the model with a new head, and with padding where the tokenizer has it.
-
-    Args:
-        base: see `load_base`.
-        seed: of all weights that are drawn.
-    """
+    """Return the model with a new head, and with padding where the tokenizer has it; all new weights follow `seed`."""
     config: Any = copy.deepcopy(base.config)
     pad = config.pad_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:  # -1 in some Llamas: no row of the embeddings
@@ -195,12 +189,7 @@ def frame(base: Base, has_pairs: bool, end_token: bool | None = None) -> Framing
 
     Of a decoder as in the paper: `<s> text` and `<s> first <s> second </s>`. The head reads the last token: without an
     end token that is where the model would go on with the text; behind one, where it has only ever seen the next
-    document begin.
-
-    Args:
-        base: the model.
-        has_pairs: whether rows are pairs.
-        end_token: whether a decoder's rows end with the end token; None for the paper's way.
+    document begin. `end_token` says whether a decoder's rows end with one; None is the paper's way.
 
     Raises:
         InputError: a decoder whose tokenizer has neither a start nor an end token.
@@ -232,13 +221,9 @@ def describe_framing(base: Base, framing: Framing) -> str:
 
 
 def choose_length(base: Base, framing: Framing, given: int | None, usual: int | None) -> int:
-    """Return the largest number of tokens of a row.
+    """Return the largest number of tokens of a row: the one given by the user, or else the paper's for this task.
 
-    Args:
-        base: the model.
-        framing: of its rows.
-        given: by the user.
-        usual: the paper's for this task, cut to the model's context.
+    The paper's is cut to the model's context.
 
     Raises:
         InputError: more than the model's context, or so few that nearly no text is left.
@@ -382,18 +367,12 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune with one seed and return its record, the content of `seed-N.json`.
 
-    Args:
-        base: the model.
-        data: the rows of train, validation and test.
-        config: how.
-        seed: of the head (or of all weights) and of the order of the rows.
-        folder: where checkpoints lie meanwhile.
-        meter: measures energy.
+    Checkpoints lie in `folder` meanwhile. The seed decides the head (or all weights) and the order of the rows.
 
     Raises:
         RunFailedError: the loss is not finite, or memory ran out.
     """
-    checkpoints = folder / CHECKPOINTS
+    checkpoints = folder / "checkpoints"
     start = time.monotonic()
     evaluated = ["validation", "test"] if config.select == CHOSEN_ON_TEST else ["validation"]
     num_labels = base.config.num_labels or 0

@@ -19,14 +19,12 @@ from typing import Any
 from ..checks import InputError, ensure, hub_errors
 from ..data.input_files import RECORD_SUFFIXES
 from ..data.readers import read_records
-from .config import LABEL, LETTERS, SENTIMENTS, SOURCES, TEXT, Column, DataSplit, Shots, Source
+from .config import COLUMN_KINDS, LABEL, LETTERS, SENTIMENTS, SOURCES, TEXT, Column, DataSplit, Shots, Source
 
 Row = dict[str, Any]
 NO_OR_YES = ("Não", "Sim")  # the answers to labels 0 and 1
 _ANSWER = re.compile(r"\(?\s*(\w)\s*[.):-]?")  # B, b, (b), b), B.
 _EMPTY = ("", "nan", "<na>")  # how tables write a cell without text
-_KINDS = {"text": "a text", "texts": "a list of texts", "list": "a list", "number": "a number", "letter": "a letter",
-          "options": "a mapping of text and label, two lists of one length"}  # fmt: skip
 _SHUFFLE_SEED = 0
 _PARQUET_COPY = "refs/convert/parquet"  # https://huggingface.co/docs/dataset-viewer/parquet
 
@@ -150,8 +148,7 @@ def _find_file(data_dir: str, part: DataSplit) -> Path:
             path = Path(data_dir) / f"{stem}{suffix}"
             if path.is_file():
                 return path
-    names = " or ".join(part.stems)
-    raise MissingDataError(f"{data_dir} holds no {names} ({', '.join(RECORD_SUFFIXES)})")
+    raise MissingDataError(f"{data_dir} holds no {' or '.join(part.stems)} ({', '.join(RECORD_SUFFIXES)})")
 
 
 def _choose_shots(shots: Shots, pool: list[Row], place: str) -> list[Row]:
@@ -205,9 +202,9 @@ def _check_rows(place: str, rows: list[Row], columns: dict[str, Column]) -> None
             if value is None and (column.optional or column.may_be_empty):
                 continue
             ensure(
-                _fits(value, column),
-                f"{place}: row {number}: {name} is {str(value)[:80]!r}, but must be {_KINDS[column.kind]}. Correct the "
-                "row, or take it out.",
+                column.fits(value),
+                f"{place}: row {number}: {name} is {str(value)[:80]!r}, but must be {COLUMN_KINDS[column.kind]}. "
+                "Correct the row, or take it out.",
             )
             label = letter_of(value) if column.kind == "letter" else value
             ensure(
@@ -216,24 +213,6 @@ def _check_rows(place: str, rows: list[Row], columns: dict[str, Column]) -> None
                 f"{', '.join(map(repr, column.allowed or ()))}. Correct the row, or take it out"
                 + (": whether a number counts from 0 or from 1 is not guessed." if column.kind == "letter" else "."),
             )
-
-
-def _fits(value: Any, column: Column) -> bool:
-    """Return whether a value is of a column's kind."""
-    if column.kind == "text":
-        # A label may be a number where the Hub's dataset has a text.
-        return bool(isinstance(value, str) and (value.strip() or column.optional or column.may_be_empty)) or (
-            column.allowed is not None and isinstance(value, int)
-        )
-    if column.kind == "letter":
-        return isinstance(value, str | int)
-    if column.kind == "number":
-        return isinstance(value, int | float) and math.isfinite(value)
-    if column.kind == "options":
-        texts, labels = (value.get("text"), value.get("label")) if isinstance(value, dict) else (None, None)
-        return isinstance(texts, list) and isinstance(labels, list) and 0 < len(texts) == len(labels)
-    items = isinstance(value, list)
-    return items and (column.kind == "list" or (bool(value) and all(isinstance(item, str | None) for item in value)))
 
 
 def _read_hub(source: Source, part: DataSplit) -> tuple[list[Row], Origin, str, int]:
@@ -321,11 +300,7 @@ def arc(row: Row) -> Row:
 
 
 def mmlu(row: Row) -> Row:
-    """Return question, choices and the place of the right one; the prompt shows four letters, so it needs four texts.
-
-    Raises:
-        BadRowError: an option is empty.
-    """
+    """Return question, choices and the place of the right one; the prompt shows four letters and needs four texts."""
     options = _lettered(row, "ABCD")
     for letter, text in options.items():
         if is_empty(text):
@@ -448,16 +423,12 @@ def last_word(row: Row) -> Row | None:
     return {"sentence": text, "last_word": word} if text and word else None
 
 
-def yes_or_no(row: Row) -> Row:
-    """Return a text and whether it is what the task asks for."""
-    return {"sentence": row["sentence"], "answer": NO_OR_YES[int(row["label"])]}
-
-
 CLOZE = "cloze"
 CANONICAL: dict[str, Callable[[Row], Row | None]] = {
     "arc": arc, "hellaswag": hellaswag, "mmlu": mmlu, "truthfulqa": truthfulqa, "assin2": pair,
     "enem": exam, "bluex": exam, "oab": functools.partial(exam, letters="ABCD"),
-    **dict.fromkeys(("hatebr", "hate_speech"), yes_or_no),
+    **dict.fromkeys(("hatebr", "hate_speech"),
+                    lambda row: {"sentence": row["sentence"], "answer": NO_OR_YES[int(row["label"])]}),
     **dict.fromkeys(("calame", "lambada", CLOZE), last_word),
     "faquad_nli": lambda row: {"question": row["question"], "reply": row["answer"],
                                "answer": NO_OR_YES[int(row["label"])]},

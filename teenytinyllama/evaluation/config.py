@@ -5,10 +5,11 @@ Sources of the datasets, splits and solved examples: lm-evaluation-harness 0.4.1
 `leaderboard`; the datasets' cards for CALAME-PT and LAMBADA-PT.
 """
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..checks import InputError, ensure, near_name
 from ..energy.emissions import GridSettings
@@ -18,6 +19,10 @@ TASKS_FOLDER = Path(__file__).parent / "tasks"
 PREFIX = "ttl_"
 TaskKind = Literal["choices", "truth", "word", "labels", "exam", "similarity"]
 ColumnKind = Literal["text", "texts", "list", "options", "number", "letter"]
+COLUMN_KINDS: dict[ColumnKind, str] = {  # as messages name them
+    "text": "a text", "texts": "a list of texts", "list": "a list", "number": "a number", "letter": "a letter",
+    "options": "a mapping of text and label, two lists of one length",
+}  # fmt: skip
 LETTERS = "ABCDE"
 SENTIMENTS = {"Positive": "Positivo", "Neutral": "Neutro", "Negative": "Negativo"}  # as in the rows, as asked for
 
@@ -38,6 +43,23 @@ class Column:
     allowed: tuple[Hashable, ...] | None = None
     optional: bool = False
     may_be_empty: bool = False
+
+    def fits(self, value: Any) -> bool:
+        """Return whether a value is of the column's kind."""
+        if self.kind == "text":
+            # A label may be a number where the Hub's dataset has a text.
+            return bool(isinstance(value, str) and (value.strip() or self.optional or self.may_be_empty)) or (
+                self.allowed is not None and isinstance(value, int)
+            )
+        if self.kind == "letter":
+            return isinstance(value, str | int)
+        if self.kind == "number":
+            return isinstance(value, int | float) and math.isfinite(value)
+        if self.kind == "options":
+            texts, labels = (value.get("text"), value.get("label")) if isinstance(value, dict) else (None, None)
+            return isinstance(texts, list) and isinstance(labels, list) and 0 < len(texts) == len(labels)
+        items = isinstance(value, list)
+        return items and (self.kind == "list" or (bool(value) and all(isinstance(item, str | None) for item in value)))
 
 
 @dataclass(frozen=True)

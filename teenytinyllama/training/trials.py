@@ -69,16 +69,14 @@ OUT_OF_MEMORY_HELP = "Set activation_checkpointing: true, take rows of a smaller
 
 
 def settle_micro_batch(config: Any, plan: RunPlan) -> None:
-    """Set the micro-batch of a run, in place; call it on every rank once they are connected and before the Trainer.
+    """Set the micro-batch, the accumulation and why in `config`, a `RunSettings`.
+
+    Call it on every rank once they are connected and before the Trainer.
 
     A micro-batch that is not given is chosen from the free memory of the rank that has least. A resumed run keeps the
     one it had, so that floating-point sums keep their order. One that might not fit is tried, and the next smaller one
     is taken, until one fits. All this happens before the Trainer is made, because the Trainer then reads accumulation,
     and fills in DeepSpeed's `auto` values from it.
-
-    Args:
-        config: a `RunSettings`, changed in place: the micro-batch, the accumulation, and why.
-        plan: the checked plan.
 
     Raises:
         InputError: not even one row fits.
@@ -157,8 +155,7 @@ def _shrink_until_it_fits(config: Any, plan: RunPlan, need: MemoryNeed, rows: in
                 f"{need.state_bytes / 1e9:.1f}). {OUT_OF_MEMORY_HELP}"
             )
         _say(f"micro-batch {rows} does not fit ({failure}): {smaller[-1]}")
-        reason = f"{rows} did not fit"
-        rows = smaller[-1]
+        rows, reason = smaller[-1], f"{rows} did not fit"
 
 
 def try_rows(config: Any, plan: RunPlan, need: MemoryNeed, rows: int) -> str:
