@@ -373,8 +373,8 @@ def own_keys(cls: type) -> set[str]:
 
 
 def _as_yaml(value: Any) -> str:
-    """Return a default as a YAML file would have it: null and true, not Python's None and True."""
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    """Return a default as a YAML file would have it: null, true and "", not Python's None, True and nothing."""
+    return {"None": "null", "True": "true", "False": "false", "": '""'}.get(str(value), str(value))
 
 
 def describe_keys(cls: type, own_only: bool = False) -> str:

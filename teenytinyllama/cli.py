@@ -278,8 +278,8 @@ VERBS: dict[str, Verb] = {
                     (Word("RUN|DATA", "a run (the output_dir of a training) or data (a folder or files)", many=True),),
                     data_config="publishing.publish_dataset:PublishDatasetConfig",
                     after_signal="what is published stays; the same command goes on"),
-    "chat": Verb(chat, "chat.terminal:ChatConfig", "share", (_MODEL,), lasts=True),
-    "app": Verb(app, "chat.page:AppConfig", "share", (_MODEL,), lasts=True),
+    "chat": Verb(chat, "chat.terminal:ChatConfig", "talk", (_MODEL,), lasts=True),
+    "app": Verb(app, "chat.page:AppConfig", "talk", (_MODEL,), lasts=True),
 }  # fmt: skip
 
 

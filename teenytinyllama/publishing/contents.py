@@ -10,15 +10,21 @@ from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_files
 from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES
 from ..stage_folder import (
+    ANSWERS_NAME,
     BASE_RECORD_NAME,
     CARD_NAME,
     CHECKPOINTS_NAME,
     CONFIG_NAME,
+    ENERGY_JSON_NAME,
+    ENERGY_MARKDOWN_NAME,
+    ENERGY_PLOT_NAME,
     ENVIRONMENT_NAME,
     MANIFEST_NAME,
     METRICS_NAME,
+    PLOT_NAME,
     RESULTS_NAME,
     SAMPLES_NAME,
+    SPEED_TEST_NAME,
     sha256_file,
 )
 from ..tokenizer.files import SENTENCEPIECE_NAME
@@ -50,16 +56,16 @@ _RECORDS = (
     ENVIRONMENT_NAME,
     METRICS_NAME,
     SAMPLES_NAME,
-    "answers.jsonl",
-    "speed_test.json",
+    ANSWERS_NAME,
+    SPEED_TEST_NAME,
     RESULTS_NAME,
-    "loss.png",
-    "emissions.json",
-    "emissions.md",
-    "emissions.png",
+    PLOT_NAME,
+    ENERGY_JSON_NAME,
+    ENERGY_MARKDOWN_NAME,
+    ENERGY_PLOT_NAME,
 )
 # Of them, those that hold commands and folders as they were typed.
-_NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, "speed_test.json", RESULTS_NAME, "emissions.json"}
+_NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, SPEED_TEST_NAME, RESULTS_NAME, ENERGY_JSON_NAME}
 
 
 def run_identity(run: Path) -> dict[str, Any]:

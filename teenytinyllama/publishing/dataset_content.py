@@ -8,7 +8,6 @@ reads. Both are split as `ttl sft` and `ttl dpo` do, and held in memory: an equa
 split, which only the whole set can tell.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from ..data.packed import PACKED_NAMES, check_packed, load_packed, packed_manife
 from ..data.readers import read_records, text_column_of
 from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
 from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS, Message
-from ..stage_folder import CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, sha256_file
+from ..stage_folder import CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, find_manifest, sha256_file
 from .dataset_shards import DatasetContent, DatasetRow
 from .safety import inside
 
@@ -116,7 +115,7 @@ def is_dataset(source: list[str]) -> bool:
     path = Path(source[0])
     if not path.is_dir():
         return path.name.lower().endswith((*SUFFIXES, *_CONFIG_SUFFIXES)) or "*" in source[0]
-    stage = _stage(path)
+    stage = (find_manifest(path) or {}).get("stage")
     if stage is not None:
         return stage in _STAGE_KINDS
     if any((path / name).exists() for name in _RUN_FILES) or any(path.glob("checkpoint-*")):
@@ -140,7 +139,7 @@ def read_content(source: list[str], options: DatasetOptions) -> DatasetContent:
     shown = ", ".join(source)
     inputs, settings = _of_config(source) if source[0].lower().endswith(_CONFIG_SUFFIXES) else (source, {})
     for text in inputs:
-        if (folder := Path(text)).is_dir() and (stage := _stage(folder)) is not None:
+        if (manifest := find_manifest(folder := Path(text))) is not None and (stage := manifest.get("stage")):
             ensure(len(inputs) == 1, f"source={shown}: {text} was made by `{stage}` and is published alone.")
             return _of_stage(folder, stage, options)
         ensure(
@@ -187,16 +186,6 @@ def _refuse(options: DatasetOptions, names: Iterable[str], what: str) -> None:
     for name in names:
         value = getattr(options, name)
         ensure(value is None, f"{name}={value}: does not concern {what}. Leave it out.")
-
-
-def _stage(folder: Path) -> str | None:
-    """Return the stage in a folder's manifest; None without a manifest of ours."""
-    try:
-        found = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    stage = found.get("stage") if isinstance(found, dict) else None
-    return stage if isinstance(stage, str) else None
 
 
 def _kind_of_files(inputs: list[str], shown: str, options: DatasetOptions, settings: dict[str, Any]) -> str:

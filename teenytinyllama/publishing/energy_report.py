@@ -14,10 +14,18 @@ from ..checks import InputError, counted, ensure
 from ..energy.emissions import EmissionsTotal, grid_intensity, place, read_emissions
 from ..energy.ledger import FLUSH_SECONDS, Account, describe_incomplete, num_speed_tests, read_energy
 from ..gpus import find_gpu
-from ..stage_folder import CONFIG_NAME, EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, write_json
+from ..stage_folder import (
+    CONFIG_NAME,
+    EMISSIONS_NAME,
+    ENERGY_JSON_NAME,
+    ENERGY_MARKDOWN_NAME,
+    ENERGY_PLOT_NAME,
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    write_json,
+)
 from .facts import read_metrics
-
-REPORT_PLOT = "emissions.png"
 
 
 def render_markdown(report: dict[str, Any]) -> str:
@@ -41,7 +49,7 @@ def render_markdown(report: dict[str, Any]) -> str:
         flush_seconds=FLUSH_SECONDS,
         car_grams_per_mile=CAR_GRAMS_PER_MILE,
         gpu_check_said=describe_gpu_check(report["gpu_check"]),
-        plot=REPORT_PLOT,
+        plot=ENERGY_PLOT_NAME,
     )
 
 
@@ -98,7 +106,6 @@ def plot_energy(scores: list[dict[str, Any]], path: Path) -> None:
     partial.replace(path)
 
 
-REPORT_JSON, REPORT_MARKDOWN = "emissions.json", "emissions.md"
 ELSEWHERE = ("BRA", "PRT", "FRA", "DEU", "USA")
 # "The average passenger vehicle emits about 400 grams of CO2 per mile": US EPA, Greenhouse Gas Emissions from a Typical
 # Passenger Vehicle (EPA-420-F-23-014, 2023). A mile is 1.609344 km.
@@ -121,10 +128,10 @@ def write_energy_report(folder: Path, usd_per_hour: float | None = None, elsewhe
         InputError: no run, nothing measured, files that contradict each other, an unknown country, or a price below 0.
     """
     report = energy_report(folder, usd_per_hour, elsewhere)
-    write_json(folder / REPORT_JSON, report)
+    write_json(folder / ENERGY_JSON_NAME, report)
     text = render_markdown(report)
-    (folder / REPORT_MARKDOWN).write_text(text, encoding="utf-8")
-    plot_energy(report["scores"], folder / REPORT_PLOT)
+    (folder / ENERGY_MARKDOWN_NAME).write_text(text, encoding="utf-8")
+    plot_energy(report["scores"], folder / ENERGY_PLOT_NAME)
     return text
 
 

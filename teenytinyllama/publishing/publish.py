@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from ..checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
 from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
-from ..stage_folder import CONFIG_NAME, ENVIRONMENT_NAME, METRICS_NAME, scratch_folder
+from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME, scratch_folder
 from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
 from .facts import read_metrics
 from .hub import Hub, HubLimits, RepositoryState, open_hub, prepare, push
@@ -240,7 +240,7 @@ def read_checkpoint(run: Path, folder: Path, config: PublishConfig) -> Checkpoin
     entry = {"step": step, "branch": revision, **figures, "sha256": weights}
     consumed = {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}
     files += [
-        UploadFile("emissions.json", (json.dumps(consumed, indent=1) + "\n").encode()),
+        UploadFile(ENERGY_JSON_NAME, (json.dumps(consumed, indent=1) + "\n").encode()),
         UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
         *present_files(run, (CONFIG_NAME, ENVIRONMENT_NAME)),
     ]
