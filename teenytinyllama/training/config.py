@@ -15,6 +15,7 @@ from ..planning.memory import batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import Decision, check_caps, has_caps
+from .optimizer import OptimizerName, check_optimizer
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
 
@@ -85,6 +86,13 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             "with the head where layers are compiled, else in chunks where torch has them"
         },
     )
+    optimizer: OptimizerName = field(
+        default="adamw",
+        metadata={"help": "adamw; muon or normuon for the layers' matrices, with AdamW for embeddings, head and norms"},
+    )
+    embedding_learning_rate: float | None = field(
+        default=None, metadata={"help": "with muon or normuon: peak rate of embeddings and head; null: learning_rate"}
+    )
     compile_layers: bool | None = field(
         default=None, metadata={"help": "compile each layer with torch; null: when the run is long enough to pay"}
     )
@@ -145,6 +153,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         self.tokenizer = self.tokenizer or self.model_name_or_path
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote.")
         check_speed(self)
+        check_optimizer(self)
         check_caps(self)
         for key in ("cloze_items", "signal_items"):
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")
@@ -180,6 +189,15 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                 f"{name}={value}: says how to pack, and packed={self.packed} is packed already. Leave it out, or give "
                 "inputs in place of packed.",
             )
+
+    def _check_library(self) -> None:
+        """Refuse Muon under DeepSpeed, whose ranks hold flat parts of matrices, which cannot be orthogonalised."""
+        plugin: Any = getattr(self, "deepspeed_plugin", None)
+        ensure(
+            plugin is None or self.optimizer == "adamw",
+            f"optimizer={self.optimizer}: works on whole matrices, and under ZeRO a rank holds flat parts of them. Use "
+            "`--accelerate ddp`, or optimizer: adamw.",
+        )
 
     def _derive_steps(self) -> None:
         assert self.tokens_per_step is not None

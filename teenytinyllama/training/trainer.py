@@ -32,6 +32,7 @@ from ..processes import STOP_SIGNALS, give_back_signals, take_stop_signals
 from ..stage_folder import SAMPLES_NAME
 from .caps import Pauses, Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
+from .optimizer import MuonAdamW, parameter_groups
 from .speed import SpeedPlan, eager
 
 if TYPE_CHECKING:
@@ -200,6 +201,14 @@ class Pretrainer(RunTrainer, Trainer):
         with self.clock.part("data"):
             batches = list(itertools.islice(epoch_iterator, num_batches))
         return batches, sum(batch["labels"][:, 1:].numel() for batch in batches) * self.args.world_size
+
+    def create_optimizer(self, model: "nn.Module | None" = None) -> "torch.optim.Optimizer":
+        """Return the optimizer, Muon where the config says so."""
+        config: Any = self.args
+        trained: Any = model or self.model
+        if self.optimizer is None and config.optimizer != "adamw":
+            self.optimizer = MuonAdamW(parameter_groups(trained, config))
+        return super().create_optimizer(model)  # type: ignore[no-any-return]
 
     def compute_loss(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the Trainer's loss (see `speed.fuse_loss`), without the key-value cache, which would cost copies."""
