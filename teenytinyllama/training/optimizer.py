@@ -18,8 +18,8 @@ from ..checks import ensure
 
 OptimizerName = Literal["adamw", "muon", "normuon"]
 
-# Coefficients of five steps of x -> a x + b x^3 + c x^5 that bring singular values between 0.001 and 1 to 0.876 to 1.124,
-# the best that five such steps can do (Amsel et al. 2025, arXiv 2505.16932, "Polar Express").
+# Coefficients of five steps of x -> a x + b x^3 + c x^5, which bring singular values between 0.001 and 1 into 0.876 to
+# 1.124, the best that five such steps can do (Amsel et al. 2025, arXiv 2505.16932, "Polar Express").
 POLAR_STEPS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -185,3 +185,11 @@ def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]
         {"params": tables, **adamw_keys, "lr": config.embedding_learning_rate or rate, "weight_decay": 0.0},
         {"params": vectors, **adamw_keys, "lr": rate, "weight_decay": 0.0},
     ]
+
+
+def describe_optimizer(config: Any) -> str:
+    """Return which optimizer trains what, for the banner."""
+    if config.optimizer == "adamw":
+        return str(getattr(config.optim, "value", config.optim))
+    rate = config.embedding_learning_rate or config.learning_rate
+    return f"{config.optimizer} for the layers' matrices; AdamW for embeddings and head (peak {rate:g}) and for norms"

@@ -20,6 +20,7 @@ from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
 from ..planning.memory import REPEATS_WORTH_READING
 from .config import DEFAULT_PROMPTS, PretrainConfig
+from .optimizer import describe_optimizer
 from .run import (
     NOT_EVALUATED,
     Run,
@@ -218,6 +219,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         "length": describe_length(config, plan, len(plan.packed.train)),
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
+        "optimizer": describe_optimizer(config),
     }
     if plan.packed.manifest.get("same_document"):
         lines["held out"] = "the last part of the only document: scores are of the same document"
