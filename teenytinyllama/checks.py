@@ -293,9 +293,9 @@ def _explain_fault(error: OSError | ValueError | RuntimeError) -> InputError | R
 def beside_the_model(what: str, on_failure: Callable[[str], None] | None = None) -> Iterator[None]:
     """Turn an exception of the block into a warning: the block makes something beside the model, such as a plot.
 
-    This is the only place that handles every exception. The block calls other libraries, drivers and disks, which can
-    fail in any way, and none of their failures may end days of training. Signals still end the run. The block must not
-    wait for other ranks, because they would wait forever for a rank whose block has failed.
+    This is the only place that goes on after any exception. The block calls other libraries, drivers and disks, which
+    can fail in any way, and none of their failures may end days of training. Signals still end the run. The block must
+    not wait for other ranks, because they would wait forever for a rank whose block has failed.
 
     Args:
         what: name of what the block makes, for the warning.

@@ -4,9 +4,10 @@ import gc
 import importlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import NoReturn
+from types import ModuleType, SimpleNamespace
+from typing import Any, NoReturn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -118,3 +119,19 @@ def real_data() -> Path:
     if not (folder / "corpus").is_dir():
         pytest.skip("no real data: set TTL_REAL_DATA")
     return folder
+
+
+@pytest.fixture
+def under_zero(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int], None]:
+    """Return a function that lets a library's class of arguments find accelerate's DeepSpeed plugin of a ZeRO stage."""
+
+    def set_stage(arguments_class: type, stage: int) -> None:
+        made: Any = arguments_class.__post_init__  # type: ignore[attr-defined]
+
+        def made_under_zero(arguments: Any) -> None:
+            made(arguments)
+            arguments.deepspeed_plugin = SimpleNamespace(zero_stage=stage)
+
+        monkeypatch.setattr(arguments_class, "__post_init__", made_under_zero)
+
+    return set_stage

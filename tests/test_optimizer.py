@@ -1,6 +1,7 @@
 """Muon beside AdamW: the size and direction of updates, the groups, exact continuation, refusals, and a real run."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,8 @@ def test_bad_keys_are_refused(values: dict[str, Any], keys: dict[str, Any], mess
         build(PretrainConfig, check_types(PretrainConfig, {**values, **keys}))
 
 
-def test_zero_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Plugin:
-        zero_stage = 1
-
-    made = TrainingArguments.__post_init__
-
-    def made_under_zero(arguments: Any) -> None:
-        made(arguments)
-        arguments.deepspeed_plugin = Plugin()
-
-    monkeypatch.setattr(TrainingArguments, "__post_init__", made_under_zero)
+def test_zero_is_refused(values: dict[str, Any], under_zero: Callable[[type, int], None]) -> None:
+    under_zero(TrainingArguments, 1)
     with pytest.raises(InputError, match="optimizer=muon: works on whole matrices.*Use `--accelerate ddp`"):
         build(PretrainConfig, {**values, "optimizer": "muon"})
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -741,17 +742,8 @@ def test_the_parent_checks_for_the_ranks_it_will_start(values: dict[str, Any]) -
     assert resolve_training("sft", {**values, "tokens_per_step": None}, 3)["state"] == "new"
 
 
-def test_zero_3_is_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Plugin:
-        zero_stage = 3
-
-    made = SFTConfig.__post_init__
-
-    def made_under_zero_3(config: SFTConfig) -> None:
-        made(config)
-        config.deepspeed_plugin = Plugin()
-
-    monkeypatch.setattr(SFTConfig, "__post_init__", made_under_zero_3)
+def test_zero_3_is_refused(values: dict[str, Any], under_zero: Callable[[type, int], None]) -> None:
+    under_zero(SFTConfig, 3)
     with pytest.raises(InputError, match=r"accelerate=zero3: tuning is not done under ZeRO-3.*Use zero1, zero2 or ddp"):
         config_of(values)
 

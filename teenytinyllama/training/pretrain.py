@@ -269,8 +269,7 @@ def pretrain(config: PretrainConfig, given: Resolved | dict[str, Any]) -> Path:
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite, or memory ran out.
     """
-    known = given if isinstance(given, Resolved) else None
-    return execute(config, plan_run(config, known), given, build_run, _finish)
+    return execute(config, plan_run, given, build_run, _finish)
 
 
 def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float) -> None:

@@ -151,17 +151,17 @@ def _checkpoint_callback(
 
 def execute(
     config: Any,
-    plan: Plan,
+    make_plan: Callable[[Any, Resolved | None], Plan],
     given: Resolved | dict[str, Any],
     build: Callable[[Any, Plan], Run],
     finish: Callable[[Run, Any, Plan, float], None],
 ) -> Path:
-    """Train by a plan in this process (one of its ranks), or resume, and return the run's folder.
+    """Plan a run and train in this process (one of its ranks), or resume, and return the run's folder.
 
     Args:
         config: a `RunSettings`, with everything derived.
-        plan: the checked plan.
-        given: the keys as the user gave them, for `config.yaml`; or what was resolved with them.
+        make_plan: checks the config against its files, unless state and identity of the run were resolved before.
+        given: the keys as the user gave them, for `config.yaml`; or all that was resolved before (`read_run`).
         build: makes Trainer and callbacks, once the micro-batch is settled.
         finish: is called after the last step with the seconds of training, to score and save the final model; not
             called after a signal.
@@ -171,6 +171,8 @@ def execute(
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite, or memory ran out.
     """
+    known, given_keys = (given, given.given) if isinstance(given, Resolved) else (None, given)
+    plan = make_plan(config, known)
     if plan.state == "complete":
         if is_main_process():
             print(f"{plan.folder} is complete; {describe_continuation(plan.folder)}")
@@ -185,7 +187,7 @@ def execute(
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)
-        _open_run_folder(config, plan, given.given if isinstance(given, Resolved) else given)
+        _open_run_folder(config, plan, given_keys)
     run.banner.checkpoint = checkpoint
     config.eval_on_start = config.eval_on_start and checkpoint is None
     start = time.time()

@@ -279,8 +279,7 @@ def sft(config: SftConfig, given: Resolved | dict[str, Any]) -> Path:
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite or makes no sense, or memory ran out.
     """
-    known = given if isinstance(given, Resolved) else None
-    return execute(config, SFT.plan(config, known), given, build_sft_run, _finish_sft)
+    return execute(config, SFT.plan, given, build_sft_run, _finish_sft)
 
 
 def _finish_sft(run: Run, config: SftConfig, plan: TuningPlan, seconds: float) -> None:
@@ -368,8 +367,7 @@ def dpo(config: DpoConfig, given: Resolved | dict[str, Any]) -> Path:
         StoppedResumable: a signal stopped it after a complete checkpoint.
         RunFailedError: the loss is not finite, or memory ran out.
     """
-    known = given if isinstance(given, Resolved) else None
-    return execute(config, DPO.plan(config, known), given, build_dpo_run, _finish_dpo)
+    return execute(config, DPO.plan, given, build_dpo_run, _finish_dpo)
 
 
 def _finish_dpo(run: Run, config: DpoConfig, plan: TuningPlan, seconds: float) -> None:
