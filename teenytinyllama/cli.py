@@ -86,6 +86,7 @@ class Verb:
         words: arguments without a key, in order.
         ranks: it may start several ranks, so it takes the keys of `RankOptions` as well, and values, not a config.
         values: `run` takes the checked values, because the config cannot be made before its data is.
+        forks: `run` gets whether this process may be forked.
         own_only: help describes our keys alone and lists the names of TrainingArguments' hundred.
         after_signal: what Ctrl-C leaves. Ranks, `evaluate` and `classify` say it themselves once they work.
         lasts: until somebody ends it, so that a signal is its usual end.
@@ -98,6 +99,7 @@ class Verb:
     data_config: str = ""
     ranks: bool = False
     values: bool = False
+    forks: bool = False
     own_only: bool = False
     after_signal: str = "the same command starts again"
     lasts: bool = False
@@ -162,6 +164,13 @@ def sft(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
 def dpo(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
     """Tune a chat model on preferences, pairs of answers."""
     return start_training("dpo", values, options, may_fork=may_fork)
+
+
+def lab(config: Any, may_fork: bool) -> None:
+    """Train a grid of small models side by side, compare them in a table, and fit a scaling law to them."""
+    from .lab.runs import run_lab
+
+    print(run_lab(config, may_fork))
 
 
 def classify(config: Any) -> None:
@@ -268,6 +277,8 @@ VERBS: dict[str, Verb] = {
     "merge": Verb(merge, "cli:MergeConfig", "train",
                   (Word("ADAPTER", "an adapter, and the folder for the whole model", "adapter"),
                    Word("FOLDER", "an adapter, and the folder for the whole model", "folder"))),
+    "lab": Verb(lab, "lab.config:LabConfig", "measure", forks=True,
+                after_signal="the rows of runs that have ended are kept; the same command goes on"),
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
     "classify": Verb(classify, "classification.config:ClassifyConfig", "measure",
                      (Word("TASK", "a task, and a model", "task"), _MODEL_KEY)),
@@ -323,7 +334,8 @@ def _call(name: str, argv: list[str], is_command: bool) -> int:
         elsewhere = word.key in overrides or (word.key and "config" in overrides)
         ensure(given.get(word) or elsewhere, f"ttl {name}: needs {word.what}.")
     options = {key: overrides.pop(key) for key in RankOptions.__dataclass_fields__ if verb.ranks and key in overrides}
-    ranks = [RankOptions(**check_types(RankOptions, options)), is_command] if verb.ranks else []
+    ranks: list[Any] = [RankOptions(**check_types(RankOptions, options))] if verb.ranks else []
+    ranks += [is_command] if verb.ranks or verb.forks else []
     cls = _config_class(verb, free)
     values = merge_config(cls, overrides | {word.key: value for word, value in given.items() if word.key})
     config = values if verb.ranks or verb.values else build(cls, values)

@@ -51,6 +51,7 @@ MEASURES_NAME, CLOZE_NAME, PARTS_FOLDER = "measures.json", "cloze.jsonl", "parts
 SCORES_PLOT_NAME, PROGRESS_PLOT_NAME = "scores.png", "progress.png"
 CLASSIFICATION_TABLE_NAME, STORIES_NAME = "classification.md", "stories.json"
 # Of what is published: the card, the list of a run's checkpoints, what a dataset was made of.
+RUNS_NAME, RUNS_FOLDER = "runs.jsonl", "runs"  # of a laboratory: a row a run; the folders of the runs
 CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = "README.md", "checkpoints.json", "dataset.json"
 PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"  # what of a run has been published so far
 

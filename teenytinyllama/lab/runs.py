@@ -1,0 +1,320 @@
+"""The runs of a laboratory: `ttl lab` trains them side by side, each as `ttl pretrain` would, and keeps a row of each.
+
+The imports are paid once: where a process may fork, every run is a fork of this one. A run that diverges is a row like
+the others. The same command goes on where a stopped laboratory was, and a larger grid adds its runs to a smaller one.
+"""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..arguments import check_types, write_yaml
+from ..checks import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    RunFailedError,
+    StoppedResumable,
+    available_cores,
+    run_main,
+)
+from ..gpus import count_usable_gpus
+from ..launch import RankOptions, resolve_training, start_training
+from ..presets import training_flops
+from ..processes import ForkedChild, ForkServer
+from ..stage_folder import (
+    METRICS_NAME,
+    RUNS_FOLDER,
+    RUNS_NAME,
+    StageFolder,
+    lock_run_folder,
+    read_jsonl_records,
+    read_manifest,
+    scratch_folder,
+)
+from .config import LabConfig
+from .grid import LabRun, finalist_runs, find_recipes, make_run, sweep_runs
+
+_POLL_SECONDS = 0.1
+# What `training.metrics.MetricsCallback` says of a loss that is not finite.
+_DIVERGED = "training has diverged"
+# Of a run's folder, what is kept without `keep_models`: its figures.
+_KEPT = frozenset({"run.json", "config.yaml", "environment.json", "metrics.jsonl", "emissions.csv", "ledger.jsonl",
+                   "loss.png"})  # fmt: skip
+
+Child = ForkedChild | subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place where one run at a time trains.
+
+    Attributes:
+        environment: variables that give it its GPU, or its share of the cores.
+        sharers: slots on the same GPU or machine, among which its energy and money are divided.
+    """
+
+    environment: dict[str, str]
+    sharers: int
+
+
+def run_lab(config: LabConfig, may_fork: bool) -> Path:
+    """Make the runs of the grid that are missing, and return the folder with their rows, `runs.jsonl`.
+
+    Args:
+        config: the grid.
+        may_fork: this process has done nothing else, see `ForkServer`.
+
+    Raises:
+        InputError: a config of a run is refused, before any has begun; or the folder holds runs of other settings.
+        RunFailedError: a run failed for another reason than divergence; the others were made.
+        StoppedResumable: a signal came; what the running ones have done is saved where they save.
+    """
+    server = ForkServer(may_fork, ["teenytinyllama.training.pretrain", "accelerate.commands.launch"])
+    folder = Path(config.output_dir)
+    lock = lock_run_folder(folder)
+    try:
+        with scratch_folder() as scratch:
+            check_runs(config, functools.partial(server.call, folder=scratch))
+        slots = find_slots(config.runs_at_once)
+        rows = read_rows(folder)
+        train = functools.partial(train_runs, folder=folder, slots=slots, keep_models=config.keep_models,
+                                  forks=server)  # fmt: skip
+        failed = train(sweep_runs(config), rows)
+        failed += train(finalist_runs(config, rows.values()), rows)
+    finally:
+        lock.release()
+    if failed:
+        raise RunFailedError(
+            f"{len(failed)} runs failed, such as {failed[0]}: {rows[failed[0]]['reason']} "
+            f"(its log: {_beside(failed[0], folder, '.log')}). The same command tries them again."
+        )
+    return folder
+
+
+def check_runs(config: LabConfig, call: Callable[[Callable[[], Any]], Any]) -> None:
+    """Check the config of one run of each recipe and of each size, without starting any.
+
+    Args:
+        config: the grid.
+        call: calls a function, perhaps in another process, and returns its answer.
+
+    Raises:
+        InputError: see `PretrainConfig`; the message begins with the recipe and the size.
+    """
+    from ..training.config import PretrainConfig
+
+    recipes = find_recipes(config)
+    pairs = [(recipe, config.sizes[0]) for recipe in recipes] + [(recipes[0], size) for size in config.sizes[1:]]
+    for recipe, size in pairs:
+        run = make_run(config, recipe, size, 1, config.seeds[0])
+        values = check_types(PretrainConfig, {**run.values, "max_tokens": 10**9, "output_dir": run.name})
+        call(functools.partial(_resolve_only, values))
+
+
+def _resolve_only(values: dict[str, Any]) -> str:
+    with scratch_folder() as empty:
+        return str(resolve_training("pretrain", {**values, "output_dir": str(empty / "run")}, 1)["state"])
+
+
+def find_slots(runs_at_once: int | None) -> list[Slot]:
+    """Return the places where runs train: on the visible GPUs in turn, or on shares of the processor's cores."""
+    gpus, cores = count_usable_gpus(), available_cores()
+    count = runs_at_once or gpus or cores
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))}
+    if not gpus:
+        return [Slot(threads, count)] * count
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(index) for index in range(gpus)]
+    order = {"CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
+    return [
+        Slot({"CUDA_VISIBLE_DEVICES": names[place % gpus], **order, **threads}, len(range(place % gpus, count, gpus)))
+        for place in range(count)
+    ]
+
+
+def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of the runs that have ended, by name; of several rows of a run the last.
+
+    Raises:
+        InputError: `runs.jsonl` is damaged.
+    """
+    path = folder / RUNS_NAME
+    return {row["name"]: row for row in read_jsonl_records(path)} if path.is_file() else {}
+
+
+def train_runs(
+    runs: Iterable[LabRun],
+    rows: dict[str, dict[str, Any]],
+    *,
+    folder: Path,
+    slots: list[Slot],
+    keep_models: bool,
+    forks: ForkServer,
+) -> list[str]:
+    """Train the runs that have no row yet or have failed, and add their rows; return the names of those that fail.
+
+    Args:
+        runs: in the order in which they begin.
+        rows: of the runs that have ended, by name; grows.
+        folder: of the laboratory.
+        slots: where they train; one run each at a time.
+        keep_models: keep the weights.
+        forks: makes the processes, where it can.
+
+    Raises:
+        InputError: a row there is of a run of the same name with other settings.
+        StoppedResumable: a signal came; the running ones have been asked to save and stop.
+    """
+    runs = list(runs)
+    place = StageFolder(folder, "lab", "laboratory")
+    for run in runs:
+        if run.name in rows:
+            place.ensure_same(rows[run.name]["values"], run.values, f"({run.name}) Choose another folder.")
+    waiting = [run for run in runs if rows.get(run.name, {}).get("state") not in ("done", "diverged")]
+    count, ended, failed = len(waiting), 0, []
+    running: dict[int, tuple[LabRun, Child, float]] = {}
+    try:
+        while waiting or running:
+            for number, slot in enumerate(slots):
+                if waiting and number not in running:
+                    run = waiting.pop(0)
+                    running[number] = (run, _start(run, folder, slot, forks), time.monotonic())
+            time.sleep(_POLL_SECONDS)
+            for number, (run, child, start) in list(running.items()):
+                if child.poll() is None:
+                    continue
+                del running[number]
+                row = make_row(run, folder, int(child.returncode or 0), slots[number].sharers)
+                ended += 1
+                _report(row, f"{ended}/{count}", time.monotonic() - start)
+                if row["state"] == "stopped":  # somebody ended this run alone
+                    raise StoppedResumable(f"{run.name} was stopped; the same command goes on")
+                failed += [run.name] if row["state"] == "failed" else []
+                rows[run.name] = row
+                _add_row(folder, row)
+                _clear(folder / RUNS_FOLDER / run.name, row, keep_models)
+    finally:
+        _stop([child for _, child, _ in running.values()])
+    return failed
+
+
+def _start(run: LabRun, folder: Path, slot: Slot, forks: ForkServer) -> Child:
+    """Start `ttl pretrain` for a run in a process of its own, which writes into the run's log."""
+    place, settings = folder / RUNS_FOLDER / run.name, _beside(run.name, folder, ".yaml")
+    if (place / "run.json").is_file():  # its row was not written any more: it is made again
+        shutil.rmtree(place)
+    settings.parent.mkdir(exist_ok=True)
+    values = {**run.values, "output_dir": str(place)}
+    write_yaml(settings, values, [f"ttl pretrain --config {settings}"])
+    variables = {**slot.environment, "TTL_COMMAND": f"ttl pretrain --config {settings}"}
+    with _beside(run.name, folder, ".log").open("wb") as output:
+        if not forks.can_fork:
+            command = [sys.executable, "-m", "teenytinyllama", "pretrain", "--config", str(settings)]
+            return subprocess.Popen(command, env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=output,
+                                    stderr=output, start_new_session=True)  # fmt: skip
+
+        def work() -> None:
+            os.environ.update(variables)
+            sys.modules["torch"].set_num_threads(int(variables["OMP_NUM_THREADS"]))
+            raise SystemExit(run_main(lambda: start_training("pretrain", values, RankOptions(), may_fork=True)))
+
+        return ForkedChild(work, output.fileno())
+
+
+def _beside(name: str, folder: Path, ending: str) -> Path:
+    return folder / RUNS_FOLDER / f"{name}{ending}"
+
+
+def _stop(children: list[Child]) -> None:
+    """Ask the processes to save and stop, and wait for them."""
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    for child in children:
+        child.wait()
+
+
+def make_row(run: LabRun, folder: Path, code: int, sharers: int) -> dict[str, Any]:
+    """Return the row of a run that has ended.
+
+    `seconds` are those of training steps at their mean speed, without the start, evaluations and saving. Energy and
+    money are the run's own as measured, divided by the runs that share its GPU or machine.
+
+    Args:
+        run: that has ended.
+        folder: of the laboratory.
+        code: its exit code.
+        sharers: runs that share its GPU or machine.
+    """
+    place = folder / RUNS_FOLDER / run.name
+    row: dict[str, Any] = {
+        "name": run.name, "group": run.recipe.arm, "arm": run.recipe.label, "swept": run.recipe.swept,
+        "size": run.size, "budget": run.tokens, "tokens": run.tokens, "seed": run.seed, "is_check": run.is_check,
+        "values": run.values, "bits_per_byte": None, "loss": None, "kwh": None, "usd": None, "curve": [],
+    }  # fmt: skip
+    if code != EXIT_DONE:
+        log = _beside(run.name, folder, ".log").read_text(encoding="utf-8", errors="replace").strip()
+        is_stop = code in (EXIT_RESUMABLE, -signal.SIGTERM)
+        state = "stopped" if is_stop else "diverged" if code == EXIT_FAILED and _DIVERGED in log else "failed"
+        return {**row, "state": state, "reason": log.splitlines()[-1] if log else f"exit code {code}"}
+    manifest = read_manifest("output_dir", place, "pretrain", "Delete the folder; the same command makes it again.")
+    model, training, final = manifest["model"], manifest["training"], manifest["results"]["final"]
+    evaluations = [record for record in read_jsonl_records(place / METRICS_NAME) if "scored_bytes" in record]
+    seconds = training["tokens"] / training["steps_tokens_per_second"]
+    tables = 2 * model["vocab_size"] * model["hidden_size"]
+    flops = training_flops(model["num_parameters"], model["num_hidden_layers"], model["hidden_size"], model["context"])
+    values = run.values
+    return {
+        **row,
+        "state": "done",
+        "num_parameters": model["num_parameters"],
+        "num_non_embedding": model["num_parameters"] - tables,
+        "hidden_size": model["hidden_size"],
+        "vocab_size": model["vocab_size"],
+        "tokens": training["tokens"],
+        "tokens_per_step": training["tokens_per_step"],
+        "unique_tokens": manifest["data"]["train_tokens"],
+        "learning_rate": manifest["config"]["learning_rate"],
+        "optimizer": manifest["config"]["optimizer"],
+        "bits_per_byte": final["bits_per_byte"],
+        "loss": final["nats_per_token"],
+        "flops": flops * training["tokens"],
+        "seconds": seconds,
+        "tokens_per_second": training["steps_tokens_per_second"],
+        "kwh": evaluations[-1]["kwh"] / sharers if evaluations and "kwh" in evaluations[-1] else None,
+        "usd": values["price"] * seconds / 3600 / sharers if values.get("price") else None,
+        "hardware": training["hardware"],
+        "curve": [[record["tokens"], record["bits_per_byte"]] for record in evaluations[:-1]],
+    }
+
+
+def _add_row(folder: Path, row: dict[str, Any]) -> None:
+    with (folder / RUNS_NAME).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _report(row: dict[str, Any], place: str, seconds: float) -> None:
+    what = f"{row['arm']}, {row['size']}, {row['tokens']:,} tokens, seed {row['seed']}"
+    score = row["bits_per_byte"]
+    result = f"{score:.4f} bits per byte" if score is not None else f"{row['state']}: {row['reason']}"
+    print(f"{place:>9}  {what}: {result} ({seconds:,.0f} s)", flush=True)
+
+
+def _clear(place: Path, row: dict[str, Any], keep_models: bool) -> None:
+    """Delete the weights and checkpoints of a run that is a row, unless they are to be kept."""
+    if keep_models or row["state"] == "failed":
+        return
+    for path in place.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in _KEPT:
+            path.unlink()
