@@ -41,6 +41,19 @@ def test_singular_values_become_one_and_the_directions_stay(rows: int, columns: 
     torch.testing.assert_close(made, u @ vh, atol=0.13, rtol=0)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 7, 40, 64])
+def test_no_spectrum_grows_out_of_bounds_in_bf16(rank: int) -> None:
+    """Rounding in bf16 must not carry a singular value over the bound of a step: the next ones would multiply it."""
+    generator = torch.Generator().manual_seed(rank)
+    left, _ = torch.linalg.qr(torch.randn(32, 64, 64, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(32, 64, 64, generator=generator))
+    equal = left[:, :, :rank] @ right[:, :, :rank].mT  # singular values 1 and 0
+    spread = left[:, :, :rank] * torch.rand(32, 1, rank, generator=generator) @ right[:, :, :rank].mT
+    for matrices in (equal, spread, torch.randn(32, 64, 64, generator=generator)):
+        made = orthogonalise(matrices, torch.bfloat16)
+        assert torch.linalg.svdvals(made).max() < 1.16
+
+
 @pytest.mark.parametrize("kind", ["muon", "normuon"])
 def test_an_update_has_the_size_of_adamws_whatever_the_gradients(kind: str) -> None:
     for scale in (1e-4, 1.0, 1e4):
