@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ..checks import InputError, ensure
+from ..data.packed import packed_manifest
 from ..presets import PRESETS
 from .config import LabConfig
 
@@ -153,15 +154,16 @@ def budgets(config: LabConfig, size: Any) -> list[int]:
 
 
 def make_run(config: LabConfig, recipe: Recipe, size: Any, tokens: int, seed: int, is_check: bool = False) -> LabRun:
-    """Return one run of the grid with all values of its training."""
+    """Return one run of the grid with all values of its training; the model's context is that of the rows."""
     changes = {**DEFAULT_SETTINGS, **config.settings, **recipe.changes}
     model = model_keys(size, changes.pop("head_size", None))
-    shape = {**model.pop("shape", {}), **(changes.pop("shape", None) or {})}
-    values = {**model, **({"shape": shape} if shape else {}), "tokenizer": config.tokenizer, "packed": config.packed,
+    context = {"max_position_embeddings": packed_manifest(config.packed)["context"]}
+    shape = {**context, **model.pop("shape", {}), **(changes.pop("shape", None) or {})}
+    values = {**model, "shape": shape, "tokenizer": config.tokenizer, "packed": config.packed,
               "max_tokens": tokens, "seed": seed, **changes}  # fmt: skip
-    parts = [recipe.arm, *(f"{key}={_written(value)}" for key, value in recipe.swept.items())]
+    parts = [recipe.arm, *(f"{key}_{_written(value)}" for key, value in recipe.swept.items())]
     name = "-".join([*parts, str(size), f"{_written(tokens / 1e6)}M", f"seed{seed}"])
-    return LabRun(re.sub(r"[^\w.=-]+", "_", name), recipe, str(size), tokens, seed, values, is_check)
+    return LabRun(re.sub(r"[^\w.-]+", "_", name), recipe, str(size), tokens, seed, values, is_check)
 
 
 def sweep_runs(config: LabConfig) -> list[LabRun]:
