@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts besi
 from common import median, print_table, write_results
 
 from teenytinyllama.arguments import load_yaml
+from teenytinyllama.presets import MFU_CONVENTIONS
 from teenytinyllama.stage_folder import METRICS_NAME
 from teenytinyllama.training.metrics import read_jsonl
 
@@ -108,7 +109,7 @@ def _run_of(folder: Path) -> dict[str, Any]:
     records = read_jsonl(folder / METRICS_NAME)
     last = next(record for record in reversed(records) if "bits_per_byte" in record)
     train = [record for record in records if "loss" in record and record["step"] <= last["step"]]
-    medians = {key: median(record[key] for record in train) for key in ("tokens_per_second", "mfu")}
+    medians = {key: median(record[key] for record in train) for key in ("tokens_per_second", *MFU_CONVENTIONS)}
     return {"training": {"tokens": last["tokens"], **medians}, "results": {"final": last}}
 
 
@@ -135,18 +136,19 @@ def report(folders: list[Path], plot: Path | None) -> dict[str, Any]:
     for name, run in runs.items():
         training, final = run["training"], run["results"]["final"]
         end, best = curves[name][-1], min(curves[name], key=lambda point: point["bits_per_byte"])
-        figures[name] = {**{key: training.get(key) for key in ("tokens", "tokens_per_second", "mfu", "seconds",
-                                                               "peak_gpu_memory_gb", "per_device_train_batch_size",
-                                                               "speed", "hardware")},
+        figures[name] = {**{key: training.get(key) for key in ("tokens", "tokens_per_second", *MFU_CONVENTIONS,
+                                                               "seconds", "peak_gpu_memory_gb",
+                                                               "per_device_train_batch_size", "speed", "hardware")},
                          "training_seconds": end["seconds"], "joules": end["joules"],
                          "bits_per_byte": final["bits_per_byte"], "perplexity": final["perplexity"],
                          "lowest": best, "curve": curves[name]}  # fmt: skip
     print()
-    print_table(["run", "bits per byte", "lowest", "at tokens", "perplexity", "tokens/s", "MFU", "GPU GB", "training s",
-                 "all s", "kJ"],
+    print_table(["run", "bits per byte", "lowest", "at tokens", "perplexity", "tokens/s", "MFU, 6N+12LhT",
+                 "MFU, products", "GPU GB", "training s", "all s", "kJ"],
                 [[name, found["bits_per_byte"], found["lowest"]["bits_per_byte"],
                   f"{found['lowest']['tokens'] / 1e6:.1f}M", found["perplexity"], found["tokens_per_second"],
-                  f"{100 * found['mfu']:.1f} %", found["peak_gpu_memory_gb"], found["training_seconds"],
+                  *(f"{100 * found[key]:.1f} %" for key in MFU_CONVENTIONS), found["peak_gpu_memory_gb"],
+                  found["training_seconds"],
                   found["seconds"], found["joules"] / 1e3] for name, found in figures.items()])  # fmt: skip
     for name in (name for name, run in runs.items() if "hashes" not in run):
         print(f"{name} did not reach its end: what it was at its last evaluation")
