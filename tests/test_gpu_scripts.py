@@ -192,7 +192,7 @@ def test_recipes_are_the_shipped_one_and_the_paper_s() -> None:
 
 def test_our_recipe_is_kept_but_for_its_length() -> None:
     arguments = argparse.Namespace(tokenizer="t", packed="p", output_dir="o", tokens=2e6)
-    recipe = load_yaml(real_run.RECIPE.read_text(encoding="utf-8"), "pretrain.yaml")
+    recipe = load_yaml(real_run.RECIPES["ours"].read_text(encoding="utf-8"), "pretrain.yaml")
     values = real_run.values_of("ours", arguments)
     changed = {name for name in values if name not in recipe or values[name] != recipe[name]}
     assert changed == {"tokenizer", "packed", "output_dir", "max_tokens", "warmup_steps", "eval_steps",
