@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.presets import PRESETS, count_parameters, flops_per_token, preset_config
+from teenytinyllama.presets import PRESETS, count_parameters, flops_per_token, matrix_flops_per_token, preset_config
 
 
 def _tokenizer(num_entries: int, **special: str):
@@ -61,9 +61,38 @@ def test_flops_per_token_by_convention_a(name, billions):
     assert flops_per_token(preset_config(name)) == flops_per_token(PRESETS[name], 2048)
 
 
-def test_flops_refuses_an_empty_context():
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        # A layer has four projections and three MLP matrices; then the head, and attention over 2,048 tokens.
+        ("160m", 6 * (12 * (4 * 768 * 768 + 3 * 768 * 3072) + 32_000 * 768) + 12 * 12 * 768 * 2048),
+        ("460m", 6 * (24 * (4 * 1024 * 1024 + 3 * 1024 * 4096) + 32_000 * 1024) + 12 * 24 * 1024 * 2048),
+    ],
+)
+def test_flops_of_matrix_products_by_hand(name, by_hand):
+    assert matrix_flops_per_token(PRESETS[name], 2048) == by_hand
+    assert by_hand == {"160m": 1_053_425_664, "460m": 3_216_506_880}[name]
+    assert matrix_flops_per_token(preset_config(name)) == by_hand
+
+
+def test_the_weights_of_matrix_products_are_those_of_the_model_s_linear_layers():
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for tied in (False, True):
+        config = preset_config("tiny")
+        config.tie_word_embeddings = tied
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        attention = 12 * config.num_hidden_layers * config.hidden_size * 64
+        assert matrix_flops_per_token(config, 64) == 6 * sum(module.weight.numel() for module in linear) + attention
+
+
+@pytest.mark.parametrize("count", [flops_per_token, matrix_flops_per_token])
+def test_flops_refuses_an_empty_context(count):
     with pytest.raises(InputError, match=r"context=0: must be at least 1 token. Use 2048"):
-        flops_per_token(PRESETS["160m"], 0)
+        count(PRESETS["160m"], 0)
 
 
 def test_defaults_without_a_tokenizer():

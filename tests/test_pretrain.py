@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_rows import write_rows
-from transformers import LlamaModel, TrainerCallback, TrainerState, trainer_utils
+from transformers import AutoConfig, LlamaModel, TrainerCallback, TrainerState, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
@@ -26,7 +26,7 @@ from teenytinyllama.evaluation.scoring import score_signal
 from teenytinyllama.launch import resolve_training
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.planning.memory import batch_for, derive_batch, row_divisors
-from teenytinyllama.presets import count_parameters
+from teenytinyllama.presets import MFU_CONVENTIONS, count_parameters, flops_per_token, matrix_flops_per_token
 from teenytinyllama.publishing.card import write_model_card
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import metrics as metrics_module
@@ -105,7 +105,14 @@ def test_the_run_folder_says_everything(finished: tuple[Path, dict[str, Any]]) -
     train = [record for record in records if "loss" in record]
     assert [record["step"] for record in train] == list(range(1, 9))
     assert all(record["tokens"] == 256 * record["step"] for record in records)
-    assert all(record["tokens_per_second"] > 0 and 0 < record["mfu"] < 1 for record in train)
+    assert all(
+        record["tokens_per_second"] > 0 and 0 < record["mfu_matrix_products"] < record["mfu"] < 1 for record in train
+    )
+    config = AutoConfig.from_pretrained(folder)
+    for figures in (train[0], manifest["training"]):  # one speed over one peak
+        ratio = matrix_flops_per_token(config) / flops_per_token(config)
+        assert figures["mfu_matrix_products"] == pytest.approx(ratio * figures["mfu"])
+    assert [manifest["training"][f"{name}_convention"][:7] for name in MFU_CONVENTIONS] == ["6 N + 1", "matrix "]
     assert train[-1]["kwh"] > 0
     assert [r["step"] for r in records if "bits_per_byte" in r] == [0, 4, 8, 8]  # the last one is on all documents
     assert [row["step"] for row in read_jsonl(folder / "samples.jsonl")][:3] == [0, 4, 8]
@@ -435,18 +442,34 @@ def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> 
 def test_a_step_faster_than_the_measured_peak_has_no_mfu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(metrics_module, "flops_per_token", lambda *shape: 10.0)
+    monkeypatch.setattr(metrics_module, "flops_per_token", lambda shape: 10)
+    monkeypatch.setattr(metrics_module, "matrix_flops_per_token", lambda shape: 8)
     monkeypatch.setattr(metrics_module, "peak_flops", lambda device: (500.0, "made up"))
     metrics = metrics_module.MetricsCallback(tmp_path, 256, None, None)  # type: ignore[arg-type]
     ranks, model = SimpleNamespace(world_size=2), SimpleNamespace(config=SimpleNamespace(max_position_embeddings=32))
     metrics.on_train_begin(ranks, TrainerState(max_steps=1), None, model=model)  # type: ignore[arg-type]
-    assert metrics.mfu(50.0) == 0.5
-    assert metrics.mfu(120.0) is None
-    assert metrics.mfu(50.0) is None, "the peak was wrong for this one too"
+    unknown = {"mfu": None, "mfu_matrix_products": None}
+    assert metrics.mfu(50.0) == {"mfu": 0.5, "mfu_matrix_products": 0.4}
+    assert metrics.mfu(120.0) == unknown
+    assert metrics.mfu(50.0) == unknown, "the peak was wrong for this one too"
     assert capsys.readouterr().out == (
         "MFU        n/a from here on: a step reached 120 % of the measured peak, which was therefore taken beside other "
         "work\n"
     )
+
+
+def test_banner_and_lines_name_both_conventions_of_mfu(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AutoConfig.from_pretrained(run({**values, "max_tokens": 256}))
+    out = capsys.readouterr().out
+    products = 4 * 32 * 32 + 3 * 32 * 64  # of a layer
+    flops = 6 * (2 * products + config.vocab_size * 32) + 12 * 2 * 32 * 32
+    assert re.search(
+        r"^MFU +by 6 N \+ 12 L h T FLOPs a token .*, " + f"{flops_per_token(config) / 1e9:.4g} GFLOP; and by matrix "
+        r"products alone \(as nanochat counts: .*\), " + f"{flops / 1e9:.4g} GFLOP; peak", out, re.M
+    )  # fmt: skip
+    assert re.search(r"^step .* MFU [0-9.]+ % of 6N\+12LhT, [0-9.]+ % of matrix products  ", out, re.M)
 
 
 def test_the_speed_of_a_run_is_its_mean() -> None:

@@ -3,8 +3,7 @@
     python benchmarks/gpu/speed.py --preset 160m --tokenizer outputs/tokenizer --packed outputs/packed --json speed.json
 
 One NVIDIA GPU, rows of 2,048 tokens, bfloat16. Each case is a process of its own; its speed is the median after the
-first steps, so compilation is not in it. MFU is by 6 N + 12 L h T (`presets.training_flops`) over the data sheet's
-peak.
+first steps, so compilation is not in it. MFU is over the data sheet's peak, by each of `presets.MFU_CONVENTIONS`.
 
 ours              what `ttl pretrain` chooses by itself for a long run
 ours, N rows      the same with that micro-batch
@@ -37,9 +36,9 @@ from common import median, parser, print_table, run_limited, write_results
 
 from teenytinyllama.checks import RunFailedError
 from teenytinyllama.gpus import device_name, has_accelerator, peak_flops
-from teenytinyllama.presets import PRESETS, training_flops
+from teenytinyllama.presets import MFU_CONVENTIONS, PRESETS, flops_per_token, matrix_flops_per_token
 from teenytinyllama.stage_folder import METRICS_NAME
-from teenytinyllama.training.metrics import MFU_CONVENTION, read_jsonl
+from teenytinyllama.training.metrics import read_jsonl
 
 STEP_ROWS = 64  # of a step: any micro-batch of note divides it
 ROWS = {"160m": 32, "460m": 16, "1b1": 8}  # of a micro-batch, where a case does not name it
@@ -134,26 +133,27 @@ def measure_ours(arguments: Any, name: str) -> dict[str, Any]:
 
 
 def with_mfu(figures: dict[str, Any], preset: str, context: int, peak: float) -> dict[str, Any]:
-    """Return the figures of a case with its MFU."""
-    shape = PRESETS[preset]
-    flops = training_flops(shape.num_parameters, shape.num_hidden_layers, shape.hidden_size, context)
-    return {**figures, "mfu": figures["tokens_per_second"] * flops / (peak * figures.get("gpus", 1))}
+    """Return the figures of a case with its MFU by each convention."""
+    counted = (flops_per_token(PRESETS[preset], context), matrix_flops_per_token(PRESETS[preset], context))
+    speed = figures["tokens_per_second"] / (peak * figures.get("gpus", 1))
+    return {**figures, **{name: speed * flops for name, flops in zip(MFU_CONVENTIONS, counted, strict=True)}}
 
 
 def show(cases: dict[str, dict[str, Any]], preset: str) -> None:
     """Print the table, and what the goals say of it."""
     speed = {name: found["tokens_per_second"] for name, found in cases.items() if "error" not in found}
-    heads = ["case", "GPUs", "rows", "tokens/s", "MFU", "GPU GB", "of bare", "of ancestor"]
+    heads = ["case", "GPUs", "rows", "tokens/s", "MFU, 6N+12LhT", "MFU, products", "GPU GB", "of bare", "of ancestor"]
     rows = []
     for name, found in cases.items():
         if "error" in found:
-            rows.append([name, "-", "-", found["error"][:80], *["-"] * 4])
+            rows.append([name, "-", "-", found["error"][:80], *["-"] * 5])
             continue
         ratios = [
             found["tokens_per_second"] / speed[other] if other in speed else None for other in ("bare", "ancestor")
         ]
         rows.append([name, found.get("gpus", 1), found["rows"], found["tokens_per_second"],
-                     f"{100 * found['mfu']:.1f} %", found["peak_memory_gb"], *ratios])  # fmt: skip
+                     *(f"{100 * found[name]:.1f} %" for name in MFU_CONVENTIONS), found["peak_memory_gb"],
+                     *ratios])  # fmt: skip
     print_table(heads, rows)
     if "ours" in speed and preset in GOALS:
         floor, goal = GOALS[preset]
@@ -184,7 +184,7 @@ def main() -> None:
     peak, source = peak_flops(device_name())
     context = int(json.loads((Path(arguments.packed) / "run.json").read_text())["context"])
     about = {"preset": arguments.preset, "device": device, "peak_flops": peak, "peak_source": source,
-             "mfu_convention": MFU_CONVENTION, "context": context}  # fmt: skip
+             "mfu_conventions": MFU_CONVENTIONS, "context": context}  # fmt: skip
     for name in names:
         if time.monotonic() - start > 60 * arguments.minutes:
             cases[name] = {"error": f"skipped: {arguments.minutes:g} minutes are over"}

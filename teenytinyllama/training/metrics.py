@@ -1,8 +1,9 @@
 """Metrics: what a run reports while it trains, in metrics.jsonl, in console lines and in loss.png.
 
 `MetricsCallback` writes a record a logging step and one an evaluation, and counts tokens/s and MFU (model FLOPs
-utilisation: the share of the device's peak that training reaches, see `MFU_CONVENTION`). Below it is what is read from
-the records after the last step: mean speeds, the best held-out score, and whether the score got worse before the end.
+utilisation: the share of the device's peak that training reaches) by both `presets.MFU_CONVENTIONS`. Below it is what
+is read from the records after the last step: mean speeds, the best held-out score, and whether the score got worse
+before the end.
 """
 
 import itertools
@@ -22,11 +23,9 @@ from ..checks import RunFailedError, beside_the_model
 from ..energy.emissions import close_line
 from ..gpus import device_name, peak_flops
 from ..planning.memory import mean_step_speed
-from ..presets import flops_per_token
+from ..presets import MFU_CONVENTIONS, flops_per_token, matrix_flops_per_token
 from ..stage_folder import METRICS_NAME, PLOT_NAME, numbered_jsonl_records, read_jsonl_records
 from .caps import SpendingCallback
-
-MFU_CONVENTION = "6 N + 12 L h T FLOPs a token (PaLM, appendix B; N with embeddings, full attention)"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -200,7 +199,7 @@ class MetricsCallback(TrainerCallback):
         self._bar: Any = None
         self._plotted_step = 0
         self._eval_bar: Any = None
-        self._flops_per_token = 0.0
+        self._flops_per_token: dict[str, int] = {}  # by convention
         self._peak = 1.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
@@ -210,7 +209,8 @@ class MetricsCallback(TrainerCallback):
         with beside_the_model(f"cutting back {METRICS_NAME}"):
             rewind_jsonl(self.path, state.global_step)
         config = kwargs["model"].config
-        self._flops_per_token = flops_per_token(config, config.max_position_embeddings)
+        counted = (flops_per_token(config), matrix_flops_per_token(config))
+        self._flops_per_token = dict(zip(MFU_CONVENTIONS, counted, strict=True))
         self._peak = peak_flops(device_name())[0] * args.world_size
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit=" steps", disable=None)
         self._logged_step = state.global_step
@@ -262,7 +262,7 @@ class MetricsCallback(TrainerCallback):
             "learning_rate": logs["learning_rate"],
             "grad_norm": logs.get("grad_norm"),
             "tokens_per_second": tokens_per_second,
-            "mfu": self.mfu(tokens_per_second),
+            **self.mfu(tokens_per_second),
             **self.spending.record(steps_left),
             "seconds": now - self._start,
         }
@@ -271,20 +271,17 @@ class MetricsCallback(TrainerCallback):
         self._logged_time, self._logged_step, self._paused = now, state.global_step, 0.0
         self._bar.write(_console_line(record, state.max_steps, self.spending.seconds_left(steps_left)))
 
-    def mfu(self, tokens_per_second: float) -> float | None:
-        """Return the share of the ranks' peak that a speed reaches (MFU); None if it is not known.
+    def mfu(self, tokens_per_second: float) -> dict[str, float | None]:
+        """Return the share of the ranks' peak that a speed reaches (MFU) by each convention; None if it is not known.
 
         A share above 1 shows that the peak was measured too low; from then on MFU counts as not known.
         """
-        if not self.knows_flops:
-            return None
-        share = tokens_per_second * self._flops_per_token / self._peak
-        if share <= 1:
-            return share
-        self.knows_flops = False
-        self._bar.write(f"MFU        n/a from here on: a step reached {100 * share:.0f} % of the measured peak, which "
-                        "was therefore taken beside other work")  # fmt: skip
-        return None
+        shares = {name: tokens_per_second * flops / self._peak for name, flops in self._flops_per_token.items()}
+        if self.knows_flops and shares["mfu"] > 1:
+            self.knows_flops = False
+            self._bar.write(f"MFU        n/a from here on: a step reached {100 * shares['mfu']:.0f} % of the measured "
+                            "peak, which was therefore taken beside other work")  # fmt: skip
+        return {name: share if self.knows_flops else None for name, share in shares.items()}
 
     def on_prediction_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Advance the evaluation's bar."""
@@ -346,7 +343,8 @@ def _console_line(record: dict[str, Any], max_steps: int, eta_seconds: float | N
         f"loss {record['loss']:.4f}  {_some(record, 'train_bits_per_byte', 'bpb {:.3f}  ')}"
         f"{_some(record, 'margins', 'margin {:.3f}  ')}{_some(record, 'accuracies', 'accuracy {:.3f}  ')}"
         f"lr {record['learning_rate']:.2e}  grad {grad_norm if grad_norm is None else format(grad_norm, '.2f')}  "
-        f"{record['tokens_per_second']:,.0f} tok/s  {_some(record, 'mfu', 'MFU {:.1%}  ')}"
+        f"{record['tokens_per_second']:,.0f} tok/s  {_some(record, 'mfu', 'MFU {:.1%} of 6N+12LhT, ')}"
+        f"{_some(record, 'mfu_matrix_products', '{:.1%} of matrix products  ')}"
         f"{_so_far_and_projected(record)}"
         f"{'' if eta_seconds is None else f'ETA {timedelta(seconds=int(eta_seconds))}'}"
     )
@@ -432,10 +430,14 @@ def describe_turn(folder: Path, records: list[dict[str, Any]], epochs: float) ->
 def speeds_of_steps(train: list[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and median of the speed of the steps, and their mean MFU; None where it is not known throughout."""
     speeds = [record["tokens_per_second"] for record in train]
-    mean, known = mean_step_speed(train), bool(train) and all(record["mfu"] is not None for record in train)
+    mean = mean_step_speed(train)
+
+    def mean_mfu(name: str) -> float | None:  # it is the speed times a constant
+        known = bool(train) and all(record.get(name) is not None for record in train)
+        return train[-1][name] / train[-1]["tokens_per_second"] * mean if known and mean else None
+
     return {
         "steps_tokens_per_second": mean,
         "median_tokens_per_second": statistics.median(speeds) if speeds else None,
-        # MFU is the speed times a constant.
-        "mfu": train[-1]["mfu"] / train[-1]["tokens_per_second"] * mean if known and mean else None,
+        **{name: mean_mfu(name) for name in MFU_CONVENTIONS},
     }

@@ -27,7 +27,7 @@ from ..energy.ledger import ledger_files, read_starts
 from ..gpus import describe_out_of_memory, device_name, is_out_of_memory, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from ..model_files import is_local
 from ..planning.memory import checkpoint_bytes, final_model_bytes, row_divisors
-from ..presets import count_parameters
+from ..presets import MFU_CONVENTIONS, count_parameters, flops_per_token, matrix_flops_per_token
 from ..stage_folder import (
     CONFIG_NAME,
     EMISSIONS_NAME,
@@ -40,7 +40,6 @@ from ..stage_folder import (
 )
 from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
 from .metrics import (
-    MFU_CONVENTION,
     Evaluation,
     MetricsCallback,
     describe_turn,
@@ -325,7 +324,9 @@ class BannerCallback(TrainerCallback):
             f"{config.world_size} ranks x {config.tokens_per_row} tokens "
             f"({'; '.join(filter(None, (config.micro_batch_reason, config.batch_reason)))})",
             **self.lines,
-            "MFU": f"{MFU_CONVENTION}; peak {peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
+            "MFU": f"by {MFU_CONVENTIONS['mfu']}, {flops_per_token(shape) / 1e9:.4g} GFLOP; and by "
+            f"{MFU_CONVENTIONS['mfu_matrix_products']}, {matrix_flops_per_token(shape) / 1e9:.4g} GFLOP; peak "
+            f"{peak / 1e12:.3g} TFLOP/s a rank ({peak_source})",
             "energy": f"offline, grid of {place(config.country_iso_code, config.region)} at "
             f"{grid_intensity(config.country_iso_code, config.region):.1f} g CO2e/kWh (country_iso_code, region), "
             f"PUE {config.pue:g}",
@@ -396,7 +397,7 @@ def describe_training(
         "seconds_by_part_of_last_start": {name: round(spent, 3) for name, spent in trainer.clock.seconds.items()},
         "tokens_per_second": steps * tokens_per_step / seconds if seconds > 0 else None,  # all seconds, see above
         **speeds_of_steps(train),
-        "mfu_convention": MFU_CONVENTION,
+        **{f"{name}_convention": text for name, text in MFU_CONVENTIONS.items()},
         "first_loss": train[0]["loss"] if train else None,
         "last_loss": train[-1]["loss"] if train else None,
         "lowest_held_out": lowest_held_out(records),
