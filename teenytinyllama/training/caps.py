@@ -13,7 +13,6 @@ at step s. Sums include the steps that a kill made worthless. So a cap holds ove
 interval, up to a decay that becomes slower than the steps before it, and up to a kill within the decay.
 """
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable
@@ -25,9 +24,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..checks import InputError, ensure
+from ..checks import ensure
 from ..distributed import any_rank, sum_over_ranks
 from ..energy.ledger import Start, total_of
+from .decay import SCHEDULE, Decision, decay_begins, decay_steps, decision_in, read_state
 
 # The rest of a run is projected by its mean pace in so many logging intervals: enough that a busy minute of the machine
 # counts little, and few enough that a busy beginning is forgotten.
@@ -192,22 +192,6 @@ def usd(spent: Spent, price_usd: float | None) -> float | None:
 
 
 CAP_KEYS = {"max_kwh": "kWh", "max_cost": "USD", "max_hours": "hours"}
-_SCHEDULE = "warmup_stable_decay"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How a cap ends a run.
-
-    Attributes:
-        step: the step at which it was decided; the learning rate begins to fall after it.
-        end_step: the last step, the same as `step` when training stops at once.
-        reason: the cap and the figure that would pass it.
-    """
-
-    step: int
-    end_step: int
-    reason: str
 
 
 class CapKeys(Protocol):
@@ -253,9 +237,9 @@ def check_caps(config: CapKeys) -> None:
         f"hard_stop=true: ends a run at a cap, and there is none. Give one of {', '.join(CAP_KEYS)}.",
     )
     ensure(
-        not has_caps(config) or config.hard_stop or config.lr_scheduler_type == _SCHEDULE,
+        not has_caps(config) or config.hard_stop or config.lr_scheduler_type == SCHEDULE,
         f"lr_scheduler_type={getattr(config.lr_scheduler_type, 'value', config.lr_scheduler_type)}: a cap would cut it "
-        f"off while the learning rate is still high. Set lr_scheduler_type: {_SCHEDULE}, whose decay begins in time, "
+        f"off while the learning rate is still high. Set lr_scheduler_type: {SCHEDULE}, whose decay begins in time, "
         "or hard_stop: true to stop all the same.",
     )
     ensure(
@@ -287,13 +271,6 @@ def hours_until_cap(config: Any, spent: Spent) -> float:
     return max(0.0, min(hours, default=math.inf))
 
 
-def decay_steps(step: int, decay_fraction: float) -> int:
-    """Return the length of a decay that begins after `step`, so that it has its share of all steps."""
-    if decay_fraction == 1:
-        return max(1, step)
-    return max(1, round(step * decay_fraction / (1 - decay_fraction)))
-
-
 def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps: int, decays: bool) -> Decision | None:
     """Return how to end the run if it cannot wait for the next logging step, or None to go on.
 
@@ -311,7 +288,7 @@ def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps:
         soon = spending.projected(interval) or spending.now
         if cap := exceeded_cap(config, soon):
             return Decision(step, step, f"{cap} at the next logging step, with the final evaluation")
-    if decays or config.lr_scheduler_type != _SCHEDULE or _decays_as_planned(config, step):
+    if decays or config.lr_scheduler_type != SCHEDULE or step >= decay_begins(config):
         return None
     if step < max(1, warmup_steps):  # the learning rate is still rising: a decay would be of no use
         cap = exceeded_cap(config, spending.now)
@@ -326,11 +303,6 @@ def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps:
         min(step + decay_steps(step, config.decay_fraction), config.max_steps),
         f"{cap} would be reached by a decay that began {interval} steps later",
     )
-
-
-def _decays_as_planned(config: CapKeys, step: int) -> bool:
-    assert isinstance(config.lr_scheduler_kwargs, dict)
-    return step >= config.max_steps - int(config.lr_scheduler_kwargs["num_decay_steps"])
 
 
 class CapCallback(TrainerCallback, ExportableState):
@@ -414,15 +386,7 @@ def stored_decision(checkpoint: Path | None) -> Decision | None:
     Raises:
         InputError: its state is damaged.
     """
-    if checkpoint is None:
-        return None
-    path = checkpoint / "trainer_state.json"
-    try:
-        states = json.loads(path.read_text(encoding="utf-8")).get("stateful_callbacks") or {}
-        found = states.get(CapCallback.__name__, {}).get("attributes", {}).get("decision")
-        return Decision(**found) if found else None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}). Delete that checkpoint.") from error
+    return None if checkpoint is None else decision_in(read_state(checkpoint), checkpoint)
 
 
 def apply_decision(config: CapKeys, decision: Decision | None) -> None:
@@ -431,6 +395,6 @@ def apply_decision(config: CapKeys, decision: Decision | None) -> None:
         return
     config.cap_decision = decision
     config.max_steps = decision.end_step
-    if config.lr_scheduler_type == _SCHEDULE and decision.end_step > decision.step:
+    if config.lr_scheduler_type == SCHEDULE and decision.end_step > decision.step:
         assert isinstance(config.lr_scheduler_kwargs, dict)
         config.lr_scheduler_kwargs["num_decay_steps"] = decision.end_step - decision.step

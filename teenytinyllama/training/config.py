@@ -14,7 +14,8 @@ from ..models import has_plain_head
 from ..planning.memory import batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
-from .caps import Decision, check_caps, has_caps
+from .caps import check_caps, has_caps
+from .decay import SCHEDULE, Decision
 from .optimizer import OptimizerName, check_optimizer
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
@@ -66,6 +67,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                           "ranks can share; a run that has begun keeps its batch"},
     )  # fmt: skip
     max_tokens: int | None = field(default=None, metadata={"help": "length of the run in tokens (or give max_steps)"})
+    decay_from: str | None = field(
+        default=None,
+        metadata={"help": "begin at this checkpoint of a run with warmup_stable_decay, with that run's keys, and end "
+                          "at max_tokens as if the run had been planned so; in a new output_dir"},
+    )  # fmt: skip
     max_kwh: float | None = field(
         default=None, metadata={"help": "cap on the energy of all starts; with it (or the next two) max_tokens may be "
                                 "left out: a speed test finds it"}
@@ -154,6 +160,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote.")
         check_speed(self)
         check_optimizer(self)
+        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        ensure(
+            self.decay_from is None or schedule == SCHEDULE,
+            f"lr_scheduler_type={schedule}: decay_from={self.decay_from} needs {SCHEDULE}. Leave the key out.",
+        )
         check_caps(self)
         for key in ("cloze_items", "signal_items"):
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")

@@ -20,6 +20,7 @@ from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
 from ..planning.memory import REPEATS_WORTH_READING
 from .config import DEFAULT_PROMPTS, PretrainConfig
+from .decay import describe_branch, describe_branches, recorded_branch
 from .optimizer import describe_optimizer
 from .run import (
     NOT_EVALUATED,
@@ -217,6 +218,8 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
     bytes_per_token = sum(source["bytes"] for source in sources) / sum(source["tokens"] for source in sources)
     lines = {
         "length": describe_length(config, plan, len(plan.packed.train)),
+        **describe_branch(config),
+        **describe_branches(config, plan.folder, config.cap_decision),
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
         "optimizer": describe_optimizer(config),
@@ -293,10 +296,12 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
             "model": describe_model(config, plan),
             "data": describe_data(config, plan),
             "training": {**training, "speed": describe_speed(trainer.speed, config)},
+            "branch": recorded_branch(plan.folder),
             "results": {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED},
         }
 
-    close_run_folder(run, config, plan, "pretrain", describe)
+    branches = describe_branches(config, plan.folder, run.cap.decision if run.cap else None, is_ended=True)
+    close_run_folder(run, config, plan, "pretrain", describe, branches)
 
 
 def warn_of_repeats(epochs: float) -> dict[str, str]:

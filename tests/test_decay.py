@@ -1,0 +1,236 @@
+"""Branches of warmup_stable_decay, and a decay that begins early: equal to the planned run, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pretrain import interrupted_run, losses, make_values
+
+from teenytinyllama.arguments import build, check_types
+from teenytinyllama.checkpoints import complete_checkpoints, lease
+from teenytinyllama.checks import InputError
+from teenytinyllama.stage_folder import sha256_file
+from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.decay import decay_steps, planned_decay_steps, recorded_branch
+from teenytinyllama.training.metrics import read_jsonl
+from teenytinyllama.training.pretrain import pretrain
+from teenytinyllama.training.run_plan import pack_inputs, plan_run
+
+STEP = 256  # tokens
+
+
+def run(values: dict[str, Any]) -> Path:
+    """Train as `ttl pretrain` does in its ranks."""
+    values = pack_inputs(check_types(PretrainConfig, values))
+    return pretrain(build(PretrainConfig, values), values)
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as found:
+        plan_run(build(PretrainConfig, pack_inputs(check_types(PretrainConfig, values))))
+    return str(found.value)
+
+
+def weights(folder: Path) -> str:
+    return sha256_file(folder / "model.safetensors")
+
+
+def rates(folder: Path) -> list[float]:
+    return [record["learning_rate"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def planned(
+    tmp_path_factory: pytest.TempPathFactory, packed_folder: Path, tokenizer_folder: Path
+) -> Callable[..., dict[str, Any]]:
+    def values(folder: Path, **changes: Any) -> dict[str, Any]:
+        usual = make_values(folder, packed_folder, tokenizer_folder)
+        return {**usual, "lr_scheduler_type": "warmup_stable_decay", "decay_fraction": 0.25, "warmup_steps": 0.1,
+                "max_tokens": 24 * STEP, "save_steps": 4, "save_total_limit": None, "eval_steps": 12, "cloze_items": 0,
+                **changes}  # fmt: skip
+
+    return values
+
+
+@pytest.fixture(scope="module")
+def stem(tmp_path_factory: pytest.TempPathFactory, planned: Callable[..., dict[str, Any]]) -> Path:
+    """A run of 24 steps: 3 of warm-up, the decay after step 18, a checkpoint every fourth. Tests only read it."""
+    return run(planned(tmp_path_factory.mktemp("stem")))
+
+
+def branch(source: Path, output: Path, steps: int, **changes: Any) -> dict[str, Any]:
+    return {"decay_from": str(source), "max_tokens": steps * STEP, "output_dir": str(output), **changes}
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.25, 1 / 3, 0.4, 0.5, 0.75, 0.9])
+def test_a_decay_that_begins_anywhere_has_its_share_of_all_steps(share: float) -> None:
+    for step in range(1, 3000, 7):
+        steps = decay_steps(step, share)
+        assert planned_decay_steps(step + steps, share) == steps
+
+
+def test_a_branch_is_the_planned_run(
+    stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shorter, longer = (run(planned(tmp_path / f"{n}", max_tokens=n * STEP, warmup_steps=3)) for n in (12, 32))
+    capsys.readouterr()
+    for checkpoint, steps, other in ((8, 12, shorter), (8, 32, longer), (16, 32, longer)):
+        folder = run(branch(stem / f"checkpoint-{checkpoint}", tmp_path / f"{checkpoint}-{steps}", steps))
+        out = capsys.readouterr().out
+        assert (
+            f"it equals the run planned with max_tokens: {steps * STEP}, tokens_per_step: 256, warmup_steps: 3" in out
+        )
+        assert weights(folder) == weights(other)
+        assert losses(folder) == losses(other)[checkpoint:]
+        assert rates(folder) == rates(other)[checkpoint:]
+        manifest, plain = (json.loads((place / "run.json").read_text()) for place in (folder, other))
+        assert manifest["results"]["final"] == plain["results"]["final"]
+        assert manifest["training"]["tokens"] == plain["training"]["tokens"]
+    assert f"resumed from {stem}/checkpoint-16" in out
+    assert weights(shorter) != weights(longer)
+
+
+def test_a_branch_of_a_running_stem_with_another_decay(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = planned(tmp_path / "stem", max_tokens=1000 * STEP, warmup_steps=2)
+    interrupted_run(values, 9, monkeypatch)
+    source = Path(values["output_dir"]) / "checkpoint-8"
+    other = {"decay_fraction": 0.5, "lr_scheduler_kwargs": {"decay_type": "1-sqrt"}}
+    folder = run(branch(source, tmp_path / "branch", 18, **other))
+    assert weights(folder) == weights(run(planned(tmp_path, max_tokens=18 * STEP, warmup_steps=2, **other)))
+    falling = rates(folder)[1:]
+    assert falling[0] > falling[1] > falling[-1] > 0
+
+
+def test_a_branch_resumes_without_its_run(
+    stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(stem, tmp_path / "copy")
+    values = branch(copy / "checkpoint-8", tmp_path / "branch", 16, warmup_steps=0.1)
+    resolved = pack_inputs(check_types(PretrainConfig, values))
+    assert resolved["warmup_steps"] == 3, "the steps of its run, not a tenth of 16"
+    interrupted_run(resolved, 10, monkeypatch)
+    before = recorded_branch(tmp_path / "branch")
+    shutil.rmtree(copy)
+    folder = run(values)
+    assert weights(folder) == weights(run(planned(tmp_path / "plain", max_tokens=16 * STEP, warmup_steps=3)))
+    assert recorded_branch(folder) == before == json.loads((folder / "run.json").read_text())["branch"]
+    assert "checkpoint-8" in str(before)
+    assert "is complete" not in refusal({**values, "learning_rate": 1.0})
+
+
+def test_what_a_branch_builds_on(stem: Path, tmp_path: Path) -> None:
+    first = run(branch(stem / "checkpoint-8", tmp_path / "first", 24))
+    second = run(branch(first / "checkpoint-12", tmp_path / "second", 16))
+    marker = [json.loads((place / "complete.json").read_text())["kwh"]
+              for place in (stem / "checkpoint-8", first / "checkpoint-12")]  # fmt: skip
+    record = json.loads((second / "run.json").read_text())["branch"]
+    assert record["kwh"] == pytest.approx(sum(marker))
+    assert (record["step"], record["tokens"]) == (12, 12 * STEP)
+    training = json.loads((second / "run.json").read_text())["training"]
+    assert training["tokens"] == 16 * STEP
+    assert training["tokens_per_second"] == pytest.approx(4 * STEP / training["seconds"]), "of its own steps"
+    assert [step for step, _ in complete_checkpoints(second)] == [16]
+
+
+@pytest.mark.parametrize(("checkpoint", "changes", "message"), [
+    (20, {}, r"decay_from=\S+: is of step 20, and the rate of its run falls after step 18\. Give a checkpoint of that "
+             r"step or before: \S+checkpoint-4, \S+checkpoint-8, \S+checkpoint-12, \S+checkpoint-16\."),
+    (24, {}, r"is of step 24, and the rate of its run falls after step 18"),
+    (16, {"max_tokens": 20 * STEP}, r"max_tokens=5120: the decay of a run of that length begins after step 15, before the "
+                                    r"checkpoint of step 16\. Give at least 5,376 tokens, or an earlier checkpoint: "
+                                    r"\S+checkpoint-4, \S+checkpoint-8, \S+checkpoint-12\."),
+    (16, {"max_tokens": STEP}, r"begins after step 0, before the checkpoint of step 16\. .*: none is there\."),
+    (8, {"learning_rate": 1e-4, "seed": 7}, r"decay_from=\S+: its run differs: learning_rate \(there 0\.003, now 0\.0001\)"
+                                            r"; seed \(there 42, now 7\)\. A branch keeps what decided the weights so far"),
+    (8, {"tokens_per_step": 512}, r"its run differs: tokens_per_step \(there 256, now 512\)"),
+    (8, {"shape": {"hidden_size": 64}}, r"its run differs: shape \(there .*, now \{'hidden_size': 64\}\)"),
+    (8, {"optimizer": "muon"}, r"its run differs: optimizer \(there adamw, now muon\)"),
+    (8, {"warmup_steps": 5}, r"its run differs: warmup_steps \(there 3, now 5\)"),
+    (8, {"warmup_steps": 0.2}, r"its run differs: warmup_steps \(there 3, now 4\)"),
+    (8, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}, r"lr_scheduler_kwargs \(there \{\}, now \{'min_lr_ratio': 0\.1\}\)"),
+    (8, {"lr_scheduler_type": "cosine"}, r"lr_scheduler_type=cosine: decay_from=\S+ needs warmup_stable_decay"),
+    (8, {"max_tokens": None}, r"max_tokens: missing\. Give the tokens of the finished branch"),
+    (8, {"output_dir": None}, r"output_dir: missing\. Give a new folder for the branch"),
+])  # fmt: skip
+def test_what_is_no_branch_is_refused(
+    stem: Path, tmp_path: Path, checkpoint: int, changes: dict[str, Any], message: str
+) -> None:
+    values = branch(stem / f"checkpoint-{checkpoint}", tmp_path / "branch", 20, **changes)
+    with pytest.raises(InputError, match=message):
+        plan_run(build(PretrainConfig, pack_inputs(check_types(PretrainConfig, values))))
+    assert not (tmp_path / "branch").exists()
+
+
+def test_places_that_are_no_source_are_refused(
+    stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, packed_folder: Path
+) -> None:
+    assert f"is a run. Give one of its checkpoints: {stem}/checkpoint-8, " in refusal(branch(stem, tmp_path / "x", 12))
+    assert "no such folder. Give a checkpoint-N" in refusal(branch(stem / "checkpoint-5", tmp_path / "x", 12))
+    assert "is the folder of the run that decay_from" in refusal(branch(stem / "checkpoint-8", stem, 12))
+    alone = shutil.copytree(stem / "checkpoint-8", tmp_path / "checkpoint-8")
+    assert "has no config.yaml and environment.json of a run" in refusal(branch(alone, tmp_path / "x", 12))
+    copy = shutil.copytree(stem, tmp_path / "copy")
+    (copy / "checkpoint-8" / "complete.json").unlink()
+    assert "has no complete.json" in refusal(branch(copy / "checkpoint-8", tmp_path / "x", 12))
+    (copy / "checkpoint-4" / "trainer_state.json").write_text("{")
+    assert "trainer_state.json: cannot be read" in refusal(branch(copy / "checkpoint-4", tmp_path / "x", 12))
+    (copy / "checkpoint-12" / "optimizer.pt").unlink()
+    with pytest.raises(InputError, match=r"decay_from=\S+checkpoint-12: optimizer\.pt is missing\. Give another"):
+        run(branch(copy / "checkpoint-12", tmp_path / "y", 16))
+    cosine = run(planned(tmp_path / "cosine", lr_scheduler_type="cosine", max_tokens=4 * STEP))
+    assert "its run has lr_scheduler_type=cosine, whose rate" in refusal(
+        branch(cosine / "checkpoint-4", tmp_path / "x", 12)
+    )
+    assert "holds a run that is no branch" in refusal(branch(stem / "checkpoint-8", cosine, 12))
+    other = shutil.copytree(packed_folder, tmp_path / "packed")
+    manifest = json.loads((other / "run.json").read_text())
+    manifest["hashes"]["train.npy"] = "0" * 64
+    (other / "run.json").write_text(json.dumps(manifest))
+    values = branch(stem / "checkpoint-8", tmp_path / "x", 12, packed=str(other))
+    assert "its run differs: packed_sha256 (there" in refusal(values)
+
+
+def test_a_run_that_decayed_before_it_was_made_longer_has_no_branches_from_then_on(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(planned(tmp_path, max_tokens=8 * STEP, warmup_steps=2))
+    run(planned(tmp_path, max_tokens=20 * STEP, warmup_steps=2))
+    assert (
+        "branches   other lengths, checkpoint-4 from 1,280 tokens on: ttl" in capsys.readouterr().out.splitlines()[-1]
+    )
+    assert "is of step 12, and the rate of its run falls after step 6" in refusal(
+        branch(folder / "checkpoint-12", tmp_path / "x", 40)
+    )
+
+
+def test_the_checkpoint_is_kept_while_it_is_read(stem: Path, tmp_path: Path) -> None:
+    values = branch(stem / "checkpoint-8", tmp_path / "branch", 12)
+    with lease(stem / "checkpoint-8"), pytest.raises(InputError, match="another process holds this checkpoint"):
+        run(values)
+    run(values)
+    with lease(stem / "checkpoint-8"):
+        pass
+
+
+def test_a_run_says_which_lengths_can_be_branched_off(
+    stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(planned(tmp_path, save_total_limit=2))
+    out = capsys.readouterr().out
+    limit = "save_total_limit=2 keeps the newest 2 checkpoints alone"
+    assert f"branches   of any length, off checkpoints up to step 18; {limit}: set null, or copy those away" in out
+    last = out.rstrip().splitlines()[-1]
+    assert last == f"branches   none: no checkpoint of step 18 or before is left: {limit}. Set null, or copy one from " \
+                   "before step 18 away"  # fmt: skip
+    assert [step for step, _ in complete_checkpoints(folder)] == [20, 24]
+    folder = run(branch(stem / "checkpoint-12", tmp_path / "all", 24))
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert last == (
+        f"branches   other lengths, checkpoint-16 from {21 * STEP:,} tokens on: ttl pretrain --decay_from "
+        f"{folder}/checkpoint-16 --max_tokens N --output_dir NEW"
+    )
