@@ -1,6 +1,7 @@
 """Branches of warmup_stable_decay, and a decay that begins early: equal to the planned run, and what is refused."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 from test_pretrain import interrupted_run, losses, make_values
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import complete_checkpoints, lease
+from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
 from teenytinyllama.checks import InputError
+from teenytinyllama.publishing.card import render_model_card
+from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.decay import decay_steps, planned_decay_steps, recorded_branch
+from teenytinyllama.training.decay import decay_steps, planned_decay_steps
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.pretrain import pretrain
 from teenytinyllama.training.run_plan import pack_inputs, plan_run
@@ -135,6 +138,20 @@ def test_what_a_branch_builds_on(stem: Path, tmp_path: Path) -> None:
     assert training["tokens"] == 16 * STEP
     assert training["tokens_per_second"] == pytest.approx(4 * STEP / training["seconds"]), "of its own steps"
     assert [step for step, _ in complete_checkpoints(second)] == [16]
+    card, report = render_model_card(second), write_energy_report(second)
+    assert "| Branch | from step 12 of another run; time and speed are those of the steps since |" in card
+    assert re.search(r"\| Before the branch \| \S+ kWh, \S+ kg CO₂e, up to step 12 of the run that", card)
+    assert re.search(r"\| Before the branch \| \S+ kWh, \S+ kg CO2e, up to step 12 of another run", report)
+    grams = float(re.search(r"emissions: (\S+)", card)[1])  # type: ignore[index]
+    own = json.loads((second / "emissions.json").read_text())["emissions_kg"]
+    assert grams == pytest.approx(1000 * (own + record["kg_co2e"]), rel=1e-3), "the Hub's figure is of all steps"
+    record["kwh"] = record["kg_co2e"] = None  # of a checkpoint that an early version saved
+    manifest = json.loads((second / "run.json").read_text())
+    (second / "run.json").write_text(json.dumps({**manifest, "branch": record}))
+    assert "not on record; the rows above are of the steps since the branch alone" in render_model_card(second)
+    (second / "run.json").write_text(json.dumps({**manifest, "branch": {**record, "step": "x"}}))
+    with pytest.raises(InputError, match=r"key branch\.step is 'x', but must be a finite int"):
+        render_model_card(second)
 
 
 @pytest.mark.parametrize(("checkpoint", "changes", "message"), [

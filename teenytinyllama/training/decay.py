@@ -10,7 +10,6 @@ that checkpoint first; the rest is as in any run. A share of the steps stays a s
 warm-up, which lies behind: the branch keeps its steps.
 """
 
-import json
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -318,34 +317,6 @@ class LeaseCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Give it back; every later call does nothing."""
         self.held.close()
-
-
-def branch_record(folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
-    """Return what a branch builds on, for `environment.json`; None for a run that is no branch.
-
-    Args:
-        folder: of the run that starts.
-        checkpoint: that it resumes from.
-
-    Returns:
-        The checkpoint with its step and tokens, and the energy (`kwh`, `kg_co2e`) of all runs up to it, None where it
-        is not on record.
-    """
-    if checkpoint is None or checkpoint.parent == folder:
-        return recorded_branch(folder)
-    marker, before = read_marker(checkpoint), recorded_branch(checkpoint.parent) or {"kwh": 0.0, "kg_co2e": 0.0}
-    spent = {"kwh": marker.kwh, "kg_co2e": marker.kg_co2e}
-    sums = {name: None if None in (here, before[name]) else here + before[name] for name, here in spent.items()}
-    return {"checkpoint": str(checkpoint), "step": marker.step, "tokens": marker.tokens, **sums}
-
-
-def recorded_branch(folder: Path) -> dict[str, Any] | None:
-    """Return what the branch in a folder builds on, see `branch_record`; None for another run, or none."""
-    try:
-        found = json.loads((folder / ENVIRONMENT_NAME).read_text(encoding="utf-8")).get("branch")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return dict(found) if isinstance(found, dict) else None
 
 
 def begun_folder(config: Any, folder: Path) -> Path:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from ..checkpoints import recorded_branch
 from ..data.input_files import hub_datasets
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
 from ..planning.memory import REPEATS_WORTH_READING
 from .config import DEFAULT_PROMPTS, PretrainConfig
-from .decay import describe_branch, describe_branches, recorded_branch
+from .decay import describe_branch, describe_branches
 from .optimizer import describe_optimizer
 from .run import (
     NOT_EVALUATED,

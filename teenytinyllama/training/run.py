@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from ..arguments import write_yaml
-from ..checkpoints import complete_checkpoints
+from ..checkpoints import branch_record, complete_checkpoints, recorded_branch
 from ..checks import RunFailedError, StoppedResumable, beside_the_model, is_main_process
 from ..distributed import check_ranks, leave_ranks
 from ..energy.emissions import grid_intensity, place, read_emissions
@@ -40,7 +40,7 @@ from ..stage_folder import (
     write_json,
 )
 from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
-from .decay import LeaseCallback, branch_record, recorded_branch
+from .decay import LeaseCallback
 from .library import check_plain_weights
 from .metrics import (
     MFU_CONVENTION,
