@@ -1,13 +1,17 @@
 """Branches of warmup_stable_decay, and a decay that begins early: equal to the planned run, and what is refused."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_pretrain import interrupted_run, losses, make_values
 
 from teenytinyllama.arguments import build, check_types
@@ -22,6 +26,7 @@ from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.pretrain import pretrain
 from teenytinyllama.training.run_plan import pack_inputs, plan_run
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 STEP = 256  # tokens
 
 
@@ -251,3 +256,26 @@ def test_a_run_says_which_lengths_can_be_branched_off(
         f"branches   other lengths, checkpoint-16 from {21 * STEP:,} tokens on: ttl pretrain --decay_from "
         f"{folder}/checkpoint-16 --max_tokens N --output_dir NEW"
     )
+
+
+def ttl(*words: str) -> str:
+    """Run `ttl pretrain` on two ranks and return its output."""
+    command = [sys.executable, "-m", "teenytinyllama", "pretrain", *words, "--accelerate", "cpu2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_branch_on_two_ranks(planned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(planned(tmp_path, warmup_steps=2, save_total_limit=5)))
+    words = ["--config", str(tmp_path / "run.yaml")]
+    ttl(*words)
+    ttl(*words, "--max_tokens", str(12 * STEP), "--output_dir", str(tmp_path / "planned"))
+    source = ["--decay_from", str(tmp_path / "run" / "checkpoint-8"), "--max_tokens", str(12 * STEP)]
+    out = ttl(*source, "--output_dir", str(tmp_path / "branch"))
+    assert "it equals the run planned with" in out
+    assert weights(tmp_path / "branch") == weights(tmp_path / "planned")
+    again = ttl(*source, "--output_dir", str(tmp_path / "branch"))
+    assert "is complete" in again

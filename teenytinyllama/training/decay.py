@@ -223,22 +223,18 @@ def branch_values(config_class: Any, values: dict[str, Any]) -> dict[str, Any]:
         "max_tokens: missing. Give the tokens of the finished branch, counted from the beginning of its run.",
     )
     begun = (folder / ENVIRONMENT_NAME).is_file() and (folder / CONFIG_NAME).is_file()
-    if begun:
-        before = _run_values(folder, config_class)
-        warmup, steps = before.get("warmup_steps"), before.get("warmup_steps")
-        ensure(
-            before.get("decay_from"),
-            f"output_dir={folder}: holds a run that is no branch. Give a new folder for the branch.",
-        )
-    else:
-        point = read_branch_point(source, config_class)
-        before, steps = point.values, point.warmup_steps
-        warmup = before.get("warmup_steps", config_class.warmup_steps)
-    inherited = {name: value for name, value in before.items() if name not in _NOT_INHERITED.split()}
-    merged = {**inherited, **values}
-    given = values.get("warmup_steps")
+    point = None if begun else read_branch_point(source, config_class)
+    before = point.values if point else _run_values(folder, config_class)
+    ensure(
+        point or before.get("decay_from"),
+        f"output_dir={folder}: holds a run that is no branch. Give a new folder for the branch.",
+    )
+    # Rows that are given as texts are packed anew, and compared with the run's by their hash.
+    left_out = {*_NOT_INHERITED.split(), *(["packed"] if values.get("inputs") else [])}
+    merged = {**{name: value for name, value in before.items() if name not in left_out}, **values}
+    given, warmup = values.get("warmup_steps"), before.get("warmup_steps", config_class.warmup_steps)
     if given in (None, warmup) or (begun and 0 < float(given or 0) < 1):
-        merged["warmup_steps"] = steps
+        merged["warmup_steps"] = float(point.warmup_steps if point else warmup)
     return merged
 
 
