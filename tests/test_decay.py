@@ -4,26 +4,31 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from test_pretrain import interrupted_run, losses, make_values
+from transformers import TrainerCallback
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
-from teenytinyllama.checks import InputError
+from teenytinyllama.checks import InputError, StoppedResumable
 from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.stage_folder import sha256_file
+from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.decay import decay_steps, planned_decay_steps
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.pretrain import pretrain
+from teenytinyllama.training.pretrain import build_run, pretrain
 from teenytinyllama.training.run_plan import pack_inputs, plan_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -258,6 +263,124 @@ def test_a_run_says_which_lengths_can_be_branched_off(
     )
 
 
+# A decay that begins early
+
+
+class AskAt(TrainerCallback):
+    """Make the file that asks for the decay in the middle of a step; then go on, or stop with a signal later."""
+
+    def __init__(self, folder: Path, step: int, stop: int | None = None) -> None:
+        self.folder, self.step, self.stop = folder, step, stop
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            (self.folder / "decay_now").touch()
+        if state.global_step + 1 == self.stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def run_asked(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], step: int, stop: int | None = None) -> Path:
+    def built(*arguments: Any) -> Any:
+        made = build_run(*arguments)
+        made.trainer.add_callback(AskAt(Path(values["output_dir"]), step, stop))
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "build_run", built)
+        if stop is None:
+            return run(values)
+        with pytest.raises(StoppedResumable):
+            run(values)
+        return Path(values["output_dir"])
+
+
+@pytest.fixture(scope="module")
+def eleven(tmp_path_factory: pytest.TempPathFactory, planned: Callable[..., dict[str, Any]]) -> Path:
+    """The planned run of 11 steps, whose decay begins after step 8."""
+    return run(planned(tmp_path_factory.mktemp("eleven"), max_tokens=11 * STEP, warmup_steps=3))
+
+
+def test_a_decay_that_is_asked_for_is_the_planned_run_and_the_branch(
+    planned: Callable[..., dict[str, Any]], stem: Path, eleven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    values = planned(tmp_path)
+    folder = run_asked(monkeypatch, values, 8)
+    out = capsys.readouterr().out
+    assert f"decay now  `touch {folder}/decay_now` begins the decay at the next logging step" in out
+    assert "decay      decay_now asked for the decay after step 8; from step 8 on: the rate falls until step 11" in out
+    assert weights(folder) == weights(eleven) == weights(run(branch(stem / "checkpoint-8", tmp_path / "branch", 11)))
+    assert losses(folder) == losses(eleven)
+    assert "checkpoint-4 from 1,280 tokens on, checkpoint-8 from 2,816 tokens on: ttl" in out.splitlines()[-1]
+    training = json.loads((folder / "run.json").read_text())["training"]
+    assert (training["steps"], training["ended_as_asked"]) == (11, "decay_now asked for the decay after step 8")
+    assert "ended_by_cap" not in training
+    capsys.readouterr()
+    assert weights(run(values)) == weights(eleven), "the same command does not make it longer"
+    assert "is complete; decay_now asked for the decay after step 8. To go on" in capsys.readouterr().out
+    assert "is of step 11, and the rate of its run falls after step 8" in refusal(
+        branch(folder / "checkpoint-11", tmp_path / "late", 40)
+    )
+
+
+@pytest.mark.parametrize(("save_steps", "stop", "resumed"), [(100, 10, 10), (4, 10, 8), (4, 10, 4)])
+def test_a_decay_that_was_asked_for_survives_a_kill(
+    planned: Callable[..., dict[str, Any]], eleven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], save_steps: int, stop: int, resumed: int,
+) -> None:  # fmt: skip
+    values = planned(tmp_path, save_steps=save_steps)
+    folder = run_asked(monkeypatch, values, 8, stop)
+    for step, path in complete_checkpoints(folder):  # what a kill leaves: nothing after its last checkpoint
+        if step > resumed:
+            shutil.rmtree(path)
+    assert [step for step, _ in complete_checkpoints(folder)][-1:] == [resumed]
+    capsys.readouterr()
+    run(values)
+    assert weights(folder) == weights(eleven)
+    assert losses(folder) == losses(eleven)
+    out = capsys.readouterr().out
+    assert f"resumed from {folder}/checkpoint-{resumed}" in out
+    assert "length     11 steps" in out
+    assert json.loads((folder / "run.json").read_text())["training"]["ended_as_asked"]
+
+
+def test_a_decay_that_is_asked_for_too_early_or_too_late(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = run_asked(monkeypatch, planned(tmp_path / "early", warmup_steps=3), 1)
+    out = capsys.readouterr().out
+    assert out.count("decay_now: it begins once the warm-up is over, after step 3") == 1
+    assert "decay_now asked for the decay after step 3; from step 3 on: the rate falls until step 4" in out
+    same = run(planned(tmp_path / "planned", max_tokens=4 * STEP, warmup_steps=3))
+    assert weights(folder) == weights(same)
+    values = planned(tmp_path / "late", max_tokens=8 * STEP, warmup_steps=3)
+    assert json.loads((run_asked(monkeypatch, values, 7) / "run.json").read_text())["training"]["steps"] == 8
+    assert capsys.readouterr().out.count("decay_now: the rate falls already, as planned since step 6") == 1
+
+
+def test_a_decay_of_given_steps_can_be_asked_for_and_a_cap_beside_it(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"lr_scheduler_kwargs": {"num_decay_steps": 4}, "warmup_steps": 3}
+    folder = run_asked(monkeypatch, planned(tmp_path / "asked", **steps), 8)
+    assert weights(folder) == weights(run(planned(tmp_path / "planned", max_tokens=12 * STEP, **steps)))
+    capped = run_asked(monkeypatch, planned(tmp_path / "capped", max_kwh=1e6, warmup_steps=3), 8)
+    assert json.loads((capped / "run.json").read_text())["training"]["steps"] == 11
+
+
+def test_a_damaged_request_is_refused(planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: Any) -> None:
+    values = planned(tmp_path)
+    folder = run_asked(monkeypatch, values, 8, 9)
+    shutil.rmtree(folder / "checkpoint-9")
+    shutil.rmtree(folder / "checkpoint-8")
+    (folder / "decay_now").write_text('{"step": 8}')
+    with pytest.raises(InputError, match=r"decay_now: holds no decision \(.*\)\. Delete it, or empty it to ask"):
+        run(values)
+    (folder / "decay_now").unlink()
+    assert json.loads((run(values) / "run.json").read_text())["training"]["steps"] == 24, "deleted: as planned"
+
+
 def ttl(*words: str) -> str:
     """Run `ttl pretrain` on two ranks and return its output."""
     command = [sys.executable, "-m", "teenytinyllama", "pretrain", *words, "--accelerate", "cpu2"]
@@ -279,3 +402,22 @@ def test_a_branch_on_two_ranks(planned: Callable[..., dict[str, Any]], tmp_path:
     assert weights(tmp_path / "branch") == weights(tmp_path / "planned")
     again = ttl(*source, "--output_dir", str(tmp_path / "branch"))
     assert "is complete" in again
+
+
+@pytest.mark.slow
+def test_two_ranks_begin_the_decay_at_the_same_step(planned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    values = planned(
+        tmp_path, max_tokens=600 * STEP, warmup_steps=2, save_steps=100, eval_steps=1000, sample_prompts=[]
+    )
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**values, "save_total_limit": 1}))
+    folder, words = tmp_path / "run", ["--config", str(tmp_path / "run.yaml")]
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(ttl, *words)
+        while not (folder / "metrics.jsonl").exists() and not running.done():
+            time.sleep(0.1)
+        (folder / "decay_now").touch()
+        out = running.result()
+    decision = json.loads((folder / "decay_now").read_text())
+    assert f"decay_now asked for the decay after step {decision['step']};" in out
+    ttl(*words, "--max_tokens", str(decision["end_step"] * STEP), "--output_dir", str(tmp_path / "planned"))
+    assert weights(folder) == weights(tmp_path / "planned")

@@ -24,10 +24,21 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from ..checkpoints import read_marker
 from ..checks import ensure
 from ..distributed import any_rank, sum_over_ranks
 from ..energy.ledger import Start, total_of
-from .decay import SCHEDULE, Decision, decay_begins, decay_steps, decision_in, read_state
+from .decay import (
+    SCHEDULE,
+    DecayRequest,
+    Decision,
+    can_begin_early,
+    decay_begins,
+    decay_steps,
+    decision_in,
+    read_state,
+    recorded_decision,
+)
 
 # The rest of a run is projected by its mean pace in so many logging intervals: enough that a busy minute of the machine
 # counts little, and few enough that a busy beginning is forgotten.
@@ -306,7 +317,10 @@ def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps:
 
 
 class CapCallback(TrainerCallback, ExportableState):
-    """Call `decide` at each logging step and carry its decision out; every later checkpoint holds the decision."""
+    """Decides at each logging step whether the decay begins: a cap asks for it, or somebody by the file `decay_now`.
+
+    Every later checkpoint holds the decision.
+    """
 
     def __init__(
         self,
@@ -314,17 +328,20 @@ class CapCallback(TrainerCallback, ExportableState):
         spending: SpendingCallback,
         decision: Decision | None,
         is_blind: Callable[[], bool] = lambda: False,
+        folder: Path | None = None,
     ) -> None:
-        """Watch the caps of a run.
+        """Watch the caps of a run, and its folder.
 
         Args:
             config: has the caps.
             spending: counts what was spent so far.
-            decision: the decision in the checkpoint that is resumed from, which the config follows already.
+            decision: the decision of an earlier start, which the config follows already.
             is_blind: returns whether this rank's meter has failed. Energy is then not counted, and a run with a
                 `max_kwh` stops.
+            folder: of a run whose decay can be asked for.
         """
         self.config, self.spending, self.decision, self.is_blind = config, spending, decision, is_blind
+        self.request = DecayRequest(config, folder) if folder is not None else None
         self.stopped_blind = False
 
     def state(self) -> dict[str, Any]:
@@ -346,6 +363,8 @@ class CapCallback(TrainerCallback, ExportableState):
             return
         warmup_steps = args.get_warmup_steps(self.config.max_steps)
         decision = decide(self.config, self.spending, state.global_step, warmup_steps, self.decision is not None)
+        if decision is None and self.decision is None and self.request is not None:
+            decision = self.request.answer(args, state, warmup_steps)
         if decision is None:
             return
         self.decision = decision
@@ -357,7 +376,8 @@ class CapCallback(TrainerCallback, ExportableState):
             control.should_evaluate = False  # the final one comes
         if state.is_world_process_zero:
             what = f"the rate falls until step {decision.end_step}" if decision.end_step > decision.step else "the end"
-            print(f"cap        {decision.reason}; from step {decision.step} on: {what}", flush=True)
+            what = f"{decision.reason}; from step {decision.step} on: {what}"
+            print(f"{'decay' if decision.asked_for else 'cap':10} {what}", flush=True)
 
 
 def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
@@ -389,9 +409,30 @@ def stored_decision(checkpoint: Path | None) -> Decision | None:
     return None if checkpoint is None else decision_in(read_state(checkpoint), checkpoint)
 
 
+def earlier_decision(config: CapKeys, folder: Path, checkpoint: Path | None) -> Decision | None:
+    """Return what earlier starts of a run have decided: by its checkpoint, or by the file `decay_now` in its folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        checkpoint: that it resumes from, or None; that of another run, where a branch begins, decides nothing.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    is_own = checkpoint is not None and checkpoint.parent == folder
+    stored = stored_decision(checkpoint) if is_own else None
+    if stored is not None or not can_begin_early(config):
+        return stored
+    return recorded_decision(folder, read_marker(checkpoint).step if checkpoint is not None else 0)
+
+
 def apply_decision(config: CapKeys, decision: Decision | None) -> None:
-    """Give a config the length and the decay that a cap has decided on, before anything is built from it."""
-    if decision is None or not has_caps(config):
+    """Give a config the length and the decay that were decided on, before anything is built from it.
+
+    A cap's decision counts as long as the run has caps.
+    """
+    if decision is None or not (decision.asked_for or has_caps(config)):
         return
     config.cap_decision = decision
     config.max_steps = decision.end_step

@@ -10,18 +10,21 @@ that checkpoint first; the rest is as in any run. A share of the steps stays a s
 warm-up, which lies behind: the branch keeps its steps.
 """
 
+import json
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import check_types, load_yaml
 from ..checkpoints import complete_checkpoints, read_marker
 from ..checks import InputError, counted, ensure
-from ..stage_folder import CONFIG_NAME, ENVIRONMENT_NAME, StageFolder, parse_record
+from ..distributed import any_rank
+from ..stage_folder import CONFIG_NAME, DECAY_NOW_NAME, ENVIRONMENT_NAME, StageFolder, parse_record, write_json
 from .saving import recorded_identity
 
 SCHEDULE = "warmup_stable_decay"
@@ -43,11 +46,13 @@ class Decision:
         step: the step at which it was decided; the learning rate begins to fall after it.
         end_step: the last step, the same as `step` when training stops at once.
         reason: what decided it; of a cap, the figure that would pass it.
+        asked_for: whether somebody asked for it; else a cap decided.
     """
 
     step: int
     end_step: int
     reason: str
+    asked_for: bool = False
 
 
 def planned_decay_steps(max_steps: int, decay_fraction: float) -> int:
@@ -75,6 +80,72 @@ def decay_begins(config: Any) -> int:
     """Return the step after which the rate of a config with this schedule falls."""
     assert isinstance(config.lr_scheduler_kwargs, dict)
     return int(config.max_steps) - int(config.lr_scheduler_kwargs["num_decay_steps"])
+
+
+def can_begin_early(config: Any) -> bool:
+    """Return whether the decay of a training can begin before its planned step: a pretraining of this schedule."""
+    return hasattr(config, "cap_decision") and config.lr_scheduler_type == SCHEDULE and config.decay_fraction < 1
+
+
+def decide_as_asked(config: Any, step: int, warmup_steps: int) -> Decision | str:
+    """Return how to end a run whose decay was asked for after a step, or why it cannot begin then.
+
+    Args:
+        config: a `PretrainConfig`.
+        step: that was just done.
+        warmup_steps: of the schedule.
+    """
+    if step >= decay_begins(config):
+        return f"the rate falls already, as planned since step {decay_begins(config):,}"
+    if step < max(1, warmup_steps):
+        return f"it begins once the warm-up is over, after step {warmup_steps:,}"
+    end_step = min(step + decay_length(config, step), config.max_steps)
+    return Decision(step, end_step, f"{DECAY_NOW_NAME} asked for the decay after step {step:,}", asked_for=True)
+
+
+class DecayRequest:
+    """Looks for the file `decay_now` in the folder of a run, and decides when it is there."""
+
+    def __init__(self, config: Any, folder: Path) -> None:
+        """Look in `folder` for the run of a `PretrainConfig`."""
+        self.config, self.path = config, folder / DECAY_NOW_NAME
+        self._answer: Decision | str = ""
+
+    def answer(self, args: TrainingArguments, state: TrainerState, warmup_steps: int) -> Decision | None:
+        """Return the decision after this step, the same on every rank, or None; all ranks have to call it.
+
+        Rank 0 alone looks. It writes the decision into the file: a kill then changes nothing any more.
+        """
+        is_first = state.is_world_process_zero
+        if not any_rank(is_first and self.path.exists(), args.device):
+            return None
+        before, self._answer = self._answer, decide_as_asked(self.config, state.global_step, warmup_steps)
+        if isinstance(self._answer, Decision):
+            if is_first:
+                write_json(self.path, asdict(self._answer))
+            return self._answer
+        if is_first and self._answer != before:
+            tqdm.write(f"decay      {DECAY_NOW_NAME}: {self._answer}")
+        return None
+
+
+def recorded_decision(folder: Path, step: int) -> Decision | None:
+    """Return the decision that was asked for in the folder of a run, for a start at a step before it; None without one.
+
+    Raises:
+        InputError: its file holds something else.
+    """
+    path = folder / DECAY_NOW_NAME
+    text = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    if not text:
+        return None  # asked for, not decided
+    try:
+        found = Decision(**json.loads(text))
+        return found if 0 < found.step < found.end_step and step <= found.step else None
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: holds no decision ({error}). Delete it, or empty it to ask for the decay."
+        ) from error
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -359,3 +430,10 @@ def describe_branches(config: Any, folder: Path, decision: Decision | None, is_e
         "branches": f"other lengths, {', '.join(ways)}{keeping}: ttl pretrain --decay_from {stable[-1][1]} "
         "--max_tokens N --output_dir NEW"
     }
+
+
+def describe_request(config: Any, folder: Path) -> dict[str, str]:
+    """Return the banner's line about how the decay of a run is asked for, by its name, or none."""
+    if not can_begin_early(config) or config.cap_decision is not None:
+        return {}
+    return {"decay now": f"`touch {folder / DECAY_NOW_NAME}` begins the decay at the next logging step"}

@@ -21,7 +21,7 @@ from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
 from ..planning.memory import REPEATS_WORTH_READING
 from .config import DEFAULT_PROMPTS, PretrainConfig
-from .decay import describe_branch, describe_branches
+from .decay import describe_branch, describe_branches, describe_request
 from .optimizer import describe_optimizer
 from .run import (
     NOT_EVALUATED,
@@ -221,6 +221,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         "length": describe_length(config, plan, len(plan.packed.train)),
         **describe_branch(config),
         **describe_branches(config, plan.folder, config.cap_decision),
+        **describe_request(config, plan.folder),
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
         "optimizer": describe_optimizer(config),
@@ -292,7 +293,8 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
         initial = next((record for record in records if "bits_per_byte" in record and record["step"] == 0), None)
         training = describe_training(trainer, config, plan, records, seconds, len(plan.packed.train))
         if run.cap is not None and run.cap.decision is not None:
-            training["ended_by_cap"] = run.cap.decision.reason
+            decision = run.cap.decision
+            training["ended_as_asked" if decision.asked_for else "ended_by_cap"] = decision.reason
         return {
             "model": describe_model(config, plan),
             "data": describe_data(config, plan),

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from ..arguments import write_yaml
 from ..checkpoints import branch_record, complete_checkpoints, recorded_branch
 from ..checks import RunFailedError, StoppedResumable, beside_the_model, is_main_process
-from ..distributed import check_ranks, leave_ranks
+from ..distributed import check_ranks, from_first, leave_ranks
 from ..energy.emissions import grid_intensity, place, read_emissions
 from ..energy.ledger import ledger_files, read_starts
 from ..gpus import describe_out_of_memory, device_name, is_out_of_memory, peak_flops, peak_gpu_memory_gb, peak_memory_gb
@@ -39,8 +39,8 @@ from ..stage_folder import (
     sha256_file,
     write_json,
 )
-from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
-from .decay import LeaseCallback
+from .caps import CapCallback, SpendingCallback, apply_decision, earlier_decision, has_caps, hours_until_cap
+from .decay import LeaseCallback, can_begin_early
 from .library import check_plain_weights
 from .metrics import (
     MFU_CONVENTION,
@@ -111,7 +111,9 @@ def assemble_run(
     spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
     if has_caps(config):
         spending.hours_left = functools.partial(hours_until_cap, config)
-        cap = CapCallback(config, spending, config.cap_decision, energy.has_failed)
+    if has_caps(config) or can_begin_early(config):
+        asked_in = plan.folder if can_begin_early(config) else None
+        cap = CapCallback(config, spending, config.cap_decision, energy.has_failed, asked_in)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     trainer.add_callback(IntervalsCallback())
@@ -185,8 +187,7 @@ def execute(
     check_plain_weights(config)
     held = ExitStack()
     checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0, held)
-    is_own = checkpoint is not None and checkpoint.parent == plan.folder
-    apply_decision(config, stored_decision(checkpoint if is_own else None))
+    apply_decision(config, from_first(lambda: earlier_decision(config, plan.folder, checkpoint)))
     run = build(config, plan)
     trainer = run.trainer
     trainer.add_callback(LeaseCallback(held))

@@ -198,14 +198,16 @@ def run_state(folder: Path, identity: dict[str, Any], max_steps: int, defaults: 
         InputError: see `check_run_folder`.
     """
     state = check_run_folder(folder, identity, defaults)
-    if state == "complete" and not ended_by_cap(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
+    if state == "complete" and not ended_early(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
         return "resume"  # a longer run goes on where the shorter one ended
     return state
 
 
-def ended_by_cap(folder: Path) -> str:
-    """Return the cap that ended a complete run, or an empty text."""
-    return str(_record_of_training(folder).get("ended_by_cap") or "")
+def ended_early(folder: Path) -> str:
+    """Return what ended a complete run before its planned length, or an empty text."""
+    training = _record_of_training(folder)
+    cap, asked = training.get("ended_by_cap"), training.get("ended_as_asked")
+    return f"a cap ended it ({cap})" if cap else str(asked or "")
 
 
 def _record_of_training(folder: Path) -> dict[str, Any]:
@@ -227,8 +229,8 @@ def _record_of_training(folder: Path) -> dict[str, Any]:
 
 def describe_continuation(folder: Path) -> str:
     """Return how a user can train on from a complete run, for a message."""
-    if cap := ended_by_cap(folder):
-        return f"a cap ended it ({cap}). To go on, give it as model_name_or_path of a new run"
+    if reason := ended_early(folder):
+        return f"{reason}. To go on, give it as model_name_or_path of a new run"
     return "a longer run would go on from it"
 
 

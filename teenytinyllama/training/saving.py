@@ -343,8 +343,8 @@ def choose_checkpoint(config: Any, plan: Any, zero_stage: int, held: ExitStack |
         return None
     ensure(
         least_over_ranks(int((path / MARKER_NAME).is_file()), config.device),
-        f"output_dir={plan.folder}: not every machine sees {path}, and each rank has to read it. Put the folder on a "
-        "disk that all machines share.",
+        f"output_dir={path.parent}: not every machine sees {path.name} there, and each rank has to read it. Put the "
+        "folder on a disk that all machines share.",
     )
     return path
 
