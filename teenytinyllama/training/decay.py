@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..arguments import check_types, load_yaml
 from ..checkpoints import complete_checkpoints, read_marker
-from ..checks import InputError, counted, ensure
+from ..checks import InputError, ensure
 from ..distributed import any_rank
 from ..stage_folder import CONFIG_NAME, DECAY_NOW_NAME, ENVIRONMENT_NAME, StageFolder, parse_record, write_json
 from .saving import recorded_identity
@@ -35,7 +35,7 @@ _NOT_INHERITED = (
     "output_dir run_name decay_from max_tokens max_steps max_kwh max_cost max_hours hard_stop push_to_hub hub_model_id "
     "hub_strategy hub_private_repo hub_always_push hub_revision"
 )
-_MOST_NAMED = 5  # checkpoints in a message
+MOST_NAMED = 5  # checkpoints in a message
 
 
 @dataclass(frozen=True)
@@ -371,7 +371,7 @@ def _is_stable(checkpoint: Path) -> bool:
 
 
 def _names(checkpoints: list[tuple[int, Path]]) -> str:
-    return ", ".join(str(path) for _, path in checkpoints[-_MOST_NAMED:]) or "none is there"
+    return ", ".join(str(path) for _, path in checkpoints[-MOST_NAMED:]) or "none is there"
 
 
 class LeaseCallback(TrainerCallback):
@@ -390,50 +390,3 @@ def begun_folder(config: Any, folder: Path) -> Path:
     """Return the folder that records how a run has computed so far: its own, or for a new branch its run's."""
     source = getattr(config, "decay_from", None)
     return Path(source).parent if source and not (folder / ENVIRONMENT_NAME).is_file() else folder
-
-
-def describe_branch(config: Any) -> dict[str, str]:
-    """Return the banner's line of a branch, by its name, or none."""
-    if config.decay_from is None:
-        return {}
-    return {
-        "branch": f"of {config.decay_from}; it equals the run planned with max_tokens: "
-        f"{config.max_steps * config.tokens_per_step}, tokens_per_step: {config.tokens_per_step}, warmup_steps: "
-        f"{int(config.warmup_steps)}; the rate falls after step {decay_begins(config):,}"
-    }
-
-
-def describe_branches(config: Any, folder: Path, decision: Decision | None, is_ended: bool = False) -> dict[str, str]:
-    """Return a line, by its name, about the lengths that can be branched off the checkpoints of a run, or none.
-
-    Args:
-        config: a `PretrainConfig`.
-        folder: of the run.
-        decision: to end it earlier.
-        is_ended: no checkpoint is to come.
-    """
-    if config.lr_scheduler_type != SCHEDULE or config.decay_fraction == 1:
-        return {}
-    begins, keep = decision.step if decision else decay_begins(config), config.save_checkpoints_kept
-    stable = stable_checkpoints(folder, begins)
-    limit = f"save_total_limit={keep} keeps the newest {counted(keep, 'checkpoint')} alone" if keep else ""
-    if not stable:
-        if is_ended:
-            why = f": {limit}. Set null, or copy one from before step {begins:,} away" if limit else ""
-            return {"branches": f"none: no checkpoint of step {begins:,} or before is left{why}"}
-        advice = f"; {limit}: set null, or copy those away that you want to keep" if limit else ""
-        return {"branches": f"of any length, off checkpoints up to step {begins:,}{advice}"}
-    ways = [f"{path.name} from {(step + decay_length(config, step)) * config.tokens_per_step:,} tokens on"
-            for step, path in stable[-_MOST_NAMED:]]  # fmt: skip
-    keeping = f" ({limit}: copy those away that you want to keep)" if limit and not is_ended else ""
-    return {
-        "branches": f"other lengths, {', '.join(ways)}{keeping}: ttl pretrain --decay_from {stable[-1][1]} "
-        "--max_tokens N --output_dir NEW"
-    }
-
-
-def describe_request(config: Any, folder: Path) -> dict[str, str]:
-    """Return the banner's line about how the decay of a run is asked for, by its name, or none."""
-    if not can_begin_early(config) or config.cap_decision is not None:
-        return {}
-    return {"decay now": f"`touch {folder / DECAY_NOW_NAME}` begins the decay at the next logging step"}
