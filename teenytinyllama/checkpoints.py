@@ -2,7 +2,8 @@
 
 A checkpoint is complete only when `complete.json`, its marker, lies in it. The marker is written after all other files
 are on the disk, and it names each of them with its size and hash. `checkpoint_faults` compares the files with the
-marker: a run calls it before it resumes from a checkpoint, and publishing before it sends one.
+marker: a run calls it before it resumes from a checkpoint, and publishing before it sends one. A branch is a run that
+began at a checkpoint of another one; its record says what it builds on.
 """
 
 import json
@@ -19,7 +20,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checks import InputError, available_cores, ensure
-from .stage_folder import BEGUN_NAME, LEASES_FOLDER, MARKER_NAME, sha256_file, take_lock, utc_now, write_json
+from .stage_folder import (
+    BEGUN_NAME,
+    ENVIRONMENT_NAME,
+    LEASES_FOLDER,
+    MARKER_NAME,
+    sha256_file,
+    take_lock,
+    utc_now,
+    write_json,
+)
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)$")
 _NOT_HASHED = (MARKER_NAME, MARKER_NAME + ".partial", BEGUN_NAME)
@@ -124,6 +134,34 @@ def _inside(name: str) -> str:
     if parts.is_absolute() or ".." in parts.parts:
         raise ValueError(f"the file {name!r} lies outside")
     return name
+
+
+def branch_record(folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
+    """Return what a branch builds on, for `environment.json`; None for a run that is no branch.
+
+    Args:
+        folder: of the run that starts.
+        checkpoint: that it resumes from.
+
+    Returns:
+        The checkpoint with its step and tokens, and the energy (`kwh`, `kg_co2e`) of all runs up to it, None where it
+        is not on record.
+    """
+    if checkpoint is None or checkpoint.parent == folder:
+        return recorded_branch(folder)
+    marker, before = read_marker(checkpoint), recorded_branch(checkpoint.parent) or {"kwh": 0.0, "kg_co2e": 0.0}
+    spent = {"kwh": marker.kwh, "kg_co2e": marker.kg_co2e}
+    sums = {name: None if None in (here, before[name]) else here + before[name] for name, here in spent.items()}
+    return {"checkpoint": str(checkpoint), "step": marker.step, "tokens": marker.tokens, **sums}
+
+
+def recorded_branch(folder: Path) -> dict[str, Any] | None:
+    """Return what the branch in a folder builds on, see `branch_record`; None for another run, or none."""
+    try:
+        found = json.loads((folder / ENVIRONMENT_NAME).read_text(encoding="utf-8")).get("branch")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return dict(found) if isinstance(found, dict) else None
 
 
 def write_marker(path: Path, marker: Marker) -> None:

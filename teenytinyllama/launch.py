@@ -305,7 +305,7 @@ class Stage:
     Attributes:
         module: of the functions below; the ranks import it too.
         config: `module:class` of its config.
-        prepare: turns `inputs` into data for the ranks; refuses first what can be known without the data.
+        prepare: turns `inputs` into data for the ranks, or `decay_from` into a run's keys; refuses first what it can.
         plan: checks a config against its files and its run folder.
         recipe: what the ranks run.
     """
@@ -388,8 +388,8 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
             finally:
                 count_from_now()  # what the ranks took is in their own account
 
-        given = values
-        values = server.call(lambda: _find(stage.prepare)(given, num_ranks), folder) if given.get("inputs") else given
+        given, prepares = values, values.get("inputs") or values.get("decay_from")
+        values = server.call(lambda: _find(stage.prepare)(given, num_ranks), folder) if prepares else given
         if name == "pretrain":
             from .training.trials import settle_length
 

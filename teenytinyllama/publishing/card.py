@@ -85,8 +85,9 @@ def _more(facts: CardFacts) -> dict[str, Any]:
             for prompt in prompts
         ]
     if facts.energy is not None:
+        kg_before = (facts.branch or {}).get("kg_co2e") or 0.0
         more["co2_eq_emissions"] = {
-            "emissions": float(f"{facts.energy['kg'] * 1000:.4g}"),  # in grams, as the Hub wants them
+            "emissions": float(f"{(facts.energy['kg'] + kg_before) * 1000:.4g}"),  # in grams, as the Hub wants them
             "source": "CodeCarbon",
             "training_type": "fine-tuning" if facts.is_chat else "pre-training",
             "geographical_location": one_line(facts.energy["country"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import load_yaml
+from ..checkpoints import recorded_branch
 from ..checks import InputError, counted, ensure
 from ..energy.emissions import EmissionsTotal, grid_intensity, place, read_emissions
 from ..energy.ledger import FLUSH_SECONDS, Account, describe_incomplete, num_speed_tests, read_energy
@@ -175,6 +176,7 @@ def energy_report(folder: Path, usd_per_hour: float | None, elsewhere: tuple[str
         "elsewhere_kg": {name: total.energy_kwh * grid_intensity(name, key="elsewhere") / 1000 for name in elsewhere},
         "car_km": total.emissions_kg * 1000 / CAR_GRAMS_PER_KM,
         "incomplete": describe_incomplete(account),
+        "branch": recorded_branch(folder),
         "ledger": _ledger_figures(account, total),
         "gpu_check": _check_gpus(account, total),
         "scores": scores,

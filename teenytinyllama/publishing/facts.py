@@ -93,6 +93,12 @@ class CardFacts:
         return model_license(f"{MANIFEST_NAME}: config.license", stated)
 
     @property
+    def branch(self) -> dict[str, Any] | None:
+        """Return what the run was branched off: `step`, and `kwh` and `kg_co2e` up to there; None for another run."""
+        found: dict[str, Any] | None = self.run.get("branch")
+        return found
+
+    @property
     def hub_base(self) -> str | None:
         """Return the base model, if it is a repository on the Hub."""
         base, is_local = self.run["model"]["base_model"], self.run["model"].get("base_is_local")
@@ -279,6 +285,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     ensure(run["stage"] in STAGES, f"{path}: stage={run['stage']} has no model card. It must be one of {stages}.")
     for key, types in _REQUIRED.items():
         _check_key(path, run, tuple(key.split(".")), types)
+    for name in ("step", "kwh", "kg_co2e") if run.get("branch") is not None else ():
+        _check_key(path, run, ("branch", name), (int,) if name == "step" else _OPTIONAL_NUMBER)
     for name in run["data"]["sources"]:
         for what, types in _REQUIRED_OF_SOURCE.items():
             _check_key(path, run["data"]["sources"], (name, what), types, "data.sources.")

@@ -13,7 +13,6 @@ at step s. Sums include the steps that a kill made worthless. So a cap holds ove
 interval, up to a decay that becomes slower than the steps before it, and up to a kill within the decay.
 """
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable
@@ -25,9 +24,23 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..checks import InputError, ensure
+from ..checkpoints import read_marker
+from ..checks import ensure
 from ..distributed import any_rank, sum_over_ranks
 from ..energy.ledger import Start, total_of
+from .decay import (
+    SCHEDULE,
+    DecayRequest,
+    Decision,
+    can_begin_early,
+    decay_begins,
+    decay_steps,
+    decision_in,
+    find_schedule,
+    raise_to_power,
+    read_state,
+    recorded_decision,
+)
 
 # The rest of a run is projected by its mean pace in so many logging intervals: enough that a busy minute of the machine
 # counts little, and few enough that a busy beginning is forgotten.
@@ -192,22 +205,6 @@ def usd(spent: Spent, price_usd: float | None) -> float | None:
 
 
 CAP_KEYS = {"max_kwh": "kWh", "max_cost": "USD", "max_hours": "hours"}
-_SCHEDULE = "warmup_stable_decay"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How a cap ends a run.
-
-    Attributes:
-        step: the step at which it was decided; the learning rate begins to fall after it.
-        end_step: the last step, the same as `step` when training stops at once.
-        reason: the cap and the figure that would pass it.
-    """
-
-    step: int
-    end_step: int
-    reason: str
 
 
 class CapKeys(Protocol):
@@ -253,9 +250,9 @@ def check_caps(config: CapKeys) -> None:
         f"hard_stop=true: ends a run at a cap, and there is none. Give one of {', '.join(CAP_KEYS)}.",
     )
     ensure(
-        not has_caps(config) or config.hard_stop or config.lr_scheduler_type == _SCHEDULE,
+        not has_caps(config) or config.hard_stop or config.lr_scheduler_type == SCHEDULE,
         f"lr_scheduler_type={getattr(config.lr_scheduler_type, 'value', config.lr_scheduler_type)}: a cap would cut it "
-        f"off while the learning rate is still high. Set lr_scheduler_type: {_SCHEDULE}, whose decay begins in time, "
+        f"off while the learning rate is still high. Set lr_scheduler_type: {SCHEDULE}, whose decay begins in time, "
         "or hard_stop: true to stop all the same.",
     )
     ensure(
@@ -287,13 +284,6 @@ def hours_until_cap(config: Any, spent: Spent) -> float:
     return max(0.0, min(hours, default=math.inf))
 
 
-def decay_steps(step: int, decay_fraction: float) -> int:
-    """Return the length of a decay that begins after `step`, so that it has its share of all steps."""
-    if decay_fraction == 1:
-        return max(1, step)
-    return max(1, round(step * decay_fraction / (1 - decay_fraction)))
-
-
 def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps: int, decays: bool) -> Decision | None:
     """Return how to end the run if it cannot wait for the next logging step, or None to go on.
 
@@ -311,7 +301,7 @@ def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps:
         soon = spending.projected(interval) or spending.now
         if cap := exceeded_cap(config, soon):
             return Decision(step, step, f"{cap} at the next logging step, with the final evaluation")
-    if decays or config.lr_scheduler_type != _SCHEDULE or _decays_as_planned(config, step):
+    if decays or config.lr_scheduler_type != SCHEDULE or step >= decay_begins(config):
         return None
     if step < max(1, warmup_steps):  # the learning rate is still rising: a decay would be of no use
         cap = exceeded_cap(config, spending.now)
@@ -328,13 +318,11 @@ def decide(config: CapKeys, spending: SpendingCallback, step: int, warmup_steps:
     )
 
 
-def _decays_as_planned(config: CapKeys, step: int) -> bool:
-    assert isinstance(config.lr_scheduler_kwargs, dict)
-    return step >= config.max_steps - int(config.lr_scheduler_kwargs["num_decay_steps"])
-
-
 class CapCallback(TrainerCallback, ExportableState):
-    """Call `decide` at each logging step and carry its decision out; every later checkpoint holds the decision."""
+    """Decides at each logging step whether the decay begins: a cap asks for it, or somebody by the file `decay_now`.
+
+    Every later checkpoint holds the decision.
+    """
 
     def __init__(
         self,
@@ -342,17 +330,20 @@ class CapCallback(TrainerCallback, ExportableState):
         spending: SpendingCallback,
         decision: Decision | None,
         is_blind: Callable[[], bool] = lambda: False,
+        folder: Path | None = None,
     ) -> None:
-        """Watch the caps of a run.
+        """Watch the caps of a run, and its folder.
 
         Args:
             config: has the caps.
             spending: counts what was spent so far.
-            decision: the decision in the checkpoint that is resumed from, which the config follows already.
+            decision: the decision of an earlier start, which the config follows already.
             is_blind: returns whether this rank's meter has failed. Energy is then not counted, and a run with a
                 `max_kwh` stops.
+            folder: of a run whose decay can be asked for.
         """
         self.config, self.spending, self.decision, self.is_blind = config, spending, decision, is_blind
+        self.request = DecayRequest(config, folder) if folder is not None else None
         self.stopped_blind = False
 
     def state(self) -> dict[str, Any]:
@@ -374,6 +365,8 @@ class CapCallback(TrainerCallback, ExportableState):
             return
         warmup_steps = args.get_warmup_steps(self.config.max_steps)
         decision = decide(self.config, self.spending, state.global_step, warmup_steps, self.decision is not None)
+        if decision is None and self.decision is None and self.request is not None:
+            decision = self.request.answer(args, state, warmup_steps)
         if decision is None:
             return
         self.decision = decision
@@ -385,16 +378,15 @@ class CapCallback(TrainerCallback, ExportableState):
             control.should_evaluate = False  # the final one comes
         if state.is_world_process_zero:
             what = f"the rate falls until step {decision.end_step}" if decision.end_step > decision.step else "the end"
-            print(f"cap        {decision.reason}; from step {decision.step} on: {what}", flush=True)
+            what = f"{decision.reason}; from step {decision.step} on: {what}"
+            print(f"{'decay' if decision.asked_for else 'cap':10} {what}", flush=True)
 
 
 def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
     """Make a scheduler in use go on as that of a run of `end_step` steps, which had the same rates until now."""
     from transformers import get_scheduler
 
-    inner = scheduler
-    while not isinstance(inner, torch.optim.lr_scheduler.LambdaLR):
-        inner = inner.scheduler  # accelerate's and DeepSpeed's wrappers
+    inner = find_schedule(scheduler)
     dummy = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     assert isinstance(config.lr_scheduler_kwargs, dict)
     kwargs = {**config.lr_scheduler_kwargs, "num_decay_steps": decision.end_step - decision.step}
@@ -405,6 +397,7 @@ def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
         num_training_steps=decision.end_step,
         scheduler_specific_kwargs=kwargs,
     )
+    raise_to_power(planned, config, decision.step)
     inner.lr_lambdas = [planned.lr_lambdas[0] for _ in inner.lr_lambdas]
 
 
@@ -414,23 +407,36 @@ def stored_decision(checkpoint: Path | None) -> Decision | None:
     Raises:
         InputError: its state is damaged.
     """
-    if checkpoint is None:
-        return None
-    path = checkpoint / "trainer_state.json"
-    try:
-        states = json.loads(path.read_text(encoding="utf-8")).get("stateful_callbacks") or {}
-        found = states.get(CapCallback.__name__, {}).get("attributes", {}).get("decision")
-        return Decision(**found) if found else None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}). Delete that checkpoint.") from error
+    return None if checkpoint is None else decision_in(read_state(checkpoint), checkpoint)
+
+
+def earlier_decision(config: CapKeys, folder: Path, checkpoint: Path | None) -> Decision | None:
+    """Return what earlier starts of a run have decided: by its checkpoint, or by the file `decay_now` in its folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        checkpoint: that it resumes from, or None; that of another run, where a branch begins, decides nothing.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    is_own = checkpoint is not None and checkpoint.parent == folder
+    stored = stored_decision(checkpoint) if is_own else None
+    if stored is not None or not can_begin_early(config):
+        return stored
+    return recorded_decision(folder, read_marker(checkpoint).step if checkpoint is not None else 0)
 
 
 def apply_decision(config: CapKeys, decision: Decision | None) -> None:
-    """Give a config the length and the decay that a cap has decided on, before anything is built from it."""
-    if decision is None or not has_caps(config):
+    """Give a config the length and the decay that were decided on, before anything is built from it.
+
+    A cap's decision counts as long as the run has caps.
+    """
+    if decision is None or not (decision.asked_for or has_caps(config)):
         return
     config.cap_decision = decision
     config.max_steps = decision.end_step
-    if config.lr_scheduler_type == _SCHEDULE and decision.end_step > decision.step:
+    if config.lr_scheduler_type == SCHEDULE and decision.end_step > decision.step:
         assert isinstance(config.lr_scheduler_kwargs, dict)
         config.lr_scheduler_kwargs["num_decay_steps"] = decision.end_step - decision.step

@@ -14,7 +14,8 @@ from ..models import has_plain_head
 from ..planning.memory import batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
-from .caps import Decision, check_caps, has_caps
+from .caps import check_caps, has_caps
+from .decay import SCHEDULE, Decision, check_power
 from .optimizer import OptimizerName, check_optimizer
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
@@ -66,6 +67,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                           "ranks can share; a run that has begun keeps its batch"},
     )  # fmt: skip
     max_tokens: int | None = field(default=None, metadata={"help": "length of the run in tokens (or give max_steps)"})
+    decay_from: str | None = field(
+        default=None,
+        metadata={"help": "begin at this checkpoint of a run with warmup_stable_decay, with that run's keys, and end "
+                          "at max_tokens as if the run had been planned so; in a new output_dir"},
+    )  # fmt: skip
     max_kwh: float | None = field(
         default=None, metadata={"help": "cap on the energy of all starts; with it (or the next two) max_tokens may be "
                                 "left out: a speed test finds it"}
@@ -117,6 +123,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, warmup_stable_decay, linear, …"})
     warmup_steps: float = field(default=0.02, metadata={"help": "steps, or below 1 a share of all steps"})
+    decay_power: float = field(
+        default=1.0,
+        metadata={"help": "warmup_stable_decay: in its decay the rate is the peak times the share of the decay that is "
+                          "left, to this power; 1: linear"},
+    )  # fmt: skip
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
 
@@ -154,6 +165,12 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         ensure(self.tokenizer, "tokenizer: missing. Give the folder that `ttl tokenizer` wrote.")
         check_speed(self)
         check_optimizer(self)
+        schedule = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        ensure(
+            self.decay_from is None or schedule == SCHEDULE,
+            f"lr_scheduler_type={schedule}: decay_from={self.decay_from} needs {SCHEDULE}. Leave the key out.",
+        )
+        check_power(self)
         check_caps(self)
         for key in ("cloze_items", "signal_items"):
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")

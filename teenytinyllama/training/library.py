@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure, near_name
+from .speed import zero_stage_of
 
 # What the Trainer can report to: the module that its callback imports, and what pip calls it. Source: transformers
 # 5.17, integrations/integration_utils.py.
@@ -160,4 +161,21 @@ def try_optimizer(arguments: Any) -> None:
         num_warmup_steps=arguments.get_warmup_steps(steps),
         num_training_steps=steps,
         scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+    )
+
+
+def check_plain_weights(config: Any) -> None:
+    """Check that a checkpoint will hold the whole weights for anyone to load, under ZeRO 3 too.
+
+    Raises:
+        InputError: accelerate's file asks for ZeRO 3 without them.
+    """
+    if zero_stage_of(config) != 3:
+        return
+    asked = config.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    gathers = asked.get("stage3_gather_16bit_weights_on_model_save")
+    ensure(
+        gathers is True,
+        f"stage3_gather_16bit_weights_on_model_save={gathers}: checkpoints would hold no weights that load without "
+        "DeepSpeed. Set it to true in the DeepSpeed file, or zero3_save_16bit_model: true in accelerate's.",
     )

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from ..checkpoints import recorded_branch
+from ..checks import counted
 from ..data.input_files import hub_datasets
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
 from ..planning.memory import REPEATS_WORTH_READING
+from ..stage_folder import DECAY_NOW_NAME
 from .config import DEFAULT_PROMPTS, PretrainConfig
+from .decay import MOST_NAMED, SCHEDULE, Decision, can_begin_early, decay_begins, decay_length, stable_checkpoints
 from .optimizer import describe_optimizer
 from .run import (
     NOT_EVALUATED,
@@ -217,6 +221,9 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
     bytes_per_token = sum(source["bytes"] for source in sources) / sum(source["tokens"] for source in sources)
     lines = {
         "length": describe_length(config, plan, len(plan.packed.train)),
+        **describe_branch(config),
+        **describe_branches(config, plan.folder, config.cap_decision),
+        **describe_request(config, plan.folder),
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
         "optimizer": describe_optimizer(config),
@@ -288,15 +295,65 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
         initial = next((record for record in records if "bits_per_byte" in record and record["step"] == 0), None)
         training = describe_training(trainer, config, plan, records, seconds, len(plan.packed.train))
         if run.cap is not None and run.cap.decision is not None:
-            training["ended_by_cap"] = run.cap.decision.reason
+            decision = run.cap.decision
+            training["ended_as_asked" if decision.asked_for else "ended_by_cap"] = decision.reason
         return {
             "model": describe_model(config, plan),
             "data": describe_data(config, plan),
             "training": {**training, "speed": describe_speed(trainer.speed, config)},
+            "branch": recorded_branch(plan.folder),
             "results": {"initial": initial or NOT_EVALUATED, "final": final or NOT_EVALUATED},
         }
 
-    close_run_folder(run, config, plan, "pretrain", describe)
+    branches = describe_branches(config, plan.folder, run.cap.decision if run.cap else None, is_ended=True)
+    close_run_folder(run, config, plan, "pretrain", describe, branches)
+
+
+def describe_branch(config: Any) -> dict[str, str]:
+    """Return the banner's line of a branch, by its name, or none."""
+    if config.decay_from is None:
+        return {}
+    return {
+        "branch": f"of {config.decay_from}; it equals the run planned with max_tokens: "
+        f"{config.max_steps * config.tokens_per_step}, tokens_per_step: {config.tokens_per_step}, warmup_steps: "
+        f"{int(config.warmup_steps)}; the rate falls after step {decay_begins(config):,}"
+    }
+
+
+def describe_branches(config: Any, folder: Path, decision: Decision | None, is_ended: bool = False) -> dict[str, str]:
+    """Return a line, by its name, about the lengths that can be branched off the checkpoints of a run, or none.
+
+    Args:
+        config: a `PretrainConfig`.
+        folder: of the run.
+        decision: to end it earlier.
+        is_ended: no checkpoint is to come.
+    """
+    if config.lr_scheduler_type != SCHEDULE or config.decay_fraction == 1:
+        return {}
+    begins, keep = decision.step if decision else decay_begins(config), config.save_checkpoints_kept
+    stable = stable_checkpoints(folder, begins)
+    limit = f"save_total_limit={keep} keeps the newest {counted(keep, 'checkpoint')} alone" if keep else ""
+    if not stable:
+        if is_ended:
+            why = f": {limit}. Set null, or copy one from before step {begins:,} away" if limit else ""
+            return {"branches": f"none: no checkpoint of step {begins:,} or before is left{why}"}
+        advice = f"; {limit}: set null, or copy those away that you want to keep" if limit else ""
+        return {"branches": f"of any length, off checkpoints up to step {begins:,}{advice}"}
+    ways = [f"{path.name} from {(step + decay_length(config, step)) * config.tokens_per_step:,} tokens on"
+            for step, path in stable[-MOST_NAMED:]]  # fmt: skip
+    keeping = f" ({limit}: copy those away that you want to keep)" if limit and not is_ended else ""
+    return {
+        "branches": f"other lengths, {', '.join(ways)}{keeping}: ttl pretrain --decay_from {stable[-1][1]} "
+        "--max_tokens N --output_dir NEW"
+    }
+
+
+def describe_request(config: Any, folder: Path) -> dict[str, str]:
+    """Return the banner's line about how the decay of a run is asked for, by its name, or none."""
+    if not can_begin_early(config) or config.cap_decision is not None:
+        return {}
+    return {"decay now": f"`touch {folder / DECAY_NOW_NAME}` begins the decay at the next logging step"}
 
 
 def warn_of_repeats(epochs: float) -> dict[str, str]:

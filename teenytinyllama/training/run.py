@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +20,9 @@ from typing import Any, TypeVar
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from ..arguments import write_yaml
-from ..checkpoints import complete_checkpoints
-from ..checks import RunFailedError, StoppedResumable, beside_the_model, ensure, is_main_process
-from ..distributed import check_ranks, leave_ranks
+from ..checkpoints import branch_record, complete_checkpoints, recorded_branch
+from ..checks import RunFailedError, StoppedResumable, beside_the_model, is_main_process
+from ..distributed import check_ranks, from_first, leave_ranks
 from ..energy.emissions import grid_intensity, place, read_emissions
 from ..energy.ledger import ledger_files, read_starts
 from ..gpus import describe_out_of_memory, device_name, is_out_of_memory, peak_flops, peak_gpu_memory_gb, peak_memory_gb
@@ -38,7 +39,9 @@ from ..stage_folder import (
     sha256_file,
     write_json,
 )
-from .caps import CapCallback, SpendingCallback, apply_decision, has_caps, hours_until_cap, stored_decision
+from .caps import CapCallback, SpendingCallback, apply_decision, earlier_decision, has_caps, hours_until_cap
+from .decay import LeaseCallback, can_begin_early
+from .library import check_plain_weights
 from .metrics import (
     Evaluation,
     MetricsCallback,
@@ -107,7 +110,9 @@ def assemble_run(
     spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
     if has_caps(config):
         spending.hours_left = functools.partial(hours_until_cap, config)
-        cap = CapCallback(config, spending, config.cap_decision, energy.has_failed)
+    if has_caps(config) or can_begin_early(config):
+        asked_in = plan.folder if can_begin_early(config) else None
+        cap = CapCallback(config, spending, config.cap_decision, energy.has_failed, asked_in)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     trainer.add_callback(IntervalsCallback())
@@ -179,14 +184,16 @@ def execute(
     check_ranks(config)
     settle_micro_batch(config, plan)
     check_plain_weights(config)
-    checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0)
-    apply_decision(config, stored_decision(checkpoint))
+    held = ExitStack()
+    checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0, held)
+    apply_decision(config, from_first(lambda: earlier_decision(config, plan.folder, checkpoint)))
     run = build(config, plan)
     trainer = run.trainer
+    trainer.add_callback(LeaseCallback(held))
     lock = None
     if trainer.is_world_process_zero():
         lock = lock_run_folder(plan.folder)
-        _open_run_folder(config, plan, given_keys)
+        _open_run_folder(config, plan, given_keys, checkpoint)
     run.banner.checkpoint = checkpoint
     config.eval_on_start = config.eval_on_start and checkpoint is None
     start = time.time()
@@ -200,6 +207,7 @@ def execute(
             raise
         raise out_of_memory_failure(error, config, plan.folder) from error
     finally:
+        held.close()
         run.energy.stop()
         run.stop.restore_handlers()
         if lock is not None:
@@ -213,24 +221,7 @@ def execute(
     return plan.folder
 
 
-def check_plain_weights(config: Any) -> None:
-    """Check that a checkpoint will hold the whole weights for anyone to load, under ZeRO 3 too.
-
-    Raises:
-        InputError: accelerate's file asks for ZeRO 3 without them.
-    """
-    if zero_stage_of(config) != 3:
-        return
-    asked = config.deepspeed_plugin.deepspeed_config["zero_optimization"]
-    gathers = asked.get("stage3_gather_16bit_weights_on_model_save")
-    ensure(
-        gathers is True,
-        f"stage3_gather_16bit_weights_on_model_save={gathers}: checkpoints would hold no weights that load without "
-        "DeepSpeed. Set it to true in the DeepSpeed file, or zero3_save_16bit_model: true in accelerate's.",
-    )
-
-
-def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
+def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any], checkpoint: Path | None) -> None:
     """Write the config and the environment of a run; delete the manifest of a shorter run that is to become longer."""
     place = StageFolder(plan.folder, "training", "run")
     place.reopen()
@@ -239,13 +230,19 @@ def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any]) -> None:
         "device": device_name(),
         "precision": config.precision,
         "micro_batch": micro_batch_record(config),
+        "branch": branch_record(plan.folder, checkpoint),
     }
     place.begin(plan.identity, environment)  # first: after a kill the same command knows the folder by it
     write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))
 
 
 def close_run_folder(
-    run: Run, config: Any, plan: RunPlan, stage: str, describe: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    run: Run,
+    config: Any,
+    plan: RunPlan,
+    stage: str,
+    describe: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    lines: dict[str, str],
 ) -> None:
     """Write the manifest of a run whose model is saved, and print where the time went.
 
@@ -255,6 +252,7 @@ def close_run_folder(
         plan: its plan.
         stage: `pretrain`, `sft` or `dpo`.
         describe: returns the manifest's content for the records of `metrics.jsonl`; called on rank 0 alone.
+        lines: printed last, by their names.
     """
     run.energy.stop()
     if not run.trainer.is_world_process_zero():
@@ -275,8 +273,8 @@ def close_run_folder(
     seconds = run.trainer.clock.seconds
     whole = sum(seconds.values())
     parts = sorted(seconds.items(), key=lambda item: -item[1])
-    print(f"time       {', '.join(f'{name} {100 * spent / whole:.2f} %' for name, spent in parts)} of {whole:,.0f} s",
-          flush=True)  # fmt: skip
+    print(f"time       {', '.join(f'{name} {100 * spent / whole:.2f} %' for name, spent in parts)} of {whole:,.0f} s")
+    print("".join(f"{name:10} {text}\n" for name, text in lines.items()), end="", flush=True)
 
 
 def _incomplete_energy(folder: Path) -> dict[str, Any] | None:
@@ -388,6 +386,7 @@ def describe_training(
         energy = read_emissions(plan.folder / EMISSIONS_NAME)
     steps, tokens_per_step = trainer.state.global_step, config.rows_per_step * config.tokens_per_row
     seconds = energy.duration_seconds if energy else seconds
+    own_steps = steps - (recorded_branch(plan.folder) or {"step": 0})["step"]  # the others were another run's
     return {
         "steps": steps,
         "tokens": steps * tokens_per_step,
@@ -395,7 +394,7 @@ def describe_training(
         "epochs": steps * config.rows_per_step / rows,
         "seconds": seconds,  # of all starts, repeated steps included
         "seconds_by_part_of_last_start": {name: round(spent, 3) for name, spent in trainer.clock.seconds.items()},
-        "tokens_per_second": steps * tokens_per_step / seconds if seconds > 0 else None,  # all seconds, see above
+        "tokens_per_second": own_steps * tokens_per_step / seconds if seconds > 0 else None,  # all seconds, see above
         **speeds_of_steps(train),
         **{f"{name}_convention": text for name, text in MFU_CONVENTIONS.items()},
         "first_loss": train[0]["loss"] if train else None,

@@ -25,6 +25,7 @@ from ..presets import count_parameters, get_preset, preset_config
 from ..stage_folder import MANIFEST_NAME, parse_record
 from ..tokenizer.encode import tokenizer_fingerprint
 from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
+from .decay import branch_values, check_branch
 from .saving import check_run_folder, identity_defaults, run_identity
 from .settings import RunSettings, planned_for
 
@@ -118,7 +119,7 @@ def read_run(config_class: type[Config], argv: list[str]) -> tuple[Config, Resol
         InputError: the config is refused.
     """
     if argv[:1] != ["--resolved"]:
-        values = read_values(config_class, argv)
+        values = branch_values(config_class, read_values(config_class, argv))
         return build(config_class, values), values
     found = json.loads(Path(argv[1]).read_text(encoding="utf-8"))
     settings: Any = config_class
@@ -162,7 +163,10 @@ def plan_run(config: PretrainConfig, known: Resolved | None = None) -> PretrainP
         local_tasks(config.signal_data_dir, tokenizer, config.signal_items)  # refused now, not at the first evaluation
     hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
     identity = run_identity(config, _IDENTITY.split(), hashes)
-    state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)))
+    defaults = identity_defaults(type(config))
+    state = run_state(folder, identity, config.max_steps, defaults)
+    if config.decay_from is not None and state != "complete" and not complete_checkpoints(folder):
+        check_branch(config, identity, defaults)
     check_space(config, folder, state, count_parameters(model_config))
     plan = PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
     _check_rows(plan)
@@ -194,14 +198,16 @@ def run_state(folder: Path, identity: dict[str, Any], max_steps: int, defaults: 
         InputError: see `check_run_folder`.
     """
     state = check_run_folder(folder, identity, defaults)
-    if state == "complete" and not ended_by_cap(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
+    if state == "complete" and not ended_early(folder) and _record_of_training(folder).get("steps", 0) < max_steps:
         return "resume"  # a longer run goes on where the shorter one ended
     return state
 
 
-def ended_by_cap(folder: Path) -> str:
-    """Return the cap that ended a complete run, or an empty text."""
-    return str(_record_of_training(folder).get("ended_by_cap") or "")
+def ended_early(folder: Path) -> str:
+    """Return what ended a complete run before its planned length, or an empty text."""
+    training = _record_of_training(folder)
+    cap, asked = training.get("ended_by_cap"), training.get("ended_as_asked")
+    return f"a cap ended it ({cap})" if cap else str(asked or "")
 
 
 def _record_of_training(folder: Path) -> dict[str, Any]:
@@ -223,8 +229,8 @@ def _record_of_training(folder: Path) -> dict[str, Any]:
 
 def describe_continuation(folder: Path) -> str:
     """Return how a user can train on from a complete run, for a message."""
-    if cap := ended_by_cap(folder):
-        return f"a cap ended it ({cap}). To go on, give it as model_name_or_path of a new run"
+    if reason := ended_early(folder):
+        return f"{reason}. To go on, give it as model_name_or_path of a new run"
     return "a longer run would go on from it"
 
 
@@ -326,13 +332,14 @@ def check_space(config: RunSettings, folder: Path, state: str, num_parameters: i
 def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
     """Pack the `inputs` of a pretraining config into `packed` in its run folder, and return the config that reads them.
 
-    Values without `inputs` come back as they are. What can be refused without the rows is refused first, so that a
-    refusal leaves nothing behind.
+    A branch gets the keys of its run first (`branch_values`). Values without `inputs` come back as they are. What can
+    be refused without the rows is refused first, so that a refusal leaves nothing behind.
 
     Raises:
         InputError: `inputs` beside `packed`, no output folder, no shape to take the context from, a value that
             `PretrainConfig` refuses, or see `pack`.
     """
+    values = branch_values(PretrainConfig, values)
     if not values.get("inputs"):
         return values
     ensure(not values.get("packed"), "packed, inputs: give one of the two.")

@@ -6,7 +6,9 @@ delete the last good checkpoint.) A resume: `choose_checkpoint` takes the newest
 """
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from ..checkpoints import (
     delete_checkpoint,
     hash_files,
     is_ours,
+    lease,
     list_checkpoints,
     read_marker,
     sync_files,
@@ -188,6 +191,7 @@ DECIDES_NOTHING: dict[str, str] = {
     "trackio_static_space_id",
     "length: a longer run goes on from a shorter one": "max_tokens max_steps num_train_epochs max_kwh "
     "max_cost max_hours hard_stop",
+    "a branch is the run that was planned with its length, whatever checkpoint it begins at": "decay_from",
     "compared as the user gave it, without what follows from the length": "lr_scheduler_kwargs",
     "data and tokenizer, which are compared by their hashes": "tokenizer packed conversations preferences inputs "
     "validation_inputs validation_fraction text_column txt_unit context invalid_rows "
@@ -278,17 +282,21 @@ def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str,
         InputError: the folder holds another run, or files that do not belong to a run.
     """
     place = StageFolder(folder, "training", "run", _PREPARED | _files_of_speed_tests(folder))
-    environment = place.begun()
+    environment, defaults = place.begun(), defaults or {}
     if environment is None:
         return "new"
-    defaults, given = defaults or {}, {}
-    config = folder / CONFIG_NAME
+    place.ensure_same(recorded_identity(folder, environment, defaults), defaults | identity, _ways_on(folder))
+    return "complete" if place.is_complete else "resume"
+
+
+def recorded_identity(folder: Path, environment: dict[str, Any], defaults: dict[str, str]) -> dict[str, Any]:
+    """Return the identity in the record of a run that has begun, with the defaults of the keys that it leaves out."""
+    given, config = {}, folder / CONFIG_NAME
     # Earlier versions recorded few keys; the others are in `config.yaml` where the user gave them.
     if environment.get("identity_version", 1) < IDENTITY_VERSION and config.is_file():
         values = load_yaml(config.read_text(encoding="utf-8"), str(config))
         given = {name: _as_text(value) for name, value in values.items() if name in defaults}
-    place.ensure_same({**defaults, **given, **environment["identity"]}, defaults | identity, _ways_on(folder))
-    return "complete" if place.is_complete else "resume"
+    return {**defaults, **given, **environment["identity"]}
 
 
 # What a checkpoint's config.json must have in common with the model that resumes from it.
@@ -297,8 +305,10 @@ _SHAPE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_h
 _MOST_FAULTS = 3  # named of one checkpoint
 
 
-def choose_checkpoint(config: Any, plan: Any, zero_stage: int) -> Path | None:
+def choose_checkpoint(config: Any, plan: Any, zero_stage: int, held: ExitStack | None = None) -> Path | None:
     """Return the newest checkpoint that is whole and of this model, or None; the same on every rank.
+
+    A branch without a checkpoint of its own begins at that of another run.
 
     Rank 0 alone reads and hashes, and prints which checkpoints it skipped and why; all ranks have to call this.
 
@@ -306,32 +316,50 @@ def choose_checkpoint(config: Any, plan: Any, zero_stage: int) -> Path | None:
         config: a `RunSettings`; checkpoints after its last step do not count.
         plan: the checked plan, a `RunPlan`.
         zero_stage: DeepSpeed's stage now, 0 without.
+        held: takes the lease of a checkpoint of another run, to be given back once it is loaded.
 
     Raises:
         InputError: there are complete checkpoints and none of them holds; or the newest that does was written under
             ZeRO by another number of ranks or another stage, which DeepSpeed cannot load; or not every rank sees it.
     """
 
-    def choose() -> tuple[int | None, str]:
+    def choose() -> tuple[Path | None, str]:
         try:
             step = _newest_whole(plan, config.max_steps)
-            if step is not None:
-                _check_ranks(checkpoint_path(plan.folder, step), config.world_size, zero_stage)
-            return step, ""
+            path = None if step is None else checkpoint_path(plan.folder, step)
+            if path is None and getattr(config, "decay_from", None):
+                path = _whole_of_other_run(Path(config.decay_from), plan, held)
+            if path is not None:
+                _check_ranks(path, config.world_size, zero_stage)
+            return path, ""
         except InputError as error:
             return None, str(error)
 
-    step, refusal = from_first(choose)
+    path: Path | None
+    path, refusal = from_first(choose)
     if refusal:
         raise InputError(refusal)
-    if step is None:
+    if path is None:
         return None
-    path: Path = checkpoint_path(plan.folder, step)
     ensure(
         least_over_ranks(int((path / MARKER_NAME).is_file()), config.device),
-        f"output_dir={plan.folder}: not every machine sees {path.name} there, and each rank has to read it. Put the "
+        f"output_dir={path.parent}: not every machine sees {path.name} there, and each rank has to read it. Put the "
         "folder on a disk that all machines share.",
     )
+    return path
+
+
+def _whole_of_other_run(path: Path, plan: Any, held: ExitStack | None) -> Path:
+    """Return the checkpoint that a branch begins at, kept from being deleted where its run's folder can be written.
+
+    Raises:
+        InputError: it is not whole, of another model, or not there any more.
+    """
+    if held is not None and os.access(path.parent, os.W_OK):
+        held.enter_context(lease(path))
+    faults = checkpoint_faults(path) or _other_shape(path, plan)
+    ensure(not faults, f"decay_from={path}: {'; '.join(faults[:_MOST_FAULTS])}. Give another checkpoint.")
+    _print_checked(path)
     return path
 
 

@@ -14,6 +14,7 @@ from ..checks import ensure, model_license
 from ..energy.emissions import GridSettings
 from ..gpus import choose_precision, has_accelerator
 from ..planning.memory import derive_batch
+from .decay import SCHEDULE, planned_decay_steps
 from .library import check_trackers, library_keys, refused_by_library, try_optimizer
 from .speed import SpeedPlan, check_liger
 
@@ -212,9 +213,10 @@ class RunSettings(GridSettings):
             if value is not None and 0 < value < 1:
                 self.given_shares[name] = value
                 setattr(self, name, math.ceil(value * max_steps))
-        if arguments.lr_scheduler_type == "warmup_stable_decay":
+        if arguments.lr_scheduler_type == SCHEDULE:
             given = self.given_schedule if isinstance(self.given_schedule, dict) else {}
-            decay = {"num_decay_steps": max(1, round(self.decay_fraction * max_steps)), "decay_type": "linear"}
+            steps = planned_decay_steps(max_steps, self.decay_fraction)
+            decay = {"num_decay_steps": steps, "decay_type": "linear"}
             arguments.lr_scheduler_kwargs = {**decay, **given}
 
     @classmethod

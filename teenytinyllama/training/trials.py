@@ -48,6 +48,7 @@ from ..stage_folder import (
     write_json,
 )
 from .caps import CAP_KEYS
+from .decay import begun_folder
 from .metrics import read_jsonl
 from .run_plan import RunPlan, with_batch
 from .speed import (
@@ -100,7 +101,7 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     need = memory_need(plan.model_config, config.longest_row, how)
     least_over_ranks(0, device)  # the first collective makes buffers of its own: before the free memory is read
     free_bytes = least_over_ranks(free_memory_bytes(device, ranks_here()), device)
-    before = earlier_choice(plan.folder, config, free_bytes)
+    before = earlier_choice(begun_folder(config, plan.folder), config, free_bytes)
     divisors = row_divisors(config.rows_per_step // config.world_size)
     rows, reason = config.per_device_train_batch_size, "as configured"
     failed = before.get("failed_rows")
@@ -271,8 +272,7 @@ def _say(line: str) -> None:
 
 
 SPEED_TEST_FOLDER = "speed-test"
-_STEPS = 8
-_FIRST_STEADY_STEP = 3  # in the steps before, kernels are chosen, and compiled where that pays
+_STEPS, _FIRST_STEADY_STEP = 8, 3  # in the steps before, kernels are chosen, and compiled where that pays
 _MOST_ROWS = 16  # of a rank in a step of the test: enough for usual micro-batches, and quick on a slow machine
 _LEAST_STEPS = 20  # a run of fewer is not worth starting
 # The decay begins when the caps ask for it, so the planned end may lie beyond; a run that turns out faster than its

@@ -413,7 +413,7 @@ def _close(
             "results": results(initial),
         }
 
-    close_run_folder(run, config, plan, config.VERB, describe)
+    close_run_folder(run, config, plan, config.VERB, describe, {})
 
 
 def describe_data(config: Any, plan: TuningPlan) -> dict[str, Any]:
