@@ -240,8 +240,9 @@ class TokensToBaseline:
         target: the baseline's lowest mean of bits per byte at that size.
         baseline_tokens: of the runs with that score.
         ratio: tokens of the group over those; None: beyond its runs, see `bound`.
-        low: end of the interval of 90 %, or None: no cell has two seeds, or it lies beyond the runs.
-        high: its other end.
+        has_interval: whether any cell has two seeds, so that there is an interval.
+        low: lower end of the interval of 90 %; None: below the fewest tokens of the runs.
+        high: upper end; None: beyond their most tokens.
         bound: a text such as `less than 0.25`, where the group's runs do not enclose the target.
     """
 
@@ -250,6 +251,7 @@ class TokensToBaseline:
     target: float
     baseline_tokens: float
     ratio: float | None
+    has_interval: bool
     low: float | None
     high: float | None
     bound: str | None
@@ -316,7 +318,9 @@ def _reach(group: str, path: list[Cell], goal: Cell, spread: list[float], rng: n
     elif math.isinf(ratio):
         bound = f"more than {tokens[-1] / base:.2f}"
     first = path[0].first
-    return TokensToBaseline(group, first.size, goal.score, base, None if bound else ratio, low, high, bound)
+    return TokensToBaseline(
+        group, first.size, goal.score, base, None if bound else ratio, bool(spread), low, high, bound
+    )
 
 
 def _crossing(tokens: Any, scores: Any, target: float) -> float:
@@ -364,8 +368,9 @@ def find_isoflops(cells: Sequence[Cell]) -> list[IsoFlop]:
         while left:
             most = _EQUAL_FLOPS * (left[0].mean("flops") or 0.0)
             near = [cell for cell in left if (cell.mean("flops") or 0.0) <= most]
-            if len({cell.first.size for cell in near}) >= 3:
-                curves.append(_parabola(group, near))
+            one_each = {cell.first.size: cell for cell in near}  # of several budgets of a size the longest
+            if len(one_each) >= 3:
+                curves.append(_parabola(group, list(one_each.values())))
                 left = left[len(near) :]
             else:
                 left = left[1:]
