@@ -5,18 +5,20 @@ What each rank does before it trains: prepare the process, and check that the ra
 
 import atexit
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from .checks import RunFailedError, beside_the_model, counted, ensure, is_main_process
+from .checks import InputError, RunFailedError, beside_the_model, counted, ensure, is_main_process
 from .energy.recorder import STARTED_VARIABLE
 from .gpus import has_accelerator
 from .processes import end_with
@@ -31,12 +33,62 @@ if TYPE_CHECKING:
 _TIMEOUT = timedelta(hours=12)
 
 
+_planned_ranks: ContextVar[Mapping[str, str] | None] = ContextVar("environment_of_planned_ranks", default=None)
+
+
+@contextlib.contextmanager
+def before_ranks(environment: Mapping[str, str]) -> Iterator[None]:
+    """Let what is checked in the block know how the ranks that are to be started will run.
+
+    Args:
+        environment: of the first rank, by accelerate's names.
+    """
+    token = _planned_ranks.set(environment)
+    try:
+        yield
+    finally:
+        _planned_ranks.reset(token)
+
+
+def deepspeed_settings(plugin: Any) -> dict[str, Any] | None:
+    """Return DeepSpeed's settings, those of its JSON file, or None without DeepSpeed.
+
+    Args:
+        plugin: accelerate's DeepSpeed plugin in a rank; without it those of planned ranks are asked (`before_ranks`).
+
+    Raises:
+        InputError: the file is not JSON.
+    """
+    if plugin is not None:
+        found: dict[str, Any] = getattr(plugin, "deepspeed_config", None) or {}
+        return {**found, "zero_optimization": {**found.get("zero_optimization", {}), "stage": plugin.zero_stage}}
+    environment = _planned_ranks.get() or {}
+    if environment.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        return None
+    file = environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if file is None:  # accelerate's own fields, with its defaults
+        stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        device = environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+        return {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": device}}}
+    try:
+        return dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"deepspeed_config_file={file}: is not JSON ({error}). Correct it.") from error
+
+
 def num_ranks() -> int:
     """Return the number of ranks that are connected."""
     from torch import distributed
 
     joined = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if joined else 1
+
+
+def own_rank() -> int:
+    """Return the number of this rank among those that are connected, from 0."""
+    from torch import distributed
+
+    return distributed.get_rank() if num_ranks() > 1 else 0
 
 
 def join_ranks() -> "torch.device":

@@ -365,26 +365,26 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
     Raises:
         InputError: the config is refused; no rank was started and nothing is written.
     """
+    from .distributed import before_ranks
     from .energy.recorder import count_from_now
     from .stage_folder import command_line, scratch_folder
 
     stage, script = STAGES[name], recipes_folder() / STAGES[name].recipe
     os.environ.setdefault("TTL_COMMAND", command_line())
     server = ForkServer(may_fork, [f"{__package__}.{stage.module}", "accelerate.commands.launch"])
-    num_ranks = plan_ranks(script, [], options.accelerate, options.num_processes).num_processes
-    publishing = _check_publishing(values)
-    with scratch_folder() as folder:
+    ranks = plan_ranks(script, [], options.accelerate, options.num_processes)
+    publishing, num_ranks = _check_publishing(values), ranks.num_processes
+    with scratch_folder() as folder, before_ranks(ranks.environments[0]):
 
         def resolve(values: dict[str, Any]) -> dict[str, Any]:
-            found: dict[str, Any] = server.call(lambda: resolve_training(name, values, num_ranks), folder)
-            return found
+            return dict(server.call(lambda: resolve_training(name, values, num_ranks), folder))
 
         def start(resolved: dict[str, Any], log: Path | None = None) -> int:
             path = folder / "resolved.json"
             path.write_text(json.dumps(resolved), encoding="utf-8")
-            words, ranks = ["--resolved", str(path)], (options.accelerate, options.num_processes)
+            words, asked = ["--resolved", str(path)], (options.accelerate, options.num_processes)
             try:
-                return launch(script, words, *ranks, log, forks=server.can_fork)
+                return launch(script, words, *asked, log, forks=server.can_fork)
             finally:
                 count_from_now()  # what the ranks took is in their own account
 

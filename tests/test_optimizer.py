@@ -1,20 +1,26 @@
 """Muon beside AdamW: the size and direction of updates, the groups, exact continuation, refusals, and a real run."""
 
 import copy
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from test_pretrain import interrupted_run, losses, make_values, run
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
+from teenytinyllama import launch
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checks import InputError
+from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.distributed import before_ranks, deepspeed_settings
 from teenytinyllama.stage_folder import sha256_file
+from teenytinyllama.training import optimizer as optimizer_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.optimizer import MuonAdamW, orthogonalise, parameter_groups
+from teenytinyllama.training.optimizer import MuonAdamW, check_zero, orthogonalise, parameter_groups
 
 MUON = {"kind": "muon", "lr": 0.01, "weight_decay": 0.1}
 ADAMW = {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -50,7 +56,7 @@ def test_no_spectrum_grows_out_of_bounds_in_bf16(rank: int) -> None:
     equal = left[:, :, :rank] @ right[:, :, :rank].mT  # singular values 1 and 0
     spread = left[:, :, :rank] * torch.rand(32, 1, rank, generator=generator) @ right[:, :, :rank].mT
     for matrices in (equal, spread, torch.randn(32, 64, 64, generator=generator)):
-        made = orthogonalise(matrices, torch.bfloat16)
+        made = orthogonalise(matrices.to(torch.bfloat16)).float()
         assert torch.linalg.svdvals(made).max() < 1.16
 
 
@@ -148,10 +154,175 @@ def test_bad_keys_are_refused(values: dict[str, Any], keys: dict[str, Any], mess
         build(PretrainConfig, check_types(PretrainConfig, {**values, **keys}))
 
 
-def test_zero_is_refused(values: dict[str, Any], under_zero: Callable[[type, int], None]) -> None:
-    under_zero(TrainingArguments, 1)
-    with pytest.raises(InputError, match="optimizer=muon: works on whole matrices.*Use `--accelerate ddp`"):
+def test_zero_3_is_refused(values: dict[str, Any], under_zero: Callable[[type, int], None]) -> None:
+    under_zero(TrainingArguments, 3)
+    with pytest.raises(InputError, match="optimizer=muon: works on whole matrices, which ZeRO stage 3.*Use `--accel"):
         build(PretrainConfig, {**values, "optimizer": "muon"})
+    under_zero(TrainingArguments, 1)
+    assert build(PretrainConfig, {**values, "optimizer": "muon"}).optimizer == "muon"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "which ZeRO stage 3 does not give it. Use `--accelerate zero2`, `zero1`"),
+        ({}, "ZeRO stage 0"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+            "optimizer=normuon: not with zero_optimization.offload_optimizer in the DeepSpeed file.*Remove it, or use",
+        ),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "not with .*round_robin_gradients"),
+        ({"zero_optimization": {"stage": 2, "elastic_checkpoint": True}}, "not with .*elastic_checkpoint"),
+        ({"optimizer": {"type": "Muon"}}, "optimizer.type=Muon in the DeepSpeed file.*Remove that section"),
+    ],
+)
+def test_settings_of_deepspeed_that_muon_cannot_have_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_zero("normuon", settings)
+
+
+def test_other_settings_of_deepspeed_are_taken() -> None:
+    allowed = {"stage": 2, "offload_optimizer": {"device": "none"}, "round_robin_gradients": False}
+    for optimizer, settings in (("muon", None), ("muon", {"zero_optimization": allowed}),
+                                ("adamw", {"zero_optimization": {"stage": 3, "round_robin_gradients": True}})):  # fmt: skip
+        check_zero(optimizer, settings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="optimizer.type=AdamW in the DeepSpeed file"):
+        check_zero("adamw", {"optimizer": {"type": "AdamW"}})
+
+
+@pytest.mark.parametrize("name", ["zero3", "offload"])
+def test_what_deepspeed_would_do_is_refused_before_ranks_start(
+    name: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "supervise", lambda *a, **k: pytest.fail("a rank was started"))
+    if name == "offload":  # accelerate's own fields in place of a JSON file
+        name = str(tmp_path / "offload.yaml")
+        fields = {"zero_stage": 2, "offload_optimizer_device": "cpu", "gradient_accumulation_steps": "auto"}
+        Path(name).write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": fields}))
+    with pytest.raises(InputError, match="optimizer=muon: (works on whole matrices, which ZeRO st|not with .*offload)"):
+        launch.start_training("pretrain", {**values, "optimizer": "muon"}, launch.RankOptions(name, 2))
+    assert not Path(values["output_dir"]).exists()
+
+
+def test_a_deepspeed_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "zero.json").write_text("{stage: 1}")
+    environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(tmp_path / "zero.json")}
+    with before_ranks(environment), pytest.raises(InputError, match="deepspeed_config_file=.*zero.json: is not JSON"):
+        deepspeed_settings(None)
+    assert deepspeed_settings(None) is None
+
+
+class Ranks:
+    """Ranks that are threads of this process, with the collectives that the optimizer calls."""
+
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.place, self.table = count, threading.local(), dict[int, Any]()
+        self.barrier = threading.Barrier(count, timeout=10)
+        monkeypatch.setattr(optimizer_module, "num_ranks", lambda: count)
+        monkeypatch.setattr(optimizer_module, "own_rank", lambda: self.place.rank)
+        monkeypatch.setattr(optimizer_module, "distributed", self)
+
+    def exchange(self, given: Any) -> list[Any]:
+        self.table[self.place.rank] = given
+        self.barrier.wait()
+        found = [self.table[rank] for rank in range(self.count)]
+        self.barrier.wait()
+        return found
+
+    def all_to_all_single(self, received: torch.Tensor, given: torch.Tensor, gets: list[int], gives: list[int]) -> None:
+        pieces = [every[self.place.rank] for every in self.exchange(given.split(gives))]
+        assert [len(piece) for piece in pieces] == gets
+        received.copy_(torch.cat(pieces))
+
+    def all_gather_single(self, every: torch.Tensor, own: torch.Tensor) -> None:
+        every.copy_(torch.cat(self.exchange(own)))
+
+    def call(self, work: Callable[[int], Any]) -> list[Any]:
+        def as_rank(rank: int) -> Any:
+            self.place.rank = rank
+            return work(rank)
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(as_rank, range(self.count)))
+
+
+SHAPES = [(6, 4), (3, 5), (6, 4), (2, 7), (6, 4), (5, 3), (6, 4), (6, 4)]
+ELEMENTS = sum(rows * columns for rows, columns in SHAPES)
+
+
+def stepped(kind: str, change: Callable[[MuonAdamW, list[torch.nn.Parameter]], Callable[[int], None]]) -> Any:
+    """Return the weights after three steps; `change` returns what hands out the gradients of a step and steps."""
+    weights = [matrix(*shape, seed) for seed, shape in enumerate(SHAPES)]
+    step = change(MuonAdamW([{"params": weights, **MUON, "kind": kind}]), weights)
+    for number in range(3):
+        step(number)
+    return [weight.detach().clone() for weight in weights]
+
+
+def whole_step(optimizer: MuonAdamW, weights: list[torch.nn.Parameter]) -> Callable[[int], None]:
+    def step(number: int) -> None:
+        for seed, weight in enumerate(weights):
+            weight.grad = matrix(*weight.shape, seed=100 * number + seed).detach()
+        optimizer.step()
+
+    return step
+
+
+@pytest.mark.parametrize("kind", ["muon", "normuon"])
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_ranks_that_share_the_orthogonalisation_step_as_one(
+    kind: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = stepped(kind, whole_step)
+    monkeypatch.setattr(optimizer_module, "_MOST_ELEMENTS", 24)  # one matrix of a rank at once
+    for weights in Ranks(count, monkeypatch).call(lambda rank: stepped(kind, whole_step)):
+        torch.testing.assert_close(weights, alone)
+
+
+@pytest.mark.parametrize("kind", ["muon", "normuon"])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16])  # with 7 and 16 some matrices reach over three parts
+def test_flat_parts_step_as_whole_matrices(kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = stepped(kind, whole_step)
+    ranks = Ranks(count, monkeypatch)
+    bytes_by_rank = {}
+
+    def step_of(optimizer: MuonAdamW, weights: list[torch.nn.Parameter]) -> Callable[[int], None]:
+        """Do as DeepSpeed does: `stage_1_and_2.py`, `__init__` and `step`."""
+        row = torch.cat([*(weight.detach().flatten() for weight in weights), torch.zeros(-ELEMENTS % (2 * count))])
+        size, rank, start = len(row) // count, ranks.place.rank, 0
+        for weight in weights:
+            weight.data = row[start : start + weight.numel()].view(weight.shape)
+            start += weight.numel()
+        part = row[rank * size : (rank + 1) * size].clone()
+        optimizer.param_groups[0]["params"] = [part]
+
+        def step(number: int) -> None:
+            gradients = [matrix(*shape, seed=100 * number + seed).detach() for seed, shape in enumerate(SHAPES)]
+            every = torch.cat([*(gradient.flatten() for gradient in gradients), torch.zeros(len(row) - ELEMENTS)])
+            part.grad = every[rank * size : (rank + 1) * size]
+            optimizer.step()
+            row.copy_(torch.cat(ranks.exchange(part)))
+            state = optimizer.state[part]
+            assert state["momentum_buffer"].shape == part.shape
+            bytes_by_rank[rank] = sum(len(value) for name, value in state.items() if name == "row_square")
+
+        return step
+
+    for weights in ranks.call(lambda rank: stepped(kind, step_of)):
+        torch.testing.assert_close(weights, alone)
+    if kind == "normuon":
+        assert sum(bytes_by_rank.values()) >= sum(rows for rows, _ in SHAPES)
+        assert max(bytes_by_rank.values()) <= 40 // count + 12
+
+
+def test_weights_that_deepspeed_lays_out_otherwise_are_refused() -> None:
+    weights = [matrix(3, 4), matrix(3, 4, seed=1)]
+    optimizer = MuonAdamW([{"params": weights, **MUON}])
+    part = torch.cat([weight.detach().flatten() for weight in reversed(weights)])
+    part.grad = torch.ones_like(part)
+    optimizer.param_groups[0]["params"] = [part]
+    with pytest.raises(RunFailedError, match="DeepSpeed lays the weights out otherwise than Muon expects"):
+        optimizer.step()
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(

@@ -1,7 +1,8 @@
-"""The same config on one process and on two ranks under DDP and ZeRO-1, 2 and 3, through the commands that users type."""
+"""The same config on one process and on two ranks under DDP and ZeRO-1, 2 and 3, by the commands that users type."""
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, 
 from teenytinyllama.energy.emissions import read_emissions
 from teenytinyllama.energy.ledger import read_ledger
 from teenytinyllama.publishing.energy_report import write_energy_report
+from teenytinyllama.training.metrics import read_jsonl
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -72,6 +74,47 @@ def test_two_ranks_train_as_one(
         for weight_name, weight in model.named_parameters():
             torch.testing.assert_close(weight, weights[weight_name], atol=1e-4, rtol=1e-3)
     check_checkpoint(folder, one_process, stage)
+
+
+@pytest.fixture(scope="module")
+def one_process_with_muon(
+    tmp_path_factory: pytest.TempPathFactory, packed_folder: Path, tokenizer_folder: Path
+) -> Path:  # fmt: skip
+    arguments, folder = start(tmp_path_factory.mktemp("muon"), packed_folder, tokenizer_folder, *MUON)
+    done = ttl(*arguments)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+MUON = ["--optimizer", "normuon", "--learning_rate", "0.02", "--max_grad_norm", "0.5", "--sample_prompts", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("ddp", "fp32"), ("zero1", "fp32"), ("zero2", "fp32"), ("zero1", "bf16")]
+)
+def test_two_ranks_with_muon_train_as_one_and_resume_to_the_same(
+    name: str, precision: str, one_process_with_muon: Path, tmp_path: Path, packed_folder: Path, tokenizer_folder: Path
+) -> None:
+    """In bf16 ZeRO-1 has another optimizer of DeepSpeed's, which rounds the weights that the forward pass sees."""
+    arguments, folder = start(tmp_path, packed_folder, tokenizer_folder, *MUON, "--accelerate", name)
+    arguments += ["--num_processes", "2", "--per_device_train_batch_size", "1", "--bf16", str(precision == "bf16")]
+    done = ttl(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "256 tokens a step = 1 rows x 4 accumulation x 2 ranks" in done.stdout
+    found, expected = losses(folder), losses(one_process_with_muon)
+    assert expected[0] - expected[-1] > 0.5
+    records = [record for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
+    assert max(record["grad_norm"] for record in records) > 0.5, "nothing was clipped"
+    assert found == pytest.approx(expected, abs=2e-5 if precision == "fp32" else 5e-3)
+    assert read_marker(folder / "checkpoint-4").zero_stage == (0 if name == "ddp" else int(name[-1]))
+    if (name, precision) == ("zero1", "fp32"):
+        return  # saved as under ZeRO-2
+    shutil.rmtree(folder / "checkpoint-8")  # as if it had been killed before
+    (folder / "run.json").unlink()
+    again = ttl(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert f"resumed from {folder}/checkpoint-4" in again.stdout
+    assert losses(folder) == found
 
 
 LOGITS = """

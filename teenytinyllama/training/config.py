@@ -10,13 +10,14 @@ from transformers import TrainingArguments
 from ..checks import counted, ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
+from ..distributed import deepspeed_settings
 from ..models import has_plain_head
 from ..planning.memory import batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import check_caps, has_caps
 from .decay import SCHEDULE, Decision, check_power
-from .optimizer import OptimizerName, check_optimizer
+from .optimizer import OptimizerName, check_optimizer, check_zero
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
 
@@ -208,13 +209,8 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             )
 
     def _check_library(self) -> None:
-        """Refuse Muon under DeepSpeed, whose ranks hold flat parts of matrices, which cannot be orthogonalised."""
-        plugin: Any = getattr(self, "deepspeed_plugin", None)
-        ensure(
-            plugin is None or self.optimizer == "adamw",
-            f"optimizer={self.optimizer}: works on whole matrices, and under ZeRO a rank holds flat parts of them. Use "
-            "`--accelerate ddp`, or optimizer: adamw.",
-        )
+        """Refuse an optimizer that DeepSpeed, as the accelerate file asks for it, would not run; see `check_zero`."""
+        check_zero(self.optimizer, deepspeed_settings(getattr(self, "deepspeed_plugin", None)))
 
     def _derive_steps(self) -> None:
         assert self.tokens_per_step is not None

@@ -8,13 +8,15 @@ the rows of an update by a running mean of their squares.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import distributed
 from torch.optim.adamw import adamw
 
-from ..checks import ensure
+from ..checks import RunFailedError, ensure
+from ..distributed import num_ranks, own_rank
 
 OptimizerName = Literal["adamw", "muon", "normuon"]
 
@@ -29,41 +31,58 @@ POLAR_STEPS = (
 )
 # Each step but the last takes its values 2 % smaller: the bound of one step is the start of the next, and bf16 rounds
 # by up to 0.4 %. Without it a matrix of rank 7 came out 227 times too large, and a layer's weights grew to 1e6. (The
-# paper's own remedy, section 4.4 there, with 1 %.)
+# published coefficients for bf16 have the same margin.)
 _STEP_MARGIN = 1.02
 _NORM_MARGIN = 1.01  # bf16 rounds, and a singular value above 1 would grow without limit
 _UPDATE_RMS = 0.2  # of AdamW's updates in a stable phase, measured in arXiv 2502.16982
 _ROW_BETA = 0.95  # NorMuon's, as published
 _EPSILON = 1e-8
+_MOST_ELEMENTS = 1 << 25  # of matrices that a rank orthogonalises at once: bounds what it needs of memory
 
 
-def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Return the nearest semi-orthogonal matrices, nearly: singular values between 0.876 and 1.124.
+
+    The products are computed in the matrices' own precision; bf16 is precise enough, and fast on a GPU.
 
     Args:
         matrices: (count, rows, columns) of one shape, computed in one batch.
-        dtype: of the products; None: bf16 on a GPU, which is precise enough and fast there, and float32 on a CPU, which
-            mostly emulates bf16.
     """
-    if dtype is None:
-        dtype = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
-    x = matrices.to(dtype)
-    tall = x.size(-2) > x.size(-1)
-    if tall:  # the products are as large as the shorter side
-        x = x.mT
-    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] * _NORM_MARGIN + 1e-7).to(dtype)
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices  # the products are as large as the shorter side
+    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] * _NORM_MARGIN + 1e-7).to(x.dtype)
     for step, (a, b, c) in enumerate(POLAR_STEPS):
         if step < len(POLAR_STEPS) - 1:
             a, b, c = a / _STEP_MARGIN, b / _STEP_MARGIN**3, c / _STEP_MARGIN**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.mT if tall else x
+
+
+def even_out_rows(updates: torch.Tensor, row_squares: list[torch.Tensor]) -> torch.Tensor:
+    """Return NorMuon's updates: rows divided by the root of their running mean square, each matrix at its old norm.
+
+    Args:
+        updates: (count, rows, columns) of one shape.
+        row_squares: for each matrix the running mean square of its rows (rows,), float32; changed here.
+    """
+    updates = updates.float()
+    squares = updates.square().mean(dim=2)
+    torch._foreach_lerp_(row_squares, list(squares), 1 - _ROW_BETA)
+    evened = updates / (torch.stack(row_squares).sqrt()[:, :, None] + _EPSILON)
+    norms = updates.flatten(1).norm(dim=1) / evened.flatten(1).norm(dim=1).clamp_min(_EPSILON)
+    return evened * norms[:, None, None]
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the groups whose `kind` is muon or normuon, AdamW for those whose `kind` is adamw.
 
     Weight decay is decoupled in both: weights shrink by the learning rate times `weight_decay` in a step.
+
+    Ranks share the orthogonalisation. Under DDP every rank has all momenta, orthogonalises its share of the matrices of
+    each shape, and gets the others'. Under ZeRO 1 and 2 DeepSpeed puts this rank's part of all elements of a group in
+    the place of its matrices (`FlatPart`), with gradients that are averaged and clipped: a rank keeps the momenta of
+    its part and orthogonalises the matrices that reach into it.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.95) -> None:
@@ -74,6 +93,11 @@ class MuonAdamW(torch.optim.Optimizer):
             momentum: of Muon, with Nesterov's look ahead.
         """
         super().__init__(groups, {"momentum": momentum})
+        self._matrices: dict[int, list[torch.Tensor]] = {}
+        self._parts: dict[int, FlatPart] = {}
+        for number, group in enumerate(self.param_groups):
+            group["number"] = number  # DeepSpeed drops empty groups, and may step the others one at a time
+            self._matrices[number] = list(group["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -86,12 +110,11 @@ class MuonAdamW(torch.optim.Optimizer):
             known = [parameter for parameter in group["params"] if parameter.grad is not None]
             if group["kind"] == "adamw":
                 self._step_adamw(group, known)
-                continue
-            shapes: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
-            for parameter in known:
-                shapes[parameter.shape].append(parameter)
-            for alike in shapes.values():
-                self._step_muon(group, alike)
+            elif known and known[0].ndim == 1:
+                self._step_part(group, known[0])
+            else:
+                for alike in batches_of_one_shape(dict(enumerate(known)), num_ranks()):
+                    self._step_matrices(group, [known[index] for index in alike])
         return loss
 
     def _step_adamw(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
@@ -120,36 +143,183 @@ class MuonAdamW(torch.optim.Optimizer):
                 maximize=False,
             )
 
-    def _step_muon(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        """Step the matrices of one shape, whose updates are orthogonalised in one batch."""
-        momentum, rate = group["momentum"], group["lr"]
-        updates = []
-        for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-            updates.append(gradient.lerp(buffer, momentum))
-        stacked = orthogonalise(torch.stack(updates))
-        if group["kind"] == "normuon":
-            stacked = self._even_out_rows(parameters, stacked)
-        scale = _UPDATE_RMS * max(parameters[0].shape) ** 0.5
-        for parameter, update in zip(parameters, stacked, strict=True):
-            parameter.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * scale)
+    def _state_of(self, parameter: torch.Tensor, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """Return a tensor of a parameter's state; it begins with zeros."""
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = parameter.new_zeros(shape)
+        found: torch.Tensor = state[name]
+        return found
 
-    def _even_out_rows(self, parameters: list[torch.Tensor], updates: torch.Tensor) -> torch.Tensor:
-        """Return the updates with rows divided by the root of their running mean square, at the norm they had."""
-        squares = updates.square().mean(dim=2)  # (count, rows)
-        roots = []
-        for parameter, square in zip(parameters, squares, strict=True):
-            state = self.state[parameter]
-            if "row_square" not in state:
-                state["row_square"] = torch.zeros_like(square)
-            roots.append(state["row_square"].lerp_(square, 1 - _ROW_BETA).sqrt())
-        evened = updates / (torch.stack(roots)[:, :, None] + _EPSILON)
-        norms = updates.flatten(1).norm(dim=1) / evened.flatten(1).norm(dim=1).clamp_min(_EPSILON)
-        return evened * norms[:, None, None]
+    def _step_matrices(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        """Step whole matrices of one shape, which every rank has; each orthogonalises a share of them."""
+        momentum, rate, ranks = group["momentum"], group["lr"], num_ranks()
+        buffers = [self._state_of(parameter, "momentum_buffer", parameter.shape) for parameter in parameters]
+        gradients: list[torch.Tensor] = [parameter.grad for parameter in parameters]  # type: ignore[misc]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        share = -(-len(parameters) // ranks)
+        own = parameters[0].new_zeros((share, *parameters[0].shape), dtype=_precision_on(parameters[0].device))
+        first = share * own_rank()
+        mine = slice(first, first + share)
+        if gradients[mine]:
+            ahead = torch._foreach_lerp(gradients[mine], buffers[mine], momentum)
+            torch._foreach_copy_(list(own[: len(ahead)]), ahead)
+            del ahead
+            own = orthogonalise(own)
+        updates = _gathered(own, ranks)[: len(parameters)]
+        if group["kind"] == "normuon":
+            updates = even_out_rows(
+                updates, [self._state_of(parameter, "row_square", parameter.shape[:1]) for parameter in parameters]
+            )
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        scale = _UPDATE_RMS * max(parameters[0].shape) ** 0.5
+        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-rate * scale)
+
+    def _step_part(self, group: dict[str, Any], flat: torch.Tensor) -> None:
+        """Step this rank's part of a group's matrices; matrices that reach into it are orthogonalised whole."""
+        number, momentum, rate = group["number"], group["momentum"], group["lr"]
+        if number not in self._parts:
+            self._parts[number] = FlatPart(self._matrices[number], flat)
+        part, gradient = self._parts[number], flat.grad
+        assert gradient is not None
+        buffer = self._state_of(flat, "momentum_buffer", flat.shape).lerp_(gradient, 1 - momentum)
+        whole = part.whole_matrices(gradient.lerp(buffer, momentum).to(_precision_on(flat.device)))
+        flat.mul_(1 - rate * group["weight_decay"])
+        squares: dict[int, torch.Tensor] = {}
+        if group["kind"] == "normuon":
+            rows = [len(matrix) for matrix in whole.values()]
+            squares = dict(zip(whole, self._state_of(flat, "row_square", [sum(rows)]).split(rows), strict=True))
+        for alike in batches_of_one_shape(whole):
+            updates = orthogonalise(torch.stack([whole[index] for index in alike]))
+            if squares:
+                updates = even_out_rows(updates, [squares[index] for index in alike])
+            scale = _UPDATE_RMS * max(updates.shape[1:]) ** 0.5
+            for index, update in zip(alike, updates, strict=True):
+                here, there = part.places(index)
+                flat[here].add_(update.flatten()[there], alpha=-rate * scale)
+
+
+class FlatPart:
+    """This rank's part of the elements of a group's matrices, which DeepSpeed lays out one after the other.
+
+    Rank r holds the elements r s to (r + 1) s of that row, s being an equal share of it with the zeros at its end. So a
+    matrix may reach over several parts. Source: deepspeed 0.19.8, runtime/zero/stage_1_and_2.py and
+    runtime/bf16_optimizer.py, where they set `param_group["params"]`. Where a matrix begins is read from the model's
+    own weights, which are views of the row.
+    """
+
+    def __init__(self, matrices: list[torch.Tensor], part: torch.Tensor) -> None:
+        """Find the matrices that reach into a part.
+
+        Args:
+            matrices: the weights of the model in this group.
+            part: (s,), this rank's part, with the same values.
+
+        Raises:
+            RunFailedError: the part does not hold those values.
+        """
+        self._size, self._rank, self._matrices = part.numel(), own_rank(), matrices
+        self._starts = [int(matrix.storage_offset()) for matrix in matrices]
+        ranks = range(num_ranks())
+        self._own = [index for index, *_ in self._held(self._rank, self._rank)]
+        self._sent = [self._held(self._rank, rank) if rank != self._rank else [] for rank in ranks]
+        self._got = [self._held(rank, self._rank) if rank != self._rank else [] for rank in ranks]
+        for index in self._own:
+            here, there = self.places(index)
+            known = matrices[index].detach().flatten()[there]
+            if not torch.equal(part[here].to(known.dtype), known):
+                raise RunFailedError(
+                    "optimizer: DeepSpeed lays the weights out otherwise than Muon expects, whose matrices would be "
+                    "mixed up. Use `--accelerate ddp`, or deepspeed 0.19.8."
+                )
+
+    def _span(self, index: int, rank: int) -> tuple[int, int]:
+        """Return which elements of the row are both of a matrix and of a rank's part; none where first >= end."""
+        start = self._starts[index]
+        end = start + self._matrices[index].numel()
+        return max(start, rank * self._size), min(end, (rank + 1) * self._size)
+
+    def _held(self, owner: int, reader: int) -> list[tuple[int, int, int]]:
+        """Return what a rank holds of the matrices that reach into a reader's part: (index, first, end) in the row."""
+        indices = [
+            index
+            for index in range(len(self._matrices))
+            if all(first < end for first, end in (self._span(index, rank) for rank in (owner, reader)))
+        ]
+        return [(index, *self._span(index, owner)) for index in indices]
+
+    def places(self, index: int) -> tuple[slice, slice]:
+        """Return where a matrix that reaches into the part lies in it, and which of the matrix's elements these are."""
+        (first, end), start, offset = self._span(index, self._rank), self._starts[index], self._rank * self._size
+        return slice(first - offset, end - offset), slice(first - start, end - start)
+
+    def whole_matrices(self, values: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return the matrices that reach into this part, by index, put together from the ranks' values.
+
+        All ranks have to call it.
+
+        Args:
+            values: (s,), of this rank's part.
+        """
+        remote: dict[int, list[tuple[int, torch.Tensor]]] = defaultdict(list)
+        if len(self._sent) > 1:
+            for index, first, piece in self._exchanged(values):
+                remote[index].append((first - self._starts[index], piece))
+        whole = {}
+        for index in self._own:
+            matrix, (here, there) = self._matrices[index], self.places(index)
+            flat = values[here]
+            if index in remote:
+                flat = values.new_empty(matrix.numel())
+                flat[there] = values[here]
+                for first, piece in remote[index]:
+                    flat[first : first + len(piece)] = piece
+            whole[index] = flat.view(matrix.shape)
+        return whole
+
+    def _exchanged(self, values: torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield what the other ranks hold of this one's matrices: index, first place in the row, and the values."""
+        offset = self._rank * self._size
+        pieces = [values[first - offset : end - offset] for held in self._sent for _, first, end in held]
+        sizes = [[sum(end - first for _, first, end in held) for held in table] for table in (self._sent, self._got)]
+        received = values.new_empty(sum(sizes[1]))
+        distributed.all_to_all_single(received, torch.cat([values[:0], *pieces]), sizes[1], sizes[0])
+        for index, first, end in (span for held in self._got for span in held):
+            yield index, first, received[: end - first]
+            received = received[end - first :]
+
+
+def batches_of_one_shape(matrices: dict[int, torch.Tensor], ranks: int = 1) -> list[list[int]]:
+    """Return the keys of matrices that are orthogonalised at once: of one shape, at most `_MOST_ELEMENTS` a rank.
+
+    Args:
+        matrices: by key.
+        ranks: that share a batch.
+    """
+    shapes: dict[torch.Size, list[int]] = defaultdict(list)
+    for key, matrix in matrices.items():
+        shapes[matrix.shape].append(key)
+    batches = []
+    for shape, keys in shapes.items():
+        most = ranks * max(1, _MOST_ELEMENTS // shape.numel())
+        batches += [keys[first : first + most] for first in range(0, len(keys), most)]
+    return batches
+
+
+def _precision_on(device: torch.device) -> torch.dtype:
+    """Return the precision of the orthogonalisation: bf16, which a CPU mostly emulates, so float32 there."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def _gathered(own: torch.Tensor, ranks: int) -> torch.Tensor:
+    """Return the matrices of all ranks, one rank's after the other's; all have as many."""
+    if ranks == 1:
+        return own
+    every = own.new_empty((ranks * len(own), *own.shape[1:]))
+    # torch 2.13 gave it another name, and warns of the old one.
+    gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+    gather(every, own)
+    return every
 
 
 def check_optimizer(config: Any) -> None:
@@ -169,6 +339,54 @@ def check_optimizer(config: Any) -> None:
         f"embedding_learning_rate={rate}: belongs to optimizer: muon or normuon. Leave it out.",
     )
     ensure(rate is None or rate > 0, f"embedding_learning_rate={rate}: must be positive.")
+
+
+# What DeepSpeed's files may ask for that Muon does not do: key of zero_optimization, and why not.
+_NOT_UNDER_ZERO = {
+    "offload_optimizer": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
+    "cpu_offload": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
+    "zenflow": "it changes parts of matrices at different times",
+    "round_robin_gradients": "it lays matrices out in another order, which nobody has tried with Muon",
+    "elastic_checkpoint": "its checkpoints keep states by their length alone",
+}
+
+
+def check_zero(optimizer: OptimizerName, settings: dict[str, Any] | None) -> None:
+    """Check the optimizer against DeepSpeed's settings.
+
+    Args:
+        optimizer: of the config.
+        settings: see `distributed.deepspeed_settings`.
+
+    Raises:
+        InputError: DeepSpeed would choose an optimizer of its own; or Muon under another stage than ZeRO 1 and 2, or
+            with a setting of `_NOT_UNDER_ZERO`.
+    """
+    if settings is None:
+        return
+    kind = (settings.get("optimizer") or {}).get("type")
+    ensure(
+        kind is None,
+        f"optimizer.type={kind} in the DeepSpeed file: DeepSpeed's own optimizer would decay norms too, and its Muon "
+        "updates by another size. Remove that section: the config chooses (optim; in pretraining also optimizer).",
+    )
+    if optimizer == "adamw":
+        return
+    zero = settings.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    ensure(
+        stage in (1, 2),
+        f"optimizer={optimizer}: works on whole matrices, which ZeRO stage {stage} does not give it. Use `--accelerate "
+        "zero2`, `zero1` or `ddp`, or optimizer: adamw.",
+    )
+    for name, reason in _NOT_UNDER_ZERO.items():
+        asked = zero.get(name)
+        is_asked = asked.get("device", "cpu") != "none" if isinstance(asked, dict) else bool(asked)
+        ensure(
+            not is_asked,
+            f"optimizer={optimizer}: not with zero_optimization.{name} in the DeepSpeed file: {reason}. Remove it, or "
+            "use optimizer: adamw.",
+        )
 
 
 def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:

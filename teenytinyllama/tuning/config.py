@@ -11,8 +11,10 @@ from ..data.conversations import (
     conversations_manifest,
     preferences_manifest,
 )
+from ..distributed import deepspeed_settings
 from ..models import has_plain_head
 from ..planning.memory import shared_rows
+from ..training.optimizer import check_zero
 from ..training.settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from ..training.speed import SpeedPlan, check_attention, has_chunked_loss
 from .rows import load_rows
@@ -76,12 +78,13 @@ class LoraSettings:
 
     def _check_library(self) -> None:
         """Refuse ZeRO-3, which shares each weight out: parts could be neither resized, merged nor tried."""
-        plugin: Any = getattr(self, "deepspeed_plugin", None)
+        settings = deepspeed_settings(getattr(self, "deepspeed_plugin", None))
         ensure(
-            plugin is None or plugin.zero_stage != 3,
+            settings is None or settings.get("zero_optimization", {}).get("stage") != 3,
             "accelerate=zero3: tuning is not done under ZeRO-3, which shares each weight out; models that need it are "
             "beyond this library. Use zero1, zero2 or ddp.",
         )
+        check_zero("adamw", settings)
 
     @property
     def frozen_share(self) -> float:
