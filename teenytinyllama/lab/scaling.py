@@ -127,7 +127,7 @@ class LabLaw:
         factor = math.log(2) * self.bytes_per_token
         scales = (self.irreducible * factor, self.size_scale * factor, self.data_scale * factor)
         source = f"fitted to {len(self.runs)} runs of {self.arm}"
-        return LossLaw("lab", *scales, self.size_exponent, self.data_exponent, source)
+        return LossLaw("lab", *scales, self.size_exponent, self.data_exponent, source, repeats=True, surplus=False)
 
 
 def useful_tokens(tokens: float, unique_tokens: float | None) -> float:

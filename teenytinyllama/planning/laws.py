@@ -41,6 +41,7 @@ class LossLaw:
         data_exponent: beta.
         source: where the constants are from.
         repeats: whether the law counts a repeated token for less than a new one.
+        surplus: with `repeats`, whether parameters that are too many for the unique tokens count for less.
     """
 
     title: str
@@ -51,6 +52,7 @@ class LossLaw:
     data_exponent: float
     source: str
     repeats: bool = False
+    surplus: bool = True
 
     @property
     def balance(self) -> float:
@@ -117,7 +119,7 @@ def predicted_loss(law: LossLaw, num_parameters: float, tokens: float, unique_to
     """
     if law.repeats:
         unique = min(tokens if unique_tokens is None else unique_tokens, tokens)
-        num_parameters = effective_parameters(law, num_parameters, unique)
+        num_parameters = effective_parameters(law, num_parameters, unique) if law.surplus else num_parameters
         tokens = unique * effective_epochs(tokens / unique)
     size_term = law.size_scale / num_parameters**law.size_exponent
     return float(law.irreducible + size_term + law.data_scale / tokens**law.data_exponent)
