@@ -223,7 +223,8 @@ def coverage(labs: int) -> tuple[int, list[float]]:
     parameters, tokens = np.repeat([0.5e6, 1.5e6], 4), np.tile([0.25e6, 0.5e6, 1e6, 2e6], 2)
     held, errors = 0, []
     for seed in range(labs):
-        a, b, e = rng.normal(0.35, 0.07), rng.normal(0.35, 0.07), 0.6 * math.exp(0.3 * rng.standard_normal())
+        a, b = np.maximum(0.1, rng.normal(0.35, 0.1, 2))
+        e = 0.6 * math.exp(0.5 * rng.standard_normal())
         truth = (e, 0.35 * 8e5**a, 0.8 * 1e6**b, a, b)
         noise = np.exp(0.002 * rng.standard_normal(9))
         scores = [law_value(n, d, truth) * each for n, d, each in zip(parameters, tokens, noise, strict=False)]
