@@ -96,11 +96,11 @@ def read_outcomes(folder: Path, key: str = "output_dir") -> list[Outcome]:
     """
     path = folder / ROWS_NAME
     ensure(path.is_file(), f"{key}={folder}: has no {ROWS_NAME}, so it is no lab that has run. {_FIX}")
-    rows = {row["name"]: row for row in read_jsonl_records(path, check=_outcome, fix=_FIX)}
-    return [_outcome(row) for row in rows.values()]
+    rows = {row["name"]: row for row in read_jsonl_records(path, check=make_outcome, fix=_FIX)}
+    return [make_outcome(row) for row in rows.values()]
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
+def make_outcome(row: dict[str, Any]) -> Outcome:
     """Return a row of `runs.jsonl` as an outcome.
 
     Raises:

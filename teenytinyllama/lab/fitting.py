@@ -1,10 +1,17 @@
-"""The fit of a scaling law L(N, D) = E + A / N^a + B / D^b to the scores of some runs, and its bootstrap.
+"""The fit of a scaling law to the scores of some runs, and its bootstrap.
 
-Form and fit are approach 3 of Hoffmann et al. 2022 (arXiv 2203.15556): the sum of Huber losses (delta 1e-3) of the
-residuals of log L, minimised by L-BFGS from a grid of starts. Besiroglu et al. 2024 (arXiv 2404.10102) found what had
-gone wrong there: a mean in place of the sum, which ended the search early, and intervals that were too narrow by far.
+    L(N, D) = E + ((A / N^a)^(1/g) + (B / D^b)^(1/g))^g
 
-A lab of two sizes and four budgets cannot tell five constants apart. So E, a and b are drawn towards published values,
+With g = 1 it is the form of Hoffmann et al. 2022 (arXiv 2203.15556), E + A / N^a + B / D^b; with g = b and E = 0 that
+of Kaplan et al. 2020 (arXiv 2001.08361, equation 1.5). With g = 1 two sizes are as far apart at any D. Small models on
+little text are further apart the more they read, as g below 1 has it: on 12 runs of 0.5M and 0.9M parameters a law with
+g was half as far off beyond the runs as one without, and g was 0.35 (docs/lab-log.md).
+
+The fit is approach 3 of Hoffmann et al.: the sum of Huber losses (delta 1e-3) of the residuals of log L, minimised by
+L-BFGS from a grid of starts. Besiroglu et al. 2024 (arXiv 2404.10102) found what had gone wrong there: a mean in place
+of the sum, which ended the search early, and intervals that were too narrow by far.
+
+A lab of two sizes and four budgets cannot tell six constants apart. So E, a, b and g are drawn towards known values,
 weakly (`PRIOR_CENTRES`), and each draw of the bootstrap moves these centres along with the losses: where the runs say
 nothing the interval is as wide as the prior, and not as narrow as one fit.
 """
@@ -21,13 +28,13 @@ Floats = NDArray[np.float64]
 
 # Of the residuals of log L; Hoffmann et al. 2022, section 3.3.
 HUBER_DELTA = 1e-3
-# Centres and standard deviations of log E, a and b. Exponents: 0.34 and 0.28 (Hoffmann et al. 2022), 0.348 and 0.366
+# Centres and standard deviations of log E, a, b and g. Exponents: 0.34 and 0.28 (Hoffmann et al. 2022), 0.348 and 0.366
 # (Besiroglu et al. 2024), 0.353 for both (Muennighoff et al. 2023, arXiv 2305.16264). E: 1.69 to 1.87 nats per token
-# there, which is 0.6 bits per byte at about four bytes a token. The deviations are assumed: they cover what other
-# corpora gave, 0.2 to 0.5 for an exponent, and a factor of 1.6 either way for E.
-PRIOR_CENTRES = np.array([math.log(0.6), 0.35, 0.35])
-PRIOR_DEVIATIONS = np.array([0.5, 0.1, 0.1])
-_PRIOR_PLACES = np.array([0, 3, 4])  # of log E, a and b among the five constants
+# there, which is 0.6 bits per byte at about four bytes a token. g: between the two published forms. The deviations are
+# assumed: they cover what other corpora gave, 0.2 to 0.5 for an exponent, and a factor of 1.6 either way for E.
+PRIOR_CENTRES = np.array([math.log(0.6), 0.35, 0.35, 0.6])
+PRIOR_DEVIATIONS = np.array([0.5, 0.1, 0.1, 0.3])
+_PRIOR_PLACES = np.array([0, 3, 4, 5])  # of log E, a, b and g among the six constants
 _PRECISION = np.array([PRIOR_DEVIATIONS[0] ** -2, 1e-9, 1e-9, *PRIOR_DEVIATIONS[1:] ** -2.0])  # of a prior on each
 # What the noise of log L is taken to be before it is measured, and how many runs that assumption is worth. Two seeds of
 # small models differ by 0.1 to 0.3 %; two of 124M parameters by 0.05 % (modded-nanogpt).
@@ -35,8 +42,8 @@ _NOISE, _NOISE_RUNS = 0.002, 2.0
 _DRAWS, _STEPS = 300, 60  # of the bootstrap, and of the search in each draw
 
 
-# The five constants of the search are log E, log of the size term and of the data term at the centre of the
-# runs (the means of log N and log D), a and b: so the search is well conditioned.
+# The six constants of the search are log E, log of the size term and of the data term at the centre of the runs (the
+# means of log N and log D), a, b and g: so the search is well conditioned.
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,10 @@ class _Points:
     centre_n: float
     centre_d: float
 
-    def plain(self, constants: Floats) -> tuple[float, float, float, float, float]:
-        """Return E, A, B, a, b for the constants of the search."""
-        e, size, data, a, b = (float(value) for value in constants)
-        return math.exp(e), math.exp(size + a * self.centre_n), math.exp(data + b * self.centre_d), a, b
+    def plain(self, constants: Floats) -> tuple[float, float, float, float, float, float]:
+        """Return E, A, B, a, b, g for the constants of the search."""
+        e, size, data, a, b, g = (float(value) for value in constants)
+        return math.exp(e), math.exp(size + a * self.centre_n), math.exp(data + b * self.centre_d), a, b, g
 
 
 def _make_points(num_parameters: Sequence[float], tokens: Sequence[float], scores: Sequence[float]) -> _Points:
@@ -62,18 +69,21 @@ def _make_points(num_parameters: Sequence[float], tokens: Sequence[float], score
 
 
 def _log_losses(constants: Floats, points: _Points) -> tuple[Floats, Floats]:
-    """Return log L of each run, and its derivatives by the five constants in a last axis.
+    """Return log L of each run, and its derivatives by the six constants in a last axis.
 
     Args:
-        constants: (5,), or (draws, 5) for as many laws at once.
+        constants: (6,), or (draws, 6) for as many laws at once.
         points: of the runs.
     """
-    e, size, data, a, b = (constants[..., place, None] for place in range(5))
-    parts = np.stack(np.broadcast_arrays(e, size - a * points.n, data - b * points.d))
-    largest = parts.max(axis=0)
-    total = largest + np.log(np.exp(parts - largest).sum(axis=0))
-    shares = np.exp(parts - total)
-    return total, np.stack([*shares, -shares[1] * points.n, -shares[2] * points.d], axis=-1)
+    e, size, data, a, b, g = (constants[..., place, None] for place in range(6))
+    sizes, texts = size - a * points.n, data - b * points.d
+    pair = np.logaddexp(sizes / g, texts / g)
+    total = np.logaddexp(e, g * pair)
+    of_sizes, of_texts = np.exp(sizes / g - pair), np.exp(texts / g - pair)
+    both = np.exp(g * pair - total)
+    by_size, by_text = both * of_sizes, both * of_texts
+    by_g = both * (pair - (sizes * of_sizes + texts * of_texts) / g)
+    return total, np.stack([1 - both, by_size, by_text, -by_size * points.n, -by_text * points.d, by_g], axis=-1)
 
 
 def _objective(constants: Floats, points: _Points, scale: Any, centres: Floats) -> tuple[Any, Floats, Floats]:
@@ -96,7 +106,8 @@ def _objective(constants: Floats, points: _Points, scale: Any, centres: Floats) 
 def _bounds(points: _Points) -> list[tuple[float, float]]:
     """Return the least and the largest value of each constant of the search."""
     most = float(points.y.max()) + 3
-    return [(math.log(0.02), float(points.y.min()) - 1e-3), (-12, most), (-12, most), (0.05, 1.5), (0.05, 1.5)]
+    return [(math.log(0.02), float(points.y.min()) - 1e-3), (-12, most), (-12, most), (0.05, 1.5), (0.05, 1.5),
+            (0.15, 1.3)]  # fmt: skip
 
 
 def _minimise(start: Floats, points: _Points, scale: float) -> tuple[float, Floats]:
@@ -110,16 +121,17 @@ def _minimise(start: Floats, points: _Points, scale: float) -> tuple[float, Floa
 
 
 def _starts(points: _Points) -> Iterator[Floats]:
-    """Yield starts of the search: for each pair of exponents the other constants by least squares, none negative."""
+    """Yield starts of the search: for each pair of exponents the scales by least squares, none negative, and two g."""
     from scipy.optimize import nnls
 
     losses = np.exp(points.y)
-    for a in (0.2, 0.35, 0.5, 0.8):
-        for b in (0.2, 0.35, 0.5, 0.8):
+    for a in (0.2, 0.35, 0.6):
+        for b in (0.2, 0.35, 0.6):
             terms = np.stack([np.ones_like(losses), np.exp(-a * points.n), np.exp(-b * points.d)], axis=1)
             scales, _ = nnls(terms / losses[:, None], np.ones_like(losses))
             e, size, data = np.log(np.maximum(scales, 0.01 * losses.min()))
-            yield np.array([min(e, points.y.min() - 0.01), size, data, a, b])
+            for g in (1.0, 0.5):
+                yield np.array([min(e, points.y.min() - 0.01), size, data, a, b, g])
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ def _fit(points: _Points) -> _Fit:
 
 
 def _bootstrap(fit: _Fit, points: _Points, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Return constants fitted to drawn losses under drawn priors, (draws, 5), and the noise that was drawn, (draws,).
+    """Return constants fitted to drawn losses under drawn priors, (draws, 6), and the noise that was drawn, (draws,).
 
     All draws are fitted at once by damped Gauss-Newton steps from the fit, with Huber's weights: L-BFGS would find the
     same constants one draw after another.
@@ -166,12 +178,12 @@ def _bootstrap(fit: _Fit, points: _Points, rng: np.random.Generator) -> tuple[Fl
     squares = _NOISE_RUNS * _NOISE**2 + fit.squares
     noise = np.sqrt(squares / rng.chisquare(_NOISE_RUNS + fit.degrees, _DRAWS))
     drawn = replace(points, y=fit.fitted + noise[:, None] * rng.standard_normal((_DRAWS, len(points.y))))
-    centres = PRIOR_CENTRES + PRIOR_DEVIATIONS * rng.standard_normal((_DRAWS, 3))
+    centres = PRIOR_CENTRES + PRIOR_DEVIATIONS * rng.standard_normal((_DRAWS, 4))
     scale, bounds = np.maximum(HUBER_DELTA, noise), np.array(_bounds(points)).T
     constants, damping = np.tile(fit.constants, (_DRAWS, 1)), np.full(_DRAWS, 1e-2)
     value, gradient, curvature = _objective(constants, drawn, scale, centres)
     for _ in range(_STEPS):
-        held = curvature + damping[:, None, None] * np.eye(5) * np.diagonal(curvature, axis1=1, axis2=2)[:, None, :]
+        held = curvature + damping[:, None, None] * np.eye(6) * np.diagonal(curvature, axis1=1, axis2=2)[:, None, :]
         moved = np.clip(constants - np.linalg.solve(held, gradient[..., None])[..., 0], *bounds)
         tried = _objective(moved, drawn, scale, centres)
         better = tried[0] <= value
@@ -187,13 +199,13 @@ class LawFit:
     """A law fitted to runs.
 
     Attributes:
-        constants: E, A, B, a, b.
+        constants: E, A, B, a, b, g.
         noise: standard deviation of log L of a run about the law.
         misfit: root mean square of the residuals of log L.
-        draws: of the bootstrap, each E, A, B, a, b and the noise.
+        draws: of the bootstrap, each E, A, B, a, b, g and the noise.
     """
 
-    constants: tuple[float, float, float, float, float]
+    constants: tuple[float, float, float, float, float, float]
     noise: float
     misfit: float
     draws: list[list[float]]

@@ -26,7 +26,7 @@ from .comparison import (
     tokens_to_baseline,
 )
 from .plots import draw_plots
-from .scaling import LabLaw, fit_laws, write_laws
+from .scaling import FORM, LabLaw, fit_laws, write_laws
 
 TABLE_NAME, CSV_NAME = "table.md", "table.csv"
 _LONGER = 10  # times the longest run, for which the report predicts a score
@@ -216,19 +216,26 @@ def _isoflops_part(curves: Sequence[IsoFlop]) -> list[str]:
 def _laws_part(report: LabReport) -> list[str]:
     lines = ["## Scaling law", ""]
     if report.laws:
-        lines += ["L(N, D) = E + A / N^a + B / D^b in bits per byte, N all parameters, D tokens; in brackets the "
-                  "interval of 90 % of each constant. The last column is what the law expects of the largest model "
-                  f"trained for {_LONGER} times the most tokens of the lab.", ""]  # fmt: skip
+        lines += [f"{FORM}, in bits per byte (with g = 1 it is E + A / N^a + B / D^b); in brackets the interval "
+                  "of 90 % of each constant. The last column is what the law expects of the largest model trained for "
+                  f"{_LONGER} times the most tokens of the lab.", ""]  # fmt: skip
         rows = []
         for arm, law in report.laws.items():
             ends = np.quantile(np.array(law.draws), [0.05, 0.95], axis=0).T
-            values = (law.irreducible, law.size_scale, law.data_scale, law.size_exponent, law.data_exponent)
+            values = (
+                law.irreducible,
+                law.size_scale,
+                law.data_scale,
+                law.size_exponent,
+                law.data_exponent,
+                law.coupling,
+            )
             found = law.predict(law.parameters[1], _LONGER * law.tokens[1])
             rows.append([arm, f"{len(law.runs)}",
                          *(f"{value:.3g} ({low:.3g} to {high:.3g})" for value, (low, high)
                            in zip(values, ends, strict=False)), f"{100 * law.noise:.2f} %",
                          f"{found.bits_per_byte:.3f} ({found.low:.3f} to {found.high:.3f})"])  # fmt: skip
-        lines += _table(["arm", "runs", "E", "A", "B", "a", "b", "noise", f"{_LONGER} times the tokens"], rows)
+        lines += _table(["arm", "runs", "E", "A", "B", "a", "b", "g", "noise", f"{_LONGER} times the tokens"], rows)
         lines += ["", *_counts(report.laws), *_left_out(report.laws)]
     lines += [f"- No law: {reason}" for reason in report.refused.values()]
     return lines

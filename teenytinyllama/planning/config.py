@@ -64,7 +64,11 @@ class PlanConfig:
         },
     )
     calibrate: list[str] | None = field(
-        default=None, metadata={"help": "folders of finished runs: their speed, watts and loss replace assumptions"}
+        default=None,
+        metadata={
+            "help": "folders of finished runs: their speed, watts and loss replace assumptions; or of a "
+            "`ttl lab`: the law fitted to it replaces the published ones"
+        },
     )
     json: str | None = field(default=None, metadata={"help": "file to write the whole plan to, as JSON"})
     write: str | None = field(default=None, metadata={"help": "file to write the run's config for `ttl pretrain` to"})

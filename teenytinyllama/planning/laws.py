@@ -32,6 +32,8 @@ from .memory import mean_step_speed
 class LossLaw:
     """L(N, D) = E + A / N^alpha + B / D^beta: nats per token of a model of N parameters trained on D tokens.
 
+    With a `coupling` g below 1 the last two terms are ((A / N^alpha)^(1/g) + (B / D^beta)^(1/g))^g, see `lab.fitting`.
+
     Attributes:
         title: name of the law in tables.
         irreducible: E, in nats.
@@ -41,6 +43,8 @@ class LossLaw:
         data_exponent: beta.
         source: where the constants are from.
         repeats: whether the law counts a repeated token for less than a new one.
+        surplus: with `repeats`, whether parameters that are too many for the unique tokens count for less.
+        coupling: g.
     """
 
     title: str
@@ -51,12 +55,17 @@ class LossLaw:
     data_exponent: float
     source: str
     repeats: bool = False
+    surplus: bool = True
+    coupling: float = 1.0
 
     @property
     def balance(self) -> float:
-        """Return G = (alpha A / (beta B))^(1 / (alpha + beta)), the constant of the compute-optimal split."""
-        ratio = self.size_exponent * self.size_scale / (self.data_exponent * self.data_scale)
-        return float(ratio ** (1 / (self.size_exponent + self.data_exponent)))
+        """Return G = (alpha A / (beta B))^(1 / (alpha + beta)), the constant of the compute-optimal split.
+
+        A coupled law is lowest where the sum inside its bracket is, whose exponents and scales are those to the 1/g.
+        """
+        scales, exponents = self.size_scale / self.data_scale, self.size_exponent / self.data_exponent
+        return float((exponents**self.coupling * scales) ** (1 / (self.size_exponent + self.data_exponent)))
 
 
 LAWS: dict[str, LossLaw] = {
@@ -117,10 +126,14 @@ def predicted_loss(law: LossLaw, num_parameters: float, tokens: float, unique_to
     """
     if law.repeats:
         unique = min(tokens if unique_tokens is None else unique_tokens, tokens)
-        num_parameters = effective_parameters(law, num_parameters, unique)
+        num_parameters = effective_parameters(law, num_parameters, unique) if law.surplus else num_parameters
         tokens = unique * effective_epochs(tokens / unique)
     size_term = law.size_scale / num_parameters**law.size_exponent
-    return float(law.irreducible + size_term + law.data_scale / tokens**law.data_exponent)
+    data_term = law.data_scale / tokens**law.data_exponent
+    g = law.coupling
+    return float(
+        law.irreducible + (size_term + data_term if g == 1 else (size_term ** (1 / g) + data_term ** (1 / g)) ** g)
+    )
 
 
 def effective_epochs(epochs: float) -> float:

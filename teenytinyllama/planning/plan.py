@@ -7,22 +7,20 @@ from typing import Any
 
 from ..checks import InputError, ensure
 from ..energy.emissions import grid_intensity, place
+from ..lab.scaling import Prediction
 from ..presets import PRESETS, Preset, flops_per_token
 from .config import LIMITS, PLANNED_PRESETS, PlanConfig, Recipe, read_recipe, step_tokens
 from .laws import (
     CPU,
-    LAWS,
     LEAST_TOKENS_PER_PARAMETER,
     MOST_TOKENS_PER_PARAMETER,
     LossFit,
+    LossLaw,
     MeasuredRun,
     choose_run,
-    fit_losses,
-    optimum,
-    predicted_loss,
     read_run,
-    unique_optimum,
 )
+from .losses import Expectations, Optimum, make_expectations, split_folders
 from .machine import Machine, Needs, build_machine, run_needs
 from .memory import REPEATS_WORTH_READING, checkpoint_bytes
 
@@ -59,6 +57,7 @@ class Option:
         tokens_per_parameter: tokens over parameters.
         epochs: times each unique token is seen; None: all tokens are taken for new.
         losses: by law, in nats per token; calibrated where runs were given.
+        prediction: of the lab's law, with its interval; None without a lab.
         flops: by 6 N + 12 L h T.
         tokens_per_second: of all GPUs.
         hours: by the clock, of the whole run.
@@ -78,6 +77,7 @@ class Option:
     tokens_per_parameter: float
     epochs: float | None
     losses: dict[str, float]
+    prediction: Prediction | None
     flops: float
     tokens_per_second: float
     hours: float
@@ -158,7 +158,7 @@ class Candidate:
                 ends.append((REPEATS_WORTH_READING * self.config.unique_tokens, READINGS))
         return ends
 
-    def options(self, limits: dict[str, float], fits: dict[str, LossFit]) -> list[Option]:
+    def options(self, limits: dict[str, float], expectations: Expectations) -> list[Option]:
         """Return the token counts that are worth a line, fewest first; none if the limits allow too few."""
         preset, parameters, asked = self.recipe.preset, self.shape.num_parameters, self.config.tokens
         step = step_tokens(self.recipe, self.config.context_of(preset), self.config.gpus)
@@ -173,14 +173,13 @@ class Candidate:
             shorter = [] if asked is not None else [item for item in targets if item[0] < _NEARLY * most]
             if limits or len(shorter) < len(targets):
                 targets = [*shorter, (int(most), reason)]
-        return [self._option(tokens // step, step, reason, fits) for tokens, reason in targets]
+        return [self._option(tokens // step, step, reason, expectations) for tokens, reason in targets]
 
-    def _option(self, steps: int, step: int, reason: str, fits: dict[str, LossFit]) -> Option:
+    def _option(self, steps: int, step: int, reason: str, expectations: Expectations) -> Option:
         config, machine, parameters = self.config, self.machine, self.shape.num_parameters
         tokens = steps * step
         hours, outside = self.hours(tokens), self.outside_hours(tokens)
         cost, kwh = machine.cost_usd(hours), machine.kwh(hours - outside["start"])  # nothing is measured in the start
-        losses = {name: predicted_loss(law, parameters, tokens, config.unique_tokens) for name, law in LAWS.items()}
         return Option(
             preset=self.recipe.preset,
             num_parameters=parameters,
@@ -189,7 +188,8 @@ class Candidate:
             steps=steps,
             tokens_per_parameter=tokens / parameters,
             epochs=tokens / config.unique_tokens if config.unique_tokens else None,
-            losses={name: _calibrated(fits, name, loss) for name, loss in losses.items()},
+            losses=expectations.losses(parameters, tokens, config.unique_tokens),
+            prediction=expectations.prediction(parameters, tokens, config.unique_tokens),
             flops=float(tokens) * self.flops_per_token,
             tokens_per_second=self.tokens_per_second,
             hours=hours,
@@ -243,38 +243,12 @@ def limits_in_hours(config: PlanConfig, machine: Machine) -> dict[str, float]:
     return {name: getattr(config, name) / hourly[name] for name in LIMITS if getattr(config, name) is not None}
 
 
-def _calibrated(fits: dict[str, LossFit], law: str, predicted: float) -> float:
-    """Return the loss that a law predicts, moved onto the corpus of the calibrating runs if there are any.
-
-    Raises:
-        InputError: the moved loss is not above 0.
-    """
-    if law not in fits:
-        return predicted
-    loss = fits[law](predicted)
-    ensure(
-        loss > 0,
-        f"calibrate: moves the predicted loss to {loss:.2f}, which cannot be: the runs are too far from the plan. Give "
-        "longer or larger runs.",
-    )
-    return loss
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The size and data with the lowest predicted loss for an amount of compute, by one law."""
-
-    law: str
-    num_parameters: float
-    tokens: float
-    loss: float
-
-
 @dataclass(frozen=True)
 class Plan:
     """The answer to a question: all options, and what the chosen one (`choice`) needs.
 
-    `affordable_tokens` is how many tokens the limits would let the chosen preset train on; None without a limit.
+    `lab` is the folder of the lab whose law was used; None without one. `affordable_tokens` is how many tokens the
+    limits would let the chosen preset train on; None without a limit.
     """
 
     machine: Machine
@@ -288,14 +262,16 @@ class Plan:
     needs: Needs
     elsewhere_kg: dict[str, float]
     runs: list[MeasuredRun]
+    laws: dict[str, LossLaw]
     fits: dict[str, LossFit]
+    lab: str | None
     unique_tokens: int | None
     context: int
     affordable_tokens: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values; keys carry units."""
-        sources = {name: law.source for name, law in LAWS.items()}
+        sources = {name: law.source for name, law in self.laws.items()}
         return {**asdict(self), "precision": self.machine.precision, "law_sources": sources}
 
 
@@ -306,11 +282,12 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
         InputError: unknown GPU or country, a folder that cannot calibrate, limits too tight for anything, or figures
             that contradict each other.
     """
-    runs = [read_run(folder, config.watts is not None) for folder in config.calibrate or []]
+    folders, labs = split_folders(config.calibrate or [])
+    runs = [read_run(folder, config.watts is not None) for folder in folders]
     machine = build_machine(config, runs)
-    fits = fit_losses(runs)
+    expectations = make_expectations(runs, labs)
     ensure(
-        not runs or fits or choose_run(runs, machine.gpu, machine.num_gpus) is not None,
+        not runs or expectations.fits or choose_run(runs, machine.gpu, machine.num_gpus) is not None,
         f"calibrate={', '.join(run.folder for run in runs)}: says nothing about this plan: it is not a run on "
         f"gpu={machine.gpu}, and with less than {LEAST_TOKENS_PER_PARAMETER:g} token a parameter its loss does not "
         "count. Leave --gpu out to plan for its hardware, or leave --calibrate out.",
@@ -322,7 +299,7 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
     candidates = {name: Candidate(config, machine, read_recipe(recipes_folder, name))
                   for name in _presets(config, machine)}  # fmt: skip
     for preset, candidate in candidates.items():
-        found = candidate.options(limits, fits)
+        found = candidate.options(limits, expectations)
         options += found
         if not found:
             buys, takes = candidate.too_little(limits)
@@ -332,7 +309,7 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
             too_small = too_small or told
     if not options:
         raise InputError(too_small)  # of the smallest preset, or the one asked for
-    ranked_by = "muennighoff" if config.unique_tokens else "besiroglu"
+    ranked_by = expectations.ranking(config.unique_tokens)
     choice = min(options, key=lambda option: (option.losses[ranked_by], option.cost_usd))
     chosen, context = candidates[choice.preset], config.context_of(choice.preset)
     # Compute in the laws' own count, C = 6 N D, so that the optimum of a law compares with the options.
@@ -345,13 +322,15 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
         choice=choice,
         ranked_by=ranked_by,
         compute_flops=compute,
-        optima=_optima(compute, config.unique_tokens, fits),
+        optima=expectations.optima(compute, config.unique_tokens),
         needs=run_needs(chosen.shape, context, choice.tokens, choice.tokens_per_step, chosen.recipe.checkpoints_kept,
                         config.unique_tokens, machine),
         elsewhere_kg={place(config.country_iso_code, config.region): machine.emissions_kg(choice.kwh)}
         | {country: choice.kwh * grid_intensity(country) / 1000 for country in ELSEWHERE},
         runs=runs,
-        fits=fits,
+        laws=expectations.laws,
+        fits=expectations.fits,
+        lab=expectations.lab_folder,
         unique_tokens=config.unique_tokens,
         context=context,
         affordable_tokens=chosen.tokens_within(min(limits.values())) if limits else None,
@@ -365,15 +344,3 @@ def _presets(config: PlanConfig, machine: Machine) -> list[str]:
     if machine.gpu != CPU:
         return list(PLANNED_PRESETS)
     return [name for name in PRESETS if (config.context or 0) <= PRESETS[name].max_position_embeddings]
-
-
-def _optima(compute_flops: float, unique_tokens: int | None, fits: dict[str, LossFit]) -> list[Optimum]:
-    found = []
-    for name, law in LAWS.items():
-        limited = unique_tokens if law.repeats else None
-        parameters, tokens = (
-            optimum(law, compute_flops) if limited is None else unique_optimum(law, compute_flops, limited)
-        )
-        loss = predicted_loss(law, parameters, tokens, limited)
-        found.append(Optimum(name, parameters, tokens, fits[name](loss) if name in fits else loss))
-    return found

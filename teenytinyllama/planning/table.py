@@ -6,9 +6,10 @@ from typing import Any
 
 from ..arguments import write_yaml
 from ..energy.emissions import place
+from ..lab.scaling import Prediction
 from ..stage_folder import write_json
 from .config import PlanConfig, planned_values, read_recipe
-from .laws import CPU, FITTED_PARAMETERS, FITTED_TOKENS, LAWS, LEAST_TOKENS_PER_PARAMETER, MOST_TOKENS_PER_PARAMETER
+from .laws import CPU, FITTED_PARAMETERS, FITTED_TOKENS, LEAST_TOKENS_PER_PARAMETER, MOST_TOKENS_PER_PARAMETER
 from .memory import REPEATS_WORTH_READING
 from .plan import KEPT_BACK, MOST_PER_PARAMETER, READINGS, Plan, make_plan
 
@@ -21,6 +22,10 @@ def short(number: float) -> str:
     value = number / scale
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:,.{digits}f}{unit}"
+
+
+def _ends(low: float, high: float) -> str:
+    return f"{low:.3f} to {high:.3f}"
 
 
 def _amount(number: float) -> str:
@@ -69,7 +74,7 @@ def _question(plan: Plan) -> list[str]:
 def _options(plan: Plan) -> list[str]:
     has_budget = plan.choice.left_usd is not None
     head = ["", "preset", "tokens", "per param.", *(["epochs"] if plan.unique_tokens else [])]
-    head += [law.title for law in LAWS.values()]
+    head += [law.title for law in plan.laws.values()] + (["bits/byte", "90 %"] if plan.lab else [])
     head += ["tokens/s", "hours", "kWh", "kg CO2e", "USD", *(["left"] if has_budget else []), "set by"]
     rows = [head]
     for option in plan.options:
@@ -77,14 +82,16 @@ def _options(plan: Plan) -> list[str]:
         row += [_amount(option.tokens_per_parameter)]
         row += [] if option.epochs is None else [f"{option.epochs:.2f}"]
         row += [f"{loss:.3f}" for loss in option.losses.values()]
+        if option.prediction:
+            row += [f"{option.prediction.bits_per_byte:.3f}", _ends(option.prediction.low, option.prediction.high)]
         row += [short(option.tokens_per_second), *map(_amount, (option.hours, option.kwh, option.emissions_kg))]
         row += [f"{option.cost_usd:,.2f}"]
         row += [] if option.left_usd is None else [f"{option.left_usd:,.2f}"]
         rows.append([*row, option.reason])
     kind = "calibrated" if plan.fits else "predicted"
-    ranked = LAWS[plan.ranked_by].title
+    ranked, laws = plan.laws[plan.ranked_by].title, "the lab's law" if plan.lab else "four laws"
     return [
-        f"what fits, with the {kind} loss by four laws, in nats per token (* lowest by {ranked!r}: worked out below)",
+        f"what fits, with the {kind} loss by {laws}, in nats per token (* lowest by {ranked!r}: worked out below)",
         *align(rows, left=2),
         *(f"  left out: {text}" for text in plan.left_out.values()),
         *_hours_of_choice(plan),
@@ -107,7 +114,7 @@ def _hours_of_choice(plan: Plan) -> list[str]:
 def _optima(plan: Plan) -> list[str]:
     rows = [["law", "parameters", "tokens", "per param.", "loss", ""]]
     for found in plan.optima:
-        law = LAWS[found.law]
+        law = plan.laws[found.law]
         rows.append([law.title, short(found.num_parameters), short(found.tokens),
                      _amount(found.tokens / found.num_parameters), f"{found.loss:.3f}", law.source])  # fmt: skip
     compute = f"{plan.compute_flops:.2e}".replace("e+", "e")
@@ -175,9 +182,14 @@ def _sources(plan: Plan) -> list[str]:
         rows.append(["loss", f"{run.loss:.3f} nats", "measured", reason])
     for name, fit in plan.fits.items():
         value = f"{fit.offset:+.3f}" if fit.slope == 1 else f"{fit.slope:.3f} x {fit.offset:+.3f}"
-        rows.append([f"law {LAWS[name].title}", value, "measured", "added to its prediction" if fit.slope == 1
+        rows.append([f"law {plan.laws[name].title}", value, "measured", "added to its prediction" if fit.slope == 1
                      else "slope times its prediction, plus offset"])  # fmt: skip
-    if not plan.fits:
+    prediction = plan.choice.prediction
+    if prediction:
+        low, high = prediction.nats_per_token[1:]
+        rows.append(["loss of *", f"{prediction.nats_per_token[0]:.3f} nats", "fitted",
+                     f"{plan.lab}: law {plan.laws[plan.ranked_by].source}; {_ends(low, high)} nats, 90 %"])  # fmt: skip
+    elif not plan.fits:
         rows.append(
             ["loss", "four laws", "assumed", "fitted to other corpora and tokenizers; --calibrate RUN measures"]
         )
@@ -186,7 +198,9 @@ def _sources(plan: Plan) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     lines = ["how to read this"]
-    if plan.fits:
+    if plan.choice.prediction:
+        lines += _about_lab(plan.choice.prediction)
+    elif plan.fits:
         lines.append(
             "  Losses are moved onto the corpus and tokenizer of the calibrating runs; far from their size they drift."
         )
@@ -199,11 +213,23 @@ def _notes(plan: Plan) -> list[str]:
         )
     if plan.unique_tokens is None:
         lines.append("  All tokens are taken to be different ones: give --unique_tokens with a corpus of known size.")
-    else:
+    elif not plan.lab:
         lines.append(
             "  Only the law 'repeats' knows that a token seen again teaches less; the others take it for a new one."
         )
     return [*lines, *_warnings(plan), *_about_hours(plan)]
+
+
+def _about_lab(prediction: Prediction) -> list[str]:
+    """Return what the lab's law is of, and how far beyond its runs the plan takes it."""
+    return [
+        "  The loss is of the lab's corpus and tokenizer, by the law of its own runs; the interval of 90 % is of the "
+        "score of one run.",
+        f"  * has {_amount(prediction.times_parameters)} times the parameters of the lab's largest model and "
+        f"{_amount(prediction.times_tokens)} times the tokens of its longest run; beyond ten times no prediction was "
+        "checked.",
+        "  The law counts all parameters, so a preset with a larger vocabulary than the lab's looks larger than it is.",
+    ]
 
 
 def _about_hours(plan: Plan) -> list[str]:
@@ -230,7 +256,7 @@ def _warnings(plan: Plan) -> list[str]:
         lines.append(
             "  The laws were not fitted to runs of less than one token a parameter: take no loss from this plan."
         )
-    if choice.num_parameters < FITTED_PARAMETERS[0] or choice.tokens > FITTED_TOKENS[1]:
+    if not plan.lab and (choice.num_parameters < FITTED_PARAMETERS[0] or choice.tokens > FITTED_TOKENS[1]):
         lines.append("  The laws were fitted to 70M to 16B parameters on 5B to 500B tokens: beyond, their losses are a "
                      "guess.")  # fmt: skip
     if choice.preset == "tiny" and plan.machine.gpu != CPU and plan.machine.run is None:
