@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,21 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from teenytinyllama import launch
 from teenytinyllama.arguments import build, check_types
+from teenytinyllama.checkpoints import read_marker
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.distributed import before_ranks, deepspeed_settings
+from teenytinyllama.planning.memory import checkpoint_bytes, optimizer_bytes
+from teenytinyllama.presets import count_parameters
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import optimizer as optimizer_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.optimizer import MuonAdamW, check_zero, orthogonalise, parameter_groups
+from teenytinyllama.training.optimizer import (
+    MuonAdamW,
+    check_zero,
+    describe_optimizer,
+    orthogonalise,
+    parameter_groups,
+)
 
 MUON = {"kind": "muon", "lr": 0.01, "weight_decay": 0.1}
 ADAMW = {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -45,6 +55,19 @@ def test_singular_values_become_one_and_the_directions_stay(rows: int, columns: 
     assert values.max() < 1.13
     u, _, vh = torch.linalg.svd(found, full_matrices=False)
     torch.testing.assert_close(made, u @ vh, atol=0.13, rtol=0)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 7, 40, 64])
+def test_no_spectrum_grows_out_of_bounds_in_bf16(rank: int) -> None:
+    """Rounding in bf16 must not carry a singular value over the bound of a step: the next ones would multiply it."""
+    generator = torch.Generator().manual_seed(rank)
+    left, _ = torch.linalg.qr(torch.randn(32, 64, 64, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(32, 64, 64, generator=generator))
+    equal = left[:, :, :rank] @ right[:, :, :rank].mT  # singular values 1 and 0
+    spread = left[:, :, :rank] * torch.rand(32, 1, rank, generator=generator) @ right[:, :, :rank].mT
+    for matrices in (equal, spread, torch.randn(32, 64, 64, generator=generator)):
+        made = orthogonalise(matrices, torch.bfloat16)
+        assert torch.linalg.svdvals(made).max() < 1.16
 
 
 @pytest.mark.parametrize("kind", ["muon", "normuon"])
@@ -261,7 +284,7 @@ def test_ranks_that_share_the_orthogonalisation_step_as_one(
     kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = stepped(kind, whole_step)
-    monkeypatch.setattr(optimizer_module, "_MOST_ELEMENTS", 24)  # one matrix of a rank at once
+    monkeypatch.setattr(optimizer_module, "ORTHOGONALISED_ELEMENTS", 24)  # one matrix of a rank at once
     for weights in Ranks(count, monkeypatch).call(lambda rank: stepped(kind, whole_step)):
         torch.testing.assert_close(weights, alone)
 
@@ -313,12 +336,30 @@ def test_weights_that_deepspeed_lays_out_otherwise_are_refused() -> None:
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
-    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = {**values, "optimizer": "normuon", "learning_rate": 0.02, "sample_prompts": []}
     whole = run({**changed, "output_dir": str(tmp_path / "whole")})
+    shape = LlamaConfig.from_pretrained(whole)
+    kept = optimizer_bytes(shape, "normuon")
+    said = capsys.readouterr().out
+    assert f"; AdamW for embeddings and head (peak 0.02) and for norms; state of {kept / 1000:.0f} kB\n" in said
     interrupted_run(changed, 5, monkeypatch)
     resumed = run(changed)
     assert losses(resumed) == losses(whole)
     assert losses(whole)[-1] < losses(whole)[0]
     assert sha256_file(resumed / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    files = read_marker(whole / "checkpoint-8").files
+    assert files is not None
+    found = files["model.safetensors"].bytes + files["optimizer.pt"].bytes
+    assert checkpoint_bytes(count_parameters(shape), "fp32", 0, kept) == pytest.approx(found, rel=0.05)
+
+
+def test_the_state_of_an_optimizer_of_transformers_is_not_guessed() -> None:
+    shape = LlamaConfig(vocab_size=1000, hidden_size=100, intermediate_size=200, num_hidden_layers=1,
+                        num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
+    config = SimpleNamespace(optimizer="adamw", optim="adamw_torch_fused", world_size=2)
+    assert describe_optimizer(config, shape, 0) == "adamw_torch_fused; state of 2.40 MB on each of 2 ranks"
+    assert describe_optimizer(config, shape, 1) == "adamw_torch_fused; state of 1.20 MB on each of 2 ranks"
+    config.optim = "adafactor"
+    assert describe_optimizer(config, shape, 0) == "adafactor"

@@ -12,11 +12,11 @@ from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from ..distributed import deepspeed_settings
 from ..models import has_plain_head
-from ..planning.memory import batch_for
+from ..planning.memory import OptimizerName, batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import Decision, check_caps, has_caps
-from .optimizer import OptimizerName, check_optimizer, check_zero
+from .optimizer import check_optimizer, check_zero
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
 

@@ -9,16 +9,15 @@ the rows of an update by a running mean of their squares.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import distributed
 from torch.optim.adamw import adamw
 
-from ..checks import RunFailedError, ensure
+from ..checks import RunFailedError, ensure, format_bytes
 from ..distributed import num_ranks, own_rank
-
-OptimizerName = Literal["adamw", "muon", "normuon"]
+from ..planning.memory import ORTHOGONALISED_ELEMENTS, OptimizerName, optimizer_bytes
 
 # Coefficients of five steps of x -> a x + b x^3 + c x^5, which bring singular values between 0.001 and 1 into 0.876 to
 # 1.124, the best that five such steps can do (Amsel et al. 2025, arXiv 2505.16932, "Polar Express").
@@ -29,28 +28,37 @@ POLAR_STEPS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
+# Each step but the last takes its values 2 % smaller: the bound of one step is the start of the next, and bf16 rounds
+# by up to 0.4 %. Without it a matrix of rank 7 came out 227 times too large, and a layer's weights grew to 1e6. (The
+# paper's own remedy, section 4.4 there, with 1 %.)
+_STEP_MARGIN = 1.02
 _NORM_MARGIN = 1.01  # bf16 rounds, and a singular value above 1 would grow without limit
 _UPDATE_RMS = 0.2  # of AdamW's updates in a stable phase, measured in arXiv 2502.16982
 _ROW_BETA = 0.95  # NorMuon's, as published
 _EPSILON = 1e-8
-_MOST_ELEMENTS = 1 << 25  # of matrices that a rank orthogonalises at once: bounds what it needs of memory
 
 
-def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
+def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Return the nearest semi-orthogonal matrices, nearly: singular values between 0.876 and 1.124.
-
-    The products are computed in the matrices' own precision; bf16 is precise enough, and fast on a GPU.
 
     Args:
         matrices: (count, rows, columns) of one shape, computed in one batch.
+        dtype: of the products; None: bf16 on a GPU, which is precise enough and fast there, and float32 on a CPU, which
+            mostly emulates bf16.
     """
-    tall = matrices.size(-2) > matrices.size(-1)
-    x = matrices.mT if tall else matrices  # the products are as large as the shorter side
-    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] * _NORM_MARGIN + 1e-7).to(x.dtype)
-    for a, b, c in POLAR_STEPS:
+    if dtype is None:
+        dtype = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
+    x = matrices.to(dtype)
+    tall = x.size(-2) > x.size(-1)
+    if tall:  # the products are as large as the shorter side
+        x = x.mT
+    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] * _NORM_MARGIN + 1e-7).to(dtype)
+    for step, (a, b, c) in enumerate(POLAR_STEPS):
+        if step < len(POLAR_STEPS) - 1:
+            a, b, c = a / _STEP_MARGIN, b / _STEP_MARGIN**3, c / _STEP_MARGIN**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def even_out_rows(updates: torch.Tensor, row_squares: list[torch.Tensor]) -> torch.Tensor:
@@ -65,7 +73,7 @@ def even_out_rows(updates: torch.Tensor, row_squares: list[torch.Tensor]) -> tor
     torch._foreach_lerp_(row_squares, list(squares), 1 - _ROW_BETA)
     evened = updates / (torch.stack(row_squares).sqrt()[:, :, None] + _EPSILON)
     norms = updates.flatten(1).norm(dim=1) / evened.flatten(1).norm(dim=1).clamp_min(_EPSILON)
-    return evened * norms[:, None, None]
+    return evened.mul_(norms[:, None, None])
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -284,18 +292,18 @@ class FlatPart:
 
 
 def batches_of_one_shape(matrices: dict[int, torch.Tensor], ranks: int = 1) -> list[list[int]]:
-    """Return the keys of matrices that are orthogonalised at once: of one shape, at most `_MOST_ELEMENTS` a rank.
+    """Return the keys of matrices that are orthogonalised at once: of one shape, `ORTHOGONALISED_ELEMENTS` at most.
 
     Args:
         matrices: by key.
-        ranks: that share a batch.
+        ranks: that share a batch, at least one matrix each.
     """
     shapes: dict[torch.Size, list[int]] = defaultdict(list)
     for key, matrix in matrices.items():
         shapes[matrix.shape].append(key)
     batches = []
     for shape, keys in shapes.items():
-        most = ranks * max(1, _MOST_ELEMENTS // shape.numel())
+        most = ranks * max(1, ORTHOGONALISED_ELEMENTS // (ranks * shape.numel()))
         batches += [keys[first : first + most] for first in range(0, len(keys), most)]
     return batches
 
@@ -334,6 +342,9 @@ def check_optimizer(config: Any) -> None:
     )
     ensure(rate is None or rate > 0, f"embedding_learning_rate={rate}: must be positive.")
 
+
+# Those of transformers' names of optimizers that keep two moments of each parameter in float32.
+_ADAMW_OPTIMS = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused")
 
 # What DeepSpeed's files may ask for that Muon does not do: key of zero_optimization, and why not.
 _NOT_UNDER_ZERO = {
@@ -406,9 +417,23 @@ def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]
     ]
 
 
-def describe_optimizer(config: Any) -> str:
-    """Return which optimizer trains what, for the banner."""
-    if config.optimizer == "adamw":
-        return str(getattr(config.optim, "value", config.optim))
-    rate = config.embedding_learning_rate or config.learning_rate
-    return f"{config.optimizer} for the layers' matrices; AdamW for embeddings and head (peak {rate:g}) and for norms"
+def describe_optimizer(config: Any, shape: Any, zero_stage: int) -> str:
+    """Return which optimizer trains what, and the size of its state, for the banner.
+
+    Args:
+        config: a `PretrainConfig`.
+        shape: the model's configuration.
+        zero_stage: DeepSpeed's stage, 0 without.
+    """
+    text = optim = str(getattr(config.optim, "value", config.optim))
+    if config.optimizer != "adamw":
+        rate = config.embedding_learning_rate or config.learning_rate
+        text = (
+            f"{config.optimizer} for the layers' matrices; AdamW for embeddings and head (peak {rate:g}) and for norms"
+        )
+    elif optim not in _ADAMW_OPTIMS:
+        return text  # how much another one keeps is not known here
+    shares = config.world_size if zero_stage else 1
+    size = format_bytes(optimizer_bytes(shape, config.optimizer, shares=shares))
+    each = "" if config.world_size == 1 else f" on each of {config.world_size} ranks"
+    return f"{text}; state of {size}{each}"

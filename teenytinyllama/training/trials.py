@@ -28,16 +28,8 @@ from ..distributed import least_over_ranks, ranks_here
 from ..energy.ledger import read_ledger
 from ..energy.recorder import add_speed_test
 from ..gpus import describe_out_of_memory, device_name, find_gpu, has_accelerator, is_out_of_memory
-from ..planning.memory import (
-    Computation,
-    MemoryNeed,
-    choose_rows,
-    eval_rows,
-    free_memory_bytes,
-    limited_address_space,
-    memory_need,
-    row_divisors,
-)
+from ..planning.free_memory import free_memory_bytes, limited_address_space
+from ..planning.memory import Computation, MemoryNeed, choose_rows, eval_rows, memory_need, row_divisors
 from ..stage_folder import (
     ENVIRONMENT_NAME,
     LOCK_NAME,
@@ -50,6 +42,7 @@ from ..stage_folder import (
 from .caps import CAP_KEYS
 from .metrics import read_jsonl
 from .run_plan import RunPlan, with_batch
+from .settings import optimizer_of
 from .speed import (
     MeasuredSpeed,
     SpeedPlan,
@@ -96,6 +89,7 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
         on_gpu=device.type != "cpu",
         frozen_share=config.frozen_share,
         reference_models=config.reference_models,
+        optimizer=optimizer_of(config),
     )
     need = memory_need(plan.model_config, config.longest_row, how)
     least_over_ranks(0, device)  # the first collective makes buffers of its own: before the free memory is read
