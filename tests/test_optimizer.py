@@ -1,6 +1,8 @@
 """Muon beside AdamW: the size and direction of updates, the groups, exact continuation, refusals, and a real run."""
 
 import copy
+import json
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -363,3 +365,21 @@ def test_the_state_of_an_optimizer_of_transformers_is_not_guessed() -> None:
     assert describe_optimizer(config, shape, 1) == "adamw_torch_fused; state of 1.20 MB on each of 2 ranks"
     config.optim = "adafactor"
     assert describe_optimizer(config, shape, 0) == "adafactor"
+
+
+def test_the_benchmark_prints_what_each_optimizer_takes_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import optimizer_step
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    argv = ["--preset", "tiny", "--shape", json.dumps({**shape, "num_hidden_layers": 1}), "--context", "8"]
+    argv += ["--rows", "2", "--tokens_per_step", "64", "--repeats", "1", "--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["optimizer_step.py", *argv])
+    optimizer_step.main()
+    assert "64 tokens a step = 4 micro-batches of 2 rows of 8 on each of 1 cpu" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert 0 < found["share_of_step"]["muon"] < 1
+    kept = found["state_bytes"]
+    assert kept["adamw"] > kept["normuon"] > kept["muon"] > 0
