@@ -26,13 +26,8 @@ from teenytinyllama.presets import count_parameters
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import optimizer as optimizer_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.optimizer import (
-    MuonAdamW,
-    check_zero,
-    describe_optimizer,
-    orthogonalise,
-    parameter_groups,
-)
+from teenytinyllama.training.library import check_zero
+from teenytinyllama.training.optimizer import MuonAdamW, describe_optimizer, orthogonalise, parameter_groups
 
 MUON = {"kind": "muon", "lr": 0.01, "weight_decay": 0.1}
 ADAMW = {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -185,6 +180,10 @@ def test_zero_3_is_refused(values: dict[str, Any], under_zero: Callable[[type, i
         ),
         ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "not with .*round_robin_gradients"),
         ({"zero_optimization": {"stage": 2, "elastic_checkpoint": True}}, "not with .*elastic_checkpoint"),
+        (
+            {"zero_optimization": {"stage": 1}, "checkpoint": {"load_universal": True}},
+            "optimizer=normuon: not with checkpoint.load_universal in the DeepSpeed file",
+        ),
         ({"optimizer": {"type": "Muon"}}, "optimizer.type=Muon in the DeepSpeed file.*Remove that section"),
     ],
 )

@@ -16,7 +16,8 @@ from ..planning.memory import OptimizerName, batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import Decision, check_caps, has_caps
-from .optimizer import check_optimizer, check_zero
+from .library import check_zero
+from .optimizer import check_optimizer
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
 

@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 
 from ..checks import RunFailedError, ensure, format_bytes
 from ..distributed import num_ranks, own_rank
-from ..planning.memory import ORTHOGONALISED_ELEMENTS, OptimizerName, optimizer_bytes
+from ..planning.memory import ORTHOGONALISED_ELEMENTS, optimizer_bytes
 
 # Coefficients of five steps of x -> a x + b x^3 + c x^5, which bring singular values between 0.001 and 1 into 0.876 to
 # 1.124, the best that five such steps can do (Amsel et al. 2025, arXiv 2505.16932, "Polar Express").
@@ -345,53 +345,6 @@ def check_optimizer(config: Any) -> None:
 
 # Those of transformers' names of optimizers that keep two moments of each parameter in float32.
 _ADAMW_OPTIMS = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused")
-
-# What DeepSpeed's files may ask for that Muon does not do: key of zero_optimization, and why not.
-_NOT_UNDER_ZERO = {
-    "offload_optimizer": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
-    "cpu_offload": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
-    "zenflow": "it changes parts of matrices at different times",
-    "round_robin_gradients": "it lays matrices out in another order, which nobody has tried with Muon",
-    "elastic_checkpoint": "its checkpoints keep states by their length alone",
-}
-
-
-def check_zero(optimizer: OptimizerName, settings: dict[str, Any] | None) -> None:
-    """Check the optimizer against DeepSpeed's settings.
-
-    Args:
-        optimizer: of the config.
-        settings: see `distributed.deepspeed_settings`.
-
-    Raises:
-        InputError: DeepSpeed would choose an optimizer of its own; or Muon under another stage than ZeRO 1 and 2, or
-            with a setting of `_NOT_UNDER_ZERO`.
-    """
-    if settings is None:
-        return
-    kind = (settings.get("optimizer") or {}).get("type")
-    ensure(
-        kind is None,
-        f"optimizer.type={kind} in the DeepSpeed file: DeepSpeed's own optimizer would decay norms too, and its Muon "
-        "updates by another size. Remove that section: the config chooses (optim; in pretraining also optimizer).",
-    )
-    if optimizer == "adamw":
-        return
-    zero = settings.get("zero_optimization") or {}
-    stage = zero.get("stage", 0)
-    ensure(
-        stage in (1, 2),
-        f"optimizer={optimizer}: works on whole matrices, which ZeRO stage {stage} does not give it. Use `--accelerate "
-        "zero2`, `zero1` or `ddp`, or optimizer: adamw.",
-    )
-    for name, reason in _NOT_UNDER_ZERO.items():
-        asked = zero.get(name)
-        is_asked = asked.get("device", "cpu") != "none" if isinstance(asked, dict) else bool(asked)
-        ensure(
-            not is_asked,
-            f"optimizer={optimizer}: not with zero_optimization.{name} in the DeepSpeed file: {reason}. Remove it, or "
-            "use optimizer: adamw.",
-        )
 
 
 def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
