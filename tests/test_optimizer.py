@@ -63,7 +63,7 @@ def test_no_spectrum_grows_out_of_bounds_in_bf16(rank: int) -> None:
     equal = left[:, :, :rank] @ right[:, :, :rank].mT  # singular values 1 and 0
     spread = left[:, :, :rank] * torch.rand(32, 1, rank, generator=generator) @ right[:, :, :rank].mT
     for matrices in (equal, spread, torch.randn(32, 64, 64, generator=generator)):
-        made = orthogonalise(matrices, torch.bfloat16)
+        made = orthogonalise(matrices.to(torch.bfloat16)).float()
         assert torch.linalg.svdvals(made).max() < 1.16
 
 

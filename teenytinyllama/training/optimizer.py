@@ -30,7 +30,7 @@ POLAR_STEPS = (
 )
 # Each step but the last takes its values 2 % smaller: the bound of one step is the start of the next, and bf16 rounds
 # by up to 0.4 %. Without it a matrix of rank 7 came out 227 times too large, and a layer's weights grew to 1e6. (The
-# paper's own remedy, section 4.4 there, with 1 %.)
+# published coefficients for bf16 have the same margin.)
 _STEP_MARGIN = 1.02
 _NORM_MARGIN = 1.01  # bf16 rounds, and a singular value above 1 would grow without limit
 _UPDATE_RMS = 0.2  # of AdamW's updates in a stable phase, measured in arXiv 2502.16982
@@ -38,27 +38,23 @@ _ROW_BETA = 0.95  # NorMuon's, as published
 _EPSILON = 1e-8
 
 
-def orthogonalise(matrices: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Return the nearest semi-orthogonal matrices, nearly: singular values between 0.876 and 1.124.
+
+    The products are computed in the matrices' own precision; bf16 is precise enough, and fast on a GPU.
 
     Args:
         matrices: (count, rows, columns) of one shape, computed in one batch.
-        dtype: of the products; None: bf16 on a GPU, which is precise enough and fast there, and float32 on a CPU, which
-            mostly emulates bf16.
     """
-    if dtype is None:
-        dtype = torch.float32 if matrices.device.type == "cpu" else torch.bfloat16
-    x = matrices.to(dtype)
-    tall = x.size(-2) > x.size(-1)
-    if tall:  # the products are as large as the shorter side
-        x = x.mT
-    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] * _NORM_MARGIN + 1e-7).to(dtype)
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices  # the products are as large as the shorter side
+    x = x / (x.float().flatten(1).norm(dim=1)[:, None, None] * _NORM_MARGIN + 1e-7).to(x.dtype)
     for step, (a, b, c) in enumerate(POLAR_STEPS):
         if step < len(POLAR_STEPS) - 1:
             a, b, c = a / _STEP_MARGIN, b / _STEP_MARGIN**3, c / _STEP_MARGIN**5
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x.mT if tall else x
 
 
 def even_out_rows(updates: torch.Tensor, row_squares: list[torch.Tensor]) -> torch.Tensor:

@@ -26,7 +26,7 @@ from ..energy.emissions import grid_intensity, place, read_emissions
 from ..energy.ledger import ledger_files, read_starts
 from ..gpus import describe_out_of_memory, device_name, is_out_of_memory, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from ..model_files import is_local
-from ..planning.memory import checkpoint_bytes, final_model_bytes, optimizer_bytes, row_divisors
+from ..planning.memory import final_model_bytes, row_divisors
 from ..presets import count_parameters
 from ..stage_folder import (
     CONFIG_NAME,
@@ -48,9 +48,8 @@ from .metrics import (
     read_jsonl,
     speeds_of_steps,
 )
-from .run_plan import Resolved, RunPlan, describe_continuation
+from .run_plan import Resolved, RunPlan, describe_continuation, size_of_checkpoint
 from .saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
-from .settings import optimizer_of
 from .speed import zero_stage_of
 from .trainer import Clock, EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback, StopCallback
 from .trials import OUT_OF_MEMORY_HELP, micro_batch_record, settle_micro_batch
@@ -143,12 +142,9 @@ def _checkpoint_callback(
             "bits_per_byte": scored.get("bits_per_byte"),
         }
 
-    parameters = count_parameters(plan.model_config)
     zero_stage = zero_stage_of(config) or 0
-    moments = optimizer_bytes(plan.model_config, optimizer_of(config), config.frozen_share)
-    trained = round((1 - config.frozen_share) * parameters)
-    needed_bytes = checkpoint_bytes(trained, config.precision, zero_stage, moments)
-    keep, final_bytes = config.save_checkpoints_kept, final_model_bytes(parameters)
+    needed_bytes = size_of_checkpoint(config, plan.model_config, zero_stage)
+    keep, final_bytes = config.save_checkpoints_kept, final_model_bytes(count_parameters(plan.model_config))
     return CheckpointCallback(plan.folder, keep, zero_stage, needed_bytes, final_bytes, figures, trainer.clock)
 
 

@@ -26,7 +26,8 @@ from ..stage_folder import MANIFEST_NAME, parse_record
 from ..tokenizer.encode import tokenizer_fingerprint
 from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
 from .saving import check_run_folder, identity_defaults, run_identity
-from .settings import RunSettings, optimizer_of, planned_for
+from .settings import RunSettings, planned_for
+from .speed import optimizer_of
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -311,11 +312,8 @@ def check_space(config: RunSettings, folder: Path, state: str, model_config: Any
     if state == "complete":
         return
     count = config.new_checkpoints([step for step, _ in complete_checkpoints(folder)] if folder.exists() else [])
-    num_parameters = count_parameters(model_config)
-    trained = round((1 - config.frozen_share) * num_parameters)
-    moments = optimizer_bytes(model_config, optimizer_of(config), config.frozen_share)
-    each = checkpoint_bytes(trained, config.precision, moments=moments)
-    final = final_model_bytes(num_parameters)
+    each = size_of_checkpoint(config, model_config)
+    final = final_model_bytes(count_parameters(model_config))
     ensure_disk_space(
         "output_dir",
         folder,
@@ -323,6 +321,13 @@ def check_space(config: RunSettings, folder: Path, state: str, model_config: Any
         f"{count} checkpoint{'s' * (count > 1)} of {format_bytes(each)} and the final model of {format_bytes(final)} "
         f"are still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
     )
+
+
+def size_of_checkpoint(config: RunSettings, model_config: Any, zero_stage: int | None = None) -> int:
+    """Return the bytes of a checkpoint of a run; the stage is None until the ranks tell it, see `checkpoint_bytes`."""
+    trained = round((1 - config.frozen_share) * count_parameters(model_config))
+    moments = optimizer_bytes(model_config, optimizer_of(config), config.frozen_share)
+    return checkpoint_bytes(trained, config.precision, zero_stage, moments)
 
 
 def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ..arguments import own_keys
 from ..checks import ensure, model_license
 from ..energy.emissions import GridSettings
 from ..gpus import choose_precision, has_accelerator
-from ..planning.memory import OptimizerName, derive_batch
+from ..planning.memory import derive_batch
 from .library import check_trackers, library_keys, refused_by_library, try_optimizer
 from .speed import SpeedPlan, check_liger
 
@@ -66,12 +66,6 @@ def planned_for(num_ranks: int) -> Iterator[None]:
 def ranks_of_run() -> int:
     """Return how many ranks a config is resolved for: those planned, or those that the launcher started."""
     return _planned_ranks.get() or int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def optimizer_of(config: Any) -> OptimizerName:
-    """Return what trains the matrices of a run's layers; only pretraining has a choice beside AdamW."""
-    found: OptimizerName = getattr(config, "optimizer", "adamw")
-    return found
 
 
 # What `accelerate launch` sets for distributions that this package does not know.

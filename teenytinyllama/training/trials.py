@@ -42,7 +42,6 @@ from ..stage_folder import (
 from .caps import CAP_KEYS
 from .metrics import read_jsonl
 from .run_plan import RunPlan, with_batch
-from .settings import optimizer_of
 from .speed import (
     MeasuredSpeed,
     SpeedPlan,
@@ -50,6 +49,7 @@ from .speed import (
     compile_pays,
     eager,
     has_chunked_loss,
+    optimizer_of,
     tokens_within,
     zero_stage_of,
 )
