@@ -93,7 +93,8 @@ def choice(arguments: Any) -> int | None:
     """Return the rows that a rank alone on this machine would choose now."""
     import torch
 
-    from teenytinyllama.planning.memory import choose_rows, free_memory_bytes, memory_need
+    from teenytinyllama.planning.free_memory import free_memory_bytes
+    from teenytinyllama.planning.memory import choose_rows, memory_need
 
     config = shape_config(arguments)
     context = config.max_position_embeddings

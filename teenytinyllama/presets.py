@@ -4,6 +4,7 @@ A preset is a shape. Vocabulary size and special ids come from the tokenizer, so
 is made of a preset is a plain `LlamaConfig`: to load a saved model nobody needs this package.
 """
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -159,13 +160,24 @@ def count_parameters(config: "Preset | LlamaConfig") -> int:
 
     Source: the weight shapes of transformers' LlamaForCausalLM (tests compare with the model on the meta device).
     """
-    hidden = config.hidden_size
-    head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    kv_heads = config.num_key_value_heads or config.num_attention_heads
-    attention = 2 * hidden * head_size * (config.num_attention_heads + kv_heads)
-    layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    matrices = sum(rows * columns * count for (rows, columns), count in layer_matrices(config).items())
     embeddings = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
-    return embeddings + config.num_hidden_layers * layer + hidden
+    return embeddings + matrices + (2 * layers + 1) * hidden
+
+
+def layer_matrices(config: "Preset | LlamaConfig") -> dict[tuple[int, int], int]:
+    """Return how many matrices of each shape (rows, columns) the layers of a Llama have, all layers together.
+
+    Source: transformers' LlamaAttention and LlamaMLP.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    width = head_size * config.num_attention_heads
+    kv_width = head_size * (config.num_key_value_heads or config.num_attention_heads)
+    attention = [(width, hidden), (kv_width, hidden), (kv_width, hidden), (hidden, width)]
+    shapes = Counter([*attention, (inner, hidden), (inner, hidden), (hidden, inner)])
+    return {shape: config.num_hidden_layers * count for shape, count in shapes.items()}
 
 
 def flops_per_token(config: "Preset | LlamaConfig", context: int | None = None) -> int:

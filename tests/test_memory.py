@@ -3,6 +3,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,19 +13,21 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from teenytinyllama.planning import memory
+from teenytinyllama.planning import free_memory
+from teenytinyllama.planning.free_memory import free_memory_bytes
 from teenytinyllama.planning.memory import (
     Computation,
     LossKind,
     MemoryNeed,
     activation_bytes_per_row,
     choose_rows,
-    free_memory_bytes,
     layer_bytes_per_token,
     memory_need,
     model_state_bytes,
+    optimizer_bytes,
 )
-from teenytinyllama.presets import PRESETS
+from teenytinyllama.presets import PRESETS, layer_matrices
+from teenytinyllama.training.optimizer import MuonAdamW, parameter_groups
 from teenytinyllama.training.speed import skip_mask
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -182,6 +185,59 @@ def test_deepspeed_fills_buffers_on_a_gpu(precision: str, buffers: list[int]) ->
     assert added == buffers
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["adamw", "muon", "normuon"])
+def test_what_an_optimizer_keeps_is_what_torch_allocates(name: Any, tied: bool) -> None:
+    changes = {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": tied}
+    config = small_config(**changes)
+    model = LlamaForCausalLM(config)
+    settings = {"optimizer": name, "learning_rate": 1e-3, "embedding_learning_rate": None, "weight_decay": 0.1}
+    settings |= {"adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8}
+    optimizer = (
+        torch.optim.AdamW(model.parameters(), fused=True)
+        if name == "adamw"
+        else MuonAdamW(parameter_groups(model, SimpleNamespace(**settings)))
+    )
+    ids = torch.randint(0, 64, (1, 8))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    kept = {key: tensor for state in optimizer.state.values() for key, tensor in state.items()}
+    assert set(kept) == {"step", "exp_avg", "exp_avg_sq"} | {
+        "adamw": set(), "muon": {"momentum_buffer"}, "normuon": {"momentum_buffer", "row_square"}
+    }[name]  # fmt: skip
+    found = sum(
+        tensor.numel() * tensor.element_size()
+        for state in optimizer.state.values()
+        for key, tensor in state.items()
+        if key != "step"
+    )
+    assert optimizer_bytes(config, name) == found
+    assert optimizer_bytes(config, name, shares=2) == found // 2
+    need = memory_need(config, 8, Computation(optimizer=name))
+    assert need.state_bytes == 8 * sum(parameter.numel() for parameter in model.parameters()) + found
+
+
+def test_layers_matrices_are_those_of_the_model() -> None:
+    config = small_config(num_hidden_layers=3, num_key_value_heads=2, head_dim=24)
+    found = Counter(tuple(weight.shape) for name, weight in LlamaForCausalLM(config).named_parameters()
+                    if weight.ndim == 2 and "layers" in name)  # fmt: skip
+    assert layer_matrices(config) == found
+
+
+def test_only_muon_needs_memory_in_its_step_and_little_of_it() -> None:
+    shape = PRESETS["1b1"]
+    needs = {
+        (name, stage): memory_need(shape, 2048, Computation("bf16", stage, 2, on_gpu=True, optimizer=name)).step_bytes
+        for name in ("adamw", "muon")
+        for stage in (None, 1)
+    }
+    assert needs["adamw", None] == needs["adamw", 1] == 0
+    assert needs["muon", None] == 12 * (1 << 25)
+    assert needs["muon", 1] == 12 * (1 << 25) + 6 * 968_884_224 // 2
+    assert MemoryNeed(1, 10, 100, step_bytes=25).total_bytes(2) == 126
+    assert MemoryNeed(1, 10, 100, step_bytes=25).total_bytes(3) == 131
+
+
 def test_the_choice() -> None:
     divisors, need = [1, 2, 4, 8, 16], MemoryNeed(state_bytes=100, row_bytes=10, fixed_bytes=20)
     assert choose_rows(divisors, need, 350, 32, "cpu") == 16  # 280 of 280 usable
@@ -198,12 +254,12 @@ def test_the_least_limit_of_a_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     cpu = torch.device("cpu")
     assert 10**7 < free_memory_bytes(cpu) < 10**14
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(memory, "container_free_bytes", lambda *paths: iter([800, 900]))
+    monkeypatch.setattr(free_memory, "container_free_bytes", lambda *paths: iter([800, 900]))
     assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=2)) == (800, 400)
     monkeypatch.setattr(resource, "getrlimit", lambda what: (500, 500))
-    monkeypatch.setattr(memory, "virtual_memory_bytes", lambda: 200)
+    monkeypatch.setattr(free_memory, "virtual_memory_bytes", lambda: 200)
     assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=4)) == (300, 200)  # the limit is this process's
-    monkeypatch.setattr(memory, "virtual_memory_bytes", lambda: 600)
+    monkeypatch.setattr(free_memory, "virtual_memory_bytes", lambda: 600)
     assert free_memory_bytes(cpu) == 0
 
 
@@ -219,11 +275,11 @@ def test_limits_of_containers(tmp_path: Path) -> None:
     write(tmp_path / "v2" / "a", memory__max="1000\n", memory__current="700\n",
           memory__stat="anon 5\ninactive_file 200\n")  # fmt: skip
     write(tmp_path / "v2" / "a" / "b", memory__max="max\n", memory__current="700\n")
-    assert list(memory.container_free_bytes(listing, tmp_path / "v2")) == [500]
+    assert list(free_memory.container_free_bytes(listing, tmp_path / "v2")) == [500]
     listing.write_text("4:memory:/host/path\n3:cpuset:/\n0::/\n")  # inside a container: the path is not there
     write(tmp_path / "v1" / "memory", memory__limit_in_bytes="1000", memory__usage_in_bytes="400")
-    assert list(memory.container_free_bytes(listing, tmp_path / "v1")) == [600]
-    assert list(memory.container_free_bytes(tmp_path / "nowhere", tmp_path)) == []
+    assert list(free_memory.container_free_bytes(listing, tmp_path / "v1")) == [600]
+    assert list(free_memory.container_free_bytes(tmp_path / "nowhere", tmp_path)) == []
 
 
 def test_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

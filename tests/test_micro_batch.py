@@ -16,7 +16,8 @@ from teenytinyllama.arguments import build
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.gpus import describe_out_of_memory, is_out_of_memory
 from teenytinyllama.launch import resolve_training
-from teenytinyllama.planning.memory import MemoryNeed, virtual_memory_bytes
+from teenytinyllama.planning.free_memory import virtual_memory_bytes
+from teenytinyllama.planning.memory import MemoryNeed
 from teenytinyllama.training import trials
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import HeldOutEvaluation

@@ -1,10 +1,13 @@
 """Muon beside AdamW: the size and direction of updates, the groups, exact continuation, refusals, and a real run."""
 
 import copy
+import json
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +18,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from teenytinyllama import launch
 from teenytinyllama.arguments import build, check_types
+from teenytinyllama.checkpoints import read_marker
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.distributed import before_ranks, deepspeed_settings
+from teenytinyllama.planning.memory import checkpoint_bytes, optimizer_bytes
+from teenytinyllama.presets import count_parameters
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import optimizer as optimizer_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.optimizer import MuonAdamW, check_zero, orthogonalise, parameter_groups
+from teenytinyllama.training.library import check_zero
+from teenytinyllama.training.optimizer import MuonAdamW, describe_optimizer, orthogonalise, parameter_groups
 
 MUON = {"kind": "muon", "lr": 0.01, "weight_decay": 0.1}
 ADAMW = {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -173,6 +180,10 @@ def test_zero_3_is_refused(values: dict[str, Any], under_zero: Callable[[type, i
         ),
         ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "not with .*round_robin_gradients"),
         ({"zero_optimization": {"stage": 2, "elastic_checkpoint": True}}, "not with .*elastic_checkpoint"),
+        (
+            {"zero_optimization": {"stage": 1}, "checkpoint": {"load_universal": True}},
+            "optimizer=normuon: not with checkpoint.load_universal in the DeepSpeed file",
+        ),
         ({"optimizer": {"type": "Muon"}}, "optimizer.type=Muon in the DeepSpeed file.*Remove that section"),
     ],
 )
@@ -274,7 +285,7 @@ def test_ranks_that_share_the_orthogonalisation_step_as_one(
     kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = stepped(kind, whole_step)
-    monkeypatch.setattr(optimizer_module, "_MOST_ELEMENTS", 24)  # one matrix of a rank at once
+    monkeypatch.setattr(optimizer_module, "ORTHOGONALISED_ELEMENTS", 24)  # one matrix of a rank at once
     for weights in Ranks(count, monkeypatch).call(lambda rank: stepped(kind, whole_step)):
         torch.testing.assert_close(weights, alone)
 
@@ -326,12 +337,48 @@ def test_weights_that_deepspeed_lays_out_otherwise_are_refused() -> None:
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(
-    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = {**values, "optimizer": "normuon", "learning_rate": 0.02, "sample_prompts": []}
     whole = run({**changed, "output_dir": str(tmp_path / "whole")})
+    shape = LlamaConfig.from_pretrained(whole)
+    kept = optimizer_bytes(shape, "normuon")
+    said = capsys.readouterr().out
+    assert f"; AdamW for embeddings and head (peak 0.02) and for norms; state of {kept / 1000:.0f} kB\n" in said
     interrupted_run(changed, 5, monkeypatch)
     resumed = run(changed)
     assert losses(resumed) == losses(whole)
     assert losses(whole)[-1] < losses(whole)[0]
     assert sha256_file(resumed / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    files = read_marker(whole / "checkpoint-8").files
+    assert files is not None
+    found = files["model.safetensors"].bytes + files["optimizer.pt"].bytes
+    assert checkpoint_bytes(count_parameters(shape), "fp32", 0, kept) == pytest.approx(found, rel=0.05)
+
+
+def test_the_state_of_an_optimizer_of_transformers_is_not_guessed() -> None:
+    shape = LlamaConfig(vocab_size=1000, hidden_size=100, intermediate_size=200, num_hidden_layers=1,
+                        num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
+    config = SimpleNamespace(optimizer="adamw", optim="adamw_torch_fused", world_size=2)
+    assert describe_optimizer(config, shape, 0) == "adamw_torch_fused; state of 2.40 MB on each of 2 ranks"
+    assert describe_optimizer(config, shape, 1) == "adamw_torch_fused; state of 1.20 MB on each of 2 ranks"
+    config.optim = "adafactor"
+    assert describe_optimizer(config, shape, 0) == "adafactor"
+
+
+def test_the_benchmark_prints_what_each_optimizer_takes_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import optimizer_step
+
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    argv = ["--preset", "tiny", "--shape", json.dumps({**shape, "num_hidden_layers": 1}), "--context", "8"]
+    argv += ["--rows", "2", "--tokens_per_step", "64", "--repeats", "1", "--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["optimizer_step.py", *argv])
+    optimizer_step.main()
+    assert "64 tokens a step = 4 micro-batches of 2 rows of 8 on each of 1 cpu" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert 0 < found["share_of_step"]["muon"] < 1
+    kept = found["state_bytes"]
+    assert kept["adamw"] > kept["normuon"] > kept["muon"] > 0

@@ -19,7 +19,7 @@ from teenytinyllama.cli import main
 from teenytinyllama.energy.emissions import grid_intensity, read_emissions
 from teenytinyllama.gpus import GPUS, find_gpu, get_gpu
 from teenytinyllama.launch import recipes_folder
-from teenytinyllama.planning.config import PLANNED_PRESETS, PlanConfig, read_recipe
+from teenytinyllama.planning.config import PLANNED_PRESETS, PlanConfig, Recipe, planned_values, read_recipe
 from teenytinyllama.planning.laws import (
     LAWS,
     effective_epochs,
@@ -320,7 +320,7 @@ def test_odd_figures_end_in_one_line(key: str, value: str, capsys: pytest.Captur
 
 def test_a_cpu_is_measured_and_has_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teenytinyllama.gpus.peak_flops", lambda device: (1e12, "measured: test"))
-    monkeypatch.setattr("teenytinyllama.planning.memory.free_memory_bytes", lambda device: 8e9)
+    monkeypatch.setattr("teenytinyllama.planning.free_memory.free_memory_bytes", lambda device: 8e9)
     found = plan("--gpu", "cpu", "--tokens", "3e8", "--preset", "160m")
     assert found.machine.flops_per_second == 0.4e12
     assert found.machine.precision == "fp32"
@@ -342,7 +342,7 @@ def test_a_cpu_is_measured_and_has_no_price(monkeypatch: pytest.MonkeyPatch) -> 
 def test_memory_is_that_of_the_training_s_own_arithmetic() -> None:
     from teenytinyllama.planning.memory import Computation, memory_need
 
-    found = plan("--preset", "460m", "--gpus", "2", "--context", "1024")
+    found = plan("--preset", "460m", "--gpus", "2", "--context", "1024", "--optimizer", "adamw")
     assert [stage.zero_stage for stage in found.needs.stages] == [0, 1, 2, 3]
     for stage, zero in zip(found.needs.stages, (None, 1, 2, 3), strict=True):
         loss = "whole" if zero == 3 else "compiled"
@@ -354,8 +354,40 @@ def test_memory_is_that_of_the_training_s_own_arithmetic() -> None:
     assert found.needs.checkpoints_bytes == 6 * 14 * N_460M + 4 * N_460M
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "normuon"])
+def test_muon_keeps_less_and_has_no_zero_3(optimizer: Any) -> None:
+    from teenytinyllama.planning.memory import Computation, memory_need, optimizer_bytes
+
+    found = plan("--preset", "460m", "--gpus", "2", "--optimizer", optimizer)
+    assert [stage.zero_stage for stage in found.needs.stages] == [0, 1, 2]
+    for stage, zero in zip(found.needs.stages, (None, 1, 2), strict=True):
+        how = Computation("bf16", zero, 2, loss="compiled", compiled=True, on_gpu=True, optimizer=optimizer)
+        assert stage.state_bytes == memory_need(preset_config("460m"), 2048, how).state_bytes
+    kept = optimizer_bytes(preset_config("460m"), optimizer)
+    assert 8 * N_460M - kept == pytest.approx(4 * 402_653_184, rel=0.01), "one number less for an element of a matrix"
+    assert found.needs.checkpoints_bytes == 6 * (6 * N_460M + kept) + 4 * N_460M
+    assert f"memory of 460m with {optimizer} on each h100" in render(found)
+
+
+def test_a_plan_with_muon_is_written_and_never_proposes_zero_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    argv = ["plan", "--preset", "1b1", "--tokens", "1e9", "--gpu", "t4", "--gpus", "2", "--optimizer", "muon"]
+    assert main([*argv, "--write", str(path)]) == EXIT_DONE
+    out = capsys.readouterr().out
+    assert out.count("does not fit") == 3
+    assert f"ttl pretrain --accelerate zero2 --num_processes 2 --config {path}" in out
+    assert yaml.safe_load(path.read_text())["optimizer"] == "muon"
+    recipe = Recipe("160m", {"optimizer": "muon", "embedding_learning_rate": 0.01, "warmup_steps": 0.1})
+    kept = planned_values(recipe, 1000, 10, "muon", {})
+    assert (kept["optimizer"], kept["embedding_learning_rate"]) == ("muon", 0.01)
+    other = planned_values(recipe, 1000, 10, "adamw", {})
+    assert (other["optimizer"], "embedding_learning_rate" in other) == ("adamw", False)
+
+
 def test_what_does_not_fit_is_marked() -> None:
-    text = render(plan("--preset", "1b1", "--gpu", "t4", "--tokens", "1e9"))
+    text = render(plan("--preset", "1b1", "--gpu", "t4", "--tokens", "1e9", "--optimizer", "adamw"))
     assert text.count("does not fit") == 4
     assert "23.8!" in text
     assert "does not fit" not in render(plan("--preset", "160m", "--gpu", "t4", "--tokens", "1e9"))

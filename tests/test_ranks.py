@@ -19,6 +19,7 @@ from test_pretrain import losses, make_values
 from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.energy.emissions import read_emissions
 from teenytinyllama.energy.ledger import read_ledger
+from teenytinyllama.planning.memory import optimizer_bytes
 from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.training.metrics import read_jsonl
 
@@ -106,7 +107,7 @@ def test_two_ranks_with_muon_train_as_one_and_resume_to_the_same(
     records = [record for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
     assert max(record["grad_norm"] for record in records) > 0.5, "nothing was clipped"
     assert found == pytest.approx(expected, abs=2e-5 if precision == "fp32" else 5e-3)
-    assert read_marker(folder / "checkpoint-4").zero_stage == (0 if name == "ddp" else int(name[-1]))
+    check_state(folder, 0 if name == "ddp" else int(name[-1]), done.stdout)
     if (name, precision) == ("zero1", "fp32"):
         return  # saved as under ZeRO-2
     shutil.rmtree(folder / "checkpoint-8")  # as if it had been killed before
@@ -115,6 +116,23 @@ def test_two_ranks_with_muon_train_as_one_and_resume_to_the_same(
     assert again.returncode == 0, again.stderr
     assert f"resumed from {folder}/checkpoint-4" in again.stdout
     assert losses(folder) == found
+
+
+def check_state(folder: Path, stage: int, said: str) -> None:
+    """Each rank keeps its half of the optimizer's state under ZeRO, as the banner says."""
+    from transformers import LlamaConfig
+
+    shape = LlamaConfig.from_pretrained(folder)
+    shares, each = 2 if stage else 1, optimizer_bytes(shape, "normuon", shares=2 if stage else 1)
+    assert f"and for norms; state of {each / 1000:.0f} kB on each of 2 ranks" in said
+    assert read_marker(folder / "checkpoint-8").zero_stage == stage
+    files = sorted((folder / "checkpoint-8").glob("global_step8/*_optim_states.pt" if stage else "optimizer.pt"))
+    assert len(files) == shares
+    for file in files:
+        saved = torch.load(file, weights_only=False)  # this test's own
+        states = saved["optimizer_state_dict"]["base_optimizer_state"]["state"] if stage else saved["state"]
+        kept = sum(4 * tensor.numel() for state in states.values() for key, tensor in state.items() if key != "step")
+        assert kept == pytest.approx(each, rel=0.01)
 
 
 LOGITS = """

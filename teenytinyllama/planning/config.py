@@ -7,6 +7,7 @@ from typing import Any
 from ..arguments import load_yaml
 from ..checks import ensure
 from ..presets import PRESETS, get_preset
+from .memory import OptimizerName
 
 # The demo's preset `tiny` has a vocabulary of 2,048 tokens for short stories, and nobody rents a GPU for it. It is
 # planned only where it is asked for, and on a computer without a GPU.
@@ -62,6 +63,9 @@ class PlanConfig:
             "help": "different tokens that there are; more are repeats, which teach less: no more than four "
             "readings are recommended"
         },
+    )
+    optimizer: OptimizerName | None = field(
+        default=None, metadata={"help": "adamw, muon or normuon, see `ttl pretrain`; default: the recipe's"}
     )
     calibrate: list[str] | None = field(
         default=None,
@@ -153,6 +157,12 @@ class Recipe:
         return int(self.values["max_tokens"])
 
     @property
+    def optimizer(self) -> OptimizerName:
+        """Return what trains the layers' matrices in the recipe."""
+        found: OptimizerName = self.values.get("optimizer", "adamw")
+        return found
+
+    @property
     def checkpoints_kept(self) -> int:
         """Return how many checkpoints stay on the disk."""
         return int(self.values["save_total_limit"])
@@ -180,10 +190,19 @@ def step_tokens(recipe: Recipe, context: int, num_gpus: int) -> int:
     return -(-rows // num_gpus) * num_gpus * context
 
 
-def planned_values(recipe: Recipe, tokens: int, tokens_per_step: int, grid: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a planned run for `ttl pretrain`: the recipe with the plan's length, batch and grid."""
+def planned_values(
+    recipe: Recipe, tokens: int, tokens_per_step: int, optimizer: OptimizerName, grid: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the config of a planned run for `ttl pretrain`: the recipe with the plan's length, batch and grid.
+
+    Another optimizer than the recipe's keeps its rates, which mean the same, but not a rate of embeddings alone.
+    """
     warmup = recipe.values["warmup_steps"]
     if warmup > 0.1 * tokens / tokens_per_step:
         warmup = _WARMUP_SHARE
-    changed = {"tokens_per_step": tokens_per_step, "max_tokens": tokens, "warmup_steps": warmup}
-    return {**recipe.values, **changed, **grid}
+    changed: dict[str, Any] = {"tokens_per_step": tokens_per_step, "max_tokens": tokens, "warmup_steps": warmup}
+    values = dict(recipe.values)
+    if optimizer != recipe.optimizer:
+        values.pop("embedding_learning_rate", None)
+        changed["optimizer"] = optimizer
+    return {**values, **changed, **grid}

@@ -12,11 +12,13 @@ from .laws import CPU, MeasuredRun, choose_run
 from .memory import (
     USED_SHARE,
     Computation,
+    OptimizerName,
     checkpoint_bytes,
     choose_rows,
     final_model_bytes,
     memory_need,
     optimal_batch_tokens,
+    optimizer_bytes,
     row_divisors,
 )
 
@@ -177,7 +179,7 @@ def _measure_cpu() -> tuple[str, float, str, float]:
     import torch
 
     from ..gpus import device_name, peak_flops
-    from .memory import free_memory_bytes
+    from .free_memory import free_memory_bytes
 
     peak, source = peak_flops("cpu")
     title = "cpu" if torch.cuda.is_available() else device_name()  # with a GPU, device_name is the GPU's
@@ -249,6 +251,7 @@ def _with_measurements(machine: Machine, config: PlanConfig, run: MeasuredRun, s
 
 
 STAGES: tuple[int | None, ...] = (None, 1, 2, 3)
+_STAGES_OF_MUON = STAGES[:3]  # ZeRO 3 does not give it whole matrices
 _MOST_ROWS = 64
 _TOKEN_BYTES = 2  # `ttl pack` keeps ids of up to 65,536 entries in two bytes
 
@@ -276,6 +279,7 @@ class Needs:
 
     Attributes:
         optimal_batch_tokens: tokens of a step that the batch law advises for the run's length.
+        optimizer: what trains the layers' matrices.
         usable_bytes: part of each GPU's memory that is planned with; None: the memory is not known.
         stages: memory by ZeRO stage.
         checkpoints_kept: checkpoints that the recipe keeps on the disk, beside the one that is being written.
@@ -284,6 +288,7 @@ class Needs:
     """
 
     optimal_batch_tokens: float
+    optimizer: OptimizerName
     usable_bytes: float | None
     stages: list[StageMemory]
     checkpoints_kept: int
@@ -299,6 +304,7 @@ def run_needs(
     checkpoints_kept: int,
     unique_tokens: int | None,
     machine: Machine,
+    optimizer: OptimizerName = "adamw",
 ) -> Needs:
     """Return what a run of a preset needs on a machine.
 
@@ -310,14 +316,20 @@ def run_needs(
         checkpoints_kept: number of checkpoints that stay on the disk.
         unique_tokens: different tokens; None: as many as are trained on.
         machine: what it runs on.
+        optimizer: what trains the layers' matrices.
     """
     rows_per_gpu = tokens_per_step // context // machine.num_gpus
     parameters = count_parameters(shape)
-    checkpoints = (checkpoints_kept + 1) * checkpoint_bytes(parameters, machine.precision)  # one is being written
+    each = checkpoint_bytes(parameters, machine.precision, moments=optimizer_bytes(shape, optimizer))
+    checkpoints = (checkpoints_kept + 1) * each  # one is being written
     return Needs(
         optimal_batch_tokens=optimal_batch_tokens(tokens),
+        optimizer=optimizer,
         usable_bytes=None if machine.memory_bytes is None else _used_share(machine) * machine.memory_bytes,
-        stages=[_stage_memory(shape, context, rows_per_gpu, stage, machine) for stage in STAGES],
+        stages=[
+            _stage_memory(shape, context, rows_per_gpu, stage, machine, optimizer)
+            for stage in (STAGES if optimizer == "adamw" else _STAGES_OF_MUON)
+        ],
         checkpoints_kept=checkpoints_kept,
         checkpoints_bytes=checkpoints + final_model_bytes(parameters),
         packed_bytes=_TOKEN_BYTES * min(tokens, unique_tokens or tokens),
@@ -328,7 +340,9 @@ def _used_share(machine: Machine) -> float:
     return USED_SHARE["cpu" if machine.gpu == CPU else "gpu"]
 
 
-def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | None, machine: Machine) -> StageMemory:
+def _stage_memory(
+    shape: Preset, context: int, rows_per_gpu: int, stage: int | None, machine: Machine, optimizer: OptimizerName
+) -> StageMemory:
     on_gpu = machine.gpu != CPU
     how = Computation(
         precision=machine.precision,
@@ -338,6 +352,7 @@ def _stage_memory(shape: Preset, context: int, rows_per_gpu: int, stage: int | N
         loss="whole" if stage == 3 else "compiled" if on_gpu else "chunked",
         compiled=on_gpu and stage != 3,
         on_gpu=on_gpu,
+        optimizer=optimizer,
     )
     need = memory_need(shape, context, how)
     divisors = row_divisors(rows_per_gpu)

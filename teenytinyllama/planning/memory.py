@@ -1,29 +1,25 @@
-"""Memory: how many bytes a training needs and how many are free; how tokens a step become rows, and rows micro-batches.
+"""Memory: how many bytes a training needs; how tokens a step become rows, and rows micro-batches.
 
 What a training needs is arithmetic on the model's shape. `benchmarks/micro_batch.py` compares it with the peak of real
 training steps (docs/lab-log.md).
 """
 
-import contextlib
 import math
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
-
 from ..checks import counted, ensure
-from ..presets import Preset, count_parameters
+from ..presets import Preset, count_parameters, layer_matrices
 
 if TYPE_CHECKING:
-    import torch
     from transformers import LlamaConfig
 
 
 # How the loss is computed, see `training/speed.py`; `whole` is from whole logits, as transformers does it.
 LossKind = Literal["whole", "chunked", "compiled"]
+# What trains the matrices of the layers, see `training/optimizer.py`.
+OptimizerName = Literal["adamw", "muon", "normuon"]
 
 # Whole logits of an evaluation batch, in bytes: 16-bit ones and the float32 copy that accelerate makes of them.
 EVAL_LOGITS_BYTES = 2_000_000_000
@@ -174,9 +170,15 @@ _LAYER_BYTES = {"fp32": (24, 8, 8, 16), "autocast": (26, 4, 4, 8), "16 bits": (1
 # Within 1 per cent of the peaks of 160m and 460m by autocast on an H100 and an H200 (docs/gpu.md).
 _COMPILED_LAYER_BYTES = {"fp32": (16, 8, 8, 12), "autocast": (10, 4, 4, 6), "16 bits": (8, 4, 4, 6)}
 
-# Weights, gradients and AdamW's two moments are float32 unless DeepSpeed holds 16-bit weights with float32 masters.
+# Weights, gradients and the optimizer's state are float32 unless DeepSpeed holds 16-bit weights with float32 masters.
 # Source: Rajbhandari et al. (arXiv 1910.02054), section 3.1, with float32 gradients added up as our ZeRO files ask.
 _STATE_BYTES = {"weights": 4, "gradients": 4, "moments": 8}
+
+# Elements of the matrices that Muon orthogonalises at once, over all ranks, but one matrix a rank at least.
+ORTHOGONALISED_ELEMENTS = 1 << 25
+# Bytes that it needs for each of them, in bf16 on a GPU and in float32 on a CPU: the matrices, two that are made of
+# them, two products as wide as their shorter side; or, in NorMuon, three copies in float32.
+_ORTHOGONALISING_BYTES = {"gpu": 12, "cpu": 20}
 
 # DeepSpeed's two reduction buffers (overlap_comm) of 5e8 elements, made whether the model fills them or not. Source:
 # deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, `setup_buckets`, and its default reduce_bucket_size. Stage 1 in bf16
@@ -201,15 +203,16 @@ MOST_TOKENS = {"cpu": 4096, "gpu": 65_536}
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What one rank's training holds at its peak, in bytes."""
+    """What one rank's training holds at its peak, in bytes; the optimizer's step begins when the rows are done."""
 
     state_bytes: int
     row_bytes: int
     fixed_bytes: int
+    step_bytes: int = 0
 
     def total_bytes(self, rows: int) -> int:
         """Return the peak with micro-batches of so many rows."""
-        return self.state_bytes + self.fixed_bytes + rows * self.row_bytes
+        return self.state_bytes + self.fixed_bytes + max(rows * self.row_bytes, self.step_bytes)
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class Computation:
         on_gpu: whether tensors lie on a GPU.
         frozen_share: share of the parameters that have no gradient and no optimizer state.
         reference_models: models beside the trained one, weights alone.
+        optimizer: what trains the layers' matrices.
     """
 
     precision: str = "fp32"
@@ -239,6 +243,7 @@ class Computation:
     on_gpu: bool = False
     frozen_share: float = 0.0
     reference_models: int = 0
+    optimizer: OptimizerName = "adamw"
 
     @property
     def kind(self) -> str:
@@ -254,32 +259,80 @@ def memory_need(config: "Preset | LlamaConfig", context: int, how: Computation) 
     row = activation_bytes_per_row(config, context, how)
     parameters = count_parameters(config)
     frozen = int(how.frozen_share * parameters)
-    state = model_state_bytes(parameters - frozen, how)
+    state = model_state_bytes(parameters - frozen, how, optimizer_bytes(config, how.optimizer, how.frozen_share))
     state += _STATE_BYTES["weights"] * (frozen + how.reference_models * parameters)
-    return MemoryNeed(state, row if how.on_gpu else int(_HEAP_FACTOR * row), fixed)
+    step = 0 if how.optimizer == "adamw" else _orthogonalising_bytes(config, how)
+    return MemoryNeed(state, row if how.on_gpu else int(_HEAP_FACTOR * row), fixed, step)
 
 
-def model_state_bytes(num_parameters: int, how: Computation) -> int:
-    """Return the bytes of weights, gradients, AdamW's moments, masters and reduction buffers on one rank."""
+def optimizer_bytes(
+    config: "Preset | LlamaConfig", optimizer: OptimizerName, frozen_share: float = 0.0, shares: int = 1
+) -> int:
+    """Return the bytes of an optimizer's state for a whole model, or of a share of it.
+
+    All of it is float32. AdamW has two moments of each parameter; Muon one momentum of each element of the layers'
+    matrices, beside AdamW's of the rest; NorMuon also a mean square of each of their rows. The counts of steps, four
+    bytes each, are left out.
+
+    Args:
+        config: shape of the model.
+        optimizer: what trains the layers' matrices.
+        frozen_share: share of the parameters that are not trained.
+        shares: ranks that share it under ZeRO; with NorMuon a few rows are kept twice.
+    """
+    matrices = layer_matrices(config).items()
+    numbers = 2 * (count_parameters(config) - int(frozen_share * count_parameters(config)))
+    if optimizer != "adamw":
+        numbers -= sum(rows * columns * count for (rows, columns), count in matrices)
+    if optimizer == "normuon":
+        numbers += sum(rows * count for (rows, _), count in matrices)
+    return 4 * numbers // shares
+
+
+def _orthogonalising_bytes(config: "Preset | LlamaConfig", how: Computation) -> int:
+    """Return what Muon's step needs for a while beside its state: see `training/optimizer.py`."""
+    ranks = how.world_size if how.zero_stage is None else 1
+    batch = max(
+        min(rows * columns * count, max(ORTHOGONALISED_ELEMENTS, ranks * rows * columns))
+        for (rows, columns), count in layer_matrices(config).items()
+    )
+    own = 0
+    if how.zero_stage is not None:  # the updates of a rank's part in float32, and in the precision of the products
+        elements = sum(rows * columns * count for (rows, columns), count in layer_matrices(config).items())
+        own = elements * (6 if how.on_gpu else 4) // how.world_size
+    return own + batch * _ORTHOGONALISING_BYTES["gpu" if how.on_gpu else "cpu"]
+
+
+def model_state_bytes(num_parameters: int, how: Computation, moments: int | None = None) -> int:
+    """Return the bytes of weights, gradients, the optimizer's state, masters and reduction buffers on one rank.
+
+    Args:
+        num_parameters: that are trained.
+        how: how a rank computes.
+        moments: bytes of the optimizer's state for the whole model; None: AdamW's.
+    """
     ranks, stage = how.world_size, how.zero_stage
+    moments = num_parameters * _STATE_BYTES["moments"] if moments is None else moments
     if stage is None:
         cast = 0 if how.precision == "fp32" else 2  # autocast's copies of the weights
         buckets = 4 if ranks > 1 else 0  # DDP reduces copies of the gradients
-        return num_parameters * (sum(_STATE_BYTES.values()) + cast + buckets)
+        return num_parameters * (_STATE_BYTES["weights"] + _STATE_BYTES["gradients"] + cast + buckets) + moments
     low = 4 if how.precision == "fp32" else 2
-    sharded = _STATE_BYTES["weights"] + _STATE_BYTES["moments"]
+    sharded = _STATE_BYTES["weights"]
     if stage == 3:
-        return num_parameters * (sharded + _STATE_BYTES["gradients"] + 2 * low) // ranks
+        return (num_parameters * (sharded + _STATE_BYTES["gradients"] + 2 * low) + moments) // ranks
     if stage == 2:
         sharded += _STATE_BYTES["gradients"]
     added = 0 if stage == 2 else _STATE_BYTES["gradients"]  # stage 1 adds the micro-batches' up whole, in float32
     buffered = how.on_gpu and not (stage == 1 and how.precision == "bf16")  # a CPU's are never filled
     buffers = _ZERO_BUFFER_ELEMENTS * (low if stage == 2 else 4) if buffered else 0
-    return num_parameters * (2 * low + added) + num_parameters * sharded // ranks + buffers
+    return num_parameters * (2 * low + added) + (num_parameters * sharded + moments) // ranks + buffers
 
 
-def checkpoint_bytes(num_parameters: int, precision: str, zero_stage: int | None = None) -> int:
-    """Return the bytes of a checkpoint on the disk: weights, AdamW's two moments and what else is kept of weights.
+def checkpoint_bytes(
+    num_parameters: int, precision: str, zero_stage: int | None = None, moments: int | None = None
+) -> int:
+    """Return the bytes of a checkpoint on the disk: weights, the optimizer's state and what else is kept of weights.
 
     Without DeepSpeed weights are float32 in every precision. DeepSpeed adds float32 masters and, up to stage 2, another
     copy of the weights as they are trained. Checkpoints of 5 million parameters were within 0.3 per cent of this.
@@ -288,12 +341,14 @@ def checkpoint_bytes(num_parameters: int, precision: str, zero_stage: int | None
         num_parameters: that are trained.
         precision: fp32, bf16 or fp16.
         zero_stage: 0 without DeepSpeed; None: not known yet, taken to be something in between.
+        moments: bytes of the optimizer's state for the whole model; None: AdamW's.
     """
     low = 4 if precision == "fp32" else 2
+    moments = num_parameters * _STATE_BYTES["moments"] if moments is None else moments
     if zero_stage is None:
-        return num_parameters * (4 + 8 if precision == "fp32" else 2 + 4 + 8)
+        return num_parameters * (4 if precision == "fp32" else 2 + 4) + moments
     copies = {0: 0, 1: 2 * low, 2: 2 * low, 3: low}
-    return num_parameters * (4 + 8 + copies[zero_stage])
+    return num_parameters * (4 + copies[zero_stage]) + moments
 
 
 def final_model_bytes(num_parameters: int) -> int:
@@ -334,93 +389,6 @@ def layer_bytes_per_token(config: "Preset | LlamaConfig", context: int, how: Com
     # Scores after softmax in float32 and a 16-bit copy of them, or the log-sum-exp of each head alone.
     kept += heads * context * (4 if how.kind == "fp32" else 6) if eager else 4 * heads
     return kept + 8  # the root mean squares of both norms
-
-
-def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
-    """Return the bytes that this process may still allocate on a device.
-
-    A GPU is asked, and its memory is this rank's alone. A CPU's is the least of what the system, its containers and
-    this process's own limit leave, shared by the ranks on this machine.
-    """
-    import torch
-
-    if device.type == "cpu":
-        import resource  # not on Windows, where the module must still be importable
-
-        shared = [
-            psutil.virtual_memory().available,
-            *container_free_bytes(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")),
-        ]
-        own = (
-            [resource.getrlimit(resource.RLIMIT_AS)[0] - virtual_memory_bytes()]
-            if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-            else []
-        )
-        return max(0, min([min(shared) // ranks_here, *own]))
-    module: Any = getattr(torch, device.type)
-    if device.type == "mps":
-        return int(module.recommended_max_memory() - module.driver_allocated_memory())
-    return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
-
-
-def container_free_bytes(listing: Path, mount: Path) -> Iterator[int]:
-    """Yield how much each control group of this process (a container's limit) leaves; reclaimable file cache is free.
-
-    Args:
-        listing: `/proc/self/cgroup`.
-        mount: where control groups are mounted.
-    """
-    try:
-        entries = [line.strip().split(":", 2) for line in listing.read_text(encoding="ascii").splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in entries:
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-        top = mount / "memory" if controllers else mount
-        group = top / path.lstrip("/")
-        # Inside a container the path may be the host's, and the container's own group is the mount itself.
-        for folder in {top, group, *(parent for parent in group.parents if top in parent.parents)}:
-            limit, used, cache = (_read_figure(folder, name) for name in (*names[:2], "memory.stat " + names[2]))
-            if limit is not None and used is not None:
-                yield limit - used + (cache or 0)
-
-
-def _read_figure(folder: Path, name: str) -> int | None:
-    """Return the number in a control group's file; of `FILE KEY`, that in the line of the file that begins with KEY."""
-    file, _, key = name.partition(" ")
-    try:
-        text = (folder / file).read_text(encoding="ascii")
-    except OSError:
-        return None
-    if key:
-        text = next((line.split()[1] for line in text.splitlines() if line.split()[0] == key), "")
-    return int(text) if text.strip().isdigit() else None  # "max": no limit
-
-
-def virtual_memory_bytes() -> int:
-    """Return the size of this process's address space."""
-    return int(psutil.Process().memory_info().vms)
-
-
-@contextlib.contextmanager
-def limited_address_space(more_bytes: int) -> Iterator[None]:
-    """Let this process grow by so many bytes only: an allocation beyond is an error, instead of a kill by Linux."""
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = virtual_memory_bytes() + max(0, more_bytes)
-    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(soft, most), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def choose_rows(divisors: list[int], need: MemoryNeed, free_bytes: int, context: int, device_type: str) -> int:

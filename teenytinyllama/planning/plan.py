@@ -22,7 +22,7 @@ from .laws import (
 )
 from .losses import Expectations, Optimum, make_expectations, split_folders
 from .machine import Machine, Needs, build_machine, run_needs
-from .memory import REPEATS_WORTH_READING, checkpoint_bytes
+from .memory import REPEATS_WORTH_READING, OptimizerName, checkpoint_bytes, optimizer_bytes
 
 # Tokens a parameter of a run that goes far beyond what is compute-optimal, for a small model that is cheap to use.
 LONG_RUN = 100
@@ -102,6 +102,11 @@ class Candidate:
         """Return the shape of the model."""
         return PRESETS[self.recipe.preset]
 
+    @property
+    def optimizer(self) -> OptimizerName:
+        """Return what trains the layers' matrices."""
+        return self.config.optimizer or self.recipe.optimizer
+
     @cached_property
     def flops_per_token(self) -> int:
         """Return the training FLOPs of a token, by 6 N + 12 L h T."""
@@ -125,7 +130,8 @@ class Candidate:
             return {"evaluations, saves and callbacks": rest / 3600, "start": run.starting_seconds / 3600}
         held_out = _HELD_OUT_SHARE * min(tokens, self.config.unique_tokens or tokens)
         scored = (self.recipe.num_evaluations + 1) * min(_evaluated_tokens(tokens), held_out) + held_out
-        each = checkpoint_bytes(self.shape.num_parameters, self.machine.precision)
+        moments = optimizer_bytes(self.shape, self.optimizer)
+        each = checkpoint_bytes(self.shape.num_parameters, self.machine.precision, moments=moments)
         seconds = {
             "evaluations": _FORWARD_SHARE * scored / speed,
             "checkpoints": self.recipe.num_saves * each / _DISK_BYTES_PER_SECOND,
@@ -324,7 +330,7 @@ def make_plan(config: PlanConfig, recipes_folder: Path) -> Plan:
         compute_flops=compute,
         optima=expectations.optima(compute, config.unique_tokens),
         needs=run_needs(chosen.shape, context, choice.tokens, choice.tokens_per_step, chosen.recipe.checkpoints_kept,
-                        config.unique_tokens, machine),
+                        config.unique_tokens, machine, chosen.optimizer),
         elsewhere_kg={place(config.country_iso_code, config.region): machine.emissions_kg(choice.kwh)}
         | {country: choice.kwh * grid_intensity(country) / 1000 for country in ELSEWHERE},
         runs=runs,

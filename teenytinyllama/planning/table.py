@@ -156,7 +156,8 @@ def _memory(plan: Plan) -> list[str]:
     if machine.memory_bytes is not None and needs.usable_bytes is not None:
         memory_gb, usable_gb = machine.memory_bytes / 1e9, needs.usable_bytes / 1e9
         size = f"of {memory_gb:.0f} GB, {usable_gb:.0f} GB are planned with; ! is more"
-    return [f"memory of {plan.choice.preset} on each {machine.title} in GB, by rows at once ({size})", *align(rows)]
+    what = f"memory of {plan.choice.preset} with {needs.optimizer} on each {machine.title} in GB"
+    return [f"{what}, by rows at once ({size})", *align(rows)]
 
 
 def _disk(plan: Plan) -> list[str]:
@@ -298,7 +299,8 @@ def _launch(path: str, plan: Plan) -> str:
     """Return the command that starts the planned run, with the first way of sharing that fits."""
     if plan.machine.num_gpus == 1:
         return f"ttl pretrain --config {path}"
-    stage = next((stage.zero_stage for stage in plan.needs.stages if stage.rows), 3)
+    stages = plan.needs.stages
+    stage = next((stage.zero_stage for stage in stages if stage.rows), stages[-1].zero_stage)
     backend = "ddp" if stage == 0 else f"zero{stage}"
     return f"ttl pretrain --accelerate {backend} --num_processes {plan.machine.num_gpus} --config {path}"
 
@@ -311,7 +313,7 @@ def _write_run(path: Path, plan: Plan, recipes_folder: Path) -> None:
     grid |= {"region": machine.region} if machine.region else {}
     grid |= {"pue": machine.pue} if machine.pue != 1 else {}
     grid |= {"price": machine.price_usd} if machine.price_is_given else {}
-    values = planned_values(recipe, choice.tokens, choice.tokens_per_step, grid)
+    values = planned_values(recipe, choice.tokens, choice.tokens_per_step, plan.needs.optimizer, grid)
     comments = [
         f"{choice.preset}: {short(choice.tokens)} tokens, {choice.tokens_per_parameter:.1f} a parameter, "
         f"{choice.steps:,} steps; planned by `ttl plan`.",

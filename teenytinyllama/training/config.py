@@ -12,12 +12,13 @@ from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
 from ..distributed import deepspeed_settings
 from ..models import has_plain_head
-from ..planning.memory import batch_for
+from ..planning.memory import OptimizerName, batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import check_caps, has_caps
 from .decay import SCHEDULE, Decision, check_power
-from .optimizer import OptimizerName, check_optimizer, check_zero
+from .library import check_zero
+from .optimizer import check_optimizer
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from .speed import SpeedPlan, check_speed, plan_speed
 

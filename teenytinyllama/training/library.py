@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure, near_name
+from ..planning.memory import OptimizerName
 from .speed import zero_stage_of
 
 # What the Trainer can report to: the module that its callback imports, and what pip calls it. Source: transformers
@@ -132,6 +133,59 @@ def _key_at_fault(given: dict[str, Any], error: Exception) -> str | None:
             continue
     named = [name for name in changed if name in str(error)]
     return max(named, key=len, default=None)
+
+
+# What DeepSpeed's files may ask for that Muon does not do: key of zero_optimization, and why not.
+_NOT_UNDER_ZERO = {
+    "offload_optimizer": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
+    "cpu_offload": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
+    "zenflow": "it changes parts of matrices at different times",
+    "round_robin_gradients": "it lays matrices out in another order, which nobody has tried with Muon",
+    "elastic_checkpoint": "its checkpoints keep states by their length alone",
+}
+
+
+def check_zero(optimizer: OptimizerName, settings: dict[str, Any] | None) -> None:
+    """Check the optimizer against DeepSpeed's settings.
+
+    Args:
+        optimizer: of the config.
+        settings: see `distributed.deepspeed_settings`.
+
+    Raises:
+        InputError: DeepSpeed would choose an optimizer of its own; or Muon under another stage than ZeRO 1 and 2, or
+            with a setting of `_NOT_UNDER_ZERO`.
+    """
+    if settings is None:
+        return
+    kind = (settings.get("optimizer") or {}).get("type")
+    ensure(
+        kind is None,
+        f"optimizer.type={kind} in the DeepSpeed file: DeepSpeed's own optimizer would decay norms too, and its Muon "
+        "updates by another size. Remove that section: the config chooses (optim; in pretraining also optimizer).",
+    )
+    if optimizer == "adamw":
+        return
+    zero = settings.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    ensure(
+        stage in (1, 2),
+        f"optimizer={optimizer}: works on whole matrices, which ZeRO stage {stage} does not give it. Use `--accelerate "
+        "zero2`, `zero1` or `ddp`, or optimizer: adamw.",
+    )
+    ensure(
+        not (settings.get("checkpoint") or {}).get("load_universal"),
+        f"optimizer={optimizer}: not with checkpoint.load_universal in the DeepSpeed file: DeepSpeed's converter knows "
+        "the states of AdamW alone. Remove it.",
+    )
+    for name, reason in _NOT_UNDER_ZERO.items():
+        asked = zero.get(name)
+        is_asked = asked.get("device", "cpu") != "none" if isinstance(asked, dict) else bool(asked)
+        ensure(
+            not is_asked,
+            f"optimizer={optimizer}: not with zero_optimization.{name} in the DeepSpeed file: {reason}. Remove it, or "
+            "use optimizer: adamw.",
+        )
 
 
 def try_optimizer(arguments: Any) -> None:

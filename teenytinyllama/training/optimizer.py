@@ -9,16 +9,15 @@ the rows of an update by a running mean of their squares.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import distributed
 from torch.optim.adamw import adamw
 
-from ..checks import RunFailedError, ensure
+from ..checks import RunFailedError, ensure, format_bytes
 from ..distributed import num_ranks, own_rank
-
-OptimizerName = Literal["adamw", "muon", "normuon"]
+from ..planning.memory import ORTHOGONALISED_ELEMENTS, optimizer_bytes
 
 # Coefficients of five steps of x -> a x + b x^3 + c x^5, which bring singular values between 0.001 and 1 into 0.876 to
 # 1.124, the best that five such steps can do (Amsel et al. 2025, arXiv 2505.16932, "Polar Express").
@@ -37,7 +36,6 @@ _NORM_MARGIN = 1.01  # bf16 rounds, and a singular value above 1 would grow with
 _UPDATE_RMS = 0.2  # of AdamW's updates in a stable phase, measured in arXiv 2502.16982
 _ROW_BETA = 0.95  # NorMuon's, as published
 _EPSILON = 1e-8
-_MOST_ELEMENTS = 1 << 25  # of matrices that a rank orthogonalises at once: bounds what it needs of memory
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
@@ -71,7 +69,7 @@ def even_out_rows(updates: torch.Tensor, row_squares: list[torch.Tensor]) -> tor
     torch._foreach_lerp_(row_squares, list(squares), 1 - _ROW_BETA)
     evened = updates / (torch.stack(row_squares).sqrt()[:, :, None] + _EPSILON)
     norms = updates.flatten(1).norm(dim=1) / evened.flatten(1).norm(dim=1).clamp_min(_EPSILON)
-    return evened * norms[:, None, None]
+    return evened.mul_(norms[:, None, None])
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -290,18 +288,18 @@ class FlatPart:
 
 
 def batches_of_one_shape(matrices: dict[int, torch.Tensor], ranks: int = 1) -> list[list[int]]:
-    """Return the keys of matrices that are orthogonalised at once: of one shape, at most `_MOST_ELEMENTS` a rank.
+    """Return the keys of matrices that are orthogonalised at once: of one shape, `ORTHOGONALISED_ELEMENTS` at most.
 
     Args:
         matrices: by key.
-        ranks: that share a batch.
+        ranks: that share a batch, at least one matrix each.
     """
     shapes: dict[torch.Size, list[int]] = defaultdict(list)
     for key, matrix in matrices.items():
         shapes[matrix.shape].append(key)
     batches = []
     for shape, keys in shapes.items():
-        most = ranks * max(1, _MOST_ELEMENTS // shape.numel())
+        most = ranks * max(1, ORTHOGONALISED_ELEMENTS // (ranks * shape.numel()))
         batches += [keys[first : first + most] for first in range(0, len(keys), most)]
     return batches
 
@@ -341,52 +339,8 @@ def check_optimizer(config: Any) -> None:
     ensure(rate is None or rate > 0, f"embedding_learning_rate={rate}: must be positive.")
 
 
-# What DeepSpeed's files may ask for that Muon does not do: key of zero_optimization, and why not.
-_NOT_UNDER_ZERO = {
-    "offload_optimizer": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
-    "cpu_offload": "the matrices would be orthogonalised on the CPU, for longer than a step takes",
-    "zenflow": "it changes parts of matrices at different times",
-    "round_robin_gradients": "it lays matrices out in another order, which nobody has tried with Muon",
-    "elastic_checkpoint": "its checkpoints keep states by their length alone",
-}
-
-
-def check_zero(optimizer: OptimizerName, settings: dict[str, Any] | None) -> None:
-    """Check the optimizer against DeepSpeed's settings.
-
-    Args:
-        optimizer: of the config.
-        settings: see `distributed.deepspeed_settings`.
-
-    Raises:
-        InputError: DeepSpeed would choose an optimizer of its own; or Muon under another stage than ZeRO 1 and 2, or
-            with a setting of `_NOT_UNDER_ZERO`.
-    """
-    if settings is None:
-        return
-    kind = (settings.get("optimizer") or {}).get("type")
-    ensure(
-        kind is None,
-        f"optimizer.type={kind} in the DeepSpeed file: DeepSpeed's own optimizer would decay norms too, and its Muon "
-        "updates by another size. Remove that section: the config chooses (optim; in pretraining also optimizer).",
-    )
-    if optimizer == "adamw":
-        return
-    zero = settings.get("zero_optimization") or {}
-    stage = zero.get("stage", 0)
-    ensure(
-        stage in (1, 2),
-        f"optimizer={optimizer}: works on whole matrices, which ZeRO stage {stage} does not give it. Use `--accelerate "
-        "zero2`, `zero1` or `ddp`, or optimizer: adamw.",
-    )
-    for name, reason in _NOT_UNDER_ZERO.items():
-        asked = zero.get(name)
-        is_asked = asked.get("device", "cpu") != "none" if isinstance(asked, dict) else bool(asked)
-        ensure(
-            not is_asked,
-            f"optimizer={optimizer}: not with zero_optimization.{name} in the DeepSpeed file: {reason}. Remove it, or "
-            "use optimizer: adamw.",
-        )
+# Those of transformers' names of optimizers that keep two moments of each parameter in float32.
+_ADAMW_OPTIMS = ("adamw_torch", "adamw_torch_fused", "adamw_apex_fused")
 
 
 def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
@@ -412,9 +366,23 @@ def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]
     ]
 
 
-def describe_optimizer(config: Any) -> str:
-    """Return which optimizer trains what, for the banner."""
-    if config.optimizer == "adamw":
-        return str(getattr(config.optim, "value", config.optim))
-    rate = config.embedding_learning_rate or config.learning_rate
-    return f"{config.optimizer} for the layers' matrices; AdamW for embeddings and head (peak {rate:g}) and for norms"
+def describe_optimizer(config: Any, shape: Any, zero_stage: int) -> str:
+    """Return which optimizer trains what, and the size of its state, for the banner.
+
+    Args:
+        config: a `PretrainConfig`.
+        shape: the model's configuration.
+        zero_stage: DeepSpeed's stage, 0 without.
+    """
+    text = optim = str(getattr(config.optim, "value", config.optim))
+    if config.optimizer != "adamw":
+        rate = config.embedding_learning_rate or config.learning_rate
+        text = (
+            f"{config.optimizer} for the layers' matrices; AdamW for embeddings and head (peak {rate:g}) and for norms"
+        )
+    elif optim not in _ADAMW_OPTIMS:
+        return text  # how much another one keeps is not known here
+    shares = config.world_size if zero_stage else 1
+    size = format_bytes(optimizer_bytes(shape, config.optimizer, shares=shares))
+    each = "" if config.world_size == 1 else f" on each of {config.world_size} ranks"
+    return f"{text}; state of {size}{each}"

@@ -226,7 +226,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         **describe_request(config, plan.folder),
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
-        "optimizer": describe_optimizer(config),
+        "optimizer": describe_optimizer(config, plan.model_config, zero_stage),
     }
     if plan.packed.manifest.get("same_document"):
         lines["held out"] = "the last part of the only document: scores are of the same document"

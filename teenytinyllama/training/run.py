@@ -27,7 +27,7 @@ from ..energy.emissions import grid_intensity, place, read_emissions
 from ..energy.ledger import ledger_files, read_starts
 from ..gpus import describe_out_of_memory, device_name, is_out_of_memory, peak_flops, peak_gpu_memory_gb, peak_memory_gb
 from ..model_files import is_local
-from ..planning.memory import checkpoint_bytes, final_model_bytes, row_divisors
+from ..planning.memory import final_model_bytes, row_divisors
 from ..presets import MFU_CONVENTIONS, count_parameters, flops_per_token, matrix_flops_per_token
 from ..stage_folder import (
     CONFIG_NAME,
@@ -50,7 +50,7 @@ from .metrics import (
     read_jsonl,
     speeds_of_steps,
 )
-from .run_plan import Resolved, RunPlan, describe_continuation
+from .run_plan import Resolved, RunPlan, describe_continuation, size_of_checkpoint
 from .saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
 from .speed import zero_stage_of
 from .trainer import Clock, EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback, StopCallback
@@ -146,10 +146,9 @@ def _checkpoint_callback(
             "bits_per_byte": scored.get("bits_per_byte"),
         }
 
-    parameters = count_parameters(plan.model_config)
     zero_stage = zero_stage_of(config) or 0
-    needed_bytes = checkpoint_bytes(round((1 - config.frozen_share) * parameters), config.precision, zero_stage)
-    keep, final_bytes = config.save_checkpoints_kept, final_model_bytes(parameters)
+    needed_bytes = size_of_checkpoint(config, plan.model_config, zero_stage)
+    keep, final_bytes = config.save_checkpoints_kept, final_model_bytes(count_parameters(plan.model_config))
     return CheckpointCallback(plan.folder, keep, zero_stage, needed_bytes, final_bytes, figures, trainer.clock)
 
 

@@ -20,7 +20,7 @@ from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..evaluation.scoring import local_tasks
 from ..models import ensure_llama_shape, load_config, load_tokenizer
-from ..planning.memory import checkpoint_bytes, final_model_bytes
+from ..planning.memory import checkpoint_bytes, final_model_bytes, optimizer_bytes
 from ..presets import count_parameters, get_preset, preset_config
 from ..stage_folder import MANIFEST_NAME, parse_record
 from ..tokenizer.encode import tokenizer_fingerprint
@@ -28,6 +28,7 @@ from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_v
 from .decay import branch_values, check_branch
 from .saving import check_run_folder, identity_defaults, run_identity
 from .settings import RunSettings, planned_for
+from .speed import optimizer_of
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -167,7 +168,7 @@ def plan_run(config: PretrainConfig, known: Resolved | None = None) -> PretrainP
     state = run_state(folder, identity, config.max_steps, defaults)
     if config.decay_from is not None and state != "complete" and not complete_checkpoints(folder):
         check_branch(config, identity, defaults)
-    check_space(config, folder, state, count_parameters(model_config))
+    check_space(config, folder, state, model_config)
     plan = PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
     _check_rows(plan)
     return plan
@@ -286,14 +287,14 @@ def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", 
     return found
 
 
-def check_before_data(config: RunSettings, values: dict[str, Any], names: list[str], num_parameters: int) -> None:
+def check_before_data(config: RunSettings, values: dict[str, Any], names: list[str], model_config: Any) -> None:
     """Refuse what a run's folder and its disk tell before the data of the run are prepared there.
 
     Args:
         config: with everything derived that does not need the data.
         values: the keys as the user gave them; a batch or a length that is not among them follows from the data.
         names: of the keys that decide the run, see `run_identity`.
-        num_parameters: of the model.
+        model_config: shape of the model.
 
     Raises:
         InputError: the folder holds another run or other files, or the disk has no room for the checkpoints.
@@ -305,10 +306,10 @@ def check_before_data(config: RunSettings, values: dict[str, Any], names: list[s
     known = ({name: text for name, text in found.items() if name not in follow} for found in (identity, defaults))
     state = check_run_folder(folder, *known)
     if (values.get("max_steps") or 0) > 0 or values.get("max_tokens"):
-        check_space(config, folder, state, num_parameters)
+        check_space(config, folder, state, model_config)
 
 
-def check_space(config: RunSettings, folder: Path, state: str, num_parameters: int) -> None:
+def check_space(config: RunSettings, folder: Path, state: str, model_config: Any) -> None:
     """Check that the disk has room for the checkpoints that are to come, while they are kept, and for the final model.
 
     Raises:
@@ -317,9 +318,8 @@ def check_space(config: RunSettings, folder: Path, state: str, num_parameters: i
     if state == "complete":
         return
     count = config.new_checkpoints([step for step, _ in complete_checkpoints(folder)] if folder.exists() else [])
-    trained = round((1 - config.frozen_share) * num_parameters)
-    each = checkpoint_bytes(trained, config.precision)
-    final = final_model_bytes(num_parameters)
+    each = size_of_checkpoint(config, model_config)
+    final = final_model_bytes(count_parameters(model_config))
     ensure_disk_space(
         "output_dir",
         folder,
@@ -327,6 +327,13 @@ def check_space(config: RunSettings, folder: Path, state: str, num_parameters: i
         f"{count} checkpoint{'s' * (count > 1)} of {format_bytes(each)} and the final model of {format_bytes(final)} "
         f"are still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
     )
+
+
+def size_of_checkpoint(config: RunSettings, model_config: Any, zero_stage: int | None = None) -> int:
+    """Return the bytes of a checkpoint of a run; the stage is None until the ranks tell it, see `checkpoint_bytes`."""
+    trained = round((1 - config.frozen_share) * count_parameters(model_config))
+    moments = optimizer_bytes(model_config, optimizer_of(config), config.frozen_share)
+    return checkpoint_bytes(trained, config.precision, zero_stage, moments)
 
 
 def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
@@ -379,7 +386,7 @@ def _check_before_packing(values: dict[str, Any], context: int, num_processes: i
         f"context={context}: rows of that many tokens are longer than the model's context of "
         f"{model_config.max_position_embeddings}. Use that or less.",
     )
-    check_before_data(early, values, _IDENTITY.split(), count_parameters(model_config))
+    check_before_data(early, values, _IDENTITY.split(), model_config)
 
 
 def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:

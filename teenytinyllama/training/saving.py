@@ -442,5 +442,6 @@ def _check_ranks(path: Path, world_size: int, zero_stage: int) -> None:
         (marker.world_size, marker.zero_stage) == (world_size, zero_stage) or marker.zero_stage == zero_stage == 0,
         f"output_dir={path.parent}: {path.name} was saved by {counted(marker.world_size, 'rank')} under ZeRO stage "
         f"{marker.zero_stage}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed "
-        "cannot load it: start as before, or convert it with `python -m deepspeed.checkpoint.ds_to_universal`.",
+        "cannot load it: start as before, or begin a new run with its weights: --model_name_or_path "
+        f"{path} --output_dir NEW (its optimizer and its schedule begin anew).",
     )

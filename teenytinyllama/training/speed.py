@@ -28,7 +28,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..checks import ensure
 from ..data.packed import packed_manifest
 from ..gpus import device_name, has_accelerator, peak_flops
-from ..planning.memory import CPU_CHUNK_BYTES, LossKind
+from ..planning.memory import CPU_CHUNK_BYTES, LossKind, OptimizerName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -347,6 +347,12 @@ def zero_stage_of(config: Any) -> int | None:
     """Return the ZeRO stage that accelerate's file asks for, or None without DeepSpeed."""
     plugin: Any = config.deepspeed_plugin
     return None if plugin is None else int(plugin.zero_stage)
+
+
+def optimizer_of(config: Any) -> OptimizerName:
+    """Return what trains the matrices of a run's layers; only pretraining has a choice beside AdamW."""
+    found: OptimizerName = getattr(config, "optimizer", "adamw")
+    return found
 
 
 # A forward pass is a third of a step (2 of 6 N FLOPs a token, see `presets.flops_per_token`), and each of about

@@ -28,16 +28,8 @@ from ..distributed import least_over_ranks, ranks_here
 from ..energy.ledger import read_ledger
 from ..energy.recorder import add_speed_test
 from ..gpus import describe_out_of_memory, device_name, find_gpu, has_accelerator, is_out_of_memory
-from ..planning.memory import (
-    Computation,
-    MemoryNeed,
-    choose_rows,
-    eval_rows,
-    free_memory_bytes,
-    limited_address_space,
-    memory_need,
-    row_divisors,
-)
+from ..planning.free_memory import free_memory_bytes, limited_address_space
+from ..planning.memory import Computation, MemoryNeed, choose_rows, eval_rows, memory_need, row_divisors
 from ..stage_folder import (
     ENVIRONMENT_NAME,
     LOCK_NAME,
@@ -58,6 +50,7 @@ from .speed import (
     compile_pays,
     eager,
     has_chunked_loss,
+    optimizer_of,
     tokens_within,
     zero_stage_of,
 )
@@ -97,6 +90,7 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
         on_gpu=device.type != "cpu",
         frozen_share=config.frozen_share,
         reference_models=config.reference_models,
+        optimizer=optimizer_of(config),
     )
     need = memory_need(plan.model_config, config.longest_row, how)
     least_over_ranks(0, device)  # the first collective makes buffers of its own: before the free memory is read

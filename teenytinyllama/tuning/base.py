@@ -29,7 +29,6 @@ from ..models import (
     load_tokenizer,
     resize_embeddings,
 )
-from ..presets import count_parameters
 from ..stage_folder import sha256_json
 from ..tokenizer.encode import tokenizer_fingerprint
 from ..tokenizer.files import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
@@ -267,7 +266,7 @@ class TuningKind:
         batch = {"rows_per_step": str(config.rows_per_step)}
         identity = run_identity(config, config.identity_keys(), hashes | batch)
         state = run_state(folder, identity, config.max_steps, identity_defaults(type(config)) | batch)
-        check_space(config, folder, state, count_parameters(model_config))
+        check_space(config, folder, state, model_config)
         return TuningPlan(folder, state, base.tokenizer, model_config, identity, base, data, manifest)
 
     def prepare_inputs(self, values: dict[str, Any], num_processes: int = 1) -> dict[str, Any]:
@@ -295,7 +294,7 @@ class TuningKind:
         with planned_for(num_processes):
             early = build(self.early_config, {**values, "context": chosen["context"], "use_cpu": True})
         model_config: Any = base.config
-        check_before_data(early, values, self.config.identity_keys(), count_parameters(model_config))
+        check_before_data(early, values, self.config.identity_keys(), model_config)
         output = str(Path(values["output_dir"]) / key)
         folder = self.prepare(build(self.data_config, {**chosen, "output_dir": output}), base.tokenizer)
         self.print_summary(folder)

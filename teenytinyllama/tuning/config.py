@@ -14,7 +14,7 @@ from ..data.conversations import (
 from ..distributed import deepspeed_settings
 from ..models import has_plain_head
 from ..planning.memory import shared_rows
-from ..training.optimizer import check_zero
+from ..training.library import check_zero
 from ..training.settings import REFUSED_KEYS, RunSettings, ranks_of_run
 from ..training.speed import SpeedPlan, check_attention, has_chunked_loss
 from .rows import load_rows
