@@ -6,6 +6,7 @@ on them writes (`teenytinyllama.evaluation.stories`). The texts themselves lie i
 
 Validation never shares a plot with train, nor a pair (hero, object): one pair in `HELD_OUT_EVERY` belongs to
 validation, and no object of a story may form a pair of the other split with its hero.
+The held-out documents are the same in every version: train may grow, they may not change.
 """
 
 import random
