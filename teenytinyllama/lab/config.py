@@ -51,8 +51,8 @@ class LabConfig:
     )
     longer_run: float | None = field(
         default=None,
-        metadata={"help": "at the end train the largest size with the baseline's best recipe for so many times the "
-                          "largest budget, and compare its score with the prediction of the law"},
+        metadata={"help": "at the end train the largest size with its best recipe for so many times the largest "
+                          "budget, and compare the score with the prediction of the law"},
     )  # fmt: skip
     keep_models: bool = field(default=False, metadata={"help": "keep the weights of the runs, not their figures alone"})
 

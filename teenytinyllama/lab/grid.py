@@ -24,7 +24,7 @@ _SHAPE_PRESET = "tiny"  # lends what a shape does not say: rope, norms, untied e
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LabRecipe:
     """One arm with one value of each key that it sweeps.
 
     Attributes:
@@ -58,7 +58,7 @@ class LabRun:
     """
 
     name: str
-    recipe: Recipe
+    recipe: LabRecipe
     size: str
     tokens: int
     seed: int
@@ -135,14 +135,14 @@ def layer_parameters(size: Any) -> int:
     return int(16 * shape["hidden_size"] ** 2 * shape["num_hidden_layers"])
 
 
-def find_recipes(config: LabConfig) -> list[Recipe]:
+def find_recipes(config: LabConfig) -> list[LabRecipe]:
     """Return the recipes of all arms: one for each combination of the values that an arm sweeps."""
     recipes = []
     for arm, changes in config.arms.items():
         lists = {key: value for key, value in changes.items() if isinstance(value, list) and key != "sample_prompts"}
         for values in itertools.product(*lists.values()):
             swept = dict(zip(lists, values, strict=True))
-            recipes.append(Recipe(arm, {**changes, **swept}, swept))
+            recipes.append(LabRecipe(arm, {**changes, **swept}, swept))
     return recipes
 
 
@@ -153,7 +153,7 @@ def budgets(config: LabConfig, size: Any) -> list[int]:
     return sorted(round(ratio * layer_parameters(size)) for ratio in config.tokens_per_parameter or [])
 
 
-def make_run(config: LabConfig, recipe: Recipe, size: Any, tokens: int, seed: int, is_check: bool = False) -> LabRun:
+def make_run(config: LabConfig, recipe: LabRecipe, size: Any, tokens: int, seed: int, is_check: bool = False) -> LabRun:
     """Return one run of the grid with all values of its training; the model's context is that of the rows."""
     changes = {**DEFAULT_SETTINGS, **config.settings, **recipe.changes}
     model = model_keys(size, changes.pop("head_size", None))
@@ -199,6 +199,26 @@ def finalist_runs(config: LabConfig, rows: Iterable[dict[str, Any]]) -> list[Lab
                     seeds = config.seeds if config.finalist_seeds is None else config.finalist_seeds
                     runs += [make_run(config, recipes[best], size, tokens, seed) for seed in seeds]
     return runs
+
+
+def longer_run(config: LabConfig, rows: Iterable[dict[str, Any]]) -> LabRun | None:
+    """Return the run that the law's prediction is compared with, or None where none is wanted or no run is done.
+
+    It has the best recipe of the largest size at its largest budget, and `longer_run` times its tokens.
+
+    Args:
+        config: of the laboratory.
+        rows: of all other runs, as in `runs.jsonl`.
+    """
+    if config.longer_run is None:
+        return None
+    size = max(config.sizes, key=layer_parameters)
+    tokens = budgets(config, size)[-1]
+    best = best_label(row for row in rows if row["size"] == str(size) and row["budget"] == tokens)
+    if best is None:
+        return None
+    recipe = next(recipe for recipe in find_recipes(config) if recipe.label == best)
+    return make_run(config, recipe, size, round(config.longer_run * tokens), config.seeds[0], is_check=True)
 
 
 def best_label(rows: Iterable[dict[str, Any]]) -> str | None:

@@ -2,6 +2,7 @@
 
 The imports are paid once: where a process may fork, every run is a fork of this one. A run that diverges is a row like
 the others. The same command goes on where a stopped laboratory was, and a larger grid adds its runs to a smaller one.
+`report.write_report` tells what the rows say.
 """
 
 import functools
@@ -42,7 +43,8 @@ from ..stage_folder import (
     scratch_folder,
 )
 from .config import LabConfig
-from .grid import LabRun, finalist_runs, find_recipes, make_run, sweep_runs
+from .grid import LabRun, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
+from .report import write_report
 
 _POLL_SECONDS = 0.1
 # What `training.metrics.MetricsCallback` says of a loss that is not finite.
@@ -68,7 +70,7 @@ class Slot:
 
 
 def run_lab(config: LabConfig, may_fork: bool) -> Path:
-    """Make the runs of the grid that are missing, and return the folder with their rows, `runs.jsonl`.
+    """Make the runs of the grid that are missing, report on all, and return the laboratory's folder.
 
     Args:
         config: the grid.
@@ -84,13 +86,19 @@ def run_lab(config: LabConfig, may_fork: bool) -> Path:
     lock = lock_run_folder(folder)
     try:
         with scratch_folder() as scratch:
-            check_runs(config, functools.partial(server.call, folder=scratch))
-        slots = find_slots(config.runs_at_once)
-        rows = read_rows(folder)
-        train = functools.partial(train_runs, folder=folder, slots=slots, keep_models=config.keep_models,
-                                  forks=server)  # fmt: skip
-        failed = train(sweep_runs(config), rows)
-        failed += train(finalist_runs(config, rows.values()), rows)
+            call = functools.partial(server.call, folder=scratch)
+            check_runs(config, call)
+            slots = find_slots(config.runs_at_once)
+            rows = read_rows(folder)
+            train = functools.partial(train_runs, rows=rows, folder=folder, slots=slots,
+                                      keep_models=config.keep_models, forks=server)  # fmt: skip
+            failed = train(sweep_runs(config))
+            failed += train(finalist_runs(config, rows.values()))
+            call(functools.partial(write_report, folder, config.baseline))
+            longer = longer_run(config, rows.values())
+            if longer is not None:
+                failed += train([longer])
+                call(functools.partial(write_report, folder, config.baseline))
     finally:
         lock.release()
     if failed:
@@ -154,8 +162,8 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 def train_runs(
     runs: Iterable[LabRun],
-    rows: dict[str, dict[str, Any]],
     *,
+    rows: dict[str, dict[str, Any]],
     folder: Path,
     slots: list[Slot],
     keep_models: bool,
