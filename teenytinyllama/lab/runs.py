@@ -187,7 +187,8 @@ def train_runs(
     place = StageFolder(folder, "lab", "laboratory")
     for run in runs:
         if run.name in rows:
-            place.ensure_same(rows[run.name]["values"], run.values, f"({run.name}) Choose another folder.")
+            before = rows[run.name]["values"]
+            place.ensure_same(before, dict.fromkeys(before) | run.values, f"({run.name}) Choose another folder.")
     waiting = [run for run in runs if rows.get(run.name, {}).get("state") not in ("done", "diverged")]
     count, ended, failed = len(waiting), 0, []
     running: dict[int, tuple[LabRun, Child, float]] = {}
@@ -273,7 +274,8 @@ def make_row(run: LabRun, folder: Path, code: int, sharers: int) -> dict[str, An
         log = _beside(run.name, folder, ".log").read_text(encoding="utf-8", errors="replace").strip()
         is_stop = code in (EXIT_RESUMABLE, -signal.SIGTERM)
         state = "stopped" if is_stop else "diverged" if code == EXIT_FAILED and _DIVERGED in log else "failed"
-        return {**row, "state": state, "reason": log.splitlines()[-1] if log else f"exit code {code}"}
+        said = [line for line in log.splitlines() if state != "diverged" or _DIVERGED in line]
+        return {**row, "state": state, "reason": said[-1] if said else f"exit code {code}"}
     manifest = read_manifest("output_dir", place, "pretrain", "Delete the folder; the same command makes it again.")
     model, training, final = manifest["model"], manifest["training"], manifest["results"]["final"]
     evaluations = [record for record in read_jsonl_records(place / METRICS_NAME) if "scored_bytes" in record]
