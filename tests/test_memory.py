@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from teenytinyllama.planning import free_memory
+from teenytinyllama.planning import free_memory, memory
 from teenytinyllama.planning.free_memory import free_memory_bytes
 from teenytinyllama.planning.memory import (
     Computation,
@@ -27,11 +28,14 @@ from teenytinyllama.planning.memory import (
     optimizer_bytes,
 )
 from teenytinyllama.presets import PRESETS, layer_matrices
+from teenytinyllama.training import optimizer as optimizer_module
 from teenytinyllama.training.optimizer import MuonAdamW, parameter_groups
 from teenytinyllama.training.speed import skip_mask
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOKENS, ROWS = 96, 2
+RATES = {"learning_rate": 1e-3, "embedding_learning_rate": None, "weight_decay": 0.1, "adam_beta1": 0.9,
+         "adam_beta2": 0.95, "adam_epsilon": 1e-8}  # fmt: skip
 
 
 def small_config(**changes: Any) -> LlamaConfig:
@@ -191,12 +195,10 @@ def test_what_an_optimizer_keeps_is_what_torch_allocates(name: Any, tied: bool) 
     changes = {"num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": tied}
     config = small_config(**changes)
     model = LlamaForCausalLM(config)
-    settings = {"optimizer": name, "learning_rate": 1e-3, "embedding_learning_rate": None, "weight_decay": 0.1}
-    settings |= {"adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8}
     optimizer = (
         torch.optim.AdamW(model.parameters(), fused=True)
         if name == "adamw"
-        else MuonAdamW(parameter_groups(model, SimpleNamespace(**settings)))
+        else MuonAdamW(parameter_groups(model, SimpleNamespace(optimizer=name, **RATES)))
     )
     ids = torch.randint(0, 64, (1, 8))
     model(input_ids=ids, labels=ids).loss.backward()
@@ -224,6 +226,29 @@ def test_layers_matrices_are_those_of_the_model() -> None:
     assert layer_matrices(config) == found
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["muon", "normuon"])
+def test_a_step_of_muon_allocates_what_is_planned(
+    name: Any, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (memory, optimizer_module):  # a CPU's step in a GPU's precision allocates the same
+        monkeypatch.setattr(module, "ORTHOGONALISED_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(optimizer_module, "_precision_on", lambda device: precision)
+    config = small_config(hidden_size=128, intermediate_size=128, num_hidden_layers=2)
+    model = LlamaForCausalLM(config)
+    optimizer = MuonAdamW(parameter_groups(model, SimpleNamespace(optimizer=name, **RATES)))
+    ids = torch.randint(0, 64, (1, 8))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    peak = max(itertools.accumulate(event.nbytes() for event in events))
+    how = Computation(optimizer=name, on_gpu=precision == torch.bfloat16)
+    assert 0.75 < peak / memory_need(config, 8, how).step_bytes < 1.02
+
+
 def test_only_muon_needs_memory_in_its_step_and_little_of_it() -> None:
     shape = PRESETS["1b1"]
     needs = {
@@ -232,8 +257,8 @@ def test_only_muon_needs_memory_in_its_step_and_little_of_it() -> None:
         for stage in (None, 1)
     }
     assert needs["adamw", None] == needs["adamw", 1] == 0
-    assert needs["muon", None] == 12 * (1 << 25)
-    assert needs["muon", 1] == 12 * (1 << 25) + 6 * 968_884_224 // 2
+    assert needs["muon", None] == 14 * (1 << 25)
+    assert needs["muon", 1] == 14 * (1 << 25) + 6 * 968_884_224 // 2
     assert MemoryNeed(1, 10, 100, step_bytes=25).total_bytes(2) == 126
     assert MemoryNeed(1, 10, 100, step_bytes=25).total_bytes(3) == 131
 

@@ -176,9 +176,10 @@ _STATE_BYTES = {"weights": 4, "gradients": 4, "moments": 8}
 
 # Elements of the matrices that Muon orthogonalises at once, over all ranks, but one matrix a rank at least.
 ORTHOGONALISED_ELEMENTS = 1 << 25
-# Bytes that it needs for each of them, in bf16 on a GPU and in float32 on a CPU: the matrices, two that are made of
-# them, two products as wide as their shorter side; or, in NorMuon, three copies in float32.
-_ORTHOGONALISING_BYTES = {"gpu": 12, "cpu": 20}
+# Bytes that it needs for each of them, in float32 on a CPU and in bf16 on a GPU: the matrices, two that are made of
+# them and two products as wide as their shorter side; or, in NorMuon, the bf16 updates and three copies in float32.
+# What torch allocates is 20 bytes of square matrices in float32, and in bf16 11 for Muon and 14 for NorMuon.
+_ORTHOGONALISING_BYTES = {"cpu": 20, "gpu": 14}
 
 # DeepSpeed's two reduction buffers (overlap_comm) of 5e8 elements, made whether the model fills them or not. Source:
 # deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, `setup_buckets`, and its default reduce_bucket_size. Stage 1 in bf16

@@ -96,8 +96,9 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     )
     optimizer: OptimizerName = field(
         default="adamw",
-        metadata={"help": "adamw; muon or normuon for the layers' matrices, with AdamW for embeddings, head and norms"},
-    )
+        metadata={"help": "adamw; muon or normuon for the layers' matrices, with AdamW for embeddings, head and norms "
+                          "(in one process, under DDP, ZeRO-1 and ZeRO-2)"},
+    )  # fmt: skip
     embedding_learning_rate: float | None = field(
         default=None, metadata={"help": "with muon or normuon: peak rate of embeddings and head; null: learning_rate"}
     )
