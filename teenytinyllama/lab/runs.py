@@ -97,7 +97,7 @@ def run_lab(config: LabConfig, may_fork: bool) -> Path:
             call(functools.partial(write_report, folder, config.baseline))
             longer = longer_run(config, rows.values())
             if longer is not None:
-                failed += train([longer])
+                failed += train([longer], slots=find_slots(1))  # alone on the machine
                 call(functools.partial(write_report, folder, config.baseline))
     finally:
         lock.release()
