@@ -242,11 +242,16 @@ def _laws_part(report: LabReport) -> list[str]:
 
 
 def _counts(laws: dict[str, LabLaw]) -> list[str]:
-    return [
-        f"- {arm}: residuals of {100 * law.misfit_all:.2f} % with all parameters as N, "
-        f"{100 * law.misfit_non_embedding:.2f} % without the input embedding and the head."
-        for arm, law in laws.items()
-    ]  # fmt: skip
+    """Return how well each law fits with either count of parameters, and whether it knows what size is worth."""
+    lines = []
+    for arm, law in laws.items():
+        lines.append(f"- {arm}: residuals of {100 * law.misfit_all:.2f} % with all parameters as N, "
+                     f"{100 * law.misfit_non_embedding:.2f} % without the input embedding and the head.")  # fmt: skip
+        small, large = (law.bits_per_byte(parameters, law.tokens[1]) for parameters in law.parameters)
+        if small - large < law.noise * large:
+            lines.append(f"- {arm}: its larger models did not score better by more than noise, so its law knows "
+                         "nothing of size. Give more tokens, or sizes further apart.")  # fmt: skip
+    return lines
 
 
 def _left_out(laws: dict[str, LabLaw]) -> list[str]:
