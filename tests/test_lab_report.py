@@ -316,6 +316,20 @@ def test_a_lab_in_which_size_is_worth_nothing_says_so(tmp_path: Path, written: P
     assert words not in (written / "table.md").read_text()
 
 
+def test_runs_that_follow_no_law_are_told_in_the_report_and_in_a_plan(tmp_path: Path, written: Path) -> None:
+    scores = {1e6: 2.6, 2e6: 2.3, 4e6: 1.6}  # falls faster and faster
+    rows = [row("adamw", size, tokens, score + 0.05 * place) for place, size in enumerate(("4M", "0.5M"))
+            for tokens, score in scores.items()]  # fmt: skip
+    write_report(lab(tmp_path, rows))
+    words = "% about this law, and seeds differ by 0.1 to 0.3 %. Leave out budgets"
+    assert words in (tmp_path / "table.md").read_text()
+    assert words not in (written / "table.md").read_text()
+    config = parse(PlanConfig, ["--tokens", "1e8", "--preset", "tiny", "--gpu", "h200", "--calibrate", str(tmp_path)])
+    assert f"Warning: the lab's runs lie {100 * read_law(tmp_path).noise:.1f} {words}" in render(
+        make_plan(config, recipes_folder())
+    )
+
+
 def test_short_runs_are_left_out_of_the_law(tmp_path: Path) -> None:
     rows = [row("adamw", size, tokens, law_value(SIZES[size][0], tokens)) for size in ("0.5M", "4M")
             for tokens in (1e5, 1e6, 2e6, 4e6)]  # fmt: skip
