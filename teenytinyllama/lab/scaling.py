@@ -23,8 +23,8 @@ from .fitting import fit_constants
 
 LAW_NAME = "law.json"
 FORM = "L(N, D) = E + ((A / N^a)^(1/g) + (B / D^b)^(1/g))^g, N all parameters, D tokens"
-# How fast the form itself goes wrong beyond the runs: standard deviation of log L a factor of e in N or D. Assumed; the
-# form was within it on runs up to ten times as long as the longest (docs/lab-log.md).
+# How fast the form itself goes wrong beyond the runs: standard deviation of log L a factor of e in N or D. Assumed; it
+# matters only where the constants are known well.
 _DRIFT = 0.0015
 # A noise of log L that seeds do not explain: those of small models differ by 0.1 to 0.3 %.
 ROUGH_NOISE = 0.01
