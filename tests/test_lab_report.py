@@ -220,7 +220,7 @@ def test_sizes_that_drift_apart_are_recovered_too() -> None:
 
 
 def test_the_optimum_of_a_coupled_law_is_lower_than_its_neighbours(written: Path) -> None:
-    law = replace(read_law(written), coupling=0.4).in_nats()
+    law = replace(read_law(written), coupling=0.4, size_exponent=0.5, data_exponent=0.25).in_nats()
     parameters, tokens = optimum(law, 1e16)
     best = predicted_loss(law, parameters, tokens)
     for factor in (0.9, 1.1):
@@ -306,6 +306,28 @@ def test_a_lab_that_is_too_small_has_no_law_and_says_why(tmp_path: Path) -> None
     assert "(2 have fewer)" in table
     with pytest.raises(InputError, match=r"has no law\. arm adamw: 2 runs of 1 sizes"):
         predict(tmp_path, 6.5e6, 80e6)
+
+
+def test_a_lab_in_which_size_is_worth_nothing_says_so(tmp_path: Path, written: Path) -> None:
+    rows = [row("adamw", size, tokens, law_value(2e6, tokens)) for size in SIZES for tokens in (1e6, 2e6, 4e6)]
+    write_report(lab(tmp_path, rows))
+    words = "its larger models did not score better by more than noise"
+    assert words in (tmp_path / "table.md").read_text()
+    assert words not in (written / "table.md").read_text()
+
+
+def test_runs_that_follow_no_law_are_told_in_the_report_and_in_a_plan(tmp_path: Path, written: Path) -> None:
+    scores = {1e6: 2.6, 2e6: 2.3, 4e6: 1.6}  # falls faster and faster
+    rows = [row("adamw", size, tokens, score + 0.05 * place) for place, size in enumerate(("4M", "0.5M"))
+            for tokens, score in scores.items()]  # fmt: skip
+    write_report(lab(tmp_path, rows))
+    words = "% about this law, and seeds differ by 0.1 to 0.3 %. Leave out budgets"
+    assert words in (tmp_path / "table.md").read_text()
+    assert words not in (written / "table.md").read_text()
+    config = parse(PlanConfig, ["--tokens", "1e8", "--preset", "tiny", "--gpu", "h200", "--calibrate", str(tmp_path)])
+    assert f"Warning: the lab's runs lie {100 * read_law(tmp_path).noise:.1f} {words}" in render(
+        make_plan(config, recipes_folder())
+    )
 
 
 def test_short_runs_are_left_out_of_the_law(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def draw_tokens(
     axis.set_xlabel("tokens trained on")
     axis.set_ylabel("bits per byte of held-out text")
     handles = [Line2D([], [], color=colours[group], lw=4, label=group) for group in groups]
-    handles += [Line2D([], [], color="0.35", marker=marker, ls="", label=f"{size} parameters")
+    handles += [Line2D([], [], color="0.35", marker=marker, ls="", label=f"size {size}")
                 for size, marker in markers.items()]  # fmt: skip
     if laws:
         handles.append(Line2D([], [], color="0.35", ls="--", label="law, 90 % shaded for the largest size"))
@@ -162,15 +162,16 @@ def draw_rates(sweeps: Sequence[Sweep], colours: dict[str, str]) -> "Figure":
             axis.plot([rate], [0.97], "x", color=colour, ms=8, mew=2, transform=axis.get_xaxis_transform())
         axis.set_xscale("log")
         _label_rates(axis, sorted(rates))
-        axis.set_title(f"{size} parameters", fontsize=10)
+        axis.set_title(f"size {size}", fontsize=10)
         axis.set_xlabel("peak learning rate")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("bits per byte of held-out text")
     groups = dict.fromkeys(sweep.cells[0].first.group for sweep in sweeps)
     handles = [Line2D([], [], color=colours[group], lw=4, label=group) for group in groups]
     handles += [Line2D([], [], color="0.35", ls=styles[budget], label=f"{_short(budget)} tokens") for budget in budgets]
-    handles += [Line2D([], [], color="0.35", marker="o", ms=9, mfc="none", ls="", label="best of its sweep"),
-                Line2D([], [], color="0.35", marker="x", ls="", label="diverged")]  # fmt: skip
+    handles.append(Line2D([], [], color="0.35", marker="o", ms=9, mfc="none", ls="", label="best of its sweep"))
+    if any(not math.isfinite(cell.score) for sweep in sweeps for cell in sweep.cells):
+        handles.append(Line2D([], [], color="0.35", marker="x", ls="", label="a seed diverged or failed"))
     figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
@@ -229,7 +230,8 @@ def draw_distances(distances: Sequence[TokensToBaseline], colours: dict[str, str
     axis.set_yticks(range(len(distances)), [f"{found.group}, {found.size}" for found in distances])
     axis.set_ylim(len(distances) - 0.4, -0.7)
     axis.set_xlim(left=0)
-    axis.set_xlabel("tokens to the baseline's best score, as a share of its tokens (bar: 90 %)")
+    bar = " (bar: 90 %)" if any(found.has_interval for found in distances) else ""
+    axis.set_xlabel(f"tokens to the baseline's best score, as a share of its tokens{bar}")
     axis.grid(axis="x", alpha=0.3)
     axis.legend(fontsize=8, loc="best")
     return figure

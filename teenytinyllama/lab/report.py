@@ -26,7 +26,7 @@ from .comparison import (
     tokens_to_baseline,
 )
 from .plots import draw_plots
-from .scaling import FORM, LabLaw, fit_laws, write_laws
+from .scaling import FORM, ROUGH_NOISE, LabLaw, fit_laws, rough_law, write_laws
 
 TABLE_NAME, CSV_NAME = "table.md", "table.csv"
 _LONGER = 10  # times the longest run, for which the report predicts a score
@@ -242,11 +242,18 @@ def _laws_part(report: LabReport) -> list[str]:
 
 
 def _counts(laws: dict[str, LabLaw]) -> list[str]:
-    return [
-        f"- {arm}: residuals of {100 * law.misfit_all:.2f} % with all parameters as N, "
-        f"{100 * law.misfit_non_embedding:.2f} % without the input embedding and the head."
-        for arm, law in laws.items()
-    ]  # fmt: skip
+    """Return how well each law fits with either count of parameters, and whether it knows what size is worth."""
+    lines = []
+    for arm, law in laws.items():
+        lines.append(f"- {arm}: residuals of {100 * law.misfit_all:.2f} % with all parameters as N, "
+                     f"{100 * law.misfit_non_embedding:.2f} % without the input embedding and the head.")  # fmt: skip
+        if law.noise > ROUGH_NOISE:
+            lines.append(f"- {arm}: {rough_law(law.noise)}")
+        small, large = (law.bits_per_byte(parameters, law.tokens[1]) for parameters in law.parameters)
+        if small - large < law.noise * large:
+            lines.append(f"- {arm}: its larger models did not score better by more than noise, so its law knows "
+                         "nothing of size. Give more tokens, or sizes further apart.")  # fmt: skip
+    return lines
 
 
 def _left_out(laws: dict[str, LabLaw]) -> list[str]:

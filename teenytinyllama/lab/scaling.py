@@ -23,9 +23,11 @@ from .fitting import fit_constants
 
 LAW_NAME = "law.json"
 FORM = "L(N, D) = E + ((A / N^a)^(1/g) + (B / D^b)^(1/g))^g, N all parameters, D tokens"
-# How fast the form itself goes wrong beyond the runs: standard deviation of log L a factor of e in N or D. Assumed; the
-# form was within it on runs up to ten times as long as the longest (docs/lab-log.md).
+# How fast the form itself goes wrong beyond the runs: standard deviation of log L a factor of e in N or D. Assumed; it
+# matters only where the constants are known well.
 _DRIFT = 0.0015
+# A noise of log L that seeds do not explain: those of small models differ by 0.1 to 0.3 %.
+ROUGH_NOISE = 0.01
 _NOISES = 20  # drawn for each draw of the bootstrap in a prediction
 # The least that a law is fitted to, and the fewest steps of a run that counts.
 LEAST_RUNS, LEAST_SIZES, LEAST_BUDGETS, LEAST_STEPS = 6, 2, 3, 100
@@ -44,6 +46,7 @@ class Prediction:
         bytes_per_token: of the lab's rows; nats per token = bits per byte x ln 2 x bytes per token.
         times_parameters: parameters over those of the lab's largest model.
         times_tokens: tokens over those of its longest run.
+        noise: standard deviation of log L of a run about the law.
     """
 
     arm: str
@@ -53,6 +56,7 @@ class Prediction:
     bytes_per_token: float
     times_parameters: float
     times_tokens: float
+    noise: float
 
     @property
     def nats_per_token(self) -> tuple[float, float, float]:
@@ -123,7 +127,7 @@ class LabLaw:
         shocks = np.random.default_rng(0).standard_normal((_NOISES, len(deviations)))
         low, high = np.quantile(log_losses + deviations * shocks, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         expected = self.bits_per_byte(num_parameters, tokens, unique_tokens)
-        return Prediction(self.arm, expected, math.exp(low), math.exp(high), self.bytes_per_token, *times)
+        return Prediction(self.arm, expected, math.exp(low), math.exp(high), self.bytes_per_token, *times, self.noise)
 
     def in_nats(self) -> LossLaw:
         """Return the law in nats per token of the lab's rows, for a plan."""
@@ -135,6 +139,14 @@ class LabLaw:
         source = f"fitted to {len(self.runs)} runs of {self.arm}"
         return LossLaw("lab", *scales, self.size_exponent, self.data_exponent, source, repeats=True, surplus=False,
                        coupling=self.coupling)  # fmt: skip
+
+
+def rough_law(noise: float) -> str:
+    """Return what to do about a law that its own runs do not follow."""
+    return (
+        f"the lab's runs lie {100 * noise:.1f} % about this law, and seeds differ by 0.1 to 0.3 %. Leave out budgets "
+        "of so few tokens that the loss does not fall by a power law yet, or sweep the learning rate at each budget."
+    )
 
 
 def useful_tokens(tokens: float, unique_tokens: float | None) -> float:

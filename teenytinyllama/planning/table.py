@@ -6,7 +6,7 @@ from typing import Any
 
 from ..arguments import write_yaml
 from ..energy.emissions import place
-from ..lab.scaling import Prediction
+from ..lab.scaling import ROUGH_NOISE, Prediction, rough_law
 from ..stage_folder import write_json
 from .config import PlanConfig, planned_values, read_recipe
 from .laws import CPU, FITTED_PARAMETERS, FITTED_TOKENS, LEAST_TOKENS_PER_PARAMETER, MOST_TOKENS_PER_PARAMETER
@@ -229,6 +229,7 @@ def _about_lab(prediction: Prediction) -> list[str]:
         f"  * has {_amount(prediction.times_parameters)} times the parameters of the lab's largest model and "
         f"{_amount(prediction.times_tokens)} times the tokens of its longest run; beyond ten times no prediction was "
         "checked.",
+        *([f"  Warning: {rough_law(prediction.noise)}"] if prediction.noise > ROUGH_NOISE else []),
         "  The law counts all parameters, so a preset with a larger vocabulary than the lab's looks larger than it is.",
     ]
 
