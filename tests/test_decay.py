@@ -136,6 +136,15 @@ def test_a_branch_resumes_without_its_run(
     assert "is complete" not in refusal({**values, "learning_rate": 1.0})
 
 
+def test_a_checkpoint_that_is_kept_under_another_name(
+    stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(stem, tmp_path / "copy")
+    (copy / "checkpoint-8").rename(copy / "keep-8")
+    folder = run(branch(copy / "keep-8", tmp_path / "branch", 12))
+    assert weights(folder) == weights(run(branch(stem / "checkpoint-8", tmp_path / "other", 12)))
+
+
 def test_what_a_branch_builds_on(stem: Path, tmp_path: Path) -> None:
     first = run(branch(stem / "checkpoint-8", tmp_path / "first", 24))
     second = run(branch(first / "checkpoint-12", tmp_path / "second", 16))
@@ -200,7 +209,9 @@ def test_places_that_are_no_source_are_refused(
     stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, packed_folder: Path
 ) -> None:
     assert f"is a run. Give one of its checkpoints: {stem}/checkpoint-8, " in refusal(branch(stem, tmp_path / "x", 12))
-    assert "no such folder. Give a checkpoint-N" in refusal(branch(stem / "checkpoint-5", tmp_path / "x", 12))
+    assert f"no such folder. Give a checkpoint in the folder of a run: {stem}/checkpoint-8, " in refusal(
+        branch(stem / "checkpoint-5", tmp_path / "x", 12)
+    )
     assert "is the folder of the run that decay_from" in refusal(branch(stem / "checkpoint-8", stem, 12))
     alone = shutil.copytree(stem / "checkpoint-8", tmp_path / "checkpoint-8")
     assert "has no config.yaml and environment.json of a run" in refusal(branch(alone, tmp_path / "x", 12))
@@ -253,10 +264,12 @@ def test_a_run_says_which_lengths_can_be_branched_off(
     folder = run(planned(tmp_path, save_total_limit=2))
     out = capsys.readouterr().out
     limit = "save_total_limit=2 keeps the newest 2 checkpoints alone"
-    assert f"branches   of any length, off checkpoints up to step 18; {limit}: set null, or copy those away" in out
+    assert (
+        f"branches   of any length, off checkpoints up to step 18; {limit}: set null, or keep one under another name"
+        in out
+    )
     last = out.rstrip().splitlines()[-1]
-    assert last == f"branches   none: no checkpoint of step 18 or before is left: {limit}. Set null, or copy one from " \
-                   "before step 18 away"  # fmt: skip
+    assert last == f"branches   none: no checkpoint of step 18 or before is left; {limit}"
     assert [step for step, _ in complete_checkpoints(folder)] == [20, 24]
     folder = run(branch(stem / "checkpoint-12", tmp_path / "all", 24))
     last = capsys.readouterr().out.rstrip().splitlines()[-1]

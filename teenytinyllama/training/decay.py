@@ -251,7 +251,11 @@ def read_branch_point(checkpoint: str, config_class: type) -> BranchPoint:
         not (path / ENVIRONMENT_NAME).is_file(),
         f"decay_from={path}: is a run. Give one of its checkpoints: {_names(complete_checkpoints(path))}.",
     )
-    ensure(path.is_dir(), f"decay_from={path}: no such folder. Give a checkpoint-N in the folder of a run.")
+    ensure(
+        path.is_dir(),
+        f"decay_from={path}: no such folder. Give a checkpoint in the folder of a run: "
+        f"{_names(complete_checkpoints(path.parent))}.",
+    )
     step, values = read_marker(path).step, _run_values(path.parent, config_class)
     usual = {name: getattr(config_class, name) for name in ("lr_scheduler_type", "warmup_steps", "decay_fraction")}
     schedule = values.get("lr_scheduler_type", usual["lr_scheduler_type"])

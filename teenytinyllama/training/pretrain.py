@@ -334,19 +334,15 @@ def describe_branches(config: Any, folder: Path, decision: Decision | None, is_e
     begins, keep = decision.step if decision else decay_begins(config), config.save_checkpoints_kept
     stable = stable_checkpoints(folder, begins)
     limit = f"save_total_limit={keep} keeps the newest {counted(keep, 'checkpoint')} alone" if keep else ""
+    advice = f"; {limit}: set null, or keep one under another name there (cp -rl checkpoint-N keep-N)" if limit else ""
+    if not stable and is_ended:
+        return {"branches": f"none: no checkpoint of step {begins:,} or before is left{'; ' * bool(limit)}{limit}"}
     if not stable:
-        if is_ended:
-            why = f": {limit}. Set null, or copy one from before step {begins:,} away" if limit else ""
-            return {"branches": f"none: no checkpoint of step {begins:,} or before is left{why}"}
-        advice = f"; {limit}: set null, or copy those away that you want to keep" if limit else ""
         return {"branches": f"of any length, off checkpoints up to step {begins:,}{advice}"}
     ways = [f"{path.name} from {(step + decay_length(config, step)) * config.tokens_per_step:,} tokens on"
             for step, path in stable[-MOST_NAMED:]]  # fmt: skip
-    keeping = f" ({limit}: copy those away that you want to keep)" if limit and not is_ended else ""
-    return {
-        "branches": f"other lengths, {', '.join(ways)}{keeping}: ttl pretrain --decay_from {stable[-1][1]} "
-        "--max_tokens N --output_dir NEW"
-    }
+    command = f"ttl pretrain --decay_from {stable[-1][1]} --max_tokens N --output_dir NEW"
+    return {"branches": f"other lengths, {', '.join(ways)}: {command}{advice * (not is_ended)}"}
 
 
 def describe_request(config: Any, folder: Path) -> dict[str, str]:
