@@ -18,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from test_pretrain import interrupted_run, losses, make_values
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
@@ -254,6 +254,33 @@ def test_a_run_that_decayed_before_it_was_made_longer_has_no_branches_from_then_
     )
 
 
+def test_a_branch_of_a_run_that_was_made_longer_has_the_warm_up_that_the_run_had(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = planned(tmp_path / "stem", max_tokens=40 * STEP, save_steps=0.1)
+    interrupted_run(values, 9, monkeypatch)
+    longer = {**values, "max_tokens": 80 * STEP}
+    interrupted_run(longer, 17, monkeypatch)
+    source = Path(values["output_dir"]) / "checkpoint-16"
+    said: list[str] = []
+    monkeypatch.setattr(trainer_utils.logger, "warning_once", said.append)
+    folder = run(branch(source, tmp_path / "branch", 24, warmup_steps=0.1))
+    assert said == []
+    assert weights(folder) == weights(run(planned(tmp_path / "planned", warmup_steps=4)))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["warmup_steps"], config["save_steps"], config["eval_steps"]) == (4, 8, 12)
+
+
+def test_rows_that_are_given_as_texts_are_those_of_the_run(stem: Path, tmp_path: Path, corpus_folder: Path) -> None:
+    packing = {"inputs": [str(corpus_folder)], "context": 32}
+    values = branch(stem / "checkpoint-8", tmp_path / "branch", 12, validation_fraction=0.1, **packing)
+    resolved = pack_inputs(check_types(PretrainConfig, values))
+    assert resolved["packed"] == str(tmp_path / "branch" / "packed")
+    assert plan_run(build(PretrainConfig, resolved)).state == "new"
+    other = branch(stem / "checkpoint-8", tmp_path / "other", 12, validation_fraction=0.2, **packing)
+    assert "its run differs: packed_sha256 (there" in refusal(other)
+
+
 def test_the_checkpoint_is_kept_while_it_is_read(stem: Path, tmp_path: Path) -> None:
     values = branch(stem / "checkpoint-8", tmp_path / "branch", 12)
     with lease(stem / "checkpoint-8"), pytest.raises(InputError, match="another process holds this checkpoint"):
@@ -336,6 +363,8 @@ def test_a_decay_that_is_asked_for_is_the_planned_run_and_the_branch(
     training = json.loads((folder / "run.json").read_text())["training"]
     assert (training["steps"], training["ended_as_asked"]) == (11, "decay_now asked for the decay after step 8")
     assert "ended_by_cap" not in training
+    again = run(branch(folder / "checkpoint-8", tmp_path / "of-it", 11))
+    assert weights(again) == weights(eleven), "its warm-up was a tenth of the planned 24 steps"
     capsys.readouterr()
     assert weights(run(values)) == weights(eleven), "the same command does not make it longer"
     assert "is complete; decay_now asked for the decay after step 8. To go on" in capsys.readouterr().out
