@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -408,8 +409,9 @@ def _before_decay(kwargs: Any) -> dict[str, Any]:
 
 
 def stable_checkpoints(folder: Path, decay_step: int) -> list[tuple[int, Path]]:
-    """Return (step, folder) of the complete checkpoints of a run up to a step and before any decay, by step."""
-    return [(step, path) for step, path in complete_checkpoints(folder) if step <= decay_step and _is_stable(path)]
+    """Return (step, folder) of the last few complete checkpoints up to a step and before any decay, by step."""
+    there = [(step, path) for step, path in complete_checkpoints(folder) if step <= decay_step]
+    return list(islice(((step, path) for step, path in reversed(there) if _is_stable(path)), MOST_NAMED))[::-1]
 
 
 def _is_stable(checkpoint: Path) -> bool:

@@ -24,7 +24,7 @@ from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks,
 from ..planning.memory import REPEATS_WORTH_READING
 from ..stage_folder import DECAY_NOW_NAME
 from .config import DEFAULT_PROMPTS, PretrainConfig
-from .decay import MOST_NAMED, SCHEDULE, Decision, can_begin_early, decay_begins, decay_length, stable_checkpoints
+from .decay import SCHEDULE, Decision, can_begin_early, decay_begins, decay_length, stable_checkpoints
 from .optimizer import describe_optimizer
 from .run import (
     NOT_EVALUATED,
@@ -400,7 +400,7 @@ def describe_branches(config: Any, folder: Path, decision: Decision | None, is_e
     if not stable:
         return {"branches": f"of any length, off checkpoints up to step {begins:,}{advice}"}
     ways = [f"{path.name} from {(step + decay_length(config, step)) * config.tokens_per_step:,} tokens on"
-            for step, path in stable[-MOST_NAMED:]]  # fmt: skip
+            for step, path in stable]  # fmt: skip
     command = f"ttl pretrain --decay_from {stable[-1][1]} --max_tokens N --output_dir NEW"
     return {"branches": f"other lengths, {', '.join(ways)}: {command}{advice * (not is_ended)}"}
 
