@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from test_pretrain import interrupted_run, losses, make_values
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
 from teenytinyllama.checks import InputError, StoppedResumable
+from teenytinyllama.data.packed import load_packed
+from teenytinyllama.evaluation.held_out import HeldOutWindows, score_windows
+from teenytinyllama.models import from_pretrained
 from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.stage_folder import sha256_file
@@ -136,6 +141,15 @@ def test_a_branch_resumes_without_its_run(
     assert "is complete" not in refusal({**values, "learning_rate": 1.0})
 
 
+def test_a_checkpoint_that_is_kept_under_another_name(
+    stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(stem, tmp_path / "copy")
+    (copy / "checkpoint-8").rename(copy / "keep-8")
+    folder = run(branch(copy / "keep-8", tmp_path / "branch", 12))
+    assert weights(folder) == weights(run(branch(stem / "checkpoint-8", tmp_path / "other", 12)))
+
+
 def test_what_a_branch_builds_on(stem: Path, tmp_path: Path) -> None:
     first = run(branch(stem / "checkpoint-8", tmp_path / "first", 24))
     second = run(branch(first / "checkpoint-12", tmp_path / "second", 16))
@@ -200,7 +214,9 @@ def test_places_that_are_no_source_are_refused(
     stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, packed_folder: Path
 ) -> None:
     assert f"is a run. Give one of its checkpoints: {stem}/checkpoint-8, " in refusal(branch(stem, tmp_path / "x", 12))
-    assert "no such folder. Give a checkpoint-N" in refusal(branch(stem / "checkpoint-5", tmp_path / "x", 12))
+    assert f"no such folder. Give a checkpoint in the folder of a run: {stem}/checkpoint-8, " in refusal(
+        branch(stem / "checkpoint-5", tmp_path / "x", 12)
+    )
     assert "is the folder of the run that decay_from" in refusal(branch(stem / "checkpoint-8", stem, 12))
     alone = shutil.copytree(stem / "checkpoint-8", tmp_path / "checkpoint-8")
     assert "has no config.yaml and environment.json of a run" in refusal(branch(alone, tmp_path / "x", 12))
@@ -238,6 +254,33 @@ def test_a_run_that_decayed_before_it_was_made_longer_has_no_branches_from_then_
     )
 
 
+def test_a_branch_of_a_run_that_was_made_longer_has_the_warm_up_that_the_run_had(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = planned(tmp_path / "stem", max_tokens=40 * STEP, save_steps=0.1)
+    interrupted_run(values, 9, monkeypatch)
+    longer = {**values, "max_tokens": 80 * STEP}
+    interrupted_run(longer, 17, monkeypatch)
+    source = Path(values["output_dir"]) / "checkpoint-16"
+    said: list[str] = []
+    monkeypatch.setattr(trainer_utils.logger, "warning_once", said.append)
+    folder = run(branch(source, tmp_path / "branch", 24, warmup_steps=0.1))
+    assert said == []
+    assert weights(folder) == weights(run(planned(tmp_path / "planned", warmup_steps=4)))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["warmup_steps"], config["save_steps"], config["eval_steps"]) == (4, 8, 12)
+
+
+def test_rows_that_are_given_as_texts_are_those_of_the_run(stem: Path, tmp_path: Path, corpus_folder: Path) -> None:
+    packing = {"inputs": [str(corpus_folder)], "context": 32}
+    values = branch(stem / "checkpoint-8", tmp_path / "branch", 12, validation_fraction=0.1, **packing)
+    resolved = pack_inputs(check_types(PretrainConfig, values))
+    assert resolved["packed"] == str(tmp_path / "branch" / "packed")
+    assert plan_run(build(PretrainConfig, resolved)).state == "new"
+    other = branch(stem / "checkpoint-8", tmp_path / "other", 12, validation_fraction=0.2, **packing)
+    assert "its run differs: packed_sha256 (there" in refusal(other)
+
+
 def test_the_checkpoint_is_kept_while_it_is_read(stem: Path, tmp_path: Path) -> None:
     values = branch(stem / "checkpoint-8", tmp_path / "branch", 12)
     with lease(stem / "checkpoint-8"), pytest.raises(InputError, match="another process holds this checkpoint"):
@@ -253,10 +296,12 @@ def test_a_run_says_which_lengths_can_be_branched_off(
     folder = run(planned(tmp_path, save_total_limit=2))
     out = capsys.readouterr().out
     limit = "save_total_limit=2 keeps the newest 2 checkpoints alone"
-    assert f"branches   of any length, off checkpoints up to step 18; {limit}: set null, or copy those away" in out
+    assert (
+        f"branches   of any length, off checkpoints up to step 18; {limit}: set null, or keep one under another name"
+        in out
+    )
     last = out.rstrip().splitlines()[-1]
-    assert last == f"branches   none: no checkpoint of step 18 or before is left: {limit}. Set null, or copy one from " \
-                   "before step 18 away"  # fmt: skip
+    assert last == f"branches   none: no checkpoint of step 18 or before is left; {limit}"
     assert [step for step, _ in complete_checkpoints(folder)] == [20, 24]
     folder = run(branch(stem / "checkpoint-12", tmp_path / "all", 24))
     last = capsys.readouterr().out.rstrip().splitlines()[-1]
@@ -318,6 +363,8 @@ def test_a_decay_that_is_asked_for_is_the_planned_run_and_the_branch(
     training = json.loads((folder / "run.json").read_text())["training"]
     assert (training["steps"], training["ended_as_asked"]) == (11, "decay_now asked for the decay after step 8")
     assert "ended_by_cap" not in training
+    again = run(branch(folder / "checkpoint-8", tmp_path / "of-it", 11))
+    assert weights(again) == weights(eleven), "its warm-up was a tenth of the planned 24 steps"
     capsys.readouterr()
     assert weights(run(values)) == weights(eleven), "the same command does not make it longer"
     assert "is complete; decay_now asked for the decay after step 8. To go on" in capsys.readouterr().out
@@ -397,6 +444,75 @@ def test_a_decay_of_a_power_ends_at_zero_and_has_branches(
     assert weights(run(values)) == weights(folder)
 
 
+class Weights(TrainerCallback):
+    """Keep the weights after each step."""
+
+    def __init__(self) -> None:
+        self.after: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.after[state.global_step] = {n: p.detach().clone() for n, p in kwargs["model"].named_parameters()}
+
+
+def test_the_average_over_the_decay_is_what_is_scored_and_saved(
+    planned: Callable[..., dict[str, Any]], stem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, seen = {"warmup_steps": 3, "max_tokens": 12 * STEP, "save_steps": 5, "eval_steps": 6}, Weights()
+
+    def built(*arguments: Any) -> Any:
+        made = build_run(*arguments)
+        made.trainer.callback_handler.callbacks.insert(0, seen)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_module, "build_run", built)
+        averaged = run(planned(tmp_path / "averaged", ema_decay=0.7, **usual))
+    plain = run(planned(tmp_path / "plain", **usual))
+    assert losses(averaged) == losses(plain), "training does not see the average"
+    expected = seen.after[10]
+    for step in (11, 12):
+        expected = {name: 0.7 * value + 0.3 * seen.after[step][name] for name, value in expected.items()}
+    saved = load_file(averaged / "model.safetensors")
+    for name, value in expected.items():
+        assert torch.allclose(saved[name], value, atol=1e-7), name
+    assert weights(averaged) == weights(averaged / "checkpoint-12") != weights(plain)
+    assert [(path / "average.safetensors").exists() for _, path in complete_checkpoints(averaged)] == [
+        False,
+        True,
+        False,
+    ]
+    scores = [[r["bits_per_byte"] for r in read_jsonl(f / "metrics.jsonl") if "bits_per_byte" in r]
+              for f in (averaged, plain)]  # fmt: skip
+    assert scores[0][:2] == scores[1][:2]
+    assert scores[0][2] != scores[1][2]
+    loaded, _ = from_pretrained(str(averaged))
+    windows = HeldOutWindows(load_packed(str(planned(tmp_path)["packed"])), 32)
+    assert windows.summarise(score_windows(loaded, windows, 8))["bits_per_byte"] == pytest.approx(
+        json.loads((averaged / "run.json").read_text())["results"]["final"]["bits_per_byte"], rel=1e-5
+    )
+    interrupted = planned(tmp_path / "interrupted", ema_decay=0.7, **{**usual, "save_steps": 100})
+    interrupted_run(pack_inputs(interrupted), 11, monkeypatch)
+    assert weights(run(interrupted)) == weights(averaged)
+    asked = planned(tmp_path / "asked", warmup_steps=3, ema_decay=0.7, max_tokens=40 * STEP)
+    assert weights(run_asked(monkeypatch, asked, 9)) == weights(averaged)
+    again = branch(stem / "checkpoint-8", tmp_path / "branch", 12, ema_decay=0.7)
+    assert weights(run(again)) == weights(averaged)
+
+
+def test_an_average_that_cannot_be_is_refused(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, under_zero: Callable[[type, int], None]
+) -> None:
+    message = "ema_decay=.*: must lie between 0 and 1, and averages over the decay of warmup_stable_decay"
+    for changes in ({"ema_decay": 1.0}, {"ema_decay": 0.9, "lr_scheduler_type": "cosine"}):
+        with pytest.raises(InputError, match=message):
+            run(planned(tmp_path, **changes))
+    under_zero(TrainingArguments, 1)
+    with pytest.raises(
+        InputError, match="ema_decay=0.9: averages whole weights in float32, of which a rank under ZeRO"
+    ):
+        run(planned(tmp_path, ema_decay=0.9))
+
+
 def ttl(*words: str) -> str:
     """Run `ttl pretrain` on two ranks and return its output."""
     command = [sys.executable, "-m", "teenytinyllama", "pretrain", *words, "--accelerate", "cpu2"]
@@ -408,7 +524,9 @@ def ttl(*words: str) -> str:
 
 @pytest.mark.slow
 def test_a_branch_on_two_ranks(planned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(planned(tmp_path, warmup_steps=2, save_total_limit=5)))
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(planned(tmp_path, warmup_steps=2, save_total_limit=5, ema_decay=0.7))
+    )
     words = ["--config", str(tmp_path / "run.yaml")]
     ttl(*words)
     ttl(*words, "--max_tokens", str(12 * STEP), "--output_dir", str(tmp_path / "planned"))

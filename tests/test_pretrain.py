@@ -294,7 +294,10 @@ def test_a_complete_run_is_left_alone_and_can_be_made_longer(
     assert [step for step, _ in complete_checkpoints(folder)] == [8]
     before = (folder / "model.safetensors").stat().st_mtime_ns
     run(values)
-    assert "is complete; a longer run would go on from it" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert (
+        "is complete; a longer run would go on from it, after its decay; --decay_from a checkpoint from before" in out
+    )
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     run({**values, "max_tokens": 256 * 10})
     assert json.loads((folder / "run.json").read_text())["training"]["steps"] == 10

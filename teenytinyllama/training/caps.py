@@ -36,6 +36,7 @@ from .decay import (
     decay_begins,
     decay_steps,
     decision_in,
+    exported,
     find_schedule,
     raise_to_power,
     read_state,
@@ -344,15 +345,18 @@ class CapCallback(TrainerCallback, ExportableState):
         """
         self.config, self.spending, self.decision, self.is_blind = config, spending, decision, is_blind
         self.request = DecayRequest(config, folder) if folder is not None else None
-        self.stopped_blind = False
+        self.stopped_blind, self._warmup_steps = False, 0
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"args": {}, "attributes": {"decision": asdict(self.decision) if self.decision else None}}
+        """Return what a checkpoint keeps: the decision, and the steps of the warm-up that the run has had."""
+        decision = asdict(self.decision) if self.decision else None
+        return {"args": {}, "attributes": {"decision": decision, "warmup_steps": self._warmup_steps}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Make room for the decision in a state that was saved without one."""
         states: Any = state.stateful_callbacks
+        before = exported({"stateful_callbacks": states}).get("warmup_steps") if state.global_step else None
+        self._warmup_steps = args.get_warmup_steps(self.config.max_steps) if before is None else before
         states[type(self).__name__] = self.state()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

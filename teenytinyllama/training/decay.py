@@ -6,8 +6,8 @@ r"""Decay: where the rate of warmup_stable_decay begins to fall, and branches, w
                            e      E  steps  the run that was planned with that length.
 
 A branch is a run in a folder of its own. Its keys are those of the run that its checkpoint is of, and it resumes from
-that checkpoint first; the rest is as in any run. A share of the steps stays a share of its own length, but for the
-warm-up, which lies behind: the branch keeps its steps.
+that checkpoint first; the rest is as in any run. The decay has its share of the branch's own length. The warm-up lies
+behind, so the branch keeps the steps of its run, and likewise those between logs, evaluations and saves.
 """
 
 import json
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ from .saving import recorded_identity
 SCHEDULE = "warmup_stable_decay"
 # Keys that say how the rate falls alone: nothing before the decay depends on them, so a branch may have others.
 _DECAY_KEYS = frozenset({"num_decay_steps", "decay_type", "num_cycles"})
+_INTERVALS = ("logging_steps", "eval_steps", "save_steps")
 # Keys of a run that are not those of its branches.
 _NOT_INHERITED = (
     "output_dir run_name decay_from max_tokens max_steps max_kwh max_cost max_hours hard_stop push_to_hub hub_model_id "
-    "hub_strategy hub_private_repo hub_always_push hub_revision"
+    "hub_strategy hub_private_repo hub_always_push hub_revision per_device_eval_batch_size"
 )
 _MOST_POWER = 10
 MOST_NAMED = 5  # checkpoints in a message
@@ -198,6 +200,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error}). Delete that checkpoint.") from error
 
 
+def exported(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the callback that decides, `caps.CapCallback`, keeps in the Trainer's state."""
+    states = state.get("stateful_callbacks") or {}
+    found: dict[str, Any] = states.get("CapCallback", {}).get("attributes", {})
+    return found
+
+
 def decision_in(state: dict[str, Any], path: Path) -> Decision | None:
     """Return the decision to end earlier that the Trainer's state in a checkpoint holds, or None.
 
@@ -209,9 +218,7 @@ def decision_in(state: dict[str, Any], path: Path) -> Decision | None:
         InputError: it is damaged.
     """
     try:
-        # The name of the callback that decides, see `caps.CapCallback`.
-        states = state.get("stateful_callbacks") or {}
-        found = states.get("CapCallback", {}).get("attributes", {}).get("decision")
+        found = exported(state).get("decision")
         return Decision(**found) if found else None
     except (TypeError, AttributeError) as error:
         raise InputError(f"{path / 'trainer_state.json'}: cannot be read ({error}). Delete that checkpoint.") from error
@@ -225,14 +232,14 @@ class BranchPoint:
         path: of the checkpoint.
         step: of the checkpoint.
         values: the keys in the run's `config.yaml`.
-        warmup_steps: of the run.
+        steps: of the run's warm-up, and between its logs, evaluations and saves where the run has shares for them.
         decay_step: after which the rate of the run falls, or fell.
     """
 
     path: Path
     step: int
     values: dict[str, Any]
-    warmup_steps: int
+    steps: dict[str, int]
     decay_step: int
 
 
@@ -251,28 +258,31 @@ def read_branch_point(checkpoint: str, config_class: type) -> BranchPoint:
         not (path / ENVIRONMENT_NAME).is_file(),
         f"decay_from={path}: is a run. Give one of its checkpoints: {_names(complete_checkpoints(path))}.",
     )
-    ensure(path.is_dir(), f"decay_from={path}: no such folder. Give a checkpoint-N in the folder of a run.")
+    ensure(
+        path.is_dir(),
+        f"decay_from={path}: no such folder. Give a checkpoint in the folder of a run: "
+        f"{_names(complete_checkpoints(path.parent))}.",
+    )
     step, values = read_marker(path).step, _run_values(path.parent, config_class)
-    usual = {name: getattr(config_class, name) for name in ("lr_scheduler_type", "warmup_steps", "decay_fraction")}
-    schedule = values.get("lr_scheduler_type", usual["lr_scheduler_type"])
+    names = ("lr_scheduler_type", "decay_fraction", "warmup_steps", *_INTERVALS)
+    stated = {name: values.get(name, getattr(config_class, name)) for name in names}
+    schedule = stated["lr_scheduler_type"]
     ensure(
         schedule == SCHEDULE,
         f"decay_from={path}: its run has lr_scheduler_type={schedule}, whose rate at every step depends on the run's "
         f"length. Only runs with {SCHEDULE} have branches.",
     )
     state = read_state(path)
-    max_steps, warmup = int(state.get("max_steps", 0)), values.get("warmup_steps", usual["warmup_steps"])
-    decision = decision_in(state, path)
-    given = values.get("lr_scheduler_kwargs") or {}
-    fraction = values.get("decay_fraction", usual["decay_fraction"])
-    planned = max_steps - int(given.get("num_decay_steps") or planned_decay_steps(max_steps, fraction))
-    fell = _rate_fell(state)
+    max_steps, decision, warmup = int(state.get("max_steps", 0)), decision_in(state, path), stated["warmup_steps"]
+    given = (values.get("lr_scheduler_kwargs") or {}).get("num_decay_steps")
+    planned = max_steps - int(given or planned_decay_steps(max_steps, stated["decay_fraction"]))
+    fell, known = _rate_fell(state), exported(state).get("warmup_steps")
+    steps = {name: int(state[name]) for name in _INTERVALS if 0 < (stated[name] or 0) < 1 and state.get(name)}
+    steps["warmup_steps"] = math.ceil(warmup * max_steps) if 0 < warmup < 1 else int(warmup)
+    if known is not None:  # since then the run may have got another length, and its share another meaning
+        steps["warmup_steps"] = int(known)
     return BranchPoint(
-        path,
-        step,
-        values,
-        math.ceil(warmup * max_steps) if 0 < warmup < 1 else int(warmup),
-        min(decision.step if decision else planned, planned if fell is None else fell - 2),
+        path, step, values, steps, min(decision.step if decision else planned, planned if fell is None else fell - 2)
     )
 
 
@@ -340,10 +350,11 @@ def branch_values(config_class: Any, values: dict[str, Any]) -> dict[str, Any]:
     # Rows that are given as texts are packed anew, and compared with the run's by their hash.
     left_out = {*_NOT_INHERITED.split(), *(["packed"] if values.get("inputs") else [])}
     merged = {**{name: value for name, value in before.items() if name not in left_out}, **values}
-    given, warmup = values.get("warmup_steps"), before.get("warmup_steps", config_class.warmup_steps)
-    if given in (None, warmup) or (begun and 0 < float(given or 0) < 1):
-        merged["warmup_steps"] = float(point.warmup_steps if point else warmup)
-    return merged
+    for name in ("warmup_steps", *_INTERVALS):
+        given, stated = values.get(name), before.get(name, getattr(config_class, name))
+        if given in (None, stated) or (begun and 0 < float(given or 0) < 1):
+            merged[name] = point.steps.get(name, stated) if point else stated
+    return check_types(config_class, merged)
 
 
 def check_branch(config: Any, identity: dict[str, Any], defaults: dict[str, str]) -> None:
@@ -363,19 +374,20 @@ def check_branch(config: Any, identity: dict[str, Any], defaults: dict[str, str]
     environment = StageFolder(run, "training", "run").begun()
     assert environment is not None  # `read_branch_point` has looked
     before = recorded_identity(run, environment, defaults)
-    free = {"warmup_steps", "decay_fraction", "decay_power", "lr_scheduler_kwargs"}
+    free = {"warmup_steps", "decay_fraction", "decay_power", "ema_decay", "lr_scheduler_kwargs"}
     different = [f"{name} (there {before.get(name)}, now {value})" for name, value in {**defaults, **identity}.items()
                  if name not in free and before.get(name) != value]  # fmt: skip
-    if int(config.warmup_steps) != point.warmup_steps:
-        different.append(f"warmup_steps (there {point.warmup_steps}, now {int(config.warmup_steps)})")
+    warmup_steps = point.steps["warmup_steps"]
+    if int(config.warmup_steps) != warmup_steps:
+        different.append(f"warmup_steps (there {warmup_steps}, now {int(config.warmup_steps)})")
     schedules = [_before_decay(kwargs) for kwargs in (point.values.get("lr_scheduler_kwargs"), config.given_schedule)]
     if schedules[0] != schedules[1]:
         different.append(f"lr_scheduler_kwargs (there {schedules[0]}, now {schedules[1]})")
     ensure(
         not different,
         f"{refusal}its run differs: {'; '.join(different)}. A branch keeps what decided the weights so far. Leave "
-        f"those out; only decay_fraction, decay_power, and of lr_scheduler_kwargs {', '.join(sorted(_DECAY_KEYS))} may "
-        "differ.",
+        "those out; only decay_fraction, decay_power, ema_decay, and of lr_scheduler_kwargs "
+        f"{', '.join(sorted(_DECAY_KEYS))} may differ.",
     )
     ensure(
         point.step <= point.decay_step,
@@ -397,8 +409,9 @@ def _before_decay(kwargs: Any) -> dict[str, Any]:
 
 
 def stable_checkpoints(folder: Path, decay_step: int) -> list[tuple[int, Path]]:
-    """Return (step, folder) of the complete checkpoints of a run up to a step and before any decay, by step."""
-    return [(step, path) for step, path in complete_checkpoints(folder) if step <= decay_step and _is_stable(path)]
+    """Return (step, folder) of the last few complete checkpoints up to a step and before any decay, by step."""
+    there = [(step, path) for step, path in complete_checkpoints(folder) if step <= decay_step]
+    return list(islice(((step, path) for step, path in reversed(there) if _is_stable(path)), MOST_NAMED))[::-1]
 
 
 def _is_stable(checkpoint: Path) -> bool:

@@ -22,10 +22,10 @@ from ..evaluation.scoring import local_tasks
 from ..models import ensure_llama_shape, load_config, load_tokenizer
 from ..planning.memory import checkpoint_bytes, final_model_bytes, optimizer_bytes
 from ..presets import count_parameters, get_preset, preset_config
-from ..stage_folder import MANIFEST_NAME, parse_record
+from ..stage_folder import MANIFEST_NAME, find_manifest, parse_record
 from ..tokenizer.encode import tokenizer_fingerprint
 from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
-from .decay import branch_values, check_branch
+from .decay import SCHEDULE, branch_values, check_branch
 from .saving import check_run_folder, identity_defaults, run_identity
 from .settings import RunSettings, planned_for
 from .speed import optimizer_of
@@ -232,6 +232,11 @@ def describe_continuation(folder: Path) -> str:
     """Return how a user can train on from a complete run, for a message."""
     if reason := ended_early(folder):
         return f"{reason}. To go on, give it as model_name_or_path of a new run"
+    if (find_manifest(folder) or {}).get("config", {}).get("lr_scheduler_type") == SCHEDULE:
+        return (
+            "a longer run would go on from it, after its decay; --decay_from a checkpoint from before that goes on as "
+            "if the run had been planned longer"
+        )
     return "a longer run would go on from it"
 
 
