@@ -14,18 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 from test_pretrain import interrupted_run, losses, make_values
 from transformers import TrainerCallback, TrainingArguments, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
 from teenytinyllama.checks import InputError, StoppedResumable
-from teenytinyllama.data.packed import load_packed
-from teenytinyllama.evaluation.held_out import HeldOutWindows, score_windows
-from teenytinyllama.models import from_pretrained
 from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.stage_folder import sha256_file
@@ -444,75 +439,6 @@ def test_a_decay_of_a_power_ends_at_zero_and_has_branches(
     assert weights(run(values)) == weights(folder)
 
 
-class Weights(TrainerCallback):
-    """Keep the weights after each step."""
-
-    def __init__(self) -> None:
-        self.after: dict[int, dict[str, torch.Tensor]] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.after[state.global_step] = {n: p.detach().clone() for n, p in kwargs["model"].named_parameters()}
-
-
-def test_the_average_over_the_decay_is_what_is_scored_and_saved(
-    planned: Callable[..., dict[str, Any]], stem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual, seen = {"warmup_steps": 3, "max_tokens": 12 * STEP, "save_steps": 5, "eval_steps": 6}, Weights()
-
-    def built(*arguments: Any) -> Any:
-        made = build_run(*arguments)
-        made.trainer.callback_handler.callbacks.insert(0, seen)
-        return made
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain_module, "build_run", built)
-        averaged = run(planned(tmp_path / "averaged", ema_decay=0.7, **usual))
-    plain = run(planned(tmp_path / "plain", **usual))
-    assert losses(averaged) == losses(plain), "training does not see the average"
-    expected = seen.after[10]
-    for step in (11, 12):
-        expected = {name: 0.7 * value + 0.3 * seen.after[step][name] for name, value in expected.items()}
-    saved = load_file(averaged / "model.safetensors")
-    for name, value in expected.items():
-        assert torch.allclose(saved[name], value, atol=1e-7), name
-    assert weights(averaged) == weights(averaged / "checkpoint-12") != weights(plain)
-    assert [(path / "average.safetensors").exists() for _, path in complete_checkpoints(averaged)] == [
-        False,
-        True,
-        False,
-    ]
-    scores = [[r["bits_per_byte"] for r in read_jsonl(f / "metrics.jsonl") if "bits_per_byte" in r]
-              for f in (averaged, plain)]  # fmt: skip
-    assert scores[0][:2] == scores[1][:2]
-    assert scores[0][2] != scores[1][2]
-    loaded, _ = from_pretrained(str(averaged))
-    windows = HeldOutWindows(load_packed(str(planned(tmp_path)["packed"])), 32)
-    assert windows.summarise(score_windows(loaded, windows, 8))["bits_per_byte"] == pytest.approx(
-        json.loads((averaged / "run.json").read_text())["results"]["final"]["bits_per_byte"], rel=1e-5
-    )
-    interrupted = planned(tmp_path / "interrupted", ema_decay=0.7, **{**usual, "save_steps": 100})
-    interrupted_run(pack_inputs(interrupted), 11, monkeypatch)
-    assert weights(run(interrupted)) == weights(averaged)
-    asked = planned(tmp_path / "asked", warmup_steps=3, ema_decay=0.7, max_tokens=40 * STEP)
-    assert weights(run_asked(monkeypatch, asked, 9)) == weights(averaged)
-    again = branch(stem / "checkpoint-8", tmp_path / "branch", 12, ema_decay=0.7)
-    assert weights(run(again)) == weights(averaged)
-
-
-def test_an_average_that_cannot_be_is_refused(
-    planned: Callable[..., dict[str, Any]], tmp_path: Path, under_zero: Callable[[type, int], None]
-) -> None:
-    message = "ema_decay=.*: must lie between 0 and 1, and averages over the decay of warmup_stable_decay"
-    for changes in ({"ema_decay": 1.0}, {"ema_decay": 0.9, "lr_scheduler_type": "cosine"}):
-        with pytest.raises(InputError, match=message):
-            run(planned(tmp_path, **changes))
-    under_zero(TrainingArguments, 1)
-    with pytest.raises(
-        InputError, match="ema_decay=0.9: averages whole weights in float32, of which a rank under ZeRO"
-    ):
-        run(planned(tmp_path, ema_decay=0.9))
-
-
 def ttl(*words: str) -> str:
     """Run `ttl pretrain` on two ranks and return its output."""
     command = [sys.executable, "-m", "teenytinyllama", "pretrain", *words, "--accelerate", "cpu2"]
@@ -524,9 +450,7 @@ def ttl(*words: str) -> str:
 
 @pytest.mark.slow
 def test_a_branch_on_two_ranks(planned: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(
-        yaml.safe_dump(planned(tmp_path, warmup_steps=2, save_total_limit=5, ema_decay=0.7))
-    )
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(planned(tmp_path, warmup_steps=2, save_total_limit=5)))
     words = ["--config", str(tmp_path / "run.yaml")]
     ttl(*words)
     ttl(*words, "--max_tokens", str(12 * STEP), "--output_dir", str(tmp_path / "planned"))

@@ -131,11 +131,6 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
         metadata={"help": "warmup_stable_decay: in its decay the rate is the peak times the share of the decay that is "
                           "left, to this power; 1: linear"},
     )  # fmt: skip
-    ema_decay: float | None = field(
-        default=None,
-        metadata={"help": "warmup_stable_decay: end with an exponential moving average of the weights over the decay, "
-                          "which keeps this share of itself a step, such as 0.99; null: with the last weights"},
-    )  # fmt: skip
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
 
@@ -179,11 +174,6 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             f"lr_scheduler_type={schedule}: decay_from={self.decay_from} needs {SCHEDULE}. Leave the key out.",
         )
         check_power(self)
-        ensure(
-            self.ema_decay is None or (0 < self.ema_decay < 1 and schedule == SCHEDULE),
-            f"ema_decay={self.ema_decay}, lr_scheduler_type={schedule}: must lie between 0 and 1, and averages over "
-            f"the decay of {SCHEDULE}. Leave it out, or set that schedule.",
-        )
         check_caps(self)
         for key in ("cloze_items", "signal_items"):
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")

@@ -374,7 +374,7 @@ def check_branch(config: Any, identity: dict[str, Any], defaults: dict[str, str]
     environment = StageFolder(run, "training", "run").begun()
     assert environment is not None  # `read_branch_point` has looked
     before = recorded_identity(run, environment, defaults)
-    free = {"warmup_steps", "decay_fraction", "decay_power", "ema_decay", "lr_scheduler_kwargs"}
+    free = {"warmup_steps", "decay_fraction", "decay_power", "lr_scheduler_kwargs"}
     different = [f"{name} (there {before.get(name)}, now {value})" for name, value in {**defaults, **identity}.items()
                  if name not in free and before.get(name) != value]  # fmt: skip
     warmup_steps = point.steps["warmup_steps"]
@@ -386,8 +386,8 @@ def check_branch(config: Any, identity: dict[str, Any], defaults: dict[str, str]
     ensure(
         not different,
         f"{refusal}its run differs: {'; '.join(different)}. A branch keeps what decided the weights so far. Leave "
-        "those out; only decay_fraction, decay_power, ema_decay, and of lr_scheduler_kwargs "
-        f"{', '.join(sorted(_DECAY_KEYS))} may differ.",
+        f"those out; only decay_fraction, decay_power, and of lr_scheduler_kwargs {', '.join(sorted(_DECAY_KEYS))} may "
+        "differ.",
     )
     ensure(
         point.step <= point.decay_step,

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from ..checkpoints import checkpoint_path, recorded_branch
-from ..checks import counted, ensure
+from ..checkpoints import recorded_branch
+from ..checks import counted
 from ..data.input_files import hub_datasets
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats
 from ..evaluation.scoring import SignalTask, can_score, cloze_task, local_tasks, score_signal
@@ -192,65 +191,8 @@ class HeldOutEvaluation:
         return name.endswith(("_acc", "_acc_norm", "_bits_per_byte"))
 
 
-_AVERAGE_NAME = "average.safetensors"  # in a checkpoint from within a decay
-
-
-class AverageCallback(TrainerCallback):
-    """Average the weights over the decay, and end the run with the average in their place.
-
-    After the first step of the decay the average is the weights; after each later one `ema_decay` times itself and the
-    rest the weights. All that comes after the last step (scores, samples, the last checkpoint) is of the average.
-    Every rank keeps one, in float32.
-    """
-
-    def __init__(self, config: PretrainConfig, run: Run) -> None:
-        """Average the weights of a run; `run.banner.checkpoint` is the checkpoint that it resumes from."""
-        self.config, self.run = config, run
-        self.average: dict[str, torch.Tensor] = {}
-
-    def _begins(self) -> int:
-        decision = self.run.cap.decision if self.run.cap else None
-        return decision.step if decision else decay_begins(self.config)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Go on from the average in the checkpoint; that of the last step has it as its weights."""
-        checkpoint = self.run.banner.checkpoint
-        if checkpoint is not None and self._begins() < state.global_step < state.max_steps:
-            self.average = load_file(checkpoint / _AVERAGE_NAME, device=str(args.device))
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the weights of a step of the decay; after the last one put the average into the model."""
-        if state.global_step <= self._begins():
-            return
-        assert self.config.ema_decay is not None
-        weights = {name: weight.detach() for name, weight in kwargs["model"].named_parameters()}
-        if not self.average:
-            self.average = {name: weight.clone() for name, weight in weights.items()}
-        averages = [self.average[name] for name in weights]
-        torch._foreach_lerp_(averages, list(weights.values()), 1 - self.config.ema_decay)
-        if state.global_step >= state.max_steps:
-            torch._foreach_copy_(list(weights.values()), averages)
-            self.average = {}
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the average into the checkpoint."""
-        if self.average and state.is_world_process_zero:
-            folder = checkpoint_path(Path(str(self.config.output_dir)), state.global_step)
-            save_file(self.average, folder / _AVERAGE_NAME)
-
-
 def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
-    """Return the Trainer of a checked plan with its callbacks.
-
-    Raises:
-        InputError: an average of the weights under ZeRO.
-    """
-    zero_stage = zero_stage_of(config) or 0
-    ensure(
-        config.ema_decay is None or not zero_stage,
-        f"ema_decay={config.ema_decay}: averages whole weights in float32, of which a rank under ZeRO has a part. Use "
-        "`--accelerate ddp`, or leave it out.",
-    )
+    """Return the Trainer of a checked plan with its callbacks."""
     evaluation = HeldOutEvaluation(
         HeldOutWindows(plan.packed, plan.packed.manifest["context"], max_tokens=config.eval_max_tokens)
     )
@@ -265,6 +207,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         processing_class=plan.tokenizer,
         compute_metrics=evaluation,
     )
+    zero_stage = zero_stage_of(config) or 0
     trainer.speed = config.speed_plan(plan.model_config, zero_stage)
     if config.eval_strategy != "no":
         held_out = plan.packed.documents["num_tokens"]
@@ -292,9 +235,6 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         kind = model.config.model_type
         lines["signals"] = f"no questions while it trains: they are asked of Llamas alone, and this is a {kind}"
     run = assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)
-    if config.ema_decay is not None:  # after what decides the end, and before the checkpoint is marked
-        average = trainer.clock.watch(AverageCallback(config, run), "callbacks")
-        trainer.callback_handler.callbacks.insert(-1, average)
     if asks:
         tasks = build_signal_tasks(config, plan.packed, evaluation.windows.document_ids, plan.tokenizer)
         rows = int(config.per_device_eval_batch_size or 8)
