@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from test_pretrain import interrupted_run, losses, make_values
-from transformers import TrainerCallback, TrainingArguments, trainer_utils
+from transformers import TrainerCallback, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
@@ -190,9 +190,6 @@ def test_what_a_branch_builds_on(stem: Path, tmp_path: Path) -> None:
     (8, {"warmup_steps": 0.2}, r"its run differs: warmup_steps \(there 3, now 4\)"),
     (8, {"lr_scheduler_kwargs": {"min_lr_ratio": 0.1}}, r"lr_scheduler_kwargs \(there \{\}, now \{'min_lr_ratio': 0\.1\}\)"),
     (8, {"lr_scheduler_type": "cosine"}, r"lr_scheduler_type=cosine: decay_from=\S+ needs warmup_stable_decay"),
-    (8, {"decay_power": 0}, r"decay_power=0\.0: must lie in \(0, 10\]; 1 is linear"),
-    (8, {"decay_power": 2.0, "lr_scheduler_kwargs": {"decay_type": "1-sqrt"}}, r"decay_power=2\.0: is the power of the "
-     r"linear decay of warmup_stable_decay\. Set that lr_scheduler_type, without decay_type and min_lr_ratio"),
     (8, {"max_tokens": None}, r"max_tokens: missing\. Give the tokens of the finished branch"),
     (8, {"output_dir": None}, r"output_dir: missing\. Give a new folder for the branch"),
 ])  # fmt: skip
@@ -424,19 +421,6 @@ def test_a_damaged_request_is_refused(planned: Callable[..., dict[str, Any]], tm
         run(values)
     (folder / "decay_now").unlink()
     assert json.loads((run(values) / "run.json").read_text())["training"]["steps"] == 24, "deleted: as planned"
-
-
-def test_a_decay_of_a_power_ends_at_zero_and_has_branches(
-    planned: Callable[..., dict[str, Any]], stem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usual = {"warmup_steps": 3, "decay_power": 1.5}
-    folder = run(planned(tmp_path / "planned", max_tokens=11 * STEP, **usual))
-    assert rates(folder)[8:] == pytest.approx([3e-3 * left**1.5 for left in (1, 2 / 3, 1 / 3)])
-    assert rates(folder)[:3] == pytest.approx([0, 1e-3, 2e-3]), "the warm-up stays linear"
-    assert weights(run(branch(stem / "checkpoint-8", tmp_path / "branch", 11, decay_power=1.5))) == weights(folder)
-    values = planned(tmp_path / "asked", save_steps=100, **usual)
-    run_asked(monkeypatch, values, 8, 10)
-    assert weights(run(values)) == weights(folder)
 
 
 def ttl(*words: str) -> str:

@@ -37,8 +37,6 @@ from .decay import (
     decay_steps,
     decision_in,
     exported,
-    find_schedule,
-    raise_to_power,
     read_state,
     recorded_decision,
 )
@@ -390,7 +388,9 @@ def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
     """Make a scheduler in use go on as that of a run of `end_step` steps, which had the same rates until now."""
     from transformers import get_scheduler
 
-    inner = find_schedule(scheduler)
+    inner = scheduler
+    while not isinstance(inner, torch.optim.lr_scheduler.LambdaLR):
+        inner = inner.scheduler  # accelerate's and DeepSpeed's wrappers
     dummy = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     assert isinstance(config.lr_scheduler_kwargs, dict)
     kwargs = {**config.lr_scheduler_kwargs, "num_decay_steps": decision.end_step - decision.step}
@@ -401,7 +401,6 @@ def begin_decay(scheduler: Any, config: CapKeys, decision: Decision) -> None:
         num_training_steps=decision.end_step,
         scheduler_specific_kwargs=kwargs,
     )
-    raise_to_power(planned, config, decision.step)
     inner.lr_lambdas = [planned.lr_lambdas[0] for _ in inner.lr_lambdas]
 
 

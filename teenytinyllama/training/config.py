@@ -16,7 +16,7 @@ from ..planning.memory import OptimizerName, batch_for
 from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import check_caps, has_caps
-from .decay import SCHEDULE, Decision, check_power
+from .decay import SCHEDULE, Decision
 from .library import check_zero
 from .optimizer import check_optimizer
 from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
@@ -126,11 +126,6 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "cosine, warmup_stable_decay, linear, …"})
     warmup_steps: float = field(default=0.02, metadata={"help": "steps, or below 1 a share of all steps"})
-    decay_power: float = field(
-        default=1.0,
-        metadata={"help": "warmup_stable_decay: in its decay the rate is the peak times the share of the decay that is "
-                          "left, to this power; 1: linear"},
-    )  # fmt: skip
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
 
@@ -173,7 +168,6 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             self.decay_from is None or schedule == SCHEDULE,
             f"lr_scheduler_type={schedule}: decay_from={self.decay_from} needs {SCHEDULE}. Leave the key out.",
         )
-        check_power(self)
         check_caps(self)
         for key in ("cloze_items", "signal_items"):
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")

@@ -12,15 +12,12 @@ behind, so the branch keeps the steps of its run, and likewise those between log
 
 import json
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -40,7 +37,6 @@ _NOT_INHERITED = (
     "output_dir run_name decay_from max_tokens max_steps max_kwh max_cost max_hours hard_stop push_to_hub hub_model_id "
     "hub_strategy hub_private_repo hub_always_push hub_revision per_device_eval_batch_size"
 )
-_MOST_POWER = 10
 MOST_NAMED = 5  # checkpoints in a message
 
 
@@ -86,39 +82,6 @@ def decay_begins(config: Any) -> int:
     """Return the step after which the rate of a config with this schedule falls."""
     assert isinstance(config.lr_scheduler_kwargs, dict)
     return int(config.max_steps) - int(config.lr_scheduler_kwargs["num_decay_steps"])
-
-
-def check_power(config: Any) -> None:
-    """Refuse a `decay_power` without a linear decay to zero that it can be the power of.
-
-    Raises:
-        InputError: it is not positive, or the config has another schedule or decay.
-    """
-    power, kwargs = config.decay_power, config.lr_scheduler_kwargs or {}
-    ensure(0 < power <= _MOST_POWER, f"decay_power={power}: must lie in (0, {_MOST_POWER}]; 1 is linear.")
-    ensure(
-        power == 1 or (config.lr_scheduler_type == SCHEDULE and not {"decay_type", "min_lr_ratio"} & set(kwargs)),
-        f"decay_power={power}: is the power of the linear decay of {SCHEDULE}. Set that lr_scheduler_type, without "
-        "decay_type and min_lr_ratio in lr_scheduler_kwargs; or leave decay_power out.",
-    )
-
-
-def find_schedule(scheduler: Any) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return the schedule in accelerate's and DeepSpeed's wrappers."""
-    while not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        scheduler = scheduler.scheduler
-    return scheduler
-
-
-def raise_to_power(schedule: torch.optim.lr_scheduler.LambdaLR, config: Any, begins: int) -> None:
-    """Raise a schedule's factors after step `begins` to the power `decay_power`; transformers has no such decay."""
-    power = getattr(config, "decay_power", 1)
-    if power != 1:
-        schedule.lr_lambdas = [partial(_powered, factor, begins, power) for factor in schedule.lr_lambdas]
-
-
-def _powered(factor: Callable[[int], float], begins: int, power: float, step: int) -> float:
-    return factor(step) ** power if step > begins else factor(step)
 
 
 def can_begin_early(config: Any) -> bool:
@@ -374,7 +337,7 @@ def check_branch(config: Any, identity: dict[str, Any], defaults: dict[str, str]
     environment = StageFolder(run, "training", "run").begun()
     assert environment is not None  # `read_branch_point` has looked
     before = recorded_identity(run, environment, defaults)
-    free = {"warmup_steps", "decay_fraction", "decay_power", "lr_scheduler_kwargs"}
+    free = {"warmup_steps", "decay_fraction", "lr_scheduler_kwargs"}
     different = [f"{name} (there {before.get(name)}, now {value})" for name, value in {**defaults, **identity}.items()
                  if name not in free and before.get(name) != value]  # fmt: skip
     warmup_steps = point.steps["warmup_steps"]
@@ -386,8 +349,7 @@ def check_branch(config: Any, identity: dict[str, Any], defaults: dict[str, str]
     ensure(
         not different,
         f"{refusal}its run differs: {'; '.join(different)}. A branch keeps what decided the weights so far. Leave "
-        f"those out; only decay_fraction, decay_power, and of lr_scheduler_kwargs {', '.join(sorted(_DECAY_KEYS))} may "
-        "differ.",
+        f"those out; only decay_fraction, and {', '.join(sorted(_DECAY_KEYS))} of lr_scheduler_kwargs, may differ.",
     )
     ensure(
         point.step <= point.decay_step,

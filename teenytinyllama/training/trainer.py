@@ -31,7 +31,6 @@ from ..models import finish_saved, without_cudnn_attention
 from ..processes import STOP_SIGNALS, give_back_signals, take_stop_signals
 from ..stage_folder import SAMPLES_NAME
 from .caps import Pauses, Spent, spent_in
-from .decay import decay_begins, find_schedule, raise_to_power
 from .metrics import append_jsonl, rewind_jsonl
 from .optimizer import MuonAdamW, parameter_groups
 from .speed import SpeedPlan, eager
@@ -210,16 +209,6 @@ class Pretrainer(RunTrainer, Trainer):
         if self.optimizer is None and config.optimizer != "adamw":
             self.optimizer = MuonAdamW(parameter_groups(trained, config))
         return super().create_optimizer(model)  # type: ignore[no-any-return]
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: "torch.optim.Optimizer | None" = None
-    ) -> "torch.optim.lr_scheduler.LRScheduler":
-        """Return the schedule, whose decay has the config's power."""
-        is_new, config = self.lr_scheduler is None, self.args
-        schedule = super().create_scheduler(num_training_steps, optimizer)
-        if is_new and getattr(config, "decay_power", 1) != 1:
-            raise_to_power(find_schedule(schedule), config, decay_begins(config))
-        return schedule
 
     def compute_loss(self, model: "nn.Module", inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the Trainer's loss (see `speed.fuse_loss`), without the key-value cache, which would cost copies."""
