@@ -7,7 +7,8 @@ set -euo pipefail
 size=${1:?usage: recipes/reproduce.sh tiny|160m|460m|1b1 [options of ttl pretrain]}
 shift
 configs="$(dirname "$0")/configs/$size"
-[ -d "$configs" ] || { echo "error: $size: no such size. Use one of $(ls "$(dirname "$0")/configs" | xargs)" >&2; exit 2; }
+sizes=$(cd "$(dirname "$0")/configs" && dirname -- */tokenizer.yaml | xargs)
+[ -f "$configs/tokenizer.yaml" ] || { echo "error: $size: no such size. Use one of $sizes" >&2; exit 2; }
 
 ttl tokenizer --config "$configs/tokenizer.yaml"      # texts -> outputs/SIZE/tokenizer, with its audit
 ttl pack --config "$configs/pack.yaml"                # texts -> outputs/SIZE/packed: rows of tokens

@@ -264,7 +264,7 @@ def _warnings(plan: Plan) -> list[str]:
     if choice.preset == "tiny" and plan.machine.gpu != CPU and plan.machine.run is None:
         lines.append("  A model as small as tiny keeps no GPU busy: expect a small part of this speed.")
     if choice.preset == "tiny" and len({option.preset for option in plan.options}) > 1:
-        lines.append("  Losses of tiny, whose vocabulary has 2,048 entries, do not compare with those of the others.")
+        lines.append("  Losses of tiny, whose vocabulary has 4,096 entries, do not compare with those of the others.")
     if choice.tokens_per_parameter > MOST_TOKENS_PER_PARAMETER:
         lines.append(f"  Warning: nobody has measured that a model learns from more than "
                      f"{MOST_TOKENS_PER_PARAMETER:,} tokens a parameter (arXiv 2401.00448).")  # fmt: skip
