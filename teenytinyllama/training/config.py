@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from ..checks import counted, ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
-from ..distributed import deepspeed_settings
+from ..distributed import deepspeed_settings, ranks_of_run
 from ..models import has_plain_head
 from ..planning.memory import OptimizerName, batch_for
 from ..presets import flops_per_token
@@ -19,7 +19,7 @@ from .caps import check_caps, has_caps
 from .decay import SCHEDULE, Decision
 from .library import check_zero
 from .optimizer import check_optimizer
-from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
+from .settings import REFUSED_KEYS, RunSettings
 from .speed import SpeedPlan, check_speed, plan_speed
 
 if TYPE_CHECKING:
