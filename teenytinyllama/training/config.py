@@ -129,7 +129,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
 
-    cap_decision: Decision | None = field(init=False, default=None)
+    early_end: Decision | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Derive batch, steps and precision, then hand over to TrainingArguments.

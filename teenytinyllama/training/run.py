@@ -112,7 +112,7 @@ def assemble_run(
         spending.hours_left = functools.partial(hours_until_cap, config)
     if has_caps(config) or can_begin_early(config):
         asked_in = plan.folder if can_begin_early(config) else None
-        cap = CapCallback(config, spending, config.cap_decision, energy.has_failed, asked_in)
+        cap = CapCallback(config, spending, config.early_end, energy.has_failed, asked_in)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     trainer.add_callback(IntervalsCallback())
