@@ -1,0 +1,224 @@
+"""Shards of the corpus stage: what one task reads of one source, the documents in it, and the files between phases.
+
+The cut into shards depends on the files alone, never on how many processes work. A parquet file is cut at its row
+groups; a file of another kind is one shard.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checks import InputError, ensure
+from ..data.input_files import SUFFIXES, kind_of, resolve_files
+from ..data.readers import read_records, read_rows
+from ..data.sources import parse_metadata
+from .config import BuildConfig, SourceConfig
+
+PAGE_SUFFIXES = (".html", ".htm", ".warc", ".warc.gz")
+
+
+@dataclass(frozen=True)
+class WorkShard:
+    """What one task reads: rows `first` to `end` of a file; of a file that is not cut, all.
+
+    Attributes:
+        number: of the task.
+        source: the source's name.
+        path: the file.
+        name: of the file, as a user would know it.
+        first: its first row.
+        end: the row after its last one; None: to the end of the file.
+    """
+
+    number: int
+    source: str
+    path: str
+    name: str
+    first: int = 0
+    end: int | None = None
+
+
+@dataclass
+class Draft:
+    """A document on its way through the steps, which change its text and note what they found.
+
+    Attributes:
+        text: as it stands; of a page its bytes or text until HTML is taken off.
+        source: the source's name.
+        license: of the document, where it has one of its own; else the source's.
+        url: where it comes from, if known.
+        place: `file:row`, by which it is found again.
+        is_page: whether `text` is an HTML page still.
+        page: the bytes of an HTML page.
+        notes: what steps found, such as `variety`.
+    """
+
+    text: str
+    source: str
+    license: str
+    url: str
+    place: str
+    is_page: bool = False
+    page: bytes = b""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_shards(config: BuildConfig) -> list[WorkShard]:
+    """Return the shards of all sources, in the order of the config and of the files.
+
+    Raises:
+        InputError: an input matches no file, is of an unknown kind, or cannot be read.
+    """
+    shards: list[WorkShard] = []
+    for name, source in config.source_configs.items():
+        suffixes = (*SUFFIXES, *PAGE_SUFFIXES)
+        for file in resolve_files(f"sources.{name}.inputs", source.inputs, suffixes):
+            for first, end in _cuts(file.path, config.shard_rows_megabytes * 2**20):
+                shards.append(WorkShard(len(shards), name, str(file.path), file.name, first, end))
+    return shards
+
+
+def _cuts(path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
+    """Return the rows at which a file is cut, each part with at most so many bytes where its row groups allow."""
+    if kind_of(path) != ".parquet":
+        return [(0, None)]
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"inputs={path}: cannot be read as parquet ({str(error).splitlines()[0]}).") from error
+    cuts: list[tuple[int, int | None]] = []
+    first = row = size = 0
+    for group in groups:
+        # A row group larger than the limit is cut into equal parts of rows, each of which reads the whole group.
+        parts = max(1, -(-group.total_byte_size // most_bytes))
+        if parts > 1:
+            if row > first:
+                cuts.append((first, row))
+            bounds = [row + group.num_rows * part // parts for part in range(parts + 1)]
+            cuts += list(itertools.pairwise(bounds))
+            row += group.num_rows
+            first, size = row, 0
+            continue
+        if size and size + group.total_byte_size > most_bytes:
+            cuts.append((first, row))
+            first, size = row, 0
+        row += group.num_rows
+        size += group.total_byte_size
+    if row > first or not cuts:
+        cuts.append((first, row))
+    return cuts
+
+
+def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = None) -> Iterator[Draft]:
+    """Yield the documents of a shard, in order; rows without text are left out.
+
+    Args:
+        shard: what to read.
+        source: its config.
+        sample: at most so many, spread over the shard's rows where their number is known.
+
+    Raises:
+        InputError: a damaged file, a missing column, or text that is none.
+    """
+    path, step = Path(shard.path), 1
+    if sample is not None and shard.end is not None:
+        step = max(1, (shard.end - shard.first) // sample)
+    left = sample
+    for row, draft in _drafts_of(path, shard, source):
+        if row < shard.first or (row - shard.first) % step or (shard.end is not None and row >= shard.end):
+            continue
+        yield draft
+        if left is not None:
+            left -= 1
+            if not left:
+                return
+
+
+def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft]]:
+    key = f"sources.{shard.source}.inputs"
+    if path.name.lower().endswith((".html", ".htm")):
+        yield 0, Draft("", shard.source, "", "", shard.name, is_page=True, page=path.read_bytes())
+        return
+    if path.name.lower().endswith((".warc", ".warc.gz")):
+        yield from _warc_pages(path, shard)
+        return
+    if source.html_column or source.url_column:
+        columns = [column for column in (source.html_column or source.text_column, source.url_column) if column]
+        for row, record in enumerate(read_records(key, path, _known(path, columns, source), source.encoding)):
+            content = record.get(columns[0])
+            if content is None:
+                continue
+            url = str(record.get(source.url_column or "") or "")
+            place = f"{shard.name}:{row + 1}"
+            if source.html_column:
+                page = content if isinstance(content, bytes) else str(content).encode()
+                yield row, Draft("", shard.source, "", url, place, is_page=True, page=page)
+            else:
+                yield row, Draft(str(content), shard.source, "", url, place)
+        return
+    rows = read_rows(key, path, source.text_column, source.metadata_column, source.txt_unit, source.encoding)
+    for row, (text, metadata) in enumerate(rows):
+        origin, license_name = parse_metadata(metadata, shard.source)
+        notes = {} if origin == shard.source else {"origin": origin}
+        yield row, Draft(text, shard.source, license_name, "", f"{shard.name}:{row + 1}", notes=notes)
+
+
+def _known(path: Path, columns: list[str], source: SourceConfig) -> list[str] | None:
+    """Return the columns to read of a parquet file, which must have them; None for other kinds.
+
+    Raises:
+        InputError: a column is missing.
+    """
+    if kind_of(path) != ".parquet":
+        return None
+    import pyarrow.parquet
+
+    names = pyarrow.parquet.read_schema(path).names
+    missing = [column for column in columns if column not in names]
+    key = (
+        "html_column"
+        if source.html_column in missing
+        else "url_column"
+        if source.url_column in missing
+        else "text_column"
+    )
+    ensure(not missing, f"{key}={(missing or [''])[0]}: {path} has no such column. It has {', '.join(names)}.")
+    return columns
+
+
+def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft]]:
+    """Yield the HTML pages among the responses of a web archive."""
+    from warcio.archiveiterator import ArchiveIterator
+
+    with path.open("rb") as file:
+        for row, record in enumerate(ArchiveIterator(file)):
+            if record.rec_type != "response" or record.http_headers is None:
+                continue
+            kind = record.http_headers.get_header("Content-Type") or ""
+            if "html" in kind.lower():
+                url = record.rec_headers.get_header("WARC-Target-URI") or ""
+                page = record.content_stream().read()
+                yield row, Draft("", shard.source, "", url, f"{shard.name}:{row + 1}", is_page=True, page=page)
+
+
+def text_hash(text: str) -> int:
+    """Return a 64-bit hash of a document's text, by which exact copies are found and documents are put in order."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def write_plan(path: Path, shards: list[WorkShard]) -> None:
+    """Write the shards for the processes that work on them."""
+    path.write_text(json.dumps([asdict(shard) for shard in shards]), encoding="utf-8")
+
+
+def read_plan(path: Path) -> list[WorkShard]:
+    """Return the shards that `write_plan` wrote."""
+    return [WorkShard(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
