@@ -1,7 +1,7 @@
 """Pretrain a Llama from a preset, or continue a model, on packed rows.
 
 One process, or what fits the machine:      ttl pretrain --config recipes/configs/tiny/pretrain.yaml
-Two CPU ranks under DDP:                    ttl pretrain --accelerate cpu2 --config recipes/configs/tiny/pretrain.yaml
+Two CPU ranks under ZeRO-2:                 ttl pretrain --accelerate zero2 --config recipes/configs/tiny/pretrain.yaml
 The same without `ttl`, here on eight GPUs:
   accelerate launch --config_file recipes/accelerate/zero1.yaml --num_processes 8 \
     recipes/pretrain.py --config recipes/configs/160m/pretrain.yaml

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from teenytinyllama import __version__
-from teenytinyllama.arguments import check_types
+from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE
 from teenytinyllama.cli import VERBS, main
 from teenytinyllama.launch import recipes_folder
@@ -118,6 +118,7 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     from teenytinyllama.classification.config import ClassifyConfig
     from teenytinyllama.data.pack import PackConfig
     from teenytinyllama.evaluation.config import EvaluateConfig
+    from teenytinyllama.lab.config import LabConfig
     from teenytinyllama.planning.memory import derive_batch
     from teenytinyllama.presets import PRESETS
     from teenytinyllama.tokenizer.train import TokenizerConfig
@@ -127,7 +128,9 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     classes = {"tokenizer": TokenizerConfig, "pack": PackConfig, "pretrain": PretrainConfig, "sft": SftConfig,
                "dpo": DpoConfig, "evaluate": EvaluateConfig, "classify": ClassifyConfig}  # fmt: skip
     files = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
-    files = [file for file in files if file.parent.name != "ancestor"]  # see test_ancestor.py
+    lab = REPOSITORY / "recipes" / "configs" / "lab.yaml"
+    build(LabConfig, check_types(LabConfig, yaml.safe_load(lab.read_text())))
+    files = [file for file in files if file.parent.name != "ancestor" and file != lab]  # see test_ancestor.py
     assert len(files) == 7 * len(PRESETS) - 2  # no preferences and no classification for the tiny model
     for file in files:
         values = check_types(classes[file.stem], yaml.safe_load(file.read_text()))

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import InputError, ensure
-from ..stage_folder import read_jsonl_records
+from ..stage_folder import RUNS_NAME, read_jsonl_records
 
-ROWS_NAME = "runs.jsonl"
 DONE, DIVERGED = "done", "diverged"
 _FIX = "Give the output_dir of a `ttl lab`."
 # Runs of one IsoFLOP curve differ by no more than this factor in FLOPs: sizes and whole steps seldom give equal ones.
@@ -94,8 +93,8 @@ def read_outcomes(folder: Path, key: str = "output_dir") -> list[Outcome]:
     Raises:
         InputError: there is no such file, or a row lacks what it must say.
     """
-    path = folder / ROWS_NAME
-    ensure(path.is_file(), f"{key}={folder}: has no {ROWS_NAME}, so it is no lab that has run. {_FIX}")
+    path = folder / RUNS_NAME
+    ensure(path.is_file(), f"{key}={folder}: has no {RUNS_NAME}, so it is no lab that has run. {_FIX}")
     rows = {row["name"]: row for row in read_jsonl_records(path, check=make_outcome, fix=_FIX)}
     return [make_outcome(row) for row in rows.values()]
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checks import ensure
-from ..lab.comparison import ROWS_NAME
 from ..lab.scaling import LAW_NAME, LabLaw, Prediction, read_law
+from ..stage_folder import RUNS_NAME
 from .laws import LAWS, LossFit, LossLaw, MeasuredRun, fit_losses, optimum, predicted_loss, unique_optimum
 
 LAB = "lab"  # the name of a lab's law among the laws of a plan
@@ -82,7 +82,7 @@ class Expectations:
 
 def split_folders(folders: list[str]) -> tuple[list[str], list[str]]:
     """Return those folders that are of runs, and those that are of labs."""
-    labs = [name for name in folders if any((Path(name) / file).is_file() for file in (ROWS_NAME, LAW_NAME))]
+    labs = [name for name in folders if any((Path(name) / file).is_file() for file in (RUNS_NAME, LAW_NAME))]
     return [name for name in folders if name not in labs], labs
 
 
