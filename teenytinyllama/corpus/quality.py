@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import ensure
-from .measured_text import MeasuredText
-from .repetition import duplicate_n_gram_share, top_n_gram_share
+from .measured_text import MeasuredText, duplicate_n_gram_share, top_n_gram_share
 from .verdict import Drop
 
 # The sixteen stop words of FineWeb-2 for Portuguese.
