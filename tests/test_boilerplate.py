@@ -102,6 +102,8 @@ def test_a_list_ends_before_text_and_before_the_next_heading() -> None:
         ["Faltaram à sessão os seguintes Srs. Deputados:", *names, "Falou o Sr. Deputado e ninguém mais quis falar."]
     )
     assert remove_boilerplate(text) == ("Falou o Sr. Deputado e ninguém mais quis falar.", {"attendance_lists": 4})
+    misread = "\n".join(["Faltaram os Srs. Deputados:", *names, "aqui lê-se mal", "e aqui também", *names])
+    assert remove_boilerplate(misread)[0].split("\n") == ["aqui lê-se mal", "e aqui também", *names]
     twice = "\n".join(["Srs. Deputados presentes à sessão:", *names, "Srs. Deputados que faltaram à sessão:", *names])
     assert remove_boilerplate(twice) == ("", {"attendance_lists": 8})
 

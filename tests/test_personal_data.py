@@ -76,8 +76,9 @@ def test_personal_data_is_masked_and_counted(text: str, masked: str, kind: str) 
     "rede 192.168.100.200, 127.0.0.1 e 999.160.2.3",
     "user@example.com, a@localhost, @usuario, SomaDe@2.0, e@",
     "std::vector, 12:30:45, 08:00:00:01",
-    "(20) 1234-5678 e (11) 0123-4567 e 0800 123 4567",
+    "(20) 2345-6789 e (11) 0123-4567 e 0800 123 4567",
     "em 1994-1995, pp. 1234-5678, 1092-001 Lisboa",
+    "nº 1.529.982.247-25, X12.ABC.345/01DE-35",
     "12345-6789, 123456-789, 12345-678-9",
     "preço de 912 345 678 escudos",
     "Telefone: a definir\n(não há)",
@@ -93,6 +94,15 @@ def test_several_kinds_in_one_text_are_masked_each_once() -> None:
     masked, counts = mask_personal_data(text)
     assert masked == "Ana ([CPF]), [EMAIL], tel. [TELEFONE] / [TELEFONE], CEP [CEP]; Loja [CNPJ]."
     assert counts == {"cpf": 1, "email": 1, "phone": 2, "cep": 1, "cnpj": 1}
+
+
+@pytest.mark.parametrize(("text", "masked", "kind"), [
+    ("CPF/tel. 52998224725", "CPF/tel. [CPF]", "cpf"),
+    ("tel. 11 33111234@casa.pt", "tel. 11 [EMAIL]", "email"),
+    ("a.tel.33111234@casa.pt", "[EMAIL]", "email"),
+])  # fmt: skip
+def test_where_two_kinds_overlap_the_surer_one_is_masked(text: str, masked: str, kind: str) -> None:
+    assert mask_personal_data(text) == (masked, {kind: 1})
 
 
 def test_a_placeholder_can_be_chosen_and_a_kind_left_alone() -> None:

@@ -126,7 +126,7 @@ def _list_end(lines: list[str], start: int) -> int:
             names += 1
             end, misread = place + 1, False
         elif line and not (_PAGE_HEADERS.fullmatch(line) or _PAGE_NUMBER.fullmatch(line)):
-            if misread or len(line) > 70 or ": -" in line or _LIST_HEADING.fullmatch(line):
+            if misread or len(line) > 70 or ": -" in line:
                 break
             misread = True
         place += 1
