@@ -143,10 +143,9 @@ class EvaluationIndex:
     def __init__(self, config: DecontaminationConfig, words: Hashes, starts: Places, names: Places) -> None:
         self.config = config
         self._words, self._starts = words, starts
-        self._set_of_item, self._place_in_set = names  # an item may be there more than once, with a text of its own
+        self._set_of_item, self._place_in_set, least_run = names
         lengths = np.diff(starts)
-        runs = np.where(lengths < config.short_item, config.short_ngram, config.ngram)
-        self._least_run = np.minimum(runs, lengths)
+        self._least_run = np.minimum(least_run, lengths)
         share = np.ceil(0.6 * lengths).astype(np.int64)
         self._least_matches = np.clip(share, config.short_ngram, config.ngram)
         self._counted = np.ones(len(words), dtype=bool)
@@ -174,21 +173,19 @@ class EvaluationIndex:
         config = config or DecontaminationConfig()
         config.check()
         words: list[Hashes] = []
-        set_of_item: list[int] = []
-        place_in_set: list[int] = []
+        names: list[tuple[int, int, int]] = []  # an item may be there more than once, with a text of its own
         sizes, left_out = dict.fromkeys(sets, 0), dict.fromkeys(sets, 0)
         for number, (name, items) in enumerate(sets.items()):
             for texts in items:
-                wanted = _wanted_words([hash_words(text).hashes for text in texts], config)
+                wanted, least_run = _wanted_words([hash_words(text).hashes for text in texts], config)
                 words += wanted
-                set_of_item += [number] * len(wanted)
-                place_in_set += [sizes[name]] * len(wanted)
+                names += [(number, sizes[name], least_run)] * len(wanted)
                 left_out[name] += not wanted
                 sizes[name] += 1
             ensure(sizes[name], f"evaluation set {name}: has no items. Check its file and its columns.")
         starts = np.cumsum([0, *map(len, words)]).astype(np.int64)
         joined = np.concatenate(words) if words else np.empty(0, dtype=np.uint64)
-        index = cls(config, joined, starts, np.array([set_of_item, place_in_set], dtype=np.int64))
+        index = cls(config, joined, starts, np.array(names, dtype=np.int64).reshape(-1, 3).T)
         index._set_names, index.sizes, index.left_out = list(sets), sizes, left_out
         return index
 
@@ -316,14 +313,18 @@ class EvaluationIndex:
             yield int(items[candidate[begin]]), int(in_text[begin]), start, start + end - begin
 
 
-def _wanted_words(texts: list[Hashes], config: DecontaminationConfig) -> list[Hashes]:
-    """Return what is looked for of an item: its words, and if it is long also its short texts of enough words."""
+def _wanted_words(texts: list[Hashes], config: DecontaminationConfig) -> tuple[list[Hashes], int]:
+    """Return what is looked for of an item, and the words in a row that are enough (or all, where there are fewer).
+
+    These are its words, and if it is long also its short texts of enough words.
+    """
     whole = np.concatenate(texts)
     if len(whole) < config.least_words:
-        return []
+        return [], config.short_ngram
     if len(whole) < config.short_item:
-        return [whole]
-    return [whole, *(words for words in texts if config.short_ngram <= len(words) < config.short_item)]
+        return [whole], config.short_ngram
+    short = [words for words in texts if config.short_ngram <= len(words) < config.short_item]
+    return [whole, *short], config.ngram
 
 
 def _ranges(starts: Places, lengths: Places) -> Places:
