@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import in_child, parser, peak_rss_mb, print_table, write_results
+from common import in_child, median, parser, peak_rss_mb, print_table, write_results
 
 LEVELS = (0.80, 0.85, 0.90)
 SHARD_MEGABYTES = 10
@@ -208,14 +208,20 @@ def compare(args: Any, folder: Path) -> dict[str, Any]:
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     write_shards(texts, folder / "shards")
     environment = {"OMP_NUM_THREADS": "1", "DATATROVE_COLORIZE_LOGS": "0"}
-    tools = {"ours": "ours"} | ({"datatrove": "datatrove"} if args.other_packages else {})
+    tools = ["ours", "datatrove"] if args.other_packages else ["ours"]
     results: dict[str, Any] = {"megabytes": megabytes, "documents": len(texts), "planted": len(planted)}
     rows = []
-    for name in tools:
-        work = folder / name
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in tools}
+    others = [str(args.other_packages)] if args.other_packages else []
+    for repeat, name in itertools.product(range(args.repeats), tools):
+        work = folder / f"{name}-{repeat}"
         work.mkdir()
-        others = [str(args.other_packages)] if args.other_packages else []
-        found = in_child([__file__, "--child", name, str(folder / "shards"), str(work), *others], environment)
+        runs[name].append(
+            in_child([__file__, "--child", name, str(folder / "shards"), str(work), *others], environment)
+        )
+    for name, repeats in runs.items():
+        found = {**repeats[0], **{key: median(run[key] for run in repeats)
+                                  for key in ("seconds", "signatures", "search", "peak_mb")}}  # fmt: skip
         verdict = judged(found, texts, planted)
         results[name] = {**{k: v for k, v in found.items() if k != "removed"}, **verdict}
         rows.append([name, megabytes / found["seconds"], found["signatures"], found["search"], found["peak_mb"],
