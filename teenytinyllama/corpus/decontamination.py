@@ -24,6 +24,7 @@ that a popular question does not pass for a phrase:
     per shard   decontaminate(text, index)
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from ..checks import InputError, ensure, near_name
 from .verdict import Drop
-from .word_hashes import HashedWords, Hashes, Places, hash_runs, hash_words
+from .word_hashes import HashedWords, Hashes, Places, hash_batches, hash_runs, hash_words
 
 _SEED_WORDS = 4
 _MOST_ITEMS_OF_A_SEED = 16  # a phrase of more items, such as "assinale a alternativa correta", points to the first
@@ -176,8 +177,8 @@ class EvaluationIndex:
         names: list[tuple[int, int, int]] = []  # an item may be there more than once, with a text of its own
         sizes, left_out = dict.fromkeys(sets, 0), dict.fromkeys(sets, 0)
         for number, (name, items) in enumerate(sets.items()):
-            for texts in items:
-                wanted, least_run = _wanted_words([hash_words(text).hashes for text in texts], config)
+            for texts in _words_of_items(list(items)):
+                wanted, least_run = _wanted_words(texts, config)
                 words += wanted
                 names += [(number, sizes[name], least_run)] * len(wanted)
                 left_out[name] += not wanted
@@ -313,12 +314,20 @@ class EvaluationIndex:
             yield int(items[candidate[begin]]), int(in_text[begin]), start, start + end - begin
 
 
+def _words_of_items(items: list[Sequence[str]]) -> Iterator[list[Hashes]]:
+    """Yield the words of each text of each item."""
+    batches = hash_batches(text for texts in items for text in texts)
+    each = (words[start:end] for _, words, bounds in batches for start, end in itertools.pairwise(bounds))
+    for texts in items:
+        yield list(itertools.islice(each, len(texts)))
+
+
 def _wanted_words(texts: list[Hashes], config: DecontaminationConfig) -> tuple[list[Hashes], int]:
     """Return what is looked for of an item, and the words in a row that are enough (or all, where there are fewer).
 
     These are its words, and if it is long also its short texts of enough words.
     """
-    whole = np.concatenate(texts)
+    whole = np.concatenate([*texts, np.empty(0, dtype=np.uint64)])
     if len(whole) < config.least_words:
         return [], config.short_ngram
     if len(whole) < config.short_item:
