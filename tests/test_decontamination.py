@@ -171,6 +171,17 @@ def test_an_item_that_many_others_repeat_is_still_found() -> None:
     assert {(passage.start, passage.end) for passage in found} == {(start, end)}
 
 
+def test_many_candidates_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(10)
+    items = [made(rng, 40) for _ in range(20)]
+    index = index_of(*items, "ha " * 30)
+    text = " ".join([*rng.sample(items, 20), "ha " * 200, made(rng, 50, OTHERS), changed(items[3], rng)])
+    expected = index.find_passages(text)
+    assert len(expected) == 22
+    monkeypatch.setattr("teenytinyllama.corpus.decontamination._CHUNK_WORDS", 50)
+    assert index.find_passages(text) == expected
+
+
 def test_passages_are_cut_with_their_margin_at_white_space() -> None:
     text = " ".join(f"w{number:03}" for number in range(100))  # a word begins every five characters
     passage = Passage(text.index("w050"), text.index("w060"), "prova", 0)

@@ -40,6 +40,7 @@ _SEED_WORDS = 4
 _MOST_ITEMS_OF_A_SEED = 16  # a phrase of more items, such as "assinale a alternativa correta", points to the first
 _GAP_WORDS = 24  # between seeds of one candidate, and how far beyond them words are compared
 _MISMATCH = -2
+_CHUNK_WORDS = 1 << 20  # of candidates that are compared at once: about 60 MB
 _JOINED_WORDS = 3  # passages of one item with so few words between them are one
 _LONGEST_STEP = 60  # characters from a cut to white space
 
@@ -299,9 +300,16 @@ class EvaluationIndex:
         The last is the one behind the stretch.
         """
         (starts, ends), items, shifts = self._candidates(words)
-        if not len(items):
-            return
         lengths = ends - starts
+        chunks = np.cumsum(lengths) // _CHUNK_WORDS
+        bounds = np.flatnonzero(np.diff(chunks, prepend=-1, append=-1))
+        for first, last in itertools.pairwise(bounds):
+            chunk = slice(first, last)
+            yield from self._compare(words, starts[chunk], lengths[chunk], items[chunk], shifts[chunk])
+
+    def _compare(
+        self, words: HashedWords, starts: Places, lengths: Places, items: Places, shifts: Places
+    ) -> Iterator[tuple[int, int, int, int]]:
         in_text = _ranges(starts, lengths)
         in_items = in_text - np.repeat(shifts, lengths)
         match, counted = words.hashes[in_text] == self._words[in_items], self._counted[in_items]
