@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.corpus.measured_text import MeasuredText, duplicate_n_gram_share, top_n_gram_share
-from teenytinyllama.corpus.quality import QualityConfig, check_all, check_quality, override
-from teenytinyllama.corpus.verdict import Drop
-from teenytinyllama.corpus.words import WordTable, cut_piece
+from teenytinyllama.cleaning.measured_text import MeasuredText, duplicate_n_gram_share, top_n_gram_share
+from teenytinyllama.cleaning.quality import QualityConfig, check_all, check_quality, override
+from teenytinyllama.cleaning.verdict import Drop
+from teenytinyllama.cleaning.words import WordTable, cut_piece
 
 OFF = QualityConfig(
     top_n_grams={}, duplicate_n_grams={},

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from teenytinyllama.checks import InputError, MissingPackageError
-from teenytinyllama.corpus.html_text import HtmlConfig, decode_page, ensure_html_reader, text_of_html
-from teenytinyllama.corpus.normalise import NormaliseConfig, ensure_normaliser, normalise
+from teenytinyllama.cleaning.html_text import HtmlConfig, decode_page, ensure_html_reader, text_of_html
+from teenytinyllama.cleaning.normalise import NormaliseConfig, ensure_normaliser, normalise
 
 pytest.importorskip("resiliparse")
 pytest.importorskip("ftfy")
@@ -208,7 +208,7 @@ def test_importing_the_rooms_loads_no_library() -> None:
     import subprocess
 
     code = (
-        "import sys, teenytinyllama.corpus.html_text, teenytinyllama.corpus.normalise; "
+        "import sys, teenytinyllama.cleaning.html_text, teenytinyllama.cleaning.normalise; "
         "assert not {'resiliparse', 'ftfy', 'torch'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.corpus.personal_data import PersonalDataConfig, is_cnpj, is_cpf, is_nif, mask_personal_data
+from teenytinyllama.cleaning.personal_data import PersonalDataConfig, is_cnpj, is_cpf, is_nif, mask_personal_data
 
 # Numbers made for this test by the published rules, but for the CNPJ with letters, which is the example of Receita
 # Federal's own note on the new form.

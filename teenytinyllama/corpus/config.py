@@ -9,6 +9,9 @@ from ..checks import InputError, ensure, model_license
 # Of 60 % of text and 40 % of instructions and the like, a source may be read so often: the value of repeated text falls
 # slowly up to four epochs (Muennighoff et al. 2023, arXiv 2305.16264).
 MAX_EPOCHS = 4.0
+# The keys of steps, each a mapping of settings or false.
+STEP_NAMES = ("html", "normalise", "boilerplate", "language", "variety", "quality", "personal_data", "duplicates",
+              "toxicity", "decontamination")  # fmt: skip
 
 
 @dataclass
@@ -107,6 +110,45 @@ class BuildConfig:
 
     output_dir: str = field(metadata={"help": "folder for the corpus, its passport, and the work on the way"})
     sources: dict[str, Any] = field(metadata={"help": "the sources by name; see below for their keys"})
+    html: Any = field(default_factory=dict, metadata={"help": "text out of HTML pages; false: left out"})
+    normalise: Any = field(
+        default_factory=dict,
+        metadata={"help": "composed accents, repaired mojibake, no control characters; false: left out"},
+    )
+    boilerplate: Any = field(
+        default_factory=dict,
+        metadata={"help": "lines that are no text: menus, cookies, page headers, attendance lists; false: left out"},
+    )
+    language: Any = field(default_factory=dict, metadata={"help": "documents in other languages; false: left out"})
+    variety: Any = field(
+        default_factory=dict,
+        metadata={"help": "Brazilian and European Portuguese, told apart and perhaps filtered; false: left out"},
+    )
+    quality: Any = field(
+        default_factory=dict,
+        metadata={
+            "help": "the rules of Gopher, C4 and FineWeb with FineWeb-2's limits for Portuguese; false: left out"
+        },
+    )
+    personal_data: Any = field(
+        default_factory=dict,
+        metadata={"help": "e-mail, telephone, CPF, CNPJ, NIF, CEP and IP, masked; false: left out"},
+    )
+    duplicates: Any = field(
+        default_factory=dict,
+        metadata={
+            "help": "exact and near duplicates; `prefer` lists the sources whose documents stay first; false: left out"
+        },
+    )
+    toxicity: Any = field(
+        default=False,
+        metadata={"help": "settings of the step that drops toxic documents by a classifier; false: left out"},
+    )
+    decontamination: Any = field(
+        default=False,
+        metadata={"help": "settings of the step that removes items of evaluation sets, with `sets`: name -> inputs and "
+                          "columns; false: left out"},
+    )  # fmt: skip
     mixing: dict[str, Any] = field(default_factory=dict, metadata={"help": "weights, tokens and held-out documents"})
     executor: Literal["local", "slurm", "ray"] = field(default="local", metadata={"help": "who runs the shards"})
     workers: int | None = field(default=None, metadata={"help": "shards worked on at once; null: one a core"})
@@ -134,6 +176,12 @@ class BuildConfig:
         self.source_configs: dict[str, SourceConfig] = {
             name: nested(SourceConfig, f"sources.{name}", values) for name, values in self.sources.items()
         }
+        for name in STEP_NAMES:
+            value = getattr(self, name)
+            ensure(
+                isinstance(value, dict) or value is False,
+                f"{name}={value}: must be a mapping of settings, or false to leave the step out.",
+            )
         self.mixing_config: MixingConfig = nested(MixingConfig, "mixing", self.mixing)
         shares = {name: source.share for name, source in self.source_configs.items()}
         given = [share for share in shares.values() if share is not None]

@@ -7,7 +7,7 @@ have another folder.
 """
 
 import importlib
-import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from loguru import logger
 
 from ..checks import InputError, RunFailedError, available_cores, ensure
 
+logger.disable("datatrove")  # it speaks of every task on the terminal; what users see is ours
 ExecutorName = Literal["local", "slurm", "ray"]
 _LOGS = "tasks"
 # Of Slurm's settings, what datatrove must have, and the rest with its defaults.
@@ -33,15 +34,21 @@ class PhaseStep(PipelineStep):  # type: ignore[misc]
     name = "phase"
     type = "corpus"
 
-    def __init__(self, function: str, arguments: dict[str, Any]) -> None:
-        """Take `module:function` of this package, and what it is called with beside `task`."""
+    def __init__(self, function: str, arguments: dict[str, Any], folder: str) -> None:
+        """Take `module:function` of this package, what it is called with beside `task`, and a folder for failures."""
         super().__init__()
-        self.function, self.arguments = function, arguments
+        self.function, self.arguments, self.folder = function, arguments, folder
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Do one task."""
         module, _, name = self.function.partition(":")
-        getattr(importlib.import_module(f"teenytinyllama.{module}"), name)(task=rank, **self.arguments)
+        failure = Path(self.folder) / f"failed-{rank:05d}.txt"
+        failure.unlink(missing_ok=True)
+        try:
+            getattr(importlib.import_module(f"teenytinyllama.{module}"), name)(task=rank, **self.arguments)
+        except BaseException:
+            failure.write_text(traceback.format_exc(), encoding="utf-8")
+            raise
         yield from data or ()
 
 
@@ -70,7 +77,8 @@ def make_executor(
     Raises:
         InputError: a setting of Slurm's that is missing or unknown, or Ray that is not installed.
     """
-    steps, logs = [PhaseStep(function, arguments)], str(folder / _LOGS)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps, logs = [PhaseStep(function, arguments, str(folder))], str(folder / _LOGS)
     if kind == "slurm":
         settings = slurm_settings(slurm)
         return SlurmPipelineExecutor(pipeline=steps, tasks=tasks, workers=workers or -1, logging_dir=logs,
@@ -112,17 +120,18 @@ def run_executor(executor: PipelineExecutor, phase: str) -> None:
     Raises:
         RunFailedError: a task failed; its log says why.
     """
-    quiet = "DATATROVE_QUIET" not in os.environ
-    if quiet:
-        logger.remove()  # what users see is ours; datatrove's words are in the logs of the tasks
     try:
         executor.run()
     except (InputError, RunFailedError):
         raise
-    except Exception as error:  # whatever a task raised in its process
+    except Exception as error:
+        failures = sorted(Path(executor.pipeline[0].folder).glob("failed-*.txt"))
+        if not failures:  # not of a task
+            raise
+        last = failures[0].read_text(encoding="utf-8").strip().splitlines()[-1]
         raise RunFailedError(
-            f"{phase}: a task failed: {type(error).__name__}: {''.join(str(error).splitlines()[:1])}. The logs are in "
-            f"{executor.logging_dir.path}. What is complete is kept; the same command goes on."
+            f"{phase}: a task failed: {last}. All of it is in {failures[0]}. What is complete is kept; the same "
+            "command goes on."
         ) from error
 
 

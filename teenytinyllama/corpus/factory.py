@@ -1,0 +1,146 @@
+"""`ttl corpus`: the phases of the corpus stage one after the other, each in a folder that its settings name."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..checks import ensure, ensure_packages
+from ..data.input_files import SourceFile, hash_files
+from ..stage_folder import StageFolder, lock_run_folder, sha256_json, write_json
+from .chain import build_chain, ensure_packages_of
+from .config import STEP_NAMES, BuildConfig
+from .funnel import Funnel
+from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index
+from .shards import WorkShard, plan_shards, write_plan
+
+_WORK = "work"
+# Settings that change how the work is done, and not what comes out.
+_NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
+
+
+def build_corpus(config: BuildConfig) -> Path:
+    """Make the corpus, or go on where a start was stopped, and return its folder.
+
+    Raises:
+        InputError: a source, a step or a setting is refused, before work starts; or nothing is left of the corpus.
+        RunFailedError: a task failed.
+    """
+    ensure_packages("corpus", "datatrove")
+    chains = [build_chain(config, name) for name in config.source_configs]
+    for chain in chains:
+        ensure_packages_of(chain)
+    if config.duplicates is not False:
+        duplicates_config(config)
+    index = evaluation_index(config)
+    if index is not None:
+        _refuse_evaluation_data(config)
+    shards = plan_shards(config)
+    folder = Path(config.output_dir)
+    lock = lock_run_folder(folder)
+    try:
+        hashes = hash_files([SourceFile(shard.name, Path(shard.path)) for shard in shards], recognise=False)
+        places = _write_plan(config, shards, hashes, folder)
+        complete = _run_phases(config, places, len(shards), has_sets=index is not None)
+        if complete:
+            _finish(config, places, folder, hashes)
+    finally:
+        lock.release()
+    return folder
+
+
+def _refuse_evaluation_data(config: BuildConfig) -> None:
+    """Refuse a source whose files are those of an evaluation set.
+
+    Raises:
+        InputError: a file is both.
+    """
+    from ..data.input_files import resolve_files
+
+    sets = {
+        file.path.resolve(): name
+        for name, place in config.decontamination["sets"].items()
+        for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))
+    }
+    for shard in plan_shards(config):
+        name = sets.get(Path(shard.path).resolve())
+        ensure(
+            name is None,
+            f"sources.{shard.source}.inputs: {shard.name} is a file of the evaluation set {name}. A corpus must not "
+            "hold what models are measured by. Leave it out.",
+        )
+
+
+def _write_plan(config: BuildConfig, shards: list[WorkShard], hashes: dict[str, str], folder: Path) -> dict[str, Path]:
+    """Write config and shards into the folder of this work, and return the folders of its phases.
+
+    The name of a phase's folder ends with a hash of all that decides what the phase makes, the phases before included.
+    """
+    values = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_RESULT}
+    reading = {"sources": {name: {key: value for key, value in vars(source).items()
+                                  if key not in ("weight", "share", "max_epochs", "url", "revision", "register")}
+                           for name, source in config.source_configs.items()},
+               "files": hashes, "shards": [asdict(shard) for shard in shards], "sample": config.sample}  # fmt: skip
+    cleaning = {name: values[name] for name in STEP_NAMES[:-3]}
+    decided: dict[str, Any] = {
+        "clean": [reading, cleaning, values["duplicates"]],
+        "duplicates": values["duplicates"],
+        "phrases": values["decontamination"],
+        "finish": [values["toxicity"], values["mixing"].get("tokenizer")],
+        "mix": [values["mixing"], {name: [source.weight, source.share, source.max_epochs] for name, source in
+                                   config.source_configs.items()}],
+    }  # fmt: skip
+    places: dict[str, Path] = {}
+    digest = ""
+    for phase, content in decided.items():
+        digest = sha256_json([digest, content])
+        places[phase] = folder / _WORK / f"{phase}-{digest[:12]}"
+    work = folder / _WORK / f"plan-{digest[:12]}"
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / CONFIG_FILE, {**values, "output_dir": str(folder)})
+    write_plan(work / PLAN_FILE, shards)
+    return {"plan": work, **places}
+
+
+def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has_sets: bool) -> bool:
+    """Run the phases; return whether all is done, which under Slurm it is not when the jobs are handed in."""
+    from .engine import make_executor, missing_tasks, run_executor
+
+    text = {name: str(place) for name, place in places.items()}
+    duplicates = text["duplicates"] if config.duplicates is not False else ""
+    common = {"work": text["plan"], "clean": text["clean"]}
+    phases: list[tuple[str, str, int, dict[str, Any]]] = [("clean", "clean_shard", tasks, common)]
+    if duplicates:
+        phases.append(("duplicates", "find_all_duplicates", 1, {**common, "duplicates": duplicates}))
+    if has_sets:
+        counting = {**common, "duplicates": duplicates, "phrases": text["phrases"]}
+        phases.append(("phrases", "count_phrases", tasks, counting))
+    phases.append(("finish", "finish_shard", tasks,
+                   {**common, "duplicates": duplicates, "phrases": text["phrases"], "finish": text["finish"]}))  # fmt: skip
+    phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
+    before = None
+    for phase, function, count, arguments in phases:
+        executor = make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
+                                 config.workers, config.slurm, before)  # fmt: skip
+        run_executor(executor, phase)
+        before = executor
+    return not any(missing_tasks(places[phase], count) for phase, _, count, _ in phases)
+
+
+def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: dict[str, str]) -> None:
+    """Move the corpus to its place and write its manifest."""
+    funnel = Funnel()
+    for phase in ("clean", "finish"):
+        for path in sorted(places[phase].glob("[0-9]*.json")):
+            funnel.add(Funnel.read(path))
+    for split in ("train", "validation"):
+        if (places["mix"] / split).is_dir():
+            target = folder / split
+            target.mkdir(exist_ok=True)
+            for path in target.glob("*.parquet"):
+                path.unlink()
+            for path in sorted((places["mix"] / split).glob("*.parquet")):
+                (target / path.name).hardlink_to(path)
+    funnel.write(folder / "funnel.json")
+    figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
+    StageFolder(folder, "corpus", "corpus").finish({"config": asdict(config), "inputs": hashes, **figures})
