@@ -77,13 +77,31 @@ def edited(text: str, level: float, rng: random.Random) -> tuple[str, float]:
     return made, jaccard(original, next(gram_sets([made])))
 
 
+def without_twins(texts: list[str]) -> set[int]:
+    """Return the places of texts that share less than a third of their n-grams with any other text."""
+    from teenytinyllama.corpus.minhash import gram_sets
+
+    sets = list(gram_sets(texts))
+    values, counts = np.unique(np.concatenate(sets), return_counts=True)
+    common = values[counts > 1]
+    shares = (np.isin(grams, common, assume_unique=True).mean() if len(grams) else 1 for grams in sets)
+    return {place for place, share in enumerate(shares) if share < 1 / 3}
+
+
 def plant(texts: list[str], pairs: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """Append copies to texts, in a random order; returns all texts and what was planted."""
+    """Append copies to texts; returns all texts and what was planted.
+
+    Each text is copied once at most, and none that is like another one: where a tool removes the copy or the original,
+    it has found this pair.
+    """
     rng = random.Random(1)
-    long = [place for place, text in enumerate(texts) if 150 <= len(text.split()) <= 20_000]
+    alone = without_twins(texts)
+    long = [place for place, text in enumerate(texts) if place in alone and 150 <= len(text.split()) <= 20_000]
+    rng.shuffle(long)
     planted, copies = [], []
-    for level in LEVELS:
-        for place in rng.sample(long, min(pairs, len(long))):
+    pairs = min(pairs, len(long) // len(LEVELS))
+    for number, level in enumerate(LEVELS):
+        for place in long[number * pairs : (number + 1) * pairs]:
             made, similarity = edited(texts[place], level, rng)
             if similarity < level + 0.02:
                 planted.append({"level": level, "original": place, "copy": len(texts) + len(copies)})
