@@ -7,10 +7,11 @@ from typing import Any
 
 from ..checks import ensure, ensure_packages
 from ..data.input_files import SourceFile, hash_files
-from ..stage_folder import StageFolder, lock_run_folder, sha256_json, write_json
+from ..stage_folder import StageFolder, lock_run_folder, sha256_file, sha256_json, write_json
 from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig
 from .funnel import Funnel
+from .passport import make_passport, read_statistics, write_passport
 from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index
 from .shards import WorkShard, plan_shards, write_plan
 
@@ -115,8 +116,8 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
     if has_sets:
         counting = {**common, "duplicates": duplicates, "phrases": text["phrases"]}
         phases.append(("phrases", "count_phrases", tasks, counting))
-    phases.append(("finish", "finish_shard", tasks,
-                   {**common, "duplicates": duplicates, "phrases": text["phrases"], "finish": text["finish"]}))  # fmt: skip
+    finishing = {**common, "duplicates": duplicates, "phrases": text["phrases"], "finish": text["finish"]}
+    phases.append(("finish", "finish_shard", tasks, finishing))
     phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
     before = None
     for phase, function, count, arguments in phases:
@@ -141,6 +142,10 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
                 path.unlink()
             for path in sorted((places["mix"] / split).glob("*.parquet")):
                 (target / path.name).hardlink_to(path)
-    funnel.write(folder / "funnel.json")
     figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
+    if config.duplicates is not False:
+        figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
+    files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
+             for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
+    write_passport(folder, make_passport(config, funnel, read_statistics(places["finish"]), figures, files), funnel)
     StageFolder(folder, "corpus", "corpus").finish({"config": asdict(config), "inputs": hashes, **figures})

@@ -36,6 +36,10 @@ class StepCount:
     reasons: Counter[str] = field(default_factory=Counter)
     changes: Counter[str] = field(default_factory=Counter)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+        return {**vars(self), "reasons": dict(self.reasons), "changes": dict(self.changes)}
+
 
 class Funnel:
     """Counts of all steps by source, and samples of what was dropped and kept, those with the lowest hashes."""
@@ -105,8 +109,8 @@ class Funnel:
 
     def write(self, path: Path) -> None:
         """Write the funnel as JSON."""
-        counts = {source: {step: vars(count) | {"reasons": dict(count.reasons), "changes": dict(count.changes)}
-                           for step, count in steps.items()} for source, steps in self.counts.items()}  # fmt: skip
+        counts = {source: {step: count.to_json() for step, count in steps.items()} for source, steps in
+                  self.counts.items()}  # fmt: skip
         samples = {place: [[-order, text] for order, text in sorted(heap, reverse=True)] for place, heap in
                    self._samples.items()}  # fmt: skip
         write_json(path, {"counts": counts, "samples": samples})

@@ -23,6 +23,7 @@ from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
 from ..data.input_files import resolve_files
 from ..data.readers import read_records
 from ..data.sources import is_held_out
+from ..stage_folder import write_json
 from .chain import build_chain
 from .config import BuildConfig, nested
 from .decontamination import DecontaminationConfig, EvaluationIndex, decontaminate, item_texts
@@ -31,6 +32,7 @@ from .funnel import Funnel
 from .minhash import DuplicatesConfig, fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
 from .shards import Draft, WorkShard, read_drafts, read_plan, text_hash
+from .text_statistics import TextStatistics
 
 if TYPE_CHECKING:
     import pyarrow
@@ -242,14 +244,17 @@ def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str
     funnel, target = Funnel(), Path(finish) / f"{task:05d}"
     _count_duplicates(funnel, shard, clean, duplicates, task)
     writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
-    count = _token_counter(config)
+    count, statistics = _token_counter(config), TextStatistics()
     for batch in _batches(_kept(clean, duplicates, task)):
         batch = _without_toxic(batch, scorer, funnel)
         for document in batch:
             if index is not None and not _decontaminated(document, index, funnel):
                 continue
-            writer.add(document | {"tokens": count(document["text"])})
+            document["tokens"] = count(document["text"])
+            statistics.add(document)
+            writer.add(document)
     writer.close()
+    write_json(target.with_suffix(".statistics"), {shard.source: statistics.to_json()})
     funnel.write(target.with_suffix(".json"))
 
 
