@@ -153,7 +153,7 @@ def _tables(passport: dict[str, Any]) -> dict[str, Any]:
     whole, licence = passport["whole"], passport["licence"]
     groups = sorted(whole["groups"].items(), key=lambda item: -item[1])
     return {
-        "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {short(whole['tokens'])} unique tokens "
+        "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {short(whole['tokens'])} tokens "
                    f"({passport['figures']['counted_by']}). Made {passport['created']}.",
         "warnings": [*licence["warnings"], *(f"Step left out: {name}." for name in passport["left_out"])],
         "source_head": _SOURCE_HEAD, "source_rows": _source_rows(passport),
