@@ -47,7 +47,7 @@ def pages(count: int) -> list[str]:
 
 def runs(text: str) -> collections.Counter[str]:
     """Return the runs of letters and digits of a text."""
-    letters = re.sub(r"\W+", "", text).lower()
+    letters = re.sub(r"\W+", "", text).lower().translate({ord("º"): "o", ord("ª"): "a"})  # as old pages write them
     return collections.Counter(letters[start : start + RUN_LETTERS] for start in range(len(letters) - RUN_LETTERS + 1))
 
 
@@ -175,7 +175,8 @@ def identifiers() -> dict[str, Callable[[str], str]]:
     if importlib.util.find_spec("pycld2"):
         import pycld2
 
-        found["pycld2"] = lambda text: pycld2.detect(text.encode(), bestEffort=True, isPlainText=True)[2][0][1]
+        controls = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # it refuses these
+        found["pycld2"] = lambda text: pycld2.detect(controls.sub("", text).encode(), bestEffort=True)[2][0][1]
     if importlib.util.find_spec("lingua"):
         from lingua import LanguageDetectorBuilder
 
