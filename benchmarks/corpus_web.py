@@ -157,7 +157,7 @@ def identifiers() -> dict[str, Callable[[str], str]]:
     def ours(text: str) -> str:
         return "pt" if check_language(identify(text), config) is None else "other"
 
-    found: dict[str, Callable[[str], str]] = {"ours (py3langid by segments, 0.5)": ours}
+    found: dict[str, Callable[[str], str]] = {f"ours (py3langid by segments, {config.min_score})": ours}
     import py3langid
 
     found["py3langid"] = lambda text: py3langid.classify(text)[0]
@@ -190,7 +190,13 @@ def identifiers() -> dict[str, Callable[[str], str]]:
     if importlib.util.find_spec("whatlang"):
         import whatlang
 
-        found["whatlang"] = lambda text: whatlang.detect(text).lang.replace("por", "pt")
+        def of_whatlang(text: str) -> str:
+            try:
+                return str(whatlang.detect(text).lang).replace("por", "pt")
+            except ValueError:  # it cannot tell
+                return ""
+
+        found["whatlang"] = of_whatlang
     from resiliparse.parse.lang import detect_fast
 
     found["resiliparse"] = lambda text: detect_fast(text, cutoff=3000)[0]
