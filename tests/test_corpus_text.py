@@ -143,8 +143,16 @@ def test_a_norm_that_is_struck_out_whole_stays() -> None:
 
 
 def test_ordinal_signs_survive() -> None:
-    page = "<p>DECRETO N<sup>o</sup> 5, art. 1<sup><u>o</u></sup>, 2<sup>a</sup> via, 195<s>º</s> ano, 10 m<sup>2</sup></p>"
-    assert text_of(page, struck_text="remove") == "DECRETO Nº 5, art. 1º, 2ª via, 195º ano, 10 m2"
+    page = (
+        "<p>DECRETO N<sup>o</sup> 5, art. 1<sup><u>o</u></sup>, §<b> 3</b><u><SUP>\n<font size='2'>o</font></SUP></u>, "
+        "2<sup>a</sup> via, 195<s>º</s> ano, 10 m<sup>2</sup>, x<sup>ao</sup></p>"
+    )
+    assert text_of(page, struck_text="remove") == "DECRETO Nº 5, art. 1º, § 3º, 2ª via, 195º ano, 10 m2, xao"
+
+
+def test_empty_cells_leave_no_tabs() -> None:
+    page = "<table><tr><td></td><td><p>Ementa da lei.</p></td></tr><tr><td>um</td><td>dois</td></tr></table>"
+    assert text_of(page) == "Ementa da lei.\n\num\t\tdois"
 
 
 def test_an_unknown_choice_for_struck_text_is_refused() -> None:

@@ -22,11 +22,14 @@ WHOLLY_STRUCK = 0.6
 
 _STRUCK_SELECTORS = ["strike", "s", "del", '[style*="line-through"]']
 _STRUCK_HINT = re.compile(r"<(?:strike|s|del)[\s>]|line-through", re.IGNORECASE)
-# Old pages of the law write the sign of an ordinal number, º, as a struck sign or as a raised letter.
+# Old pages of the law write the sign of an ordinal number, º, as a struck sign or as a raised letter by itself.
 _STRUCK_ORDINAL = re.compile(r"<(strike|s|del)>\s*([ºª°])\s*</\1>", re.IGNORECASE)
-_RAISED_ORDINAL = re.compile(r"(?<=[N0-9n])\s?<sup>(?:<[bui]>)?([oa])(?:</[bui]>)?</sup>(?!\w)", re.IGNORECASE)
+_TAGS = r"(?:\s|<[^>]{1,200}>){0,6}"
+_RAISED_ORDINAL = re.compile(rf"<sup\b[^>]{{0,200}}>({_TAGS})([oa])({_TAGS})</sup>", re.IGNORECASE)
 _HARD_SPACES = re.compile(r"(?m)^[ \t]*\xa0[ \t\xa0]*|[ \xa0]*\xa0[ \xa0]*$")
 _INNER_HARD_SPACES = re.compile(r" *\xa0[ \xa0]*")
+
+_EMPTY_CELLS = re.compile(r"(?m)^(?:\t+| (?=\S))|\t+$")  # of a table, and a space that a tag left
 
 # The search for the main content takes time that grows with the square of the depth of nested <div>.
 _DEEPEST_DIV = 500
@@ -141,7 +144,7 @@ def text_of_html(page: str | bytes, config: HtmlConfig, declared: str | None = N
 
 
 def _ordinal_sign(match: re.Match[str]) -> str:
-    return "º" if match.group(1) in "oO" else "ª"
+    return match[1].lstrip() + ("º" if match[2] in "oO" else "ª") + match[3]
 
 
 def _decide_struck(page: str, text: str, config: HtmlConfig, counts: dict[str, int]) -> str:
@@ -172,7 +175,7 @@ def _plain_text(page: str, main_content: bool, skip: list[str] | None = None) ->
         text = extract_plain_text(page, main_content=main_content, alt_texts=False, skip_elements=skip)
     if "\xa0" in text:  # browsers widen gaps and indent paragraphs with these
         text = _INNER_HARD_SPACES.sub(" ", _HARD_SPACES.sub("", text))
-    return text.strip()
+    return _EMPTY_CELLS.sub("", text).strip()
 
 
 def _div_depth(page: str) -> int:

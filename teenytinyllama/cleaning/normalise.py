@@ -30,6 +30,7 @@ class NormaliseConfig:
     )
 
 
+_LINE_END_SIGNS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 _OTHER_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # C1 controls are here too: what they stand for in Windows-1252 is repaired before they are removed. Kept: tab, new
 # line, and the joiners U+200C and U+200D, which emoji and other scripts need.
@@ -50,6 +51,7 @@ _MOJIBAKE = re.compile(
     "|[ÃÂ][\x80-\x9f€‚ƒ„†‡ˆ‰Š‹ŒŽ•˜™š›œžŸ¡-§©¬®-¯±-¶¸¹¼-¿]"
     f"|â[€\x80][{_CONTINUED}]|ðŸ|ï»¿|[\x80-\x84\x86-\x9f]"
 )
+_MOJIBAKE_BEGINS = re.compile("[ÃÂâðï\x80-\x84\x86-\x9f]")  # looked for first: it is 20 times faster
 _C1_CONTROL = re.compile("[\x80-\x84\x86-\x9f]")
 
 
@@ -74,7 +76,8 @@ def normalise(text: str, config: NormaliseConfig) -> tuple[str, dict[str, int]]:
     counts: dict[str, int] = {}
     if config.repair_mojibake and not text.isascii():
         text = _repair_mojibake(text, counts)
-    text = _OTHER_LINE_ENDS.sub("\n", text)
+    if _LINE_END_SIGNS.search(text):
+        text = _OTHER_LINE_ENDS.sub("\n", text)
     if config.remove_control_characters:
         text, num_removed = _REMOVED.subn("", text)
         if num_removed:
@@ -84,12 +87,14 @@ def normalise(text: str, config: NormaliseConfig) -> tuple[str, dict[str, int]]:
         if config.compose and not unicodedata.is_normalized("NFC", text):
             text = unicodedata.normalize("NFC", text)
     if config.collapse_blank_lines:
-        text = _BLANK_LINES.sub("\n\n", _BLANK_ENDS.sub("", text)).strip("\n")
+        if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
+            text = _BLANK_ENDS.sub("", text)
+        text = (_BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text).strip("\n")
     return text, counts
 
 
 def _repair_mojibake(text: str, counts: dict[str, int]) -> str:
-    if not _MOJIBAKE.search(text):
+    if not (_MOJIBAKE_BEGINS.search(text) and _MOJIBAKE.search(text)):
         return text
     from ftfy import fix_encoding
     from ftfy.fixes import fix_c1_controls
