@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 # A longer piece without white space is one word: it is no language, and cutting it takes the square of its length.
 MOST_CUT_CHARACTERS = 1000
-# Distinct pieces that a table keeps (about 400 MB); beyond, it starts anew. No result depends on it.
-MOST_PIECES = 1_000_000
+# Distinct pieces that a table keeps (about 200 MB); beyond, it starts anew. No result depends on it.
+MOST_PIECES = 500_000
 
 _PUNCTUATION = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
 _QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"
