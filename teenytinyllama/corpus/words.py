@@ -63,8 +63,10 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.P
     icons = "".join(re.escape(char) for char in map(chr, (*range(0x3100), *range(0x1F000, 0x1FB00)))
                     if unicodedata.category(char) == "So")  # fmt: skip
     letters = [char for char in map(chr, range(0x600)) if char.isalpha() and char not in "ªº"]
-    lower = "".join(char for char in letters if char.islower())
-    upper = "".join(char for char in letters if char.isupper())
+    # Hebrew to Indian scripts, Ethiopic, Japanese, Chinese and Korean have no case: they count as both.
+    uncased = "\u0590-\u0dff\u1200-\u137f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+    lower = "".join(char for char in letters if char.islower()) + uncased
+    upper = "".join(char for char in letters if char.isupper()) + uncased
     letter = r"[^\W\d_ªº¹²³]"
     ends, quotes = re.escape(_PUNCTUATION + _QUOTES), re.escape(_QUOTES)
     currency = re.escape(_CURRENCY)
