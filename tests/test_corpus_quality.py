@@ -41,7 +41,7 @@ def words_of(text: str) -> list[str]:
     ("http://exemplo.pt/a?b=c", "http://exemplo.pt/a?b=c"), ("fulano@exemplo.pt,", "fulano@exemplo.pt ,"),
     ("(vide):", "( vide ):"), ("a.", "a."), ("“o.”", "“ o. ”"), ("d'Ávila", "d'Ávila"), (":)", ":)"),
     ("1.º/2.º", "1.º/2.º"), ("36ºC", "36ºC"), ("©2012", "© 2012"), ("x" * 3000 + ",", "x" * 3000 + ","),
-    ("faltam…….", "faltam …… ."), ("49º08’26’’", "49º08’26 ’’"), ("Art.5", "Art.5"), ("a/b-c", "a / b-c"),
+    ("faltam…….", "faltam …… ."), ("49º08’26’’", "49º08’26 ’’"), ("Art.5", "Art.5"), ("a/b-c", "a / b-c"), ("李.", "李 ."),
 ])  # fmt: skip
 def test_a_piece_is_cut_as_spacy_cuts_it(piece: str, words: str) -> None:
     # Right sides were read off spaCy 3.8.18, `spacy.blank("pt")`, but for the piece of 3,000 characters.

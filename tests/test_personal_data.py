@@ -74,7 +74,7 @@ def test_personal_data_is_masked_and_counted(text: str, masked: str, kind: str) 
     "R$ 22.141.243.230,00 e 5.142.163.152",
     "seções 4.1.2.3 e 12.10.4.1, versão 10.0.19041.1",
     "rede 192.168.100.200, 127.0.0.1 e 999.160.2.3",
-    "user@example.com, a@localhost, @usuario, SomaDe@2.0, e@",
+    "user@example.com, a@localhost, @usuario, SomaDe@2.0, e@, link@odata.deltaLink",
     "std::vector, 12:30:45, 08:00:00:01",
     "(20) 2345-6789 e (11) 0123-4567 e 0800 123 4567",
     "em 1994-1995, pp. 1234-5678, 1092-001 Lisboa",

@@ -125,6 +125,7 @@ def is_nif(text: str) -> bool:
 
 _AT_LEFT = re.compile(r"[A-Za-z0-9À-ÿ_](?:[A-Za-z0-9À-ÿ_.+%'-]*[A-Za-z0-9À-ÿ_+-])?\Z")
 _AT_RIGHT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)+")
+_TOP_LEVEL = re.compile(r"\.(?:[a-z]{2,}|[A-Z]{2,}|xn--[a-z0-9-]+)\Z")  # `x@odata.deltaLink` is code
 _EXAMPLE_DOMAINS = re.compile(r"(?i)(?:.*\.)?(?:example\.(?:com|net|org)|(?:test|example|invalid|localhost))")
 _LONGEST_LOCAL_PART = 64  # RFC 5321
 
@@ -134,7 +135,7 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
     while at >= 0:
         left = _AT_LEFT.search(text[max(0, at - _LONGEST_LOCAL_PART) : at])
         right = _AT_RIGHT.match(text, at + 1, at + 255)
-        if left and right and not right[0].rsplit(".", 1)[1].isdecimal() and not _EXAMPLE_DOMAINS.fullmatch(right[0]):
+        if left and right and _TOP_LEVEL.search(right[0]) and not _EXAMPLE_DOMAINS.fullmatch(right[0]):
             yield at - len(left[0]), right.end()
         at = text.find("@", at + 1)
 

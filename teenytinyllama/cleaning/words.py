@@ -8,7 +8,6 @@ becomes an array of numbers, on which all rules count.
 
 import functools
 import hashlib
-import itertools
 import re
 import unicodedata
 from typing import Any
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 
 # A longer piece without white space is one word: it is no language, and cutting it takes the square of its length.
 MOST_CUT_CHARACTERS = 1000
-# Distinct pieces that a table keeps (about 400 MB); beyond, it starts anew. No result depends on it.
-MOST_PIECES = 1_000_000
+# Distinct pieces that a table keeps (about 200 MB); beyond, it starts anew. No result depends on it.
+MOST_PIECES = 500_000
 
 _PUNCTUATION = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
 _QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧"
@@ -46,7 +45,6 @@ _LONGEST_FACE = max(map(len, _FACES.split()))
 _LONGEST_SUFFIX = 4  # characters of `km/h`; a row of full stops is longer
 _ONE_MARK = "".join(sorted(set(_PUNCTUATION + _QUOTES) - set("…’")))  # each is cut off alone, whatever is beside it
 _ONE_SUFFIX = frozenset(_ONE_MARK)
-_LONGEST_WHOLE = 5  # letters: no abbreviation and no face holds more
 
 # What datatrove's Gopher rules take for symbols: a word of these alone counts as none (its utils/text.py, Apache-2.0).
 _SYMBOLS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»‼‽⁇⁈⁉" + "".join(
@@ -63,8 +61,10 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.P
     icons = "".join(re.escape(char) for char in map(chr, (*range(0x3100), *range(0x1F000, 0x1FB00)))
                     if unicodedata.category(char) == "So")  # fmt: skip
     letters = [char for char in map(chr, range(0x600)) if char.isalpha() and char not in "ªº"]
-    lower = "".join(char for char in letters if char.islower())
-    upper = "".join(char for char in letters if char.isupper())
+    # Hebrew to Indian scripts, Ethiopic, Japanese, Chinese and Korean have no case: they count as both.
+    uncased = "\u0590-\u0dff\u1200-\u137f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+    lower = "".join(char for char in letters if char.islower()) + uncased
+    upper = "".join(char for char in letters if char.isupper()) + uncased
     letter = r"[^\W\d_ªº¹²³]"
     ends, quotes = re.escape(_PUNCTUATION + _QUOTES), re.escape(_QUOTES)
     currency = re.escape(_CURRENCY)
@@ -82,6 +82,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.P
     return re.compile(prefix), re.compile(suffix), re.compile(inside), re.compile(rf"\w+-\w+(?:-\w+)*|{inside}")
 
 
+_NUMBER = re.compile(r"[0-9]{2,}[ºªoa]?|[0-9]+(?:[.,/:][0-9]+)+[ºªoa]?")
 _NEVER_CUT = re.compile(r"[0-9]+(?:[.,/:][0-9]+)+[ªº]?|\w+(?:-\w+)+")  # the commonest: 9.610/98, disse-lhe
 _ADDRESS = re.compile(
     r"(?:[\w+.-]{2,}://)?(?:\S+@)?(?:[A-Za-z0-9\u00a1-\uffff][\w\u00a1-\uffff-]*\.)+[^\W\d_A-Z]{2,63}(?::\d{2,5})?(?:[/?#]\S*)?"
@@ -143,11 +144,16 @@ def cut_piece(piece: str) -> list[str]:
 
 
 def _cut_plain(piece: str) -> list[str] | None:
-    """Return the words of a piece that is one word of letters between plain marks, as most are; None for another."""
+    """Return the words of a piece that is one word or number between plain marks, as most are; None for another."""
     core = piece.strip(_ONE_MARK)
     has_stop = core[-1:] == "."
     word = core[:-1] if has_stop else core
-    if len(word) <= _LONGEST_WHOLE or not word.isalpha() or (has_stop and (word[-1] in "ªº" or not word[-1].islower())):
+    if word.isalpha():
+        # A full stop stays with an abbreviation, with a single capital and with an ordinal's sign.
+        is_whole = has_stop and (core in _WHOLE or word[-1] in "ªº" or not (word[-1].islower() or word[-2:].isupper()))
+        if is_whole or len(word) < 2:
+            return None
+    elif not _NUMBER.fullmatch(word) or "<" in piece or (has_stop and word[-1] in "ªº"):
         return None
     start = piece.index(core)
     before, after = list(piece[:start]), list(piece[start + len(core) :])
@@ -194,6 +200,14 @@ def hash_word(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
+def _has_letter(word: str) -> bool:
+    return any(map(str.isalpha, word))
+
+
+def _is_real(word: str) -> bool:
+    return word[0] not in _SYMBOLS or bool(word.strip(_SYMBOLS))
+
+
 class _Column:
     """An array that grows by doubling; `values[:size]` is filled."""
 
@@ -211,6 +225,23 @@ class _Column:
         self.size = size
 
 
+class _Numbers(dict[str, int]):
+    """Numbers of texts in the order in which they are first asked for.
+
+    Attributes:
+        new: the texts that were numbered since the list was last emptied.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new: list[str] = []
+
+    def __missing__(self, text: str) -> int:
+        number = self[text] = len(self)
+        self.new.append(text)
+        return number
+
+
 class WordTable:
     """The words of all pieces met so far, as numbers.
 
@@ -223,30 +254,31 @@ class WordTable:
         self._clear()
 
     def _clear(self) -> None:
-        self._pieces: dict[str, int] = {}
-        self._words: dict[str, int] = {}
+        self._pieces, self._words = _Numbers(), _Numbers()
         self._first, self._count, self._of_pieces = _Column("<i8"), _Column("<i8"), _Column("<i8")
         self._lengths, self._hashes = _Column("<i8"), _Column("<u8")
         self._letters, self._real = _Column("u1"), _Column("u1")
 
-    def _add(self, pieces: list[str]) -> None:
-        """Cut new pieces, and number those of their words that are new."""
-        numbers, known = self._words, len(self._words)
-        counts, of_pieces = [], []
-        for piece in pieces:
-            self._pieces[piece] = len(self._pieces)
+    def _cut_new(self) -> None:
+        """Cut the pieces that are new, and describe those of their words that are new."""
+        number = self._words.__getitem__
+        counts: list[int] = []
+        of_pieces: list[int] = []
+        for piece in self._pieces.new:
             words = cut_piece(piece)
             counts.append(len(words))
-            of_pieces += [numbers.setdefault(word, len(numbers)) for word in words]
+            of_pieces += map(number, words)
         first = self._of_pieces.size
         self._first.extend([first, *(first + np.cumsum(counts[:-1])).tolist()])
         self._count.extend(counts)
         self._of_pieces.extend(of_pieces)
-        new = list(itertools.islice(reversed(numbers), len(numbers) - known))[::-1]
-        self._lengths.extend(list(map(len, new)))
-        self._hashes.extend(list(map(hash_word, new)))
-        self._letters.extend([word.isalpha() or (not word.isdecimal() and any(map(str.isalpha, word))) for word in new])
-        self._real.extend([bool(word.strip(_SYMBOLS)) for word in new])
+        new = self._words.new
+        if new:
+            self._lengths.extend(list(map(len, new)))
+            self._hashes.extend(list(map(hash_word, new)))
+            self._letters.extend([word.isalpha() or (not word.isdecimal() and _has_letter(word)) for word in new])
+            self._real.extend([word.isalnum() or _is_real(word) for word in new])
+        self._pieces.new, self._words.new = [], []
 
     def read(self, text: str) -> NDArray[np.int64]:
         """Return the (words,) numbers of a text's words, in their order; they hold until the next `read`."""
@@ -255,12 +287,9 @@ class WordTable:
         pieces = text.split()
         if not pieces:
             return np.zeros(0, np.int64)
-        known = self._pieces
-        try:
-            numbers = np.fromiter(map(known.__getitem__, pieces), np.int64, len(pieces))
-        except KeyError:
-            self._add([piece for piece in dict.fromkeys(pieces) if piece not in known])
-            numbers = np.fromiter(map(known.__getitem__, pieces), np.int64, len(pieces))
+        numbers = np.fromiter(map(self._pieces.__getitem__, pieces), np.int64, len(pieces))
+        if self._pieces.new:
+            self._cut_new()
         counts = self._count.values[numbers]
         ends = np.cumsum(counts)
         places = np.repeat(self._first.values[numbers] - (ends - counts), counts) + np.arange(ends[-1])
