@@ -22,10 +22,10 @@ from typing import Any
 
 from common import parser, print_table, write_results
 
-from teenytinyllama.corpus.boilerplate import remove_boilerplate
-from teenytinyllama.corpus.measured_text import _table
-from teenytinyllama.corpus.personal_data import mask_personal_data
-from teenytinyllama.corpus.quality import STOP_WORDS, QualityConfig, check_quality
+from teenytinyllama.cleaning.boilerplate import remove_boilerplate
+from teenytinyllama.cleaning.measured_text import _table
+from teenytinyllama.cleaning.personal_data import mask_personal_data
+from teenytinyllama.cleaning.quality import STOP_WORDS, QualityConfig, check_quality
 
 BLOCK_BYTES = 1_000_000
 REASONS = {

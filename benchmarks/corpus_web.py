@@ -23,10 +23,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from teenytinyllama.corpus.html_text import HtmlConfig, text_of_html
-from teenytinyllama.corpus.language import LanguageConfig, check_language, identify
-from teenytinyllama.corpus.normalise import NormaliseConfig, normalise
-from teenytinyllama.corpus.variety import variety_of
+from teenytinyllama.cleaning.html_text import HtmlConfig, text_of_html
+from teenytinyllama.cleaning.language import LanguageConfig, check_language, identify
+from teenytinyllama.cleaning.normalise import NormaliseConfig, normalise
+from teenytinyllama.cleaning.variety import variety_of
 
 DATA = Path(os.environ.get("TTL_REAL_DATA", "data"))
 SENTENCES = Path(__file__).parent.parent / "tests" / "language_sentences.tsv"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError, MissingPackageError
-from teenytinyllama.corpus.language import (
+from teenytinyllama.cleaning.language import (
     MOST_SEGMENTS,
     SEGMENT_CHARACTERS,
     Language,
@@ -18,7 +18,7 @@ from teenytinyllama.corpus.language import (
     identify,
     segments,
 )
-from teenytinyllama.corpus.variety import (
+from teenytinyllama.cleaning.variety import (
     KINDS,
     MODEL_FILE,
     VarietyConfig,
@@ -27,7 +27,7 @@ from teenytinyllama.corpus.variety import (
     count_cues,
     variety_of,
 )
-from teenytinyllama.corpus.verdict import Drop
+from teenytinyllama.cleaning.verdict import Drop
 
 pytest.importorskip("py3langid")
 
@@ -195,7 +195,7 @@ def test_the_model_names_its_sources_and_its_measure() -> None:
 
 def test_importing_the_rooms_loads_no_library() -> None:
     code = (
-        "import sys, teenytinyllama.corpus.language, teenytinyllama.corpus.variety; "
+        "import sys, teenytinyllama.cleaning.language, teenytinyllama.cleaning.variety; "
         "assert not {'py3langid', 'numpy', 'torch', 'sklearn'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
