@@ -177,3 +177,60 @@ def test_a_kill_loses_at_most_the_shards_in_work(tmp_path: Path) -> None:
     process.communicate()
     assert not (tmp_path / "out" / "run.json").exists()
     assert hashes(make(keys)) == expected
+
+
+SBATCH = """#!{python}
+# Runs the tasks of a job array one after the other, as Slurm would on nodes.
+import os, re, subprocess, sys
+script = open(sys.argv[-1], encoding="utf-8").read()
+exported = dict(pair.split("=") for word in sys.argv[1:-1] if word.startswith("--export=")
+                for pair in word[9:].split(",") if "=" in pair)
+with open(os.environ["SBATCH_LOG"], "a", encoding="utf-8") as log:
+    log.write(" ".join(sys.argv[1:-1]) + "\\n")
+last = int(re.search(r"#SBATCH --array=0-(\\d+)", script)[1]) if "--array=" in script else 0
+for task in range(last + 1):
+    environment = dict(os.environ, **exported, SLURM_ARRAY_TASK_ID=str(task), SLURM_NODELIST="node1", SLURM_JOB_ID="7")
+    if "merge_stats" in script:
+        break
+    if subprocess.run(["bash"], input=script, text=True, env=environment, stdout=sys.stderr).returncode:
+        sys.exit(1)
+print("Submitted batch job 7")
+"""
+
+
+def fake_slurm(folder: Path) -> dict[str, str]:
+    """Commands of Slurm that run everything here; returns the environment that has them."""
+    folder.mkdir()
+    python = sys.executable
+    (folder / "sbatch").write_text(SBATCH.replace("{python}", python), encoding="utf-8")
+    (folder / "srun").write_text(
+        '#!/bin/bash\nwhile [[ "$1" == -* ]]; do [ "$1" = -n ] && shift; shift; done\nexec "$@"\n'
+    )
+    (folder / "scontrol").write_text("#!/bin/bash\necho node1\n")
+    (folder / "launch_pickled_pipeline").write_text(
+        f"#!{python}\nfrom datatrove.tools.launch_pickled_pipeline import main\nmain()\n"
+    )
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SBATCH_LOG": str(folder / "log")}
+
+
+def test_slurm_gets_a_job_a_phase_and_makes_the_same_corpus(tmp_path: Path) -> None:
+    keys = config(tmp_path)
+    expected = hashes(make(keys | {"output_dir": str(tmp_path / "here")}))
+    environment = fake_slurm(tmp_path / "bin")
+    keys |= {"executor": "slurm", "slurm": {"partition": "cpu", "time": "01:00:00"}}
+    file = tmp_path / "corpus.yaml"
+    file.write_text(json.dumps(keys), encoding="utf-8")
+    command = [sys.executable, "-m", "teenytinyllama", "corpus", "--config", str(file)]
+    found = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert hashes(tmp_path / "out") == expected
+    log = (tmp_path / "bin" / "log").read_text(encoding="utf-8")
+    assert log.count("--dependency=afterok:7") >= 3  # each phase waits for the one before
+    # Other settings have other folders, so no pickle of before is taken up again.
+    keys["quality"] = {"min_words": 400}
+    file.write_text(json.dumps(keys), encoding="utf-8")
+    again = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert hashes(tmp_path / "out") != expected
