@@ -163,6 +163,22 @@ def test_a_setting_that_cannot_be_is_refused_before_any_work(
         make(config(tmp_path) | change)
 
 
+def test_broken_rows_are_kept_aside_and_too_many_are_refused(tmp_path: Path) -> None:
+    keys = config(tmp_path)
+    lines = [json.dumps({"text": text(number)}) for number in range(200, 220)]
+    lines[3], lines[5] = '{"text": "abc', '{"texto": "x"}'
+    path = tmp_path / "raw" / "web.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    keys["sources"]["web"] = {"inputs": [str(path)], "license": "cc0-1.0"}
+    with pytest.raises(InputError, match=r"sources.web: 2 of 20 rows cannot be read, .*web.jsonl:[46]"):
+        make(keys)
+    out = make(keys | {"max_broken_share": 0.1})
+    steps = json.loads((out / "passport.json").read_text(encoding="utf-8"))["sources"]["web"]["steps"]
+    assert steps["read"]["reasons"] == {"broken row": 2}
+    assert steps["html"]["documents_in"] == 18
+    assert "no key text" not in (out / "passport.md").read_text(encoding="utf-8")
+
+
 def test_a_kill_loses_at_most_the_shards_in_work(tmp_path: Path) -> None:
     keys = config(tmp_path)
     expected = hashes(make(keys | {"output_dir": str(tmp_path / "whole")}))

@@ -1,6 +1,7 @@
 """Mixing, shards, funnel and config of the corpus stage, each by itself."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from teenytinyllama.checks import InputError
 from teenytinyllama.corpus.config import BuildConfig, MixingConfig, SourceConfig
 from teenytinyllama.corpus.funnel import Funnel
 from teenytinyllama.corpus.mixing import plan_shares, render_shares, repetitions
-from teenytinyllama.corpus.shards import plan_shards, read_drafts, read_plan, text_hash, write_plan
+from teenytinyllama.corpus.shards import BrokenRow, plan_shards, read_drafts, read_plan, text_hash, write_plan
 
 
 def source(**values: Any) -> SourceConfig:
@@ -146,6 +147,20 @@ def test_pages_come_from_files_columns_and_their_addresses(tmp_path: Path) -> No
     broken = BuildConfig(str(tmp_path), {"l": {"inputs": [str(path)], **keys | {"html_column": "page"}}})
     with pytest.raises(InputError, match=r"html_column=page: .*laws.parquet has no such column. It has html, url"):
         next(read_drafts(plan_shards(broken)[0], broken.source_configs["l"]))
+
+
+def test_instructions_become_turns_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "i.jsonl"
+    rows = [{"messages": [{"role": "system", "content": "Seja breve."}, {"role": "user", "content": "Quem és?"},
+                          {"role": "assistant", "content": "Um modelo."}]},
+            {"instruction": "Some 1 e 1.", "output": "2"}, {"x": 1}]  # fmt: skip
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    config = build(tmp_path, i={"inputs": [str(path)], "license": "mit", "conversations": True})
+    first, second, broken = read_drafts(plan_shards(config)[0], config.source_configs["i"])
+    assert first.text == "Seja breve.\n\nPergunta: Quem és?\n\nResposta: Um modelo."
+    assert second.text == "Pergunta: Some 1 e 1.\n\nResposta: 2"
+    assert isinstance(broken, BrokenRow)
+    assert broken.place == "i.jsonl:3"
 
 
 def test_funnels_add_up_and_choose_the_same_samples_in_any_order(tmp_path: Path) -> None:

@@ -125,7 +125,29 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
                                  config.workers, config.slurm, before)  # fmt: skip
         run_executor(executor, phase)
         before = executor
+        if phase == "clean" and config.executor != "slurm":
+            check_broken_rows(config, places["clean"])
     return not any(missing_tasks(places[phase], count) for phase, _, count, _ in phases)
+
+
+def check_broken_rows(config: BuildConfig, clean: Path) -> None:
+    """Check that few rows of each source cannot be read.
+
+    Raises:
+        InputError: more than `max_broken_share` of a source; where the first are stands in the message.
+    """
+    funnel = Funnel()
+    for path in sorted(clean.glob("[0-9]*.json")):
+        funnel.add(Funnel.read(path))
+    for name, steps in funnel.counts.items():
+        count = steps["read"]
+        broken = count.reasons["broken row"]
+        where = ", ".join(sample["place"] for sample in funnel.samples(name, "read", "broken row")[:3])
+        ensure(
+            broken <= config.max_broken_share * count.documents_in,
+            f"sources.{name}: {broken:,} of {count.documents_in:,} rows cannot be read, more than "
+            f"max_broken_share={config.max_broken_share:g}; such as {where}. Repair them, or raise the share.",
+        )
 
 
 def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: dict[str, str]) -> None:

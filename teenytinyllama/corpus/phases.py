@@ -31,7 +31,7 @@ from .duplicates import find_duplicates, preference_order
 from .funnel import Funnel
 from .minhash import DuplicatesConfig, fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
-from .shards import Draft, WorkShard, read_drafts, read_plan, text_hash
+from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, text_hash
 from .text_statistics import TextStatistics
 
 if TYPE_CHECKING:
@@ -117,6 +117,11 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     chain, source = build_chain(config, shard.source), config.source_configs[shard.source]
     writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
     for draft in read_drafts(shard, source, config.sample):
+        if isinstance(draft, BrokenRow):
+            sample = {"text": draft.content, "place": draft.place, "value": 1, "limit": 0}
+            size = len(draft.content.encode("utf-8", "replace"))
+            funnel.dropped(shard.source, "read", size, "broken row", sample, text_hash(draft.place))
+            continue
         funnel.passed(
             shard.source, "read", len(draft.page or draft.text.encode()), len(draft.page or draft.text.encode())
         )

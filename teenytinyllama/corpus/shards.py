@@ -14,10 +14,14 @@ from typing import Any
 
 from ..checks import InputError, ensure
 from ..data.input_files import SUFFIXES, kind_of, resolve_files
-from ..data.readers import read_records, read_rows
+from ..data.instructions import read_origin
+from ..data.readers import characters, lines_of, read_records, read_rows
 from ..data.sources import parse_metadata
+from ..data.turns import RowError, read_turns
 from .config import BuildConfig, SourceConfig
 
+# How turns of instructions are told apart in a text; a system's turn stands alone at the head.
+_SPEAKERS = {"system": "", "user": "Pergunta: ", "assistant": "Resposta: "}
 PAGE_SUFFIXES = (".html", ".htm", ".warc", ".warc.gz")
 
 
@@ -65,6 +69,21 @@ class Draft:
     is_page: bool = False
     page: bytes = b""
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """A row that holds no document because it cannot be read.
+
+    Attributes:
+        place: `file:row`.
+        reason: what is wrong with it.
+        content: the row, as far as it is text.
+    """
+
+    place: str
+    reason: str
+    content: str
 
 
 def plan_shards(config: BuildConfig) -> list[WorkShard]:
@@ -117,8 +136,10 @@ def _cuts(path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
     return cuts
 
 
-def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = None) -> Iterator[Draft]:
-    """Yield the documents of a shard, in order; rows without text are left out.
+def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = None) -> Iterator[Draft | BrokenRow]:
+    """Yield the documents of a shard, in order; rows without text are left out, those that cannot be read are named.
+
+    Of jsonl a broken line is one row; what is wrong with another kind of file is wrong with all of it.
 
     Args:
         shard: what to read.
@@ -142,8 +163,14 @@ def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = Non
                 return
 
 
-def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft]]:
+def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
     key = f"sources.{shard.source}.inputs"
+    if source.conversations:
+        yield from _conversations(path, shard, source)
+        return
+    if kind_of(path) == ".jsonl":
+        yield from _json_documents(path, shard, source)
+        return
     if path.name.lower().endswith((".html", ".htm")):
         yield 0, Draft("", shard.source, "", "", shard.name, is_page=True, page=path.read_bytes())
         return
@@ -169,6 +196,47 @@ def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[t
         origin, license_name = parse_metadata(metadata, shard.source)
         notes = {} if origin == shard.source else {"origin": origin}
         yield row, Draft(text, shard.source, license_name, "", f"{shard.name}:{row + 1}", notes=notes)
+
+
+def _json_documents(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
+    """Yield the documents of a jsonl file, and the lines that are none."""
+    key, wanted = f"sources.{shard.source}.inputs", source.html_column or source.text_column
+    for row, line in enumerate(lines_of(characters(key, path, source.encoding))):
+        place = f"{shard.name}:{row + 1}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            content = record[wanted]
+            if content is None:
+                continue
+            content.encode("utf-8")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            why = f"no key {wanted}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            yield row, BrokenRow(place, why[:200], line[:2000])
+            continue
+        url = str(record.get(source.url_column or "") or "")
+        if source.html_column:
+            yield row, Draft("", shard.source, "", url, place, is_page=True, page=content.encode())
+            continue
+        origin, license_name = parse_metadata(record.get(source.metadata_column), shard.source)
+        notes = {} if origin == shard.source else {"origin": origin}
+        yield row, Draft(content, shard.source, license_name, url, place, notes=notes)
+
+
+def _conversations(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
+    """Yield the rows of instruction data as texts: each turn a paragraph that begins with who speaks."""
+    for row, record in enumerate(read_records(f"sources.{shard.source}.inputs", path, None, source.encoding)):
+        place = f"{shard.name}:{row + 1}"
+        try:
+            messages = read_turns(record).messages
+        except RowError as error:
+            yield row, BrokenRow(place, str(error), json.dumps(record, default=str, ensure_ascii=False)[:2000])
+            continue
+        text = "\n\n".join(f"{_SPEAKERS[message['role']]}{message['content']}" for message in messages)
+        origin, license_name = read_origin(record, shard.source)
+        notes = {} if origin == shard.source else {"origin": origin}
+        yield row, Draft(text, shard.source, license_name, "", place, notes=notes)
 
 
 def _known(path: Path, columns: list[str], source: SourceConfig) -> list[str] | None:
