@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..arguments import write_yaml
 from ..checks import ensure, ensure_packages
 from ..data.input_files import SourceFile, hash_files
-from ..stage_folder import StageFolder, lock_run_folder, sha256_file, sha256_json, write_json
+from ..stage_folder import StageFolder, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig
 from .funnel import Funnel
@@ -98,7 +99,7 @@ def _write_plan(config: BuildConfig, shards: list[WorkShard], hashes: dict[str, 
         places[phase] = folder / _WORK / f"{phase}-{digest[:12]}"
     work = folder / _WORK / f"plan-{digest[:12]}"
     work.mkdir(parents=True, exist_ok=True)
-    write_json(work / CONFIG_FILE, {**values, "output_dir": str(folder)})
+    write_yaml(work / CONFIG_FILE, {**values, "output_dir": str(folder)})
     write_plan(work / PLAN_FILE, shards)
     return {"plan": work, **places}
 

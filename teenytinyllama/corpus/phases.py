@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arguments import build
+from ..arguments import build, load_yaml
 from ..checks import InputError, ensure
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
 from ..data.input_files import resolve_files
@@ -37,14 +37,16 @@ from .text_statistics import TextStatistics
 if TYPE_CHECKING:
     import pyarrow
 
-CONFIG_FILE, PLAN_FILE = "config.json", "plan.json"
+CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
 _BATCH_BYTES = 16 * 2**20  # of texts that are written, or scored, at once
 _BYTES_PER_TOKEN = 4  # where no tokenizer counts: Portuguese in a vocabulary of 32,000
 
 
 def load_config(work: str) -> BuildConfig:
     """Return the config that the phases below a folder work by."""
-    config: BuildConfig = build(BuildConfig, json.loads((Path(work) / CONFIG_FILE).read_text(encoding="utf-8")))
+    config: BuildConfig = build(
+        BuildConfig, load_yaml((Path(work) / CONFIG_FILE).read_text(encoding="utf-8"), CONFIG_FILE)
+    )
     return config
 
 
