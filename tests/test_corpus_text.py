@@ -170,6 +170,7 @@ def test_an_unknown_choice_for_struck_text_is_refused() -> None:
         ("Ã‰ AÃ‡ÃO", "É AÇÃO"),
         ("Lei nÂº 5, feita â€œà moda\u00e2\u20ac\u009d", "Lei nº 5, feita “à moda”"),
         ("Voc\u00ea \x96 sim", "Você – sim"),
+        ("\x93Dever\u00e1\x94 \u00e9 usado\x85", "“Deverá” é usado…"),
         ("cafe\u0301 e na\u0303o", "café e não"),
         ("um\r\ndois\rtrês\u2028quatro\x0bcinco", "um\ndois\ntrês\nquatro\ncinco"),
         ("dez\u00a0mil\u202freais", "dez mil reais"),
