@@ -68,7 +68,7 @@ def ensure_normaliser(config: NormaliseConfig) -> None:
 def normalise(text: str, config: NormaliseConfig) -> tuple[str, dict[str, int]]:
     """Return the text in its normal form, and counts of what changed.
 
-    Other line ends become new lines and other spaces become a space in any case. A second call changes nothing in real text.
+    Other line ends become new lines, and other spaces a space, in any case. A second call changes nothing in real text.
 
     Returns:
         The text, and counts: `mojibake_lines_repaired`, `windows_1252_signs_repaired` (quotation marks and dashes that
