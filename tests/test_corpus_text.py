@@ -110,8 +110,8 @@ def test_the_main_content_leaves_out_menus_and_cookies() -> None:
 
 def test_deeply_nested_pages_take_no_time() -> None:
     start = time.perf_counter()
-    assert text_of("<div>" * 20_000 + SENTENCE + "</div>" * 20_000) == SENTENCE
-    assert time.perf_counter() - start < 10  # without a limit on the depth: minutes
+    assert text_of("<div>" * 50_000 + SENTENCE + "</div>" * 50_000) == SENTENCE
+    assert time.perf_counter() - start < 5  # without a limit on the depth: a minute
 
 
 # Struck-out text
@@ -170,6 +170,7 @@ def test_an_unknown_choice_for_struck_text_is_refused() -> None:
         ("Ã‰ AÃ‡ÃO", "É AÇÃO"),
         ("Lei nÂº 5, feita â€œà moda\u00e2\u20ac\u009d", "Lei nº 5, feita “à moda”"),
         ("Voc\u00ea \x96 sim", "Você – sim"),
+        ("\x93Dever\u00e1\x94 \u00e9 usado\x85", "“Deverá” é usado…"),
         ("cafe\u0301 e na\u0303o", "café e não"),
         ("um\r\ndois\rtrês\u2028quatro\x0bcinco", "um\ndois\ntrês\nquatro\ncinco"),
         ("dez\u00a0mil\u202freais", "dez mil reais"),
@@ -185,7 +186,7 @@ def test_normal_form(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["A SUA IRMÃ” disse", "IRMÃ… e AVÔ”", "«A MANHû", "👩\u200d🚀 e Ã, MANHÃ: ÂNGULO", "10 m² a 5º"]
+    "text", ["A SUA IRMÃ” disse", "IRMÃ… e AVÔ”", "«A MANH\u00c3\u00bb", "👩\u200d🚀 e Ã, MANHÃ: ÂNGULO", "10 m² a 5º"]
 )
 def test_good_portuguese_stays(text: str) -> None:
     assert normalise(text, NormaliseConfig()) == (text, {})

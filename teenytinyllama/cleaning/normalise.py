@@ -32,7 +32,7 @@ class NormaliseConfig:
 
 _LINE_END_SIGNS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 _OTHER_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-# C1 controls are here too: what they stand for in Windows-1252 is repaired before they are removed. Kept: tab, new
+# C1 controls are here too: those that stand for a sign in Windows-1252 have become it before. Kept: tab, new
 # line, and the joiners U+200C and U+200D, which emoji and other scripts need.
 _REMOVED = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f"
@@ -49,10 +49,10 @@ _CONTINUED = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜
 _MOJIBAKE = re.compile(
     f"(?<![A-ZÀ-ÖØ-Þ])[ÃÂ][{_CONTINUED}]"
     "|[ÃÂ][\x80-\x9f€‚ƒ„†‡ˆ‰Š‹ŒŽ•˜™š›œžŸ¡-§©¬®-¯±-¶¸¹¼-¿]"
-    f"|â[€\x80][{_CONTINUED}]|ðŸ|ï»¿|[\x80-\x84\x86-\x9f]"
+    f"|â[€\x80][{_CONTINUED}]|ðŸ|ï»¿"
 )
-_MOJIBAKE_BEGINS = re.compile("[ÃÂâðï\x80-\x84\x86-\x9f]")  # looked for first: it is 20 times faster
-_C1_CONTROL = re.compile("[\x80-\x84\x86-\x9f]")
+_MOJIBAKE_BEGINS = re.compile("[ÃÂâðï]")  # looked for first: it is 20 times faster
+_C1_CONTROL = re.compile("[\x80-\x9f]")
 
 
 def ensure_normaliser(config: NormaliseConfig) -> None:
@@ -68,10 +68,11 @@ def ensure_normaliser(config: NormaliseConfig) -> None:
 def normalise(text: str, config: NormaliseConfig) -> tuple[str, dict[str, int]]:
     """Return the text in its normal form, and counts of what changed.
 
-    Other line ends become new lines and other spaces become a space in any case. A second call changes nothing.
+    Other line ends become new lines, and other spaces a space, in any case. A second call changes nothing in real text.
 
     Returns:
-        The text, and counts: `mojibake_lines_repaired`, `control_characters_removed`.
+        The text, and counts: `mojibake_lines_repaired`, `windows_1252_signs_repaired` (quotation marks and dashes that
+        were read as ISO-8859-1), `control_characters_removed`.
     """
     counts: dict[str, int] = {}
     if config.repair_mojibake and not text.isascii():
@@ -94,19 +95,20 @@ def normalise(text: str, config: NormaliseConfig) -> tuple[str, dict[str, int]]:
 
 
 def _repair_mojibake(text: str, counts: dict[str, int]) -> str:
-    if not (_MOJIBAKE_BEGINS.search(text) and _MOJIBAKE.search(text)):
-        return text
-    from ftfy import fix_encoding
-    from ftfy.fixes import fix_c1_controls
+    if _MOJIBAKE_BEGINS.search(text) and _MOJIBAKE.search(text):
+        from ftfy import fix_encoding
 
-    # A C1 control is a sign of Windows-1252 or, after Ã or Â, a part of mojibake; ftfy knows both.
-    lines = text.split("\n")
-    for number, line in enumerate(lines):
-        if _MOJIBAKE.search(line):
-            repaired = fix_encoding(line)
-            if _C1_CONTROL.search(repaired):
-                repaired = fix_c1_controls(repaired)
-            if repaired != line:
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
+            if _MOJIBAKE.search(line) and (repaired := fix_encoding(line)) != line:
                 lines[number] = repaired
                 counts["mojibake_lines_repaired"] = counts.get("mojibake_lines_repaired", 0) + 1
-    return "\n".join(lines)
+        text = "\n".join(lines)
+    num_controls = len(_C1_CONTROL.findall(text))
+    if num_controls:
+        # Not by fix_encoding: it takes "á" before a closing quotation mark of Windows-1252 for a letter in UTF-8.
+        from ftfy.fixes import fix_c1_controls
+
+        text = fix_c1_controls(text)
+        counts["windows_1252_signs_repaired"] = num_controls - len(_C1_CONTROL.findall(text))
+    return text

@@ -67,7 +67,6 @@ WORD_CUES: dict[str, str] = {
     ),
     "br você": r"vocês?",
     "pt adverbs": r"nomeadamente|designadamente|aquando|noutr[oa]s?|doutr[oa]s?",
-    "pt future around the pronoun": r"\w+-(?:me|te|se|lhe|lhes|nos|[lo]|lo|la|los|las)-(?:á|ão|ia|iam|ei|emos|íamos)",
 }
 # Cues of words in a row, on one letter a word as `_LETTERS` says: . is the end of a sentence.
 ROW_CUES: dict[str, str] = {
@@ -79,7 +78,6 @@ ROW_CUES: dict[str, str] = {
     "br até o": "K[oa]",
     "br em um": "MU",
     "pt ter de": "TRI",
-    "br ter que": "TQI",
 }
 _LETTERS: list[tuple[str, str]] = [
     ("E", r"est(?:ou|á|ás|amos|ão|ava[sm]?|ávamos|ive|eve|ivemos|iveram|ari?am?|arão|ará|eja|ejam|ivesse|ivessem|ar)"),
