@@ -149,6 +149,27 @@ def test_pages_come_from_files_columns_and_their_addresses(tmp_path: Path) -> No
         next(read_drafts(plan_shards(broken)[0], broken.source_configs["l"]))
 
 
+def test_a_web_archive_gives_its_html_responses(tmp_path: Path) -> None:
+    pytest.importorskip("fastwarc")
+
+    def record(kind: str, url: str, content_type: str, body: bytes) -> bytes:
+        http = b"HTTP/1.1 200 OK\r\nContent-Type: " + content_type.encode() + b"\r\n\r\n" + body
+        head = (f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:{len(body):032x}>\r\n"
+                f"WARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype={kind}\r\n"
+                f"Content-Length: {len(http)}\r\n\r\n")  # fmt: skip
+        return head.encode() + http + b"\r\n\r\n"
+
+    page = "<p>Ação</p>".encode("cp1252")
+    path = tmp_path / "crawl.warc.gz"
+    path.write_bytes(b"".join(map(gzip.compress, [
+        record("response", "http://x/a", "text/html; charset=windows-1252", page),
+        record("response", "http://x/b", "image/png", b"x"),
+    ])))  # fmt: skip
+    config = build(tmp_path, w={"inputs": [str(path)], "license": "mit"})
+    (draft,) = read_drafts(plan_shards(config)[0], config.source_configs["w"])
+    assert (draft.page, draft.url, draft.declared, draft.is_page) == (page, "http://x/a", "windows-1252", True)
+
+
 def test_instructions_become_turns_of_text(tmp_path: Path) -> None:
     path = tmp_path / "i.jsonl"
     rows = [{"messages": [{"role": "system", "content": "Seja breve."}, {"role": "user", "content": "Quem és?"},

@@ -53,7 +53,7 @@ class Step:
 def _html(draft: Draft, config: HtmlConfig) -> tuple[Drop | None, Changes]:
     if not draft.is_page:
         return None, {}
-    draft.text, changes = text_of_html(draft.page, config)
+    draft.text, changes = text_of_html(draft.page, config, draft.declared)
     draft.is_page, draft.page = False, b""
     return (None if draft.text.strip() else Drop("no text", 0, 1)), changes
 

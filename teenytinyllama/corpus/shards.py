@@ -58,6 +58,7 @@ class Draft:
         place: `file:row`, by which it is found again.
         is_page: whether `text` is an HTML page still.
         page: the bytes of an HTML page.
+        declared: the encoding of the page that the server named, or None.
         notes: what steps found, such as `variety`.
     """
 
@@ -68,6 +69,7 @@ class Draft:
     place: str
     is_page: bool = False
     page: bytes = b""
+    declared: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -264,17 +266,14 @@ def _known(path: Path, columns: list[str], source: SourceConfig) -> list[str] | 
 
 def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft]]:
     """Yield the HTML pages among the responses of a web archive."""
-    from warcio.archiveiterator import ArchiveIterator
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     with path.open("rb") as file:
-        for row, record in enumerate(ArchiveIterator(file)):
-            if record.rec_type != "response" or record.http_headers is None:
-                continue
-            kind = record.http_headers.get_header("Content-Type") or ""
-            if "html" in kind.lower():
-                url = record.rec_headers.get_header("WARC-Target-URI") or ""
-                page = record.content_stream().read()
-                yield row, Draft("", shard.source, "", url, f"{shard.name}:{row + 1}", is_page=True, page=page)
+        for row, record in enumerate(ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True)):
+            if record.http_content_type and "html" in record.http_content_type.lower():
+                url = record.headers.get("WARC-Target-URI") or ""
+                yield row, Draft("", shard.source, "", url, f"{shard.name}:{row + 1}", is_page=True,
+                                 page=record.reader.read(), declared=record.http_charset)  # fmt: skip
 
 
 def text_hash(text: str) -> int:
