@@ -108,6 +108,13 @@ def test_a_list_ends_before_text_and_before_the_next_heading() -> None:
     assert remove_boilerplate(twice) == ("", {"attendance_lists": 8})
 
 
+def test_rows_of_full_stops_become_three() -> None:
+    text = "“Art. 5º ..........................\n. . . . . . . .\nNada mudou..... disse ele."
+    assert remove_boilerplate(text) == (
+        "“Art. 5º ...\n...\nNada mudou..... disse ele.", {"dot_leaders": 2})  # fmt: skip
+    assert remove_boilerplate(text, BoilerplateConfig(dot_leaders=False)) == (text, {})
+
+
 def test_c4s_lines_are_off_and_keep_sentences_alone() -> None:
     text = "Um título\nUma frase inteira termina aqui.\nDuas palavras.\nVeja mais...\nLigue o JavaScript para ver isto."
     assert remove_boilerplate(text) == (text, {})

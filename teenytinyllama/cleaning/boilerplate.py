@@ -2,7 +2,8 @@
 
 Lines are removed and counted by kind; a document goes only if nothing is left of it. Each kind is a narrow list of
 whole lines: a word such as `Contato` is a menu only among other words of menus, and a list of names is removed only
-below its heading. What is left between the lines is not changed.
+below its heading. What is left between the lines is not changed, but for rows of full stops: laws fill lines with them
+where a norm stays as it was, and three say as much.
 """
 
 import re
@@ -33,6 +34,7 @@ class BoilerplateConfig:
     attendance_lists: bool = field(
         default=True, metadata={"help": "names of the members present and absent in journals of parliament"}
     )
+    dot_leaders: bool = field(default=True, metadata={"help": "rows of six full stops or more become three"})
     c4_lines: bool = field(
         default=False, metadata={"help": "C4's rules for lines: only sentences of three words or more are kept"}
     )
@@ -106,6 +108,7 @@ _PARTY = re.compile(
 _NAME_WORD = r"(?:[A-ZÀ-Ý][\w'’.-]*|d['’][A-ZÀ-Ý][\w-]*)"
 _NAME = re.compile(rf"{_NAME_WORD}(?:[ \t]+(?:d[aeo]s?|e|y|del|la|van|von|{_NAME_WORD})){{1,12}}[.,;]?")
 _END_PUNCTUATION = (".", "?", "!", '"', "'", "”", "»")
+_DOT_LEADER = re.compile(r"\.{6,}|\.(?: \.){5,}")
 _POLICIES = ("termos de uso", "política de privacidade", "política de cookies", "usa cookies", "uso de cookies")
 
 
@@ -214,7 +217,7 @@ _KINDS: tuple[tuple[str, Callable[[list[str]], Iterator[int]]], ...] = (
 
 
 def remove_boilerplate(text: str, config: BoilerplateConfig | None = None) -> tuple[str, dict[str, int]]:
-    """Return a text without its boilerplate lines, and how many lines went by kind.
+    """Return a text without its boilerplate lines, and how many lines went by kind (of dot leaders: how many rows).
 
     Where lines went, three or more line feeds in a row become two; a text that holds no boilerplate is returned as it
     is, and one of boilerplate alone becomes empty.
@@ -224,6 +227,9 @@ def remove_boilerplate(text: str, config: BoilerplateConfig | None = None) -> tu
         config: the kinds to remove.
     """
     config = config or BoilerplateConfig()
+    leaders = 0
+    if config.dot_leaders and ("......" in text or ". . ." in text):
+        text, leaders = _DOT_LEADER.subn("...", text)
     lines = text.split("\n")
     kinds: dict[int, str] = {}
     for kind, find in _KINDS:
@@ -231,8 +237,10 @@ def remove_boilerplate(text: str, config: BoilerplateConfig | None = None) -> tu
             for place in find(lines):
                 kinds.setdefault(place, kind)
     counts = Counter(kind for place, kind in kinds.items() if lines[place].strip())
-    if not counts:
-        return text, {}
+    if leaders:
+        counts["dot_leaders"] = leaders
+    if not kinds:
+        return text, dict(counts)
     kept = "\n".join(line for place, line in enumerate(lines) if place not in kinds)
     return re.sub(r"\n\s*\n\s*\n", "\n\n", kept).strip(), dict(counts)
 

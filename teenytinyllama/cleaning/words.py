@@ -82,7 +82,7 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.P
     return re.compile(prefix), re.compile(suffix), re.compile(inside), re.compile(rf"\w+-\w+(?:-\w+)*|{inside}")
 
 
-_NUMBER = re.compile(r"[0-9]{2,}[ºªoa]?|[0-9]+(?:[.,/:][0-9]+)+[ºªoa]?")
+_PLAIN = re.compile(r"[0-9]{2,}[ºªoa]?|[0-9]+(?:[.,/:][0-9]+)+[ºªoa]?|[^\W\d_ªº¹²³]+(?:-[^\W\d_ªº¹²³]+)+")
 _NEVER_CUT = re.compile(r"[0-9]+(?:[.,/:][0-9]+)+[ªº]?|\w+(?:-\w+)+")  # the commonest: 9.610/98, disse-lhe
 _ADDRESS = re.compile(
     r"(?:[\w+.-]{2,}://)?(?:\S+@)?(?:[A-Za-z0-9\u00a1-\uffff][\w\u00a1-\uffff-]*\.)+[^\W\d_A-Z]{2,63}(?::\d{2,5})?(?:[/?#]\S*)?"
@@ -148,13 +148,13 @@ def _cut_plain(piece: str) -> list[str] | None:
     core = piece.strip(_ONE_MARK)
     has_stop = core[-1:] == "."
     word = core[:-1] if has_stop else core
-    if word.isalpha():
-        # A full stop stays with an abbreviation, with a single capital and with an ordinal's sign.
-        is_whole = has_stop and (core in _WHOLE or word[-1] in "ªº" or not (word[-1].islower() or word[-2:].isupper()))
-        if is_whole or len(word) < 2:
-            return None
-    elif not _NUMBER.fullmatch(word) or "<" in piece or (has_stop and word[-1] in "ªº"):
+    if len(word) < 2 or (not word.isalpha() and ("<" in piece or not _PLAIN.fullmatch(word))):
         return None
+    if has_stop and not word[-1].isdecimal():
+        # A full stop stays with an abbreviation, with a single capital and with an ordinal's sign.
+        ends_word = word[-1].islower() or (word[-2:].isupper() and word[-2:].isalpha())
+        if core in _WHOLE or word[-1] in "ªº" or not ends_word:
+            return None
     start = piece.index(core)
     before, after = list(piece[:start]), list(piece[start + len(core) :])
     before = _join_faces(before) if len(before) > 1 else before
