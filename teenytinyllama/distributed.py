@@ -38,16 +38,22 @@ _planned_ranks: ContextVar[Mapping[str, str] | None] = ContextVar("environment_o
 
 @contextlib.contextmanager
 def before_ranks(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let what is checked in the block know how the ranks that are to be started will run.
+    """Let what is resolved and checked in the block know how the ranks that are to be started will run.
 
     Args:
-        environment: of the first rank, by accelerate's names.
+        environment: of the first rank, by accelerate's names; on top of what a block around this one has said.
     """
-    token = _planned_ranks.set(environment)
+    token = _planned_ranks.set({**(_planned_ranks.get() or {}), **environment})
     try:
         yield
     finally:
         _planned_ranks.reset(token)
+
+
+def ranks_of_run() -> int:
+    """Return how many ranks a config is resolved for: those planned, or those that the launcher started."""
+    planned = _planned_ranks.get()
+    return int((os.environ if planned is None else planned).get("WORLD_SIZE", "1"))
 
 
 def deepspeed_settings(plugin: Any) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -151,6 +152,16 @@ def count_usable_gpus() -> int:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return 0 if accelerator is None or accelerator.type == "mps" else torch.accelerator.device_count()
+
+
+def named_gpus(environment: Mapping[str, str], usable: int) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the usable GPUs for CUDA_VISIBLE_DEVICES, and the variable that orders them as those names.
+
+    Numbers are those of nvidia-smi, in which the meter counts; CUDA's own begin with the fastest GPU.
+    """
+    order = {} if "CUDA_DEVICE_ORDER" in environment or not usable else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(usable)], order
 
 
 def choose_precision() -> tuple[Precision, str]:

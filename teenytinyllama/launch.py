@@ -30,7 +30,7 @@ from .checks import (
     ensure,
     near_name,
 )
-from .gpus import count_usable_gpus
+from .gpus import count_usable_gpus, named_gpus
 from .processes import ForkServer
 from .supervision import supervise
 
@@ -245,7 +245,7 @@ def _rank_environments(
 
     if not _has_ranks(settings):
         environment = launch.prepare_simple_launcher_cmd_env(settings)[1]
-        return (environment | _own_gpus(environment, usable, 1) | _threads(1),)
+        return (environment | _own_gpus(environment, usable, 1) | thread_share(1),)
     settings.main_process_port = settings.main_process_port or 0  # 0: accelerate chooses a free one
     if settings.use_deepspeed:
         settings.deepspeed_config_file = _find_deepspeed_file(settings.deepspeed_config_file, file, bases)
@@ -256,7 +256,7 @@ def _rank_environments(
         environment = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"} | environment
     count = settings.num_processes
     environment |= _own_gpus(environment, usable, count)
-    environment |= _threads(count) | ({} if usable else {"DS_ACCELERATOR": "cpu"})
+    environment |= thread_share(count) | ({} if usable else {"DS_ACCELERATOR": "cpu"})
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(settings.main_process_port)}
     environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     return tuple(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count))
@@ -277,18 +277,15 @@ def _own_gpus(environment: dict[str, str], usable: int, count: int) -> dict[str,
     """Hide the GPUs that `count` ranks do not use.
 
     With more than it needs, one process would train by nn.DataParallel, and their energy would count as the run's.
-    Numbers are those of nvidia-smi, in which the meter counts; CUDA's own begin with the fastest GPU.
     """
-    order = {} if "CUDA_DEVICE_ORDER" in environment or not usable else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    names, order = named_gpus(environment, usable)
     if count >= usable:
         return order
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    names = named.split(",") if named else [str(index) for index in range(usable)]
     return {"CUDA_VISIBLE_DEVICES": ",".join(names[:count]), **order}
 
 
-def _threads(num_processes: int) -> dict[str, str]:
-    """Share the processor's cores out among the ranks, unless the user set the number of threads."""
+def thread_share(num_processes: int) -> dict[str, str]:
+    """Share the processor's cores out among processes, unless the user set the number of threads."""
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))}
 
 

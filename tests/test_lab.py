@@ -37,8 +37,9 @@ def keys(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> dict[st
 
 
 def row(arm: str, size: str, budget: int, score: float | None, seed: int = 0) -> dict[str, Any]:
-    return {"arm": arm, "group": arm.split()[0], "size": size, "budget": budget, "seed": seed,
-            "state": "diverged" if score is None else "done", "bits_per_byte": score}  # fmt: skip
+    return {"name": f"{arm} {size} {budget} {seed}", "arm": arm, "group": arm.split()[0], "size": size,
+            "budget": budget, "tokens": budget, "seed": seed, "state": "diverged" if score is None else "done",
+            "bits_per_byte": score, "loss": score, "flops": 1.0, "num_parameters": 1, "num_non_embedding": 1}  # fmt: skip
 
 
 @pytest.mark.parametrize(("size", "width", "layers"), [("0.5M", 128, 2), ("1.5M", 192, 3), ("4M", 256, 4),
@@ -146,7 +147,8 @@ def test_a_size_that_cannot_be_is_refused(size: str, head_size: int | None, mess
 def test_slots_share_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    monkeypatch.setattr("teenytinyllama.lab.runs.available_cores", lambda: 6)
+    for place in ("lab.runs", "launch"):
+        monkeypatch.setattr(f"teenytinyllama.{place}.available_cores", lambda: 6)
     monkeypatch.setattr("teenytinyllama.lab.runs.count_usable_gpus", lambda: 2)
     slots = find_slots(3)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "6", "4"]
@@ -213,5 +215,5 @@ def test_a_refused_key_of_an_arm_stops_before_any_run(keys: dict[str, Any], tmp_
     process = start(keys, tmp_path / "lab.yaml")
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "learning_rat: unknown key. Did you mean 'learning_rate'?" in said
+    assert "arms.odd at 0.1M: learning_rat: unknown key. Did you mean 'learning_rate'?" in said
     assert not (Path(keys["output_dir"]) / "runs").exists()

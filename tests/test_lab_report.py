@@ -25,7 +25,7 @@ from teenytinyllama.lab.comparison import (
 )
 from teenytinyllama.lab.fitting import fit_constants
 from teenytinyllama.lab.report import write_report
-from teenytinyllama.lab.scaling import LabLaw, predict, read_law, useful_tokens
+from teenytinyllama.lab.scaling import LabLaw, read_law, useful_tokens
 from teenytinyllama.launch import recipes_folder
 from teenytinyllama.planning.config import PlanConfig
 from teenytinyllama.planning.laws import optimum, predicted_loss
@@ -45,8 +45,8 @@ def law_value(num_parameters: float, tokens: float, truth: tuple[float, ...] = T
 def row(arm: str, size: str, tokens: float, score: float | None, **values: Any) -> dict[str, Any]:
     parameters, layers = SIZES[size]
     return {
-        "name": f"{arm}-{size}-{tokens:g}-{values.get('seed', 1)}", "arm": arm, "size": size, "tokens": int(tokens),
-        "tokens_per_step": 2048, "seed": 1, "optimizer": arm.split()[0], "changes": {}, "curve": [],
+        "name": f"{arm}-{size}-{tokens:g}-{values.get('seed', 1)}", "arm": arm, "group": arm.split()[0], "size": size,
+        "tokens": int(tokens), "budget": int(tokens), "tokens_per_step": 2048, "seed": 1, "curve": [],
         "num_parameters": int(parameters), "num_non_embedding": int(layers), "unique_tokens": 10**9,
         "state": "diverged" if score is None else "done", "bits_per_byte": score,
         "loss": None if score is None else score * math.log(2) * BYTES_PER_TOKEN, "flops": 6 * parameters * tokens,
@@ -285,16 +285,16 @@ def test_repeated_tokens_count_for_less(written: Path) -> None:
 
 
 def test_the_file_of_the_law_predicts(written: Path) -> None:
-    found = predict(written, 6.5e6, 80e6)
+    found = read_law(written).predict(6.5e6, 80e6)
     assert found.arm == "muon"
     assert found.low <= law_value(6.5e6, 160e6) <= found.high
     assert found.bits_per_byte == pytest.approx(law_value(6.5e6, 160e6), abs=0.02)
     assert found.nats_per_token[0] == pytest.approx(found.bits_per_byte * math.log(2) * BYTES_PER_TOKEN, rel=1e-6)
     assert found.times_tokens == pytest.approx(10)
-    worse = predict(written, 6.5e6, 80e6, arm="adamw")
+    worse = read_law(written, "adamw").predict(6.5e6, 80e6)
     assert worse.bits_per_byte > found.bits_per_byte
     with pytest.raises(InputError, match=r"has no law of arm sgd\. It has laws of"):
-        predict(written, 6.5e6, 80e6, arm="sgd")
+        read_law(written, "sgd")
 
 
 def test_a_lab_that_is_too_small_has_no_law_and_says_why(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_lab_that_is_too_small_has_no_law_and_says_why(tmp_path: Path) -> None
     assert "- No law: arm adamw: 2 runs of 1 sizes and 2 budgets are too few for a law" in table
     assert "(2 have fewer)" in table
     with pytest.raises(InputError, match=r"has no law\. arm adamw: 2 runs of 1 sizes"):
-        predict(tmp_path, 6.5e6, 80e6)
+        read_law(tmp_path)
 
 
 def test_a_lab_in_which_size_is_worth_nothing_says_so(tmp_path: Path, written: Path) -> None:

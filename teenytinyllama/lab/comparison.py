@@ -5,7 +5,6 @@ A lab's `runs.jsonl` has one JSON object a run. Runs of one `arm` differ in size
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -80,7 +79,7 @@ class Outcome:
 _NAMES = [item.name for item in fields(Outcome)]
 # What a run that is done must say, so that tables and laws can be made of it.
 _NEEDED = ("tokens", "num_parameters", "num_non_embedding", "bits_per_byte", "loss", "flops")
-_RATE = re.compile(r"\s*\b(?:lr|learning_rate)=\S+")
+_IDENTITY = ("name", "group", "arm", "size", "budget", "seed", "state")  # of every run
 
 
 def read_outcomes(folder: Path, key: str = "output_dir") -> list[Outcome]:
@@ -95,8 +94,16 @@ def read_outcomes(folder: Path, key: str = "output_dir") -> list[Outcome]:
     """
     path = folder / RUNS_NAME
     ensure(path.is_file(), f"{key}={folder}: has no {RUNS_NAME}, so it is no lab that has run. {_FIX}")
-    rows = {row["name"]: row for row in read_jsonl_records(path, check=make_outcome, fix=_FIX)}
-    return [make_outcome(row) for row in rows.values()]
+    return [make_outcome(row) for row in read_rows(folder).values()]
+
+
+def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows of the runs that have ended, by name, of several rows of a run the last; none without a file.
+
+    Raises:
+        InputError: a row lacks what it must say.
+    """
+    return {row["name"]: row for row in read_jsonl_records(folder / RUNS_NAME, check=make_outcome, fix=_FIX)}
 
 
 def make_outcome(row: dict[str, Any]) -> Outcome:
@@ -105,20 +112,12 @@ def make_outcome(row: dict[str, Any]) -> Outcome:
     Raises:
         KeyError: it lacks a value that its state needs.
     """
-    if row["state"] == DONE:
-        missing = [name for name in _NEEDED if row.get(name) is None]
-        if missing:
-            raise KeyError(missing[0])
+    missing = [name for name in _IDENTITY if name not in row]
+    missing += [name for name in _NEEDED if row["state"] == DONE and row.get(name) is None] if not missing else []
+    if missing:
+        raise KeyError(missing[0])
     values = {name: row[name] for name in _NAMES if row.get(name) is not None}
-    rate = (row.get("values") or row.get("changes") or {}).get("learning_rate")
-    learning_rate = row.get("learning_rate", rate)
-    return Outcome(
-        **values | {
-            "group": row.get("group") or _RATE.sub("", row["arm"]) or row["arm"],
-            "budget": row.get("budget") or row["tokens"],
-            "learning_rate": None if learning_rate is None else float(learning_rate),
-        }
-    )  # fmt: skip
+    return Outcome(**{"learning_rate": row.get("values", {}).get("learning_rate"), **values})
 
 
 @dataclass(frozen=True)
@@ -214,6 +213,15 @@ def find_sweeps(cells: Sequence[Cell]) -> list[Sweep]:
         if len(rates) > 1:
             sweeps.append(Sweep(tuple(members), known, at_edge))
     return sweeps
+
+
+def best_arm(outcomes: Iterable[Outcome]) -> str | None:
+    """Return the arm with the lowest mean of bits per byte at one size and budget; None where none is done.
+
+    An arm of which a run has diverged is not it: who takes it may be unlucky too.
+    """
+    best = min(make_cells(list(outcomes)), key=lambda cell: cell.score, default=None)
+    return best.first.arm if best is not None and math.isfinite(best.score) else None
 
 
 def best_cells(cells: Sequence[Cell]) -> dict[str, list[Cell]]:

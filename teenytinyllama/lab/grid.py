@@ -1,17 +1,17 @@
 """The grid of a laboratory: the runs that its config means, their shapes and names, and the best of each sweep."""
 
+import functools
 import itertools
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..checks import InputError, ensure
 from ..data.packed import packed_manifest
-from ..presets import PRESETS
+from ..presets import PRESETS, layer_matrices
+from .comparison import best_arm, make_outcome
 from .config import LabConfig
 
 # Of every run, unless `settings` says otherwise: a laboratory keeps figures and no checkpoints, and asks no questions.
@@ -126,13 +126,9 @@ def _parse_size(size: Any) -> float:
 
 def layer_parameters(size: Any) -> int:
     """Return the parameters of the matrices in the layers of a size: neither embedding, head nor norms."""
-    shape = model_keys(size).get("shape")
-    if shape is None:
-        preset = PRESETS[size]
-        head = preset.hidden_size // preset.num_attention_heads
-        attention = 2 * preset.hidden_size * head * (preset.num_attention_heads + preset.num_key_value_heads)
-        return preset.num_hidden_layers * (attention + 3 * preset.hidden_size * preset.intermediate_size)
-    return int(16 * shape["hidden_size"] ** 2 * shape["num_hidden_layers"])
+    keys = model_keys(size)
+    preset = replace(PRESETS[keys["preset"]], **keys.get("shape", {}))
+    return sum(rows * columns * count for (rows, columns), count in layer_matrices(preset).items())
 
 
 def find_recipes(config: LabConfig) -> list[LabRecipe]:
@@ -157,13 +153,21 @@ def make_run(config: LabConfig, recipe: LabRecipe, size: Any, tokens: int, seed:
     """Return one run of the grid with all values of its training; the model's context is that of the rows."""
     changes = {**DEFAULT_SETTINGS, **config.settings, **recipe.changes}
     model = model_keys(size, changes.pop("head_size", None))
-    context = {"max_position_embeddings": packed_manifest(config.packed)["context"]}
-    shape = {**context, **model.pop("shape", {}), **(changes.pop("shape", None) or {})}
+    shape = {
+        "max_position_embeddings": _context(config.packed),
+        **model.pop("shape", {}),
+        **(changes.pop("shape", None) or {}),
+    }
     values = {**model, "shape": shape, "tokenizer": config.tokenizer, "packed": config.packed,
               "max_tokens": tokens, "seed": seed, **changes}  # fmt: skip
     parts = [recipe.arm, *(f"{key}_{_written(value)}" for key, value in recipe.swept.items())]
     name = "-".join([*parts, str(size), f"{_written(tokens / 1e6)}M", f"seed{seed}"])
     return LabRun(re.sub(r"[^\w.-]+", "_", name), recipe, str(size), tokens, seed, values, is_check)
+
+
+@functools.cache
+def _context(packed: str) -> int:
+    return int(packed_manifest(packed)["context"])
 
 
 def sweep_runs(config: LabConfig) -> list[LabRun]:
@@ -187,14 +191,13 @@ def finalist_runs(config: LabConfig, rows: Iterable[dict[str, Any]]) -> list[Lab
         config: of the laboratory.
         rows: of the sweeps, as in `runs.jsonl`.
     """
-    rows, runs = list(rows), []
+    outcomes, runs = [make_outcome(row) for row in rows], []
     recipes = {recipe.label: recipe for recipe in find_recipes(config)}
     for size in config.sizes:
         for arm in config.arms:
             for tokens in budgets(config, size):
                 swept = budgets(config, size)[0] if config.swept_at == "first" else tokens
-                best = best_label(row for row in rows if row["group"] == arm and row["size"] == str(size)
-                                  and row["budget"] == swept)  # fmt: skip
+                best = best_arm(run for run in outcomes if (run.group, run.size, run.budget) == (arm, str(size), swept))
                 if best is not None:
                     seeds = config.seeds if config.finalist_seeds is None else config.finalist_seeds
                     runs += [make_run(config, recipes[best], size, tokens, seed) for seed in seeds]
@@ -214,24 +217,12 @@ def longer_run(config: LabConfig, rows: Iterable[dict[str, Any]]) -> LabRun | No
         return None
     size = max(config.sizes, key=layer_parameters)
     tokens = budgets(config, size)[-1]
-    best = best_label(row for row in rows if row["size"] == str(size) and row["budget"] == tokens)
+    outcomes = map(make_outcome, rows)
+    best = best_arm(run for run in outcomes if (run.size, run.budget) == (str(size), tokens))
     if best is None:
         return None
     recipe = next(recipe for recipe in find_recipes(config) if recipe.label == best)
     return make_run(config, recipe, size, round(config.longer_run * tokens), config.seeds[0], is_check=True)
-
-
-def best_label(rows: Iterable[dict[str, Any]]) -> str | None:
-    """Return the recipe with the lowest mean of bits per byte among rows; None where none is done.
-
-    A recipe of which a run has diverged is not among them: who takes it may be unlucky too.
-    """
-    scores: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        scores[row["arm"]].append(row["bits_per_byte"] if row["state"] == "done" else math.inf)
-    means = {label: fmean(values) for label, values in scores.items()}
-    best = min(means, key=lambda label: means[label], default=None)
-    return best if best is not None and math.isfinite(means[best]) else None
 
 
 def _written(value: Any) -> str:

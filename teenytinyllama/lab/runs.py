@@ -6,7 +6,6 @@ the others. The same command goes on where a stopped laboratory was, and a large
 """
 
 import functools
-import json
 import os
 import shutil
 import signal
@@ -23,13 +22,14 @@ from ..checks import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_RESUMABLE,
+    InputError,
     RunFailedError,
     StoppedResumable,
     available_cores,
     run_main,
 )
-from ..gpus import count_usable_gpus
-from ..launch import RankOptions, resolve_training, start_training
+from ..gpus import count_usable_gpus, named_gpus
+from ..launch import RankOptions, resolve_training, start_training, thread_share
 from ..presets import training_flops
 from ..processes import ForkedChild, ForkServer
 from ..stage_folder import (
@@ -42,18 +42,17 @@ from ..stage_folder import (
     read_manifest,
     scratch_folder,
 )
+from ..supervision import Child
+from ..training.metrics import DIVERGED, append_jsonl
+from .comparison import read_rows
 from .config import LabConfig
-from .grid import LabRun, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
+from .grid import LabRun, budgets, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
 from .report import write_report
 
 _POLL_SECONDS = 0.1
-# What `training.metrics.MetricsCallback` says of a loss that is not finite.
-_DIVERGED = "training has diverged"
 # Of a run's folder, what is kept without `keep_models`: its figures.
 _KEPT = frozenset({"run.json", "config.yaml", "environment.json", "metrics.jsonl", "emissions.csv", "ledger.jsonl",
                    "loss.png"})  # fmt: skip
-
-Child = ForkedChild | subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -117,16 +116,19 @@ def check_runs(config: LabConfig, call: Callable[[Callable[[], Any]], Any]) -> N
         call: calls a function, perhaps in another process, and returns its answer.
 
     Raises:
-        InputError: see `PretrainConfig`; the message begins with the recipe and the size.
+        InputError: see `PretrainConfig`; the message begins with the arm and the size.
     """
     from ..training.config import PretrainConfig
 
     recipes = find_recipes(config)
     pairs = [(recipe, config.sizes[0]) for recipe in recipes] + [(recipes[0], size) for size in config.sizes[1:]]
     for recipe, size in pairs:
-        run = make_run(config, recipe, size, 1, config.seeds[0])
-        values = check_types(PretrainConfig, {**run.values, "max_tokens": 10**9, "output_dir": run.name})
-        call(functools.partial(_resolve_only, values))
+        run = make_run(config, recipe, size, budgets(config, size)[0], config.seeds[0])
+        try:
+            values = check_types(PretrainConfig, {**run.values, "output_dir": run.name})
+            call(functools.partial(_resolve_only, values))
+        except InputError as error:
+            raise type(error)(f"arms.{recipe.arm} at {size}: {error}") from error
 
 
 def _resolve_only(values: dict[str, Any]) -> str:
@@ -136,28 +138,15 @@ def _resolve_only(values: dict[str, Any]) -> str:
 
 def find_slots(runs_at_once: int | None) -> list[Slot]:
     """Return the places where runs train: on the visible GPUs in turn, or on shares of the processor's cores."""
-    gpus, cores = count_usable_gpus(), available_cores()
-    count = runs_at_once or gpus or cores
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count)))}
+    gpus = count_usable_gpus()
+    count = runs_at_once or gpus or available_cores()
+    threads, (names, order) = thread_share(count), named_gpus(os.environ, gpus)
     if not gpus:
         return [Slot(threads, count)] * count
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = named.split(",") if named else [str(index) for index in range(gpus)]
-    order = {"CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")}
     return [
         Slot({"CUDA_VISIBLE_DEVICES": names[place % gpus], **order, **threads}, len(range(place % gpus, count, gpus)))
         for place in range(count)
     ]
-
-
-def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of the runs that have ended, by name; of several rows of a run the last.
-
-    Raises:
-        InputError: `runs.jsonl` is damaged.
-    """
-    path = folder / RUNS_NAME
-    return {row["name"]: row for row in read_jsonl_records(path)} if path.is_file() else {}
 
 
 def train_runs(
@@ -210,7 +199,7 @@ def train_runs(
                     raise StoppedResumable(f"{run.name} was stopped; the same command goes on")
                 failed += [run.name] if row["state"] == "failed" else []
                 rows[run.name] = row
-                _add_row(folder, row)
+                append_jsonl(folder / RUNS_NAME, row)
                 _clear(folder / RUNS_FOLDER / run.name, row, keep_models)
     finally:
         _stop([child for _, child, _ in running.values()])
@@ -273,8 +262,8 @@ def make_row(run: LabRun, folder: Path, code: int, sharers: int) -> dict[str, An
     if code != EXIT_DONE:
         log = _beside(run.name, folder, ".log").read_text(encoding="utf-8", errors="replace").strip()
         is_stop = code in (EXIT_RESUMABLE, -signal.SIGTERM)
-        state = "stopped" if is_stop else "diverged" if code == EXIT_FAILED and _DIVERGED in log else "failed"
-        said = [line for line in log.splitlines() if state != "diverged" or _DIVERGED in line]
+        state = "stopped" if is_stop else "diverged" if code == EXIT_FAILED and DIVERGED in log else "failed"
+        said = [line for line in log.splitlines() if state != "diverged" or DIVERGED in line]
         return {**row, "state": state, "reason": said[-1] if said else f"exit code {code}"}
     manifest = read_manifest("output_dir", place, "pretrain", "Delete the folder; the same command makes it again.")
     model, training, final = manifest["model"], manifest["training"], manifest["results"]["final"]
@@ -305,11 +294,6 @@ def make_row(run: LabRun, folder: Path, code: int, sharers: int) -> dict[str, An
         "hardware": training["hardware"],
         "curve": [[record["tokens"], record["bits_per_byte"]] for record in evaluations[:-1]],
     }
-
-
-def _add_row(folder: Path, row: dict[str, Any]) -> None:
-    with (folder / RUNS_NAME).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def _report(row: dict[str, Any], place: str, seconds: float) -> None:

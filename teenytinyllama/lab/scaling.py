@@ -263,21 +263,3 @@ def read_law(folder: Path, arm: str | None = None, key: str = "calibrate") -> La
         if isinstance(error, InputError):
             raise
         raise InputError(f"{key}={folder}: {LAW_NAME} is damaged ({error!r}). Run `ttl lab` again.") from error
-
-
-def predict(
-    folder: Path, num_parameters: float, tokens: float, unique_tokens: float | None = None, arm: str | None = None
-) -> Prediction:
-    """Return what the law in a lab's folder expects of a run.
-
-    Args:
-        folder: of the lab; its `law.json` is read.
-        num_parameters: all parameters.
-        tokens: trained on.
-        unique_tokens: different tokens of the rows; None: all are different.
-        arm: whose law; None: of the one that scores best.
-
-    Raises:
-        InputError: see `read_law`.
-    """
-    return read_law(folder, arm).predict(num_parameters, tokens, unique_tokens)

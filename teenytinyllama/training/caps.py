@@ -215,7 +215,7 @@ class CapKeys(Protocol):
     price: float | None
     hard_stop: bool
     decay_fraction: float
-    cap_decision: Decision | None
+    early_end: Decision | None
     lr_scheduler_type: str
     lr_scheduler_kwargs: dict[str, Any] | str | None
     logging_steps: float
@@ -438,7 +438,7 @@ def apply_decision(config: CapKeys, decision: Decision | None) -> None:
     """
     if decision is None or not (decision.asked_for or has_caps(config)):
         return
-    config.cap_decision = decision
+    config.early_end = decision
     config.max_steps = decision.end_step
     if config.lr_scheduler_type == SCHEDULE and decision.end_step > decision.step:
         assert isinstance(config.lr_scheduler_kwargs, dict)

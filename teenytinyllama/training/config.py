@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from ..checks import counted, ensure
 from ..data.packed import packed_manifest
 from ..data.sources import CorpusConfig
-from ..distributed import deepspeed_settings
+from ..distributed import deepspeed_settings, ranks_of_run
 from ..models import has_plain_head
 from ..planning.memory import OptimizerName, batch_for
 from ..presets import flops_per_token
@@ -19,7 +19,7 @@ from .caps import check_caps, has_caps
 from .decay import SCHEDULE, Decision
 from .library import check_zero
 from .optimizer import check_optimizer
-from .settings import REFUSED_KEYS, RunSettings, ranks_of_run
+from .settings import REFUSED_KEYS, RunSettings
 from .speed import SpeedPlan, check_speed, plan_speed
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     weight_decay: float = field(default=0.1, metadata={"help": "of matrices; never of norms and embeddings"})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second momentum"})
 
-    cap_decision: Decision | None = field(init=False, default=None)
+    early_end: Decision | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Derive batch, steps and precision, then hand over to TrainingArguments.

@@ -86,7 +86,7 @@ def decay_begins(config: Any) -> int:
 
 def can_begin_early(config: Any) -> bool:
     """Return whether the decay of a training can begin before its planned step: a pretraining of this schedule."""
-    return hasattr(config, "cap_decision") and config.lr_scheduler_type == SCHEDULE and config.decay_fraction < 1
+    return hasattr(config, "early_end") and config.lr_scheduler_type == SCHEDULE and config.decay_fraction < 1
 
 
 def decide_as_asked(config: Any, step: int, warmup_steps: int) -> Decision | str:

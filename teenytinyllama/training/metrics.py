@@ -27,6 +27,9 @@ from ..presets import MFU_CONVENTIONS, flops_per_token, matrix_flops_per_token
 from ..stage_folder import METRICS_NAME, PLOT_NAME, numbered_jsonl_records, read_jsonl_records
 from .caps import SpendingCallback
 
+# What the message of a loss that is not finite says, by which others tell such an end from other failures.
+DIVERGED = "training has diverged"
+
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the records of a run's metrics.jsonl or samples.jsonl without the damaged ones.
@@ -244,7 +247,7 @@ class MetricsCallback(TrainerCallback):
         loss = logs["loss"]
         if not math.isfinite(loss):
             raise RunFailedError(
-                f"loss={loss} at step {state.global_step}: training has diverged. The last complete checkpoint is from "
+                f"loss={loss} at step {state.global_step}: {DIVERGED}. The last complete checkpoint is from "
                 "before; lower learning_rate or lengthen warmup_steps and start in a new folder."
             )
         if not state.is_world_process_zero:

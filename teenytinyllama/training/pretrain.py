@@ -222,7 +222,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
     lines = {
         "length": describe_length(config, plan, len(plan.packed.train)),
         **describe_branch(config),
-        **describe_branches(config, plan.folder, config.cap_decision),
+        **describe_branches(config, plan.folder, config.early_end),
         **describe_request(config, plan.folder),
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
@@ -347,7 +347,7 @@ def describe_branches(config: Any, folder: Path, decision: Decision | None, is_e
 
 def describe_request(config: Any, folder: Path) -> dict[str, str]:
     """Return the banner's line about how the decay of a run is asked for, by its name, or none."""
-    if not can_begin_early(config) or config.cap_decision is not None:
+    if not can_begin_early(config) or config.early_end is not None:
         return {}
     return {"decay now": f"`touch {folder / DECAY_NOW_NAME}` begins the decay at the next logging step"}
 

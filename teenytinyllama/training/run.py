@@ -112,7 +112,7 @@ def assemble_run(
         spending.hours_left = functools.partial(hours_until_cap, config)
     if has_caps(config) or can_begin_early(config):
         asked_in = plan.folder if can_begin_early(config) else None
-        cap = CapCallback(config, spending, config.cap_decision, energy.has_failed, asked_in)
+        cap = CapCallback(config, spending, config.early_end, energy.has_failed, asked_in)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
     trainer.add_callback(IntervalsCallback())
@@ -183,41 +183,43 @@ def execute(
     check_ranks(config)
     settle_micro_batch(config, plan)
     check_plain_weights(config)
-    held = ExitStack()
-    checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0, held)
-    apply_decision(config, from_first(lambda: earlier_decision(config, plan.folder, checkpoint)))
-    run = build(config, plan)
-    trainer = run.trainer
-    trainer.add_callback(LeaseCallback(held))
-    lock = None
-    if trainer.is_world_process_zero():
-        lock = lock_run_folder(plan.folder)
-        _open_run_folder(config, plan, given_keys, checkpoint)
+    with ExitStack() as held:  # is given back in the reverse order
+        lease = held.enter_context(ExitStack())
+        checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0, lease)
+        apply_decision(config, from_first(lambda: earlier_decision(config, plan.folder, checkpoint)))
+        run = build(config, plan)
+        run.trainer.add_callback(LeaseCallback(lease))
+        if run.trainer.is_world_process_zero():
+            held.callback(lock_run_folder(plan.folder).release)
+            _open_run_folder(config, plan, given_keys, checkpoint)
+        held.callback(run.stop.restore_handlers)
+        held.callback(run.energy.stop)
+        _train(run, config, plan, checkpoint, finish)
+    leave_ranks()
+    if run.stopped:
+        why = "" if run.stop.stopped else f"{run.stopped}; "
+        raise StoppedResumable(
+            f"{why}saved {plan.folder}/checkpoint-{run.trainer.state.global_step}; the same command goes on from there"
+        )
+    return plan.folder
+
+
+def _train(
+    run: Run, config: Any, plan: Plan, checkpoint: Path | None, finish: Callable[[Run, Any, Plan, float], None]
+) -> None:
+    """Train from a checkpoint, or from the beginning, and finish a run that nothing stopped."""
     run.banner.checkpoint = checkpoint
     config.eval_on_start = config.eval_on_start and checkpoint is None
     start = time.time()
     try:
-        with trainer.clock.part("training"):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with run.trainer.clock.part("training"):
+            run.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if not run.stopped:
             finish(run, config, plan, time.time() - start)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory_failure(error, config, plan.folder) from error
-    finally:
-        held.close()
-        run.energy.stop()
-        run.stop.restore_handlers()
-        if lock is not None:
-            lock.release()
-    leave_ranks()
-    if run.stopped:
-        why = "" if run.stop.stopped else f"{run.stopped}; "
-        raise StoppedResumable(
-            f"{why}saved {plan.folder}/checkpoint-{trainer.state.global_step}; the same command goes on from there"
-        )
-    return plan.folder
 
 
 def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any], checkpoint: Path | None) -> None:

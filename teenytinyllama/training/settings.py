@@ -4,13 +4,12 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ..arguments import own_keys
 from ..checks import ensure, model_license
+from ..distributed import before_ranks, ranks_of_run
 from ..energy.emissions import GridSettings
 from ..gpus import choose_precision, has_accelerator
 from ..planning.memory import derive_batch
@@ -51,22 +50,9 @@ REFUSED_KEYS = {
 }
 
 
-_planned_ranks: ContextVar[int | None] = ContextVar("planned_ranks", default=None)
-
-
-@contextlib.contextmanager
-def planned_for(num_ranks: int) -> Iterator[None]:
+def planned_for(num_ranks: int) -> contextlib.AbstractContextManager[None]:
     """Resolve the configs that are made in the block for so many ranks, none of which this process is."""
-    token = _planned_ranks.set(num_ranks)
-    try:
-        yield
-    finally:
-        _planned_ranks.reset(token)
-
-
-def ranks_of_run() -> int:
-    """Return how many ranks a config is resolved for: those planned, or those that the launcher started."""
-    return _planned_ranks.get() or int(os.environ.get("WORLD_SIZE", "1"))
+    return before_ranks({"WORLD_SIZE": str(num_ranks)})
 
 
 # What `accelerate launch` sets for distributions that this package does not know.

@@ -11,11 +11,11 @@ from ..data.conversations import (
     conversations_manifest,
     preferences_manifest,
 )
-from ..distributed import deepspeed_settings
+from ..distributed import deepspeed_settings, ranks_of_run
 from ..models import has_plain_head
 from ..planning.memory import shared_rows
 from ..training.library import check_zero
-from ..training.settings import REFUSED_KEYS, RunSettings, ranks_of_run
+from ..training.settings import REFUSED_KEYS, RunSettings
 from ..training.speed import SpeedPlan, check_attention, has_chunked_loss
 from .rows import load_rows
 
