@@ -143,7 +143,7 @@ def test_evaluation_items_are_cut_and_evaluation_files_are_no_source(tmp_path: P
     assert not any("legislação municipal vigente" in text for text in texts)
     keys["decontamination"]["sets"]["exam"]["inputs"] = [str(path)]
     keys["decontamination"]["sets"]["exam"]["columns"] = ["html"]
-    with pytest.raises(InputError, match=r"laws.parquet is a file of the evaluation set exam"):
+    with pytest.raises(InputError, match=r"laws.parquet: is a file of the evaluation set exam"):
         make(keys)
 
 

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import write_yaml
-from ..checks import ensure, ensure_packages
-from ..data.input_files import SourceFile, hash_files
-from ..stage_folder import StageFolder, lock_run_folder, sha256_file, sha256_json
+from ..checks import InputError, counted, ensure_packages
+from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
+from ..data.input_files import SourceFile, hash_files, resolve_files
+from ..stage_folder import StageFolder, __version__, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, ensure_packages_of
-from .config import STEP_NAMES, BuildConfig
+from .config import STEP_NAMES, BuildConfig, nested
 from .funnel import Funnel
 from .passport import make_passport, read_statistics, write_passport
 from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index
 from .shards import WorkShard, plan_shards, write_plan
 
-_WORK = "work"
+_WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
+_SAME_COMMAND = "When they have ended, the same command writes the corpus's passport, or hands in again what failed."
 # Settings that change how the work is done, and not what comes out.
 _NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
 
@@ -29,21 +31,27 @@ def build_corpus(config: BuildConfig) -> Path:
         RunFailedError: a task failed.
     """
     ensure_packages("corpus", "datatrove")
+    from .engine import started_engine
+
     chains = [build_chain(config, name) for name in config.source_configs]
     for chain in chains:
         ensure_packages_of(chain)
     if config.duplicates is not False:
         duplicates_config(config)
     index = evaluation_index(config)
-    if index is not None:
-        _refuse_evaluation_data(config)
+    models = check_models(config)
     shards = plan_shards(config)
     folder = Path(config.output_dir)
     lock = lock_run_folder(folder)
     try:
-        hashes = hash_files([SourceFile(shard.name, Path(shard.path)) for shard in shards], recognise=False)
-        places = _write_plan(config, shards, hashes, folder)
-        complete = _run_phases(config, places, len(shards), has_sets=index is not None)
+        files = list({shard.path: SourceFile(shard.name, Path(shard.path)) for shard in shards}.values())
+        hashes = hash_files(files, recognise=False)
+        by_path = dict(zip((str(file.path) for file in files), hashes.values(), strict=True))
+        sets = _evaluation_files(config) if index is not None else {}
+        _refuse_evaluation_data(shards, by_path, sets)
+        places = _write_plan(config, shards, hashes, {"sets": sets, **models}, folder)
+        with started_engine(config.executor, config.workers, config.slurm):
+            complete = _run_phases(config, places, len(shards), has_sets=index is not None)
         if complete:
             _finish(config, places, folder, hashes)
     finally:
@@ -51,44 +59,90 @@ def build_corpus(config: BuildConfig) -> Path:
     return folder
 
 
-def _refuse_evaluation_data(config: BuildConfig) -> None:
-    """Refuse a source whose files are those of an evaluation set.
+def check_models(config: BuildConfig) -> dict[str, str]:
+    """Return an identity of each model that the config names, by its key; all are loaded once.
+
+    Raises:
+        InputError: one is not there, or is of another kind; before any work, and not when its step begins.
+    """
+    found: dict[str, str] = {}
+    if config.toxicity is not False:
+        from ..models import weights_identity
+
+        settings = nested(ToxicityConfig, "toxicity", config.toxicity)
+        ToxicityScorer(settings)
+        found["toxicity.model"] = weights_identity(settings.model, settings.revision)
+    else:
+        print(
+            "warning: toxicity: left out. No classifier is named, so toxic documents stay; the passport says so.",
+            flush=True,
+        )
+    name = config.mixing_config.tokenizer
+    if name is not None:
+        from ..models import load_tokenizer
+        from ..tokenizer.encode import tokenizer_fingerprint
+
+        found["mixing.tokenizer"] = tokenizer_fingerprint(load_tokenizer("mixing.tokenizer", name))
+    return found
+
+
+def _evaluation_files(config: BuildConfig) -> dict[str, dict[str, str]]:
+    """Return the sha256 of the files of each evaluation set, by their paths."""
+    return {
+        name: {str(file.path): sha256_file(file.path)
+               for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))}
+        for name, place in config.decontamination["sets"].items()
+    }  # fmt: skip
+
+
+def _refuse_evaluation_data(shards: list[WorkShard], hashes: dict[str, str], sets: dict[str, dict[str, str]]) -> None:
+    """Refuse a source with a file of an evaluation set, or with a copy of one under whatever name.
+
+    Args:
+        shards: of all sources.
+        hashes: sha256 of their files by path.
+        sets: sha256 of the files of each evaluation set by path.
 
     Raises:
         InputError: a file is both.
     """
-    from ..data.input_files import resolve_files
-
-    sets = {
-        file.path.resolve(): name
-        for name, place in config.decontamination["sets"].items()
-        for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))
-    }
-    for shard in plan_shards(config):
-        name = sets.get(Path(shard.path).resolve())
-        ensure(
-            name is None,
-            f"sources.{shard.source}.inputs: {shard.name} is a file of the evaluation set {name}. A corpus must not "
-            "hold what models are measured by. Leave it out.",
-        )
+    known = {digest: (name, path) for name, files in sets.items() for path, digest in files.items()}
+    for shard in shards:
+        if hashes[shard.path] in known:
+            name, path = known[hashes[shard.path]]
+            what = "a file" if Path(path).resolve() == Path(shard.path).resolve() else f"a copy of {path}, a file"
+            raise InputError(
+                f"sources.{shard.source}.inputs={shard.path}: is {what} of the evaluation set {name}. A corpus must "
+                "not hold what models are measured by. Leave it out."
+            )
 
 
-def _write_plan(config: BuildConfig, shards: list[WorkShard], hashes: dict[str, str], folder: Path) -> dict[str, Path]:
+def _write_plan(
+    config: BuildConfig, shards: list[WorkShard], hashes: dict[str, str], more: dict[str, Any], folder: Path
+) -> dict[str, Path]:
     """Write config and shards into the folder of this work, and return the folders of its phases.
 
     The name of a phase's folder ends with a hash of all that decides what the phase makes, the phases before included.
+
+    Args:
+        config: of the corpus.
+        shards: of all sources.
+        hashes: sha256 of their files.
+        more: hashes of what else decides: `sets`, and models by their keys.
+        folder: of the corpus.
     """
     values = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_RESULT}
     reading = {"sources": {name: {key: value for key, value in vars(source).items()
                                   if key not in ("weight", "share", "max_epochs", "url", "revision", "register")}
                            for name, source in config.source_configs.items()},
-               "files": hashes, "shards": [asdict(shard) for shard in shards], "sample": config.sample}  # fmt: skip
+               "files": hashes, "shards": [asdict(shard) for shard in shards], "sample": config.sample,
+               "version": __version__}  # fmt: skip
     cleaning = {name: values[name] for name in STEP_NAMES[:-3]}
     decided: dict[str, Any] = {
         "clean": [reading, cleaning, values["duplicates"]],
         "duplicates": values["duplicates"],
-        "phrases": values["decontamination"],
-        "finish": [values["toxicity"], values["mixing"].get("tokenizer")],
+        "phrases": [values["decontamination"], more["sets"]],
+        "finish": [values["toxicity"], values["mixing"].get("tokenizer"), more],
         "mix": [values["mixing"], {name: [source.weight, source.share, source.max_epochs] for name, source in
                                    config.source_configs.items()}],
     }  # fmt: skip
@@ -106,7 +160,7 @@ def _write_plan(config: BuildConfig, shards: list[WorkShard], hashes: dict[str, 
 
 def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has_sets: bool) -> bool:
     """Run the phases; return whether all is done, which under Slurm it is not when the jobs are handed in."""
-    from .engine import make_executor, missing_tasks, run_executor
+    from .engine import jobs_in_queue, make_executor, missing_tasks, note_jobs, run_executor, say_failures
 
     text = {name: str(place) for name, place in places.items()}
     duplicates = text["duplicates"] if config.duplicates is not False else ""
@@ -120,19 +174,33 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
     finishing = {**common, "duplicates": duplicates, "phrases": text["phrases"], "finish": text["finish"]}
     phases.append(("finish", "finish_shard", tasks, finishing))
     phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
-    before = None
+    executors: list[Any] = []
+    jobs_file, total = places["plan"] / "jobs.json", sum(count for _, _, count, _ in phases)
+
+    def missing() -> int:
+        return sum(missing_tasks(places[phase], count) for phase, _, count, _ in phases)
+
+    if config.executor == "slurm" and (waiting := jobs_in_queue(jobs_file)):
+        where = f"{counted(len(waiting), 'job')} of this corpus in its queue ({', '.join(waiting)})"
+        done = f"{total - missing():,} of {counted(total, 'task')} are complete"
+        print(f"Slurm still has {where}; {done}. {_SAME_COMMAND}", flush=True)
+        return False
     for phase, function, count, arguments in phases:
-        executor = make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
-                                 config.workers, config.slurm, before)  # fmt: skip
-        run_executor(executor, phase)
-        before = executor
-        if phase == "clean" and config.executor != "slurm":
+        if config.executor == "slurm":
+            say_failures(places[phase], phase)
+        executors.append(make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
+                                       config.workers, config.slurm, executors[-1] if executors else None))  # fmt: skip
+        run_executor(executors[-1], phase)
+        if phase == "clean" and not missing_tasks(places[phase], count):
             check_broken_rows(config, places["clean"])
-    return not any(missing_tasks(places[phase], count) for phase, _, count, _ in phases)
+    if config.executor == "slurm" and (jobs := note_jobs(jobs_file, executors)):
+        print(f"Handed in to Slurm: {counted(len(jobs), 'job')}, {', '.join(jobs)}, each waiting for the one before; "
+              f"`squeue --me` shows them. {_SAME_COMMAND}", flush=True)  # fmt: skip
+    return not missing()
 
 
 def check_broken_rows(config: BuildConfig, clean: Path) -> None:
-    """Check that few rows of each source cannot be read.
+    """Check that few rows of each source cannot be read, and write those into one file, with the reason of each.
 
     Raises:
         InputError: more than `max_broken_share` of a source; where the first are stands in the message.
@@ -140,14 +208,24 @@ def check_broken_rows(config: BuildConfig, clean: Path) -> None:
     funnel = Funnel()
     for path in sorted(clean.glob("[0-9]*.json")):
         funnel.add(Funnel.read(path))
+    target = Path(config.output_dir) / _WORK / BROKEN_ROWS_NAME
+    lines = [line for path in sorted(clean.glob("[0-9]*.broken")) for line in path.read_text("utf-8").splitlines()]
+    target.unlink(missing_ok=True)
+    if lines:
+        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"{counted(len(lines), 'row')} cannot be read, and are kept aside in {target}", flush=True)
     for name, steps in funnel.counts.items():
         count = steps["read"]
         broken = count.reasons["broken row"]
-        where = ", ".join(sample["place"] for sample in funnel.samples(name, "read", "broken row")[:3])
-        ensure(
-            broken <= config.max_broken_share * count.documents_in,
+        if broken <= config.max_broken_share * count.documents_in:
+            continue
+        places = {sample["place"] for sample in funnel.samples(name, "read", "broken row")}
+        own = [row for row in map(json.loads, lines) if row["place"] in places]
+        where = ", ".join(f"{row['place']} ({row['reason']})" for row in own[:3])
+        raise InputError(
             f"sources.{name}: {broken:,} of {count.documents_in:,} rows cannot be read, more than "
-            f"max_broken_share={config.max_broken_share:g}; such as {where}. Repair them, or raise the share.",
+            f"max_broken_share={config.max_broken_share:g}; such as {where}. All of them are in {target}. Repair them, "
+            "or raise the share."
         )
 
 

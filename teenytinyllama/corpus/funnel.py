@@ -5,6 +5,7 @@ Every task writes a funnel of its own; all of them added up are that of the corp
 
 import heapq
 import json
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +114,7 @@ class Funnel:
                   self.counts.items()}  # fmt: skip
         samples = {place: [[-order, text] for order, text in sorted(heap, reverse=True)] for place, heap in
                    self._samples.items()}  # fmt: skip
-        write_json(path, {"counts": counts, "samples": samples})
+        write_json(path, {"counts": counts, "samples": samples}, f".{os.getpid()}.partial")
 
     @classmethod
     def read(cls, path: Path) -> "Funnel":

@@ -11,6 +11,7 @@ task and can be called again: it makes the same files.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from .duplicates import find_duplicates, preference_order
 from .funnel import Funnel
 from .minhash import DuplicatesConfig, fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
-from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, text_hash
+from .shards import BrokenRow, Draft, WorkShard, keep_aside, read_drafts, read_plan, save_array, text_hash
 from .text_statistics import TextStatistics
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class DocumentWriter:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.schema = path, schema
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         self._file = pyarrow.parquet.ParquetWriter(self._partial, schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
@@ -117,9 +118,10 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     config, shard = load_config(work), read_plan(Path(work) / PLAN_FILE)[task]
     target, funnel = Path(clean) / f"{task:05d}", Funnel()
     chain, source = build_chain(config, shard.source), config.source_configs[shard.source]
-    writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
+    writer, broken = DocumentWriter(target.with_suffix(".parquet"), _schema()), list[BrokenRow]()
     for draft in read_drafts(shard, source, config.sample):
         if isinstance(draft, BrokenRow):
+            broken.append(draft)
             sample = {"text": draft.content, "place": draft.place, "value": 1, "limit": 0}
             size = len(draft.content.encode("utf-8", "replace"))
             funnel.dropped(shard.source, "read", size, "broken row", sample, text_hash(draft.place))
@@ -134,8 +136,9 @@ def clean_shard(task: int, work: str, clean: str) -> None:
                         "url": draft.url, "place": draft.place, "variety": draft.notes.get("variety", ""),
                         "hash": order, "cluster_size": 1, "tokens": 0})  # fmt: skip
     writer.close()
+    keep_aside(target.with_suffix(".broken"), broken)
     if config.duplicates is not False:
-        np.save(target.with_suffix(".npy"), fingerprints(_texts_of(writer.path), duplicates_config(config)[0]))
+        save_array(target.with_suffix(".npy"), fingerprints(_texts_of(writer.path), duplicates_config(config)[0]))
     funnel.write(target.with_suffix(".json"))
 
 
@@ -234,7 +237,7 @@ def count_phrases(task: int, work: str, clean: str, duplicates: str, phrases: st
     assert index is not None
     folder = Path(phrases)
     folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / f"{task:05d}.npy", index.count_phrases(row["text"] for row in _kept(clean, duplicates, task)))
+    save_array(folder / f"{task:05d}.npy", index.count_phrases(row["text"] for row in _kept(clean, duplicates, task)))
 
 
 def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str, finish: str) -> None:

@@ -7,21 +7,26 @@ groups; a file of another kind is one shard.
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..checks import InputError, ensure
-from ..data.input_files import SUFFIXES, kind_of, resolve_files
+from ..data.input_files import SUFFIXES, first_line, kind_of, resolve_files
 from ..data.instructions import read_origin
-from ..data.readers import characters, lines_of, read_records, read_rows
+from ..data.readers import characters, choose_text_column, is_text, lines_of, open_parquet, read_records, read_rows
 from ..data.sources import parse_metadata
-from ..data.turns import RowError, read_turns
+from ..data.turns import RowError, is_filled, read_pair, read_turns
 from .config import BuildConfig, SourceConfig
 
 # How turns of instructions are told apart in a text; a system's turn stands alone at the head.
 _SPEAKERS = {"system": "", "user": "Pergunta: ", "assistant": "Resposta: "}
+_ROWS_LOOKED_AT = 20  # first rows of a file, which show the keys that hold text
 PAGE_SUFFIXES = (".html", ".htm", ".warc", ".warc.gz")
 
 
@@ -141,7 +146,8 @@ def _cuts(path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
 def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = None) -> Iterator[Draft | BrokenRow]:
     """Yield the documents of a shard, in order; rows without text are left out, those that cannot be read are named.
 
-    Of jsonl a broken line is one row; what is wrong with another kind of file is wrong with all of it.
+    A line of jsonl, a row of parquet and a conversation can be broken by themselves; what is wrong with csv, json or
+    txt is wrong with all of the file.
 
     Args:
         shard: what to read.
@@ -166,114 +172,220 @@ def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = Non
 
 
 def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
-    key = f"sources.{shard.source}.inputs"
-    if source.conversations:
-        yield from _conversations(path, shard, source)
-        return
-    if kind_of(path) == ".jsonl":
-        yield from _json_documents(path, shard, source)
-        return
-    if path.name.lower().endswith((".html", ".htm")):
+    """Yield the documents of a file with their rows; of parquet from the row group on in which a shard begins."""
+    name = path.name.lower()
+    if name.endswith((".html", ".htm")):
         yield 0, Draft("", shard.source, "", "", shard.name, is_page=True, page=path.read_bytes())
         return
-    if path.name.lower().endswith((".warc", ".warc.gz")):
+    if name.endswith((".warc", ".warc.gz")):
         yield from _warc_pages(path, shard)
         return
-    if source.html_column or source.url_column:
-        columns = [column for column in (source.html_column or source.text_column, source.url_column) if column]
-        for row, record in enumerate(read_records(key, path, _known(path, columns, source), source.encoding)):
-            content = record.get(columns[0])
-            if content is None:
-                continue
-            url = str(record.get(source.url_column or "") or "")
-            place = f"{shard.name}:{row + 1}"
-            if source.html_column:
-                page = content if isinstance(content, bytes) else str(content).encode()
-                yield row, Draft("", shard.source, "", url, place, is_page=True, page=page)
-            else:
-                yield row, Draft(str(content), shard.source, "", url, place)
+    key = f"sources.{shard.source}.inputs"
+    if kind_of(path) == ".txt":
+        rows = read_rows(key, path, source.text_column, source.metadata_column, source.txt_unit, source.encoding)
+        for row, (text, _) in enumerate(rows):
+            yield row, Draft(text, shard.source, "", "", f"{shard.name}:{row + 1}")
         return
-    rows = read_rows(key, path, source.text_column, source.metadata_column, source.txt_unit, source.encoding)
-    for row, (text, metadata) in enumerate(rows):
-        origin, license_name = parse_metadata(metadata, shard.source)
-        notes = {} if origin == shard.source else {"origin": origin}
-        yield row, Draft(text, shard.source, license_name, "", f"{shard.name}:{row + 1}", notes=notes)
-
-
-def _json_documents(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
-    """Yield the documents of a jsonl file, and the lines that are none."""
-    key, wanted = f"sources.{shard.source}.inputs", source.html_column or source.text_column
-    for row, line in enumerate(lines_of(characters(key, path, source.encoding))):
+    column, records = _with_column(key, path, source, _records_of(key, path, shard, source))
+    for row, record in records:
         place = f"{shard.name}:{row + 1}"
-        if not line.strip():
+        if isinstance(record, BrokenRow):
+            yield row, record
             continue
         try:
-            record = json.loads(line)
-            content = record[wanted]
-            if content is None:
-                continue
-            content.encode("utf-8")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = f"no key {wanted}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-            yield row, BrokenRow(place, why[:200], line[:2000])
-            continue
-        url = str(record.get(source.url_column or "") or "")
-        if source.html_column:
-            yield row, Draft("", shard.source, "", url, place, is_page=True, page=content.encode())
-            continue
-        origin, license_name = parse_metadata(record.get(source.metadata_column), shard.source)
-        notes = {} if origin == shard.source else {"origin": origin}
-        yield row, Draft(content, shard.source, license_name, url, place, notes=notes)
-
-
-def _conversations(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
-    """Yield the rows of instruction data as texts: each turn a paragraph that begins with who speaks."""
-    for row, record in enumerate(read_records(f"sources.{shard.source}.inputs", path, None, source.encoding)):
-        place = f"{shard.name}:{row + 1}"
-        try:
-            messages = read_turns(record).messages
+            draft = _draft_of(record, column, place, shard.source, source)
         except RowError as error:
-            yield row, BrokenRow(place, str(error), json.dumps(record, default=str, ensure_ascii=False)[:2000])
+            yield row, BrokenRow(place, str(error), json.dumps(record, default=str, ensure_ascii=False))
             continue
-        text = "\n\n".join(f"{_SPEAKERS[message['role']]}{message['content']}" for message in messages)
-        origin, license_name = read_origin(record, shard.source)
-        notes = {} if origin == shard.source else {"origin": origin}
-        yield row, Draft(text, shard.source, license_name, "", place, notes=notes)
+        if draft is not None:
+            yield row, draft
 
 
-def _known(path: Path, columns: list[str], source: SourceConfig) -> list[str] | None:
-    """Return the columns to read of a parquet file, which must have them; None for other kinds.
+def _draft_of(record: dict[str, Any], column: str, place: str, name: str, source: SourceConfig) -> Draft | None:
+    """Return the document of a row, or None for one without text.
+
+    Args:
+        record: the row.
+        column: that holds the text or the page.
+        place: of the row.
+        name: of the source.
+        source: its config.
 
     Raises:
-        InputError: a column is missing.
+        RowError: it is none; its text is the reason.
     """
-    if kind_of(path) != ".parquet":
-        return None
-    import pyarrow.parquet
+    if source.conversations:
+        messages = read_pair(record).chosen if is_filled(record.get("chosen")) else read_turns(record).messages
+        content: Any = "\n\n".join(f"{_SPEAKERS[message['role']]}{message['content']}" for message in messages)
+        origin, license_name = read_origin(record, name)
+    else:
+        if column not in record:
+            raise RowError(f"no key {column}")
+        content = record[column]
+        if content is None:
+            return None
+        origin, license_name = parse_metadata(record.get(source.metadata_column), name)
+    url = str(record.get(source.url_column or "") or "")
+    if source.html_column and isinstance(content, bytes):
+        return Draft("", name, "", url, place, is_page=True, page=content)
+    if not isinstance(content, str):
+        raise RowError(f"{column} holds {type(content).__name__}, not text")
+    try:
+        page = content.encode("utf-8")
+    except UnicodeEncodeError as error:  # jsonl can escape half of a character
+        raise RowError(f"{column} is not valid Unicode") from error
+    if source.html_column:
+        return Draft("", name, "", url, place, is_page=True, page=page)
+    return Draft(content, name, license_name, url, place, notes={} if origin == name else {"origin": origin})
 
-    names = pyarrow.parquet.read_schema(path).names
-    missing = [column for column in columns if column not in names]
-    key = (
-        "html_column"
-        if source.html_column in missing
-        else "url_column"
-        if source.url_column in missing
-        else "text_column"
+
+_Records = Iterator[tuple[int, dict[str, Any] | BrokenRow]]
+
+
+def _with_column(key: str, path: Path, source: SourceConfig, records: _Records) -> tuple[str, _Records]:
+    """Return the column of the text or page, and the records unread.
+
+    Raises:
+        InputError: no such column, and none that could only be the text.
+    """
+    if source.conversations or source.html_column or kind_of(path) == ".parquet":
+        wanted = source.html_column or source.text_column
+        if kind_of(path) == ".parquet" and not source.html_column and not source.conversations:
+            wanted = _parquet_columns(key, path, source)[0]
+        return wanted, records
+    first = list(itertools.islice(records, _ROWS_LOOKED_AT))
+    found = [record for _, record in first if isinstance(record, dict)]
+    names = list(dict.fromkeys(name for record in found for name in record))
+    with_text = [name for name in names if all(isinstance(record.get(name, ""), str) for record in found)]
+    column = source.text_column
+    if found:
+        column = choose_text_column(path, names, with_text, column, source.metadata_column, str(path))
+    return column, itertools.chain(first, records)
+
+
+def _records_of(key: str, path: Path, shard: WorkShard, source: SourceConfig) -> _Records:
+    """Yield the rows of a file of records, and those that cannot be read.
+
+    Raises:
+        InputError: a damaged file, or a missing column.
+    """
+    if kind_of(path) == ".parquet":
+        columns = None if source.conversations else _parquet_columns(key, path, source)
+        yield from _parquet_records(key, path, shard, columns)
+    elif kind_of(path) == ".jsonl":
+        for row, line in enumerate(lines_of(characters(key, path, source.encoding))):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield row, BrokenRow(f"{shard.name}:{row + 1}", f"not JSON ({first_line(error)})", line)
+                continue
+            is_object = isinstance(record, dict)
+            yield row, record if is_object else BrokenRow(f"{shard.name}:{row + 1}", "not a JSON object", line)
+    else:
+        yield from enumerate(read_records(key, path, None, source.encoding))
+
+
+def _parquet_columns(key: str, path: Path, source: SourceConfig) -> list[str]:
+    """Return the columns to read of a parquet file, that of the text or page first.
+
+    Raises:
+        InputError: one is missing, or holds no text.
+    """
+    with open_parquet(key, path) as file:
+        schema = file.schema_arrow
+    with_text, names = [field.name for field in schema if is_text(field.type)], schema.names
+    wanted = source.html_column
+    if wanted is None:
+        wanted = choose_text_column(path, names, with_text, source.text_column, source.metadata_column, str(path))
+    for name, column in (("html_column", source.html_column), ("url_column", source.url_column)):
+        ensure(
+            column is None or column in names,
+            f"{name}={column}: {path} has no such column. It has {', '.join(names)}.",
+        )
+    kind, name = str(schema.field(wanted).type), "html_column" if source.html_column else "text_column"
+    ensure(
+        wanted in with_text or (source.html_column and "binary" in kind),
+        f"{name}={wanted}: of {path} holds {kind}, not text. Name the column that holds the documents.",
     )
-    ensure(not missing, f"{key}={(missing or [''])[0]}: {path} has no such column. It has {', '.join(names)}.")
-    return columns
+    more = [name for name in (source.url_column, source.metadata_column) if name in names]
+    return list(dict.fromkeys([wanted, *(name for name in more if name)]))
 
 
-def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft]]:
-    """Yield the HTML pages among the responses of a web archive."""
+def _parquet_records(key: str, path: Path, shard: WorkShard, columns: list[str] | None) -> _Records:
+    """Yield the rows of the row groups that a shard reads, and those with cells that cannot be read."""
+    import pyarrow
+
+    with open_parquet(key, path) as file:
+        bounds = [0, *itertools.accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))]
+        groups = [number for number, (first, end) in enumerate(itertools.pairwise(bounds))
+                  if end > shard.first and (shard.end is None or first < shard.end)]  # fmt: skip
+        row = bounds[groups[0]] if groups else 0
+        try:
+            for batch in file.iter_batches(batch_size=256, columns=columns, row_groups=groups):
+                try:
+                    yield from enumerate(batch.to_pylist(), row)
+                except (UnicodeDecodeError, OverflowError, ValueError):
+                    yield from _rows_one_by_one(batch, row, shard)
+                row += batch.num_rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
+
+
+def _rows_one_by_one(batch: Any, first: int, shard: WorkShard) -> _Records:
+    """Yield the rows of a batch that holds bytes which are not UTF-8, or dates outside Python's."""
+    for row in range(batch.num_rows):
+        place, single = f"{shard.name}:{first + row + 1}", batch.slice(row, 1)
+        try:
+            yield first + row, single.to_pylist()[0]
+        except (UnicodeDecodeError, OverflowError, ValueError) as error:
+            yield first + row, BrokenRow(place, first_line(error), str(single))
+
+
+def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft | BrokenRow]]:
+    """Yield the HTML pages among the answers of a web archive; answers other than 200 (OK) are no documents.
+
+    Raises:
+        InputError: the file is no web archive.
+    """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
+    row = -1
     with path.open("rb") as file:
-        for row, record in enumerate(ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True)):
-            if record.http_content_type and "html" in record.http_content_type.lower():
-                url = record.headers.get("WARC-Target-URI") or ""
-                yield row, Draft("", shard.source, "", url, f"{shard.name}:{row + 1}", is_page=True,
-                                 page=record.reader.read(), declared=record.http_charset)  # fmt: skip
+        records = ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True, auto_decode="all")
+        try:
+            for row, record in enumerate(records):
+                place, kind = f"{shard.name}:{row + 1}", (record.http_content_type or "").lower()
+                if "html" not in kind or record.http_headers.status_code != 200:
+                    continue
+                url, page = record.headers.get("WARC-Target-URI") or "", record.reader.read()
+                yield (
+                    row,
+                    Draft("", shard.source, "", url, place, is_page=True, page=page, declared=record.http_charset),
+                )
+        except OSError as error:  # cut off, or damaged: nothing behind the place can be read
+            yield row + 1, BrokenRow(f"{shard.name}:{row + 2}", f"damaged from here on ({first_line(error)})", "")
+            row += 1
+    ensure(
+        row >= 0,
+        f"sources.{shard.source}.inputs={path}: holds no answer of a server (record `response`). Is it a web archive?",
+    )
+
+
+def keep_aside(path: Path, rows: list[BrokenRow]) -> None:
+    """Write the rows of a shard that cannot be read, one JSON object a line; no file where there are none."""
+    if rows:
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.save(file, array)
+    partial.replace(path)
 
 
 def text_hash(text: str) -> int:

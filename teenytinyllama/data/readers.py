@@ -93,7 +93,7 @@ def read_records(
         InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
     """
     if kind_of(path) == ".parquet":
-        with _open_parquet(key, path) as file:
+        with open_parquet(key, path) as file:
             for batch in _batches(key, path, file, columns):
                 yield from _python_rows(key, path, batch)
     else:
@@ -128,7 +128,7 @@ def text_column_of(names: Sequence[str], with_text: Collection[str], wanted: str
     return None
 
 
-def _choose_text_column(
+def choose_text_column(
     path: Path, names: Sequence[str], with_text: Collection[str], wanted: str, metadata_column: str, where: str
 ) -> str:
     """Return the column of the texts; the user is told of one that the config does not name.
@@ -177,7 +177,12 @@ def _not_utf_8(key: str, path: Path, where: str, error: UnicodeDecodeError) -> I
 
 
 @contextlib.contextmanager
-def _open_parquet(key: str, path: Path) -> Iterator[Any]:
+def open_parquet(key: str, path: Path) -> Iterator[Any]:
+    """Open a parquet file for reading row by row.
+
+    Raises:
+        InputError: it is none, or has a column's name twice.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -223,10 +228,10 @@ def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[s
 
 
 def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
-    with _open_parquet(key, path) as file:
+    with open_parquet(key, path) as file:
         schema = file.schema_arrow
-        with_text = [field.name for field in schema if _is_text(field.type)]
-        text_column = _choose_text_column(path, schema.names, with_text, text_column, metadata_column, str(path))
+        with_text = [field.name for field in schema if is_text(field.type)]
+        text_column = choose_text_column(path, schema.names, with_text, text_column, metadata_column, str(path))
         columns = [text_column] + ([metadata_column] if metadata_column in schema.names else [])
         for start, batch in _batches(key, path, file, columns):
             texts, metadata = batch.column(text_column), batch.column(metadata_column) if len(columns) > 1 else None
@@ -239,7 +244,8 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
                     raise InputError(f"{key}={path}: row {start + index + 1} cannot be read ({error}).") from error
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Return whether a column of this pyarrow type holds text."""
     import pyarrow.types
 
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
@@ -318,7 +324,7 @@ def _read_texts(
     values = {name: [record.get(name) for _, record in first if record.get(name) is not None] for name in names}
     with_text = [name for name, found in values.items() if found and all(isinstance(value, str) for value in found)]
     where = str(path) if kind_of(path) in TABLE_SUFFIXES else f"{first[0][0]} of {path}"
-    text_column = _choose_text_column(path, names, with_text, text_column, metadata_column, where)
+    text_column = choose_text_column(path, names, with_text, text_column, metadata_column, where)
     for place, record in itertools.chain(first, records):
         ensure(
             text_column in record,
