@@ -150,7 +150,7 @@ def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(tmp_path: Path, workers
     for number in range(6):  # more shards, so that a kill falls between them
         path = tmp_path / "raw" / f"more{number}.jsonl"
         path.write_text(
-            "\n".join(json.dumps({"text": text(300 + 20 * number + row)}) for row in range(20)), encoding="utf-8"
+            "\n".join(json.dumps({"text": text(200 + 20 * number + row)}) for row in range(20)), encoding="utf-8"
         )
     keys["sources"]["more"] = {"inputs": [str(tmp_path / "raw" / "more*.jsonl")], "license": "cc0-1.0"}
     keys["decontamination"] = {

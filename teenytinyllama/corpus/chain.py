@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import ensure
+from ..checks import InputError, MissingPackageError, ensure
 from ..cleaning.boilerplate import BoilerplateConfig, drop_if_emptied, remove_boilerplate
 from ..cleaning.html_text import HtmlConfig, ensure_html_reader, text_of_html
 from ..cleaning.language import LanguageConfig, check_language, ensure_identifier, identify
@@ -141,4 +141,9 @@ def ensure_packages_of(steps: list[Step]) -> None:
     }
     for step in steps:
         if step.name in checks:
-            checks[step.name](step.config)
+            try:
+                checks[step.name](step.config)
+            except MissingPackageError:
+                raise
+            except InputError as error:
+                raise InputError(f"{step.name}.{error}") from error

@@ -70,8 +70,11 @@ def check_models(config: BuildConfig) -> dict[str, str]:
         from ..models import weights_identity
 
         settings = nested(ToxicityConfig, "toxicity", config.toxicity)
-        ToxicityScorer(settings)
-        found["toxicity.model"] = weights_identity(settings.model, settings.revision)
+        try:
+            found["toxicity.model"] = weights_identity(settings.model, settings.revision)
+            ToxicityScorer(settings)
+        except InputError as error:  # of a stage whose key of the model has another name
+            raise type(error)(str(error).replace("name_or_path=", "toxicity.model=", 1)) from error
     else:
         print(
             "warning: toxicity: left out. No classifier is named, so toxic documents stay; the passport says so.",
@@ -188,6 +191,8 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
     for phase, function, count, arguments in phases:
         if config.executor == "slurm":
             say_failures(places[phase], phase)
+        if phase == "mix" and not missing_tasks(places["finish"], tasks):
+            check_not_empty(config, read_funnel(places))
         executors.append(make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
                                        config.workers, config.slurm, executors[-1] if executors else None))  # fmt: skip
         run_executor(executors[-1], phase)
@@ -229,12 +234,36 @@ def check_broken_rows(config: BuildConfig, clean: Path) -> None:
         )
 
 
-def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: dict[str, str]) -> None:
-    """Move the corpus to its place and write its manifest."""
+def read_funnel(places: dict[str, Path]) -> Funnel:
+    """Return the funnel of all phases."""
     funnel = Funnel()
     for phase in ("clean", "finish"):
         for path in sorted(places[phase].glob("[0-9]*.json")):
             funnel.add(Funnel.read(path))
+    return funnel
+
+
+def check_not_empty(config: BuildConfig, funnel: Funnel) -> None:
+    """Check that documents are left: of any source, and of each one that has a share.
+
+    Raises:
+        InputError: none are; the message names the step that dropped the last ones.
+    """
+    empty = {name: funnel.emptied_by(name) for name in config.source_configs if not funnel.left_of(name)}
+    with_share = [name for name in empty if config.source_configs[name].share is not None]
+    fix = "Loosen that step (--sample 50 shows what it drops), or leave the source out."
+    if len(empty) == len(config.source_configs):
+        by = "; ".join(f"{name}: {step}" for name, step in empty.items())
+        raise InputError(f"sources: no document is left of any source. The last ones were dropped by {by}. {fix}")
+    if with_share:
+        name = with_share[0]
+        raise InputError(f"sources.{name}: no document is left, and it has a share. The last ones were dropped by "
+                         f"{empty[name]}. {fix}")  # fmt: skip
+
+
+def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: dict[str, str]) -> None:
+    """Move the corpus to its place and write its manifest."""
+    funnel = read_funnel(places)
     for split in ("train", "validation"):
         if (places["mix"] / split).is_dir():
             target = folder / split

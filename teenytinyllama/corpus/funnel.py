@@ -7,11 +7,12 @@ import heapq
 import json
 import os
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..stage_folder import write_json
+from .shards import BrokenRow
 
 _SAMPLES = 20  # kept of each reason, and of what is kept
 _SAMPLE_CHARACTERS = 1500
@@ -129,6 +130,11 @@ class Funnel:
                 funnel._sample(place, json.loads(text), order)
         return funnel
 
+    def left_of(self, source: str) -> int:
+        """Return how many documents of a source are left after the last step that had any."""
+        counts = [count for count in self.counts.get(source, {}).values() if count.documents_in]
+        return counts[-1].documents_out if counts else 0
+
     def emptied_by(self, source: str) -> str:
         """Return the step that dropped the last document of a source, with its most frequent reason."""
         for step, count in self.counts.get(source, {}).items():
@@ -136,3 +142,10 @@ class Funnel:
                 reason, number = count.reasons.most_common(1)[0]
                 return f"{step} ({reason}: {number:,} of {count.documents_in:,} documents)"
         return "the source itself, which has no document"
+
+
+def keep_aside(path: Path, rows: list[BrokenRow]) -> None:
+    """Write the rows of a shard that cannot be read, one JSON object a line; no file where there are none."""
+    if rows:
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

@@ -29,10 +29,10 @@ from .chain import build_chain
 from .config import BuildConfig, nested
 from .decontamination import DecontaminationConfig, EvaluationIndex, decontaminate, item_texts
 from .duplicates import find_duplicates, preference_order
-from .funnel import Funnel
+from .funnel import Funnel, keep_aside
 from .minhash import DuplicatesConfig, fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
-from .shards import BrokenRow, Draft, WorkShard, keep_aside, read_drafts, read_plan, save_array, text_hash
+from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, save_array, text_hash
 from .text_statistics import TextStatistics
 
 if TYPE_CHECKING:
@@ -318,6 +318,7 @@ def _decontaminated(document: dict[str, Any], index: EvaluationIndex, funnel: Fu
     if drop is not None:
         sample = {"text": document["text"], "place": document["place"], "value": drop.value, "limit": drop.limit}
         funnel.dropped(document["source"], "decontamination", before, drop.reason, sample, document["hash"])
+        funnel.counts[document["source"]]["decontamination"].changes.update(changes)
         return False
     if text != document["text"]:
         document["text"], document["hash"] = text, text_hash(text)

@@ -195,7 +195,7 @@ def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[t
         try:
             draft = _draft_of(record, column, place, shard.source, source)
         except RowError as error:
-            yield row, BrokenRow(place, str(error), json.dumps(record, default=str, ensure_ascii=False))
+            yield row, BrokenRow(place, str(error), json.dumps(record, default=str))
             continue
         if draft is not None:
             yield row, draft
@@ -351,7 +351,7 @@ def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft | Bro
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-    row = -1
+    row, why = -1, "ends without one"
     with path.open("rb") as file:
         records = ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True, auto_decode="all")
         try:
@@ -359,25 +359,20 @@ def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft | Bro
                 place, kind = f"{shard.name}:{row + 1}", (record.http_content_type or "").lower()
                 if "html" not in kind or record.http_headers.status_code != 200:
                     continue
-                url, page = record.headers.get("WARC-Target-URI") or "", record.reader.read()
-                yield (
-                    row,
-                    Draft("", shard.source, "", url, place, is_page=True, page=page, declared=record.http_charset),
-                )
+                page, size = record.reader.read(), record.content_length  # as sent
+                is_plain = not any(record.http_headers.get(f"{name}-Encoding") for name in ("Content", "Transfer"))
+                if is_plain and len(page) < size:
+                    yield row, BrokenRow(place, f"cut off: {len(page)} of {size} bytes", page.decode(errors="replace"))
+                    continue
+                draft = Draft("", shard.source, "", record.headers.get("WARC-Target-URI") or "", place, is_page=True)
+                draft.page, draft.declared = page, record.http_charset
+                yield row, draft
         except OSError as error:  # cut off, or damaged: nothing behind the place can be read
-            yield row + 1, BrokenRow(f"{shard.name}:{row + 2}", f"damaged from here on ({first_line(error)})", "")
-            row += 1
-    ensure(
-        row >= 0,
-        f"sources.{shard.source}.inputs={path}: holds no answer of a server (record `response`). Is it a web archive?",
-    )
-
-
-def keep_aside(path: Path, rows: list[BrokenRow]) -> None:
-    """Write the rows of a shard that cannot be read, one JSON object a line; no file where there are none."""
-    if rows:
-        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
-        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+            why = first_line(error)
+            if row >= 0:
+                yield row + 1, BrokenRow(f"{shard.name}:{row + 2}", f"damaged from here on ({why})", "")
+    key = f"sources.{shard.source}.inputs"
+    ensure(row >= 0, f"{key}={path}: holds no answer of a server, a record `response` ({why}). Is it a web archive?")
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
