@@ -76,10 +76,7 @@ def check_models(config: BuildConfig) -> dict[str, str]:
         except InputError as error:  # of a stage whose key of the model has another name
             raise type(error)(str(error).replace("name_or_path=", "toxicity.model=", 1)) from error
     else:
-        print(
-            "warning: toxicity: left out. No classifier is named, so toxic documents stay; the passport says so.",
-            flush=True,
-        )
+        print("warning: toxicity is left out: no classifier is named. The passport says so.", flush=True)
     name = config.mixing_config.tokenizer
     if name is not None:
         from ..models import load_tokenizer
