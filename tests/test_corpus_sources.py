@@ -421,3 +421,66 @@ def test_all_steps_off_keep_every_byte(tmp_path: Path) -> None:
     rows = ["a\r\nb", " x\u00a0", "ação", "A\u0303o decomposto", text(3)]
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
     assert texts_of(make(one_source(tmp_path, tmp_path / "a.parquet"))) == rows
+
+
+# --- The example and the names
+
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "recipes" / "configs" / "corpus.yaml"
+
+
+def test_the_example_has_every_step_with_its_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import MISSING, fields
+
+    from teenytinyllama.arguments import check_types, load_yaml
+    from teenytinyllama.cleaning.toxicity import ToxicityConfig
+    from teenytinyllama.corpus.chain import STEP_CONFIGS, build_chain
+    from teenytinyllama.corpus.config import MixingConfig
+    from teenytinyllama.corpus.decontamination import DecontaminationConfig
+    from teenytinyllama.corpus.minhash import DuplicatesConfig
+
+    def defaults(cls: Any) -> dict[str, Any]:
+        return {item.name: item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
+                for item in fields(cls) if item.default is not MISSING or item.default_factory is not MISSING}  # fmt: skip
+
+    written = EXAMPLE.read_text(encoding="utf-8")
+    values = load_yaml(written, "corpus.yaml")
+    whole = build(BuildConfig, check_types(BuildConfig, values))
+    for name in whole.source_configs:
+        assert build_chain(whole, name)
+    for name, cls in {**STEP_CONFIGS, "duplicates": DuplicatesConfig, "mixing": MixingConfig}.items():
+        expected = {key: value for key, value in defaults(cls).items() if key != "stop_words"}
+        assert {key: value for key, value in values[name].items() if key != "prefer"} == expected, name
+    assert values["duplicates"]["prefer"] == []
+    for key, value in defaults(BuildConfig).items():
+        if key not in {**STEP_CONFIGS, "duplicates": 0, "mixing": 0, "sample": 0}:
+            assert values[key] == value, key
+    # What stands there as a comment is right, too.
+    lines = written.splitlines()
+    for name, cls in (("toxicity", ToxicityConfig), ("decontamination", DecontaminationConfig)):
+        start = lines.index(f"# {name}:")
+        block = [line[2:] for line in lines[start + 1 :]]
+        block = block[: next(place for place, line in enumerate(block) if not line.startswith("  "))]
+        found = load_yaml("\n".join(block), name)
+        own = {key: value for key, value in found.items() if key not in ("model", "sets", "toxic_is")}
+        assert own == {key: value for key, value in defaults(cls).items() if key != "toxic_is"}, name
+    assert "nicholasKluge/ToxicityModelPT" in written
+
+
+def test_the_recipe_and_the_command_make_the_same(tmp_path: Path) -> None:
+    file, recipe = tmp_path / "corpus.yaml", EXAMPLE.parent.parent / "corpus.py"
+    file.write_text(json.dumps(config(tmp_path)), encoding="utf-8")
+    done = subprocess.run([sys.executable, str(recipe), "--config", str(file), "--quality", "false", "--language", "false"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out")
+    steps = json.loads((tmp_path / "out" / "passport.json").read_text("utf-8"))["sources"]["news"]["steps"]
+    assert set(steps) == {"read", "html", "normalise", "boilerplate", "personal_data", "duplicates"}
+
+
+def test_help_names_the_steps_and_says_where_their_keys_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpus", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"--{name}" in said for name in STEP_NAMES)
+    assert "recipes/configs/corpus.yaml" in said
+    assert "Any" not in said

@@ -9,6 +9,7 @@ from ..checks import InputError, ensure, model_license
 # Of 60 % of text and 40 % of instructions and the like, a source may be read so often: the value of repeated text falls
 # slowly up to four epochs (Muennighoff et al. 2023, arXiv 2305.16264).
 MAX_EPOCHS = 4.0
+StepSettings = dict[str, Any] | Literal[False]
 # The keys of steps, each a mapping of settings or false.
 STEP_NAMES = ("html", "normalise", "boilerplate", "language", "variety", "quality", "personal_data", "duplicates",
               "toxicity", "decontamination")  # fmt: skip
@@ -109,42 +110,48 @@ class BuildConfig:
     """`ttl corpus`: from raw sources to a documented corpus."""
 
     output_dir: str = field(metadata={"help": "folder for the corpus, its passport, and the work on the way"})
-    sources: dict[str, Any] = field(metadata={"help": "the sources by name; see below for their keys"})
-    html: Any = field(default_factory=dict, metadata={"help": "text out of HTML pages; false: left out"})
-    normalise: Any = field(
+    sources: dict[str, Any] = field(
+        metadata={
+            "help": "the sources by name; recipes/configs/corpus.yaml has their keys and those of the steps (ttl init)"
+        }
+    )
+    html: StepSettings = field(default_factory=dict, metadata={"help": "text out of HTML pages; false: left out"})
+    normalise: StepSettings = field(
         default_factory=dict,
         metadata={"help": "composed accents, repaired mojibake, no control characters; false: left out"},
     )
-    boilerplate: Any = field(
+    boilerplate: StepSettings = field(
         default_factory=dict,
         metadata={"help": "lines that are no text: menus, cookies, page headers, attendance lists; false: left out"},
     )
-    language: Any = field(default_factory=dict, metadata={"help": "documents in other languages; false: left out"})
-    variety: Any = field(
+    language: StepSettings = field(
+        default_factory=dict, metadata={"help": "documents in other languages; false: left out"}
+    )
+    variety: StepSettings = field(
         default_factory=dict,
         metadata={"help": "Brazilian and European Portuguese, told apart and perhaps filtered; false: left out"},
     )
-    quality: Any = field(
+    quality: StepSettings = field(
         default_factory=dict,
         metadata={
             "help": "the rules of Gopher, C4 and FineWeb with FineWeb-2's limits for Portuguese; false: left out"
         },
     )
-    personal_data: Any = field(
+    personal_data: StepSettings = field(
         default_factory=dict,
         metadata={"help": "e-mail, telephone, CPF, CNPJ, NIF, CEP and IP, masked; false: left out"},
     )
-    duplicates: Any = field(
+    duplicates: StepSettings = field(
         default_factory=dict,
         metadata={
             "help": "exact and near duplicates; `prefer` lists the sources whose documents stay first; false: left out"
         },
     )
-    toxicity: Any = field(
+    toxicity: StepSettings = field(
         default=False,
         metadata={"help": "settings of the step that drops toxic documents by a classifier; false: left out"},
     )
-    decontamination: Any = field(
+    decontamination: StepSettings = field(
         default=False,
         metadata={"help": "settings of the step that removes items of evaluation sets, with `sets`: name -> inputs and "
                           "columns; false: left out"},

@@ -88,6 +88,7 @@ def check_models(config: BuildConfig) -> dict[str, str]:
 
 def _evaluation_files(config: BuildConfig) -> dict[str, dict[str, str]]:
     """Return the sha256 of the files of each evaluation set, by their paths."""
+    assert config.decontamination is not False
     return {
         name: {str(file.path): sha256_file(file.path)
                for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))}
