@@ -144,6 +144,40 @@ def test_a_process_that_is_killed_is_no_endless_wait(tmp_path: Path) -> None:
     assert hashes(tmp_path / "out") == hashes(make(keys | {"output_dir": str(tmp_path / "whole"), "workers": 1}))
 
 
+STOPPED = """
+import json, os, sys, time
+import teenytinyllama.corpus.phases as phases
+from teenytinyllama.cli import main
+if __name__ == "__main__":
+    sys.exit(main(["corpus", "--config", sys.argv[1]]))
+clean = phases.clean_shard
+def endless(task, **keys):
+    open(sys.argv[1] + f".pid{os.getpid()}", "w").close()
+    time.sleep(600)
+phases.clean_shard = endless
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_processes_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    script, file = tmp_path / "script.py", tmp_path / "corpus.yaml"
+    script.write_text(STOPPED, encoding="utf-8")
+    file.write_text(json.dumps(config(tmp_path) | {"workers": 2}), encoding="utf-8")
+    process = subprocess.Popen([sys.executable, str(script), str(file)], text=True, stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("corpus.yaml.pid*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, error
+    assert "complete shards are kept; the same command goes on" in error
+    assert "Traceback" not in error
+    for path in tmp_path.glob("corpus.yaml.pid*"):
+        status = Path("/proc", path.name.partition(".pid")[2], "status")
+        assert not status.exists() or "zombie" in status.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(tmp_path: Path, workers: int) -> None:
