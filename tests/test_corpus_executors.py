@@ -257,3 +257,23 @@ def test_slurm_without_its_command_is_refused(tmp_path: Path) -> None:
     keys = config(tmp_path) | {"executor": "slurm", "slurm": {"partition": "cpu", "time": "01:00:00"}}
     with pytest.raises(InputError, match="executor=slurm: the command sbatch is not here"):
         make(keys)
+
+
+@pytest.mark.slow
+def test_jobs_of_an_older_config_are_not_taken_up(tmp_path: Path) -> None:
+    keys = config(tmp_path)
+    environment = fake_slurm(tmp_path / "bin")
+    sbatch = tmp_path / "bin" / "sbatch"
+    works = sbatch.read_text(encoding="utf-8")
+    sbatch.write_text(f"#!{sys.executable}\nprint('Submitted batch job 41')\n", encoding="utf-8")
+    keys |= {"executor": "slurm", "slurm": {"partition": "cpu", "time": "01:00:00"}}
+    assert run(command(tmp_path, keys), environment).returncode == 0
+    old = {path: path.read_bytes() for path in (tmp_path / "out").glob("work/*/tasks/executor.pik")}
+    assert len(old) == 4
+    sbatch.write_text(works, encoding="utf-8")
+    keys["quality"] = {"min_words": 100}
+    done = run(command(tmp_path, keys), environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(path.read_bytes() == content for path, content in old.items())
+    assert not [path for path in old if (path.parent / "completions").is_dir()]
+    assert hashes(tmp_path / "out") == hashes(make(keys | {"executor": "local", "output_dir": str(tmp_path / "here")}))
