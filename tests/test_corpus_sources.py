@@ -230,6 +230,24 @@ def test_instructions_of_every_form_become_turns_of_text(tmp_path: Path) -> None
     assert (found[3].license, found[3].notes) == ("mit", {"origin": "pares"})
 
 
+def test_a_conversation_with_an_evaluation_item_goes_as_a_whole(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Resuma o texto em uma frase.\n\n{text(number)}", "answer": text(number + 40)}
+        for number in range(6)
+    ]
+    path, exam = tmp_path / "instrucoes.jsonl", tmp_path / "exam.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    exam.write_text(json.dumps({"q": text(2)[:120]}) + "\n", encoding="utf-8")
+    keys = one_source(tmp_path, path, conversations=True)
+    keys["decontamination"] = {"sets": {"exam": {"inputs": [str(exam)], "columns": ["q"]}}, "margin": 0}
+    out = make(keys)
+    steps = json.loads((out / "passport.json").read_text(encoding="utf-8"))["sources"]["one"]["steps"]
+    assert steps["decontamination"]["reasons"] == {"contamination": 1}
+    assert steps["decontamination"]["changes"] == {"passages_of_exam": 1}
+    assert all(row.startswith("Pergunta: Resuma") and "Resposta: " in row for row in texts_of(out))
+    assert len(texts_of(out)) == 5
+
+
 def test_all_real_instructions_become_text_and_faquad_is_found_in_them(tmp_path: Path, real_data: Path) -> None:
     keys = one_source(tmp_path, real_data / "instruct", conversations=True)
     keys["decontamination"] = {"sets": {"faquad": {"inputs": [str(real_data / "eval" / "faquad.parquet")],

@@ -1,4 +1,4 @@
-"""The chain of steps that clean one document, with the settings of its source."""
+"""The chain of steps that clean one document, with the settings of its source; and those of the steps behind it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,11 @@ from ..cleaning.personal_data import PersonalDataConfig, mask_personal_data
 from ..cleaning.quality import QualityConfig, check_quality
 from ..cleaning.variety import VarietyConfig, check_variety, variety_of
 from ..cleaning.verdict import Drop
+from ..data.input_files import resolve_files
+from ..data.readers import read_records
 from .config import BuildConfig, SourceConfig, nested
+from .decontamination import DecontaminationConfig, EvaluationIndex, item_texts
+from .minhash import DuplicatesConfig
 from .shards import Draft
 
 # The steps in their order, each with its config. Language comes before quality, whose rules are for Portuguese, and
@@ -147,3 +151,49 @@ def ensure_packages_of(steps: list[Step]) -> None:
                 raise
             except InputError as error:
                 raise InputError(f"{step.name}.{error}") from error
+
+
+def duplicates_config(config: BuildConfig) -> tuple[DuplicatesConfig, list[str]]:
+    """Return the config of the step of duplicates, and the sources whose documents stay first.
+
+    Raises:
+        InputError: a setting is refused.
+    """
+    values = dict(config.duplicates or {})
+    preferred = values.pop("prefer", [])
+    found: DuplicatesConfig = nested(DuplicatesConfig, "duplicates", values)
+    found.check()
+    return found, preferred
+
+
+def evaluation_index(config: BuildConfig) -> EvaluationIndex | None:
+    """Return the items of all evaluation sets, or None where none is given.
+
+    Raises:
+        InputError: no set, a set that cannot be read, or a column that it does not have.
+    """
+    if config.decontamination is False:
+        return None
+    values = dict(config.decontamination)
+    sets = values.pop("sets", None)
+    ensure(
+        isinstance(sets, dict) and sets,
+        "decontamination.sets: is missing. Name the evaluation sets: name: {inputs: [file], columns: [question]}; or "
+        "set decontamination: false.",
+    )
+    settings = nested(DecontaminationConfig, "decontamination", values)
+    items: dict[str, list[list[str]]] = {}
+    for name, place in sets.items():
+        key = f"decontamination.sets.{name}"
+        ensure(
+            isinstance(place, dict) and place.get("inputs") and place.get("columns"),
+            f"{key}={place}: needs inputs and columns.",
+        )
+        items[name] = []
+        for file in resolve_files(f"{key}.inputs", list(place["inputs"])):
+            for row in read_records(f"{key}.inputs", file.path):
+                try:
+                    items[name].append(item_texts(row, place["columns"]))
+                except InputError as error:
+                    raise InputError(f"{key}.{error}") from error
+    return EvaluationIndex.from_sets(items, settings)

@@ -414,8 +414,13 @@ def _space_after(text: str, place: int) -> int:
     return place if len(text) - place > _LONGEST_STEP else len(text)
 
 
-def decontaminate(text: str, index: EvaluationIndex) -> tuple[str, Drop | None, dict[str, int]]:
+def decontaminate(text: str, index: EvaluationIndex, whole: bool = False) -> tuple[str, Drop | None, dict[str, int]]:
     """Return a text without the passages of evaluation items.
+
+    Args:
+        text: of a document.
+        index: of the items.
+        whole: a document with a passage is dropped, as with `remove: document`: one that makes no sense with a cut.
 
     Returns:
         the text that is left; a verdict if the document is to be dropped, because nothing is left of it or because
@@ -427,5 +432,6 @@ def decontaminate(text: str, index: EvaluationIndex) -> tuple[str, Drop | None, 
         counts[passage.set] = counts.get(passage.set, 0) + 1
     if not passages:
         return text, None, counts
-    left = "" if index.config.remove == "document" else cut_passages(text, passages, index.config.margin)
+    whole = whole or index.config.remove == "document"
+    left = "" if whole else cut_passages(text, passages, index.config.margin)
     return left, None if left else Drop("contamination", len(passages), 0), counts

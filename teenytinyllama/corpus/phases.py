@@ -19,18 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..arguments import build, load_yaml
-from ..checks import InputError, ensure
+from ..checks import ensure
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
-from ..data.input_files import resolve_files
-from ..data.readers import read_records
 from ..data.sources import is_held_out
 from ..stage_folder import write_json
-from .chain import build_chain
+from .chain import build_chain, duplicates_config, evaluation_index
 from .config import BuildConfig, nested
-from .decontamination import DecontaminationConfig, EvaluationIndex, decontaminate, item_texts
+from .decontamination import EvaluationIndex, decontaminate
 from .duplicates import find_duplicates, preference_order
 from .funnel import Funnel, keep_aside
-from .minhash import DuplicatesConfig, fingerprints
+from .minhash import fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
 from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, save_array, text_hash
 from .text_statistics import TextStatistics
@@ -156,19 +154,6 @@ def _passes(draft: Draft, chain: list[Any], funnel: Funnel) -> bool:
     return True
 
 
-def duplicates_config(config: BuildConfig) -> tuple[DuplicatesConfig, list[str]]:
-    """Return the config of the step of duplicates, and the sources whose documents stay first.
-
-    Raises:
-        InputError: a setting is refused.
-    """
-    values = dict(config.duplicates or {})
-    preferred = values.pop("prefer", [])
-    found: DuplicatesConfig = nested(DuplicatesConfig, "duplicates", values)
-    found.check()
-    return found, preferred
-
-
 def find_all_duplicates(task: int, work: str, clean: str, duplicates: str) -> None:
     """Decide which documents of all shards stay: `NNNNN.npy`, and `counts.json`."""
     config, shards = load_config(work), read_plan(Path(work) / PLAN_FILE)
@@ -184,39 +169,6 @@ def find_all_duplicates(task: int, work: str, clean: str, duplicates: str) -> No
         settings,
     )
     (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
-
-
-def evaluation_index(config: BuildConfig) -> EvaluationIndex | None:
-    """Return the items of all evaluation sets, or None where none is given.
-
-    Raises:
-        InputError: no set, a set that cannot be read, or a column that it does not have.
-    """
-    if config.decontamination is False:
-        return None
-    values = dict(config.decontamination)
-    sets = values.pop("sets", None)
-    ensure(
-        isinstance(sets, dict) and sets,
-        "decontamination.sets: is missing. Name the evaluation sets: name: {inputs: [file], columns: [question]}; or "
-        "set decontamination: false.",
-    )
-    settings = nested(DecontaminationConfig, "decontamination", values)
-    items: dict[str, list[list[str]]] = {}
-    for name, place in sets.items():
-        key = f"decontamination.sets.{name}"
-        ensure(
-            isinstance(place, dict) and place.get("inputs") and place.get("columns"),
-            f"{key}={place}: needs inputs and columns.",
-        )
-        items[name] = []
-        for file in resolve_files(f"{key}.inputs", list(place["inputs"])):
-            for row in read_records(f"{key}.inputs", file.path):
-                try:
-                    items[name].append(item_texts(row, place["columns"]))
-                except InputError as error:
-                    raise InputError(f"{key}.{error}") from error
-    return EvaluationIndex.from_sets(items, settings)
 
 
 def _kept(clean: str, duplicates: str, task: int) -> Iterator[dict[str, Any]]:
@@ -251,6 +203,7 @@ def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str
     scorer = (
         ToxicityScorer(nested(ToxicityConfig, "toxicity", config.toxicity)) if config.toxicity is not False else None
     )
+    is_torn = config.source_configs[shard.source].conversations  # by a cut: an answer without its question
     funnel, target = Funnel(), Path(finish) / f"{task:05d}"
     _count_duplicates(funnel, shard, clean, duplicates, task)
     writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
@@ -258,7 +211,7 @@ def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str
     for batch in _batches(_kept(clean, duplicates, task)):
         batch = _without_toxic(batch, scorer, funnel)
         for document in batch:
-            if index is not None and not _decontaminated(document, index, funnel):
+            if index is not None and not _decontaminated(document, index, funnel, whole=is_torn):
                 continue
             document["tokens"] = count(document["text"])
             statistics.add(document)
@@ -310,10 +263,10 @@ def _without_toxic(batch: list[dict[str, Any]], scorer: ToxicityScorer | None, f
     return kept
 
 
-def _decontaminated(document: dict[str, Any], index: EvaluationIndex, funnel: Funnel) -> bool:
-    """Cut the passages of evaluation items out of a document; return whether it stays."""
+def _decontaminated(document: dict[str, Any], index: EvaluationIndex, funnel: Funnel, whole: bool) -> bool:
+    """Cut the passages of evaluation items out of a document, or `whole` drop it; return whether it stays."""
     before = len(document["text"].encode())
-    text, drop, found = decontaminate(document["text"], index)
+    text, drop, found = decontaminate(document["text"], index, whole)
     changes = {f"passages_of_{name}": number for name, number in found.items()}
     if drop is not None:
         sample = {"text": document["text"], "place": document["place"], "value": drop.value, "limit": drop.limit}
