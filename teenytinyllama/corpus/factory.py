@@ -8,11 +8,12 @@ from typing import Any
 from ..arguments import write_yaml
 from ..checks import ensure, ensure_packages
 from ..data.input_files import SourceFile, hash_files
+from ..passport.passport import make_passport, read_statistics, write_passport
+from ..passport.sample_page import write_sample
 from ..stage_folder import StageFolder, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig
 from .funnel import Funnel
-from .passport import make_passport, read_statistics, write_passport
 from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index
 from .shards import WorkShard, plan_shards, write_plan
 
@@ -23,6 +24,9 @@ _NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
 
 def build_corpus(config: BuildConfig) -> Path:
     """Make the corpus, or go on where a start was stopped, and return its folder.
+
+    With `sample` the steps work on few documents of each source, and the page that shows them is written and returned.
+    What else lies in the folder stays as it is.
 
     Raises:
         InputError: a source, a step or a setting is refused, before work starts; or nothing is left of the corpus.
@@ -44,6 +48,8 @@ def build_corpus(config: BuildConfig) -> Path:
         hashes = hash_files([SourceFile(shard.name, Path(shard.path)) for shard in shards], recognise=False)
         places = _write_plan(config, shards, hashes, folder)
         complete = _run_phases(config, places, len(shards), has_sets=index is not None)
+        if complete and config.sample is not None:
+            return write_sample(config, places, shards, folder)
         if complete:
             _finish(config, places, folder, hashes)
     finally:
@@ -119,14 +125,15 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
         phases.append(("phrases", "count_phrases", tasks, counting))
     finishing = {**common, "duplicates": duplicates, "phrases": text["phrases"], "finish": text["finish"]}
     phases.append(("finish", "finish_shard", tasks, finishing))
-    phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
+    if config.sample is None:
+        phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
     before = None
     for phase, function, count, arguments in phases:
         executor = make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
                                  config.workers, config.slurm, before)  # fmt: skip
         run_executor(executor, phase)
         before = executor
-        if phase == "clean" and config.executor != "slurm":
+        if phase == "clean" and config.executor != "slurm" and config.sample is None:
             check_broken_rows(config, places["clean"])
     return not any(missing_tasks(places[phase], count) for phase, _, count, _ in phases)
 

@@ -20,9 +20,12 @@ import numpy as np
 from ..arguments import build, load_yaml
 from ..checks import InputError, ensure
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
+from ..cleaning.verdict import Drop
 from ..data.input_files import resolve_files
 from ..data.readers import read_records
 from ..data.sources import is_held_out
+from ..passport.looks import Tracer
+from ..passport.text_statistics import TextStatistics
 from ..stage_folder import write_json
 from .chain import build_chain
 from .config import BuildConfig, nested
@@ -32,7 +35,6 @@ from .funnel import Funnel
 from .minhash import DuplicatesConfig, fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
 from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, text_hash
-from .text_statistics import TextStatistics
 
 if TYPE_CHECKING:
     import pyarrow
@@ -117,9 +119,12 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     config, shard = load_config(work), read_plan(Path(work) / PLAN_FILE)[task]
     target, funnel = Path(clean) / f"{task:05d}", Funnel()
     chain, source = build_chain(config, shard.source), config.source_configs[shard.source]
+    tracer = None if config.sample is None else Tracer()
     writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
-    for draft in read_drafts(shard, source, config.sample):
+    for draft in read_drafts(shard, source):
         if isinstance(draft, BrokenRow):
+            if tracer is not None:
+                tracer.begin(shard.source, draft.place, "", draft.content).drop("read", Drop("broken row", 1, 0))
             sample = {"text": draft.content, "place": draft.place, "value": 1, "limit": 0}
             size = len(draft.content.encode("utf-8", "replace"))
             funnel.dropped(shard.source, "read", size, "broken row", sample, text_hash(draft.place))
@@ -127,7 +132,9 @@ def clean_shard(task: int, work: str, clean: str) -> None:
         funnel.passed(
             shard.source, "read", len(draft.page or draft.text.encode()), len(draft.page or draft.text.encode())
         )
-        if _passes(draft, chain, funnel):
+        if tracer is not None:
+            tracer.begin(shard.source, draft.place, draft.url, draft.text)
+        if _passes(draft, chain, funnel, tracer):
             order = text_hash(draft.text)
             funnel.kept(shard.source, {"text": draft.text, "place": draft.place, "url": draft.url}, order)
             writer.add({"text": draft.text, "source": shard.source, "license": draft.license or source.license,
@@ -136,14 +143,18 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     writer.close()
     if config.duplicates is not False:
         np.save(target.with_suffix(".npy"), fingerprints(_texts_of(writer.path), duplicates_config(config)[0]))
+    if tracer is not None:
+        tracer.write(target.with_suffix(".looks"))
     funnel.write(target.with_suffix(".json"))
 
 
-def _passes(draft: Draft, chain: list[Any], funnel: Funnel) -> bool:
+def _passes(draft: Draft, chain: list[Any], funnel: Funnel, tracer: Tracer | None = None) -> bool:
     """Return whether a draft passes all steps, which are counted."""
     for step in chain:
-        before = draft.page if draft.is_page else draft.text.encode()
+        before, text_before = draft.page if draft.is_page else draft.text.encode(), draft.text
         drop, changes = step(draft)
+        if tracer is not None:
+            tracer.note(step, text_before, draft, drop, changes)
         if drop is not None:
             text = draft.text or before.decode("utf-8", "replace")
             sample = {"text": text, "place": draft.place, "url": draft.url, "value": drop.value, "limit": drop.limit}
@@ -237,18 +248,22 @@ def count_phrases(task: int, work: str, clean: str, duplicates: str, phrases: st
     np.save(folder / f"{task:05d}.npy", index.count_phrases(row["text"] for row in _kept(clean, duplicates, task)))
 
 
+def load_phrases(folder: Path) -> Any:
+    """Return how many documents of all shards hold each word of the evaluation items."""
+    return np.sum([np.load(path) for path in sorted(folder.glob("[0-9]*.npy"))], axis=0)
+
+
 def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str, finish: str) -> None:
     """Remove duplicates, toxic documents and evaluation items from one shard, and count its tokens."""
     config = load_config(work)
     shard = read_plan(Path(work) / PLAN_FILE)[task]
     index = evaluation_index(config)
     if index is not None:
-        counts = [np.load(path) for path in sorted(Path(phrases).glob("[0-9]*.npy"))]
-        index.ignore_phrases(np.sum(counts, axis=0))
+        index.ignore_phrases(load_phrases(Path(phrases)))
     scorer = (
         ToxicityScorer(nested(ToxicityConfig, "toxicity", config.toxicity)) if config.toxicity is not False else None
     )
-    funnel, target = Funnel(), Path(finish) / f"{task:05d}"
+    funnel, target = Funnel(config.sample), Path(finish) / f"{task:05d}"
     _count_duplicates(funnel, shard, clean, duplicates, task)
     writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
     count, statistics = _token_counter(config), TextStatistics()

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..corpus.config import BuildConfig
+from ..corpus.funnel import Funnel
 from ..planning.table import short
 from ..stage_folder import utc_now, write_json
-from .config import BuildConfig
-from .funnel import Funnel
 from .text_statistics import TextStatistics
 
 # What licences ask, by what their names hold. Source: the licences' own texts.
