@@ -318,7 +318,7 @@ def check_all(text: str, config: QualityConfig | None = None) -> list[Drop]:
 
 
 @dataclass(frozen=True)
-class Measure:
+class RuleValue:
     """What a rule measures of a text, beside its limit.
 
     Attributes:
@@ -370,7 +370,7 @@ def _strictest(name: str, config: QualityConfig) -> float:
 
 
 def closeness(value: float, limit: float, kind: str) -> float:
-    """Return how close a value comes to its limit: see `Measure`.
+    """Return how close a value comes to its limit: see `RuleValue`.
 
     Args:
         value: measured.
@@ -384,7 +384,7 @@ def closeness(value: float, limit: float, kind: str) -> float:
     return value / limit if limit else (math.inf if value else 0.0)
 
 
-def measure_all(text: str, config: QualityConfig | None = None) -> list[Measure]:
+def measure_all(text: str, config: QualityConfig | None = None) -> list[RuleValue]:
     """Return what every rule that is on measures of a text, those that come closest to their limits first.
 
     Each rule is asked with the strictest limit there is, so that it says its value.
@@ -400,13 +400,13 @@ def measure_all(text: str, config: QualityConfig | None = None) -> list[Measure]
             drop = rule(measured, dataclasses.replace(config, **(_OFF | {name: strictest})))
             kind = "upper" if name.startswith("max_") else "least share" if name in _SHARES else "lower"
             value = drop.value if drop else float(strictest)
-            found.append(Measure(reason, value, limit, closeness(value, limit, kind)))
+            found.append(RuleValue(reason, value, limit, closeness(value, limit, kind)))
     for field_name, rule in (("top_n_grams", top_n_grams), ("duplicate_n_grams", duplicate_n_grams)):
         for size, limit in getattr(config, field_name).items():
             drop = rule(measured, dataclasses.replace(config, **(_OFF | {field_name: {size: 0.0}})))
             value = drop.value if drop else 0.0
             found.append(
-                Measure(
+                RuleValue(
                     f"{field_name.removesuffix('n_grams')}{size}_grams", value, limit, closeness(value, limit, "upper")
                 )
             )

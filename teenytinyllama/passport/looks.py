@@ -11,7 +11,7 @@ from typing import Any
 
 from ..cleaning.boilerplate import BoilerplateConfig, find_boilerplate
 from ..cleaning.personal_data import PersonalDataConfig, find_personal_data
-from ..cleaning.quality import Measure, check_all, closeness, measure_all
+from ..cleaning.quality import RuleValue, check_all, closeness, measure_all
 from ..cleaning.verdict import Drop
 
 _HEAD_CHARACTERS, _AROUND, _MOST_MARKS, _ORIGINAL_CHARACTERS = 800, 80, 6, 300
@@ -64,7 +64,7 @@ class Look:
     value: float = 0.0
     limit: float | None = None
     also: list[str] = field(default_factory=list)
-    measures: list[Measure] = field(default_factory=list)
+    measures: list[RuleValue] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     changes: dict[str, dict[str, int]] = field(default_factory=dict)
     note: str = ""
@@ -112,7 +112,7 @@ class Tracer:
             look.marks = personal_data_marks(before, look.marks, step.config)
         elif step.name == "language":
             score, limit = draft.notes["language_score"], step.config.min_score
-            look.measures.append(Measure("language score", score, limit, closeness(score, limit, "least share")))
+            look.measures.append(RuleValue("language score", score, limit, closeness(score, limit, "least share")))
         elif step.name == "quality" and draft.text.strip():
             look.measures += measure_all(draft.text, step.config)
             look.measures.sort(key=lambda measure: -measure.closeness)
@@ -129,7 +129,7 @@ def read_looks(path: Path) -> list[Look]:
     """Return the documents that a tracer wrote."""
     looks = [Look(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
     for look in looks:
-        look.measures = [Measure(**values) for values in look.measures]  # type: ignore[arg-type]
+        look.measures = [RuleValue(**values) for values in look.measures]  # type: ignore[arg-type]
         look.marks = [Mark(**values) for values in look.marks]  # type: ignore[arg-type]
     return looks
 
@@ -194,13 +194,20 @@ def excerpt(text: str, marks: Sequence[Mark]) -> list[tuple[str, str, str]]:
         for mark in (mark for mark in marks if start <= mark.start <= end):
             parts += [
                 ("", text[place : mark.start], ""),
-                (mark.kind, text[mark.start : mark.end], _short(mark.original)),
+                (mark.kind, text[mark.start : mark.end], _lined(mark, _short(mark.original))),
             ]
             place = max(place, mark.end)
         parts.append(("", text[place:end], ""))
     if windows[-1][1] < len(text):
         parts.append((_GAP, "", ""))
     return [part for part in parts if part != ("", "", "")]
+
+
+def _lined(mark: Mark, original: str) -> str:
+    """Return what a mark shows of what was cut out: lines that went stand in lines of their own."""
+    if not original or not mark.kind.startswith("boilerplate"):
+        return original
+    return f"\n{original}" if mark.start else f"{original}\n"
 
 
 def _short(text: str) -> str:

@@ -3,6 +3,7 @@
 Documents are data: the template escapes all of them. The page loads nothing from a network.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cleaning.quality import Measure
+from ..cleaning.quality import RuleValue
 from ..corpus.config import BuildConfig
 from ..corpus.decontamination import EvaluationIndex, cut_ranges
 from ..corpus.duplicates import preference_order
@@ -26,6 +27,7 @@ _NEAR = 0.9  # of the limit from which a kept document is near it
 _FAR = 2.0  # times the limit: the right end of a strip
 _STRIP_WIDTH, _STRIP_HEIGHT = 200, 16  # pixels
 _MEASURES_SHOWN = 3
+_OPEN = 8  # dropped documents of a rule that are shown without a click
 
 
 def read_sample(config: BuildConfig, places: dict[str, Path], shards: Sequence[WorkShard]) -> list[Look]:
@@ -112,7 +114,7 @@ def rule_rows(looks: Sequence[Look]) -> list[dict[str, Any]]:
         of the documents that were measured) and `ticks` of a strip (place in pixels, whether the document is kept).
     """
     dropped = Counter((look.step, look.reason) for look in looks if look.step)
-    measures: dict[str, list[tuple[Measure, Look]]] = {}
+    measures: dict[str, list[tuple[RuleValue, Look]]] = {}
     for look in looks:
         for measure in look.measures:
             measures.setdefault(measure.reason, []).append((measure, look))
@@ -161,12 +163,14 @@ def render_sample(config: BuildConfig, looks: Sequence[Look]) -> str:
         kept = sorted((look for look in own if not look.step), key=lambda look: -look.closeness)
         dropped = sorted((look for look in own if look.step),
                          key=lambda look: (rank[look.step, look.reason], look.closeness))  # fmt: skip
+        groups = [(key, list(map(_shown, found)))
+                  for key, found in itertools.groupby(dropped, lambda look: (look.step, look.reason))]  # fmt: skip
         sources.append({"name": name, "license": source.license, "rules": rules, "kept": list(map(_shown, kept)),
-                        "dropped": list(map(_shown, dropped)), "documents": len(own)})  # fmt: skip
+                        "dropped": len(dropped), "groups": groups, "documents": len(own)})  # fmt: skip
     template = Path(__file__).with_name("sample.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page: str = environment.from_string(template).render(
-        sources=sources, created=utc_now(), sample=config.sample, strip=(_STRIP_WIDTH, _STRIP_HEIGHT)
+        sources=sources, created=utc_now(), sample=config.sample, strip=(_STRIP_WIDTH, _STRIP_HEIGHT), open=_OPEN
     )
     return page
 
