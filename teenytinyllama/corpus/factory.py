@@ -177,5 +177,8 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
         figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
     files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
              for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
-    write_passport(folder, make_passport(config, funnel, read_statistics(places["finish"]), figures, files), funnel)
+    passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
+    for warning in passport["licence"]["warnings"]:
+        print(f"warning: licence: {warning}", flush=True)
+    write_passport(folder, passport, funnel)
     StageFolder(folder, "corpus", "corpus").finish({"config": asdict(config), "inputs": hashes, **figures})

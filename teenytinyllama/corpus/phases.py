@@ -24,8 +24,9 @@ from ..cleaning.verdict import Drop
 from ..data.input_files import resolve_files
 from ..data.readers import read_records
 from ..data.sources import is_held_out
+from ..passport.licences import document_licence
 from ..passport.looks import Tracer
-from ..passport.text_statistics import TextStatistics
+from ..passport.text_statistics import TextStatistics, year_of
 from ..stage_folder import write_json
 from .chain import build_chain
 from .config import BuildConfig, nested
@@ -59,7 +60,7 @@ def _schema() -> "pyarrow.Schema":
     return pyarrow.schema(
         [("text", text), ("source", pyarrow.string()), ("license", pyarrow.string()), ("url", pyarrow.string()),
          ("place", pyarrow.string()), ("variety", pyarrow.string()), ("hash", pyarrow.uint64()),
-         ("cluster_size", number), ("tokens", number)]
+         ("cluster_size", number), ("tokens", number), ("year", pyarrow.int16())]
     )  # fmt: skip
 
 
@@ -129,17 +130,18 @@ def clean_shard(task: int, work: str, clean: str) -> None:
             size = len(draft.content.encode("utf-8", "replace"))
             funnel.dropped(shard.source, "read", size, "broken row", sample, text_hash(draft.place))
             continue
-        funnel.passed(
-            shard.source, "read", len(draft.page or draft.text.encode()), len(draft.page or draft.text.encode())
-        )
+        draft.license, note = document_licence(draft.license, source.license)
+        size = len(draft.page or draft.text.encode())
+        funnel.passed(shard.source, "read", size, size, {note: 1} if note else None)
         if tracer is not None:
             tracer.begin(shard.source, draft.place, draft.url, draft.text)
         if _passes(draft, chain, funnel, tracer):
             order = text_hash(draft.text)
             funnel.kept(shard.source, {"text": draft.text, "place": draft.place, "url": draft.url}, order)
-            writer.add({"text": draft.text, "source": shard.source, "license": draft.license or source.license,
+            writer.add({"text": draft.text, "source": shard.source, "license": draft.license,
                         "url": draft.url, "place": draft.place, "variety": draft.notes.get("variety", ""),
-                        "hash": order, "cluster_size": 1, "tokens": 0})  # fmt: skip
+                        "hash": order, "cluster_size": 1, "tokens": 0,
+                        "year": draft.notes.get("year") or year_of({}, draft.text)})  # fmt: skip
     writer.close()
     if config.duplicates is not False:
         np.save(target.with_suffix(".npy"), fingerprints(_texts_of(writer.path), duplicates_config(config)[0]))
@@ -268,7 +270,7 @@ def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str
     writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
     count, statistics = _token_counter(config), TextStatistics()
     for batch in _batches(_kept(clean, duplicates, task)):
-        batch = _without_toxic(batch, scorer, funnel)
+        batch = _without_toxic(batch, scorer, funnel, statistics)
         for document in batch:
             if index is not None and not _decontaminated(document, index, funnel):
                 continue
@@ -307,7 +309,9 @@ def _count_duplicates(funnel: Funnel, shard: WorkShard, clean: str, duplicates: 
         funnel.dropped(shard.source, "duplicates", size, reason, sample, document["hash"])
 
 
-def _without_toxic(batch: list[dict[str, Any]], scorer: ToxicityScorer | None, funnel: Funnel) -> list[dict[str, Any]]:
+def _without_toxic(
+    batch: list[dict[str, Any]], scorer: ToxicityScorer | None, funnel: Funnel, statistics: TextStatistics
+) -> list[dict[str, Any]]:
     if scorer is None:
         return batch
     kept = []
@@ -318,6 +322,7 @@ def _without_toxic(batch: list[dict[str, Any]], scorer: ToxicityScorer | None, f
             kept.append(document)
         else:
             sample = {"text": document["text"], "place": document["place"], "value": score, "limit": drop.limit}
+            statistics.add_toxic(document["text"])
             funnel.dropped(document["source"], "toxicity", size, drop.reason, sample, document["hash"])
     return kept
 

@@ -21,6 +21,7 @@ from ..data.instructions import read_origin
 from ..data.readers import characters, lines_of, read_records, read_rows
 from ..data.sources import parse_metadata
 from ..data.turns import RowError, read_turns
+from ..passport.text_statistics import fields_of, year_of
 from .config import BuildConfig, SourceConfig
 
 # How turns of instructions are told apart in a text; a system's turn stands alone at the head.
@@ -232,8 +233,14 @@ def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[t
     rows = read_rows(key, path, source.text_column, source.metadata_column, source.txt_unit, source.encoding)
     for row, (text, metadata) in enumerate(rows):
         origin, license_name = parse_metadata(metadata, shard.source)
-        notes = {} if origin == shard.source else {"origin": origin}
+        notes = _notes(origin, shard.source, metadata)
         yield row, Draft(text, shard.source, license_name, "", f"{shard.name}:{row + 1}", notes=notes)
+
+
+def _notes(origin: str, source: str, metadata: Any) -> dict[str, Any]:
+    """Return what the metadata of a document says: where it comes from, if that is not its source, and its year."""
+    year = year_of(fields_of(metadata), "")
+    return ({} if origin == source else {"origin": origin}) | ({"year": year} if year else {})
 
 
 def _json_documents(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
@@ -258,7 +265,7 @@ def _json_documents(path: Path, shard: WorkShard, source: SourceConfig) -> Itera
             yield row, Draft("", shard.source, "", url, place, is_page=True, page=content.encode())
             continue
         origin, license_name = parse_metadata(record.get(source.metadata_column), shard.source)
-        notes = {} if origin == shard.source else {"origin": origin}
+        notes = _notes(origin, shard.source, record.get(source.metadata_column))
         yield row, Draft(content, shard.source, license_name, url, place, notes=notes)
 
 
@@ -273,7 +280,7 @@ def _conversations(path: Path, shard: WorkShard, source: SourceConfig) -> Iterat
             continue
         text = "\n\n".join(f"{_SPEAKERS[message['role']]}{message['content']}" for message in messages)
         origin, license_name = read_origin(record, shard.source)
-        notes = {} if origin == shard.source else {"origin": origin}
+        notes = _notes(origin, shard.source, record.get(source.metadata_column))
         yield row, Draft(text, shard.source, license_name, "", place, notes=notes)
 
 

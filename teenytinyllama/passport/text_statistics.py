@@ -1,66 +1,58 @@
-"""Statistics of a corpus: lengths, varieties, and whom its texts name and how, as counts and not as a verdict.
+"""Statistics of a corpus: lengths, varieties, topics, years, and whom its texts name. Counts of shards add up."""
 
-Counts of shards add up. Women and men in professions are told by the form of the word (`médica`, `médico`) or, where
-there is one form for both (`dentista`), by the article or pronoun before it.
-"""
-
+import contextlib
+import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
-# Twenty professions: ten with a form for each, ten with one form. Chosen for being frequent in Brazil and Portugal and
-# for spanning care, law, crafts and power; the list is this project's own.
-PROFESSIONS: dict[str, tuple[str, str]] = {
-    name: (masculine, feminine)
-    for name, masculine, feminine in (
-        ("médico", "médico médicos", "médica médicas"),
-        ("professor", "professor professores", "professora professoras"),
-        ("enfermeiro", "enfermeiro enfermeiros", "enfermeira enfermeiras"),
-        ("advogado", "advogado advogados", "advogada advogadas"),
-        ("deputado", "deputado deputados", "deputada deputadas"),
-        ("ministro", "ministro ministros", "ministra ministras"),
-        ("engenheiro", "engenheiro engenheiros", "engenheira engenheiras"),
-        ("cozinheiro", "cozinheiro cozinheiros", "cozinheira cozinheiras"),
-        ("costureiro", "costureiro costureiros", "costureira costureiras"),
-        ("escritor", "escritor escritores", "escritora escritoras"),
-    )
-}
-SAME_FORM = ("juiz presidente dentista motorista jornalista artista policial cientista estudante gerente").split()  # noqa: SIM905
-_FEMININE_FORM = {"juiz": "juíza"}
-_HE, _SHE = (
-    frozenset(["o", "um", "ele", "este", "esse", "aquele", "os", "uns", "eles", "do", "no", "ao", "pelo"]),
-    frozenset(
-        "a uma ela esta essa aquela as umas elas da na à pela".split()  # noqa: SIM905
-    ),
-)
-# Peoples and religions by the stem of the words that name them; `\b` before, any ending of the list behind.
-GROUPS: dict[str, str] = {
-    "brasileiros": r"brasileir[oa]s?", "portugueses": r"portugu[eê]s(?:es|as?)?", "angolanos": r"angolan[oa]s?",
-    "argentinos": r"argentin[oa]s?", "americanos": r"(?:norte-)?american[oa]s?", "africanos": r"african[oa]s?",
-    "indígenas": r"ind[ií]genas?|índi[oa]s?", "ciganos": r"cigan[oa]s?", "chineses": r"chin[eê]s(?:es|as?)?",
-    "católicos": r"católic[oa]s?", "evangélicos": r"evangélic[oa]s?|protestantes?",
-    "judeus": r"jude(?:u|us)|judi(?:a|as)", "muçulmanos": r"muçulman[oa]s?|islâmic[oa]s?", "espíritas": r"espíritas?",
-    "candomblé e umbanda": r"candomblé|umbanda", "ateus": r"ate(?:u|us|ia|ias)",
-}  # fmt: skip
-_GROUP = re.compile(r"\b(?:" + "|".join(f"(?P<g{place}>{stem})" for place, stem in enumerate(GROUPS.values())) + r")\b")
+from ..cleaning.topic import topic_of
+from .people import count_groups, find_groups, find_professions
+
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_EXAMPLES, _AROUND = 3, 60  # kept of each group, and characters to both sides
+_EXAMPLES, _AROUND, _WORDS_AROUND = 3, 60, 7  # kept of each group; characters, and words, to both sides
+_FIRST_YEAR, _LAST_YEAR = 1500, 2100
+_YEAR = re.compile(r"(?<!\d)(1[5-9]\d\d|20\d\d)(?!\d)")
+_ISO_DATE = re.compile(r"(?<!\d)(1[5-9]\d\d|20\d\d)-(?:0[1-9]|1[0-2])-(?:[0-2]\d|3[01])(?!\d)")
+_YEAR_KEYS = ("year", "ano", "date", "data", "published", "created")
+# The heading of an act, a line in capitals: `LEI Nº 7.282, DE 11 DE DEZEMBRO DE 1984`.
+_ACT = re.compile(
+    r"(?m)^\W*(?:LEI|DECRETO|MEDIDA|EMENDA|PORTARIA|RESOLUÇÃO|ATO)\b[^\n]{0,80}?(?i:\bde\s+\d{1,2}\W{0,3}º?\s*de\s+"
+    r"[a-zç]{4,9}\s+de)\s+(1[5-9]\d\d|20\d\d)\b"
+)
+_HEADING_CHARACTERS = 600
 
 
-def _forms() -> dict[str, tuple[str, str]]:
-    found: dict[str, tuple[str, str]] = {}
-    for name, (masculine, feminine) in PROFESSIONS.items():
-        found |= dict.fromkeys(masculine.split(), (name, "men")) | dict.fromkeys(feminine.split(), (name, "women"))
-    for name in SAME_FORM:
-        plural = f"{name}es" if name.endswith("z") else "policiais" if name == "policial" else f"{name}s"
-        found |= {name: (name, ""), plural: (name, "")}
-        if name in _FEMININE_FORM:
-            found |= {name: (name, "men"), plural: (name, "men"), _FEMININE_FORM[name]: (name, "women"),
-                      f"{_FEMININE_FORM[name]}s": (name, "women")}  # fmt: skip
-    return found
+def fields_of(metadata: Any) -> dict[str, Any]:
+    """Return the keys of a metadata cell in lower case: of a mapping, its JSON, or text as `source: x; year: 1999`."""
+    if isinstance(metadata, str):
+        with contextlib.suppress(ValueError, RecursionError):  # text that is no JSON
+            metadata = json.loads(metadata)
+    if isinstance(metadata, dict):
+        return {str(key).lower(): value for key, value in metadata.items()}
+    pairs = (part.partition(":") for part in str(metadata or "").split(";"))
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 
-_FORMS = _forms()
+def year_of(fields: Mapping[str, Any], text: str) -> int:
+    """Return the year of a document, or 0 where it is not known.
+
+    Args:
+        fields: of its metadata: `year`, `date` and their like; a `document` whose name holds a date as YYYY-MM-DD.
+        text: its beginning; of a law the heading says the date.
+
+    >>> year_of({"date": "3 de maio de 1999"}, ""), year_of({}, "LEI Nº 1, DE 2 DE MAIO DE 1984."), year_of({}, "1984")
+    (1999, 1984, 0)
+    """
+    for key in _YEAR_KEYS:
+        if match := _YEAR.search(str(fields.get(key) or "")):
+            return int(match[1])
+    if match := _ISO_DATE.search(str(fields.get("document") or "")):
+        return int(match[1])
+    if match := _ACT.search(text[:_HEADING_CHARACTERS]):
+        return int(match[1])
+    return 0
 
 
 class TextStatistics:
@@ -71,13 +63,17 @@ class TextStatistics:
         self.documents = self.words = self.bytes = self.tokens = 0
         self.varieties: Counter[str] = Counter()
         self.licenses: Counter[str] = Counter()
+        self.topics: Counter[str] = Counter()  # tokens of the documents on each
+        self.years: Counter[str] = Counter()  # documents of each decade that is known
         self.lengths: Counter[int] = Counter()  # by the power of two below the number of words
         self.professions: dict[str, Counter[str]] = defaultdict(Counter)
-        self.groups: Counter[str] = Counter()
-        self.examples: dict[str, list[str]] = defaultdict(list)
+        self.groups: Counter[str] = Counter()  # mentions
+        self.group_documents: Counter[str] = Counter()  # documents with a mention
+        self.group_toxic: Counter[str] = Counter()  # documents with a mention that were dropped as toxic
+        self.examples: dict[str, list[str]] = defaultdict(list)  # of groups and professions
 
     def add(self, document: dict[str, Any]) -> None:
-        """Count a document with `text`, `variety`, `license` and `tokens`."""
+        """Count a document with `text`, `variety`, `license`, `year` and `tokens`."""
         text = document["text"]
         words = _WORD.findall(text.lower())
         self.documents += 1
@@ -86,30 +82,41 @@ class TextStatistics:
         self.tokens += document["tokens"]
         self.varieties[document["variety"] or "not asked"] += 1
         self.licenses[document["license"]] += 1
+        self.topics[topic_of(text).name] += document["tokens"]
+        if document.get("year"):
+            self.years[str(document["year"] // 10 * 10)] += 1
         self.lengths[max(0, len(words).bit_length() - 1)] += 1
-        for place, word in enumerate(words):
-            if word in _FORMS:
-                name, who = _FORMS[word]
-                before = words[place - 1] if place else ""
-                who = who or ("men" if before in _HE else "women" if before in _SHE else "not said")
-                self.professions[name][who] += 1
+        for place, name, who in find_professions(words):
+            self.professions[name][who] += 1
+            if who != "not said" and len(self.examples[f"{name}, {who}"]) < _EXAMPLES:
+                around = words[max(0, place - _WORDS_AROUND) : place + _WORDS_AROUND + 1]
+                self.examples[f"{name}, {who}"].append(" ".join(around))
         self._count_groups(text)
 
     def _count_groups(self, text: str) -> None:
         lowered = text.lower()
-        for match in _GROUP.finditer(lowered):
-            group = list(GROUPS)[int(str(match.lastgroup)[1:])]
-            self.groups[group] += 1
-            if len(self.examples[group]) < _EXAMPLES and len(lowered) == len(text):
-                around = text[max(0, match.start() - _AROUND) : match.end() + _AROUND]
+        named = Counter[str]()
+        for start, end, group in find_groups(lowered):
+            named[group] += 1
+            # One example a document, so that examples come from several.
+            if named[group] == 1 and len(self.examples[group]) < _EXAMPLES and len(lowered) == len(text):
+                around = text[max(0, start - _AROUND) : end + _AROUND]
                 self.examples[group].append(" ".join(around.split()))
+        self.groups.update(named)
+        self.group_documents.update(dict.fromkeys(named, 1))
+
+    def add_toxic(self, text: str) -> None:
+        """Count the groups that a document names which is dropped as toxic."""
+        self.group_toxic.update(dict.fromkeys(count_groups(text.lower()), 1))
 
     def merge(self, other: "TextStatistics") -> None:
         """Add the counts of another shard; of examples the first ones stay."""
-        for name in ("documents", "words", "bytes", "tokens"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("varieties", "licenses", "lengths", "groups"):
-            getattr(self, name).update(getattr(other, name))
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, int):
+                setattr(self, name, mine + value)
+            elif isinstance(value, Counter):
+                mine.update(value)
         for profession, counts in other.professions.items():
             self.professions[profession].update(counts)
         for group, examples in other.examples.items():
@@ -135,13 +142,3 @@ class TextStatistics:
             else:
                 setattr(made, name, value)
         return made
-
-    @property
-    def median_words(self) -> int:
-        """Return the power of two that half of the documents reach in words."""
-        left = self.documents / 2
-        for power in sorted(self.lengths):
-            left -= self.lengths[power]
-            if left <= 0:
-                return int(2**power)
-        return 0
