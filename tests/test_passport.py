@@ -94,6 +94,9 @@ def test_topics_are_said_only_where_they_are_sure() -> None:
     ("public domain (mark-up CC-BY-4.0)", "cc-by-4.0", ("cc-by-4.0", "")),
     ("CC BY-NC 4.0", "cc-by-4.0", ("cc-by-nc-4.0", "licence of its own: cc-by-nc-4.0")),
     ("ask the author", "mit", ("mit", "licence not known: ask the author")),
+    ("CC-BY-SA-4.0 (sentences)", "cc-by-sa-4.0", ("cc-by-sa-4.0", "")),
+    ("CC0-1.0 (translation), PSF-2.0 (text)", "cc0-1.0",
+     ("cc0-1.0", "licence not known: CC0-1.0 (translation), PSF-2.0 (text)")),
 ])  # fmt: skip
 def test_a_document_has_the_licence_of_its_source_unless_it_names_a_known_one(
     named: str, source: str, expected: tuple[str, str]

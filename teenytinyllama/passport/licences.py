@@ -15,6 +15,7 @@ PUBLIC_DOMAIN = "public-domain"
 # Notes on the licences of documents, which the funnel counts.
 NOT_KNOWN, OF_ITS_OWN = "licence not known: ", "licence of its own: "
 _NOTE_CHARACTERS = 120
+_REMARK = re.compile(r"\s*\([^()]*\)$")  # behind a name: `CC-BY-SA-4.0 (by its editors)`
 _TERMS = (
     ("non-commercial", ("-nc", "noncommercial")),
     ("no adaptations", ("-nd",)),
@@ -70,7 +71,7 @@ def document_licence(named: str, of_source: str) -> tuple[str, str]:
     named = named.strip()
     if not named or _PUBLIC.fullmatch(named):
         return of_source, ""
-    known = hub_license(named)
+    known = hub_license(named) or hub_license(_REMARK.sub("", named))
     if known is None or known in ("other", "unknown"):
         return of_source, f"{NOT_KNOWN}{named[:_NOTE_CHARACTERS]}"
     return known, "" if known == of_source else f"{OF_ITS_OWN}{known}"

@@ -4,6 +4,7 @@
 no network.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,9 @@ from ..planning.table import short
 from ..stage_folder import utc_now, write_json
 from .licences import NOT_KNOWN, OF_ITS_OWN, summarise_licences
 from .people import PEOPLES
+from .provenance import PASSPORT_NAME
 from .text_statistics import TextStatistics
 
-PASSPORT_NAME = "passport.json"
 _SAMPLES_SHOWN = 12
 _MOST_LICENCE_NOTES = 20
 # Colours of plots, told apart by people who are colour-blind too (Okabe and Ito 2008), and grey for what is not known.
@@ -58,6 +59,9 @@ def make_passport(
     whole = TextStatistics()
     for own in statistics.values():
         whole.merge(own)
+    for kind in whole.examples:  # of several sources rather than of the first one
+        found = itertools.zip_longest(*(own.examples.get(kind, []) for own in statistics.values()))
+        whole.examples[kind] = [example for row in found for example in row if example][: len(whole.examples[kind])]
     licence = asdict(summarise_licences(whole.licenses))
     licence["warnings"] += licence_notes(funnel)
     left_out = [name for name in ("toxicity", "decontamination") if getattr(config, name) is False]

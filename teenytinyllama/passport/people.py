@@ -52,10 +52,10 @@ _BEFORE_NOUNS = _set(
 _PRONOUNS = _set("ele ela eles elas")  # what stands behind them is a verb
 _WOULD_BE_NOUN = (_HE | _SHE | _BEFORE_NOUNS) - _PRONOUNS
 
-# Peoples and religions by the words that name them. `ateia` is left out: it is a form of `atear` too.
+# Peoples and religions by the words that name them; without `ateia`, a form of `atear` too, and `argentina`, the state.
 PEOPLES: dict[str, str] = {
     "brasileiros": r"brasileir[oa]s?", "portugueses": r"portugu[eê]s(?:es|as?)?", "angolanos": r"angolan[oa]s?",
-    "argentinos": r"argentin[oa]s?", "americanos": r"(?:norte-)?american[oa]s?", "africanos": r"african[oa]s?",
+    "argentinos": r"argentin(?:os?|as)", "americanos": r"(?:norte-)?american[oa]s?", "africanos": r"african[oa]s?",
     "indígenas": r"ind[ií]genas?|índi[oa]s?", "ciganos": r"cigan[oa]s?", "chineses": r"chin[eê]s(?:es|as?)?",
 }  # fmt: skip
 RELIGIONS: dict[str, str] = {
@@ -65,9 +65,9 @@ RELIGIONS: dict[str, str] = {
 }  # fmt: skip
 GROUPS = {**PEOPLES, **RELIGIONS}
 _NAMES = list(GROUPS)
-# Languages and states are no people: `língua portuguesa`, `República Argentina`, `latino-americana`.
+# Languages and states are no people: `língua portuguesa`, `em português`, `República Portuguesa`, `latino-americana`.
 _GROUP = re.compile(
-    r"(?<!língua )(?<!língua\n)(?<!idioma )(?<!república )(?<!-)\b(?:"
+    r"(?<!língua )(?<!línguas )(?<!idioma )(?<!idiomas )(?<!\bem )(?<!república )(?<!-)\b(?:"
     + "|".join(f"(?P<g{place}>{stem})" for place, stem in enumerate(GROUPS.values()))
     + r")\b"
 )
