@@ -38,29 +38,29 @@ def test_professions_are_told_from_adjectives_and_verbs(sentence: str, expected:
 
 def test_groups_are_people_and_not_languages_or_states() -> None:
     found = [group for _, _, group in find_groups(
-        "os portugueses falam a língua portuguesa. a república argentina, a latino-americana e um norte-americano; um ateu "
+        "os portugueses falam a língua portuguesa. a argentina, a república portuguesa, em português, a latino-americana e um norte-americano; um ateu "
         "ateia fogo; católicas e judeus"
     )]  # fmt: skip
     assert found == ["portugueses", "americanos", "ateus", "católicos", "judeus"]
 
 
 def test_statistics_add_up_and_survive_json() -> None:
-    documents = [{"text": f"A médica é argentina {number}. " * (number + 1), "variety": "br", "license": "mit", "tokens": 9,
+    documents = [{"text": f"A médica é angolana {number}. " * (number + 1), "variety": "br", "license": "mit", "tokens": 9,
                   "year": 1980 + number} for number in range(12)]  # fmt: skip
     one, parts = TextStatistics(), [TextStatistics(), TextStatistics()]
     for number, document in enumerate(documents):
         one.add(document)
         parts[number >= 6].add(document)
-    one.add_toxic("um argentino, outro argentino")
-    parts[0].add_toxic("um argentino, outro argentino")
+    one.add_toxic("um angolano, outro angolano")
+    parts[0].add_toxic("um angolano, outro angolano")
     parts[0].merge(TextStatistics.from_json(json.loads(json.dumps(parts[1].to_json()))))
     assert parts[0].to_json() == one.to_json()
     assert one.professions["médico"] == {"women": 78}
-    assert one.groups["argentinos"] == 78
-    assert (one.group_documents["argentinos"], one.group_toxic["argentinos"]) == (12, 1)
+    assert one.groups["angolanos"] == 78
+    assert (one.group_documents["angolanos"], one.group_toxic["angolanos"]) == (12, 1)
     assert one.years == {"1980": 10, "1990": 2}
-    assert len(one.examples["argentinos"]) == 3
-    assert "a médica é argentina" in one.examples["médico, women"][0]
+    assert len(one.examples["angolanos"]) == 3
+    assert "a médica é angolana" in one.examples["médico, women"][0]
 
 
 def test_the_year_of_a_document_is_in_its_metadata_or_its_heading() -> None:

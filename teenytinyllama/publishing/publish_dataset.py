@@ -31,7 +31,15 @@ from .dataset_shards import (
 from .hub import open_hub
 from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from .safety import Upload, UploadFile, check_repository, record_file
-from .wording import Language, Markdown, card_environment, card_languages, one_line, without_place
+from .wording import (
+    Language,
+    Markdown,
+    card_environment,
+    card_languages,
+    command_without_places,
+    one_line,
+    without_place,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -157,7 +165,8 @@ def describe_making(described: Described) -> dict[str, Any]:
     steps = [manifest for name in ("built", "packing", "prepared") if (manifest := facts.get(name))]
     return {
         "steps": [
-            {name: step.get(name) for name in ("stage", "command", "created", "package_version", "commit", "versions")}
+            {name: step.get(name) for name in ("stage", "created", "package_version", "commit", "versions")}
+            | {"command": command_without_places(step.get("command") or "")}
             for step in steps
         ],
         "command": publish_command(described),
