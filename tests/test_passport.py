@@ -1,6 +1,7 @@
 """The passport of a corpus: its figures against the files, licences, topics, years, and whom texts name."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pyarrow.parquet
 import pytest
 from test_corpus_factory import config, make, text
 
+from teenytinyllama.cleaning.personal_data import mask_personal_data
 from teenytinyllama.cleaning.topic import topic_of
+from teenytinyllama.cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from teenytinyllama.passport.licences import document_licence, summarise_licences
 from teenytinyllama.passport.people import find_groups, find_professions
 from teenytinyllama.passport.text_statistics import TextStatistics, fields_of, year_of
@@ -173,3 +176,44 @@ def test_the_figures_of_a_passport_are_those_of_the_files(tmp_path: Path, capfd:
     page = (out / "passport.html").read_text(encoding="utf-8")
     assert "NON-COMMERCIAL" in page
     assert page.count("<svg") == 5
+
+
+def make_classifier(folder: Path, tokenizer_folder: Path) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(5)
+    size = len(json.loads((tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+    shape = LlamaConfig(vocab_size=size + 64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                        num_attention_heads=2, max_position_embeddings=128, num_labels=2,
+                        id2label={0: "ok", 1: "toxic"}, label2id={"ok": 0, "toxic": 1}, pad_token_id=0)  # fmt: skip
+    LlamaForSequenceClassification(shape).save_pretrained(folder)
+    for path in tokenizer_folder.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_the_share_of_toxic_documents_that_name_a_group_is_counted(tmp_path: Path, tokenizer_folder: Path) -> None:
+    keys = config(tmp_path)
+    rows = [{"text": text(number).replace(" o ", " o angolano ", 1)} for number in range(60)]
+    path = tmp_path / "raw" / "news.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sources = {"news": {"inputs": [str(path)], "license": "cc-by-4.0"}}
+    toxicity = {"model": str(make_classifier(tmp_path / "model", tokenizer_folder)), "label": "toxic"}
+    scorer = ToxicityScorer(ToxicityConfig(**toxicity))
+    texts = [mask_personal_data(row["text"])[0] for row in rows]
+    scores = scorer.scores(texts)
+    threshold = sorted(scores)[30] + 1e-4  # half of the documents
+    named = ["angolano" in one.lower() for one in texts]
+    toxic = [score > threshold for score in scores]
+    out = make(keys | {"sources": sources, "toxicity": toxicity | {"threshold": threshold}, "duplicates": False})
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    dropped = passport["sources"]["news"]["steps"]["toxicity"]["reasons"]["toxic"]
+    assert 0 < dropped == sum(toxic) < 60
+    both = sum(is_toxic and is_named for is_toxic, is_named in zip(toxic, named, strict=True))
+    assert passport["whole"]["group_toxic"]["angolanos"] == both > 0
+    assert passport["whole"]["group_documents"]["angolanos"] == sum(named) - both
+    share = f"{both:,} ({100 * both / sum(named):.2f} %)"
+    assert f"| {share} |" in (out / "passport.md").read_text(encoding="utf-8")
+    page = make(keys | {"sources": sources, "toxicity": toxicity | {"threshold": threshold}, "sample": 60})
+    assert page.read_text(encoding="utf-8").count('<b class="over">toxicity: toxic</b>') == dropped
