@@ -27,7 +27,7 @@ TOPIC_FILE = Path(__file__).parent / "topic.json"
 UNKNOWN_TOPIC = "unknown"
 STEM_LETTERS = 5  # of a word, without accents
 SCALE = 100  # of the whole numbers in the file
-PIECE_WORDS, _MOST_PIECES = 40, 24  # words of three letters or more; a longer document is read at equal distances
+_PIECE_CHARACTERS, _MOST_PIECES = 300, 24  # a longer document is read at equal distances
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -87,13 +87,10 @@ def probabilities(stems: Sequence[str]) -> NDArray[np.float64]:
 def topic_of(text: str) -> Topic:
     """Return the topic of a text; what no topic fits, or several, is unknown."""
     model, _ = _weights()
-    words = _WORD.findall(text)
-    pieces = max(1, len(words) // PIECE_WORDS)
-    chosen = range(pieces) if pieces <= _MOST_PIECES else [pieces * n // _MOST_PIECES for n in range(_MOST_PIECES)]
-    mean = np.mean(
-        [probabilities([_stem(word) for word in words[n * PIECE_WORDS : (n + 1) * PIECE_WORDS]]) for n in chosen],
-        axis=0,
-    )
+    pieces = max(1, len(text) // _PIECE_CHARACTERS)
+    count = min(pieces, _MOST_PIECES)
+    starts = [pieces * number // count * _PIECE_CHARACTERS for number in range(count)]
+    mean = np.mean([probabilities(stems_of(text[start : start + _PIECE_CHARACTERS])) for start in starts], axis=0)
     best = int(mean.argmax())
     name = model["topics"][best] if mean[best] >= model["least_probability"] else UNKNOWN_TOPIC
     return Topic(name, float(mean[best]))

@@ -6,8 +6,6 @@ médica`, `ele ministra aulas`) counts only behind an article, a possessive, a p
 a title; behind a noun it does not. So these are counted too seldom rather than too often: `o jovem médico` is left out.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 
@@ -54,23 +52,29 @@ _WOULD_BE_NOUN = (_HE | _SHE | _BEFORE_NOUNS) - _PRONOUNS
 
 # Peoples and religions by the words that name them; without `ateia`, a form of `atear` too, and `argentina`, the state.
 PEOPLES: dict[str, str] = {
-    "brasileiros": r"brasileir[oa]s?", "portugueses": r"portugu[eê]s(?:es|as?)?", "angolanos": r"angolan[oa]s?",
-    "argentinos": r"argentin(?:os?|as)", "americanos": r"(?:norte-)?american[oa]s?", "africanos": r"african[oa]s?",
-    "indígenas": r"ind[ií]genas?|índi[oa]s?", "ciganos": r"cigan[oa]s?", "chineses": r"chin[eê]s(?:es|as?)?",
-}  # fmt: skip
+    "brasileiros": "brasileiro brasileira brasileiros brasileiras",
+    "portugueses": "português portuguesa portugueses portuguesas portuguez portugueza portuguezes portuguezas",
+    "angolanos": "angolano angolana angolanos angolanas",
+    "argentinos": "argentino argentinos argentinas",
+    "americanos": "americano americana americanos americanas norte-americano norte-americana norte-americanos "
+    "norte-americanas",
+    "africanos": "africano africana africanos africanas",
+    "indígenas": "indígena indígenas indigena indigenas índio índia índios índias",
+    "ciganos": "cigano cigana ciganos ciganas",
+    "chineses": "chinês chinesa chineses chinesas",
+}
 RELIGIONS: dict[str, str] = {
-    "católicos": r"católic[oa]s?", "evangélicos": r"evangélic[oa]s?|protestantes?",
-    "judeus": r"jude(?:u|us)|judi(?:a|as)", "muçulmanos": r"muçulman[oa]s?|islâmic[oa]s?", "espíritas": r"espíritas?",
-    "candomblé e umbanda": r"candomblé|umbanda", "ateus": r"ateus?",
-}  # fmt: skip
-GROUPS = {**PEOPLES, **RELIGIONS}
-_NAMES = list(GROUPS)
-# Languages and states are no people: `língua portuguesa`, `em português`, `República Portuguesa`, `latino-americana`.
-_GROUP = re.compile(
-    r"(?<!língua )(?<!línguas )(?<!idioma )(?<!idiomas )(?<!\bem )(?<!república )(?<!-)\b(?:"
-    + "|".join(f"(?P<g{place}>{stem})" for place, stem in enumerate(GROUPS.values()))
-    + r")\b"
-)
+    "católicos": "católico católica católicos católicas",
+    "evangélicos": "evangélico evangélica evangélicos evangélicas protestante protestantes",
+    "judeus": "judeu judia judeus judias",
+    "muçulmanos": "muçulmano muçulmana muçulmanos muçulmanas islâmico islâmica islâmicos islâmicas",
+    "espíritas": "espírita espíritas",
+    "candomblé e umbanda": "candomblé umbanda",
+    "ateus": "ateu ateus",
+}
+_GROUP_OF = {word: group for group, words in (PEOPLES | RELIGIONS).items() for word in words.split()}
+# Languages and states are no people: `língua portuguesa`, `em português`, `República Portuguesa`.
+_NOT_PEOPLE = _set("língua línguas idioma idiomas em república")
 
 
 def _forms() -> dict[str, tuple[str, str]]:
@@ -105,12 +109,12 @@ def find_professions(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
         yield place, name, who or ("men" if before in _HE else "women" if before in _SHE else "not said")
 
 
-def find_groups(lowered: str) -> Iterator[tuple[int, int, str]]:
-    """Yield start, end and group of each mention in a text in lower case."""
-    for match in _GROUP.finditer(lowered):
-        yield match.start(), match.end(), _NAMES[int(str(match.lastgroup)[1:])]
+def find_groups(words: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield the place and the group of each mention.
 
-
-def count_groups(lowered: str) -> Counter[str]:
-    """Return how often each group is named in a text in lower case."""
-    return Counter(group for _, _, group in find_groups(lowered))
+    Args:
+        words: of a text in lower case, in order; a word with hyphens is one, so `latino-americana` names nobody.
+    """
+    for place, word in enumerate(words):
+        if word in _GROUP_OF and not (place and words[place - 1] in _NOT_PEOPLE):
+            yield place, _GROUP_OF[word]

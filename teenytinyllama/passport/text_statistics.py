@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cleaning.topic import topic_of
-from .people import count_groups, find_groups, find_professions
+from .people import find_groups, find_professions
 
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_EXAMPLES, _AROUND, _WORDS_AROUND = 3, 60, 7  # kept of each group; characters, and words, to both sides
+_EXAMPLES, _WORDS_AROUND = 3, 8  # kept of each group and profession; words to both sides
 _FIRST_YEAR, _LAST_YEAR = 1500, 2100
 _YEAR = re.compile(r"(?<!\d)(1[5-9]\d\d|20\d\d)(?!\d)")
 _ISO_DATE = re.compile(r"(?<!\d)(1[5-9]\d\d|20\d\d)-(?:0[1-9]|1[0-2])-(?:[0-2]\d|3[01])(?!\d)")
@@ -88,26 +88,25 @@ class TextStatistics:
         self.lengths[max(0, len(words).bit_length() - 1)] += 1
         for place, name, who in find_professions(words):
             self.professions[name][who] += 1
-            if who != "not said" and len(self.examples[f"{name}, {who}"]) < _EXAMPLES:
-                around = words[max(0, place - _WORDS_AROUND) : place + _WORDS_AROUND + 1]
-                self.examples[f"{name}, {who}"].append(" ".join(around))
-        self._count_groups(text)
-
-    def _count_groups(self, text: str) -> None:
-        lowered = text.lower()
+            if who != "not said":
+                self._keep_example(f"{name}, {who}", words, place)
         named = Counter[str]()
-        for start, end, group in find_groups(lowered):
+        for place, group in find_groups(words):
             named[group] += 1
-            # One example a document, so that examples come from several.
-            if named[group] == 1 and len(self.examples[group]) < _EXAMPLES and len(lowered) == len(text):
-                around = text[max(0, start - _AROUND) : end + _AROUND]
-                self.examples[group].append(" ".join(around.split()))
+            if named[group] == 1:  # one example a document, so that examples come from several
+                self._keep_example(group, words, place)
         self.groups.update(named)
         self.group_documents.update(dict.fromkeys(named, 1))
 
+    def _keep_example(self, kind: str, words: list[str], place: int) -> None:
+        if len(self.examples[kind]) < _EXAMPLES:
+            around = words[max(0, place - _WORDS_AROUND) : place + _WORDS_AROUND + 1]
+            self.examples[kind].append(" ".join(around))
+
     def add_toxic(self, text: str) -> None:
         """Count the groups that a document names which is dropped as toxic."""
-        self.group_toxic.update(dict.fromkeys(count_groups(text.lower()), 1))
+        words = _WORD.findall(text.lower())
+        self.group_toxic.update(dict.fromkeys((group for _, group in find_groups(words)), 1))
 
     def merge(self, other: "TextStatistics") -> None:
         """Add the counts of another shard; of examples the first ones stay."""
