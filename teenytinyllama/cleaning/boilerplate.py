@@ -226,7 +226,21 @@ def remove_boilerplate(text: str, config: BoilerplateConfig | None = None) -> tu
         text: of one document, a line a paragraph, item or heading.
         config: the kinds to remove.
     """
-    config = config or BoilerplateConfig()
+    lines, kinds, leaders = find_boilerplate(text, config or BoilerplateConfig())
+    counts = Counter(kind for place, kind in kinds.items() if lines[place].strip())
+    if leaders:
+        counts["dot_leaders"] = leaders
+    kept = "\n".join(line for place, line in enumerate(lines) if place not in kinds)
+    return (re.sub(r"\n\s*\n\s*\n", "\n\n", kept).strip() if kinds else kept), dict(counts)
+
+
+def find_boilerplate(text: str, config: BoilerplateConfig) -> tuple[list[str], dict[int, str], int]:
+    """Return the lines of a text, the kind of each line that goes, and how many dot leaders were shortened in them.
+
+    Args:
+        text: of one document.
+        config: the kinds to remove.
+    """
     leaders = 0
     if config.dot_leaders and ("......" in text or ". . ." in text):
         text, leaders = _DOT_LEADER.subn("...", text)
@@ -236,13 +250,7 @@ def remove_boilerplate(text: str, config: BoilerplateConfig | None = None) -> tu
         if getattr(config, kind):
             for place in find(lines):
                 kinds.setdefault(place, kind)
-    counts = Counter(kind for place, kind in kinds.items() if lines[place].strip())
-    if leaders:
-        counts["dot_leaders"] = leaders
-    if not kinds:
-        return text, dict(counts)
-    kept = "\n".join(line for place, line in enumerate(lines) if place not in kinds)
-    return re.sub(r"\n\s*\n\s*\n", "\n\n", kept).strip(), dict(counts)
+    return lines, kinds, leaders
 
 
 def drop_if_emptied(text: str, removed: dict[str, int]) -> Drop | None:

@@ -277,6 +277,20 @@ def mask_personal_data(text: str, config: PersonalDataConfig | None = None) -> t
         config: the placeholder of each kind.
     """
     config = config or PersonalDataConfig()
+    taken = find_personal_data(text, config)
+    if not taken:
+        return text, {}
+    parts, place = [], 0
+    counts: dict[str, int] = {}
+    for start, end, kind in taken:
+        parts += [text[place:start], getattr(config, kind)]
+        place = end
+        counts[kind] = counts.get(kind, 0) + 1
+    return "".join([*parts, text[place:]]), counts
+
+
+def find_personal_data(text: str, config: PersonalDataConfig) -> list[tuple[int, int, str]]:
+    """Return start, end and kind of the personal data in a text that the config masks, in order, without overlaps."""
     rank = {kind: place for place, kind in enumerate(_FINDERS)}
     found = [(start, end, kind) for kind, find in _FINDERS.items() if getattr(config, kind) is not None
              for start, end in find(text)]  # fmt: skip
@@ -287,12 +301,4 @@ def mask_personal_data(text: str, config: PersonalDataConfig | None = None) -> t
                 taken[-1] = (start, end, kind)
             continue
         taken.append((start, end, kind))
-    if not taken:
-        return text, {}
-    parts, place = [], 0
-    counts: dict[str, int] = {}
-    for start, end, kind in taken:
-        parts += [text[place:start], getattr(config, kind)]
-        place = end
-        counts[kind] = counts.get(kind, 0) + 1
-    return "".join([*parts, text[place:]]), counts
+    return taken

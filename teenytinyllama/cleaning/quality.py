@@ -315,3 +315,99 @@ def check_all(text: str, config: QualityConfig | None = None) -> list[Drop]:
     config = config or _default()
     measured = MeasuredText(text)
     return [drop for rule in RULES if (drop := rule(measured, config))]
+
+
+@dataclass(frozen=True)
+class RuleValue:
+    """What a rule measures of a text, beside its limit.
+
+    Attributes:
+        reason: the rule's name, as its `Drop` calls it.
+        value: measured.
+        limit: of the config.
+        closeness: 0 for a text far from the limit, 1 at it, more beyond it, where the rule drops. For an upper limit
+            the value by the limit; for a lower one the limit by the value, and for a least share what the text lacks of
+            1 by what it may lack.
+    """
+
+    reason: str
+    value: float
+    limit: float
+    closeness: float
+
+
+# The limits that are upper or lower bounds, each with its rule and the name under which that drops.
+_BOUNDS: dict[str, tuple[Rule, str]] = {
+    "max_duplicate_lines": (duplicate_lines, "duplicate_lines"),
+    "max_duplicate_line_characters": (duplicate_line_characters, "duplicate_line_characters"),
+    "max_duplicate_paragraphs": (duplicate_paragraphs, "duplicate_paragraphs"),
+    "max_duplicate_paragraph_characters": (duplicate_paragraphs, "duplicate_paragraph_characters"),
+    "min_punctuated_lines": (punctuated_lines, "punctuated_lines"),
+    "max_short_lines": (short_lines, "short_lines"),
+    "max_lines_per_word": (lines_per_word, "lines_per_word"),
+    "min_words": (number_of_words, "few_words"),
+    "max_words": (number_of_words, "many_words"),
+    "min_word_characters": (word_length, "short_words"),
+    "max_word_characters": (word_length, "long_words"),
+    "max_hashes_per_word": (symbols, "hashes"),
+    "max_ellipses_per_word": (symbols, "ellipses"),
+    "max_bullet_lines": (line_ends, "bullet_lines"),
+    "max_ellipsis_lines": (line_ends, "ellipsis_lines"),
+    "min_alphabetic_words": (alphabetic_words, "alphabetic_words"),
+    "min_stop_words": (stop_words, "stop_words"),
+    "max_curly_brackets": (c4_pages, "curly_brackets"),
+    "max_lorem_ipsum": (c4_pages, "lorem_ipsum"),
+    "min_sentences": (c4_pages, "few_sentences"),
+    "min_long_paragraphs": (c4_pages, "long_paragraphs"),
+}
+_OFF: dict[str, Any] = {**dict.fromkeys(_BOUNDS), "top_n_grams": {}, "duplicate_n_grams": {}}
+
+
+def _strictest(name: str, config: QualityConfig) -> float:
+    if name.startswith("max_"):
+        return 0
+    return 1 if name in _SHARES else len(set(config.stop_words)) if name == "min_stop_words" else 10**9
+
+
+def closeness(value: float, limit: float, kind: str) -> float:
+    """Return how close a value comes to its limit: see `RuleValue`.
+
+    Args:
+        value: measured.
+        limit: of the config.
+        kind: `upper`, `lower`, or `least share` for a lower limit of a share.
+    """
+    if kind == "least share":
+        value, limit = 1 - value, 1 - limit
+    elif kind == "lower":
+        value, limit = limit, value
+    return value / limit if limit else (math.inf if value else 0.0)
+
+
+def measure_all(text: str, config: QualityConfig | None = None) -> list[RuleValue]:
+    """Return what every rule that is on measures of a text, those that come closest to their limits first.
+
+    Each rule is asked with the strictest limit there is, so that it says its value.
+
+    Args:
+        text: of one document that is not empty.
+        config: the limits; FineWeb-2's for Portuguese by default.
+    """
+    config, measured, found = config or _default(), MeasuredText(text), []
+    for name, (rule, reason) in _BOUNDS.items():
+        if (limit := getattr(config, name)) is not None:
+            strictest = _strictest(name, config)
+            drop = rule(measured, dataclasses.replace(config, **(_OFF | {name: strictest})))
+            kind = "upper" if name.startswith("max_") else "least share" if name in _SHARES else "lower"
+            value = drop.value if drop else float(strictest)
+            found.append(RuleValue(reason, value, limit, closeness(value, limit, kind)))
+    for field_name, rule in (("top_n_grams", top_n_grams), ("duplicate_n_grams", duplicate_n_grams)):
+        for size, limit in getattr(config, field_name).items():
+            drop = rule(measured, dataclasses.replace(config, **(_OFF | {field_name: {size: 0.0}})))
+            value = drop.value if drop else 0.0
+            found.append(
+                RuleValue(
+                    f"{field_name.removesuffix('n_grams')}{size}_grams", value, limit, closeness(value, limit, "upper")
+                )
+            )
+    return sorted(found, key=lambda measure: -measure.closeness)

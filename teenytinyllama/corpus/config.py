@@ -167,8 +167,10 @@ class BuildConfig:
         default=64, metadata={"help": "most of a source that one shard of the work reads"}
     )
     sample: int | None = field(
-        default=None, metadata={"help": "documents of each source alone, and the page of what is kept and dropped"}
-    )
+        default=None,
+        metadata={"help": "work on so many documents of each source alone, chosen by a hash, and write no corpus but "
+                          "sample.html: what is kept and dropped side by side, with each rule's value and limit"},
+    )  # fmt: skip
     max_broken_share: float = field(
         default=0.01, metadata={"help": "share of rows that cannot be read from which a source is refused"}
     )

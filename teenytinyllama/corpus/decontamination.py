@@ -391,13 +391,25 @@ def cut_passages(text: str, passages: Sequence[Passage], margin: int) -> str:
     """
     kept: list[str] = []
     place = 0
-    for passage in sorted(passages, key=lambda passage: passage.start):
-        start, end = max(0, passage.start - margin), min(len(text), passage.end + margin)
-        if start > place:
-            kept.append(text[place : _space_before(text, start)])
-        place = max(place, _space_after(text, end))
+    for start, end in cut_ranges(text, passages, margin):
+        kept.append(text[place:start])
+        place = end
     kept.append(text[place:])
     return "\n\n".join(part for part in (part.strip() for part in kept) if part) if passages else text
+
+
+def cut_ranges(text: str, passages: Sequence[Passage], margin: int) -> list[tuple[int, int]]:
+    """Return start and end of what `cut_passages` cuts, in order; cuts that touch are one."""
+    ranges: list[tuple[int, int]] = []
+    for passage in sorted(passages, key=lambda passage: passage.start):
+        start, end = max(0, passage.start - margin), min(len(text), passage.end + margin)
+        place = ranges[-1][1] if ranges else 0
+        end = max(place, _space_after(text, end))
+        if ranges and start <= place:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((_space_before(text, start), end))
+    return ranges
 
 
 def _space_before(text: str, place: int) -> int:

@@ -9,11 +9,12 @@ from ..arguments import write_yaml
 from ..checks import InputError, counted, ensure_packages
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..data.input_files import SourceFile, hash_files, resolve_files
+from ..passport.passport import make_passport, read_statistics, write_passport
+from ..passport.sample_page import write_sample
 from ..stage_folder import StageFolder, __version__, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig, nested
 from .funnel import Funnel
-from .passport import make_passport, read_statistics, write_passport
 from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index
 from .shards import WorkShard, plan_shards, write_plan
 
@@ -25,6 +26,9 @@ _NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
 
 def build_corpus(config: BuildConfig) -> Path:
     """Make the corpus, or go on where a start was stopped, and return its folder.
+
+    With `sample` the steps work on few documents of each source, and the page that shows them is written and returned.
+    What else lies in the folder stays as it is.
 
     Raises:
         InputError: a source, a step or a setting is refused, before work starts; or nothing is left of the corpus.
@@ -52,6 +56,8 @@ def build_corpus(config: BuildConfig) -> Path:
         places = _write_plan(config, shards, hashes, {"sets": sets, **models}, folder)
         with started_engine(config.executor, config.workers, config.slurm):
             complete = _run_phases(config, places, len(shards), has_sets=index is not None)
+        if complete and config.sample is not None:
+            return write_sample(config, places, shards, folder)
         if complete:
             _finish(config, places, folder, hashes)
     finally:
@@ -174,7 +180,8 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
         phases.append(("phrases", "count_phrases", tasks, counting))
     finishing = {**common, "duplicates": duplicates, "phrases": text["phrases"], "finish": text["finish"]}
     phases.append(("finish", "finish_shard", tasks, finishing))
-    phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
+    if config.sample is None:
+        phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
     executors: list[Any] = []
     jobs_file, total = places["plan"] / "jobs.json", sum(count for _, _, count, _ in phases)
 
@@ -194,7 +201,7 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
         executors.append(make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
                                        config.workers, config.slurm, executors[-1] if executors else None))  # fmt: skip
         run_executor(executors[-1], phase)
-        if phase == "clean" and not missing_tasks(places[phase], count):
+        if phase == "clean" and config.sample is None and not missing_tasks(places[phase], count):
             check_broken_rows(config, places["clean"])
     if config.executor == "slurm" and (jobs := note_jobs(jobs_file, executors)):
         print(f"Handed in to Slurm: {counted(len(jobs), 'job')}, {', '.join(jobs)}, each waiting for the one before; "
@@ -275,5 +282,8 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
         figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
     files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
              for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
-    write_passport(folder, make_passport(config, funnel, read_statistics(places["finish"]), figures, files), funnel)
+    passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
+    for warning in passport["licence"]["warnings"]:
+        print(f"warning: licence: {warning}", flush=True)
+    write_passport(folder, passport, funnel)
     StageFolder(folder, "corpus", "corpus").finish({"config": asdict(config), "inputs": hashes, **figures})

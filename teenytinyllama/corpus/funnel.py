@@ -46,8 +46,9 @@ class StepCount:
 class Funnel:
     """Counts of all steps by source, and samples of what was dropped and kept, those with the lowest hashes."""
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, most_samples: int | None = None) -> None:
+        """Start with nothing; `most_samples` of each reason are kept, by default a few."""
+        self._most = most_samples or _SAMPLES
         self.counts: dict[str, dict[str, StepCount]] = defaultdict(lambda: defaultdict(StepCount))
         self._samples: dict[str, list[tuple[int, str]]] = defaultdict(list)  # heaps of (-hash, JSON)
 
@@ -85,10 +86,10 @@ class Funnel:
 
     def _sample(self, place: str, sample: dict[str, Any], order: int) -> None:
         heap = self._samples[place]
-        if len(heap) == _SAMPLES and -heap[0][0] <= order:
+        if len(heap) >= self._most and -heap[0][0] <= order:
             return
         text = json.dumps({**sample, "text": sample["text"][:_SAMPLE_CHARACTERS]}, ensure_ascii=False, sort_keys=True)
-        (heapq.heappush if len(heap) < _SAMPLES else heapq.heappushpop)(heap, (-order, text))
+        (heapq.heappush if len(heap) < self._most else heapq.heappushpop)(heap, (-order, text))
 
     def samples(self, source: str, step: str = "", reason: str = "") -> list[dict[str, Any]]:
         """Return the samples of a reason, or of what is kept, in the order of their hashes."""
@@ -120,7 +121,7 @@ class Funnel:
     @classmethod
     def read(cls, path: Path) -> "Funnel":
         """Return the funnel that `write` wrote."""
-        found, funnel = json.loads(path.read_text(encoding="utf-8")), cls()
+        found, funnel = json.loads(path.read_text(encoding="utf-8")), cls(most_samples=2**31)
         for source, steps in found["counts"].items():
             for step, values in steps.items():
                 values |= {"reasons": Counter(values["reasons"]), "changes": Counter(values["changes"])}

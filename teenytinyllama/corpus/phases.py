@@ -21,7 +21,11 @@ import numpy as np
 from ..arguments import build, load_yaml
 from ..checks import ensure
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
+from ..cleaning.verdict import Drop
 from ..data.sources import is_held_out
+from ..passport.licences import document_licence
+from ..passport.looks import Tracer
+from ..passport.text_statistics import TextStatistics, year_of
 from ..stage_folder import write_json
 from .chain import build_chain, duplicates_config, evaluation_index
 from .config import BuildConfig, nested
@@ -31,7 +35,6 @@ from .funnel import Funnel, keep_aside
 from .minhash import fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
 from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, save_array, text_hash
-from .text_statistics import TextStatistics
 
 if TYPE_CHECKING:
     import pyarrow
@@ -56,7 +59,7 @@ def _schema() -> "pyarrow.Schema":
     return pyarrow.schema(
         [("text", text), ("source", pyarrow.string()), ("license", pyarrow.string()), ("url", pyarrow.string()),
          ("place", pyarrow.string()), ("variety", pyarrow.string()), ("hash", pyarrow.uint64()),
-         ("cluster_size", number), ("tokens", number)]
+         ("cluster_size", number), ("tokens", number), ("year", pyarrow.int16())]
     )  # fmt: skip
 
 
@@ -116,35 +119,45 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     config, shard = load_config(work), read_plan(Path(work) / PLAN_FILE)[task]
     target, funnel = Path(clean) / f"{task:05d}", Funnel()
     chain, source = build_chain(config, shard.source), config.source_configs[shard.source]
+    tracer = None if config.sample is None else Tracer()
     writer, broken = DocumentWriter(target.with_suffix(".parquet"), _schema()), list[BrokenRow]()
-    for draft in read_drafts(shard, source, config.sample):
+    for draft in read_drafts(shard, source):
         if isinstance(draft, BrokenRow):
             broken.append(draft)
+            if tracer is not None:
+                tracer.begin(shard.source, draft.place, "", draft.content).drop("read", Drop("broken row", 1, 0))
             sample = {"text": draft.content, "place": draft.place, "value": 1, "limit": 0}
             size = len(draft.content.encode("utf-8", "replace"))
             funnel.dropped(shard.source, "read", size, "broken row", sample, text_hash(draft.place))
             continue
-        funnel.passed(
-            shard.source, "read", len(draft.page or draft.text.encode()), len(draft.page or draft.text.encode())
-        )
-        if _passes(draft, chain, funnel):
+        draft.license, note = document_licence(draft.license, source.license)
+        size = len(draft.page or draft.text.encode())
+        funnel.passed(shard.source, "read", size, size, {note: 1} if note else None)
+        if tracer is not None:
+            tracer.begin(shard.source, draft.place, draft.url, draft.text)
+        if _passes(draft, chain, funnel, tracer):
             order = text_hash(draft.text)
             funnel.kept(shard.source, {"text": draft.text, "place": draft.place, "url": draft.url}, order)
-            writer.add({"text": draft.text, "source": shard.source, "license": draft.license or source.license,
+            writer.add({"text": draft.text, "source": shard.source, "license": draft.license,
                         "url": draft.url, "place": draft.place, "variety": draft.notes.get("variety", ""),
-                        "hash": order, "cluster_size": 1, "tokens": 0})  # fmt: skip
+                        "hash": order, "cluster_size": 1, "tokens": 0,
+                        "year": draft.notes.get("year") or year_of({}, draft.text)})  # fmt: skip
     writer.close()
     keep_aside(target.with_suffix(".broken"), broken)
     if config.duplicates is not False:
         save_array(target.with_suffix(".npy"), fingerprints(_texts_of(writer.path), duplicates_config(config)[0]))
+    if tracer is not None:
+        tracer.write(target.with_suffix(".looks"))
     funnel.write(target.with_suffix(".json"))
 
 
-def _passes(draft: Draft, chain: list[Any], funnel: Funnel) -> bool:
+def _passes(draft: Draft, chain: list[Any], funnel: Funnel, tracer: Tracer | None = None) -> bool:
     """Return whether a draft passes all steps, which are counted."""
     for step in chain:
-        before = draft.page if draft.is_page else draft.text.encode()
+        before, text_before = draft.page if draft.is_page else draft.text.encode(), draft.text
         drop, changes = step(draft)
+        if tracer is not None:
+            tracer.note(step, text_before, draft, drop, changes)
         if drop is not None:
             text = draft.text or before.decode("utf-8", "replace")
             sample = {"text": text, "place": draft.place, "url": draft.url, "value": drop.value, "limit": drop.limit}
@@ -192,24 +205,28 @@ def count_phrases(task: int, work: str, clean: str, duplicates: str, phrases: st
     save_array(folder / f"{task:05d}.npy", index.count_phrases(row["text"] for row in _kept(clean, duplicates, task)))
 
 
+def load_phrases(folder: Path) -> Any:
+    """Return how many documents of all shards hold each word of the evaluation items."""
+    return np.sum([np.load(path) for path in sorted(folder.glob("[0-9]*.npy"))], axis=0)
+
+
 def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str, finish: str) -> None:
     """Remove duplicates, toxic documents and evaluation items from one shard, and count its tokens."""
     config = load_config(work)
     shard = read_plan(Path(work) / PLAN_FILE)[task]
     index = evaluation_index(config)
     if index is not None:
-        counts = [np.load(path) for path in sorted(Path(phrases).glob("[0-9]*.npy"))]
-        index.ignore_phrases(np.sum(counts, axis=0))
+        index.ignore_phrases(load_phrases(Path(phrases)))
     scorer = (
         ToxicityScorer(nested(ToxicityConfig, "toxicity", config.toxicity)) if config.toxicity is not False else None
     )
     is_torn = config.source_configs[shard.source].conversations  # by a cut: an answer without its question
-    funnel, target = Funnel(), Path(finish) / f"{task:05d}"
+    funnel, target = Funnel(config.sample), Path(finish) / f"{task:05d}"
     _count_duplicates(funnel, shard, clean, duplicates, task)
     writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
     count, statistics = _token_counter(config), TextStatistics()
     for batch in _batches(_kept(clean, duplicates, task)):
-        batch = _without_toxic(batch, scorer, funnel)
+        batch = _without_toxic(batch, scorer, funnel, statistics)
         for document in batch:
             if index is not None and not _decontaminated(document, index, funnel, whole=is_torn):
                 continue
@@ -248,7 +265,9 @@ def _count_duplicates(funnel: Funnel, shard: WorkShard, clean: str, duplicates: 
         funnel.dropped(shard.source, "duplicates", size, reason, sample, document["hash"])
 
 
-def _without_toxic(batch: list[dict[str, Any]], scorer: ToxicityScorer | None, funnel: Funnel) -> list[dict[str, Any]]:
+def _without_toxic(
+    batch: list[dict[str, Any]], scorer: ToxicityScorer | None, funnel: Funnel, statistics: TextStatistics
+) -> list[dict[str, Any]]:
     if scorer is None:
         return batch
     kept = []
@@ -259,6 +278,7 @@ def _without_toxic(batch: list[dict[str, Any]], scorer: ToxicityScorer | None, f
             kept.append(document)
         else:
             sample = {"text": document["text"], "place": document["place"], "value": score, "limit": drop.limit}
+            statistics.add_toxic(document["text"])
             funnel.dropped(document["source"], "toxicity", size, drop.reason, sample, document["hash"])
     return kept
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..data.instructions import read_origin
 from ..data.readers import characters, choose_text_column, is_text, lines_of, open_parquet, read_records, read_rows
 from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
+from ..passport.text_statistics import fields_of, year_of
 from .config import BuildConfig, SourceConfig
 
 # How turns of instructions are told apart in a text; a system's turn stands alone at the head.
@@ -41,6 +42,7 @@ class WorkShard:
         name: of the file, as a user would know it.
         first: its first row.
         end: the row after its last one; None: to the end of the file.
+        rows: of a sample: the rows that it reads; None: all of them.
     """
 
     number: int
@@ -49,6 +51,7 @@ class WorkShard:
     name: str
     first: int = 0
     end: int | None = None
+    rows: list[int] | None = None
 
 
 @dataclass
@@ -100,12 +103,49 @@ def plan_shards(config: BuildConfig) -> list[WorkShard]:
         InputError: an input matches no file, is of an unknown kind, or cannot be read.
     """
     shards: list[WorkShard] = []
+    # A sample reads few rows of a file: cut into shards, it would be opened many times.
+    most_bytes = config.shard_rows_megabytes * 2**20 if config.sample is None else 2**63
     for name, source in config.source_configs.items():
         suffixes = (*SUFFIXES, *PAGE_SUFFIXES)
         for file in resolve_files(f"sources.{name}.inputs", source.inputs, suffixes):
-            for first, end in _cuts(file.path, config.shard_rows_megabytes * 2**20):
+            for first, end in _cuts(file.path, most_bytes):
                 shards.append(WorkShard(len(shards), name, str(file.path), file.name, first, end))
-    return shards
+    return shards if config.sample is None else _choose_rows(shards, config, config.sample)
+
+
+def _choose_rows(shards: list[WorkShard], config: BuildConfig, sample: int) -> list[WorkShard]:
+    """Return the shards of a sample: of each source the rows with the lowest hashes, over all of its files."""
+    chosen: list[WorkShard] = []
+    for name, source in config.source_configs.items():
+        own = [shard for shard in shards if shard.source == name]
+        lowest: list[tuple[int, int, int]] = []  # hash, place of the shard, row
+        for place, shard in enumerate(own):
+            rows = _rows_of(shard, source)
+            hashes = _row_hashes(shard.name, rows)
+            first = np.argsort(hashes, kind="stable")[:sample]
+            lowest += [(int(hashes[number]), place, int(rows[number])) for number in first]
+        wanted = sorted(lowest)[:sample]
+        for place, shard in enumerate(own):
+            if found := sorted(row for _, of, row in wanted if of == place):
+                chosen.append(replace(shard, number=len(chosen), rows=found))
+    return chosen
+
+
+def _rows_of(shard: WorkShard, source: SourceConfig) -> NDArray[np.int64]:
+    """Return the numbers of the rows of a file; one that does not say how many they are is read."""
+    if shard.end is not None:
+        return np.arange(shard.first, shard.end)
+    if shard.path.lower().endswith((".html", ".htm")):
+        return np.zeros(1, dtype=np.int64)
+    return np.fromiter((row for row, _ in _drafts_of(Path(shard.path), shard, source)), dtype=np.int64)
+
+
+def _row_hashes(name: str, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a hash of each row of a file: splitmix64 (Steele et al. 2014) of its number, from a seed of the name."""
+    hashes = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(text_hash(name))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
+    return hashes ^ (hashes >> np.uint64(31))
 
 
 def _cuts(path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
@@ -143,7 +183,7 @@ def _cuts(path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
     return cuts
 
 
-def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = None) -> Iterator[Draft | BrokenRow]:
+def read_drafts(shard: WorkShard, source: SourceConfig) -> Iterator[Draft | BrokenRow]:
     """Yield the documents of a shard, in order; rows without text are left out, those that cannot be read are named.
 
     A line of jsonl, a row of parquet and a conversation can be broken by themselves; what is wrong with csv, json or
@@ -152,23 +192,17 @@ def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = Non
     Args:
         shard: what to read.
         source: its config.
-        sample: at most so many, spread over the shard's rows where their number is known.
 
     Raises:
         InputError: a damaged file, a missing column, or text that is none.
     """
-    path, step = Path(shard.path), 1
-    if sample is not None and shard.end is not None:
-        step = max(1, (shard.end - shard.first) // sample)
-    left = sample
-    for row, draft in _drafts_of(path, shard, source):
-        if row < shard.first or (row - shard.first) % step or (shard.end is not None and row >= shard.end):
-            continue
-        yield draft
-        if left is not None:
-            left -= 1
-            if not left:
-                return
+    wanted = None if shard.rows is None else frozenset(shard.rows)
+    end = shard.end if wanted is None else max(wanted, default=-1) + 1
+    for row, draft in _drafts_of(Path(shard.path), shard, source):
+        if end is not None and row >= end:
+            return
+        if row >= shard.first and (wanted is None or row in wanted):
+            yield draft
 
 
 def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
@@ -236,7 +270,15 @@ def _draft_of(record: dict[str, Any], column: str, place: str, name: str, source
         raise RowError(f"{column} is not valid Unicode") from error
     if source.html_column:
         return Draft("", name, "", url, place, is_page=True, page=page)
-    return Draft(content, name, license_name, url, place, notes={} if origin == name else {"origin": origin})
+    return Draft(
+        content, name, license_name, url, place, notes=_notes(origin, name, record.get(source.metadata_column))
+    )
+
+
+def _notes(origin: str, source: str, metadata: Any) -> dict[str, Any]:
+    """Return what the metadata of a document says: where it comes from, if that is not its source, and its year."""
+    year = year_of(fields_of(metadata), "")
+    return ({} if origin == source else {"origin": origin}) | ({"year": year} if year else {})
 
 
 _Records = Iterator[tuple[int, dict[str, Any] | BrokenRow]]
