@@ -46,8 +46,10 @@ def command(tmp_path: Path, keys: dict[str, Any]) -> list[str]:
     return [sys.executable, "-m", "teenytinyllama", "corpus", "--config", str(file)]
 
 
-def run(words: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, env=environment, text=True, capture_output=True, timeout=300, check=False)
+def run(
+    words: list[str], environment: dict[str, str] | None = None, place: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, env=environment, cwd=place, text=True, capture_output=True, timeout=300, check=False)
 
 
 def broken_in_a_task(tmp_path: Path) -> dict[str, Any]:
@@ -227,9 +229,11 @@ def test_slurm_says_what_it_handed_in_and_how_to_finish(tmp_path: Path) -> None:
     squeue = tmp_path / "bin" / "squeue"
     squeue.write_text("#!/bin/bash\necho 41\n", encoding="utf-8")
     squeue.chmod(0o755)
-    keys |= {"executor": "slurm", "slurm": {"partition": "cpu", "time": "01:00:00"}}
+    # Paths relative to where the command is given; the jobs begin in another folder.
+    keys |= {"executor": "slurm", "slurm": {"partition": "cpu", "time": "01:00:00"}, "output_dir": "out"}
+    keys["sources"]["news"]["inputs"] = ["raw/news.parquet"]
     words = command(tmp_path, keys)
-    first = run(words, environment)
+    first = run(words, environment, tmp_path)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "Handed in to Slurm: 4 jobs, 41, 41, 41, 41" in first.stdout
     assert "the same command writes the corpus's passport" in first.stdout
@@ -238,19 +242,29 @@ def test_slurm_says_what_it_handed_in_and_how_to_finish(tmp_path: Path) -> None:
     assert "#SBATCH --kill-on-invalid-dep=yes" in script
     assert f"export PATH={Path(sys.executable).parent}" in script
     assert "--qos" not in script
-    again = run(words, environment)
+    again = run(words, environment, tmp_path)
     assert "Slurm still has 4 jobs of this corpus in its queue" in again.stdout
     assert "0 of " in again.stdout
     # The jobs are gone from the queue: what is not complete is handed in again, runs, and the passport is written.
     squeue.write_text("#!/bin/bash\n", encoding="utf-8")
     sbatch.write_text(works, encoding="utf-8")
-    last = run(words, environment)
+    last = run(words, environment, tmp_path)
     assert last.returncode == 0, last.stderr[-2000:]
     assert (tmp_path / "out" / "passport.json").exists()
-    assert hashes(tmp_path / "out") == hashes(make(keys | {"executor": "local", "output_dir": str(tmp_path / "here")}))
+    assert hashes(tmp_path / "out") == hashes(make(config(tmp_path) | {"output_dir": str(tmp_path / "here")}))
     log_before = (tmp_path / "bin" / "log").read_text(encoding="utf-8")
-    assert run(words, environment).returncode == 0
+    assert run(words, environment, tmp_path).returncode == 0
     assert (tmp_path / "bin" / "log").read_text(encoding="utf-8") == log_before, "nothing is left to hand in"
+
+
+def test_jobs_that_slurm_refuses_are_one_message(tmp_path: Path) -> None:
+    environment = fake_slurm(tmp_path / "bin")
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/bash\necho 'invalid partition' >&2; exit 1\n", encoding="utf-8")
+    keys = config(tmp_path) | {"executor": "slurm", "slurm": {"partition": "nada", "time": "01:00:00"}}
+    done = run(command(tmp_path, keys), environment)
+    assert done.returncode == EXIT_BAD_INPUT
+    assert "invalid partition\nerror: slurm: sbatch refused the jobs of clean (exit code 1)" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_slurm_without_its_command_is_refused(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ for task in range(last + 1):
     environment = dict(os.environ, **exported, SLURM_ARRAY_TASK_ID=str(task), SLURM_NODELIST="node1", SLURM_JOB_ID="7")
     if "merge_stats" in script:
         break
-    if subprocess.run(["bash"], input=script, text=True, env=environment, stdout=sys.stderr).returncode:
+    if subprocess.run(["bash"], input=script, text=True, env=environment, stdout=sys.stderr, cwd="/").returncode:
         sys.exit(1)
 print("Submitted batch job 7")
 """

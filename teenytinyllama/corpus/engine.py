@@ -54,9 +54,11 @@ class PhaseStep(PipelineStep):  # type: ignore[misc]
         """Take `module:function` of this package, what it is called with beside `task`, and a folder for failures."""
         super().__init__()
         self.function, self.arguments, self.folder = function, arguments, folder
+        self.place = os.getcwd()  # paths of the config may be relative to it, and a job begin elsewhere
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Do one task."""
+        os.chdir(self.place)
         module, _, name = self.function.partition(":")
         failure = Path(self.folder) / f"failed-{rank:05d}.txt"
         failure.unlink(missing_ok=True)
@@ -181,7 +183,7 @@ def make_executor(
         InputError: a setting of Slurm's that is missing or unknown, or Ray that is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    steps, logs = [PhaseStep(function, arguments, str(folder))], str(folder / _LOGS)
+    steps, logs = [PhaseStep(function, arguments, str(folder))], str((folder / _LOGS).absolute())
     if kind == "slurm":
         # A job that waits for one that failed is ended, and not kept in the queue for ever.
         return SlurmPipelineExecutor(pipeline=steps, tasks=tasks, workers=workers or -1, logging_dir=logs,
@@ -236,6 +238,11 @@ def run_executor(executor: PipelineExecutor, phase: str) -> None:
         executor.run()
     except (InputError, RunFailedError):
         raise
+    except subprocess.CalledProcessError as error:  # of sbatch
+        raise InputError(
+            f"slurm: {error.cmd[0]} refused the jobs of {phase} (exit code {error.returncode}) and said why above. "
+            "Check slurm.partition, slurm.time and the other settings."
+        ) from error
     except Exception as error:
         _raise_failure(folder, phase, error)
         raise  # not of a task
