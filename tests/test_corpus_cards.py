@@ -74,8 +74,8 @@ def test_packed_rows_and_a_model_card_name_the_corpus(folder: Path, tmp_path: Pa
     run = copy.deepcopy(RUN)
     run["data"]["corpora"] = manifest["corpora"]
     card = render_model_card(write_run(tmp_path / "run", run)).replace("\\", "")
-    assert "The text is of the corpus corpus, made by `ttl corpus`; licence of the whole: cc-by-nc-4.0." in card
-    assert "O texto é do corpus corpus, feito por `ttl corpus`; licença do conjunto: cc-by-nc-4.0." in card
+    assert "The text is of the corpus `corpus`, made by `ttl corpus`; licence of the whole: cc-by-nc-4.0." in card
+    assert "O texto é do corpus `corpus`, feito por `ttl corpus`; licença do conjunto: cc-by-nc-4.0." in card
     assert "news (cc-by-nc-4.0, https://example.org/news), laws (public-domain)." in card.replace("&#58;", ":")
     assert noted["passport_sha256"] in card
     assert "NON-COMMERCIAL: cc-by-nc-4.0 (40 documents)" in card
