@@ -19,7 +19,7 @@ from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, RunFail
 pytest.importorskip("datatrove")
 
 LISTENING = """
-import json, os, sys
+import contextlib, json, os, sys
 import psutil
 import teenytinyllama.corpus.factory as factory
 from teenytinyllama.arguments import build
@@ -28,10 +28,13 @@ ports, run = [], factory._run_phases
 
 def watch(*args, **keys):
     done = run(*args, **keys)
-    for process in psutil.Process().children(recursive=True):
-        ports.extend(c.laddr.ip for c in process.net_connections() if c.status == "LISTEN")
     ports.append("usage: " + os.environ["RAY_USAGE_STATS_ENABLED"])
-    ports.extend("dashboard" for p in psutil.Process().children(recursive=True) if "dashboard/dashboard.py" in " ".join(p.cmdline()) and "--disable-frontend" not in p.cmdline())
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            ports.extend(c.laddr.ip for c in process.net_connections() if c.status == "LISTEN")
+            words = process.cmdline()
+            if "dashboard/dashboard.py" in " ".join(words) and "--disable-frontend" not in words:
+                ports.append("dashboard")
     return done
 
 factory._run_phases = watch
