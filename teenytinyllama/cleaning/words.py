@@ -55,11 +55,18 @@ _SYMBOLS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|
 SENTENCE_ENDS = frozenset(".?!‼‽⁇⁈⁉。！？．؟۔।॥")
 
 
+def _ranges(codes: list[int]) -> str:
+    """Return ascending code points as ranges of a character class: single ones beyond U+FFFF are tried one by one."""
+    starts = [place for place in range(len(codes)) if not place or codes[place] != codes[place - 1] + 1]
+    ends = [*(place - 1 for place in starts[1:]), len(codes) - 1]
+    return "".join(f"{re.escape(chr(codes[a]))}-{re.escape(chr(codes[b]))}" for a, b in zip(starts, ends, strict=True))
+
+
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """Return the patterns of a prefix, a suffix, a cut inside, and a cut inside a piece with a hyphen."""
-    icons = "".join(re.escape(char) for char in map(chr, (*range(0x3100), *range(0x1F000, 0x1FB00)))
-                    if unicodedata.category(char) == "So")  # fmt: skip
+    icons = _ranges([code for code in (*range(0x3100), *range(0x1F000, 0x1FB00))
+                     if unicodedata.category(chr(code)) == "So"])  # fmt: skip
     letters = [char for char in map(chr, range(0x600)) if char.isalpha() and char not in "ªº"]
     # Hebrew to Indian scripts, Ethiopic, Japanese, Chinese and Korean have no case: they count as both.
     uncased = "\u0590-\u0dff\u1200-\u137f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -74,10 +81,11 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.P
         rf"(?:\.\.+|……|’’|[—–{ends}{icons}]|['’][sS]|(?<=[0-9])(?:[+{currency}]|(?:US|C|A)\$|{units})|(?<=°[FfCcKk])\."
         rf"|(?<=[0-9{lower}%²\-+|{ends}])\.|(?<=[{upper}][{upper}])\.)\Z"
     )
+    # No cut is at a letter, a digit or `_`: to ask that first spares most characters all alternatives.
     inside = (
-        rf"\.\.+|[…{icons}]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[{lower}{quotes}])\.(?=[{upper}{quotes}])"
+        rf"(?!\w)(?:\.\.+|[…{icons}]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[{lower}{quotes}])\.(?=[{upper}{quotes}])"
         rf"|(?<={letter}),(?={letter})|(?<={letter})(?:---|--|——|[-–—~])(?={letter})"
-        rf"|(?<={letter})[:<>=/](?={letter})|(?<=[0-9])[:<>=/](?={letter})"
+        rf"|(?<={letter})[:<>=/](?={letter})|(?<=[0-9])[:<>=/](?={letter}))"
     )
     return re.compile(prefix), re.compile(suffix), re.compile(inside), re.compile(rf"\w+-\w+(?:-\w+)*|{inside}")
 
