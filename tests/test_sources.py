@@ -234,7 +234,7 @@ import pathlib, re, sys
 from teenytinyllama.data.readers import read_rows
 
 def characters(path):
-    return sum(len(text) for text, _ in read_rows("inputs", pathlib.Path(path), "text", "metadata", "file"))
+    return sum(len(text) for _, text, _ in read_rows("inputs", pathlib.Path(path), "text", "metadata", "file"))
 
 def peak_kb():  # not getrusage: its peak begins with that of the parent process
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])

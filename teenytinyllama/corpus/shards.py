@@ -156,7 +156,7 @@ def read_drafts(shard: WorkShard, source: SourceConfig, sample: int | None = Non
         step = max(1, (shard.end - shard.first) // sample)
     left = sample
     for row, draft in _drafts_of(path, shard, source):
-        if row < shard.first or (row - shard.first) % step or (shard.end is not None and row >= shard.end):
+        if (row - shard.first) % step:
             continue
         yield draft
         if left is not None:
@@ -181,7 +181,8 @@ def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[t
         return
     if source.html_column or source.url_column:
         columns = [column for column in (source.html_column or source.text_column, source.url_column) if column]
-        for row, record in enumerate(read_records(key, path, _known(path, columns, source), source.encoding)):
+        records = read_records(key, path, _known(path, columns, source), source.encoding, (shard.first, shard.end))
+        for row, record in enumerate(records, start=shard.first):
             content = record.get(columns[0])
             if content is None:
                 continue
@@ -193,8 +194,9 @@ def _drafts_of(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[t
             else:
                 yield row, Draft(str(content), shard.source, "", url, place)
         return
-    rows = read_rows(key, path, source.text_column, source.metadata_column, source.txt_unit, source.encoding)
-    for row, (text, metadata) in enumerate(rows):
+    rows = read_rows(key, path, source.text_column, source.metadata_column, source.txt_unit, source.encoding,
+                     (shard.first, shard.end))  # fmt: skip
+    for row, text, metadata in rows:
         origin, license_name = parse_metadata(metadata, shard.source)
         notes = {} if origin == shard.source else {"origin": origin}
         yield row, Draft(text, shard.source, license_name, "", f"{shard.name}:{row + 1}", notes=notes)
@@ -228,7 +230,9 @@ def _json_documents(path: Path, shard: WorkShard, source: SourceConfig) -> Itera
 
 def _conversations(path: Path, shard: WorkShard, source: SourceConfig) -> Iterator[tuple[int, Draft | BrokenRow]]:
     """Yield the rows of instruction data as texts: each turn a paragraph that begins with who speaks."""
-    for row, record in enumerate(read_records(f"sources.{shard.source}.inputs", path, None, source.encoding)):
+    part = shard.first, shard.end
+    records = read_records(f"sources.{shard.source}.inputs", path, None, source.encoding, part)
+    for row, record in enumerate(records, start=shard.first):
         place = f"{shard.name}:{row + 1}"
         try:
             messages = read_turns(record).messages

@@ -14,7 +14,9 @@ from typing import Any
 from ..checks import InputError, ensure
 from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_bytes, say_once
 
-Row = tuple[str, Any]  # text, metadata cell (None when there is none)
+Row = tuple[int, str, Any]  # number of rows before it, text, metadata cell (None when there is none)
+Part = tuple[int, int | None]  # first row, and the one after the last (None: all that follow)
+WHOLE: Part = (0, None)
 
 _PARQUET_BUFFER_BYTES = 1 << 20
 _ROWS_LOOKED_AT = 20  # first rows of a jsonl file, which show the keys that hold text
@@ -37,9 +39,15 @@ created author autor split
 
 
 def read_rows(
-    key: str, path: Path, text_column: str, metadata_column: str, txt_unit: str, encoding: str | None = None
+    key: str,
+    path: Path,
+    text_column: str,
+    metadata_column: str,
+    txt_unit: str,
+    encoding: str | None = None,
+    part: Part = WHOLE,
 ) -> Iterator[Row]:
-    """Yield (text, metadata) for each row of a file, in order; rows without text (null) are left out.
+    """Yield the rows of a file, in order; those without text (null) are left out.
 
     Args:
         key: the config key that names the file, for the message.
@@ -49,6 +57,7 @@ def read_rows(
         metadata_column: a column that may be there.
         txt_unit: what one document is in a txt file, `file` or `line`.
         encoding: of a file that is no parquet; None: recognised.
+        part: of a parquet file; row groups outside it are not read.
 
     Raises:
         InputError: damaged file, wrong column, text that is not a string or not valid UTF-8; the message names the
@@ -57,10 +66,10 @@ def read_rows(
     if kind_of(path) == ".txt":
         rows = _read_txt(key, path, txt_unit, encoding)
     elif kind_of(path) == ".parquet":
-        rows = _read_parquet(key, path, text_column, metadata_column)
+        rows = _read_parquet(key, path, text_column, metadata_column, part)
     else:
         rows = _read_texts(key, path, text_column, metadata_column, encoding)
-    for number, (text, metadata) in enumerate(rows, start=1):
+    for number, (text, metadata) in enumerate(rows, start=part[0] + 1):
         if text is None:
             continue
         ensure(
@@ -75,11 +84,11 @@ def read_rows(
                 f"{key}={path}: row {number} is not valid UTF-8 (character {error.start} is half of a surrogate pair). "
                 "Repair or drop the row."
             ) from error
-        yield text, metadata
+        yield number - 1, text, metadata
 
 
 def read_records(
-    key: str, path: Path, columns: list[str] | None = None, encoding: str | None = None
+    key: str, path: Path, columns: list[str] | None = None, encoding: str | None = None, part: Part = WHOLE
 ) -> Iterator[dict[str, Any]]:
     """Yield every row of a parquet, jsonl, json, csv or tsv file as a mapping of all its columns.
 
@@ -88,13 +97,14 @@ def read_records(
         path: of the file.
         columns: of a parquet file, the ones to read; None: all.
         encoding: of a file that is no parquet; None: recognised.
+        part: of a parquet file, as for `read_rows`.
 
     Raises:
         InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
     """
     if kind_of(path) == ".parquet":
         with _open_parquet(key, path) as file:
-            for batch in _batches(key, path, file, columns):
+            for batch in _batches(key, path, file, columns, part):
                 yield from _python_rows(key, path, batch)
     else:
         yield from (record for _, record in _text_records(key, path, encoding))
@@ -198,15 +208,23 @@ def _open_parquet(key: str, path: Path) -> Iterator[Any]:
         yield file
 
 
-def _batches(key: str, path: Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
-    """Yield (number of rows before it, record batch) of an open parquet file; columns None: all of them."""
+def _batches(key: str, path: Path, file: Any, columns: list[str] | None, part: Part) -> Iterator[tuple[int, Any]]:
+    """Yield (number of rows before it, record batch) of a part of an open parquet file; columns None: all of them."""
     import pyarrow
 
-    row = 0
+    first, end = part[0], file.metadata.num_rows if part[1] is None else part[1]
+    sizes = (file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
+    bounds = [0, *itertools.accumulate(sizes)]
+    groups = [group for group, (a, b) in enumerate(itertools.pairwise(bounds)) if a < end and b > first]
+    row = bounds[groups[0]] if groups else 0
     try:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield row, batch
+        for batch in file.iter_batches(batch_size=256, columns=columns, row_groups=groups):
+            begin, stop = max(0, first - row), min(batch.num_rows, end - row)
+            if begin < stop:
+                yield row + begin, batch.slice(begin, stop - begin)
             row += batch.num_rows
+            if row >= end:
+                return
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
 
@@ -222,13 +240,15 @@ def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[s
         raise InputError(f"{key}={path}: a row after row {row} cannot be read ({error}).") from error
 
 
-def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
+def _read_parquet(
+    key: str, path: Path, text_column: str, metadata_column: str, part: Part
+) -> Iterator[tuple[Any, Any]]:
     with _open_parquet(key, path) as file:
         schema = file.schema_arrow
         with_text = [field.name for field in schema if _is_text(field.type)]
         text_column = _choose_text_column(path, schema.names, with_text, text_column, metadata_column, str(path))
         columns = [text_column] + ([metadata_column] if metadata_column in schema.names else [])
-        for start, batch in _batches(key, path, file, columns):
+        for start, batch in _batches(key, path, file, columns, part):
             texts, metadata = batch.column(text_column), batch.column(metadata_column) if len(columns) > 1 else None
             for index, cell in enumerate(texts):
                 try:

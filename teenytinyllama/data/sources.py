@@ -251,7 +251,7 @@ class Corpus:
             key, file.path, config.text_column, config.metadata_column, config.txt_unit, config.encoding
         )
         unread = 0
-        for text, metadata in rows:
+        for _, text, metadata in rows:
             if text.strip():
                 found, license = parse_metadata(metadata, "")
                 unread += bool(metadata) and not found and not license
