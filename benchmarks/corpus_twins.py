@@ -307,8 +307,8 @@ def changed(text: str, words: list[str], rng: random.Random) -> str:
 
 def contamination(args: Any) -> dict[str, Any]:
     """Plant items into texts by length, and measure the search's speed on the inputs."""
+    from teenytinyllama.cleaning.word_hashes import hash_words
     from teenytinyllama.corpus.decontamination import EvaluationIndex
-    from teenytinyllama.corpus.word_hashes import hash_words
 
     sets = evaluation_items(args.evaluation)
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..corpus.word_hashes import Hashes, Places, hash_spans, pieces_of
+from .word_hashes import Hashes, Places, hash_spans, pieces_of
 
 # A longer piece without white space is one word: it is no language, and cutting it takes the square of its length.
 MOST_CUT_CHARACTERS = 1000

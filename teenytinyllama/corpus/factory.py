@@ -13,8 +13,8 @@ from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig
 from .funnel import Funnel
 from .passport import make_passport, read_statistics, write_passport
-from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index
-from .shards import WorkShard, plan_shards, write_plan
+from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index, forget_indexes
+from .shards import WorkShard, plan_shards, read_seconds, write_plan
 
 _WORK = "work"
 # Settings that change how the work is done, and not what comes out.
@@ -34,8 +34,9 @@ def build_corpus(config: BuildConfig) -> Path:
         ensure_packages_of(chain)
     if config.duplicates is not False:
         duplicates_config(config)
-    index = evaluation_index(config)
-    if index is not None:
+    forget_indexes()
+    has_sets = evaluation_index(config) is not None
+    if has_sets:
         _refuse_evaluation_data(config)
     shards = plan_shards(config)
     folder = Path(config.output_dir)
@@ -43,7 +44,7 @@ def build_corpus(config: BuildConfig) -> Path:
     try:
         hashes = hash_files([SourceFile(shard.name, Path(shard.path)) for shard in shards], recognise=False)
         places = _write_plan(config, shards, hashes, folder)
-        complete = _run_phases(config, places, len(shards), has_sets=index is not None)
+        complete = _run_phases(config, places, len(shards), has_sets=has_sets)
         if complete:
             _finish(config, places, folder, hashes)
     finally:
@@ -168,7 +169,10 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
     figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
     if config.duplicates is not False:
         figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
+    seconds = {phase: read_seconds(place) for phase, place in places.items() if phase != "plan"}
     files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
              for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
     write_passport(folder, make_passport(config, funnel, read_statistics(places["finish"]), figures, files), funnel)
-    StageFolder(folder, "corpus", "corpus").finish({"config": asdict(config), "inputs": hashes, **figures})
+    StageFolder(folder, "corpus", "corpus").finish(
+        {"config": asdict(config), "inputs": hashes, **figures, "seconds": seconds}
+    )

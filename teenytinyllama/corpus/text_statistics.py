@@ -4,6 +4,7 @@ Counts of shards add up. Women and men in professions are told by the form of th
 there is one form for both (`dentista`), by the article or pronoun before it.
 """
 
+import functools
 import re
 from collections import Counter, defaultdict
 from typing import Any
@@ -44,6 +45,7 @@ GROUPS: dict[str, str] = {
 }  # fmt: skip
 _GROUP = re.compile(r"\b(?:" + "|".join(f"(?P<g{place}>{stem})" for place, stem in enumerate(GROUPS.values())) + r")\b")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_NAMES = list(GROUPS)
 _EXAMPLES, _AROUND = 3, 60  # kept of each group, and characters to both sides
 
 
@@ -61,6 +63,25 @@ def _forms() -> dict[str, tuple[str, str]]:
 
 
 _FORMS = _forms()
+
+
+@functools.lru_cache(maxsize=200_000)
+def _groups_in(word: str) -> tuple[str, ...]:
+    """Return the groups that a word in small letters names: `luso-brasileiro` one, most words none."""
+    return tuple(_NAMES[int(str(match.lastgroup)[1:])] for match in _GROUP.finditer(word))
+
+
+def _articles_of(form: str, words: list[str]) -> Counter[str]:
+    """Return how often the article or pronoun before a form that is both says men or women."""
+    found: Counter[str] = Counter()
+    place = -1
+    while True:
+        try:
+            place = words.index(form, place + 1)
+        except ValueError:
+            return found
+        before = words[place - 1] if place else ""
+        found["men" if before in _HE else "women" if before in _SHE else "not said"] += 1
 
 
 class TextStatistics:
@@ -87,22 +108,34 @@ class TextStatistics:
         self.varieties[document["variety"] or "not asked"] += 1
         self.licenses[document["license"]] += 1
         self.lengths[max(0, len(words).bit_length() - 1)] += 1
-        for place, word in enumerate(words):
-            if word in _FORMS:
-                name, who = _FORMS[word]
-                before = words[place - 1] if place else ""
-                who = who or ("men" if before in _HE else "women" if before in _SHE else "not said")
-                self.professions[name][who] += 1
-        self._count_groups(text)
+        counts = Counter(words)
+        for word, count in counts.items():
+            name, who = _FORMS.get(word, ("", ""))
+            if who:
+                self.professions[name][who] += count
+            elif name:
+                self.professions[name].update(_articles_of(word, words))
+        self._count_groups(text, counts)
 
-    def _count_groups(self, text: str) -> None:
+    def _count_groups(self, text: str, counts: Counter[str]) -> None:
+        found: Counter[str] = Counter()
+        for word, count in counts.items():
+            for group in _groups_in(word):
+                found[group] += count
+        self.groups.update(found)
+        wanted = {group for group in found if len(self.examples[group]) < _EXAMPLES}
         lowered = text.lower()
+        if not wanted or len(lowered) != len(text):
+            return
         for match in _GROUP.finditer(lowered):
-            group = list(GROUPS)[int(str(match.lastgroup)[1:])]
-            self.groups[group] += 1
-            if len(self.examples[group]) < _EXAMPLES and len(lowered) == len(text):
+            group = _NAMES[int(str(match.lastgroup)[1:])]
+            if group in wanted:
                 around = text[max(0, match.start() - _AROUND) : match.end() + _AROUND]
                 self.examples[group].append(" ".join(around.split()))
+                if len(self.examples[group]) == _EXAMPLES:
+                    wanted.remove(group)
+                    if not wanted:
+                        return
 
     def merge(self, other: "TextStatistics") -> None:
         """Add the counts of another shard; of examples the first ones stay."""
