@@ -24,6 +24,7 @@ from teenytinyllama.corpus.shards import (
     text_hash,
     write_plan,
 )
+from teenytinyllama.corpus.text_statistics import TextStatistics
 
 
 def source(**values: Any) -> SourceConfig:
@@ -244,3 +245,23 @@ def test_funnels_add_up_and_choose_the_same_samples_in_any_order(tmp_path: Path)
         assert [sample["text"] for sample in found.samples("a", "quality", "short")] == expected
     assert whole.emptied_by("a") == "quality (short: 100 of 100 documents)"
     assert whole.emptied_by("b") == "the source itself, which has no document"
+
+
+def test_statistics_count_professions_and_groups_by_the_words_that_name_them() -> None:
+    text = (
+        "A médica e o médico viram a dentista; o dentista viu dentistas. Um juiz e duas juízas. "
+        "Luso-brasileiros, brasileiras, um português2 e norte-americanos; BRASILEIRO. Dentista."
+    )
+    own = TextStatistics()
+    for _ in range(2):
+        own.add({"text": text, "variety": "br", "license": "mit", "tokens": 7})
+    assert {name: dict(counts) for name, counts in own.professions.items()} == {
+        "médico": {"women": 2, "men": 2}, "dentista": {"women": 2, "men": 2, "not said": 4},
+        "juiz": {"men": 2, "women": 2},
+    }  # fmt: skip
+    assert own.groups == {"brasileiros": 6, "portugueses": 2, "americanos": 2}
+    assert len(own.examples["brasileiros"]) == 3
+    assert "Luso-brasileiros, brasileiras" in own.examples["brasileiros"][0]
+    assert (own.documents, own.tokens) == (2, 14)
+    again = TextStatistics.from_json(json.loads(json.dumps(own.to_json())))
+    assert again.to_json() == own.to_json()

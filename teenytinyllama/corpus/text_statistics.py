@@ -7,6 +7,7 @@ there is one form for both (`dentista`), by the article or pronoun before it.
 import functools
 import re
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import Any
 
 # Twenty professions: ten with a form for each, ten with one form. Chosen for being frequent in Brazil and Portugal and
@@ -66,9 +67,10 @@ _FORMS = _forms()
 
 
 @functools.lru_cache(maxsize=200_000)
-def _groups_in(word: str) -> tuple[str, ...]:
-    """Return the groups that a word in small letters names: `luso-brasileiro` one, most words none."""
-    return tuple(_NAMES[int(str(match.lastgroup)[1:])] for match in _GROUP.finditer(word))
+def _named_by(word: str) -> tuple[tuple[str, str], list[str]] | None:
+    """Return the profession, who has it, and the groups that a word in small letters names; None for most words."""
+    groups = [_NAMES[int(str(match.lastgroup)[1:])] for match in _GROUP.finditer(word)]  # luso-brasileiro: one
+    return (_FORMS.get(word, ("", "")), groups) if groups or word in _FORMS else None
 
 
 def _articles_of(form: str, words: list[str]) -> Counter[str]:
@@ -108,21 +110,20 @@ class TextStatistics:
         self.varieties[document["variety"] or "not asked"] += 1
         self.licenses[document["license"]] += 1
         self.lengths[max(0, len(words).bit_length() - 1)] += 1
-        counts = Counter(words)
-        for word, count in counts.items():
-            name, who = _FORMS.get(word, ("", ""))
-            if who:
-                self.professions[name][who] += count
-            elif name:
-                self.professions[name].update(_articles_of(word, words))
-        self._count_groups(text, counts)
+        groups: Counter[str] = Counter()
+        for word, count in Counter(words).items():
+            if named := _named_by(word):
+                (name, who), found = named
+                if who:
+                    self.professions[name][who] += count
+                elif name:
+                    self.professions[name].update(_articles_of(word, words))
+                for group in found:
+                    groups[group] += count
+        self.groups.update(groups)
+        self._add_examples(text, groups)
 
-    def _count_groups(self, text: str, counts: Counter[str]) -> None:
-        found: Counter[str] = Counter()
-        for word, count in counts.items():
-            for group in _groups_in(word):
-                found[group] += count
-        self.groups.update(found)
+    def _add_examples(self, text: str, found: Collection[str]) -> None:
         wanted = {group for group in found if len(self.examples[group]) < _EXAMPLES}
         lowered = text.lower()
         if not wanted or len(lowered) != len(text):
