@@ -209,16 +209,17 @@ def _open_parquet(key: str, path: Path) -> Iterator[Any]:
 
 
 def _batches(key: str, path: Path, file: Any, columns: list[str] | None, part: Part) -> Iterator[tuple[int, Any]]:
-    """Yield (number of rows before it, record batch) of a part of an open parquet file; columns None: all of them."""
+    """Yield (number of rows before it, record batch of about 16 MB at most) of a part of an open parquet file."""
     import pyarrow
 
     first, end = part[0], file.metadata.num_rows if part[1] is None else part[1]
-    sizes = (file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
-    bounds = [0, *itertools.accumulate(sizes)]
+    parts = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    bounds = [0, *itertools.accumulate(own.num_rows for own in parts)]
+    rows = 16 * _PARQUET_BUFFER_BYTES * bounds[-1] // max(1, sum(own.total_byte_size for own in parts))
     groups = [group for group, (a, b) in enumerate(itertools.pairwise(bounds)) if a < end and b > first]
     row = bounds[groups[0]] if groups else 0
     try:
-        for batch in file.iter_batches(batch_size=256, columns=columns, row_groups=groups):
+        for batch in file.iter_batches(max(1, min(256, rows)), columns=columns, row_groups=groups):
             begin, stop = max(0, first - row), min(batch.num_rows, end - row)
             if begin < stop:
                 yield row + begin, batch.slice(begin, stop - begin)
