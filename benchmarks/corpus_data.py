@@ -123,7 +123,9 @@ def stock_duplicates(shards: Path, work: Path) -> dict[str, Any]:
     from datatrove.pipeline.readers import ParquetReader
     from datatrove.utils.hashing import HashConfig
     from datatrove.utils.typeshelper import Languages
+    from loguru import logger
 
+    logger.remove()  # it speaks of every file
     config = MinhashConfig(hash_config=HashConfig(precision=64), n_grams=5, num_buckets=14, hashes_per_bucket=8)
     files = len(list(shards.glob("*.parquet")))
     read = lambda: ParquetReader(str(shards))  # noqa: E731
