@@ -147,6 +147,12 @@ def test_evaluation_items_are_cut_and_evaluation_files_are_no_source(tmp_path: P
     assert passport["sources"]["laws"]["steps"]["decontamination"]["changes"] == {"passages_of_exam": 1}
     texts = [row["text"] for row in pyarrow.parquet.read_table(out / "train" / "00000.parquet").to_pylist()]
     assert not any("legislação municipal vigente" in text for text in texts)
+    exam.write_text(
+        json.dumps({"q": "Quem foi que descobriu o caminho por mar para as Índias em 1498?"}), encoding="utf-8"
+    )
+    make(keys)  # the same settings, another content of the file
+    texts = [row["text"] for row in pyarrow.parquet.read_table(out / "train" / "00000.parquet").to_pylist()]
+    assert any("legislação municipal vigente" in text for text in texts)
     keys["decontamination"]["sets"]["exam"]["inputs"] = [str(path)]
     keys["decontamination"]["sets"]["exam"]["columns"] = ["html"]
     with pytest.raises(InputError, match=r"laws.parquet is a file of the evaluation set exam"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..arguments import write_yaml
 from ..checks import ensure, ensure_packages
-from ..data.input_files import SourceFile, hash_files
+from ..data.input_files import SourceFile, hash_files, resolve_files
 from ..stage_folder import StageFolder, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig
@@ -36,14 +36,14 @@ def build_corpus(config: BuildConfig) -> Path:
         duplicates_config(config)
     forget_indexes()
     has_sets = evaluation_index(config) is not None
-    if has_sets:
-        _refuse_evaluation_data(config)
+    sets = _evaluation_files(config) if has_sets else []
     shards = plan_shards(config)
+    _refuse_evaluation_data(shards, sets)
     folder = Path(config.output_dir)
     lock = lock_run_folder(folder)
     try:
         hashes = hash_files([SourceFile(shard.name, Path(shard.path)) for shard in shards], recognise=False)
-        places = _write_plan(config, shards, hashes, folder)
+        places = _write_plan(config, shards, hashes, hash_files(sets, recognise=False), folder)
         complete = _run_phases(config, places, len(shards), has_sets=has_sets)
         if complete:
             _finish(config, places, folder, hashes)
@@ -52,21 +52,24 @@ def build_corpus(config: BuildConfig) -> Path:
     return folder
 
 
-def _refuse_evaluation_data(config: BuildConfig) -> None:
+def _evaluation_files(config: BuildConfig) -> list[SourceFile]:
+    """Return the files of the evaluation sets, each under the names of its set and its own."""
+    return [
+        SourceFile(f"{name}/{file.name}", file.path)
+        for name, place in config.decontamination["sets"].items()
+        for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))
+    ]
+
+
+def _refuse_evaluation_data(shards: list[WorkShard], sets: list[SourceFile]) -> None:
     """Refuse a source whose files are those of an evaluation set.
 
     Raises:
         InputError: a file is both.
     """
-    from ..data.input_files import resolve_files
-
-    sets = {
-        file.path.resolve(): name
-        for name, place in config.decontamination["sets"].items()
-        for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))
-    }
-    for shard in plan_shards(config):
-        name = sets.get(Path(shard.path).resolve())
+    names = {file.path.resolve(): file.name.partition("/")[0] for file in sets}
+    for shard in shards:
+        name = names.get(Path(shard.path).resolve())
         ensure(
             name is None,
             f"sources.{shard.source}.inputs: {shard.name} is a file of the evaluation set {name}. A corpus must not "
@@ -74,7 +77,9 @@ def _refuse_evaluation_data(config: BuildConfig) -> None:
         )
 
 
-def _write_plan(config: BuildConfig, shards: list[WorkShard], hashes: dict[str, str], folder: Path) -> dict[str, Path]:
+def _write_plan(
+    config: BuildConfig, shards: list[WorkShard], hashes: dict[str, str], sets: dict[str, str], folder: Path
+) -> dict[str, Path]:
     """Write config and shards into the folder of this work, and return the folders of its phases.
 
     The name of a phase's folder ends with a hash of all that decides what the phase makes, the phases before included.
@@ -88,7 +93,7 @@ def _write_plan(config: BuildConfig, shards: list[WorkShard], hashes: dict[str, 
     decided: dict[str, Any] = {
         "clean": [reading, cleaning, values["duplicates"]],
         "duplicates": values["duplicates"],
-        "phrases": values["decontamination"],
+        "phrases": [values["decontamination"], sets],
         "finish": [values["toxicity"], values["mixing"].get("tokenizer")],
         "mix": [values["mixing"], {name: [source.weight, source.share, source.max_epochs] for name, source in
                                    config.source_configs.items()}],
