@@ -87,7 +87,8 @@ def segments(text: str, characters: int = SEGMENT_CHARACTERS) -> list[str]:
     """Return segments of a text: all of it if it is short, else `MOST_SEGMENTS` that lie at equal distances."""
     if len(text) > MOST_SEGMENTS * characters:
         step = (len(text) - characters) / (MOST_SEGMENTS - 1)
-        return [text[round(number * step) :][:characters] for number in range(MOST_SEGMENTS)]
+        starts = [round(number * step) for number in range(MOST_SEGMENTS)]
+        return [text[start : start + characters] for start in starts]
     count = -(-len(text) // characters)
     size = -(-len(text) // max(count, 1))
     return [text[start : start + size] for start in range(0, len(text), max(size, 1))]
