@@ -108,7 +108,13 @@ def test_raw_files_become_a_corpus_that_pack_reads(tmp_path: Path, tokenizer_fol
 def test_the_corpus_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     one = hashes(make(config(tmp_path / "a")))
     keys = config(tmp_path / "b") | {"workers": 3}
-    assert hashes(make(keys)) == one
+    out = make(keys)
+    assert hashes(out) == one
+    seconds = json.loads((out / "run.json").read_text(encoding="utf-8"))["seconds"]
+    assert set(seconds) == {"clean", "duplicates", "phrases", "finish", "mix"}
+    assert {"read", "html", "language", "quality", "personal_data", "write", "fingerprints"} <= set(seconds["clean"])
+    assert {"read", "tokens", "statistics", "write"} <= set(seconds["finish"])
+    assert all(value >= 0 for steps in seconds.values() for value in steps.values())
 
 
 def test_other_settings_do_only_what_depends_on_them(tmp_path: Path) -> None:
@@ -141,6 +147,12 @@ def test_evaluation_items_are_cut_and_evaluation_files_are_no_source(tmp_path: P
     assert passport["sources"]["laws"]["steps"]["decontamination"]["changes"] == {"passages_of_exam": 1}
     texts = [row["text"] for row in pyarrow.parquet.read_table(out / "train" / "00000.parquet").to_pylist()]
     assert not any("legislação municipal vigente" in text for text in texts)
+    exam.write_text(
+        json.dumps({"q": "Quem foi que descobriu o caminho por mar para as Índias em 1498?"}), encoding="utf-8"
+    )
+    make(keys)  # the same settings, another content of the file
+    texts = [row["text"] for row in pyarrow.parquet.read_table(out / "train" / "00000.parquet").to_pylist()]
+    assert any("legislação municipal vigente" in text for text in texts)
     keys["decontamination"]["sets"]["exam"]["inputs"] = [str(path)]
     keys["decontamination"]["sets"]["exam"]["columns"] = ["html"]
     with pytest.raises(InputError, match=r"laws.parquet: is a file of the evaluation set exam"):

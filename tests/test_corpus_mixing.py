@@ -14,7 +14,16 @@ from teenytinyllama.checks import InputError
 from teenytinyllama.corpus.config import BuildConfig, MixingConfig, SourceConfig
 from teenytinyllama.corpus.funnel import Funnel
 from teenytinyllama.corpus.mixing import plan_shares, render_shares, repetitions
-from teenytinyllama.corpus.shards import BrokenRow, plan_shards, read_drafts, read_plan, text_hash, write_plan
+from teenytinyllama.corpus.shards import (
+    BrokenRow,
+    Draft,
+    WorkShard,
+    plan_shards,
+    read_drafts,
+    read_plan,
+    text_hash,
+    write_plan,
+)
 
 
 def source(**values: Any) -> SourceConfig:
@@ -119,6 +128,31 @@ def test_shards_depend_on_row_groups_alone_and_hold_every_document_once(tmp_path
     assert read_plan(tmp_path / "plan.json") == shards
     (draft,) = read_drafts(shards[-1], config.source_configs["b"])
     assert (draft.text, draft.license, draft.notes, draft.place) == ("um", "CC0-1.0", {"origin": "x"}, "b.jsonl.gz:1")
+
+
+def test_a_shard_reads_its_own_row_groups_and_no_others(tmp_path: Path) -> None:
+    texts = [None if number == 3 else f"Documento {number}." for number in range(40)]
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "url": texts}), path, row_group_size=10)
+    with path.open("r+b") as file:  # the first and the last row group become unreadable
+        metadata = pyarrow.parquet.read_metadata(path)
+        for group in (0, 3):
+            for column in (0, 1):
+                file.seek(metadata.row_group(group).column(column).dictionary_page_offset or 4)
+                file.write(b"\xff" * 16)
+    keys: dict[str, Any] = {"inputs": [str(path)], "license": "mit"}
+    for source in (SourceConfig(**keys), SourceConfig(**keys, url_column="url")):
+        found = list(read_drafts(WorkShard(0, "a", str(path), "a.parquet", 12, 28), source))
+        assert [draft.text for draft in found if isinstance(draft, Draft)] == texts[12:28]
+        assert [found[0].place, found[-1].place] == ["a.parquet:13", "a.parquet:28"]
+        with pytest.raises(InputError, match="damaged|cannot be read"):
+            list(read_drafts(WorkShard(0, "a", str(path), "a.parquet", 8, 28), source))
+
+
+def test_rows_without_text_keep_their_numbers(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "c"]}), path := tmp_path / "a.parquet")
+    source = SourceConfig([str(path)], "mit")
+    assert [draft.place for draft in read_drafts(WorkShard(0, "a", str(path), "a", 1, 3), source)] == ["a:3"]
 
 
 def test_a_large_row_group_is_cut_into_rows(tmp_path: Path) -> None:

@@ -55,8 +55,21 @@ def test_a_table_gives_the_same_counts_before_and_after_it_starts_anew() -> None
             numbers = table.read(text)
             assert table.lengths[numbers].tolist() == [len(word) for word in words_of(text)]
             assert table.letters[numbers].tolist() == [any(map(str.isalpha, word)) for word in words_of(text)]
-        assert len(small._pieces) <= 3 + len(text.split())
+        assert small._pieces.size <= 3 + len(text.split())
         assert small.hashes[small.read(text)].tolist() == large.hashes[large.read(text)].tolist()
+
+
+def test_a_table_finds_every_piece_again_when_it_has_grown_and_parts_them_as_python_does() -> None:
+    table = WordTable()
+    for start in range(0, 60_000, 7_000):  # more than the slots that it begins with
+        text = " ".join(f"p{number}x" for number in range(start, start + 14_000))
+        numbers = table.read(text)
+        assert table.lengths[numbers].tolist() == list(map(len, text.split()))
+    assert table._pieces.size == 70_000
+    spaces = "".join(char for char in map(chr, range(0x110000)) if char.isspace())
+    odd = "um".join(spaces) + "\ud800 \U0001f600 \u3001fim\x00 \U00020000"
+    numbers = table.read(odd)
+    assert table.lengths[numbers].tolist() == list(map(len, words_of(odd)))
 
 
 def naive_top_share(text: str, size: int) -> float:

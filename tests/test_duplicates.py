@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.corpus import word_hashes
+from teenytinyllama.cleaning import word_hashes
+from teenytinyllama.cleaning.word_hashes import hash_batches, hash_words
 from teenytinyllama.corpus.duplicates import find_duplicates, preference_order
 from teenytinyllama.corpus.minhash import DuplicatesConfig, fingerprints, gram_sets, jaccard, signatures
-from teenytinyllama.corpus.word_hashes import hash_batches, hash_words
 
 WORDS = [
     a + b + c

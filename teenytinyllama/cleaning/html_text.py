@@ -5,7 +5,7 @@
 
 Resiliparse (Apache-2.0, a parser in C and Rust without Python dependencies of weight) reads the pages. On 300 pages of
 Brazilian federal law it keeps all of the norm's text, as plain parsing does, with the paragraphs whole; trafilatura
-keeps 97.8 % and is 20 times slower (`benchmarks/corpus_web.py`).
+keeps 97.8 % and is 20 times slower (`benchmarks/corpus_quality.py`).
 """
 
 import re

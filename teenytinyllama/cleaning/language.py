@@ -5,7 +5,7 @@
 
 py3langid (Lui and Baldwin 2012, "langid.py"; BSD-3-Clause) is a naive Bayes model on byte n-grams, whose weights lie
 in its wheel. Of nine identifiers it let the least through of Galician, Spanish and Mirandese: none of 60 Galician
-sentences, where fastText's lid.176.ftz lets 17 through and lingua 21 (`benchmarks/corpus_web.py`), at a recall of
+sentences, where fastText's lid.176.ftz lets 17 through and lingua 21 (`benchmarks/corpus_quality.py`), at a recall of
 Portuguese of 0.998 on sentences and 1.000 on documents.
 
 A document is judged by segments, so that its score says how much of it is Portuguese: a page that is half in Spanish
@@ -30,8 +30,8 @@ class LanguageConfig:
     language: str = field(default="pt", metadata={"help": "code of the language that is kept (ISO 639)"})
     # FineWeb-2 asks 0.799 of GlotLID for Portuguese, from the median and deviation of that score on its web pages.
     # Here: the highest tenth that keeps 0.99 of the Portuguese sentences and of the Portuguese documents of
-    # benchmarks/corpus_web.py (0.997, 0.993). Of 4,989 texts in other languages it lets four through, all Sardinian.
-    # Most Portuguese documents below it are tables of names and numbers.
+    # benchmarks/corpus_quality.py (0.997, 0.993). Of 4,989 texts in other languages it lets four through, all
+    # Sardinian. Most Portuguese documents below it are tables of names and numbers.
     min_score: float = field(
         default=0.4, metadata={"help": "score of the language, from 0 to 1: about the share of the text that is in it"}
     )
@@ -87,7 +87,8 @@ def segments(text: str, characters: int = SEGMENT_CHARACTERS) -> list[str]:
     """Return segments of a text: all of it if it is short, else `MOST_SEGMENTS` that lie at equal distances."""
     if len(text) > MOST_SEGMENTS * characters:
         step = (len(text) - characters) / (MOST_SEGMENTS - 1)
-        return [text[round(number * step) :][:characters] for number in range(MOST_SEGMENTS)]
+        starts = [round(number * step) for number in range(MOST_SEGMENTS)]
+        return [text[start : start + characters] for start in starts]
     count = -(-len(text) // characters)
     size = -(-len(text) // max(count, 1))
     return [text[start : start + size] for start in range(0, len(text), max(size, 1))]

@@ -12,10 +12,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .words import SENTENCE_ENDS, WordTable, hash_word
+from .words import SENTENCE_ENDS, WordTable, hash_texts
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _SENTENCE_END = re.compile(r"[.?!…]+(?=[\s\"'”’»)\]]|\Z)")
+_FEW = 8  # values that are sooner looked for one by one than sorted
 _BULLETS, _ELLIPSES = ("•", "-"), ("...", "…")
 
 
@@ -33,7 +34,7 @@ def _repeated(parts: list[str]) -> tuple[int, int]:
 
 @functools.cache
 def _hashes_of(words: tuple[str, ...]) -> list[np.uint64]:
-    return [np.uint64(hash_word(word)) for word in dict.fromkeys(words)]
+    return list(hash_texts(list(dict.fromkeys(words))))
 
 
 class MeasuredText:
@@ -222,7 +223,10 @@ def top_n_gram_share(text: MeasuredText, size: int, limit: float) -> float:
         return most * longest / characters
     first = 0
     if most > 1:
-        first = int(np.isin(hashes, ordered[starts[counts == most]]).argmax())
+        candidates = ordered[starts[counts == most]]
+        few = len(candidates) <= _FEW
+        first = min(int((hashes == value).argmax()) for value in candidates) if few else int(
+            np.isin(hashes, candidates).argmax())  # fmt: skip
     return most * int(lengths[first]) / characters
 
 

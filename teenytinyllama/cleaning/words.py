@@ -7,7 +7,6 @@ becomes an array of numbers, on which all rules count.
 """
 
 import functools
-import hashlib
 import re
 import unicodedata
 from typing import Any
@@ -15,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .word_hashes import Hashes, Places, hash_spans, pieces_of
+
 # A longer piece without white space is one word: it is no language, and cutting it takes the square of its length.
 MOST_CUT_CHARACTERS = 1000
-# Distinct pieces that a table keeps (about 200 MB); beyond, it starts anew. No result depends on it.
+# Distinct pieces that a table keeps (about 100 MB); beyond, it starts anew. No result depends on it.
 MOST_PIECES = 500_000
 
 _PUNCTUATION = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
@@ -55,11 +56,18 @@ _SYMBOLS = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|
 SENTENCE_ENDS = frozenset(".?!‼‽⁇⁈⁉。！？．؟۔।॥")
 
 
+def _ranges(codes: list[int]) -> str:
+    """Return ascending code points as ranges of a character class: single ones beyond U+FFFF are tried one by one."""
+    starts = [place for place in range(len(codes)) if not place or codes[place] != codes[place - 1] + 1]
+    ends = [*(place - 1 for place in starts[1:]), len(codes) - 1]
+    return "".join(f"{re.escape(chr(codes[a]))}-{re.escape(chr(codes[b]))}" for a, b in zip(starts, ends, strict=True))
+
+
 @functools.cache
 def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     """Return the patterns of a prefix, a suffix, a cut inside, and a cut inside a piece with a hyphen."""
-    icons = "".join(re.escape(char) for char in map(chr, (*range(0x3100), *range(0x1F000, 0x1FB00)))
-                    if unicodedata.category(char) == "So")  # fmt: skip
+    icons = _ranges([code for code in (*range(0x3100), *range(0x1F000, 0x1FB00))
+                     if unicodedata.category(chr(code)) == "So"])  # fmt: skip
     letters = [char for char in map(chr, range(0x600)) if char.isalpha() and char not in "ªº"]
     # Hebrew to Indian scripts, Ethiopic, Japanese, Chinese and Korean have no case: they count as both.
     uncased = "\u0590-\u0dff\u1200-\u137f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -74,10 +82,11 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.P
         rf"(?:\.\.+|……|’’|[—–{ends}{icons}]|['’][sS]|(?<=[0-9])(?:[+{currency}]|(?:US|C|A)\$|{units})|(?<=°[FfCcKk])\."
         rf"|(?<=[0-9{lower}%²\-+|{ends}])\.|(?<=[{upper}][{upper}])\.)\Z"
     )
+    # No cut is at a letter, a digit or `_`: to ask that first spares most characters all alternatives.
     inside = (
-        rf"\.\.+|[…{icons}]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[{lower}{quotes}])\.(?=[{upper}{quotes}])"
+        rf"(?!\w)(?:\.\.+|[…{icons}]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[{lower}{quotes}])\.(?=[{upper}{quotes}])"
         rf"|(?<={letter}),(?={letter})|(?<={letter})(?:---|--|——|[-–—~])(?={letter})"
-        rf"|(?<={letter})[:<>=/](?={letter})|(?<=[0-9])[:<>=/](?={letter})"
+        rf"|(?<={letter})[:<>=/](?={letter})|(?<=[0-9])[:<>=/](?={letter}))"
     )
     return re.compile(prefix), re.compile(suffix), re.compile(inside), re.compile(rf"\w+-\w+(?:-\w+)*|{inside}")
 
@@ -195,9 +204,10 @@ def _cut_ends(piece: str) -> list[str]:
     return _join_faces(words) if len(words) > 1 else words
 
 
-def hash_word(word: str) -> int:
-    """Return the 64-bit hash of a word, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def hash_texts(texts: list[str]) -> Hashes:
+    """Return the (texts,) 64-bit hash of each text, the same in every process; up to 2**20 characters in all."""
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+    return hash_spans(_codes("".join(texts)), ends - np.diff(ends, prepend=0), ends) if texts else _NO_HASHES
 
 
 def _has_letter(word: str) -> bool:
@@ -208,6 +218,25 @@ def _is_real(word: str) -> bool:
     return word[0] not in _SYMBOLS or bool(word.strip(_SYMBOLS))
 
 
+_LAST_SPACE = 0x3000
+_SPACES = np.array([chr(code).isspace() for code in range(_LAST_SPACE + 2)])
+_NO_HASHES = np.zeros(0, np.uint64)
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _spans(text: str) -> tuple[Places, Places, Hashes]:
+    """Return where the pieces of a text without white space begin and end, and a hash of each, which is never 0."""
+    codes = _codes(text)
+    inside = np.zeros(len(codes) + 2, np.int8)
+    np.logical_not(_SPACES[np.minimum(codes, _LAST_SPACE + 1)], out=inside[1:-1].view(bool))
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    starts, ends = edges[0::2], edges[1::2]
+    return starts, ends, np.maximum(hash_spans(codes, starts, ends), np.uint64(1))
+
+
 class _Column:
     """An array that grows by doubling; `values[:size]` is filled."""
 
@@ -215,7 +244,7 @@ class _Column:
         self.values: NDArray[Any] = np.zeros(1024, dtype)
         self.size = 0
 
-    def extend(self, values: list[int]) -> None:
+    def extend(self, values: list[int] | NDArray[Any]) -> None:
         size = self.size + len(values)
         if size > len(self.values):
             grown = np.zeros(max(size, 2 * len(self.values)), self.values.dtype)
@@ -225,25 +254,50 @@ class _Column:
         self.size = size
 
 
-class _Numbers(dict[str, int]):
-    """Numbers of texts in the order in which they are first asked for.
-
-    Attributes:
-        new: the texts that were numbered since the list was last emptied.
-    """
+class _HashTable:
+    """Numbers by 64-bit hashes, many looked up at once: an open-addressed table, a quarter full at most."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.new: list[str] = []
+        self._bits, self.size = 16, 0
+        self._keys, self._numbers = np.zeros(1 << self._bits, "<u8"), np.zeros(1 << self._bits, "<i4")
 
-    def __missing__(self, text: str) -> int:
-        number = self[text] = len(self)
-        self.new.append(text)
-        return number
+    def find(self, hashes: Hashes) -> NDArray[np.int32]:
+        """Return the (hashes,) number of each, -1 for one that is not there."""
+        slots = hashes >> np.uint64(64 - self._bits)
+        keys, numbers = self._keys[slots], self._numbers[slots]
+        other = np.flatnonzero(keys != hashes)
+        while len(other):
+            absent = self._keys[slots[other]] == 0
+            numbers[other[absent]] = -1
+            other = other[~absent]
+            slots[other] = (slots[other] + np.uint64(1)) & np.uint64((1 << self._bits) - 1)
+            numbers[other] = self._numbers[slots[other]]
+            other = other[self._keys[slots[other]] != hashes[other]]
+        return numbers
+
+    def add(self, hashes: Hashes) -> None:
+        """Take different new hashes, none of them 0; their numbers follow those that are there."""
+        numbers = np.arange(self.size, self.size + len(hashes), dtype="<i4")
+        self.size += len(hashes)
+        if 4 * self.size > len(self._keys):
+            filled = np.flatnonzero(self._keys)
+            hashes, numbers = (np.append(self._keys[filled], hashes), np.append(self._numbers[filled], numbers))
+            self._bits = (4 * self.size).bit_length()
+            self._keys, self._numbers = np.zeros(1 << self._bits, "<u8"), np.zeros(1 << self._bits, "<i4")
+        slots = hashes >> np.uint64(64 - self._bits)
+        while len(hashes):
+            free = self._keys[slots] == 0
+            self._keys[slots[free]] = hashes[free]  # of two for one slot the last one has it
+            placed = self._keys[slots] == hashes
+            self._numbers[slots[placed]] = numbers[placed]
+            hashes, numbers, slots = hashes[~placed], numbers[~placed], slots[~placed]
+            slots = (slots + np.uint64(1)) & np.uint64((1 << self._bits) - 1)
 
 
 class WordTable:
     """The words of all pieces met so far, as numbers.
+
+    Pieces are told apart by 64-bit hashes: of a million, two have the same one with a probability of about 3e-8.
 
     Args:
         most_pieces: distinct pieces to keep before the table starts anew.
@@ -254,45 +308,64 @@ class WordTable:
         self._clear()
 
     def _clear(self) -> None:
-        self._pieces, self._words = _Numbers(), _Numbers()
-        self._first, self._count, self._of_pieces = _Column("<i8"), _Column("<i8"), _Column("<i8")
+        self._pieces = _HashTable()
+        self._words: dict[str, int] = {}
+        self._ends, self._of_pieces = _Column("<i8"), _Column("<i8")
+        self._ends.extend([0])
         self._lengths, self._hashes = _Column("<i8"), _Column("<u8")
         self._letters, self._real = _Column("u1"), _Column("u1")
 
-    def _cut_new(self) -> None:
-        """Cut the pieces that are new, and describe those of their words that are new."""
-        number = self._words.__getitem__
+    def _cut(self, pieces: list[str]) -> None:
+        """Cut pieces that are new, and describe those of their words that are new."""
+        known = self._words
         counts: list[int] = []
         of_pieces: list[int] = []
-        for piece in self._pieces.new:
-            words = cut_piece(piece)
+        new: list[str] = []
+        for piece in pieces:
+            words = [piece] if piece.isalpha() else cut_piece(piece)
             counts.append(len(words))
-            of_pieces += map(number, words)
-        first = self._of_pieces.size
-        self._first.extend([first, *(first + np.cumsum(counts[:-1])).tolist()])
-        self._count.extend(counts)
+            for word in words:
+                number = known.setdefault(word, len(known))
+                of_pieces.append(number)
+                if number == self._lengths.size + len(new):
+                    new.append(word)
+        self._ends.extend(self._of_pieces.size + np.cumsum(counts))
         self._of_pieces.extend(of_pieces)
-        new = self._words.new
         if new:
             self._lengths.extend(list(map(len, new)))
-            self._hashes.extend(list(map(hash_word, new)))
+            self._hashes.extend(hash_texts(new))
             self._letters.extend([word.isalpha() or (not word.isdecimal() and _has_letter(word)) for word in new])
             self._real.extend([word.isalnum() or _is_real(word) for word in new])
-        self._pieces.new, self._words.new = [], []
+
+    def _numbers_of(self, text: str) -> NDArray[np.int32]:
+        """Return the (pieces,) numbers of a text's pieces; those that are new are cut."""
+        starts, ends, hashes = _spans(text)
+        numbers = self._pieces.find(hashes)
+        new = np.flatnonzero(numbers < 0)
+        if len(new):
+            first: dict[int, int] = {}  # by hash; `setdefault` beats a sort of the few that are new
+            own = hashes[new]
+            of_new = [first.setdefault(value, len(first)) for value in own.tolist()]
+            numbers[new] = np.array(of_new) + self._pieces.size
+            self._pieces.add(np.fromiter(first, np.uint64, len(first)))
+            spans: list[tuple[int, int]] = []
+            for number, start, end in zip(of_new, starts[new].tolist(), ends[new].tolist(), strict=True):
+                if number == len(spans):
+                    spans.append((start, end))
+            self._cut([text[start:end] for start, end in spans])
+        return numbers
 
     def read(self, text: str) -> NDArray[np.int64]:
         """Return the (words,) numbers of a text's words, in their order; they hold until the next `read`."""
-        if len(self._pieces) > self.most_pieces:
+        if self._pieces.size > self.most_pieces:
             self._clear()
-        pieces = text.split()
-        if not pieces:
+        numbers = np.concatenate([self._numbers_of(part) for _, part in pieces_of(text)])
+        if not len(numbers):
             return np.zeros(0, np.int64)
-        numbers = np.fromiter(map(self._pieces.__getitem__, pieces), np.int64, len(pieces))
-        if self._pieces.new:
-            self._cut_new()
-        counts = self._count.values[numbers]
+        first = self._ends.values[numbers]
+        counts = self._ends.values[numbers + 1] - first
         ends = np.cumsum(counts)
-        places = np.repeat(self._first.values[numbers] - (ends - counts), counts) + np.arange(ends[-1])
+        places = np.repeat(first - (ends - counts), counts) + np.arange(ends[-1])
         return self._of_pieces.values[places]
 
     @property

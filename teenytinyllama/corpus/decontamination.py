@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from ..checks import InputError, ensure, near_name
 from ..cleaning.verdict import Drop
-from .word_hashes import HashedWords, Hashes, Places, hash_batches, hash_runs, hash_words
+from ..cleaning.word_hashes import HashedWords, Hashes, Places, hash_batches, hash_runs, hash_words
 
 _SEED_WORDS = 4
 _MOST_ITEMS_OF_A_SEED = 16  # a phrase of more items, such as "assinale a alternativa correta", points to the first

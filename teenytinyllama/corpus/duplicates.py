@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import ensure, near_name
+from ..cleaning.word_hashes import Hashes, Places
 from .minhash import DIGEST_COLUMNS, EMPTY_KEY, DuplicatesConfig, fingerprint_columns, gram_sets, jaccard
-from .word_hashes import Hashes, Places
 
 DECISION_DTYPE = np.dtype(
     [("keeper", "<i8"), ("cluster_size", "<i8"), ("similarity", "<f4"), ("keep", "?"), ("exact", "?")]

@@ -14,8 +14,9 @@ from ..passport.sample_page import write_sample
 from ..stage_folder import StageFolder, __version__, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig, nested
+from .documents import read_seconds
 from .funnel import Funnel
-from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index
+from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
@@ -42,6 +43,7 @@ def build_corpus(config: BuildConfig) -> Path:
         ensure_packages_of(chain)
     if config.duplicates is not False:
         duplicates_config(config)
+    forget_indexes()
     index = evaluation_index(config)
     models = check_models(config)
     shards = plan_shards(config)
@@ -280,10 +282,13 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
     figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
     if config.duplicates is not False:
         figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
+    seconds = {phase: read_seconds(place) for phase, place in places.items() if phase != "plan"}
     files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
              for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
     passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
     for warning in passport["licence"]["warnings"]:
         print(f"warning: licence: {warning}", flush=True)
     write_passport(folder, passport, funnel)
-    StageFolder(folder, "corpus", "corpus").finish({"config": asdict(config), "inputs": hashes, **figures})
+    StageFolder(folder, "corpus", "corpus").finish(
+        {"config": asdict(config), "inputs": hashes, **figures, "seconds": seconds}
+    )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..checks import ensure
-from .word_hashes import Hashes, Places, hash_batches, hash_runs, mix, odd_constants
+from ..cleaning.word_hashes import Hashes, Places, hash_batches, hash_runs, mix, odd_constants
 
 DIGEST_COLUMNS = 2  # 128 bits: among 10^12 documents two different ones agree with a probability of 1e-15
 EMPTY_KEY = np.uint64(0xFFFFFFFFFFFFFFFF)  # of a text without words

@@ -10,11 +10,11 @@ A phase writes into a folder of its own, each file under another name until it i
 task and can be called again: it makes the same files.
 """
 
+import functools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,20 +27,27 @@ from ..passport.licences import document_licence
 from ..passport.looks import Tracer
 from ..passport.text_statistics import TextStatistics, year_of
 from ..stage_folder import write_json
-from .chain import build_chain, duplicates_config, evaluation_index
+from .chain import Step, build_chain, duplicates_config, evaluation_index
 from .config import BuildConfig, nested
 from .decontamination import EvaluationIndex, decontaminate
+from .documents import (
+    BATCH_BYTES,
+    DocumentWriter,
+    SplitWriter,
+    StepSeconds,
+    document_schema,
+    read_documents,
+    save_array,
+    save_arrays,
+    texts_of,
+)
 from .duplicates import find_duplicates, preference_order
 from .funnel import Funnel, keep_aside
 from .minhash import fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
-from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, save_array, text_hash
-
-if TYPE_CHECKING:
-    import pyarrow
+from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, text_hash
 
 CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
-_BATCH_BYTES = 16 * 2**20  # of texts that are written, or scored, at once
 _BYTES_PER_TOKEN = 4  # where no tokenizer counts: Portuguese in a vocabulary of 32,000
 
 
@@ -52,75 +59,13 @@ def load_config(work: str) -> BuildConfig:
     return config
 
 
-def _schema() -> "pyarrow.Schema":
-    import pyarrow
-
-    text, number = pyarrow.large_string(), pyarrow.int64()
-    return pyarrow.schema(
-        [("text", text), ("source", pyarrow.string()), ("license", pyarrow.string()), ("url", pyarrow.string()),
-         ("place", pyarrow.string()), ("variety", pyarrow.string()), ("hash", pyarrow.uint64()),
-         ("cluster_size", number), ("tokens", number), ("year", pyarrow.int16())]
-    )  # fmt: skip
-
-
-class DocumentWriter:
-    """Writes documents into one parquet file, which has its name once it is whole."""
-
-    def __init__(self, path: Path, schema: "pyarrow.Schema") -> None:
-        """Begin a file; the folder is made."""
-        import pyarrow.parquet
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.schema = path, schema
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        self._file = pyarrow.parquet.ParquetWriter(self._partial, schema, compression="zstd")
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-        self.total_bytes = 0
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Take the next document."""
-        self._rows.append(row)
-        size = len(row["text"].encode())
-        self._bytes += size
-        self.total_bytes += size
-        if self._bytes >= _BATCH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow
-
-        if self._rows:
-            self._file.write_batch(pyarrow.RecordBatch.from_pylist(self._rows, schema=self.schema))
-        self._rows, self._bytes = [], 0
-
-    def close(self) -> None:
-        """Write what is left, and give the file its name."""
-        self._flush()
-        self._file.close()
-        self._partial.replace(self.path)
-
-
-def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the documents of a file of a phase, in order."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield from batch.to_pylist()
-
-
-def _texts_of(path: Path) -> Iterator[str]:
-    return (row["text"] for row in read_documents(path, ["text"]))
-
-
 def clean_shard(task: int, work: str, clean: str) -> None:
     """Clean the documents of one shard: `NNNNN.parquet`, their fingerprints `NNNNN.npy`, the funnel `NNNNN.json`."""
     config, shard = load_config(work), read_plan(Path(work) / PLAN_FILE)[task]
-    target, funnel = Path(clean) / f"{task:05d}", Funnel()
+    target, funnel, seconds = Path(clean) / f"{task:05d}", Funnel(), StepSeconds()
     chain, source = build_chain(config, shard.source), config.source_configs[shard.source]
     tracer = None if config.sample is None else Tracer()
-    writer, broken = DocumentWriter(target.with_suffix(".parquet"), _schema()), list[BrokenRow]()
+    writer, broken = DocumentWriter(target.with_suffix(".parquet"), document_schema()), list[BrokenRow]()
     for draft in read_drafts(shard, source):
         if isinstance(draft, BrokenRow):
             broken.append(draft)
@@ -135,35 +80,46 @@ def clean_shard(task: int, work: str, clean: str) -> None:
         funnel.passed(shard.source, "read", size, size, {note: 1} if note else None)
         if tracer is not None:
             tracer.begin(shard.source, draft.place, draft.url, draft.text)
-        if _passes(draft, chain, funnel, tracer):
+        seconds.lap("read")
+        if _passes(draft, size, chain, funnel, seconds, tracer):
             order = text_hash(draft.text)
             funnel.kept(shard.source, {"text": draft.text, "place": draft.place, "url": draft.url}, order)
             writer.add({"text": draft.text, "source": shard.source, "license": draft.license,
                         "url": draft.url, "place": draft.place, "variety": draft.notes.get("variety", ""),
                         "hash": order, "cluster_size": 1, "tokens": 0,
                         "year": draft.notes.get("year") or year_of({}, draft.text)})  # fmt: skip
+            seconds.lap("write")
     writer.close()
+    seconds.lap("write")
     keep_aside(target.with_suffix(".broken"), broken)
     if config.duplicates is not False:
-        save_array(target.with_suffix(".npy"), fingerprints(_texts_of(writer.path), duplicates_config(config)[0]))
+        save_array(target.with_suffix(".npy"), fingerprints(texts_of(writer.path), duplicates_config(config)[0]))
+        seconds.lap("fingerprints")
     if tracer is not None:
         tracer.write(target.with_suffix(".looks"))
     funnel.write(target.with_suffix(".json"))
+    seconds.write(clean, task)
 
 
-def _passes(draft: Draft, chain: list[Any], funnel: Funnel, tracer: Tracer | None = None) -> bool:
-    """Return whether a draft passes all steps, which are counted."""
+def _passes(
+    draft: Draft, size: int, chain: list[Step], funnel: Funnel, seconds: StepSeconds, tracer: Tracer | None
+) -> bool:
+    """Return whether a draft of so many bytes passes all steps, which are counted and timed."""
     for step in chain:
-        before, text_before = draft.page if draft.is_page else draft.text.encode(), draft.text
+        before, page = draft.text, draft.page
         drop, changes = step(draft)
         if tracer is not None:
-            tracer.note(step, text_before, draft, drop, changes)
+            tracer.note(step, before, draft, drop, changes)
         if drop is not None:
-            text = draft.text or before.decode("utf-8", "replace")
+            text = draft.text or before or page.decode("utf-8", "replace")
             sample = {"text": text, "place": draft.place, "url": draft.url, "value": drop.value, "limit": drop.limit}
-            funnel.dropped(draft.source, step.name, len(before), drop.reason, sample, text_hash(text))
+            funnel.dropped(draft.source, step.name, size, drop.reason, sample, text_hash(text))
+            seconds.lap(step.name)
             return False
-        funnel.passed(draft.source, step.name, len(before), len(draft.text.encode()), changes)
+        left = size if draft.text is before and draft.page is page else len(draft.text.encode())
+        funnel.passed(draft.source, step.name, size, left, changes)
+        size = left
+        seconds.lap(step.name)
     return True
 
 
@@ -174,21 +130,24 @@ def find_all_duplicates(task: int, work: str, clean: str, duplicates: str) -> No
     order = preference_order([shard.source for shard in shards], preferred)
     folder, cleaned = Path(duplicates), Path(clean)
     folder.mkdir(parents=True, exist_ok=True)
+    seconds = StepSeconds()
     counts = find_duplicates(
         [cleaned / f"{number:05d}.npy" for number in order],
-        lambda place: _texts_of(cleaned / f"{order[place]:05d}.parquet"),
+        lambda place: texts_of(cleaned / f"{order[place]:05d}.parquet"),
         [folder / f"{number:05d}.npy" for number in order],
         folder / "scratch",
         settings,
     )
     (folder / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    seconds.lap("duplicates")
+    seconds.write(folder, task)
 
 
-def _kept(clean: str, duplicates: str, task: int) -> Iterator[dict[str, Any]]:
+def _kept(clean: str, duplicates: str, task: int, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the documents of a shard that are no duplicates, each with the size of its cluster."""
     decisions = Path(duplicates) / f"{task:05d}.npy" if duplicates else None
     table = np.load(decisions) if decisions else None
-    for row, document in enumerate(read_documents(Path(clean) / f"{task:05d}.parquet")):
+    for row, document in enumerate(read_documents(Path(clean) / f"{task:05d}.parquet", columns)):
         if table is not None:
             if not table["keep"][row]:
                 continue
@@ -196,46 +155,83 @@ def _kept(clean: str, duplicates: str, task: int) -> Iterator[dict[str, Any]]:
         yield document
 
 
-def count_phrases(task: int, work: str, clean: str, duplicates: str, phrases: str) -> None:
-    """Count in one shard how many documents hold each word of the evaluation items: `NNNNN.npy`."""
-    index = evaluation_index(load_config(work))
-    assert index is not None
-    folder = Path(phrases)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_array(folder / f"{task:05d}.npy", index.count_phrases(row["text"] for row in _kept(clean, duplicates, task)))
-
-
 def load_phrases(folder: Path) -> Any:
     """Return how many documents of all shards hold each word of the evaluation items."""
-    return np.sum([np.load(path) for path in sorted(folder.glob("[0-9]*.npy"))], axis=0)
+    total: Any = 0
+    for path in sorted(folder.glob("[0-9]*.npz")):
+        with np.load(path) as found:
+            total = total + np.bincount(found["words"], found["counts"], minlength=int(found["size"]))
+    return total
+
+
+@functools.lru_cache(maxsize=1)
+def _counting_index(work: str) -> EvaluationIndex | None:
+    """Return the items of the evaluation sets, made once for all tasks of a process."""
+    return evaluation_index(load_config(work))
+
+
+@functools.lru_cache(maxsize=1)
+def _searching_index(work: str, phrases: str) -> EvaluationIndex | None:
+    """Return the same for the search: what `count_phrases` found common in all shards does not count."""
+    index = evaluation_index(load_config(work))
+    if index is not None:
+        index.ignore_phrases(load_phrases(Path(phrases)))
+    return index
+
+
+def forget_indexes() -> None:
+    """Make the evaluation sets be read anew: they may have changed since this process made a corpus before."""
+    _counting_index.cache_clear()
+    _searching_index.cache_clear()
+
+
+def count_phrases(task: int, work: str, clean: str, duplicates: str, phrases: str) -> None:
+    """Count in one shard how many documents hold each word of the evaluation items: `NNNNN.npz`, without zeros."""
+    folder, seconds = Path(phrases), StepSeconds()
+    index = _counting_index(work)
+    assert index is not None
+    seconds.lap("index")
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = index.count_phrases(row["text"] for row in _kept(clean, duplicates, task, ["text"]))
+    words = np.flatnonzero(counts)
+    save_arrays(folder / f"{task:05d}.npz", words=words, counts=counts[words], size=np.array(len(counts)))
+    seconds.lap("phrases")
+    seconds.write(folder, task)
 
 
 def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str, finish: str) -> None:
     """Remove duplicates, toxic documents and evaluation items from one shard, and count its tokens."""
-    config = load_config(work)
+    config, seconds = load_config(work), StepSeconds()
     shard = read_plan(Path(work) / PLAN_FILE)[task]
-    index = evaluation_index(config)
-    if index is not None:
-        index.ignore_phrases(load_phrases(Path(phrases)))
+    index = _searching_index(work, phrases)
+    seconds.lap("index")
     scorer = (
         ToxicityScorer(nested(ToxicityConfig, "toxicity", config.toxicity)) if config.toxicity is not False else None
     )
     is_torn = config.source_configs[shard.source].conversations  # by a cut: an answer without its question
     funnel, target = Funnel(config.sample), Path(finish) / f"{task:05d}"
     _count_duplicates(funnel, shard, clean, duplicates, task)
-    writer = DocumentWriter(target.with_suffix(".parquet"), _schema())
+    writer = DocumentWriter(target.with_suffix(".parquet"), document_schema())
     count, statistics = _token_counter(config), TextStatistics()
     for batch in _batches(_kept(clean, duplicates, task)):
+        seconds.lap("read")
         batch = _without_toxic(batch, scorer, funnel, statistics)
+        seconds.lap("toxicity")
         for document in batch:
-            if index is not None and not _decontaminated(document, index, funnel, whole=is_torn):
-                continue
-            document["tokens"] = count(document["text"])
-            statistics.add(document)
-            writer.add(document)
+            passes = index is None or _decontaminated(document, index, funnel, whole=is_torn)
+            seconds.lap("decontamination")
+            if passes:
+                document["tokens"] = count(document["text"])
+                seconds.lap("tokens")
+                statistics.add(document)
+                seconds.lap("statistics")
+                writer.add(document)
+                seconds.lap("write")
     writer.close()
+    seconds.lap("write")
     write_json(target.with_suffix(".statistics"), {shard.source: statistics.to_json()})
     funnel.write(target.with_suffix(".json"))
+    seconds.write(finish, task)
 
 
 def _batches(documents: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -244,7 +240,7 @@ def _batches(documents: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any
     for document in documents:
         batch.append(document)
         size += len(document["text"])
-        if size >= _BATCH_BYTES:
+        if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
@@ -315,7 +311,7 @@ def mix(task: int, work: str, finish: str, output: str) -> None:
     Raises:
         InputError: nothing is left, or the shares cannot be.
     """
-    config, shards = load_config(work), read_plan(Path(work) / PLAN_FILE)
+    config, shards, seconds = load_config(work), read_plan(Path(work) / PLAN_FILE), StepSeconds()
     tables = _read_tables(config, shards, Path(finish))
     fraction = config.mixing_config.validation_fraction
     unique = {name: int(sum(table["tokens"].sum() for table in own.values())) for name, own in tables.items()}
@@ -329,8 +325,8 @@ def mix(task: int, work: str, finish: str, output: str) -> None:
     times = _all_times(config, tables, shares)
     most = config.mixing_config.shard_megabytes * 2**20
     split = {
-        "train": _SplitWriter(Path(output) / "train", most),
-        "validation": _SplitWriter(Path(output) / "validation", most),
+        "train": SplitWriter(Path(output) / "train", most),
+        "validation": SplitWriter(Path(output) / "validation", most),
     }
     rounds = max((int(own.max()) for own in times.values() if len(own)), default=0)
     for number in range(rounds):  # an epoch after the other, so that copies of a document lie far apart
@@ -346,6 +342,8 @@ def mix(task: int, work: str, finish: str, output: str) -> None:
         writer.close()
     figures = {"shares": [vars(share) for share in shares], "counted_by": counted_by}
     (Path(output) / "shares.json").write_text(json.dumps(figures), encoding="utf-8")
+    seconds.lap("mix")
+    seconds.write(output, task)
 
 
 def _read_tables(config: BuildConfig, shards: list[WorkShard], finish: Path) -> dict[str, dict[int, Any]]:
@@ -375,31 +373,3 @@ def _all_times(config: BuildConfig, tables: dict[str, dict[int, Any]], shares: l
         for place, number in enumerate(own):
             times[number] = found[bounds[place] : bounds[place + 1]]
     return times
-
-
-class _SplitWriter:
-    """Writes one split of the corpus as numbered parquet shards; none without documents."""
-
-    def __init__(self, folder: Path, most_bytes: int) -> None:
-        import pyarrow
-
-        metadata = pyarrow.struct([(name, pyarrow.string()) for name in ("source", "license", "url", "variety")])
-        self._schema = pyarrow.schema([("text", pyarrow.large_string()), ("metadata", metadata)])
-        self._folder, self._most, self._number = folder, most_bytes, 0
-        self._writer: DocumentWriter | None = None
-        for old in folder.glob("*.parquet*") if folder.is_dir() else ():
-            old.unlink()
-
-    def add(self, document: dict[str, Any]) -> None:
-        if self._writer is None:
-            self._writer = DocumentWriter(self._folder / f"{self._number:05d}.parquet", self._schema)
-            self._number += 1
-        metadata = {name: document[name] for name in ("source", "license", "url", "variety")}
-        self._writer.add({"text": document["text"], "metadata": metadata})
-        if self._writer.total_bytes >= self._most:
-            self.close()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = None

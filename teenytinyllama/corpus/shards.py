@@ -7,7 +7,6 @@ groups; a file of another kind is one shard.
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,16 @@ from numpy.typing import NDArray
 from ..checks import InputError, ensure
 from ..data.input_files import SUFFIXES, first_line, kind_of, resolve_files
 from ..data.instructions import read_origin
-from ..data.readers import characters, choose_text_column, is_text, lines_of, open_parquet, read_records, read_rows
+from ..data.readers import (
+    batches,
+    characters,
+    choose_text_column,
+    is_text,
+    lines_of,
+    open_parquet,
+    read_records,
+    read_rows,
+)
 from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
 from ..passport.text_statistics import fields_of, year_of
@@ -356,23 +364,13 @@ def _parquet_columns(key: str, path: Path, source: SourceConfig) -> list[str]:
 
 
 def _parquet_records(key: str, path: Path, shard: WorkShard, columns: list[str] | None) -> _Records:
-    """Yield the rows of the row groups that a shard reads, and those with cells that cannot be read."""
-    import pyarrow
-
+    """Yield the rows of a shard, of whose row groups alone are read, and those with cells that cannot be read."""
     with open_parquet(key, path) as file:
-        bounds = [0, *itertools.accumulate(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))]
-        groups = [number for number, (first, end) in enumerate(itertools.pairwise(bounds))
-                  if end > shard.first and (shard.end is None or first < shard.end)]  # fmt: skip
-        row = bounds[groups[0]] if groups else 0
-        try:
-            for batch in file.iter_batches(batch_size=256, columns=columns, row_groups=groups):
-                try:
-                    yield from enumerate(batch.to_pylist(), row)
-                except (UnicodeDecodeError, OverflowError, ValueError):
-                    yield from _rows_one_by_one(batch, row, shard)
-                row += batch.num_rows
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
+        for row, batch in batches(key, path, file, columns, (shard.first, shard.end)):
+            try:
+                yield from enumerate(batch.to_pylist(), row)
+            except (UnicodeDecodeError, OverflowError, ValueError):
+                yield from _rows_one_by_one(batch, row, shard)
 
 
 def _rows_one_by_one(batch: Any, first: int, shard: WorkShard) -> _Records:
@@ -415,14 +413,6 @@ def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft | Bro
                 yield row + 1, BrokenRow(f"{shard.name}:{row + 2}", f"damaged from here on ({why})", "")
     key = f"sources.{shard.source}.inputs"
     ensure(row >= 0, f"{key}={path}: holds no answer of a server, a record `response` ({why}). Is it a web archive?")
-
-
-def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write an array so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.save(file, array)
-    partial.replace(path)
 
 
 def text_hash(text: str) -> int:

@@ -16,6 +16,8 @@ from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_
 
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
+Part = tuple[int, int | None]  # first row, and the one after the last (None: all that follow)
+WHOLE: Part = (0, None)
 _PARQUET_BUFFER_BYTES = 1 << 20
 _ROWS_LOOKED_AT = 20  # first rows of a jsonl file, which show the keys that hold text
 _MOST_CELL_CHARS = 2**31 - 1  # of csv; the csv module's own limit is 131,072
@@ -94,7 +96,7 @@ def read_records(
     """
     if kind_of(path) == ".parquet":
         with open_parquet(key, path) as file:
-            for batch in _batches(key, path, file, columns):
+            for batch in batches(key, path, file, columns):
                 yield from _python_rows(key, path, batch)
     else:
         yield from (record for _, record in _text_records(key, path, encoding))
@@ -203,15 +205,26 @@ def open_parquet(key: str, path: Path) -> Iterator[Any]:
         yield file
 
 
-def _batches(key: str, path: Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
-    """Yield (number of rows before it, record batch) of an open parquet file; columns None: all of them."""
+def batches(
+    key: str, path: Path, file: Any, columns: list[str] | None, part: Part = WHOLE
+) -> Iterator[tuple[int, Any]]:
+    """Yield (number of rows before it, record batch of about 16 MB at most) of a part of an open parquet file."""
     import pyarrow
 
-    row = 0
+    first, end = part[0], file.metadata.num_rows if part[1] is None else part[1]
+    parts = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    bounds = [0, *itertools.accumulate(own.num_rows for own in parts)]
+    rows = 16 * _PARQUET_BUFFER_BYTES * bounds[-1] // max(1, sum(own.total_byte_size for own in parts))
+    groups = [group for group, (a, b) in enumerate(itertools.pairwise(bounds)) if a < end and b > first]
+    row = bounds[groups[0]] if groups else 0
     try:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield row, batch
+        for batch in file.iter_batches(max(1, min(256, rows)), columns=columns, row_groups=groups):
+            begin, stop = max(0, first - row), min(batch.num_rows, end - row)
+            if begin < stop:
+                yield row + begin, batch.slice(begin, stop - begin)
             row += batch.num_rows
+            if row >= end:
+                return
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
 
@@ -233,7 +246,7 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
         with_text = [field.name for field in schema if is_text(field.type)]
         text_column = choose_text_column(path, schema.names, with_text, text_column, metadata_column, str(path))
         columns = [text_column] + ([metadata_column] if metadata_column in schema.names else [])
-        for start, batch in _batches(key, path, file, columns):
+        for start, batch in batches(key, path, file, columns):
             texts, metadata = batch.column(text_column), batch.column(metadata_column) if len(columns) > 1 else None
             for index, cell in enumerate(texts):
                 try:

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,20 @@ def _powers() -> tuple[Hashes, Hashes]:
     return powers[0], powers[1]
 
 
+def hash_spans(codes: NDArray[Any], starts: Places, ends: Places) -> Hashes:
+    """Return a hash of each span of up to `PIECE_CHARACTERS` codes, the same wherever the span stands.
+
+    Args:
+        codes: (characters,) unsigned, such as code points.
+        starts: (spans,) the place of each span's first code.
+        ends: (spans,) the place behind its last one.
+    """
+    powers, inverses = _powers()
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.cumsum(codes * powers[: len(codes)], out=sums[1:])
+    return mix((sums[ends] - sums[starts]) * inverses[starts])
+
+
 def _hash_piece(piece: str) -> HashedWords:
     codes = np.frombuffer(piece.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     forms = _plain_forms()[np.minimum(codes, _SKIPPED)]  # letters beyond U+FFFE part words
@@ -93,17 +108,14 @@ def _hash_piece(piece: str) -> HashedWords:
     inside[1:-1] = forms != _SEPARATOR
     edges = np.flatnonzero(np.diff(inside))
     starts, ends = edges[0::2], edges[1::2]
-    powers, inverses = _powers()
-    sums = np.zeros(len(forms) + 1, dtype=np.uint64)
-    np.cumsum(forms * powers[: len(forms)], out=sums[1:])
-    hashes = mix((sums[ends] - sums[starts]) * inverses[starts])
+    hashes = hash_spans(forms, starts, ends)
     if kept is not None:
         kept = np.append(kept, len(codes))
         starts, ends = kept[starts], kept[ends]
     return HashedWords(hashes, starts, ends)
 
 
-def _pieces(text: str) -> Iterator[tuple[int, str]]:
+def pieces_of(text: str) -> Iterator[tuple[int, str]]:
     """Cut a text at white space into pieces that are hashed at once, each with its place."""
     start = 0
     while len(text) - start > PIECE_CHARACTERS:
@@ -120,7 +132,7 @@ def hash_words(text: str) -> HashedWords:
 
     A word of more than a thousand characters may count as two where a piece of a very long text ends.
     """
-    parts = [(start, _hash_piece(piece)) for start, piece in _pieces(text)]
+    parts = [(start, _hash_piece(piece)) for start, piece in pieces_of(text)]
     if len(parts) == 1:
         return parts[0][1]
     return HashedWords(
