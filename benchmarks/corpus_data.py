@@ -31,10 +31,12 @@ def files_of_data() -> list[Path]:
 
 
 def peak_mb(process: str = "self") -> float:
-    """Return the peak memory of a process in MB; on Linux without what its parent held before it."""
+    """Return the peak memory of a process in MB, 0 for one that has ended; on Linux without its parent's before it."""
     status = Path(f"/proc/{process}/status")
+    if process == "self" and not status.exists():
+        return peak_rss_mb()
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), peak_rss_mb())
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 # --- texts
