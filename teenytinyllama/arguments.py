@@ -128,7 +128,8 @@ def _describe(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
     if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+        known = [str(value).lower() if isinstance(value, bool) else str(value) for value in typing.get_args(hint)]
+        return known[0] if len(known) == 1 else "one of " + ", ".join(known)
     if typing.get_origin(hint) in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_describe(part) for part in typing.get_args(hint)))
     if hint is type(None):
@@ -153,7 +154,8 @@ def _convert(value: Any, hint: Any) -> Any:
         parts = sorted(typing.get_args(hint), key=lambda part: part is str)  # text takes anything quoted: try it last
         return next((out for part in parts if (out := _convert(value, part)) is not _REFUSED), _REFUSED)
     if origin is Literal:
-        return value if value in typing.get_args(hint) and not isinstance(value, bool) else _REFUSED
+        known = typing.get_args(hint)  # 0 is not false, and 1 is not true
+        return value if any(value == one and type(value) is type(one) for one in known) else _REFUSED
     if hint in (None, type(None)):
         return None if value is None else _REFUSED
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

@@ -136,6 +136,13 @@ def tokenizer(config: Any) -> None:
     build_tokenizer(config)
 
 
+def corpus(config: Any) -> None:
+    """Make a clean, documented corpus out of raw pages and texts: cleaned, deduplicated, decontaminated, mixed."""
+    from .corpus.factory import build_corpus
+
+    print(build_corpus(config))
+
+
 def pack(config: Any) -> None:
     """Turn documents into fixed rows of tokens."""
     from .data.pack import pack as pack_corpus
@@ -267,6 +274,8 @@ VERBS: dict[str, Verb] = {
     "init": Verb(init, "cli:InitConfig", "begin", (Word("DIR", "the folder to make", "folder"),)),
     "plan": Verb(plan, "planning.config:PlanConfig", "begin"),
     "tokenizer": Verb(tokenizer, "tokenizer.train:TokenizerConfig", "data"),
+    "corpus": Verb(corpus, "corpus.config:BuildConfig", "data",
+                   after_signal="complete shards are kept; the same command goes on"),
     "pack": Verb(pack, "data.pack:PackConfig", "data",
                  after_signal="what is packed is kept; the same command goes on"),
     "conversations": Verb(conversations, "data.conversations:ConversationsConfig", "data"),

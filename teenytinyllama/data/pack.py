@@ -34,6 +34,7 @@ from ..checks import InputError, available_cores, ensure, ensure_disk_space
 from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter, move_energy_files
+from ..passport.provenance import corpora_of
 from ..stage_folder import (
     EMISSIONS_NAME,
     JOURNAL_NAME,
@@ -277,7 +278,10 @@ def pack(config: PackConfig) -> Path:
             with DocumentEncoder(tokenizer, dtype, num_workers) as encoder:
                 _encode_all(corpus, encoder, journal, num_documents, energy)
             journal.close()
-        _finish(place, config, journal, {"plan": plan, "plan_sha256": sha256_json(plan)}, len(tokenizer))
+        # Not of the plan: a passport that is written again changes no row.
+        corpora = corpora_of([file.path for file in (*corpus.files, *corpus.validation_files)], set(inputs.values()))
+        told = {"plan": plan, "plan_sha256": sha256_json(plan), **({"corpora": corpora} if corpora else {})}
+        _finish(place, config, journal, told, len(tokenizer))
     return output
 
 

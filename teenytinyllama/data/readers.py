@@ -16,6 +16,8 @@ from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_
 
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
 
+Part = tuple[int, int | None]  # first row, and the one after the last (None: all that follow)
+WHOLE: Part = (0, None)
 _PARQUET_BUFFER_BYTES = 1 << 20
 _ROWS_LOOKED_AT = 20  # first rows of a jsonl file, which show the keys that hold text
 _MOST_CELL_CHARS = 2**31 - 1  # of csv; the csv module's own limit is 131,072
@@ -93,8 +95,8 @@ def read_records(
         InputError: a damaged file, or one that holds no objects; the message names the file and the row or line.
     """
     if kind_of(path) == ".parquet":
-        with _open_parquet(key, path) as file:
-            for batch in _batches(key, path, file, columns):
+        with open_parquet(key, path) as file:
+            for batch in batches(key, path, file, columns):
                 yield from _python_rows(key, path, batch)
     else:
         yield from (record for _, record in _text_records(key, path, encoding))
@@ -128,7 +130,7 @@ def text_column_of(names: Sequence[str], with_text: Collection[str], wanted: str
     return None
 
 
-def _choose_text_column(
+def choose_text_column(
     path: Path, names: Sequence[str], with_text: Collection[str], wanted: str, metadata_column: str, where: str
 ) -> str:
     """Return the column of the texts; the user is told of one that the config does not name.
@@ -177,7 +179,12 @@ def _not_utf_8(key: str, path: Path, where: str, error: UnicodeDecodeError) -> I
 
 
 @contextlib.contextmanager
-def _open_parquet(key: str, path: Path) -> Iterator[Any]:
+def open_parquet(key: str, path: Path) -> Iterator[Any]:
+    """Open a parquet file for reading row by row.
+
+    Raises:
+        InputError: it is none, or has a column's name twice.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -198,15 +205,26 @@ def _open_parquet(key: str, path: Path) -> Iterator[Any]:
         yield file
 
 
-def _batches(key: str, path: Path, file: Any, columns: list[str] | None) -> Iterator[Any]:
-    """Yield (number of rows before it, record batch) of an open parquet file; columns None: all of them."""
+def batches(
+    key: str, path: Path, file: Any, columns: list[str] | None, part: Part = WHOLE
+) -> Iterator[tuple[int, Any]]:
+    """Yield (number of rows before it, record batch of about 16 MB at most) of a part of an open parquet file."""
     import pyarrow
 
-    row = 0
+    first, end = part[0], file.metadata.num_rows if part[1] is None else part[1]
+    parts = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    bounds = [0, *itertools.accumulate(own.num_rows for own in parts)]
+    rows = 16 * _PARQUET_BUFFER_BYTES * bounds[-1] // max(1, sum(own.total_byte_size for own in parts))
+    groups = [group for group, (a, b) in enumerate(itertools.pairwise(bounds)) if a < end and b > first]
+    row = bounds[groups[0]] if groups else 0
     try:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            yield row, batch
+        for batch in file.iter_batches(max(1, min(256, rows)), columns=columns, row_groups=groups):
+            begin, stop = max(0, first - row), min(batch.num_rows, end - row)
+            if begin < stop:
+                yield row + begin, batch.slice(begin, stop - begin)
             row += batch.num_rows
+            if row >= end:
+                return
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
 
@@ -223,12 +241,12 @@ def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[s
 
 
 def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) -> Iterator[tuple[Any, Any]]:
-    with _open_parquet(key, path) as file:
+    with open_parquet(key, path) as file:
         schema = file.schema_arrow
-        with_text = [field.name for field in schema if _is_text(field.type)]
-        text_column = _choose_text_column(path, schema.names, with_text, text_column, metadata_column, str(path))
+        with_text = [field.name for field in schema if is_text(field.type)]
+        text_column = choose_text_column(path, schema.names, with_text, text_column, metadata_column, str(path))
         columns = [text_column] + ([metadata_column] if metadata_column in schema.names else [])
-        for start, batch in _batches(key, path, file, columns):
+        for start, batch in batches(key, path, file, columns):
             texts, metadata = batch.column(text_column), batch.column(metadata_column) if len(columns) > 1 else None
             for index, cell in enumerate(texts):
                 try:
@@ -239,7 +257,8 @@ def _read_parquet(key: str, path: Path, text_column: str, metadata_column: str) 
                     raise InputError(f"{key}={path}: row {start + index + 1} cannot be read ({error}).") from error
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Return whether a column of this pyarrow type holds text."""
     import pyarrow.types
 
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
@@ -318,7 +337,7 @@ def _read_texts(
     values = {name: [record.get(name) for _, record in first if record.get(name) is not None] for name in names}
     with_text = [name for name, found in values.items() if found and all(isinstance(value, str) for value in found)]
     where = str(path) if kind_of(path) in TABLE_SUFFIXES else f"{first[0][0]} of {path}"
-    text_column = _choose_text_column(path, names, with_text, text_column, metadata_column, where)
+    text_column = choose_text_column(path, names, with_text, text_column, metadata_column, where)
     for place, record in itertools.chain(first, records):
         ensure(
             text_column in record,

@@ -36,12 +36,13 @@ from ..data.readers import read_records, text_column_of
 from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
 from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS, Message
 from ..stage_folder import CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, find_manifest, sha256_file
+from .corpus_content import corpus_inputs
 from .dataset_shards import DatasetContent, DatasetRow
 from .safety import inside
 
 _CORPUS_KEYS = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
 _INPUTS_FIX = "Publish the files themselves, or prepare the folder again."
-_STAGE_KINDS = {"pack": "packed", "conversations": "instructions", "preferences": "preferences"}
+_STAGE_KINDS = {"corpus": "corpus", "pack": "packed", "conversations": "instructions", "preferences": "preferences"}
 _RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 _KNOWN_FORMS = (
@@ -177,6 +178,10 @@ def _of_stage(folder: Path, stage: str, options: DatasetOptions) -> DatasetConte
     kind = _STAGE_KINDS[stage]
     ensure(options.kind in ("auto", kind), f"kind={options.kind}: {folder} holds {kind}. Leave --kind out.")
     _refuse(options, (*options.corpus_keys(), "packed"), f"a folder of {stage!r}")
+    if kind == "corpus":
+        inputs, settings, facts = corpus_inputs(folder)
+        content = corpus_content(inputs, settings, options)
+        return replace(content, facts=content.facts | facts, identity={"inputs": [folder.resolve().name]})
     if kind == "packed":
         return packed_content(folder)
     return conversations_content(folder) if kind == "instructions" else preferences_content([], options, folder)

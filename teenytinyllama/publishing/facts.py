@@ -111,6 +111,12 @@ class CardFacts:
         return [name for name in names if isinstance(name, str) and is_hub_id(name)] if isinstance(names, list) else []
 
     @property
+    def corpora(self) -> list[dict[str, Any]]:
+        """Return the corpora of `ttl corpus` that the training data is of, as packing noted them; see provenance.py."""
+        found = self.run["data"].get("corpora")
+        return [corpus for corpus in found if isinstance(corpus, dict)] if isinstance(found, list) else []
+
+    @property
     def links(self) -> list[str]:
         """Return the files of the folder that a reader may want."""
         return [name for name in _LINKED if name in self.files]

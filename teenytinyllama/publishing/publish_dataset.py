@@ -15,6 +15,7 @@ from ..checks import RunFailedError, ensure, hub_license
 from ..data.input_files import hub_datasets
 from ..data.instructions import SPLITS
 from ..stage_folder import CARD_NAME, DATASET_RECORD_NAME, __version__, package_commit, versions
+from .corpus_content import license_of_whole, passport_files
 from .dataset_content import DatasetOptions, read_content
 from .dataset_shards import (
     DATA_FOLDER,
@@ -30,7 +31,15 @@ from .dataset_shards import (
 from .hub import open_hub
 from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from .safety import Upload, UploadFile, check_repository, record_file
-from .wording import Language, Markdown, card_environment, card_languages, one_line, without_place
+from .wording import (
+    Language,
+    Markdown,
+    card_environment,
+    card_languages,
+    command_without_places,
+    one_line,
+    without_place,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -103,7 +112,7 @@ def front_matter(described: Described) -> dict[str, Any]:
     hub_inputs = hub_datasets(list(described.source))
     return {
         "language": ["pt"],
-        **license_metadata(described.counts.licenses()),
+        **(license_of_whole(described.content.facts) or license_metadata(described.counts.licenses())),
         "pretty_name": described.name.rsplit("/", 1)[-1],
         "size_categories": [size_category(sum(split["rows"] for split in splits))],
         "task_categories": ["text-generation"],
@@ -153,10 +162,11 @@ def render_licenses(described: Described) -> str:
 def describe_making(described: Described) -> dict[str, Any]:
     """Return what made the data: the manifests' own words and this publication's, for the card and `dataset.json`."""
     facts = described.content.facts
-    steps = [manifest for manifest in (facts.get("packing"), facts.get("prepared")) if manifest]
+    steps = [manifest for name in ("built", "packing", "prepared") if (manifest := facts.get(name))]
     return {
         "steps": [
-            {name: step.get(name) for name in ("stage", "command", "created", "package_version", "commit", "versions")}
+            {name: step.get(name) for name in ("stage", "created", "package_version", "commit", "versions")}
+            | {"command": command_without_places(step.get("command") or "")}
             for step in steps
         ],
         "command": publish_command(described),
@@ -212,6 +222,7 @@ def _body(described: Described, language: Language) -> str:
         unit=unit,
         total={column: sum(row[column] for row in sources) for column in ("rows", "validation_rows", "bytes", unit)},
         restricted=restrictions(described.counts.licenses()),
+        passport=facts.get("passport"),
         facts={"packing": None, "context": None, "dropped": {}, "validation_fraction": None, **facts},
         inputs=dict(list(described.content.inputs.items())[:_MOST_LISTED]),
         num_inputs=len(described.content.inputs),
@@ -301,6 +312,7 @@ def dataset_uploads(source: list[str], repository: str, staging: Path, options: 
     files = [UploadFile(CARD_NAME, render_dataset_card(described).encode())]
     if license_metadata(counts.licenses())["license"] == "other":
         files.append(UploadFile(LICENSE_NAME, render_licenses(described).encode()))
+    files += passport_files(content.facts)
     data = [UploadFile(shard.path, staging / shard.path) for shard in shards]
     files.append(_record(described, [file.path for file in [*files, *data]]))
     rows = sum(shard.rows for shard in shards)

@@ -371,6 +371,7 @@ def describe_data(config: Any, plan: PretrainPlan) -> dict[str, Any]:
         "hub_datasets": hub_datasets(manifest["config"]["inputs"]),
         "tokenizer_sha256": manifest["tokenizer_sha256"],
         "packed_sha256": manifest["hashes"]["train.npy"],
+        **({"corpora": manifest["corpora"]} if "corpora" in manifest else {}),
         "sources": manifest["sources"],
         "validation_sources": manifest["validation_sources"],
         "train_tokens": manifest["train_tokens"],

@@ -1,0 +1,210 @@
+"""The config of `ttl corpus`: sources with their licences, the steps and their settings, and how the work is run."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..arguments import build, check_types
+from ..checks import InputError, ensure, model_license
+
+# Of 60 % of text and 40 % of instructions and the like, a source may be read so often: the value of repeated text falls
+# slowly up to four epochs (Muennighoff et al. 2023, arXiv 2305.16264).
+MAX_EPOCHS = 4.0
+StepSettings = dict[str, Any] | Literal[False]
+# The keys of steps, each a mapping of settings or false.
+STEP_NAMES = ("html", "normalise", "boilerplate", "language", "variety", "quality", "personal_data", "duplicates",
+              "toxicity", "decontamination")  # fmt: skip
+
+
+@dataclass
+class SourceConfig:
+    """One source of a corpus: where its documents are, whose they are, and how much of the corpus they become."""
+
+    inputs: list[str] = field(
+        metadata={"help": "files, folders, globs or hf://datasets/user/name@commit: parquet, jsonl, json, csv, tsv, "
+                          "txt, html, warc"}
+    )  # fmt: skip
+    license: str = field(metadata={"help": "licence of the source, by the Hub's name, or `public-domain`, `other`"})
+    url: str = field(default="", metadata={"help": "where the source comes from, for the passport"})
+    revision: str = field(default="", metadata={"help": "version or date of the source, for the passport"})
+    register: str = field(
+        default="", metadata={"help": "kind of text: law, fiction, news, speech, documentation, web, …"}
+    )
+    text_column: str = field(default="text", metadata={"help": "column or key that holds the text"})
+    html_column: str | None = field(
+        default=None, metadata={"help": "column that holds HTML pages instead; files .html need none"}
+    )
+    url_column: str | None = field(default=None, metadata={"help": "column with the address of each document"})
+    metadata_column: str = field(default="metadata", metadata={"help": "optional column, see `ttl pack`"})
+    conversations: bool = field(
+        default=False, metadata={"help": "rows are instructions: they are written as turns of text"}
+    )
+    txt_unit: Literal["file", "line"] = field(default="file", metadata={"help": "see `ttl pack`"})
+    encoding: str | None = field(default=None, metadata={"help": "see `ttl pack`"})
+    weight: float = field(
+        default=1.0, metadata={"help": "times that the source is read; with a fraction, of its documents"}
+    )
+    share: float | None = field(
+        default=None, metadata={"help": "of the corpus in tokens, instead of a weight; then all sources have one"}
+    )
+    max_epochs: float = field(default=MAX_EPOCHS, metadata={"help": "most times that the source may be read"})
+    steps: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "settings of steps for this source alone, as at the top of the config"}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the source by itself.
+
+        Raises:
+            InputError: no input, no known licence, or a weight that cannot be.
+        """
+        ensure(self.inputs, "inputs: is empty. Give at least one file, folder or dataset.")
+        ensure(self.license, "license: is missing. Nobody may use a corpus whose licence is not known.")
+        self.license = (
+            self.license if self.license in ("public-domain", "other") else model_license("license", self.license)
+        )
+        for name in ("weight", "share", "max_epochs"):
+            value = getattr(self, name)
+            ensure(value is None or value > 0, f"{name}={value}: must be positive. Leave the source out instead of 0.")
+        ensure(self.share is None or self.share <= 1, f"share={self.share}: must be at most 1.")
+        ensure(
+            self.share is not None or self.weight <= self.max_epochs,
+            f"weight={self.weight:g}: more than max_epochs={self.max_epochs:g} times. Lower one, or raise the other.",
+        )
+
+
+def nested(cls: type, where: str, values: Any) -> Any:
+    """Return a dataclass made from a mapping inside the config; messages say where it stands.
+
+    Raises:
+        InputError: it is no mapping, or the class refuses it.
+    """
+    ensure(isinstance(values, dict), f"{where}={values}: must be a mapping of keys.")
+    try:
+        return build(cls, check_types(cls, values))
+    except InputError as error:
+        raise type(error)(f"{where}.{error}") from error
+
+
+@dataclass
+class MixingConfig:
+    """How the cleaned sources become the corpus."""
+
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "tokenizer that counts the tokens; null: a token is taken as 4 bytes, and said so"},
+    )
+    total_tokens: float | None = field(
+        default=None, metadata={"help": "with shares: tokens of the corpus; null: the most that max_epochs allow"}
+    )
+    upsample_by_cluster: bool = field(
+        default=False, metadata={"help": "read a document more often that had near-duplicates, by FineWeb-2's steps"}
+    )
+    validation_fraction: float = field(
+        default=0.0, metadata={"help": "share of the documents held out, as by `ttl pack`"}
+    )
+    shard_megabytes: int = field(default=256, metadata={"help": "size of the parquet files"})
+
+
+@dataclass
+class BuildConfig:
+    """`ttl corpus`: from raw sources to a documented corpus."""
+
+    output_dir: str = field(metadata={"help": "folder for the corpus, its passport, and the work on the way"})
+    sources: dict[str, Any] = field(
+        metadata={
+            "help": "the sources by name; recipes/configs/corpus.yaml has their keys and those of the steps (ttl init)"
+        }
+    )
+    html: StepSettings = field(default_factory=dict, metadata={"help": "text out of HTML pages; false: left out"})
+    normalise: StepSettings = field(
+        default_factory=dict,
+        metadata={"help": "composed accents, repaired mojibake, no control characters; false: left out"},
+    )
+    boilerplate: StepSettings = field(
+        default_factory=dict,
+        metadata={"help": "lines that are no text: menus, cookies, page headers, attendance lists; false: left out"},
+    )
+    language: StepSettings = field(
+        default_factory=dict, metadata={"help": "documents in other languages; false: left out"}
+    )
+    variety: StepSettings = field(
+        default_factory=dict,
+        metadata={"help": "Brazilian and European Portuguese, told apart and perhaps filtered; false: left out"},
+    )
+    quality: StepSettings = field(
+        default_factory=dict,
+        metadata={
+            "help": "the rules of Gopher, C4 and FineWeb with FineWeb-2's limits for Portuguese; false: left out"
+        },
+    )
+    personal_data: StepSettings = field(
+        default_factory=dict,
+        metadata={"help": "e-mail, telephone, CPF, CNPJ, NIF, CEP and IP, masked; false: left out"},
+    )
+    duplicates: StepSettings = field(
+        default_factory=dict,
+        metadata={
+            "help": "exact and near duplicates; `prefer` lists the sources whose documents stay first; false: left out"
+        },
+    )
+    toxicity: StepSettings = field(
+        default=False,
+        metadata={"help": "settings of the step that drops toxic documents by a classifier; false: left out"},
+    )
+    decontamination: StepSettings = field(
+        default=False,
+        metadata={"help": "settings of the step that removes items of evaluation sets, with `sets`: name -> inputs and "
+                          "columns; false: left out"},
+    )  # fmt: skip
+    mixing: dict[str, Any] = field(default_factory=dict, metadata={"help": "weights, tokens and held-out documents"})
+    executor: Literal["local", "slurm", "ray"] = field(default="local", metadata={"help": "who runs the shards"})
+    workers: int | None = field(default=None, metadata={"help": "shards worked on at once; null: one a core"})
+    slurm: dict[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "with executor slurm: partition, time, cpus_per_task, mem_per_cpu_gb, …"},
+    )
+    shard_rows_megabytes: int = field(
+        default=64, metadata={"help": "most of a source that one shard of the work reads"}
+    )
+    sample: int | None = field(
+        default=None,
+        metadata={"help": "work on so many documents of each source alone, chosen by a hash, and write no corpus but "
+                          "sample.html: what is kept and dropped side by side, with each rule's value and limit"},
+    )  # fmt: skip
+    max_broken_share: float = field(
+        default=0.01, metadata={"help": "share of rows that cannot be read from which a source is refused"}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the sources, and their weights against each other.
+
+        Raises:
+            InputError: no source, one that cannot be, or shares that do not add up to 1.
+        """
+        ensure(isinstance(self.sources, dict) and self.sources, "sources: is empty. Name at least one source.")
+        self.source_configs: dict[str, SourceConfig] = {
+            name: nested(SourceConfig, f"sources.{name}", values) for name, values in self.sources.items()
+        }
+        for name in STEP_NAMES:
+            value = getattr(self, name)
+            ensure(
+                isinstance(value, dict) or value is False,
+                f"{name}={value}: must be a mapping of settings, or false to leave the step out.",
+            )
+        self.mixing_config: MixingConfig = nested(MixingConfig, "mixing", self.mixing)
+        shares = {name: source.share for name, source in self.source_configs.items()}
+        given = [share for share in shares.values() if share is not None]
+        missing = [name for name, share in shares.items() if share is None]
+        ensure(
+            not given or not missing,
+            f"sources: {', '.join(missing[:3])} have no share, and others have one. Give each source a share, or none.",
+        )
+        ensure(
+            not given or abs(sum(given) - 1) < 1e-6,
+            f"sources: the shares add up to {sum(given):.4g}. They must add up to 1.",
+        )
+        ensure(
+            self.mixing_config.total_tokens is None or given,
+            f"mixing.total_tokens={self.mixing_config.total_tokens}: needs a share of every source.",
+        )
+        ensure(self.sample is None or self.sample > 0, f"sample={self.sample}: must be at least 1.")

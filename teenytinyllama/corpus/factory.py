@@ -1,0 +1,294 @@
+"""`ttl corpus`: the phases of the corpus stage one after the other, each in a folder that its settings name."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..arguments import write_yaml
+from ..checks import InputError, counted, ensure_packages
+from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
+from ..data.input_files import SourceFile, hash_files, resolve_files
+from ..passport.passport import make_passport, read_statistics, write_passport
+from ..passport.sample_page import write_sample
+from ..stage_folder import StageFolder, __version__, lock_run_folder, sha256_file, sha256_json
+from .chain import build_chain, ensure_packages_of
+from .config import STEP_NAMES, BuildConfig, nested
+from .documents import read_seconds
+from .funnel import Funnel
+from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index, forget_indexes
+from .shards import WorkShard, plan_shards, write_plan
+
+_WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
+_SAME_COMMAND = "When they have ended, the same command writes the corpus's passport, or hands in again what failed."
+# Settings that change how the work is done, and not what comes out.
+_NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
+
+
+def build_corpus(config: BuildConfig) -> Path:
+    """Make the corpus, or go on where a start was stopped, and return its folder.
+
+    With `sample` the steps work on few documents of each source, and the page that shows them is written and returned.
+    What else lies in the folder stays as it is.
+
+    Raises:
+        InputError: a source, a step or a setting is refused, before work starts; or nothing is left of the corpus.
+        RunFailedError: a task failed.
+    """
+    ensure_packages("corpus", "datatrove")
+    from .engine import started_engine
+
+    chains = [build_chain(config, name) for name in config.source_configs]
+    for chain in chains:
+        ensure_packages_of(chain)
+    if config.duplicates is not False:
+        duplicates_config(config)
+    forget_indexes()
+    index = evaluation_index(config)
+    models = check_models(config)
+    shards = plan_shards(config)
+    folder = Path(config.output_dir)
+    lock = lock_run_folder(folder)
+    try:
+        files = list({shard.path: SourceFile(shard.name, Path(shard.path)) for shard in shards}.values())
+        hashes = hash_files(files, recognise=False)
+        by_path = dict(zip((str(file.path) for file in files), hashes.values(), strict=True))
+        sets = _evaluation_files(config) if index is not None else {}
+        _refuse_evaluation_data(shards, by_path, sets)
+        places = _write_plan(config, shards, hashes, {"sets": sets, **models}, folder)
+        with started_engine(config.executor, config.workers, config.slurm):
+            complete = _run_phases(config, places, len(shards), has_sets=index is not None)
+        if complete and config.sample is not None:
+            return write_sample(config, places, shards, folder)
+        if complete:
+            _finish(config, places, folder, hashes)
+    finally:
+        lock.release()
+    return folder
+
+
+def check_models(config: BuildConfig) -> dict[str, str]:
+    """Return an identity of each model that the config names, by its key; all are loaded once.
+
+    Raises:
+        InputError: one is not there, or is of another kind; before any work, and not when its step begins.
+    """
+    found: dict[str, str] = {}
+    if config.toxicity is not False:
+        from ..models import weights_identity
+
+        settings = nested(ToxicityConfig, "toxicity", config.toxicity)
+        try:
+            found["toxicity.model"] = weights_identity(settings.model, settings.revision)
+            ToxicityScorer(settings)
+        except InputError as error:  # of a stage whose key of the model has another name
+            raise type(error)(str(error).replace("name_or_path=", "toxicity.model=", 1)) from error
+    else:
+        print("warning: toxicity is left out: no classifier is named. The passport says so.", flush=True)
+    name = config.mixing_config.tokenizer
+    if name is not None:
+        from ..models import load_tokenizer
+        from ..tokenizer.encode import tokenizer_fingerprint
+
+        found["mixing.tokenizer"] = tokenizer_fingerprint(load_tokenizer("mixing.tokenizer", name))
+    return found
+
+
+def _evaluation_files(config: BuildConfig) -> dict[str, dict[str, str]]:
+    """Return the sha256 of the files of each evaluation set, by their paths."""
+    assert config.decontamination is not False
+    return {
+        name: {str(file.path): sha256_file(file.path)
+               for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))}
+        for name, place in config.decontamination["sets"].items()
+    }  # fmt: skip
+
+
+def _refuse_evaluation_data(shards: list[WorkShard], hashes: dict[str, str], sets: dict[str, dict[str, str]]) -> None:
+    """Refuse a source with a file of an evaluation set, or with a copy of one under whatever name.
+
+    Args:
+        shards: of all sources.
+        hashes: sha256 of their files by path.
+        sets: sha256 of the files of each evaluation set by path.
+
+    Raises:
+        InputError: a file is both.
+    """
+    known = {digest: (name, path) for name, files in sets.items() for path, digest in files.items()}
+    for shard in shards:
+        if hashes[shard.path] in known:
+            name, path = known[hashes[shard.path]]
+            what = "a file" if Path(path).resolve() == Path(shard.path).resolve() else f"a copy of {path}, a file"
+            raise InputError(
+                f"sources.{shard.source}.inputs={shard.path}: is {what} of the evaluation set {name}. A corpus must "
+                "not hold what models are measured by. Leave it out."
+            )
+
+
+def _write_plan(
+    config: BuildConfig, shards: list[WorkShard], hashes: dict[str, str], more: dict[str, Any], folder: Path
+) -> dict[str, Path]:
+    """Write config and shards into the folder of this work, and return the folders of its phases.
+
+    The name of a phase's folder ends with a hash of all that decides what the phase makes, the phases before included.
+
+    Args:
+        config: of the corpus.
+        shards: of all sources.
+        hashes: sha256 of their files.
+        more: hashes of what else decides: `sets`, and models by their keys.
+        folder: of the corpus.
+    """
+    values = {name: value for name, value in asdict(config).items() if name not in _NOT_THE_RESULT}
+    reading = {"sources": {name: {key: value for key, value in vars(source).items()
+                                  if key not in ("weight", "share", "max_epochs", "url", "revision", "register")}
+                           for name, source in config.source_configs.items()},
+               "files": hashes, "shards": [asdict(shard) for shard in shards], "sample": config.sample,
+               "version": __version__}  # fmt: skip
+    cleaning = {name: values[name] for name in STEP_NAMES[:-3]}
+    decided: dict[str, Any] = {
+        "clean": [reading, cleaning, values["duplicates"]],
+        "duplicates": values["duplicates"],
+        "phrases": [values["decontamination"], more["sets"]],
+        "finish": [values["toxicity"], values["mixing"].get("tokenizer"), more],
+        "mix": [values["mixing"], {name: [source.weight, source.share, source.max_epochs] for name, source in
+                                   config.source_configs.items()}],
+    }  # fmt: skip
+    places: dict[str, Path] = {}
+    digest = ""
+    for phase, content in decided.items():
+        digest = sha256_json([digest, content])
+        places[phase] = folder / _WORK / f"{phase}-{digest[:12]}"
+    work = folder / _WORK / f"plan-{digest[:12]}"
+    work.mkdir(parents=True, exist_ok=True)
+    write_yaml(work / CONFIG_FILE, {**values, "output_dir": str(folder)})
+    write_plan(work / PLAN_FILE, shards)
+    return {"plan": work, **places}
+
+
+def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has_sets: bool) -> bool:
+    """Run the phases; return whether all is done, which under Slurm it is not when the jobs are handed in."""
+    from .engine import jobs_in_queue, make_executor, missing_tasks, note_jobs, run_executor, say_failures
+
+    text = {name: str(place) for name, place in places.items()}
+    duplicates = text["duplicates"] if config.duplicates is not False else ""
+    common = {"work": text["plan"], "clean": text["clean"]}
+    phases: list[tuple[str, str, int, dict[str, Any]]] = [("clean", "clean_shard", tasks, common)]
+    if duplicates:
+        phases.append(("duplicates", "find_all_duplicates", 1, {**common, "duplicates": duplicates}))
+    if has_sets:
+        counting = {**common, "duplicates": duplicates, "phrases": text["phrases"]}
+        phases.append(("phrases", "count_phrases", tasks, counting))
+    finishing = {**common, "duplicates": duplicates, "phrases": text["phrases"], "finish": text["finish"]}
+    phases.append(("finish", "finish_shard", tasks, finishing))
+    if config.sample is None:
+        phases.append(("mix", "mix", 1, {"work": text["plan"], "finish": text["finish"], "output": text["mix"]}))
+    executors: list[Any] = []
+    jobs_file, total = places["plan"] / "jobs.json", sum(count for _, _, count, _ in phases)
+
+    def missing() -> int:
+        return sum(missing_tasks(places[phase], count) for phase, _, count, _ in phases)
+
+    if config.executor == "slurm" and (waiting := jobs_in_queue(jobs_file)):
+        where = f"{counted(len(waiting), 'job')} of this corpus in its queue ({', '.join(waiting)})"
+        done = f"{total - missing():,} of {counted(total, 'task')} are complete"
+        print(f"Slurm still has {where}; {done}. {_SAME_COMMAND}", flush=True)
+        return False
+    for phase, function, count, arguments in phases:
+        if config.executor == "slurm":
+            say_failures(places[phase], phase)
+        if phase == "mix" and not missing_tasks(places["finish"], tasks):
+            check_not_empty(config, read_funnel(places))
+        executors.append(make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
+                                       config.workers, config.slurm, executors[-1] if executors else None))  # fmt: skip
+        run_executor(executors[-1], phase)
+        if phase == "clean" and config.sample is None and not missing_tasks(places[phase], count):
+            check_broken_rows(config, places["clean"])
+    if config.executor == "slurm" and (jobs := note_jobs(jobs_file, executors)):
+        print(f"Handed in to Slurm: {counted(len(jobs), 'job')}, {', '.join(jobs)}, each waiting for the one before; "
+              f"`squeue --me` shows them. {_SAME_COMMAND}", flush=True)  # fmt: skip
+    return not missing()
+
+
+def check_broken_rows(config: BuildConfig, clean: Path) -> None:
+    """Check that few rows of each source cannot be read, and write those into one file, with the reason of each.
+
+    Raises:
+        InputError: more than `max_broken_share` of a source; where the first are stands in the message.
+    """
+    funnel = Funnel()
+    for path in sorted(clean.glob("[0-9]*.json")):
+        funnel.add(Funnel.read(path))
+    target = Path(config.output_dir) / _WORK / BROKEN_ROWS_NAME
+    lines = [line for path in sorted(clean.glob("[0-9]*.broken")) for line in path.read_text("utf-8").splitlines()]
+    target.unlink(missing_ok=True)
+    if lines:
+        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"{counted(len(lines), 'row')} cannot be read, and are kept aside in {target}", flush=True)
+    for name, steps in funnel.counts.items():
+        count = steps["read"]
+        broken = count.reasons["broken row"]
+        if broken <= config.max_broken_share * count.documents_in:
+            continue
+        places = {sample["place"] for sample in funnel.samples(name, "read", "broken row")}
+        own = [row for row in map(json.loads, lines) if row["place"] in places]
+        where = ", ".join(f"{row['place']} ({row['reason']})" for row in own[:3])
+        raise InputError(
+            f"sources.{name}: {broken:,} of {count.documents_in:,} rows cannot be read, more than "
+            f"max_broken_share={config.max_broken_share:g}; such as {where}. All of them are in {target}. Repair them, "
+            "or raise the share."
+        )
+
+
+def read_funnel(places: dict[str, Path]) -> Funnel:
+    """Return the funnel of all phases."""
+    funnel = Funnel()
+    for phase in ("clean", "finish"):
+        for path in sorted(places[phase].glob("[0-9]*.json")):
+            funnel.add(Funnel.read(path))
+    return funnel
+
+
+def check_not_empty(config: BuildConfig, funnel: Funnel) -> None:
+    """Check that documents are left: of any source, and of each one that has a share.
+
+    Raises:
+        InputError: none are; the message names the step that dropped the last ones.
+    """
+    empty = {name: funnel.emptied_by(name) for name in config.source_configs if not funnel.left_of(name)}
+    with_share = [name for name in empty if config.source_configs[name].share is not None]
+    fix = "Loosen that step (--sample 50 shows what it drops), or leave the source out."
+    if len(empty) == len(config.source_configs):
+        by = "; ".join(f"{name}: {step}" for name, step in empty.items())
+        raise InputError(f"sources: no document is left of any source. The last ones were dropped by {by}. {fix}")
+    if with_share:
+        name = with_share[0]
+        raise InputError(f"sources.{name}: no document is left, and it has a share. The last ones were dropped by "
+                         f"{empty[name]}. {fix}")  # fmt: skip
+
+
+def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: dict[str, str]) -> None:
+    """Move the corpus to its place and write its manifest."""
+    funnel = read_funnel(places)
+    for split in ("train", "validation"):
+        if (places["mix"] / split).is_dir():
+            target = folder / split
+            target.mkdir(exist_ok=True)
+            for path in target.glob("*.parquet"):
+                path.unlink()
+            for path in sorted((places["mix"] / split).glob("*.parquet")):
+                (target / path.name).hardlink_to(path)
+    figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
+    if config.duplicates is not False:
+        figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
+    seconds = {phase: read_seconds(place) for phase, place in places.items() if phase != "plan"}
+    files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
+             for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
+    passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
+    for warning in passport["licence"]["warnings"]:
+        print(f"warning: licence: {warning}", flush=True)
+    write_passport(folder, passport, funnel)
+    StageFolder(folder, "corpus", "corpus").finish(
+        {"config": asdict(config), "inputs": hashes, **figures, "seconds": seconds}
+    )

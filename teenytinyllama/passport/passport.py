@@ -1,0 +1,285 @@
+"""The passport of a corpus: where every byte came from, what is in it, what was dropped, and on which terms it stands.
+
+`passport.json` has all numbers, `passport.md` the tables, `passport.html` both with plots and samples; the page needs
+no network.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..corpus.config import BuildConfig
+from ..corpus.funnel import Funnel
+from ..planning.table import short
+from ..stage_folder import utc_now, write_json
+from .licences import NOT_KNOWN, OF_ITS_OWN, summarise_licences
+from .people import PEOPLES
+from .provenance import PASSPORT_NAME
+from .text_statistics import TextStatistics
+
+_SAMPLES_SHOWN = 12
+_MOST_LICENCE_NOTES = 20
+# Colours of plots, told apart by people who are colour-blind too (Okabe and Ito 2008), and grey for what is not known.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a800", "#7a5195", "#444444")
+_GREY = "#c8c8c8"
+_UNSAID = ("unknown", "not asked", "not said", "")
+
+
+def make_passport(
+    config: BuildConfig,
+    funnel: Funnel,
+    statistics: dict[str, TextStatistics],
+    figures: dict[str, Any],
+    hashes: dict[str, str],
+) -> dict[str, Any]:
+    """Return all numbers of a passport.
+
+    Args:
+        config: of the corpus.
+        funnel: of all steps.
+        statistics: of the cleaned documents by source.
+        figures: `shares`, `counted_by`, duplicates' counts.
+        hashes: sha256 of each file of the corpus.
+    """
+    shares = {share["source"]: share for share in figures["shares"]}
+    sources = {}
+    registers = Counter[str]()
+    for name, source in config.source_configs.items():
+        own = statistics.get(name, TextStatistics())
+        steps = {step: count.to_json() for step, count in funnel.counts.get(name, {}).items()}
+        registers[source.register or "not said"] += own.tokens
+        sources[name] = {
+            "license": source.license, "url": source.url, "revision": source.revision, "register": source.register,
+            "inputs": source.inputs, "steps": steps, "statistics": own.to_json(), "share": shares.get(name),
+        }  # fmt: skip
+    whole = TextStatistics()
+    for own in statistics.values():
+        whole.merge(own)
+    for kind in whole.examples:  # of several sources rather than of the first one
+        found = itertools.zip_longest(*(own.examples.get(kind, []) for own in statistics.values()))
+        whole.examples[kind] = [example for row in found for example in row if example][: len(whole.examples[kind])]
+    licence = asdict(summarise_licences(whole.licenses))
+    licence["warnings"] += licence_notes(funnel)
+    left_out = [name for name in ("toxicity", "decontamination") if getattr(config, name) is False]
+    return {"created": utc_now(), "sources": sources, "whole": whole.to_json(), "registers": dict(registers),
+            "figures": figures, "files": hashes, "licence": licence, "left_out": left_out}  # fmt: skip
+
+
+def licence_notes(funnel: Funnel) -> list[str]:
+    """Return what is to be said of documents whose metadata name another licence than their source, with counts."""
+    found = Counter[tuple[str, str]]()
+    for source, steps in funnel.counts.items():
+        for note, number in steps["read"].changes.items():
+            if note.startswith((NOT_KNOWN, OF_ITS_OWN)):
+                found[source, note] += number
+    notes = []
+    for (source, note), number in found.most_common(_MOST_LICENCE_NOTES):
+        if note.startswith(NOT_KNOWN):
+            notes.append(f"{source}: {number:,} documents read name a licence that is not known here, "
+                         f"“{note.removeprefix(NOT_KNOWN)}”. They go under the licence of the source.")  # fmt: skip
+        else:
+            notes.append(f"{source}: {number:,} documents read have a licence of their own, "
+                         f"{note.removeprefix(OF_ITS_OWN)}, and keep it.")  # fmt: skip
+    if len(found) > _MOST_LICENCE_NOTES:
+        notes.append(f"{len(found) - _MOST_LICENCE_NOTES:,} more licences that documents name and sources do not.")
+    return notes
+
+
+def write_passport(folder: Path, passport: dict[str, Any], funnel: Funnel) -> None:
+    """Write `passport.json`, `passport.md` and `passport.html` into the folder of a corpus."""
+    write_json(folder / PASSPORT_NAME, passport)
+    (folder / "passport.md").write_text(render_markdown(passport), encoding="utf-8")
+    (folder / "passport.html").write_text(render_page(passport, funnel), encoding="utf-8")
+
+
+_SOURCE_HEAD = ("source", "register", "licence", "documents read", "kept", "MB read", "MB kept", "words",
+                "unique tokens", "epochs", "tokens", "BR / PT / unknown %")  # fmt: skip
+_REASON_HEAD = ("source", "step", "reason", "documents", "of those that came")
+_WHO = ("men", "women", "not said")
+
+
+def _source_rows(passport: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, source in passport["sources"].items():
+        read, own, share = source["steps"].get("read", {}), source["statistics"], source["share"] or {}
+        varieties = [100 * own["varieties"].get(key, 0) / max(1, own["documents"]) for key in ("br", "pt", "unknown")]
+        rows.append([
+            name, source["register"], source["license"], f"{read.get('documents_in', 0):,}", f"{own['documents']:,}",
+            f"{read.get('bytes_in', 0) / 1e6:,.1f}", f"{own['bytes'] / 1e6:,.1f}", short(own["words"]),
+            short(own["tokens"]), f"{share.get('epochs', 0):.2f}", short(share.get("tokens", 0)),
+            " / ".join(f"{value:.0f}" for value in varieties),
+        ])  # fmt: skip
+    return rows
+
+
+def _reason_rows(passport: dict[str, Any]) -> list[list[str]]:
+    return [
+        [name, step, reason, f"{number:,}", f"{100 * number / max(1, count['documents_in']):.1f} %"]
+        for name, source in passport["sources"].items()
+        for step, count in source["steps"].items()
+        for reason, number in sorted(count["reasons"].items(), key=lambda item: -item[1])
+    ]
+
+
+def _change_rows(passport: dict[str, Any]) -> list[list[str]]:
+    """Return what steps changed in texts that stayed: masked numbers, removed lines, passages of evaluation sets."""
+    return [
+        [name, step, kind, f"{number:,}"]
+        for name, source in passport["sources"].items()
+        for step, count in source["steps"].items()
+        for kind, number in sorted(count["changes"].items(), key=lambda item: -item[1])
+        if step not in ("read", "variety")
+    ]
+
+
+def _group_rows(passport: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    whole, asked = passport["whole"], "toxicity" not in passport["left_out"]
+    head = ["group", "kind", "mentions", "documents", *(["dropped as toxic, of those that came"] if asked else []),
+            "examples"]  # fmt: skip
+    rows = []
+    for group, number in sorted(whole["groups"].items(), key=lambda item: -item[1]):
+        kept, toxic = whole["group_documents"].get(group, 0), whole["group_toxic"].get(group, 0)
+        share = [f"{toxic:,} ({100 * toxic / max(1, kept + toxic):.2f} %)"] if asked else []
+        rows.append([group, "people" if group in PEOPLES else "religion", f"{number:,}", f"{kept:,}", *share,
+                     " … ".join(whole["examples"].get(group, []))])  # fmt: skip
+    return head, rows
+
+
+def _profession_rows(whole: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, counts in sorted(whole["professions"].items(), key=lambda item: -sum(item[1].values())):
+        said = counts.get("men", 0) + counts.get("women", 0)
+        share = f"{100 * counts.get('women', 0) / said:.1f} %" if said else "—"
+        examples = [example for who in ("women", "men") for example in whole["examples"].get(f"{name}, {who}", [])[:1]]
+        rows.append([name, *(f"{counts.get(who, 0):,}" for who in _WHO), share, " … ".join(examples)])
+    return rows
+
+
+def _year_rows(whole: dict[str, Any]) -> list[list[str]]:
+    return [[f"{decade}s", f"{number:,}"] for decade, number in sorted(whole["years"].items())]
+
+
+def _balance_rows(passport: dict[str, Any]) -> list[list[str]]:
+    """Return registers and topics with their tokens and shares of the whole."""
+    total = max(1, passport["whole"]["tokens"])
+    return [
+        [kind, name, short(tokens), f"{100 * tokens / total:.1f} %"]
+        for kind, counts in (("register", passport["registers"]), ("topic", passport["whole"]["topics"]))
+        for name, tokens in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+
+
+def _tables(passport: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page and the Markdown show alike."""
+    whole, licence = passport["whole"], passport["licence"]
+    group_head, group_rows = _group_rows(passport)
+    dated = sum(whole["years"].values())
+    return {
+        "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {short(whole['tokens'])} tokens "
+                   f"({passport['figures']['counted_by']}). Made {passport['created']}.",
+        "warnings": [*licence["warnings"], *(f"Step left out: {name}." for name in passport["left_out"])],
+        "dated": f"The year of {dated:,} of {whole['documents']:,} documents is known, from their metadata or the "
+                 "heading of an act.",
+        "source_head": _SOURCE_HEAD, "source_rows": _source_rows(passport),
+        "balance_head": ("", "of", "tokens", "share"), "balance_rows": _balance_rows(passport),
+        "year_head": ("years", "documents"), "year_rows": _year_rows(whole),
+        "reason_head": _REASON_HEAD, "reason_rows": _reason_rows(passport),
+        "change_head": ("source", "step", "what", "number"), "change_rows": _change_rows(passport),
+        "profession_head": ("profession", *_WHO, "women, of those said", "examples"),
+        "profession_rows": _profession_rows(whole),
+        "group_head": group_head, "group_rows": group_rows,
+    }  # fmt: skip
+
+
+_TOPIC_NOTE = ("Topics are those of SIB-200, by a linear model trained on its sentences (CC-BY-SA-4.0), which is right "
+               "for 90 of 100 sentences on which it speaks; most documents are about none of the seven, or about "
+               "several: unknown. Tokens are of the documents that are kept, each once.")  # fmt: skip
+_PEOPLE_NOTE = ("Counts of words, not a verdict: forms of words, and articles, pronouns and titles before them, in the "
+                "documents that are kept.")  # fmt: skip
+_MARKDOWN = (
+    ("Sources", "source", ""), ("Domain balance", "balance", _TOPIC_NOTE), ("Years", "year", "dated"),
+    ("What was dropped", "reason", ""), ("What was changed", "change", ""),
+    ("Whom the texts name", "profession", _PEOPLE_NOTE), ("Groups", "group", ""),
+)  # fmt: skip
+
+
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def render_markdown(passport: dict[str, Any]) -> str:
+    """Return the tables of a passport."""
+    licence, shown = passport["licence"], _tables(passport)
+    terms = ", ".join(licence["terms"]) or "no terms"
+    lines = ["# Passport of a corpus", "", shown["summary"], "",
+             f"Licence as a whole: **{licence['licence']}** ({terms}), for {licence['reason']}.", "",
+             *(f"- **{warning}**" for warning in shown["warnings"])]  # fmt: skip
+    for title, name, note in _MARKDOWN:
+        lines += ["", f"## {title}", ""] + ([shown.get(note, note), ""] if note else [])
+        lines += _markdown_table(shown[f"{name}_head"], shown[f"{name}_rows"]) if shown[f"{name}_rows"] else ["None."]
+    return "\n".join(lines) + "\n"
+
+
+def _stacks(rows: Mapping[str, Mapping[str, float]], order: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what a plot of stacked bars shows: names with colours, and for each row the shares of its sum."""
+    names = [*order, *sorted({name for row in rows.values() for name in row} - set(order))]
+    names = sorted(names, key=lambda name: name in _UNSAID)  # what is not known stands at the end
+    colours = {name: _GREY if name in _UNSAID else _COLOURS[place % len(_COLOURS)] for place, name in enumerate(names)}
+    bars = []
+    for label, row in rows.items():
+        total, at, parts = sum(row.values()), 0.0, []
+        for name in names:
+            share = 100 * row.get(name, 0) / total if total else 0.0
+            if share:
+                parts.append({"name": name, "at": round(at, 2), "share": round(share, 2), "colour": colours[name]})
+            at += share
+        bars.append({"label": label, "parts": parts})
+    return {"colours": colours, "bars": bars}
+
+
+def _columns(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    most = max(counts.values(), default=0)
+    return [{"label": label, "number": number, "share": 100 * number / most} for label, number in counts.items()]
+
+
+def _plots(passport: dict[str, Any]) -> dict[str, Any]:
+    sources = {name: source["statistics"] for name, source in passport["sources"].items()}
+    sources = {name: own for name, own in sources.items() if own["documents"]}
+    whole = passport["whole"]
+    decades = {int(decade): number for decade, number in whole["years"].items()}
+    span = range(min(decades, default=0), max(decades, default=-10) + 10, 10)
+    return {
+        "varieties": _stacks({name: own["varieties"] for name, own in sources.items()}, ("br", "pt")),
+        "topics": _stacks({"all": whole["topics"], **{name: own["topics"] for name, own in sources.items()}}),
+        "balance": _stacks({"tokens by register": passport["registers"]}),
+        "lengths": _columns({f"{2 ** int(power):,}": whole["lengths"].get(power, 0)
+                             for power in sorted(whole["lengths"], key=int)}),
+        "years": _columns({f"{decade}s": decades.get(decade, 0) for decade in span}),
+    }  # fmt: skip
+
+
+def render_page(passport: dict[str, Any], funnel: Funnel) -> str:
+    """Return the page of a passport: tables, plots, and samples of what was kept and dropped."""
+    from jinja2 import Environment
+
+    template = Path(__file__).with_name("passport.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page: str = environment.from_string(template).render(
+        passport=passport, funnel=funnel, samples_shown=_SAMPLES_SHOWN, plots=_plots(passport), topic_note=_TOPIC_NOTE,
+        people_note=_PEOPLE_NOTE, **_tables(passport),
+    )  # fmt: skip
+    return page
+
+
+def read_statistics(folder: Path) -> dict[str, TextStatistics]:
+    """Return the statistics of all shards of a phase, by source."""
+    found: dict[str, TextStatistics] = {}
+    for path in sorted(folder.glob("[0-9]*.statistics")):
+        for name, values in json.loads(path.read_text(encoding="utf-8")).items():
+            found.setdefault(name, TextStatistics()).merge(TextStatistics.from_json(values))
+    return found

@@ -1,0 +1,59 @@
+"""Which corpora of `ttl corpus` files belong to, by the passports that lie beside them."""
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..stage_folder import find_manifest, sha256_file
+
+PASSPORT_NAME = "passport.json"
+
+
+def read_passport(folder: Path) -> dict[str, Any] | None:
+    """Return the passport of a folder of `ttl corpus`, or None where it is no such folder."""
+    path = folder / PASSPORT_NAME
+    if not path.is_file() or (find_manifest(folder) or {}).get("stage") != "corpus":
+        return None
+    passport: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return passport
+
+
+def describe_corpus(folder: Path, passport: dict[str, Any]) -> dict[str, Any]:
+    """Return what those who use a corpus keep of its passport: its hash, the licence as a whole, and its sources."""
+    kept = ("license", "url", "revision", "register")
+    return {
+        "name": folder.resolve().name,
+        "passport_sha256": sha256_file(folder / PASSPORT_NAME),
+        "created": passport["created"],
+        "documents": passport["whole"]["documents"],
+        "licence": passport["licence"]["licence"],
+        "reason": passport["licence"]["reason"],
+        "warnings": passport["licence"]["warnings"],
+        "sources": {
+            name: {key: source[key] for key in kept}
+            for name, source in passport["sources"].items()
+            if source["statistics"]["documents"]
+        },
+    }
+
+
+def corpora_of(files: Iterable[Path], hashes: Collection[str]) -> list[dict[str, Any]]:
+    """Return the corpora that some files belong to, each once.
+
+    A file belongs to a corpus whose passport names it with the hash that it has now; one that was changed does not.
+
+    Args:
+        files: that are read, such as `corpus/train/00000.parquet`.
+        hashes: sha256 of all of them.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    passports: dict[Path, dict[str, Any] | None] = {}
+    for file in files:
+        folder = file.resolve().parent.parent
+        if folder not in passports:
+            passports[folder] = read_passport(folder)
+        passport = passports[folder]
+        if passport is not None and passport["files"].get(str(file.resolve().relative_to(folder))) in hashes:
+            found.setdefault(folder, describe_corpus(folder, passport))
+    return list(found.values())
