@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from teenytinyllama import checkpoints
 from teenytinyllama import stage_folder as manifest
 from teenytinyllama.arguments import build, read_values
+from teenytinyllama.checkpointing import checkpoints
+from teenytinyllama.checkpointing import saving as callback_module
 from teenytinyllama.checks import run_main
-from teenytinyllama.training import saving as callback_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
 from teenytinyllama.training.trainer import Pretrainer

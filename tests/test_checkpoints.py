@@ -18,7 +18,8 @@ from test_pretrain import interrupted_run, losses, make_values, run
 from transformers import TrainerControl, TrainerState
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import (
+from teenytinyllama.checkpointing import saving as saving_module
+from teenytinyllama.checkpointing.checkpoints import (
     FileRecord,
     Marker,
     begin_saving,
@@ -32,14 +33,13 @@ from teenytinyllama.checkpoints import (
     read_marker,
     write_marker,
 )
+from teenytinyllama.checkpointing.saving import CheckpointCallback, choose_checkpoint
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.stage_folder import sha256_file
-from teenytinyllama.training import saving as saving_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.run import check_plain_weights
 from teenytinyllama.training.run_plan import plan_run
-from teenytinyllama.training.saving import CheckpointCallback, choose_checkpoint
 from teenytinyllama.training.trainer import Clock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -345,7 +345,7 @@ def test_a_leased_checkpoint_is_not_deleted(tmp_path: Path) -> None:
 def test_a_lease_ends_with_a_killed_holder(tmp_path: Path) -> None:
     path = mark(tmp_path / "checkpoint-4")
     code = (
-        "import sys, time; from pathlib import Path; from teenytinyllama.checkpoints import lease\n"
+        "import sys, time; from pathlib import Path; from teenytinyllama.checkpointing.checkpoints import lease\n"
         "with lease(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=REPOSITORY) as holder:
@@ -614,7 +614,7 @@ def test_ranks_agree_on_a_save_that_does_not_fit(values: dict[str, Any], tmp_pat
 
 
 def test_the_order_of_keys_makes_no_other_run() -> None:
-    from teenytinyllama.training.saving import run_identity
+    from teenytinyllama.checkpointing.saving import run_identity
 
     one, other = {"hidden_size": 8, "num_hidden_layers": 2}, {"num_hidden_layers": 2, "hidden_size": 8}
 

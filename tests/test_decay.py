@@ -19,7 +19,7 @@ from test_pretrain import interrupted_run, losses, make_values
 from transformers import TrainerCallback, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
+from teenytinyllama.checkpointing.checkpoints import complete_checkpoints, lease, recorded_branch
 from teenytinyllama.checks import InputError, StoppedResumable
 from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.energy_report import write_energy_report

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from teenytinyllama import launch
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import read_marker
+from teenytinyllama.checkpointing.checkpoints import read_marker
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.distributed import before_ranks, deepspeed_settings
 from teenytinyllama.planning.memory import checkpoint_bytes, optimizer_bytes

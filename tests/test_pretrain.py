@@ -19,7 +19,7 @@ from benchmark_rows import write_rows
 from transformers import AutoConfig, LlamaModel, TrainerCallback, TrainerState, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
+from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.evaluation.scoring import score_signal
@@ -672,7 +672,7 @@ def test_two_processes_cannot_train_in_one_folder(values: dict[str, Any]) -> Non
 def test_checkpoints_that_these_ranks_cannot_load_are_refused(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from teenytinyllama.training.saving import _check_ranks
+    from teenytinyllama.checkpointing.saving import _check_ranks
 
     interrupted_run(values, 2, monkeypatch)
     checkpoint = Path(values["output_dir"]) / "checkpoint-2"

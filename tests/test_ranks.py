@@ -17,7 +17,7 @@ import yaml
 from safetensors import safe_open
 from test_pretrain import losses, make_values
 
-from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
+from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.energy.emissions import read_emissions
 from teenytinyllama.energy.ledger import read_ledger
 from teenytinyllama.planning.memory import optimizer_bytes

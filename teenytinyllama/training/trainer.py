@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..chat.generation import generate_ids, generate_texts
-from ..checkpoints import begin_saving, checkpoint_path
+from ..checkpointing.checkpoints import begin_saving, checkpoint_path
+from ..checkpointing.optimizer_state import (
+    is_by_name,
+    keeps_by_name,
+    load_optimizer,
+    save_optimizer,
+    without_deepspeed_files,
+)
 from ..checks import beside_the_model
 from ..distributed import SharedFlag, any_rank, ranks_here
 from ..energy.emissions import GridSettings
@@ -33,7 +40,6 @@ from ..stage_folder import SAMPLES_NAME
 from .caps import Pauses, Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
 from .optimizer import MuonAdamW, parameter_groups
-from .optimizer_state import is_by_name, keeps_by_name, load_optimizer, save_optimizer, without_deepspeed_files
 from .speed import SpeedPlan, eager
 
 if TYPE_CHECKING:

@@ -17,20 +17,6 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import load_yaml
-from ..checkpoints import (
-    Marker,
-    checkpoint_faults,
-    checkpoint_path,
-    complete_checkpoints,
-    delete_checkpoint,
-    hash_files,
-    is_ours,
-    lease,
-    list_checkpoints,
-    read_marker,
-    sync_files,
-    write_marker,
-)
 from ..checks import (
     InputError,
     RunFailedError,
@@ -50,6 +36,20 @@ from ..stage_folder import (
     PROGRESS_FOLDER,
     SPEED_TEST_NAME,
     StageFolder,
+)
+from .checkpoints import (
+    Marker,
+    checkpoint_faults,
+    checkpoint_path,
+    complete_checkpoints,
+    delete_checkpoint,
+    hash_files,
+    is_ours,
+    lease,
+    list_checkpoints,
+    read_marker,
+    sync_files,
+    write_marker,
 )
 from .optimizer_state import is_by_name
 

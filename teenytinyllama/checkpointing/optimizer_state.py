@@ -22,7 +22,7 @@ from torch import distributed
 
 from ..distributed import is_main_process, num_ranks
 from ..stage_folder import write_json
-from .optimizer import MuonAdamW
+from ..training.optimizer import MuonAdamW
 
 STATE_FOLDER = "optimizer"
 _STATE_NAME = "state.json"
