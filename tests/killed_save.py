@@ -10,15 +10,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from transformers import Trainer
-
-from teenytinyllama import checkpoints
 from teenytinyllama import stage_folder as manifest
 from teenytinyllama.arguments import build, read_values
+from teenytinyllama.checkpointing import checkpoints
+from teenytinyllama.checkpointing import saving as callback_module
 from teenytinyllama.checks import run_main
-from teenytinyllama.training import saving as callback_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
+from teenytinyllama.training.trainer import Pretrainer
 
 PLACE, STEP = sys.argv[1], int(sys.argv[2])
 
@@ -30,14 +29,14 @@ def kill():
 
 def kill_before(name):
     """Be killed when the Trainer begins the named part of a save of STEP."""
-    method = getattr(Trainer, name)
+    method = getattr(Pretrainer, name)
 
     def killed(self, *arguments):
         if self.state.global_step == STEP:
             kill()
         method(self, *arguments)
 
-    setattr(Trainer, name, killed)
+    setattr(Pretrainer, name, killed)
 
 
 def half_a_marker(path, content):

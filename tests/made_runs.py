@@ -32,10 +32,14 @@ def make_checkpoint(run: Path, tokenizer_folder: Path, step: int) -> Path:
 
     folder = run / f"checkpoint-{step}"
     make_model(folder, tokenizer_folder, seed=step)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "trainer_state.json"):
+    (folder / "optimizer").mkdir()
+    state = ("optimizer/00001.safetensors", "optimizer/state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    for name in (*state, "training_args.bin", "trainer_state.json"):
         (folder / name).write_bytes(f"{name} {step}".encode())
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     marker = {
         "step": step, "world_size": 1, "zero_stage": 0, "tokens": step * 64, "bits_per_byte": 2.0 - step / 100,

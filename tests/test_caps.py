@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from test_pretrain import interrupted_run, losses, make_values, run
 
 from teenytinyllama.arguments import build
-from teenytinyllama.checkpoints import list_checkpoints
+from teenytinyllama.checkpointing.checkpoints import list_checkpoints
+from teenytinyllama.checkpointing.saving import check_run_folder
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.energy.emissions import GridSettings
 from teenytinyllama.energy.ledger import read_ledger
@@ -40,7 +41,6 @@ from teenytinyllama.training.caps import (
 )
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.saving import check_run_folder
 from teenytinyllama.training.speed import MeasuredSpeed, tokens_within
 from teenytinyllama.training.trials import SPEED_TEST_FOLDER, settle_length, short_run_values
 

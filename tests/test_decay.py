@@ -19,7 +19,7 @@ from test_pretrain import interrupted_run, losses, make_values
 from transformers import TrainerCallback, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import complete_checkpoints, lease, recorded_branch
+from teenytinyllama.checkpointing.checkpoints import complete_checkpoints, lease, recorded_branch
 from teenytinyllama.checks import InputError, StoppedResumable
 from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.energy_report import write_energy_report
@@ -217,8 +217,10 @@ def test_places_that_are_no_source_are_refused(
     assert "has no complete.json" in refusal(branch(copy / "checkpoint-8", tmp_path / "x", 12))
     (copy / "checkpoint-4" / "trainer_state.json").write_text("{")
     assert "trainer_state.json: cannot be read" in refusal(branch(copy / "checkpoint-4", tmp_path / "x", 12))
-    (copy / "checkpoint-12" / "optimizer.pt").unlink()
-    with pytest.raises(InputError, match=r"decay_from=\S+checkpoint-12: optimizer\.pt is missing\. Give another"):
+    (copy / "checkpoint-12" / "optimizer" / "state.json").unlink()
+    with pytest.raises(
+        InputError, match=r"decay_from=\S+checkpoint-12: optimizer/state\.json is missing\. Give another"
+    ):
         run(branch(copy / "checkpoint-12", tmp_path / "y", 16))
     cosine = run(planned(tmp_path / "cosine", lr_scheduler_type="cosine", max_tokens=4 * STEP))
     assert "its run has lr_scheduler_type=cosine, whose rate" in refusal(

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from test_pretrain import make_values, plan, run
 
+from teenytinyllama.checkpointing.saving import DECIDES_NOTHING, identity_defaults
 from teenytinyllama.checks import InputError
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
-from teenytinyllama.training.saving import DECIDES_NOTHING, identity_defaults
 
 
 @pytest.fixture(scope="module")

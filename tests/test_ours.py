@@ -9,14 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from teenytinyllama.checkpoints import Marker, begin_saving, checkpoint_faults, delete_checkpoint, is_ours, write_marker
+from teenytinyllama.checkpointing.checkpoints import (
+    Marker,
+    begin_saving,
+    checkpoint_faults,
+    delete_checkpoint,
+    is_ours,
+    write_marker,
+)
+from teenytinyllama.checkpointing.saving import refuse_strangers
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.pack import Journal, packed_folder
 from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
 from teenytinyllama.publishing.safety import Upload, UploadFile
 from teenytinyllama.stage_folder import _MARK_NAME, MARKER_NAME, scratch_folder
-from teenytinyllama.training.saving import refuse_strangers
 from teenytinyllama.training.trials import measure_speed
 
 UPLOAD = Upload("", "model", "main", (UploadFile("a.txt", b"a"),), "message")

@@ -19,7 +19,7 @@ from benchmark_rows import write_rows
 from transformers import AutoConfig, LlamaModel, TrainerCallback, TrainerState, trainer_utils
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints
+from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, complete_checkpoints
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.evaluation.scoring import score_signal
@@ -669,11 +669,21 @@ def test_two_processes_cannot_train_in_one_folder(values: dict[str, Any]) -> Non
         run(values)
 
 
-def test_zero_checkpoints_of_other_ranks_are_refused(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_that_these_ranks_cannot_load_are_refused(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from teenytinyllama.checkpointing.saving import _check_ranks
+
     interrupted_run(values, 2, monkeypatch)
-    marker = Path(values["output_dir"]) / "checkpoint-2" / "complete.json"
-    marker.write_text(json.dumps({"step": 2, "world_size": 2, "zero_stage": 2}))
-    refusal = "checkpoint-2 was saved by 2 ranks under ZeRO stage 2, and this start has 1.*--model_name_or_path .*ckpt"
+    checkpoint = Path(values["output_dir"]) / "checkpoint-2"
+    for stage in (0, 1, 2):
+        _check_ranks(checkpoint, 4, stage)  # the optimizer's state by name
+    with pytest.raises(InputError, match=r"saved by 1 rank under ZeRO stage 0, and this start has 1 under stage 3"):
+        _check_ranks(checkpoint, 1, 3)
+    (checkpoint / "complete.json").write_text(json.dumps({"step": 2, "world_size": 2, "zero_stage": 3}))
+    shutil.rmtree(checkpoint / "optimizer")
+    _check_ranks(checkpoint, 2, 3)
+    refusal = "checkpoint-2 was saved by 2 ranks under ZeRO stage 3, and this start has 1.*--model_name_or_path .*ckpt"
     with pytest.raises(InputError, match=refusal.replace("ckpt", "checkpoint-2 --output_dir NEW")):
         run(values)
 

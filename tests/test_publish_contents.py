@@ -156,6 +156,7 @@ def test_without_checkpoints_only_main_is_written(run: Path, tmp_path: Path) -> 
 
 def test_optimizer_state_only_on_request(run: Path, tmp_path: Path) -> None:
     added = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    added |= {"optimizer/00001.safetensors", "optimizer/state.json"}
     folder = published(run, tmp_path, "--optimizer_state")
     assert names(folder / "revisions" / "step10") == BRANCH_FILES | added
 
@@ -329,7 +330,8 @@ def adapter_run(run: Path) -> Path:
     for step in (10, 20):
         folder = run / f"checkpoint-{step}"
         marker = json.loads((folder / "complete.json").read_text())
-        marker["files"] = {path.name: {} for path in folder.iterdir() if path.name != "complete.json"}
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        marker["files"] = {name: {} for name in files if name != "complete.json"}
         (folder / "complete.json").write_text(json.dumps(marker))
         fix_marker(folder)
     return run

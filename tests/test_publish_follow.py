@@ -17,7 +17,7 @@ from hub_server import HubServer
 from made_runs import begin_run, end_run, make_checkpoint
 from test_publish_contents import MAIN_FILES
 
-from teenytinyllama.checkpoints import is_leased
+from teenytinyllama.checkpointing.checkpoints import is_leased
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError
 from teenytinyllama.publishing.follow import check_follower
 from teenytinyllama.training.config import PretrainConfig

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from teenytinyllama.chat.generation import generate_texts
-from teenytinyllama.checkpoints import Marker, write_marker
+from teenytinyllama.checkpointing.checkpoints import Marker, write_marker
 from teenytinyllama.checks import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,

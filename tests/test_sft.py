@@ -20,7 +20,7 @@ from trl import SFTConfig
 from teenytinyllama import checks, cli, from_pretrained
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.chat.terminal import check_chat_model
-from teenytinyllama.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
+from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, read_marker
 from teenytinyllama.checks import InputError, MissingPackageError, RunFailedError, StoppedResumable
 from teenytinyllama.data.conversations import IGNORED, conversations_manifest
 from teenytinyllama.models import load_tokenizer, merge_adapter

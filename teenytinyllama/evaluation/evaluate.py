@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoints import complete_checkpoints
+from ..checkpointing.checkpoints import complete_checkpoints
 from ..checks import InputError, ensure, ensure_folder, ensure_packages, hub_errors, is_main_process
 from ..distributed import from_first, join_ranks, leave_ranks
 from ..energy.recorder import StageMeter

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import load_yaml
-from ..checkpoints import recorded_branch
+from ..checkpointing.checkpoints import recorded_branch
 from ..checks import InputError, counted, ensure
 from ..energy.emissions import EmissionsTotal, grid_intensity, place, read_emissions
 from ..energy.ledger import FLUSH_SECONDS, Account, describe_incomplete, num_speed_tests, read_energy

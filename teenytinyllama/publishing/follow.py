@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import checkpoint_faults, complete_checkpoints, lease
+from ..checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_DONE, EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
 from ..processes import stopped_by_signals
 from ..stage_folder import (

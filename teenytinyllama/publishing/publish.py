@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
+from ..checkpointing.checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
 from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
 from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME, scratch_folder
 from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 # Of `--to`: what follows is a folder of this machine.
 FOLDER_PREFIX = "folder:"
 REVISIONS_FOLDER = "revisions"
-# What resuming needs: pickles, so only on request. `latest` and `global_step…` are DeepSpeed's.
+# What resuming needs: large, and partly pickles, so only on request. `latest` and `global_step…` are DeepSpeed's.
 _OPTIMIZER = re.compile(
-    r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|latest|global_step\d+/[\w.-]+\.pt"
+    r"(optimizer|scheduler|scaler)\.pt|optimizer/(\d+\.safetensors|state\.json)|rng_state(_\d+)?\.pth|trainer_state\.json"
+    r"|latest|global_step\d+/[\w.-]+\.pt"
 )
 _NO_TOKEN = (
     "tokens are never given on the command line or in a file, where others can read them. Use `hf auth login` or the "

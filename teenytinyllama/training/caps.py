@@ -24,7 +24,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..checkpoints import read_marker
+from ..checkpointing.checkpoints import read_marker
 from ..checks import ensure
 from ..distributed import any_rank, sum_over_ranks
 from ..energy.ledger import Start, total_of

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import check_types, load_yaml
-from ..checkpoints import complete_checkpoints, read_marker
+from ..checkpointing.checkpoints import complete_checkpoints, read_marker
+from ..checkpointing.saving import recorded_identity
 from ..checks import InputError, ensure
 from ..distributed import any_rank
 from ..stage_folder import CONFIG_NAME, DECAY_NOW_NAME, ENVIRONMENT_NAME, StageFolder, parse_record, write_json
-from .saving import recorded_identity
 
 SCHEDULE = "warmup_stable_decay"
 # Keys that say how the rate falls alone: nothing before the decay depends on them, so a branch may have others.

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoints import complete_checkpoints
+from ..checkpointing.checkpoints import complete_checkpoints
 from ..checks import RunFailedError, beside_the_model
 from ..energy.emissions import close_line
 from ..gpus import device_name, peak_flops

@@ -173,20 +173,35 @@ class MuonAdamW(torch.optim.Optimizer):
         scale = _UPDATE_RMS * max(parameters[0].shape) ** 0.5
         torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-rate * scale)
 
-    def _step_part(self, group: dict[str, Any], flat: torch.Tensor) -> None:
-        """Step this rank's part of a group's matrices; matrices that reach into it are orthogonalised whole."""
-        number, momentum, rate = group["number"], group["momentum"], group["lr"]
+    def _part_of(self, group: dict[str, Any], flat: torch.Tensor) -> "FlatPart":
+        number = group["number"]
         if number not in self._parts:
             self._parts[number] = FlatPart(self._matrices[number], flat)
-        part, gradient = self._parts[number], flat.grad
+        return self._parts[number]
+
+    def row_squares(self, group: dict[str, Any], flat: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Return NorMuon's running mean squares of rows, which may be written to.
+
+        Args:
+            group: of matrices.
+            flat: (s,), this rank's part of them.
+
+        Returns:
+            For each matrix that reaches into the part, by its index in the group: (rows,), float32.
+        """
+        sizes = self._part_of(group, flat).rows()
+        rows = self._state_of(flat, "row_square", [sum(sizes.values())]).split(list(sizes.values()))
+        return dict(zip(sizes, rows, strict=True))
+
+    def _step_part(self, group: dict[str, Any], flat: torch.Tensor) -> None:
+        """Step this rank's part of a group's matrices; matrices that reach into it are orthogonalised whole."""
+        momentum, rate = group["momentum"], group["lr"]
+        part, gradient = self._part_of(group, flat), flat.grad
         assert gradient is not None
         buffer = self._state_of(flat, "momentum_buffer", flat.shape).lerp_(gradient, 1 - momentum)
         whole = part.whole_matrices(gradient.lerp(buffer, momentum).to(_precision_on(flat.device)))
         flat.mul_(1 - rate * group["weight_decay"])
-        squares: dict[int, torch.Tensor] = {}
-        if group["kind"] == "normuon":
-            rows = [len(matrix) for matrix in whole.values()]
-            squares = dict(zip(whole, self._state_of(flat, "row_square", [sum(rows)]).split(rows), strict=True))
+        squares = self.row_squares(group, flat) if group["kind"] == "normuon" else {}
         for alike in batches_of_one_shape(whole):
             updates = orthogonalise(torch.stack([whole[index] for index in alike]))
             if squares:
@@ -245,6 +260,10 @@ class FlatPart:
             if all(first < end for first, end in (self._span(index, rank) for rank in (owner, reader)))
         ]
         return [(index, *self._span(index, owner)) for index in indices]
+
+    def rows(self) -> dict[int, int]:
+        """Return the rows of each matrix that reaches into this part, by its index."""
+        return {index: len(self._matrices[index]) for index in self._own}
 
     def places(self, index: int) -> tuple[slice, slice]:
         """Return where a matrix that reaches into the part lies in it, and which of the matrix's elements these are."""

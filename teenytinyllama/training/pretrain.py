@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from ..checkpoints import recorded_branch
+from ..checkpointing.checkpoints import recorded_branch
 from ..checks import counted
 from ..data.input_files import hub_datasets
 from ..evaluation.held_out import HeldOutWindows, already_scored, window_nats

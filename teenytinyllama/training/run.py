@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from ..arguments import write_yaml
-from ..checkpoints import branch_record, complete_checkpoints, recorded_branch
+from ..checkpointing.checkpoints import branch_record, complete_checkpoints, recorded_branch
+from ..checkpointing.saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
 from ..checks import RunFailedError, StoppedResumable, beside_the_model, is_main_process
 from ..distributed import check_ranks, from_first, leave_ranks
 from ..energy.emissions import grid_intensity, place, read_emissions
@@ -51,7 +52,6 @@ from .metrics import (
     speeds_of_steps,
 )
 from .run_plan import Resolved, RunPlan, describe_continuation, size_of_checkpoint
-from .saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
 from .speed import zero_stage_of
 from .trainer import Clock, EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback, StopCallback
 from .trials import OUT_OF_MEMORY_HELP, micro_batch_record, settle_micro_batch

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import Config, build, read_values
-from ..checkpoints import complete_checkpoints
+from ..checkpointing.checkpoints import complete_checkpoints
+from ..checkpointing.saving import check_run_folder, identity_defaults, run_identity
 from ..checks import InputError, ensure, ensure_disk_space, format_bytes, near_name
 from ..data.pack import PackConfig
 from ..data.pack import pack as pack_corpus
@@ -26,7 +27,6 @@ from ..stage_folder import MANIFEST_NAME, find_manifest, parse_record
 from ..tokenizer.encode import tokenizer_fingerprint
 from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
 from .decay import SCHEDULE, branch_values, check_branch
-from .saving import check_run_folder, identity_defaults, run_identity
 from .settings import RunSettings, planned_for
 from .speed import optimizer_of
 

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..chat.generation import generate_ids, generate_texts
-from ..checkpoints import begin_saving, checkpoint_path
+from ..checkpointing.checkpoints import begin_saving, checkpoint_path
+from ..checkpointing.optimizer_state import (
+    is_by_name,
+    keeps_by_name,
+    load_optimizer,
+    save_optimizer,
+    without_deepspeed_files,
+)
 from ..checks import beside_the_model
 from ..distributed import SharedFlag, any_rank, ranks_here
 from ..energy.emissions import GridSettings
@@ -183,6 +190,25 @@ class RunTrainer:
             if self.is_world_process_zero():  # type: ignore[attr-defined]
                 begin_saving(checkpoint_path(Path(self.args.output_dir), self.state.global_step))  # type: ignore[attr-defined]
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, from a checkpoint of any ranks."""
+        with without_deepspeed_files():
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        trainer: Any = self
+        if not keeps_by_name(trainer):
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+            return
+        save_optimizer(trainer, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        trainer: Any = self
+        if checkpoint is None or not is_by_name(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            return
+        load_optimizer(trainer, Path(checkpoint))
 
 
 class Pretrainer(RunTrainer, Trainer):

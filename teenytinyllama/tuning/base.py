@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
 from ..chat.template import ConversationEncoder, install_chat_template
+from ..checkpointing.saving import identity_defaults, run_identity
 from ..checks import ensure
 from ..data.conversations import (
     ConversationsConfig,
@@ -33,7 +34,6 @@ from ..stage_folder import sha256_json
 from ..tokenizer.encode import tokenizer_fingerprint
 from ..tokenizer.files import END_INSTRUCTION_TOKEN, INSTRUCTION_TOKEN
 from ..training.run_plan import Resolved, RunPlan, check_before_data, check_space, run_state
-from ..training.saving import identity_defaults, run_identity
 from ..training.settings import planned_for
 from .config import DpoConfig, DpoConfigBeforeData, LoraSettings, SftConfig, SftConfigBeforeData
 

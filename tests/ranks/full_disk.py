@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from teenytinyllama.arguments import build, read_values
-from teenytinyllama.checkpoints import list_checkpoints
+from teenytinyllama.checkpointing import saving as callback_module
+from teenytinyllama.checkpointing.checkpoints import list_checkpoints
 from teenytinyllama.checks import run_main
 from teenytinyllama.distributed import prepare_rank
-from teenytinyllama.training import saving as callback_module
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.pretrain import pretrain
 

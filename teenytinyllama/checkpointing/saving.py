@@ -17,20 +17,6 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import load_yaml
-from ..checkpoints import (
-    Marker,
-    checkpoint_faults,
-    checkpoint_path,
-    complete_checkpoints,
-    delete_checkpoint,
-    hash_files,
-    is_ours,
-    lease,
-    list_checkpoints,
-    read_marker,
-    sync_files,
-    write_marker,
-)
 from ..checks import (
     InputError,
     RunFailedError,
@@ -51,6 +37,21 @@ from ..stage_folder import (
     SPEED_TEST_NAME,
     StageFolder,
 )
+from .checkpoints import (
+    Marker,
+    checkpoint_faults,
+    checkpoint_path,
+    complete_checkpoints,
+    delete_checkpoint,
+    hash_files,
+    is_ours,
+    lease,
+    list_checkpoints,
+    read_marker,
+    sync_files,
+    write_marker,
+)
+from .optimizer_state import is_by_name
 
 # What `ttl` writes into a run's folder before its ranks start.
 _PREPARED = frozenset({"packed", "conversations", "preferences", SPEED_TEST_NAME, "speed-test", "speed-test.log",
@@ -437,11 +438,15 @@ def _other_shape(path: Path, plan: Any) -> list[str]:
 
 
 def _check_ranks(path: Path, world_size: int, zero_stage: int) -> None:
+    """Refuse a checkpoint that these ranks cannot load; one with the optimizer's state by name all can, but ZeRO 3."""
     marker = read_marker(path)
+    by_name = is_by_name(path)
+    same = (marker.world_size, marker.zero_stage) == (world_size, zero_stage) and not by_name
     ensure(
-        (marker.world_size, marker.zero_stage) == (world_size, zero_stage) or marker.zero_stage == zero_stage == 0,
+        same or (zero_stage < 3 and (by_name or marker.zero_stage == zero_stage == 0)),
         f"output_dir={path.parent}: {path.name} was saved by {counted(marker.world_size, 'rank')} under ZeRO stage "
-        f"{marker.zero_stage}, and this start has {world_size} under stage {zero_stage} (0 is none). DeepSpeed "
-        "cannot load it: start as before, or begin a new run with its weights: --model_name_or_path "
-        f"{path} --output_dir NEW (its optimizer and its schedule begin anew).",
+        f"{marker.zero_stage}, and this start has {world_size} under stage {zero_stage} (0 is none). Under ZeRO 3, and "
+        "with other optimizers than AdamW, Muon and NorMuon, ranks load what as many ranks saved: start as before, or "
+        f"begin a new run with its weights: --model_name_or_path {path} --output_dir NEW (its optimizer and its "
+        "schedule begin anew).",
     )

@@ -19,8 +19,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .checks import InputError, available_cores, ensure
-from .stage_folder import (
+from ..checks import InputError, available_cores, ensure
+from ..stage_folder import (
     BEGUN_NAME,
     ENVIRONMENT_NAME,
     LEASES_FOLDER,
