@@ -439,14 +439,12 @@ def _other_shape(path: Path, plan: Any) -> list[str]:
 
 def _check_ranks(path: Path, world_size: int, zero_stage: int) -> None:
     """Refuse a checkpoint that these ranks cannot load; one with the optimizer's state by name all can, but ZeRO 3."""
-    marker = read_marker(path)
-    by_name = is_by_name(path)
+    marker, by_name = read_marker(path), is_by_name(path)
     same = (marker.world_size, marker.zero_stage) == (world_size, zero_stage) and not by_name
     ensure(
         same or (zero_stage < 3 and (by_name or marker.zero_stage == zero_stage == 0)),
         f"output_dir={path.parent}: {path.name} was saved by {counted(marker.world_size, 'rank')} under ZeRO stage "
         f"{marker.zero_stage}, and this start has {world_size} under stage {zero_stage} (0 is none). Under ZeRO 3, and "
         "with other optimizers than AdamW, Muon and NorMuon, ranks load what as many ranks saved: start as before, or "
-        f"begin a new run with its weights: --model_name_or_path {path} --output_dir NEW (its optimizer and its "
-        "schedule begin anew).",
+        f"begin a new run with its weights: --model_name_or_path {path} --output_dir NEW (its schedule begins anew).",
     )
