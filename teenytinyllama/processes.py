@@ -178,10 +178,10 @@ def _work_and_end(work: Callable[[], object], output: int | None, mask: set[int 
             os.dup2(output, 1)
             os.dup2(output, 2)
         code = _exit_code_of(work)
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
-        atexit._run_exitfuncs()  # as multiprocessing does in its forks: os._exit runs none
+        # As multiprocessing does in its forks, for os._exit does neither: tell pools that are open to end their threads
+        # (torch's compiler leaves one), wait for all threads that are no daemons, then call what is to be called.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a stream that is closed

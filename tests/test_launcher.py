@@ -588,6 +588,29 @@ def test_what_may_start_threads_is_done_in_a_fork(tmp_path: Path, kind: str, cod
     assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (code, out, err)
 
 
+POOL = """
+import atexit, concurrent.futures, sys, threading, time
+from teenytinyllama.processes import ForkedChild
+
+pools = []
+
+def work():
+    pools.append(concurrent.futures.ThreadPoolExecutor(2))
+    pools[0].submit(print, "in the pool").result()
+    threading.Thread(target=lambda: (time.sleep(0.5), print("a thread's last words"))).start()
+    atexit.register(print, "at exit")
+
+sys.exit(ForkedChild(work).wait())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux alone")
+def test_a_fork_ends_with_a_pool_of_threads_open() -> None:
+    """As torch's compiler leaves one: the rank would never end, though its run is complete."""
+    done = subprocess.run([sys.executable, "-c", POOL], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "in the pool\na thread's last words\nat exit\n"), done.stderr
+
+
 RANK = """
 import atexit, sys
 from teenytinyllama.distributed import exit_rank, prepare_rank
