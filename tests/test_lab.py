@@ -196,6 +196,14 @@ def test_a_laboratory_is_stopped_gone_on_with_and_enlarged(keys: dict[str, Any],
     assert not (folder / "runs" / best["name"] / "model.safetensors").exists()
     assert "| broken | 0.1M |" in (folder / "table.md").read_text(encoding="utf-8")
 
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows.write_text("".join(line for line in lines if best["name"] not in line), encoding="utf-8")
+    made_ns = (folder / "runs" / best["name"] / "run.json").stat().st_mtime_ns
+    assert start(keys, config).wait(timeout=300) == 0  # as after a kill between a run's end and its row
+    taken_in = json.loads(rows.read_text(encoding="utf-8").splitlines()[-1])
+    assert (taken_in["name"], taken_in["bits_per_byte"]) == (best["name"], best["bits_per_byte"])
+    assert (folder / "runs" / best["name"] / "run.json").stat().st_mtime_ns == made_ns, "it was trained again"
+
     keys["tokens"] = [320, 640]
     larger = start(keys, config)
     said, _ = larger.communicate(timeout=300)

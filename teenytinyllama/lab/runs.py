@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check_types, write_yaml
+from ..arguments import check_types, load_yaml, write_yaml
 from ..checks import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -209,10 +209,11 @@ def train_runs(
 def _start(run: LabRun, folder: Path, slot: Slot, forks: ForkServer) -> Child:
     """Start `ttl pretrain` for a run in a process of its own, which writes into the run's log."""
     place, settings = folder / RUNS_FOLDER / run.name, _beside(run.name, folder, ".yaml")
-    if (place / "run.json").is_file():  # its row was not written any more: it is made again
+    values = {**run.values, "output_dir": str(place)}
+    # A run that has ended and whose row was not written any more is taken in: `ttl pretrain` finds it complete.
+    if (place / "run.json").is_file() and not _is_of(settings, values):
         shutil.rmtree(place)
     settings.parent.mkdir(exist_ok=True)
-    values = {**run.values, "output_dir": str(place)}
     write_yaml(settings, values, [f"ttl pretrain --config {settings}"])
     variables = {**slot.environment, "TTL_COMMAND": f"ttl pretrain --config {settings}"}
     with _beside(run.name, folder, ".log").open("wb") as output:
@@ -227,6 +228,11 @@ def _start(run: LabRun, folder: Path, slot: Slot, forks: ForkServer) -> Child:
             raise SystemExit(run_main(lambda: start_training("pretrain", values, RankOptions(), may_fork=True)))
 
         return ForkedChild(work, output.fileno())
+
+
+def _is_of(settings: Path, values: dict[str, Any]) -> bool:
+    """Return whether the config that a run was started with has these values."""
+    return settings.is_file() and load_yaml(settings.read_text(encoding="utf-8"), settings.name) == values
 
 
 def _beside(name: str, folder: Path, ending: str) -> Path:
