@@ -215,12 +215,14 @@ class _Writer:
         self._tensors: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take a tensor; a file is written when the tensors together are large enough."""
         self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         self._bytes += tensor.numel() * tensor.element_size()
         if self._bytes >= _MOST_BYTES:
             self.flush()
 
     def flush(self) -> None:
+        """Write the tensors that are held into the next file, if there are any."""
         if self._tensors:
             self._files += 1
             save_file(self._tensors, self._folder / f"{self._files:05d}.safetensors")

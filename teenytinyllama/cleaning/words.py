@@ -245,6 +245,7 @@ class _Column:
         self.size = 0
 
     def extend(self, values: list[int] | NDArray[Any]) -> None:
+        """Put values behind those that are there."""
         size = self.size + len(values)
         if size > len(self.values):
             grown = np.zeros(max(size, 2 * len(self.values)), self.values.dtype)

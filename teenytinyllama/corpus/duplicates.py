@@ -73,6 +73,7 @@ class _Parts:
         self.files: list[BinaryIO] = [path.open("wb") for path in self.paths]
 
     def add(self, records: NDArray[Any], parts: Places) -> None:
+        """Write records, (n,), each into the file that its number in `parts`, (n,), names."""
         if len(self.files) == 1:
             self.files[0].write(records.tobytes())
             return
@@ -82,6 +83,7 @@ class _Parts:
             self.files[part].write(records[order[bounds[part] : bounds[part + 1]]].tobytes())
 
     def read(self) -> Iterator[NDArray[Any]]:
+        """Yield the records of each file, and delete the file."""
         for file in self.files:
             file.close()
         for path in self.paths:
@@ -116,6 +118,7 @@ class _GramFile:
         return int(self.places[document, 1])
 
     def get(self, document: int) -> Hashes:
+        """Return the n-grams of a document, from memory or from the file."""
         found = self.cache.get(document)
         if found is None:
             start, count = self.places[document]
