@@ -134,10 +134,9 @@ def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     files = sorted((REPOSITORY / "recipes" / "configs").rglob("*.yaml"))
     lab = REPOSITORY / "recipes" / "configs" / "lab.yaml"
     build(LabConfig, check_types(LabConfig, yaml.safe_load(lab.read_text())))
-    corpus = ("corpus.yaml",)  # see test_corpus_sources.py, and test_documents.py for that of the tiny model
-    files = [
-        file for file in files if file.parent.name != "ancestor" and file != lab and file.name not in corpus
-    ]  # see test_ancestor.py
+    # See test_ancestor.py; test_corpus_sources.py, and test_documents.py for the corpus of the tiny model.
+    others = ("ancestor", "lab", "corpus")
+    files = [file for file in files if file.parent.name not in others and file.stem not in others]
     assert len(files) == 7 * len(PRESETS) - 2  # no preferences and no classification for the tiny model
     for file in files:
         values = check_types(classes[file.stem], yaml.safe_load(file.read_text()))

@@ -222,13 +222,17 @@ def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(tmp_path: Path, workers
     assert not list(out.rglob("*.partial"))
 
 
+def busy_slurm(folder: Path) -> tuple[dict[str, str], Path, str]:
+    """A Slurm that takes jobs and lets them wait; its environment, its sbatch, and what that holds when it works."""
+    environment, sbatch = fake_slurm(folder), folder / "sbatch"
+    works = sbatch.read_text(encoding="utf-8")
+    sbatch.write_text(f"#!{sys.executable}\nprint('Submitted batch job 41')\n", encoding="utf-8")
+    return environment, sbatch, works
+
+
 def test_slurm_says_what_it_handed_in_and_how_to_finish(tmp_path: Path) -> None:
     keys = config(tmp_path)
-    environment = fake_slurm(tmp_path / "bin")
-    sbatch = tmp_path / "bin" / "sbatch"
-    works = sbatch.read_text(encoding="utf-8")
-    # A cluster that is busy: jobs are taken and wait.
-    sbatch.write_text(f"#!{sys.executable}\nprint('Submitted batch job 41')\n", encoding="utf-8")
+    environment, sbatch, works = busy_slurm(tmp_path / "bin")
     squeue = tmp_path / "bin" / "squeue"
     squeue.write_text("#!/bin/bash\necho 41\n", encoding="utf-8")
     squeue.chmod(0o755)
@@ -279,10 +283,7 @@ def test_slurm_without_its_command_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_jobs_of_an_older_config_are_not_taken_up(tmp_path: Path) -> None:
     keys = config(tmp_path)
-    environment = fake_slurm(tmp_path / "bin")
-    sbatch = tmp_path / "bin" / "sbatch"
-    works = sbatch.read_text(encoding="utf-8")
-    sbatch.write_text(f"#!{sys.executable}\nprint('Submitted batch job 41')\n", encoding="utf-8")
+    environment, sbatch, works = busy_slurm(tmp_path / "bin")
     keys |= {"executor": "slurm", "slurm": {"partition": "cpu", "time": "01:00:00"}}
     assert run(command(tmp_path, keys), environment).returncode == 0
     old = {path: path.read_bytes() for path in (tmp_path / "out").glob("work/*/tasks/executor.pik")}
