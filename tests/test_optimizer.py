@@ -109,6 +109,18 @@ def test_the_rest_is_torchs_adamw() -> None:
     assert torch.equal(ours, theirs)
 
 
+def test_a_loaded_state_lies_where_its_parameters_do() -> None:
+    weights = [torch.nn.Parameter(torch.empty(4, 4, device="meta")) for _ in range(2)]  # stands for a GPU
+    optimizer = MuonAdamW([{"params": weights[:1], **MUON, "kind": "normuon"}, {"params": weights[1:], **ADAMW}])
+    state = {
+        0: {"momentum_buffer": torch.zeros(4, 4), "row_square": torch.zeros(4)},
+        1: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4, 4), "exp_avg_sq": torch.zeros(4, 4)},
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    places = {tensor.device.type for weight in weights for tensor in optimizer.state[weight].values()}
+    assert places == {"meta"}  # fused AdamW refuses a count of steps on the CPU beside weights on a GPU
+
+
 @pytest.mark.parametrize("kind", ["muon", "normuon"])
 def test_it_goes_on_from_its_saved_state(kind: str) -> None:
     def made() -> tuple[list[torch.nn.Parameter], MuonAdamW]:

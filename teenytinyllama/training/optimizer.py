@@ -96,6 +96,8 @@ class MuonAdamW(torch.optim.Optimizer):
         for number, group in enumerate(self.param_groups):
             group["number"] = number  # DeepSpeed drops empty groups, and may step the others one at a time
             self._matrices[number] = list(group["params"])
+            if group["kind"] == "adamw":
+                group["fused"] = True  # load_state_dict puts the count of steps on the parameter's device for it
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -131,7 +133,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 [state["exp_avg_sq"] for state in states],
                 [],
                 [state["step"] for state in states],
-                fused=True,
+                fused=group["fused"],
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
