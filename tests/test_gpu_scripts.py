@@ -75,13 +75,13 @@ def test_a_curve_has_seconds_and_joules(tmp_path: Path) -> None:
     assert [point["bits_per_byte"] for point in curve] == [3.0, 2.0, 1.5]
 
 
-def test_the_last_score_of_a_step_counts(tmp_path: Path) -> None:
+def test_a_score_of_all_documents_is_no_point_of_the_curve(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [2.0])
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(scored(10, 1.9, 0.002)) + "\n" + json.dumps(scored(10, 1.8, 0.003)) + "\n")
+        file.write(json.dumps(scored(10, 1.1, 0.002)) + "\n")
     curve = real_run.read_curve(folder)
-    assert [point["bits_per_byte"] for point in curve] == [3.0, 1.8]
-    assert [point["joules"] for point in curve] == pytest.approx([0, 10_800])
+    assert [point["bits_per_byte"] for point in curve] == [3.0, 2.0]
+    assert [point["joules"] for point in curve] == pytest.approx([0, 3600])
 
 
 def test_seconds_follow_a_speed_that_changes(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "ours is at ancestor's last score (1.5000) after 37.5% of its seconds" in out
     assert "ours is at ancestor's last score (1.5000) after 75.0% of its joules" in out
     assert "| 3.0000 at 0.0M                | 3.0000 at 0.0M                    |" in out
-    line = [cell.strip() for cell in out[out.index("| ancestor |") :].split("|")[1:12]]
-    assert line == ["ancestor", "1.5", "1.5", "0.0M", "9", "250", "50.0 %", "40.0 %", "-", "80", "99"]
+    line = [cell.strip() for cell in out[out.index("| ancestor |") :].split("|")[1:13]]
+    assert line == ["ancestor", "1.5", "1.5", "0.0M", "1.5", "9", "250", "50.0 %", "40.0 %", "-", "80", "99"]
     assert "did not reach its end" not in out
     assert figures["ancestor"]["training_seconds"] == 80
     assert (figures["ours"]["seconds"], figures["ours"]["hardware"]) == (99.0, "a GPU")

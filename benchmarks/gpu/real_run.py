@@ -67,7 +67,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def read_curve(folder: Path) -> list[dict[str, float]]:
-    """Return tokens, training seconds, joules and bits per byte at each evaluation of a run."""
+    """Return tokens, training seconds, joules and bits per byte at each evaluation of a run's part of held-out text."""
     import numpy as np
 
     records = read_jsonl(folder / METRICS_NAME)
@@ -77,8 +77,8 @@ def read_curve(folder: Path) -> list[dict[str, float]]:
         tokens.append(record["tokens"])
     curve: list[dict[str, float]] = []
     for record in (record for record in records if "bits_per_byte" in record):
-        if curve and curve[-1]["tokens"] == record["tokens"]:  # the last step's score, then that of all documents
-            curve.pop()
+        if curve and curve[-1]["tokens"] == record["tokens"]:
+            continue  # after the last step's score comes that of all documents, which belongs to no curve
         curve.append(
             {"tokens": record["tokens"], "seconds": float(np.interp(record["tokens"], tokens, seconds)),
              "joules": JOULES_A_KWH * record["kwh"], "bits_per_byte": record["bits_per_byte"]}
@@ -124,13 +124,15 @@ def report(folders: list[Path], plot: Path | None) -> dict[str, Any]:
                                                                "seconds", "peak_gpu_memory_gb",
                                                                "per_device_train_batch_size", "speed", "hardware")},
                          "training_seconds": end["seconds"], "joules": end["joules"],
-                         "bits_per_byte": final["bits_per_byte"], "perplexity": final["perplexity"],
+                         "bits_per_byte": end["bits_per_byte"], "perplexity": final["perplexity"],
+                         "of_all_held_out": final["bits_per_byte"] if "hashes" in run else None,
                          "lowest": best, "curve": curves[name]}  # fmt: skip
     print()
-    print_table(["run", "bits per byte", "lowest", "at tokens", "perplexity", "tokens/s", "MFU, 6N+12LhT",
-                 "MFU, products", "GPU GB", "training s", "all s", "kJ"],
+    print_table(["run", "bits per byte", "lowest", "at tokens", "of all held-out text", "perplexity", "tokens/s",
+                 "MFU, 6N+12LhT", "MFU, products", "GPU GB", "training s", "all s", "kJ"],
                 [[name, found["bits_per_byte"], found["lowest"]["bits_per_byte"],
-                  f"{found['lowest']['tokens'] / 1e6:.1f}M", found["perplexity"], found["tokens_per_second"],
+                  f"{found['lowest']['tokens'] / 1e6:.1f}M", found["of_all_held_out"], found["perplexity"],
+                  found["tokens_per_second"],
                   *(f"{100 * found[key]:.1f} %" for key in MFU_CONVENTIONS), found["peak_gpu_memory_gb"],
                   found["training_seconds"],
                   found["seconds"], found["joules"] / 1e3] for name, found in figures.items()])  # fmt: skip
