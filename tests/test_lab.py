@@ -118,10 +118,23 @@ def test_budgets_by_parameter_follow_the_size(keys: dict[str, Any]) -> None:
     assert budgets(config, "0.5M") == [5 * 524_288, 20 * 524_288]
 
 
+def test_a_small_size_may_have_further_budgets(keys: dict[str, Any]) -> None:
+    config = LabConfig(**keys, more_tokens={"0.1M": [8000, 2000]})
+    assert (budgets(config, "0.1M"), budgets(config, "0.5M")) == ([1000, 2000, 8000], [1000, 2000])
+    first = next(recipe for recipe in find_recipes(config) if recipe.arm == "muon")
+    rows = [row("muon", "0.1M", 8000, 1.0), row("muon", "0.5M", 2000, 2.0)]
+    longer = longer_run(LabConfig(**keys, more_tokens={"0.1M": [8000]}, longer_run=10), rows)
+    assert longer is not None
+    assert (longer.size, longer.tokens, longer.recipe) == ("0.5M", 20_000, first)
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"sizes": []}, "sizes: is empty"),
     ({"tokens_per_parameter": [5]}, "give exactly one of the two"),
     ({"tokens": [0]}, "tokens=0: must be positive"),
+    ({"more_tokens": {"0.2M": [100]}}, "more_tokens.0.2M: is not one of the sizes: 0.1M, 0.5M"),
+    ({"more_tokens": {"0.1M": [0]}}, r"more_tokens.0.1M=\[0\]: must be a list of positive numbers"),
+    ({"more_tokens": {"0.1M": 100}}, "more_tokens.0.1M=100: must be a list"),
     ({"baseline": "adam"}, "baseline=adam: must be one of the arms: adamw, muon"),
     ({"arms": {"a": {"seed": 3}}}, "arms.a.seed: is set by the laboratory"),
     ({"arms": {"a": [1]}}, r"arms.a=\[1\]: must be a mapping"),

@@ -32,6 +32,11 @@ class LabConfig:
     tokens_per_parameter: list[float] | None = field(
         default=None, metadata={"help": "budgets: tokens of a run for each parameter of the model's layers"}
     )
+    more_tokens: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "further budgets of single sizes: {0.1M: [3.2e6, 6.4e6]}. A small model that has read much shows "
+                          "cheaply what a larger one will do"},
+    )  # fmt: skip
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds of the runs of a sweep"})
     finalist_seeds: list[int] | None = field(
         default=None, metadata={"help": "seeds of the best of each sweep at every budget; null: as seeds"}
@@ -72,6 +77,7 @@ class LabConfig:
         for name in ("tokens", "tokens_per_parameter"):
             for budget in getattr(self, name) or []:
                 ensure(budget > 0, f"{name}={budget:g}: must be positive.")
+        self._check_more_tokens()
         self.baseline = next(iter(self.arms)) if self.baseline is None else self.baseline
         ensure(
             self.baseline in self.arms, f"baseline={self.baseline}: must be one of the arms: {', '.join(self.arms)}."
@@ -84,3 +90,10 @@ class LabConfig:
         for name in ("runs_at_once", "longer_run"):
             value = getattr(self, name)
             ensure(value is None or value >= 1, f"{name}={value}: must be at least 1.")
+
+    def _check_more_tokens(self) -> None:
+        known = [str(size) for size in self.sizes]
+        for size, found in self.more_tokens.items():
+            ensure(str(size) in known, f"more_tokens.{size}: is not one of the sizes: {', '.join(known)}.")
+            good = isinstance(found, list) and all(isinstance(budget, int | float) and budget > 0 for budget in found)
+            ensure(good, f"more_tokens.{size}={found}: must be a list of positive numbers of tokens.")

@@ -144,9 +144,9 @@ def find_recipes(config: LabConfig) -> list[LabRecipe]:
 
 def budgets(config: LabConfig, size: Any) -> list[int]:
     """Return the tokens of the runs of a size, the smallest first."""
-    if config.tokens:
-        return sorted(round(tokens) for tokens in config.tokens)
-    return sorted(round(ratio * layer_parameters(size)) for ratio in config.tokens_per_parameter or [])
+    found = config.tokens or [ratio * layer_parameters(size) for ratio in config.tokens_per_parameter or []]
+    more = {str(name): tokens for name, tokens in config.more_tokens.items()}.get(str(size), [])
+    return sorted({round(tokens) for tokens in [*found, *more]})
 
 
 def make_run(config: LabConfig, recipe: LabRecipe, size: Any, tokens: int, seed: int, is_check: bool = False) -> LabRun:

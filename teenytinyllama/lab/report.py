@@ -218,7 +218,7 @@ def _laws_part(report: LabReport) -> list[str]:
     if report.laws:
         lines += [f"{FORM}, in bits per byte (with g = 1 it is E + A / N^a + B / D^b); in brackets the interval "
                   "of 90 % of each constant. The last column is what the law expects of the largest model trained for "
-                  f"{_LONGER} times the most tokens of the lab.", ""]  # fmt: skip
+                  f"{_LONGER} times the most tokens that it had.", ""]  # fmt: skip
         rows = []
         for arm, law in report.laws.items():
             ends = np.quantile(np.array(law.draws), [0.05, 0.95], axis=0).T

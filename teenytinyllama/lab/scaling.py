@@ -45,7 +45,7 @@ class Prediction:
         high: upper end.
         bytes_per_token: of the lab's rows; nats per token = bits per byte x ln 2 x bytes per token.
         times_parameters: parameters over those of the lab's largest model.
-        times_tokens: tokens over those of its longest run.
+        times_tokens: tokens over those of the longest run of that model.
         noise: standard deviation of log L of a run about the law.
     """
 
@@ -83,7 +83,7 @@ class LabLaw:
         left_out: names of the arm's runs that it was not fitted to, each with the reason.
         bytes_per_token: of the held-out text.
         parameters: fewest and most of the runs, all parameters.
-        tokens: fewest and most of the runs.
+        tokens: fewest of the runs, and most of the largest model's runs.
         misfit_all: root mean square of the residuals of log L, N being all parameters as in this law.
         misfit_non_embedding: the same of a law whose N leaves out the input embedding and the head.
     """
@@ -186,6 +186,7 @@ def fit_law(arm: str, cells: Sequence[Cell], seed: int = 0) -> LabLaw:
     other = fit_constants([run.num_non_embedding or 1 for run in runs], tokens, scores, seed)
     e, size, data, a, b, g = fit.constants
     lengths = [run.tokens or 1 for run in runs]
+    longest = max(length for length, count in zip(lengths, parameters, strict=True) if count == max(parameters))
     return LabLaw(
         arm=arm,
         irreducible=e,
@@ -200,7 +201,7 @@ def fit_law(arm: str, cells: Sequence[Cell], seed: int = 0) -> LabLaw:
         left_out=left_out,
         bytes_per_token=fmean((run.loss or 0.0) / (run.bits_per_byte or 1.0) / math.log(2) for run in runs),
         parameters=(min(parameters), max(parameters)),
-        tokens=(min(lengths), max(lengths)),
+        tokens=(min(lengths), longest),
         misfit_all=fit.misfit,
         misfit_non_embedding=other.misfit,
     )
