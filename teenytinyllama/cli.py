@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, ensure, near_name, run_main
-from .launch import RankOptions, launch, plan_ranks, recipes_folder, start_training
-from .processes import ended_by_signals, stopped_by_signals
+from .launching.launch import launch, recipes_folder, start_training
+from .launching.processes import ended_by_signals, stopped_by_signals
+from .launching.ranks import RankOptions, plan_ranks
 from .stage_folder import __version__
 
 
@@ -249,6 +250,12 @@ def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> in
     from .stage_folder import CONFIG_NAME, RESULTS_TABLE_NAME, command_line, scratch_folder
 
     config, script = build(EvaluateConfig, dict(values)), recipes_folder() / "evaluate.py"
+    machines = options.machines()
+    ensure(
+        machines is None or machines.count == 1,
+        f"num_machines={machines.count if machines else 1}: `ttl evaluate` works on one machine. Use --nodes=1 or "
+        "leave num_machines out.",
+    )
     if plan_ranks(script, [], options.accelerate, options.num_processes).num_processes > 1:
         os.environ.setdefault("TTL_COMMAND", command_line())
         with scratch_folder() as folder:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .checks import EXIT_DONE, RunFailedError, ensure
-from .launch import RankOptions, start_training
+from .launching.launch import start_training
+from .launching.ranks import RankOptions
 from .stage_folder import MANIFEST_NAME, STORIES_NAME, __version__, write_json
 
 NUM_STORIES = 50
@@ -170,7 +171,7 @@ def _print_summary(folder: Path, run: Path, report: dict[str, Any], reloaded: st
     print("Next: ttl init my-model, put Portuguese texts into my-model/corpus and follow recipes/reproduce.sh")
 
 
-_COMMENTED = {".py", ".yaml", ".sh"}  # JSON knows no comments
+_COMMENTED = {".py", ".yaml", ".sh", ".sbatch"}  # JSON knows no comments
 
 
 def copy_recipes(source: Path, folder: Path) -> Path:

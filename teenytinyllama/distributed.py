@@ -21,8 +21,8 @@ import psutil
 from .checks import InputError, RunFailedError, beside_the_model, counted, ensure, is_main_process
 from .energy.recorder import STARTED_VARIABLE
 from .gpus import has_accelerator
-from .processes import end_with
-from .supervision import SUPERVISOR_VARIABLE
+from .launching.processes import end_with
+from .launching.supervision import SUPERVISOR_VARIABLE
 
 if TYPE_CHECKING:
     import torch
@@ -330,6 +330,11 @@ def check_ranks(arguments: "TrainingArguments") -> None:
         f"WORLD_SIZE={launched}: torch connected {counted(connected, 'rank')} and the Trainer works with "
         f"{arguments.world_size}, so ranks would train on the same data. On a machine without GPU set use_cpu: true.",
     )
+
+
+def own_machine(rank: int) -> int:
+    """Return the number of the machine that a rank is on, from 0, as `ttl` or torchrun says."""
+    return int(os.environ.get("GROUP_RANK", rank // ranks_here()))
 
 
 def ranks_here() -> int:

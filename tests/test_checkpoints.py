@@ -596,7 +596,7 @@ def test_ranks_agree_on_a_save_that_does_not_fit(values: dict[str, Any], tmp_pat
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**values, "save_steps": 2}, sort_keys=False))
     script = REPOSITORY / "tests" / "ranks" / "full_disk.py"
     code = (
-        "import sys, pathlib; from teenytinyllama.launch import launch\n"
+        "import sys, pathlib; from teenytinyllama.launching.launch import launch\n"
         f"sys.exit(launch(pathlib.Path({str(script)!r}), ['--config', {str(tmp_path / 'x.yaml')!r}], "
         f"{str(REPOSITORY / 'recipes' / 'accelerate' / 'cpu2.yaml')!r}, 2))"
     )

@@ -11,7 +11,7 @@ from teenytinyllama import __version__
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE
 from teenytinyllama.cli import VERBS, main
-from teenytinyllama.launch import recipes_folder
+from teenytinyllama.launching.launch import recipes_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

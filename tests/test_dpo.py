@@ -28,7 +28,7 @@ pytest.importorskip("trl")
 
 from test_sft import NAMES, PLACES, save_base
 
-from teenytinyllama.launch import resolve_training
+from teenytinyllama.launching.launch import resolve_training
 from teenytinyllama.tuning.base import DPO
 from teenytinyllama.tuning.config import DpoConfig
 from teenytinyllama.tuning.rows import summarise_pairs

@@ -160,7 +160,7 @@ def test_a_size_that_cannot_be_is_refused(size: str, head_size: int | None, mess
 def test_slots_share_gpus_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    for place in ("lab.runs", "launch"):
+    for place in ("lab.runs", "launching.ranks"):
         monkeypatch.setattr(f"teenytinyllama.{place}.available_cores", lambda: 6)
     monkeypatch.setattr("teenytinyllama.lab.runs.count_usable_gpus", lambda: 2)
     slots = find_slots(3)

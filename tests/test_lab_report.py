@@ -26,7 +26,7 @@ from teenytinyllama.lab.comparison import (
 from teenytinyllama.lab.fitting import fit_constants
 from teenytinyllama.lab.report import write_report
 from teenytinyllama.lab.scaling import LabLaw, read_law, useful_tokens
-from teenytinyllama.launch import recipes_folder
+from teenytinyllama.launching.launch import recipes_folder
 from teenytinyllama.planning.config import PlanConfig
 from teenytinyllama.planning.laws import optimum, predicted_loss
 from teenytinyllama.planning.plan import make_plan

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from teenytinyllama import distributed as ranks
-from teenytinyllama import launch as launcher
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError, MissingFileError
-from teenytinyllama.launch import launch, plan_ranks
-from teenytinyllama.processes import end_with
-from teenytinyllama.supervision import SUPERVISOR_VARIABLE, supervise
+from teenytinyllama.launching import ranks as launcher
+from teenytinyllama.launching.launch import launch
+from teenytinyllama.launching.processes import end_with
+from teenytinyllama.launching.ranks import plan_ranks
+from teenytinyllama.launching.supervision import SUPERVISOR_VARIABLE, supervise
 
 if TYPE_CHECKING:
     from teenytinyllama.training.trainer import StopCallback
@@ -269,7 +270,7 @@ def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
 
 def test_the_shipped_files_are_those_documented() -> None:
     folder = REPOSITORY / "recipes"
-    assert sorted(path.stem for path in (folder / "accelerate").iterdir()) == NAMES
+    assert sorted(path.stem for path in (folder / "accelerate").iterdir()) == sorted([*NAMES, "multinode"])
     assert sorted(path.name for path in (folder / "deepspeed").iterdir()) == ["zero1.json", "zero2.json", "zero3.json"]
 
 
@@ -415,7 +416,7 @@ def _write_file(recipes: Path, **changes: str) -> str:
         ("ddp", 0, 0, "num_processes=0: must be at least 1"),
         ("single", 2, 0, "num_processes=2: single starts one process. Use `--accelerate ddp`"),
         ("ddp", 5, 4, r"num_processes=5: 4 GPUs can be used"),
-        ({"num_machines": "2", "main_process_ip": "10.0.0.1"}, None, 0, "num_machines=2 in .*own.yaml"),
+        ({"num_machines": "2"}, None, 0, "main_process_ip in .*own.yaml: is missing, for num_machines: 2"),
         ({"distributed_type": "XLA"}, None, 0, "distributed_type in .*own.yaml: must be"),
         (
             {"distributed_type": "FSDP"},
@@ -547,7 +548,7 @@ PARENT = """
 import os, signal, sys, threading
 from pathlib import Path
 from teenytinyllama.checks import InputError, run_main
-from teenytinyllama.processes import ForkServer, stopped_by_signals
+from teenytinyllama.launching.processes import ForkServer, stopped_by_signals
 
 def work():
     os.environ["TTL_SEEN"] = "1"
@@ -590,7 +591,7 @@ def test_what_may_start_threads_is_done_in_a_fork(tmp_path: Path, kind: str, cod
 
 POOL = """
 import atexit, concurrent.futures, sys, threading, time
-from teenytinyllama.processes import ForkedChild
+from teenytinyllama.launching.processes import ForkedChild
 
 pools = []
 

@@ -15,7 +15,7 @@ from test_pretrain import interrupted_run, losses, make_values, run
 from teenytinyllama.arguments import build
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.gpus import describe_out_of_memory, is_out_of_memory
-from teenytinyllama.launch import resolve_training
+from teenytinyllama.launching.launch import resolve_training
 from teenytinyllama.planning.free_memory import virtual_memory_bytes
 from teenytinyllama.planning.memory import MemoryNeed
 from teenytinyllama.training import trials
@@ -302,7 +302,7 @@ def child(folder: Path, values: dict[str, Any], *arguments: str, ranks: str = ""
     script, options = REPOSITORY / "tests" / "ranks" / "out_of_memory.py", [*arguments, "--config", f"{folder}/x.yaml"]
     file = f"{REPOSITORY}/recipes/accelerate/{ranks}.yaml" if ranks else None
     code = (
-        "import sys, pathlib; from teenytinyllama.launch import launch\n"
+        "import sys, pathlib; from teenytinyllama.launching.launch import launch\n"
         f"sys.exit(launch(pathlib.Path({str(script)!r}), {options!r}, {file!r}, {2 if ranks else None}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

@@ -16,11 +16,11 @@ import yaml
 from test_pretrain import interrupted_run, losses, make_values, run
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from teenytinyllama import launch
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpointing.checkpoints import read_marker
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.distributed import before_ranks, deepspeed_settings
+from teenytinyllama.launching import launch
 from teenytinyllama.planning.memory import checkpoint_bytes, optimizer_bytes
 from teenytinyllama.presets import count_parameters
 from teenytinyllama.stage_folder import sha256_file

@@ -18,7 +18,7 @@ from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
 from teenytinyllama.cli import main
 from teenytinyllama.energy.emissions import grid_intensity, read_emissions
 from teenytinyllama.gpus import GPUS, find_gpu, get_gpu
-from teenytinyllama.launch import recipes_folder
+from teenytinyllama.launching.launch import recipes_folder
 from teenytinyllama.planning.config import PLANNED_PRESETS, PlanConfig, Recipe, planned_values, read_recipe
 from teenytinyllama.planning.laws import (
     LAWS,

@@ -23,7 +23,7 @@ from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, complete
 from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.evaluation.scoring import score_signal
-from teenytinyllama.launch import resolve_training
+from teenytinyllama.launching.launch import resolve_training
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.planning.memory import batch_for, derive_batch, row_divisors
 from teenytinyllama.presets import MFU_CONVENTIONS, count_parameters, flops_per_token, matrix_flops_per_token

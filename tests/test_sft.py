@@ -28,7 +28,7 @@ from teenytinyllama.training.metrics import read_jsonl
 
 pytest.importorskip("trl")
 
-from teenytinyllama.launch import resolve_training
+from teenytinyllama.launching.launch import resolve_training
 from teenytinyllama.publishing.card import render_model_card, write_model_card
 from teenytinyllama.tuning import tune as tune_module
 from teenytinyllama.tuning.base import SFT, build_model, load_base

@@ -14,7 +14,7 @@ from teenytinyllama import cli
 from teenytinyllama.arguments import parse
 from teenytinyllama.checks import InputError, ensure_folder, run_main
 from teenytinyllama.data.pack import PackConfig
-from teenytinyllama.processes import STOP_SIGNALS
+from teenytinyllama.launching.processes import STOP_SIGNALS
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

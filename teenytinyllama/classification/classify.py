@@ -17,7 +17,7 @@ from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter
 from ..evaluation.results import FINE_TUNED_SUITE, Results, Score, merge_results, write_results
 from ..gpus import device_name
-from ..processes import stopped_by_signals
+from ..launching.processes import stopped_by_signals
 from ..stage_folder import (
     CLASSIFICATION_TABLE_NAME,
     CONFIG_NAME,

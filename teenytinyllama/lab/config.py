@@ -34,8 +34,8 @@ class LabConfig:
     )
     more_tokens: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "further budgets of single sizes: {0.1M: [3.2e6, 6.4e6]}. A small model that has read much shows "
-                          "cheaply what a larger one will do"},
+        metadata={"help": "further budgets of single sizes: {0.1M: [3_200_000]}. A small model that has read much "
+                          "shows cheaply what a larger one will do"},
     )  # fmt: skip
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "seeds of the runs of a sweep"})
     finalist_seeds: list[int] | None = field(

@@ -29,9 +29,11 @@ from ..checks import (
     run_main,
 )
 from ..gpus import count_usable_gpus, named_gpus
-from ..launch import RankOptions, resolve_training, start_training, thread_share
+from ..launching.launch import resolve_training, start_training
+from ..launching.processes import ForkedChild, ForkServer
+from ..launching.ranks import RankOptions, thread_share
+from ..launching.supervision import Child
 from ..presets import training_flops
-from ..processes import ForkedChild, ForkServer
 from ..stage_folder import (
     METRICS_NAME,
     RUNS_FOLDER,
@@ -42,7 +44,6 @@ from ..stage_folder import (
     read_manifest,
     scratch_folder,
 )
-from ..supervision import Child
 from ..training.metrics import DIVERGED, append_jsonl
 from .comparison import read_rows
 from .config import LabConfig

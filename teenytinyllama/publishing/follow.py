@@ -20,7 +20,8 @@ from typing import Any
 
 from ..checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_DONE, EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
-from ..processes import stopped_by_signals
+from ..launching.processes import stopped_by_signals
+from ..launching.supervision import SUPERVISOR_VARIABLE
 from ..stage_folder import (
     ENVIRONMENT_NAME,
     LOCK_NAME,
@@ -30,7 +31,6 @@ from ..stage_folder import (
     take_lock,
     write_json,
 )
-from ..supervision import SUPERVISOR_VARIABLE
 from .contents import index_upload, run_identity
 from .hub import Hub, RepositoryState, open_hub, prepare
 from .publish import (

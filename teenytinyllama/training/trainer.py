@@ -29,13 +29,13 @@ from ..checkpointing.optimizer_state import (
     without_deepspeed_files,
 )
 from ..checks import beside_the_model
-from ..distributed import SharedFlag, any_rank, ranks_here
+from ..distributed import SharedFlag, any_rank, own_machine, ranks_here
 from ..energy.emissions import GridSettings
 from ..energy.ledger import Phase, ledger_path, read_starts, total_of
 from ..energy.recorder import Recorder
 from ..gpus import has_accelerator, wait_for_gpu
+from ..launching.processes import STOP_SIGNALS, give_back_signals, take_stop_signals
 from ..models import finish_saved, without_cudnn_attention
-from ..processes import STOP_SIGNALS, give_back_signals, take_stop_signals
 from ..stage_folder import SAMPLES_NAME
 from .caps import Pauses, Spent, spent_in
 from .metrics import append_jsonl, rewind_jsonl
@@ -379,7 +379,7 @@ class EnergyCallback(TrainerCallback):
         """Start the meter."""
         self._step = state.global_step
         if args.local_process_index == 0:
-            machine = args.process_index // ranks_here()
+            machine = own_machine(args.process_index)
             # Damaged rows of earlier starts are left out here; cards and reports refuse them.
             self._before = spent_in(read_starts(ledger_path(self.folder, machine), strict=False))
             num_gpus = ranks_here() if has_accelerator() and not args.use_cpu else 1

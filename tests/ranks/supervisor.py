@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from teenytinyllama import supervision
+from teenytinyllama.launching import supervision
 
 supervision._FAILURE_GRACE_SECONDS = supervision._BAD_INPUT_GRACE_SECONDS = 0.5
 environments = [{**os.environ, "RANK": str(rank)} for rank in range(int(sys.argv[1]))]

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .checks import (
+from ..checks import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_RESUMABLE,

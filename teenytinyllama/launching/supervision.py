@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .checks import (
+from ..checks import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
     EXIT_FAILED,
@@ -33,7 +33,12 @@ _BAD_INPUT_GRACE_SECONDS = 30.0
 
 
 def supervise(
-    command: Sequence[str], environments: Sequence[dict[str, str]], log: Path | None = None, *, forks: bool = False
+    command: Sequence[str],
+    environments: Sequence[dict[str, str]],
+    log: Path | None = None,
+    *,
+    forks: bool = False,
+    elsewhere: Callable[[], str | None] = lambda: None,
 ) -> int:
     """Run one process per environment and return the exit code of the whole.
 
@@ -46,6 +51,7 @@ def supervise(
         environments: whole environment of each rank, in order of rank.
         log: file for what they write to stdout and stderr; None: where this process writes.
         forks: fork this process, which must allow it (see `ForkServer`), instead of starting Python anew.
+        elsewhere: asked all the time; returns why ranks on other machines ended without these, or None.
 
     Returns:
         0: all done. 2: a rank refused its input. 75: stopped by a signal, the same command resumes (or starts again,
@@ -70,7 +76,7 @@ def supervise(
                         start_new_session=True,
                     )
                 )
-            return _watch(ranks, received)
+            return _watch(ranks, received, elsewhere)
         finally:
             _kill(ranks)
 
@@ -108,7 +114,9 @@ def _received_signals() -> Iterator[list[signal.Signals]]:
         give_back_signals(previous)
 
 
-def _watch(ranks: Sequence[Child], received: list[signal.Signals]) -> int:
+def _watch(
+    ranks: Sequence[Child], received: list[signal.Signals], elsewhere: Callable[[], str | None] = lambda: None
+) -> int:
     """Wait for the ranks, hand on signals, and end those that wait for a dead one."""
     seen, deadline, first_failed = 0, float("inf"), None
     while any(rank.poll() is None for rank in ranks):
@@ -126,6 +134,8 @@ def _watch(ranks: Sequence[Child], received: list[signal.Signals]) -> int:
             if first_failed is not None:
                 refused = ranks[first_failed].returncode == EXIT_BAD_INPUT
                 deadline = time.monotonic() + (_BAD_INPUT_GRACE_SECONDS if refused else _FAILURE_GRACE_SECONDS)
+        if trouble := elsewhere():
+            return _end_for_others(ranks, trouble)
         if time.monotonic() > deadline:
             _kill(ranks)
     if first_failed is None:
@@ -167,6 +177,16 @@ def _outcome(ranks: Sequence[Child], failed: int | None, *, stopping: bool) -> i
         _say(f"error: {who} was killed by {signal.Signals(-code).name}{hint}{others}.")
     else:
         _say(f"error: {who} ended with exit code {code}, its message is above{others}.")
+    return EXIT_FAILED
+
+
+def _end_for_others(ranks: Sequence[Child], trouble: str) -> int:
+    """End ranks that wait for those of another machine, and say why."""
+    deadline = time.monotonic() + _FAILURE_GRACE_SECONDS
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    _kill(ranks)
+    _say(f"error: {trouble}; the ranks here were ended. The same command on all machines resumes.")
     return EXIT_FAILED
 
 

@@ -1,0 +1,321 @@
+"""Launch: a training is checked and prepared, then its ranks run a recipe, and one command ends with one exit code.
+
+accelerate says which ranks to start (its file format, its environment variables); the processes are ours, one direct
+child a rank, instead of those of torchrun. Measured reasons: torchrun turns every exit code into 1 and prints a
+47-line traceback for it, kills ranks 30 s after a signal although a checkpoint may take longer, and accelerate's
+one-process launcher leaves its child running when it is ended. With direct children the exit codes, the signals and
+the name of the rank that died are known. What runs in each rank is `distributed.prepare_rank`.
+"""
+
+import contextlib
+import importlib
+import json
+import logging
+import operator
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checks import EXIT_DONE, EXIT_FAILED, InputError, beside_the_model, ensure
+from .machines import Link, linked
+from .processes import ForkServer, stopped_by_signals
+from .ranks import RankOptions, RankPlan, plan_ranks
+from .supervision import supervise
+
+logger = logging.getLogger(__name__)
+
+_PACKAGE = "teenytinyllama"
+_SHARED_SECONDS = 60.0  # until a new file on a network's file system is seen elsewhere
+
+
+def launch(
+    script: Path,
+    arguments: Sequence[str],
+    accelerate_file: str | None = None,
+    num_processes: int | None = None,
+    log: Path | None = None,
+    forks: bool = False,
+    link: Link | None = None,
+) -> int:
+    """Run `python script *arguments` on one or several ranks and return the exit code of the whole: 0, 1, 2 or 75.
+
+    Signals that reach this process meanwhile are handed to the ranks, see `supervision.supervise`. Call it from the
+    main thread.
+
+    Args:
+        script: the recipe.
+        arguments: its command line.
+        accelerate_file: a name (`cpu2`: the file `accelerate/cpu2.yaml` beside the script) or the path of an accelerate
+            file; None: one plain process, or with several GPUs visible `ddp`.
+        num_processes: number of ranks; None: one a visible GPU, and without a GPU what the file says.
+        log: file for what the ranks say; None: the terminal.
+        forks: see `supervision.supervise`.
+        link: to the other machines of the run, whose ranks start at the same time.
+
+    Raises:
+        InputError: no such script or file, or a number of ranks that cannot be.
+    """
+    plan = plan_ranks(script, arguments, accelerate_file, num_processes, link.machines if link else None).joined(link)
+    command = [sys.executable, str(script), *arguments]
+    total = link.num_ranks if link else plan.num_processes
+    if total > 1:
+        name = plan.accelerate_file.stem if plan.accelerate_file else "ddp"
+        where = f", {plan.num_processes} of them on this of {link.machines.count} machines" if link else ""
+        logger.info("%d ranks on the %s (%s)%s", total, "GPUs" if plan.uses_gpu else "CPU", name, where)
+    if link is None:
+        return supervise(command, plan.environments, log, forks=forks)
+    return link.finish(supervise(command, plan.environments, log, forks=forks, elsewhere=link.trouble))
+
+
+def recipes_folder() -> Path:
+    """Return the folder of recipes: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of training that `ttl` starts, by the names of its parts, so that none is imported before it is needed.
+
+    Attributes:
+        module: of the functions below; the ranks import it too.
+        config: `module:class` of its config.
+        prepare: turns `inputs` into data for the ranks, or `decay_from` into a run's keys; refuses first what it can.
+        plan: checks a config against its files and its run folder.
+        recipe: what the ranks run.
+    """
+
+    module: str
+    config: str
+    prepare: str
+    plan: str
+    recipe: str
+
+
+STAGES = {
+    "pretrain": Stage("training.pretrain", "training.config:PretrainConfig", "training.run_plan:pack_inputs",
+                      "training.run_plan:plan_run", "pretrain.py"),
+    "sft": Stage("tuning.tune", "tuning.config:SftConfig", "tuning.base:SFT.prepare_inputs", "tuning.base:SFT.plan",
+                 "sft.py"),
+    "dpo": Stage("tuning.tune", "tuning.config:DpoConfig", "tuning.base:DPO.prepare_inputs", "tuning.base:DPO.plan",
+                 "dpo.py"),
+}  # fmt: skip
+
+
+def resolve_training(name: str, values: dict[str, Any], num_ranks: int) -> dict[str, Any]:
+    """Resolve the config of a training for so many ranks and check it, without starting any.
+
+    Args:
+        name: of `STAGES`.
+        values: the checked values of its config, whose data is prepared.
+        num_ranks: that will train.
+
+    Returns:
+        What the ranks read, see `training.run_plan.resolve_run`.
+
+    Raises:
+        InputError: the config is refused.
+    """
+    from ..training.run_plan import resolve_run
+
+    return resolve_run(_find(STAGES[name].config), _find(STAGES[name].plan), values, num_ranks)
+
+
+def start_training(name: str, values: dict[str, Any], options: RankOptions, *, may_fork: bool = False) -> int:
+    """Check and prepare everything, then start the ranks of a training and supervise them; at the end write its card.
+
+    The config is resolved once, here: the ranks read batch, steps and plan from a file. A length that only caps tell is
+    settled before by a test with the same ranks. With `hub_model_id` a process beside the ranks publishes the run; it
+    changes neither them nor the exit code.
+
+    Args:
+        name: of `STAGES`.
+        values: the checked values of its config.
+        options: which ranks.
+        may_fork: this process has done nothing else, see `ForkServer`.
+
+    Returns:
+        0 done, 1 failed, 2 bad input met by a rank, 75 stopped and resumable.
+
+    Raises:
+        InputError: the config is refused; no rank was started and nothing is written.
+    """
+    from ..distributed import before_ranks
+    from ..energy.recorder import count_from_now
+    from ..stage_folder import command_line, scratch_folder
+
+    stage, script = STAGES[name], recipes_folder() / STAGES[name].recipe
+    os.environ.setdefault("TTL_COMMAND", command_line())
+    server = ForkServer(may_fork, [f"{_PACKAGE}.{stage.module}", "accelerate.commands.launch"])
+    asked = (options.accelerate, options.num_processes)
+    ranks = plan_ranks(script, [], *asked, options.machines())
+    with scratch_folder() as folder, _meeting(ranks, values) as link, before_ranks(ranks.environments[0]):
+        num_ranks = link.num_ranks if link else ranks.num_processes
+
+        def resolve(values: dict[str, Any]) -> dict[str, Any]:
+            return dict(server.call(lambda: resolve_training(name, values, num_ranks), folder))
+
+        def start(resolved: dict[str, Any], log: Path | None = None) -> int:
+            path = folder / "resolved.json"
+            path.write_text(json.dumps(resolved), encoding="utf-8")
+            try:
+                return launch(script, ["--resolved", str(path)], *asked, log, forks=server.can_fork, link=link)
+            finally:
+                count_from_now()  # what the ranks took is in their own account
+
+        if link and link.machines.rank > 0:
+            return _follow(link, resolve, start)
+        publishing = _check_publishing(values)
+        given, prepares = values, values.get("inputs") or values.get("decay_from")
+        values = server.call(lambda: _find(stage.prepare)(given, num_ranks), folder) if prepares else given
+        if name == "pretrain":
+            from ..training.trials import settle_length
+
+            def test(resolved: dict[str, Any], log: Path) -> int:
+                ensure(
+                    link is None,
+                    "max_tokens: missing. A cap without a length takes a test of the speed, which is made on one "
+                    "machine. Give max_tokens too.",
+                )
+                return start(resolved, log)
+
+            values = settle_length(
+                values,
+                num_ranks,
+                lambda tested, _: str(resolve(tested)["state"]),
+                lambda tested, log: test(resolve(tested), log),
+            )
+        resolved, run = resolve(values), Path(values["output_dir"])
+        if resolved["state"] == "complete":
+            from ..training.run_plan import describe_continuation
+
+            print(f"{run} is complete; {describe_continuation(run)}")
+            if link:
+                link.send({"end": EXIT_DONE})
+            return EXIT_DONE
+        if link:
+            _let_others_start(link, resolved, run)
+        return _beside_publishing(publishing, run, lambda: start(resolved))
+
+
+@contextlib.contextmanager
+def _meeting(ranks: RankPlan, values: dict[str, Any]) -> Iterator[Link | None]:
+    """Connect the machines of a run for the block; a signal before that starts nothing."""
+    waiting = stopped_by_signals("nothing was started, the same command on all machines starts again")
+    with contextlib.ExitStack() as stack:
+        with waiting if ranks.machines.count > 1 else contextlib.nullcontext():
+            link = stack.enter_context(linked(ranks.machines, ranks.num_processes, str(values.get("output_dir"))))
+        yield link
+
+
+def _let_others_start(link: Link, resolved: dict[str, Any], run: Path) -> None:
+    """Let the other machines check the config against their own files, and start their ranks.
+
+    Raises:
+        InputError: one refuses it, its rows or tokenizer are others, or it has another run folder.
+    """
+    link.send({"check": resolved["given"]})
+    for machine, answer in sorted(link.gather().items()):
+        ensure("refused" not in answer, f"machine {machine} refused the run: {answer.get('refused')}")
+        differing = [key for key, value in resolved["identity"].items() if answer["identity"].get(key) != value]
+        ensure(
+            not differing,
+            f"machine {machine} has other files than machine 0, they differ in {', '.join(differing)}. Copy rows and "
+            "tokenizer from one machine to the others.",
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=run, prefix=".machines-") as mark:
+        link.send({"look": mark.name})
+        seen = {machine: answer["seen"] for machine, answer in link.gather().items()}
+    blind = [str(machine) for machine in sorted(seen) if not seen[machine]]
+    if blind:
+        with contextlib.suppress(OSError):
+            run.rmdir()  # if it was new
+        raise InputError(
+            f"output_dir={run}: is another one on machine {', '.join(blind)}. All machines must see the same one, on "
+            "a file system that they share, under the same path."
+        )
+    link.send({"start": resolved})
+
+
+def _follow(
+    link: Link, resolve: Callable[[dict[str, Any]], dict[str, Any]], start: Callable[[dict[str, Any]], int]
+) -> int:
+    """Do on another machine what machine 0 says, and return the exit code of the whole."""
+    while True:
+        message = link.receive()
+        if "check" in message:
+            link.send(_check(message["check"], resolve))
+        elif "look" in message:
+            link.send({"seen": _appears(Path(message["look"]))})
+        elif "start" in message:
+            return start(message["start"])
+        else:
+            if "failed" in message:
+                print(f"error: {message['failed']}", file=sys.stderr, flush=True)
+            return int(message.get("end", EXIT_FAILED))
+
+
+def _check(values: dict[str, Any], resolve: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Check the run of machine 0 against this machine's files, and return what decides it, or why it is refused."""
+    try:
+        return {"identity": resolve(values)["identity"]}
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+def _appears(path: Path) -> bool:
+    """Return whether a file that another machine has just made is seen here, as soon as it is."""
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def _check_publishing(values: dict[str, Any]) -> Any:
+    """Return how the run is to be published while it trains, or None.
+
+    Raises:
+        InputError: see `check_follower`.
+    """
+    if not values.get("hub_model_id"):
+        return None
+    from ..publishing.follow import check_follower
+
+    return check_follower(values)
+
+
+def _beside_publishing(publishing: Any, run: Path, train: Callable[[], int]) -> int:
+    """Train, with a process beside it that publishes the run if it is to be, and write the card of a run that ended."""
+    if publishing is None:
+        code = train()
+        _write_card(run, code)
+        return code
+    from ..publishing.follow import report_follower, start_follower
+
+    follower = start_follower(run, publishing)
+    code = train()
+    _write_card(run, code)
+    report_follower(follower, code)
+    return code
+
+
+def _write_card(run: Path, code: int) -> None:
+    if code == EXIT_DONE:
+        with beside_the_model("the model card (`ttl card` writes it)"):
+            from ..publishing.card import write_model_card
+
+            write_model_card(run)
+
+
+def _find(place: str) -> Any:
+    """Return what `module:name` names below this package; the name may be that of an attribute's attribute."""
+    module, _, name = place.partition(":")
+    return operator.attrgetter(name)(importlib.import_module(f"{_PACKAGE}.{module}"))
