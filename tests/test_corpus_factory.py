@@ -262,3 +262,36 @@ def test_slurm_gets_a_job_a_phase_and_makes_the_same_corpus(tmp_path: Path) -> N
     again = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
     assert again.returncode == 0, again.stderr[-2000:]
     assert hashes(tmp_path / "out") != expected
+
+
+def test_a_folder_with_anything_else_is_not_written_to(tmp_path: Path) -> None:
+    keys = config(tmp_path)
+    news = tmp_path / "raw" / "news.parquet"
+    before = sha256_file(news)
+    (tmp_path / "raw" / "train").mkdir()
+    source = news.rename(tmp_path / "raw" / "train" / "00000.parquet")
+    keys["sources"]["news"]["inputs"] = [str(source)]
+    with pytest.raises(InputError, match=r"output_dir=.*raw: holds .*00000.parquet, a file of sources.news. Choose"):
+        make(keys | {"output_dir": str(tmp_path / "raw")})
+    assert sha256_file(source) == before
+    mine = tmp_path / "mine" / "train" / "a.parquet"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(source.read_bytes())
+    with pytest.raises(InputError, match=r"output_dir=.*mine: holds .*a.parquet, which `ttl corpus` did not make"):
+        make(keys | {"output_dir": str(tmp_path / "mine")})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text('{"stage": "tokenizer"}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"output_dir=.*other: was made by 'tokenizer', not by 'corpus'. Choose"):
+        make(keys | {"output_dir": str(tmp_path / "other")})
+    with pytest.raises(InputError, match=r"output_dir=.*00000.parquet: is a file. Choose a folder."):
+        make(keys | {"output_dir": str(source)})
+
+
+def test_documents_that_are_held_out_no_more_leave_no_file(tmp_path: Path) -> None:
+    keys = config(tmp_path) | dict.fromkeys(("language", "quality", "personal_data"), False)
+    out = make(keys | {"mixing": {"validation_fraction": 0.3}})
+    assert list((out / "validation").iterdir())
+    make(keys)
+    assert not (out / "validation").exists()
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    assert list(passport["files"]) == ["train/00000.parquet"]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import write_yaml
-from ..checks import InputError, counted, ensure_packages
+from ..checks import InputError, counted, ensure, ensure_folder, ensure_packages
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..data.input_files import SourceFile, hash_files, resolve_files
 from ..passport.passport import make_passport, read_statistics, write_passport
 from ..passport.sample_page import write_sample
-from ..stage_folder import StageFolder, __version__, lock_run_folder, sha256_file, sha256_json
+from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, ensure_packages_of
 from .config import STEP_NAMES, BuildConfig, nested
 from .documents import read_seconds
@@ -20,6 +20,7 @@ from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index,
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
+_SPLITS = ("train", "validation")
 _SAME_COMMAND = "When they have ended, the same command writes the corpus's passport, or hands in again what failed."
 # Settings that change how the work is done, and not what comes out.
 _NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
@@ -48,6 +49,7 @@ def build_corpus(config: BuildConfig) -> Path:
     models = check_models(config)
     shards = plan_shards(config)
     folder = Path(config.output_dir)
+    _ensure_own_folder(folder, shards)
     lock = lock_run_folder(folder)
     try:
         files = list({shard.path: SourceFile(shard.name, Path(shard.path)) for shard in shards}.values())
@@ -65,6 +67,25 @@ def build_corpus(config: BuildConfig) -> Path:
     finally:
         lock.release()
     return folder
+
+
+def _ensure_own_folder(folder: Path, shards: list[WorkShard]) -> None:
+    """Check that the corpus may be written to a folder: what lies in `train` and `validation` there is replaced.
+
+    Raises:
+        InputError: it cannot be written to, holds files of a source or what another stage made, or has shards that no
+            corpus stage made.
+    """
+    ensure_folder("output_dir", folder)
+    fix = "Choose an empty or new folder."
+    stage = (find_manifest(folder) or {}).get("stage")
+    ensure(stage in (None, "corpus"), f"output_dir={folder}: was made by {stage!r}, not by 'corpus'. {fix}")
+    for shard in shards:
+        inside = folder.resolve() in Path(shard.path).resolve().parents
+        ensure(not inside, f"output_dir={folder}: holds {shard.path}, a file of sources.{shard.source}. {fix}")
+    if stage is None and not (folder / _WORK).is_dir():
+        others = [path for split in _SPLITS for path in sorted((folder / split).glob("*.parquet"))]
+        ensure(not others, f"output_dir={folder}: holds {(others or [folder])[0]}, which `ttl corpus` did not make. {fix}")
 
 
 def check_models(config: BuildConfig) -> dict[str, str]:
@@ -271,19 +292,21 @@ def check_not_empty(config: BuildConfig, funnel: Funnel) -> None:
 def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: dict[str, str]) -> None:
     """Move the corpus to its place and write its manifest."""
     funnel = read_funnel(places)
-    for split in ("train", "validation"):
-        if (places["mix"] / split).is_dir():
-            target = folder / split
+    for split in _SPLITS:
+        target, made = folder / split, sorted((places["mix"] / split).glob("*.parquet"))
+        for path in target.glob("*.parquet"):  # also of a config that held documents out
+            path.unlink()
+        if made:
             target.mkdir(exist_ok=True)
-            for path in target.glob("*.parquet"):
-                path.unlink()
-            for path in sorted((places["mix"] / split).glob("*.parquet")):
-                (target / path.name).hardlink_to(path)
+        elif target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+        for path in made:
+            (target / path.name).hardlink_to(path)
     figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
     if config.duplicates is not False:
         figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
     seconds = {phase: read_seconds(place) for phase, place in places.items() if phase != "plan"}
-    files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
+    files = {str(path.relative_to(folder)): sha256_file(path) for split in _SPLITS
              for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
     passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
     for warning in passport["licence"]["warnings"]:
