@@ -163,7 +163,7 @@ def test_evaluation_items_are_cut_and_evaluation_files_are_no_source(tmp_path: P
     ({"quality": {"min_word": 3}}, "quality.min_word: unknown key"),
     ({"quality": 3}, "quality=3: must be a mapping of settings, or false"),
     ({"decontamination": {}}, "decontamination.sets: is missing"),
-    ({"decontamination": {"sets": {"x": {"inputs": ["a"]}}}}, "needs inputs and columns"),
+    ({"decontamination": {"sets": {"x": {"inputs": ["a"]}}}}, "decontamination.sets.x.columns: is missing. A set needs inputs and columns"),
     ({"duplicates": {"threshold": 2}}, "threshold=2.0: must be above 0"),
     ({"executor": "slurm"}, "slurm.partition: is missing"),
     ({"executor": "slurm", "slurm": {"partition": "p", "time": "1:00", "gpu": "1"}}, "slurm.gpu: unknown key"),

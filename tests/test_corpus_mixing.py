@@ -82,7 +82,7 @@ def build(tmp_path: Path, **sources: Any) -> BuildConfig:
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"inputs": ["x"]}, r"sources.a.license: missing"),
+    ({"inputs": ["x"]}, "sources.a.license: is missing"),
     ({"inputs": ["x"], "license": "my-licence"}, r"sources.a.license=my-licence"),
     ({"inputs": [], "license": "mit"}, "sources.a.inputs: is empty"),
     ({"inputs": ["x"], "license": "mit", "weight": 0}, "sources.a.weight=0.0: must be positive"),

@@ -280,29 +280,35 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no such file or folder, and no file matches it as a glob" in said
     (tmp_path / "x.parquet").write_bytes(b"PAR1 this is none")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "x.parquet"), capsys)
-    assert "x.parquet: cannot be read as parquet (" in said
+    assert f"sources.one.inputs={tmp_path / 'x.parquet'}: cannot be read as parquet (" in said
     (tmp_path / "x.docx").write_bytes(b"PK")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "x.docx"), capsys)
     assert "x.docx: unknown kind of file. Known are" in said
     pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2], "m": [["a"], ["b"]]}), tmp_path / "n.parquet")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet"), capsys)
-    assert "text_column=text: " in said
+    assert "sources.one.text_column=text: " in said
     assert "Name the one that holds the documents" in said
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet", text_column="n"), capsys)
-    assert "text_column=n: of " in said
+    assert "sources.one.text_column=n: of " in said
     assert "holds int64, not text. Name the column that holds the documents." in said
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet", html_column="m"), capsys)
     assert "html_column=m: of " in said
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet", html_column="pagina"), capsys)
-    assert "html_column=pagina: " in said
+    assert "sources.one.html_column=pagina: " in said
     assert "It has n, m." in said
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "endereco": "b"}\n', encoding="utf-8")
+    for column in ("html_column", "url_column"):
+        said = refused(tmp_path, one_source(tmp_path, tmp_path / "a.jsonl", **{column: "enderecos"}), capsys)
+        assert f"sources.one.{column}=enderecos: {tmp_path / 'a.jsonl'} has no such column. Did you mean" in said
     said = refused(tmp_path, one_source(tmp_path, "hf://datasets/ana/contos"), capsys)
     assert "not of the form hf://datasets/user/name@commit" in said
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"license": ""}, "sources.news.license: is missing. Nobody may use a corpus whose licence is not known."),
-    ({"license": None}, "license"),
+    ({"license": None}, "sources.news.license=None: wrong type (NoneType). It must be text."),
+    ({"encoding": "cp9999"}, "sources.news.encoding=cp9999: is no encoding of Portuguese text. Give one such as utf-8"),
+    ({"url_column": "endereco"}, "sources.news.url_column=endereco: "),
     ({"license": "minha"}, "sources.news.license=minha: the Hub takes its own names of licences only."),
     ({"inputs": []}, "sources.news.inputs: is empty"),
     ({"weight": 0}, "sources.news.weight=0.0: must be positive. Leave the source out instead of 0."),
@@ -310,8 +316,12 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
     ({"share": 0.5}, "sources: laws have no share, and others have one. Give each source a share, or none."),
     ({"share": 1.5}, "sources.news.share=1.5: must be at most 1."),
     ({"peso": 1}, "sources.news.peso: unknown key"),
-    ({"steps": {"toxicity": {}}}, "sources.news.steps.toxicity: no such step. There are html, normalise"),
-    ({"steps": {"quality": {"min_word": 3}}}, "sources.news.steps.quality.min_word: unknown key"),
+    ({"steps": {"toxicity": {}}}, "sources.news.steps.toxicity: no such step of a source. There are html, normalise"),
+    ({"steps": {"qualty": {}}}, "sources.news.steps.qualty: no such step of a source. Did you mean 'quality'?"),
+    ({"steps": {"quality": True}}, "sources.news.steps.quality=True: must be a mapping of settings, or false"),
+    ({"steps": {"quality": None}}, "sources.news.steps.quality=None: must be a mapping of settings, or false"),
+    ({"steps": {"language": {"language": "xx"}}}, "sources.news.steps.language.language=xx: is not known"),
+    ({"steps": {"quality": {"min_word": 3}}}, "sources.news.steps.quality.min_word: unknown key. Did you mean 'min_"),
 ])  # fmt: skip
 def test_a_source_that_cannot_be_is_named(
     tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
@@ -319,6 +329,62 @@ def test_a_source_that_cannot_be_is_named(
     keys = config(tmp_path)
     keys["sources"]["news"] |= change
     assert message in refused(tmp_path, keys, capsys)
+
+
+def test_a_source_without_a_licence_or_a_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = config(tmp_path)
+    del keys["sources"]["news"]["license"]
+    said = refused(tmp_path, keys, capsys)
+    assert "sources.news.license: is missing. Nobody may use a corpus whose licence is not known." in said
+    keys = config(tmp_path)
+    keys["sources"][" "] = keys["sources"].pop("news")
+    assert "sources: one has no name. Name each source." in refused(tmp_path, keys, capsys)
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_a_name(tmp_path: Path) -> None:
+    keys = one_source(tmp_path, tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text(1)}), encoding="utf-8")
+    out = make(keys | {"sources": {2024: keys["sources"]["one"]}})
+    assert list(json.loads((out / "passport.json").read_text(encoding="utf-8"))["sources"]) == ["2024"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"workers": 0}, "workers=0: must be at least 1."),
+    ({"shard_rows_megabytes": 0}, "shard_rows_megabytes=0: must be at least 1."),
+    ({"max_broken_share": 1.5}, "max_broken_share=1.5: must be at most 1."),
+    ({"max_broken_share": -1}, "max_broken_share=-1: must be at least 0."),
+    ({"mixing": {"validation_fraction": 0.9}}, "mixing.validation_fraction=0.9: must lie between 0 and 0.5."),
+    ({"mixing": {"shard_megabytes": 0}}, "mixing.shard_megabytes=0: must be 1 or more. 256 is usual."),
+    ({"mixing": {"total_tokens": -5}}, "mixing.total_tokens=-5.0: must be positive."),
+    ({"mixing": {"tokeniser": "x"}}, "mixing.tokeniser: unknown key. Did you mean 'tokenizer'? Known are tokenizer,"),
+    ({"duplicates": {"prefer": ["jornais"]}}, "duplicates.prefer=jornais: no such source. Sources: news, laws."),
+    ({"duplicates": {"prefer": 3}}, "duplicates.prefer=3: must be a list of sources."),
+    ({"duplicates": {"threshold": 75}}, "duplicates.threshold=75.0: must be above 0 and at most 1."),
+    ({"duplicats": {}}, "duplicats: unknown key. Did you mean 'duplicates'?"),
+    ({"decontamination": {"sets": {"oab": {"inputs": "a", "columns": "q", "split": "test"}}}},
+     "decontamination.sets.oab.split: unknown key. Known are inputs, columns."),
+])  # fmt: skip
+def test_a_setting_outside_its_range_is_refused_before_any_work(
+    tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(tmp_path, config(tmp_path) | change, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_set_one_column_and_one_source_need_no_list(tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"q": text(7).removesuffix(PHONE)}) + "\n", encoding="utf-8")
+    sets = {"exam": {"inputs": str(exam), "columns": "q"}}
+    keys = config(tmp_path) | {"decontamination": {"sets": sets}, "duplicates": {"prefer": "laws"}}
+    steps = json.loads((make(keys) / "passport.json").read_text(encoding="utf-8"))["sources"]["news"]["steps"]
+    assert steps["decontamination"]["changes"] == {"passages_of_exam": 1}
+
+
+def test_a_source_can_switch_a_step_on_that_is_off_for_all(tmp_path: Path) -> None:
+    keys = config(tmp_path) | {"quality": False}
+    keys["sources"]["news"]["steps"] = {"quality": {}}
+    sources = json.loads((make(keys) / "passport.json").read_text(encoding="utf-8"))["sources"]
+    assert ("quality" in sources["news"]["steps"], "quality" in sources["laws"]["steps"]) == (True, False)
 
 
 def test_weights_and_shares_that_do_not_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,7 +459,8 @@ def test_a_model_that_is_missing_is_named_before_any_work(
     assert "language.language=xx: is not known to py3langid. Use one of ace, " in said
     keys = config(tmp_path) | {"toxicity": {"model": str(tmp_path / "nada")}}
     assert f"toxicity.model={tmp_path / 'nada'}: " in refused(tmp_path, keys, capsys)
-    assert "toxicity.model: missing" in refused(tmp_path, config(tmp_path) | {"toxicity": {}}, capsys)
+    said = refused(tmp_path, config(tmp_path) | {"toxicity": {}}, capsys)
+    assert "toxicity.model: missing. Write it in the YAML file." in said
     keys = config(tmp_path) | {"mixing": {"tokenizer": str(tmp_path / "nada")}}
     assert f"mixing.tokenizer={tmp_path / 'nada'}: " in refused(tmp_path, keys, capsys)
     assert not (tmp_path / "out" / "work").exists()

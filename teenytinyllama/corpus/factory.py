@@ -12,11 +12,11 @@ from ..data.input_files import SourceFile, hash_files, resolve_files
 from ..passport.passport import make_passport, read_statistics, write_passport
 from ..passport.sample_page import write_sample
 from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
-from .chain import build_chain, ensure_packages_of
+from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
 from .config import STEP_NAMES, BuildConfig, nested
 from .documents import read_seconds
 from .funnel import Funnel
-from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index, forget_indexes
+from .phases import CONFIG_FILE, PLAN_FILE, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
@@ -50,12 +50,12 @@ def build_corpus(config: BuildConfig) -> Path:
     shards = plan_shards(config)
     folder = Path(config.output_dir)
     _ensure_own_folder(folder, shards)
-    lock = lock_run_folder(folder)
+    lock = lock_run_folder(folder, "making a corpus there")
     try:
         files = list({shard.path: SourceFile(shard.name, Path(shard.path)) for shard in shards}.values())
         hashes = hash_files(files, recognise=False)
         by_path = dict(zip((str(file.path) for file in files), hashes.values(), strict=True))
-        sets = _evaluation_files(config) if index is not None else {}
+        sets = _evaluation_files(config)
         _refuse_evaluation_data(shards, by_path, sets)
         places = _write_plan(config, shards, hashes, {"sets": sets, **models}, folder)
         with started_engine(config.executor, config.workers, config.slurm):
@@ -85,7 +85,9 @@ def _ensure_own_folder(folder: Path, shards: list[WorkShard]) -> None:
         ensure(not inside, f"output_dir={folder}: holds {shard.path}, a file of sources.{shard.source}. {fix}")
     if stage is None and not (folder / _WORK).is_dir():
         others = [path for split in _SPLITS for path in sorted((folder / split).glob("*.parquet"))]
-        ensure(not others, f"output_dir={folder}: holds {(others or [folder])[0]}, which `ttl corpus` did not make. {fix}")
+        ensure(
+            not others, f"output_dir={folder}: holds {(others or [folder])[0]}, which `ttl corpus` did not make. {fix}"
+        )
 
 
 def check_models(config: BuildConfig) -> dict[str, str]:
@@ -117,11 +119,10 @@ def check_models(config: BuildConfig) -> dict[str, str]:
 
 def _evaluation_files(config: BuildConfig) -> dict[str, dict[str, str]]:
     """Return the sha256 of the files of each evaluation set, by their paths."""
-    assert config.decontamination is not False
     return {
         name: {str(file.path): sha256_file(file.path)
-               for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))}
-        for name, place in config.decontamination["sets"].items()
+               for file in resolve_files(f"decontamination.sets.{name}.inputs", place.inputs)}
+        for name, place in evaluation_sets(config).items()
     }  # fmt: skip
 
 
