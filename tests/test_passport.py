@@ -1,6 +1,7 @@
 """The passport of a corpus: its figures against the files, licences, topics, years, and whom texts name."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -176,6 +177,38 @@ def test_the_figures_of_a_passport_are_those_of_the_files(tmp_path: Path, capfd:
     page = (out / "passport.html").read_text(encoding="utf-8")
     assert "NON-COMMERCIAL" in page
     assert page.count("<svg") == 5
+    unique = passport["whole"]["tokens"]
+    assert passport["figures"]["tokens"] == {"train": unique, "validation": 0}
+    said = (
+        f"{unique / 1000:.1f}k unique tokens; {unique / 1000:.1f}k tokens to train on, repetition included (estimated"
+    )
+    for text_of_passport in (page, (out / "passport.md").read_text(encoding="utf-8")):
+        assert said in text_of_passport
+        for name, source in passport["sources"].items():
+            assert source["content_sha256"] in text_of_passport, name
+
+
+def test_tokens_are_those_of_the_tokenizer_that_is_named(tmp_path: Path, tokenizer_folder: Path) -> None:
+    from teenytinyllama.data.pack import PackConfig, pack
+
+    keys = config(tmp_path)  # `news` is read twice
+    keys |= {"mixing": {"tokenizer": str(tokenizer_folder), "validation_fraction": 0.2}}
+    out = make(keys)
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    whole, tokens = passport["whole"]["tokens"], passport["figures"]["tokens"]
+    by_source = {name: source["statistics"]["tokens"] for name, source in passport["sources"].items()}
+    packed = pack(PackConfig(inputs=[str(out / "train")], validation_inputs=[str(out / "validation")], context=64,
+                             tokenizer=str(tokenizer_folder), output_dir=str(tmp_path / "packed")))  # fmt: skip
+    rows = json.loads((packed / "run.json").read_text(encoding="utf-8"))
+    in_rows = {"train": rows["train_tokens"] + rows["dropped_tokens"], "validation": rows["validation_tokens"]}
+    assert tokens == in_rows
+    assert 0 < tokens["validation"] < whole < tokens["train"] < whole + by_source["news"]
+    said = (out / "passport.md").read_text(encoding="utf-8")
+    assert re.search(
+        rf"counted by the tokenizer {tokenizer_folder.name} \([\d,]+ entries, sha256 [0-9a-f]{{12}}\)", said
+    )
+    assert str(tokenizer_folder) not in said
+    assert str(tokenizer_folder) not in json.dumps(passport)
 
 
 def make_classifier(folder: Path, tokenizer_folder: Path) -> Path:

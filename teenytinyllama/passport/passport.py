@@ -42,7 +42,7 @@ def make_passport(
         config: of the corpus.
         funnel: of all steps.
         statistics: of the cleaned documents by source.
-        figures: `shares`, `counted_by`, duplicates' counts.
+        figures: `shares`, `counted_by`, `tokens` of each split, `content_sha256` of each source, duplicates' counts.
         hashes: sha256 of each file of the corpus.
     """
     shares = {share["source"]: share for share in figures["shares"]}
@@ -55,6 +55,7 @@ def make_passport(
         sources[name] = {
             "license": source.license, "url": source.url, "revision": source.revision, "register": source.register,
             "inputs": source.inputs, "steps": steps, "statistics": own.to_json(), "share": shares.get(name),
+            "content_sha256": figures["content_sha256"].get(name, ""),
         }  # fmt: skip
     whole = TextStatistics()
     for own in statistics.values():
@@ -114,6 +115,23 @@ def _source_rows(passport: dict[str, Any]) -> list[list[str]]:
             " / ".join(f"{value:.0f}" for value in varieties),
         ])  # fmt: skip
     return rows
+
+
+def _origin_rows(passport: dict[str, Any]) -> list[list[str]]:
+    return [
+        [name, source["url"] or "not said", source["revision"] or "not said", ", ".join(source["inputs"]),
+         source["content_sha256"]]
+        for name, source in passport["sources"].items()
+    ]  # fmt: skip
+
+
+def _token_summary(passport: dict[str, Any]) -> str:
+    """Return how many tokens there are once, and how many with repetition, and how they were counted."""
+    figures, unique = passport["figures"], passport["whole"]["tokens"]
+    held_out = figures["tokens"]["validation"]
+    split = f", {short(held_out)} more are held out" if held_out else ""
+    return (f"{short(unique)} unique tokens; {short(figures['tokens']['train'])} tokens to train on, repetition "
+            f"included{split} ({figures['counted_by']})")  # fmt: skip
 
 
 def _reason_rows(passport: dict[str, Any]) -> list[list[str]]:
@@ -179,12 +197,14 @@ def _tables(passport: dict[str, Any]) -> dict[str, Any]:
     group_head, group_rows = _group_rows(passport)
     dated = sum(whole["years"].values())
     return {
-        "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {short(whole['tokens'])} tokens "
-                   f"({passport['figures']['counted_by']}). Made {passport['created']}.",
+        "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {_token_summary(passport)}. Made "
+                   f"{passport['created']}.",
         "warnings": [*licence["warnings"], *(f"Step left out: {name}." for name in passport["left_out"])],
         "dated": f"The year of {dated:,} of {whole['documents']:,} documents is known, from their metadata or the "
                  "heading of an act.",
         "source_head": _SOURCE_HEAD, "source_rows": _source_rows(passport),
+        "origin_head": ("source", "from", "revision", "read", "sha256 of its texts"),
+        "origin_rows": _origin_rows(passport),
         "balance_head": ("", "of", "tokens", "share"), "balance_rows": _balance_rows(passport),
         "year_head": ("years", "documents"), "year_rows": _year_rows(whole),
         "reason_head": _REASON_HEAD, "reason_rows": _reason_rows(passport),
@@ -201,7 +221,8 @@ _TOPIC_NOTE = ("Topics are those of SIB-200, by a linear model trained on its se
 _PEOPLE_NOTE = ("Counts of words, not a verdict: forms of words, and articles, pronouns and titles before them, in the "
                 "documents that are kept.")  # fmt: skip
 _MARKDOWN = (
-    ("Sources", "source", ""), ("Domain balance", "balance", _TOPIC_NOTE), ("Years", "year", "dated"),
+    ("Sources", "source", ""), ("Where they are from", "origin", ""), ("Domain balance", "balance", _TOPIC_NOTE),
+    ("Years", "year", "dated"),
     ("What was dropped", "reason", ""), ("What was changed", "change", ""),
     ("Whom the texts name", "profession", _PEOPLE_NOTE), ("Groups", "group", ""),
 )  # fmt: skip
