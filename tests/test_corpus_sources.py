@@ -376,8 +376,13 @@ def test_one_set_one_column_and_one_source_need_no_list(tmp_path: Path) -> None:
     exam.write_text(json.dumps({"q": text(7).removesuffix(PHONE)}) + "\n", encoding="utf-8")
     sets = {"exam": {"inputs": str(exam), "columns": "q"}}
     keys = config(tmp_path) | {"decontamination": {"sets": sets}, "duplicates": {"prefer": "laws"}}
-    steps = json.loads((make(keys) / "passport.json").read_text(encoding="utf-8"))["sources"]["news"]["steps"]
-    assert steps["decontamination"]["changes"] == {"passages_of_exam": 1}
+    out = make(keys)
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    assert passport["sources"]["news"]["steps"]["decontamination"]["changes"] == {"passages_of_exam": 1}
+    assert passport["contamination"] == {"passages": {"exam": 1}, "documents": 0}
+    said = "Passages of evaluation sets that were removed: exam 1. Documents that went as a whole for one: 0."
+    for name in ("passport.md", "passport.html"):
+        assert said in (out / name).read_text(encoding="utf-8")
 
 
 def test_a_source_can_switch_a_step_on_that_is_off_for_all(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from .phases import CONFIG_FILE, PLAN_FILE, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
+_FIGURES_FORM = 2  # of what the last phase says beside the shards; another one does that phase anew
 _SPLITS = ("train", "validation")
 _SAME_COMMAND = "When they have ended, the same command writes the corpus's passport, or hands in again what failed."
 # Settings that change how the work is done, and not what comes out.
@@ -174,8 +175,9 @@ def _write_plan(
         "duplicates": values["duplicates"],
         "phrases": [values["decontamination"], more["sets"]],
         "finish": [values["toxicity"], values["mixing"].get("tokenizer"), more],
-        "mix": [values["mixing"], {name: [source.weight, source.share, source.max_epochs] for name, source in
-                                   config.source_configs.items()}],
+        "mix": [_FIGURES_FORM, values["mixing"],
+                {name: [source.weight, source.share, source.max_epochs] for name, source in
+                 config.source_configs.items()}],
     }  # fmt: skip
     places: dict[str, Path] = {}
     digest = ""

@@ -18,7 +18,7 @@ from ..planning.table import short
 from ..stage_folder import utc_now, write_json
 from .licences import NOT_KNOWN, OF_ITS_OWN, summarise_licences
 from .people import PEOPLES
-from .provenance import PASSPORT_NAME
+from .provenance import PASSPORT_NAME, say_contamination
 from .text_statistics import TextStatistics
 
 _SAMPLES_SHOWN = 12
@@ -67,7 +67,21 @@ def make_passport(
     licence["warnings"] += licence_notes(funnel)
     left_out = [name for name in ("toxicity", "decontamination") if getattr(config, name) is False]
     return {"created": utc_now(), "sources": sources, "whole": whole.to_json(), "registers": dict(registers),
-            "figures": figures, "files": hashes, "licence": licence, "left_out": left_out}  # fmt: skip
+            "figures": figures, "files": hashes, "licence": licence, "left_out": left_out,
+            "contamination": _contamination(config, funnel)}  # fmt: skip
+
+
+def _contamination(config: BuildConfig, funnel: Funnel) -> dict[str, Any] | None:
+    """Return how many `passages` of each evaluation set were cut or dropped, and `documents` that went as a whole.
+
+    None where the step was left out: nobody looked.
+    """
+    if config.decontamination is False:
+        return None
+    counts = [steps["decontamination"] for steps in funnel.counts.values() if "decontamination" in steps]
+    passages = {name: sum(count.changes.get(f"passages_of_{name}", 0) for count in counts)
+                for name in map(str, config.decontamination["sets"])}  # fmt: skip
+    return {"passages": passages, "documents": sum(sum(count.reasons.values()) for count in counts)}
 
 
 def licence_notes(funnel: Funnel) -> list[str]:
@@ -200,6 +214,7 @@ def _tables(passport: dict[str, Any]) -> dict[str, Any]:
         "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {_token_summary(passport)}. Made "
                    f"{passport['created']}.",
         "warnings": [*licence["warnings"], *(f"Step left out: {name}." for name in passport["left_out"])],
+        "contamination": say_contamination(passport["contamination"]) if "contamination" in passport else "",
         "dated": f"The year of {dated:,} of {whole['documents']:,} documents is known, from their metadata or the "
                  "heading of an act.",
         "source_head": _SOURCE_HEAD, "source_rows": _source_rows(passport),
@@ -239,6 +254,7 @@ def render_markdown(passport: dict[str, Any]) -> str:
     terms = ", ".join(licence["terms"]) or "no terms"
     lines = ["# Passport of a corpus", "", shown["summary"], "",
              f"Licence as a whole: **{licence['licence']}** ({terms}), for {licence['reason']}.", "",
+             shown["contamination"], "",
              *(f"- **{warning}**" for warning in shown["warnings"])]  # fmt: skip
     for title, name, note in _MARKDOWN:
         lines += ["", f"## {title}", ""] + ([shown.get(note, note), ""] if note else [])
