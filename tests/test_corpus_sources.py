@@ -379,8 +379,8 @@ def test_one_set_one_column_and_one_source_need_no_list(tmp_path: Path) -> None:
     out = make(keys)
     passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
     assert passport["sources"]["news"]["steps"]["decontamination"]["changes"] == {"passages_of_exam": 1}
-    assert passport["contamination"] == {"passages": {"exam": 1}, "documents": 0}
-    said = "Passages of evaluation sets that were removed: exam 1. Documents that went as a whole for one: 0."
+    assert passport["contamination"] == {"passages": {"exam": 1}, "documents": 1}
+    said = "Passages of evaluation sets that were removed: exam 1. Documents that went as a whole for one: 1."
     for name in ("passport.md", "passport.html"):
         assert said in (out / name).read_text(encoding="utf-8")
 
