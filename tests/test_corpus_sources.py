@@ -19,6 +19,7 @@ from teenytinyllama.arguments import build
 from teenytinyllama.checks import EXIT_BAD_INPUT, InputError
 from teenytinyllama.cli import main
 from teenytinyllama.corpus.config import STEP_NAMES, BuildConfig, SourceConfig
+from teenytinyllama.corpus.factory import refuse_benchmarks
 from teenytinyllama.corpus.shards import BrokenRow, Draft, WorkShard, plan_shards, read_drafts
 
 pytest.importorskip("datatrove")
@@ -443,6 +444,40 @@ def test_evaluation_data_as_a_source_under_whatever_name(tmp_path: Path, capsys:
     assert "decontamination.sets.exam." in refused(tmp_path, keys, capsys)
     keys["decontamination"]["sets"]["exam"]["inputs"] = [str(tmp_path / "nada.jsonl")]
     assert "decontamination.sets.exam.inputs=" in refused(tmp_path, keys, capsys)
+
+
+def test_what_ttl_evaluate_asks_is_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, task in (("oab.jsonl", "oab"), ("ENEM_2022.jsonl.gz", "enem"), ("mmlu_pt_val.jsonl", "mmlu")):
+        (tmp_path / name).write_bytes(b"")
+        said = refused(tmp_path, one_source(tmp_path, tmp_path / name), capsys)
+        assert f"{name}: has the name under which `ttl evaluate` looks for the benchmark {task}. A corpus must" in said
+        assert "if it is something else, give the file another name." in said
+    shard = [WorkShard(0, "one", "/cache/test.parquet", "test.parquet")]
+    keys = one_source(tmp_path, f"hf://datasets/eduagarcia/oab_exams@{'0' * 40}")
+    with pytest.raises(InputError, match=r"sources.one.inputs=eduagarcia/oab_exams: is the benchmark oab of `ttl eva"):
+        refuse_benchmarks(build(BuildConfig, keys), shard)
+    keys = one_source(tmp_path, f"hf://datasets/eduagarcia/oab_news@{'0' * 40}")
+    refuse_benchmarks(build(BuildConfig, keys), shard)
+
+
+def test_evaluation_data_in_another_form_is_taken_out_and_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = config(tmp_path)
+    items = [" ".join(text(number).split()[:60]) for number in range(200, 210)]
+    exam, copy = tmp_path / "exam.jsonl", tmp_path / "raw" / "web.csv"
+    exam.write_text("\n".join(json.dumps({"q": item}) for item in items), encoding="utf-8")
+    copy.write_text("text\n" + "\n".join('"' + item.replace('"', '""') + '"' for item in items), encoding="utf-8")
+    keys["sources"]["web"] = {"inputs": [str(copy)], "license": "cc0-1.0"}
+    keys["decontamination"] = {"sets": {"exam": {"inputs": [str(exam)], "columns": ["q"]}}}
+    out = make(keys | {"language": False, "quality": False})
+    said = ("sources.web: 10 of the 10 documents that came to decontamination are little more than items of evaluation "
+            "sets. If it is evaluation data, leave it out.")  # fmt: skip
+    assert f"warning: {said}" in capfd.readouterr().out
+    assert said in (out / "passport.md").read_text(encoding="utf-8")
+    assert "sources.news" not in (out / "passport.md").read_text(encoding="utf-8")
+    make(config(tmp_path))
+    assert "warning: decontamination is left out: no evaluation set is named." in capfd.readouterr().out
 
 
 def test_another_evaluation_file_under_the_same_name_is_worked_by(tmp_path: Path) -> None:

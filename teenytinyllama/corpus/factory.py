@@ -8,7 +8,8 @@ from typing import Any
 from ..arguments import write_yaml
 from ..checks import InputError, counted, ensure, ensure_folder, ensure_packages
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
-from ..data.input_files import SourceFile, hash_files, resolve_files
+from ..data.input_files import SourceFile, hash_files, hub_datasets, resolve_files
+from ..evaluation.config import SOURCES
 from ..passport.passport import make_passport, read_statistics, write_passport
 from ..passport.sample_page import write_sample
 from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
@@ -51,6 +52,7 @@ def build_corpus(config: BuildConfig) -> Path:
     shards = plan_shards(config)
     folder = Path(config.output_dir)
     _ensure_own_folder(folder, shards)
+    refuse_benchmarks(config, shards)
     lock = lock_run_folder(folder, "making a corpus there")
     try:
         files = list({shard.path: SourceFile(shard.name, Path(shard.path)) for shard in shards}.values())
@@ -91,6 +93,28 @@ def _ensure_own_folder(folder: Path, shards: list[WorkShard]) -> None:
         )
 
 
+def refuse_benchmarks(config: BuildConfig, shards: list[WorkShard]) -> None:
+    """Refuse what `ttl evaluate` asks models: its datasets on the Hub, and files that it takes for them by their names.
+
+    Raises:
+        InputError: a source has one.
+    """
+    by_dataset = {source.dataset_id: task for task, source in SOURCES.items() if source.dataset_id}
+    by_stem = {stem: task for task, source in SOURCES.items() for stem in source.test.stems}
+    why = "A corpus must not hold what models are measured by. Leave it out"
+    for name, source in config.source_configs.items():
+        for dataset in set(hub_datasets(source.inputs)) & set(by_dataset):
+            raise InputError(f"sources.{name}.inputs={dataset}: is the benchmark {by_dataset[dataset]} of `ttl "
+                             f"evaluate`. {why}, or give its training split as a local file.")  # fmt: skip
+    for shard in shards:
+        stem = Path(shard.name).name.partition(".")[0].lower()
+        if stem in by_stem and stem != "cloze":
+            raise InputError(
+                f"sources.{shard.source}.inputs={shard.path}: has the name under which `ttl evaluate` looks for the "
+                f"benchmark {by_stem[stem]}. {why}; if it is something else, give the file another name."
+            )
+
+
 def check_models(config: BuildConfig) -> dict[str, str]:
     """Return an identity of each model that the config names, by its key; all are loaded once.
 
@@ -109,6 +133,8 @@ def check_models(config: BuildConfig) -> dict[str, str]:
             raise type(error)(str(error).replace("name_or_path=", "toxicity.model=", 1)) from error
     else:
         print("warning: toxicity is left out: no classifier is named. The passport says so.", flush=True)
+    if config.decontamination is False:
+        print("warning: decontamination is left out: no evaluation set is named. The passport says so.", flush=True)
     name = config.mixing_config.tokenizer
     if name is not None:
         from ..models import load_tokenizer
@@ -314,6 +340,8 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
     passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
     for warning in passport["licence"]["warnings"]:
         print(f"warning: licence: {warning}", flush=True)
+    for warning in passport["warnings"]:
+        print(f"warning: {warning}", flush=True)
     write_passport(folder, passport, funnel)
     StageFolder(folder, "corpus", "corpus").finish(
         {"config": asdict(config), "inputs": hashes, **figures, "seconds": seconds}

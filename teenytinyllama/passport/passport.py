@@ -23,6 +23,7 @@ from .text_statistics import TextStatistics
 
 _SAMPLES_SHOWN = 12
 _MOST_LICENCE_NOTES = 20
+_MOST_CONTAMINATED = 0.5  # share of a source's documents; of a source that only quotes an exam far fewer are dropped
 # Colours of plots, told apart by people who are colour-blind too (Okabe and Ito 2008), and grey for what is not known.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a800", "#7a5195", "#444444")
 _GREY = "#c8c8c8"
@@ -68,7 +69,7 @@ def make_passport(
     left_out = [name for name in ("toxicity", "decontamination") if getattr(config, name) is False]
     return {"created": utc_now(), "sources": sources, "whole": whole.to_json(), "registers": dict(registers),
             "figures": figures, "files": hashes, "licence": licence, "left_out": left_out,
-            "contamination": _contamination(config, funnel)}  # fmt: skip
+            "contamination": _contamination(config, funnel), "warnings": _evaluation_warnings(funnel)}  # fmt: skip
 
 
 def _contamination(config: BuildConfig, funnel: Funnel) -> dict[str, Any] | None:
@@ -82,6 +83,18 @@ def _contamination(config: BuildConfig, funnel: Funnel) -> dict[str, Any] | None
     passages = {name: sum(count.changes.get(f"passages_of_{name}", 0) for count in counts)
                 for name in map(str, config.decontamination["sets"])}  # fmt: skip
     return {"passages": passages, "documents": sum(sum(count.reasons.values()) for count in counts)}
+
+
+def _evaluation_warnings(funnel: Funnel) -> list[str]:
+    """Return a warning of each source that seems to be evaluation data itself, in a form that no hash recognises."""
+    found = {name: (steps["decontamination"].reasons["contamination"], steps["decontamination"].documents_in)
+             for name, steps in funnel.counts.items() if "decontamination" in steps}  # fmt: skip
+    return [
+        f"sources.{name}: {dropped:,} of the {came:,} documents that came to decontamination are little more than "
+        "items of evaluation sets. If it is evaluation data, leave it out."
+        for name, (dropped, came) in found.items()
+        if dropped > _MOST_CONTAMINATED * came
+    ]
 
 
 def licence_notes(funnel: Funnel) -> list[str]:
@@ -213,7 +226,8 @@ def _tables(passport: dict[str, Any]) -> dict[str, Any]:
     return {
         "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {_token_summary(passport)}. Made "
                    f"{passport['created']}.",
-        "warnings": [*licence["warnings"], *(f"Step left out: {name}." for name in passport["left_out"])],
+        "warnings": [*licence["warnings"], *passport.get("warnings", ()),
+                     *(f"Step left out: {name}." for name in passport["left_out"])],
         "contamination": say_contamination(passport["contamination"]) if "contamination" in passport else "",
         "dated": f"The year of {dated:,} of {whole['documents']:,} documents is known, from their metadata or the "
                  "heading of an act.",
