@@ -215,6 +215,11 @@ class BuildConfig:
     shard_rows_megabytes: int = field(
         default=64, metadata={"help": "most of a source that one shard of the work reads"}
     )
+    eu_summary: bool = field(
+        default=False,
+        metadata={"help": "also write training-summary.md: the EU's template for the public summary of training "
+                          "content, filled with what the passport knows, the rest marked for you"},
+    )  # fmt: skip
     sample: int | None = field(
         default=None,
         metadata={"help": "work on so many documents of each source alone, chosen by a hash, and write no corpus but "

@@ -12,6 +12,7 @@ from ..data.input_files import SourceFile, hash_files, hub_datasets, resolve_fil
 from ..evaluation.config import SOURCES
 from ..passport.passport import make_passport, read_statistics, write_passport
 from ..passport.sample_page import write_sample
+from ..passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_summary
 from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
 from .config import STEP_NAMES, BuildConfig, nested
@@ -25,7 +26,7 @@ _FIGURES_FORM = 2  # of what the last phase says beside the shards; another one 
 _SPLITS = ("train", "validation")
 _SAME_COMMAND = "When they have ended, the same command writes the corpus's passport, or hands in again what failed."
 # Settings that change how the work is done, and not what comes out.
-_NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
+_NOT_THE_RESULT = ("executor", "eu_summary", "workers", "slurm", "output_dir")
 
 
 def build_corpus(config: BuildConfig) -> Path:
@@ -343,6 +344,11 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
     for warning in passport["warnings"]:
         print(f"warning: {warning}", flush=True)
     write_passport(folder, passport, funnel)
+    (folder / SUMMARY_NAME).unlink(missing_ok=True)
+    if config.eu_summary:
+        text = render_training_summary(passport)
+        (folder / SUMMARY_NAME).write_text(text, encoding="utf-8")
+        print(f"{folder / SUMMARY_NAME}: a draft; {text.count(AUTHOR) - 1} places are marked for you.", flush=True)
     StageFolder(folder, "corpus", "corpus").finish(
         {"config": asdict(config), "inputs": hashes, **figures, "seconds": seconds}
     )
