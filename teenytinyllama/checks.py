@@ -48,6 +48,10 @@ class StoppedResumable(KeyboardInterrupt):
     """
 
 
+class DamagedRowsError(InputError):
+    """Some rows of a file cannot be read; those of its other parts may be."""
+
+
 def ensure(condition: object, message: str) -> None:
     """Raise `InputError(message)` unless the condition holds.
 

@@ -205,6 +205,30 @@ def test_a_row_of_parquet_with_bytes_that_are_no_text_is_broken_alone(tmp_path: 
 # --- Instructions
 
 
+def test_a_damaged_row_group_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"{text(number % 100)} {number}" for number in range(400)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=10)
+    chunk = pyarrow.parquet.ParquetFile(path).metadata.row_group(20).column(0)
+    content = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(bytes(content))
+    found = drafts(path)
+    broken = [row for row in found if isinstance(row, BrokenRow)]
+    assert [row.place for row in broken] == [f"a.parquet:{number + 1}" for number in range(200, 210)]
+    assert broken[0].reason.startswith("its row group is damaged after row 200 (")
+    assert [row.text for row in found if isinstance(row, Draft)] == texts[:200] + texts[210:]
+    part = list(read_drafts(WorkShard(0, "one", str(path), "a.parquet", 195, 205),
+                            build(SourceConfig, {"inputs": [str(path)], "license": "cc0-1.0"})))  # fmt: skip
+    assert [isinstance(row, BrokenRow) for row in part] == [False] * 5 + [True] * 5
+    with pytest.raises(
+        InputError, match=r"sources.one: 10 of 400 rows cannot be read, .*its row group is damaged after"
+    ):
+        make(one_source(tmp_path, path))
+    assert len(texts_of(make(one_source(tmp_path, path) | {"max_broken_share": 0.05}))) == 390
+
+
 def test_instructions_of_every_form_become_turns_of_text(tmp_path: Path) -> None:
     rows = [
         {"messages": [{"role": "system", "content": "Seja breve."}, {"role": "user", "content": "Oi?"},
@@ -284,7 +308,8 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"sources.one.inputs={tmp_path / 'x.parquet'}: cannot be read as parquet (" in said
     (tmp_path / "x.docx").write_bytes(b"PK")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "x.docx"), capsys)
-    assert "x.docx: unknown kind of file. Known are" in said
+    assert "x.docx: unknown kind of file. Known are .parquet, .jsonl," in said
+    assert ".txt (all but parquet also as .gz or .zst), .html, .htm, .warc, .warc.gz." in said
     pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2], "m": [["a"], ["b"]]}), tmp_path / "n.parquet")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet"), capsys)
     assert "sources.one.text_column=text: " in said
@@ -425,7 +450,7 @@ def test_an_empty_result_names_the_step_that_emptied_it(tmp_path: Path, capsys: 
     assert "quality (few_words: " in said
     (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "empty.jsonl"), capsys)
-    assert "one: the source itself, which has no document" in said
+    assert "one: the source itself, which has no document. Check what its files hold." in said
 
 
 def test_evaluation_data_as_a_source_under_whatever_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

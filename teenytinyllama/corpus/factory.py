@@ -17,7 +17,7 @@ from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_fol
 from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
 from .config import STEP_NAMES, BuildConfig, nested
 from .documents import read_seconds
-from .funnel import Funnel
+from .funnel import NO_DOCUMENT, Funnel
 from .phases import CONFIG_FILE, PLAN_FILE, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
 
@@ -310,6 +310,8 @@ def check_not_empty(config: BuildConfig, funnel: Funnel) -> None:
     empty = {name: funnel.emptied_by(name) for name in config.source_configs if not funnel.left_of(name)}
     with_share = [name for name in empty if config.source_configs[name].share is not None]
     fix = "Loosen that step (--sample 50 shows what it drops), or leave the source out."
+    if all(step == NO_DOCUMENT for step in empty.values()):
+        fix = "Check what its files hold."
     if len(empty) == len(config.source_configs):
         by = "; ".join(f"{name}: {step}" for name, step in empty.items())
         raise InputError(f"sources: no document is left of any source. The last ones were dropped by {by}. {fix}")

@@ -19,7 +19,6 @@ from ..checks import InputError, ensure, near_name
 from ..data.input_files import SUFFIXES, first_line, kind_of, resolve_files
 from ..data.instructions import read_origin
 from ..data.readers import (
-    batches,
     characters,
     choose_text_column,
     is_text,
@@ -32,6 +31,7 @@ from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
 from ..passport.text_statistics import fields_of, year_of
 from .config import BuildConfig, SourceConfig
+from .parquet_rows import UnreadableRow, parquet_rows
 
 # How turns of instructions are told apart in a text; a system's turn stands alone at the head.
 _SPEAKERS = {"system": "", "user": "Pergunta: ", "assistant": "Resposta: "}
@@ -341,7 +341,11 @@ def _records_of(key: str, path: Path, shard: WorkShard, source: SourceConfig) ->
     """
     if kind_of(path) == ".parquet":
         columns = None if source.conversations else _parquet_columns(key, path, source)
-        yield from _parquet_records(key, path, shard, columns)
+        for row, record in parquet_rows(key, path, columns, (shard.first, shard.end)):
+            if isinstance(record, UnreadableRow):
+                yield row, BrokenRow(f"{shard.name}:{row + 1}", record.reason, record.content)
+            else:
+                yield row, record
     elif kind_of(path) == ".jsonl":
         for row, line in enumerate(lines_of(characters(key, path, source.encoding))):
             if not line.strip():
@@ -375,26 +379,6 @@ def _parquet_columns(key: str, path: Path, source: SourceConfig) -> list[str]:
     )
     more = [name for name in (source.url_column, source.metadata_column) if name in names]
     return list(dict.fromkeys([wanted, *(name for name in more if name)]))
-
-
-def _parquet_records(key: str, path: Path, shard: WorkShard, columns: list[str] | None) -> _Records:
-    """Yield the rows of a shard, of whose row groups alone are read, and those with cells that cannot be read."""
-    with open_parquet(key, path) as file:
-        for row, batch in batches(key, path, file, columns, (shard.first, shard.end)):
-            try:
-                yield from enumerate(batch.to_pylist(), row)
-            except (UnicodeDecodeError, OverflowError, ValueError):
-                yield from _rows_one_by_one(batch, row, shard)
-
-
-def _rows_one_by_one(batch: Any, first: int, shard: WorkShard) -> _Records:
-    """Yield the rows of a batch that holds bytes which are not UTF-8, or dates outside Python's."""
-    for row in range(batch.num_rows):
-        place, single = f"{shard.name}:{first + row + 1}", batch.slice(row, 1)
-        try:
-            yield first + row, single.to_pylist()[0]
-        except (UnicodeDecodeError, OverflowError, ValueError) as error:
-            yield first + row, BrokenRow(place, first_line(error), str(single))
 
 
 def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft | BrokenRow]]:
