@@ -39,9 +39,9 @@ def test_weights_multiply_and_shares_are_met() -> None:
         {"a": source(share=0.8), "b": source(share=0.2, max_epochs=2)}, tokens, documents, MixingConfig()
     )
     assert [(share.tokens, share.epochs) for share in shares] == [(4000, 4.0), (1000, 2.0)]
-    table = render_shares(shares, "estimated at 4 bytes a token")
+    table = render_shares(shares, "estimated at 5 bytes a token")
     assert "80.0 %" in table
-    assert "2 sources: 1.50k unique tokens become 5.00k, estimated at 4 bytes a token" in table
+    assert "2 sources: 1.50k unique tokens become 5.00k, estimated at 5 bytes a token" in table
 
 
 def test_more_tokens_than_the_epochs_allow_are_refused_with_the_most() -> None:

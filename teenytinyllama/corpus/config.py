@@ -125,7 +125,7 @@ class MixingConfig:
 
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "tokenizer that counts the tokens as `ttl pack` will; null: estimated at 4 bytes a token"},
+        metadata={"help": "tokenizer that counts the tokens as `ttl pack` will; null: estimated at 5 bytes a token"},
     )
     total_tokens: float | None = field(
         default=None, metadata={"help": "with shares: tokens of the corpus; null: the most that max_epochs allow"}

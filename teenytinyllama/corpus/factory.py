@@ -18,7 +18,7 @@ from .chain import build_chain, duplicates_config, ensure_packages_of, evaluatio
 from .config import STEP_NAMES, BuildConfig, nested
 from .documents import read_seconds
 from .funnel import NO_DOCUMENT, Funnel
-from .phases import CONFIG_FILE, PLAN_FILE, forget_indexes
+from .phases import BYTES_PER_TOKEN, CONFIG_FILE, PLAN_FILE, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
@@ -201,7 +201,7 @@ def _write_plan(
         "clean": [reading, cleaning, values["duplicates"]],
         "duplicates": values["duplicates"],
         "phrases": [values["decontamination"], more["sets"]],
-        "finish": [values["toxicity"], values["mixing"].get("tokenizer"), more],
+        "finish": [values["toxicity"], values["mixing"].get("tokenizer") or BYTES_PER_TOKEN, more],
         "mix": [_FIGURES_FORM, values["mixing"],
                 {name: [source.weight, source.share, source.max_epochs] for name, source in
                  config.source_configs.items()}],
