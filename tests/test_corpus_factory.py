@@ -84,6 +84,7 @@ def test_raw_files_become_a_corpus_that_pack_reads(tmp_path: Path, tokenizer_fol
     rows = pyarrow.parquet.read_table(out / "train" / "00000.parquet").to_pylist()
     news = [row for row in rows if row["metadata"]["source"] == "news"]
     assert len(news) == 2 * 40  # twice; the copy, the short one and the English one are gone
+    assert sorted(row["metadata"]["cluster_size"] for row in news) == [1] * 78 + [2] * 2  # the one that had a copy
     assert {row["metadata"]["license"] for row in rows} == {"cc-by-4.0", "public-domain"}
     assert all("[TELEFONE]" in row["text"] and "91234" not in row["text"] for row in news)
     passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))

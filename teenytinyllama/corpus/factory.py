@@ -22,7 +22,7 @@ from .phases import BYTES_PER_TOKEN, CONFIG_FILE, PLAN_FILE, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
-_FIGURES_FORM = 2  # of what the last phase says beside the shards; another one does that phase anew
+_FIGURES_FORM = 2  # of the rows and figures that the last phase writes; another one does that phase anew
 _SPLITS = ("train", "validation")
 _SAME_COMMAND = "When they have ended, the same command writes the corpus's passport, or hands in again what failed."
 # Settings that change how the work is done, and not what comes out.
