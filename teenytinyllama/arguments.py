@@ -340,8 +340,8 @@ def read_values(cls: type, argv: list[str], words: Sequence[str] = ()) -> dict[s
     return merge_config(cls, {**overrides, **dict(zip(words, free, strict=False))})
 
 
-def build(cls: type[Config], values: dict[str, Any]) -> Config:
-    """Return the dataclass made from checked values.
+def build(cls: type[Config], values: dict[str, Any], *, inside: bool = False) -> Config:
+    """Return the dataclass made from checked values, which may stand `inside` another config, where no option reaches.
 
     Raises:
         InputError: a required key is missing, or the class refuses a value.
@@ -354,7 +354,8 @@ def build(cls: type[Config], values: dict[str, Any]) -> Config:
         and field.default_factory is dataclasses.MISSING
         and field.name not in values
     ]
-    ensure(not missing, f"{', '.join(missing)}: missing. Write it in the YAML file or give --{(missing or [''])[0]}.")
+    option = "" if inside else f" or give --{(missing or [''])[0]}"
+    ensure(not missing, f"{', '.join(missing)}: missing. Write it in the YAML file{option}.")
     return cls(**values)
 
 

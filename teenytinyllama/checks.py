@@ -48,6 +48,10 @@ class StoppedResumable(KeyboardInterrupt):
     """
 
 
+class DamagedRowsError(InputError):
+    """Some rows of a file cannot be read; those of its other parts may be."""
+
+
 def ensure(condition: object, message: str) -> None:
     """Raise `InputError(message)` unless the condition holds.
 
@@ -83,6 +87,9 @@ _BOUNDS: dict[str, tuple[float | None, float]] = {
     **dict.fromkeys(("label_smoothing_factor", "decay_fraction", "lora_dropout"), (0, 1)),
     **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb"), (1, 10**9)),
     "shard_megabytes": (None, 10**6),
+    "shard_rows_megabytes": (1, 10**6),
+    "workers": (1, 10**6),
+    "max_broken_share": (0, 1),
     "pue": (None, 1000),
 }  # fmt: skip
 

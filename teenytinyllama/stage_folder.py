@@ -375,13 +375,13 @@ def take_lock(path: Path, refusal: str, seconds: float = 0) -> "FileLock":
     return lock
 
 
-def lock_run_folder(folder: Path) -> "FileLock":
-    """Make the folder of a run and lock it, so that two starts of one command cannot mix; release the lock after.
+def lock_run_folder(folder: Path, work: str = "training there") -> "FileLock":
+    """Make the folder of a run and lock it for `work`, so that two starts cannot mix; release the lock after.
 
     Raises:
         InputError: another process holds it.
     """
-    refusal = f"output_dir={folder}: another process is training there. Wait for it or stop it."
+    refusal = f"output_dir={folder}: another process is {work}. Wait for it or stop it."
     return take_lock(folder / LOCK_NAME, refusal)
 
 

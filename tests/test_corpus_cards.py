@@ -12,7 +12,9 @@ from test_dataset_publishing import card_of, names, publish, record_of
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.pack import PackConfig, pack
-from teenytinyllama.passport.provenance import corpora_of
+from teenytinyllama.evaluation.results import Results
+from teenytinyllama.evaluation.score_report import format_results
+from teenytinyllama.passport.provenance import contamination_of, corpora_of
 from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.corpus_content import corpus_inputs
 from teenytinyllama.stage_folder import sha256_file
@@ -44,6 +46,7 @@ def test_a_corpus_is_published_with_its_passport(folder: Path, tmp_path: Path) -
     assert [name for name in names(upload) if name.startswith("passport")] == ["passport.json", "passport.md"]
     for text in ("Licence of the whole: cc-by-nc-4.0", "NON-COMMERCIAL", "Licença do conjunto: cc-by-nc-4.0",
                  "https://example.org/news", "| news | news |", "| 43 | 40 |", "language: language is en 1",
+                 "Nobody looked for evaluation sets in it.", "Ninguém procurou conjuntos de avaliação nele.",
                  "| profession | women | men | not said |", "Steps that were left out: toxicity, decontamination",
                  "ttl corpus"):  # fmt: skip
         assert text in body.replace("\\", ""), text
@@ -64,6 +67,31 @@ def test_a_corpus_that_is_not_as_its_passport_says_is_refused(folder: Path, tmp_
         corpus_inputs(folder)
 
 
+def test_cards_and_results_say_what_was_found_of_evaluation_sets(folder: Path, tmp_path: Path) -> None:
+    passport = json.loads((folder / "passport.json").read_text(encoding="utf-8"))
+    passport["contamination"] = {"passages": {"oab": 1234, "enem": 0}, "documents": 5}
+    (folder / "passport.json").write_text(json.dumps(passport), encoding="utf-8")
+    run = copy.deepcopy(RUN)
+    run["data"]["corpora"] = corpora_of([folder / "train" / "00000.parquet"], set(passport["files"].values()))
+    place = write_run(tmp_path / "run", run)
+    cards = [card_of(publish(tmp_path, folder))[1], render_model_card(place)]
+    for card in cards:
+        card = card.replace("\\", "")
+        assert "oab 1,234, enem 0. Documents" in card
+        assert "oab 1.234, enem 0. Documentos" in card
+    found = [{"corpus": "corpus", "contamination": passport["contamination"]}]
+    assert contamination_of(place) == contamination_of(place / "checkpoint-1") == found
+    assert contamination_of(tmp_path / "none" / "model") == []
+    said = format_results(Results("m", "", {}, ()), [], {}, found)
+    assert "Trained on the corpus corpus. Passages of evaluation sets that were removed: oab 1,234, enem 0. Doc" in said
+    del passport["contamination"]  # made before passports said it: nothing is said
+    (folder / "passport.json").write_text(json.dumps(passport), encoding="utf-8")
+    run["data"]["corpora"] = corpora_of([folder / "train" / "00000.parquet"], set(passport["files"].values()))
+    old = write_run(tmp_path / "old", run)
+    assert "evaluation sets" not in card_of(publish(tmp_path, folder))[1] + render_model_card(old)
+    assert contamination_of(old) == []
+
+
 def test_packed_rows_and_a_model_card_name_the_corpus(folder: Path, tmp_path: Path, tokenizer_folder: Path) -> None:
     settings: dict[str, Any] = {"tokenizer": str(tokenizer_folder), "context": 64}
     packed = pack(PackConfig(inputs=[str(folder / "train")], output_dir=str(tmp_path / "packed"), **settings))
@@ -79,6 +107,8 @@ def test_packed_rows_and_a_model_card_name_the_corpus(folder: Path, tmp_path: Pa
     assert "news (cc-by-nc-4.0, https://example.org/news), laws (public-domain)." in card.replace("&#58;", ":")
     assert noted["passport_sha256"] in card
     assert "NON-COMMERCIAL: cc-by-nc-4.0 (40 documents)" in card
+    assert noted["contamination"] is None
+    assert "Nobody looked for evaluation sets in it." in card
     # A file that was changed since is of no corpus.
     shard = folder / "train" / "00000.parquet"
     shard.write_bytes(shard.read_bytes() + b"x")

@@ -84,6 +84,7 @@ def test_raw_files_become_a_corpus_that_pack_reads(tmp_path: Path, tokenizer_fol
     rows = pyarrow.parquet.read_table(out / "train" / "00000.parquet").to_pylist()
     news = [row for row in rows if row["metadata"]["source"] == "news"]
     assert len(news) == 2 * 40  # twice; the copy, the short one and the English one are gone
+    assert sorted(row["metadata"]["cluster_size"] for row in news) == [1] * 78 + [2] * 2  # the one that had a copy
     assert {row["metadata"]["license"] for row in rows} == {"cc-by-4.0", "public-domain"}
     assert all("[TELEFONE]" in row["text"] and "91234" not in row["text"] for row in news)
     passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
@@ -163,7 +164,7 @@ def test_evaluation_items_are_cut_and_evaluation_files_are_no_source(tmp_path: P
     ({"quality": {"min_word": 3}}, "quality.min_word: unknown key"),
     ({"quality": 3}, "quality=3: must be a mapping of settings, or false"),
     ({"decontamination": {}}, "decontamination.sets: is missing"),
-    ({"decontamination": {"sets": {"x": {"inputs": ["a"]}}}}, "needs inputs and columns"),
+    ({"decontamination": {"sets": {"x": {"inputs": ["a"]}}}}, "decontamination.sets.x.columns: is missing. A set needs inputs and columns"),
     ({"duplicates": {"threshold": 2}}, "threshold=2.0: must be above 0"),
     ({"executor": "slurm"}, "slurm.partition: is missing"),
     ({"executor": "slurm", "slurm": {"partition": "p", "time": "1:00", "gpu": "1"}}, "slurm.gpu: unknown key"),
@@ -262,3 +263,36 @@ def test_slurm_gets_a_job_a_phase_and_makes_the_same_corpus(tmp_path: Path) -> N
     again = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
     assert again.returncode == 0, again.stderr[-2000:]
     assert hashes(tmp_path / "out") != expected
+
+
+def test_a_folder_with_anything_else_is_not_written_to(tmp_path: Path) -> None:
+    keys = config(tmp_path)
+    news = tmp_path / "raw" / "news.parquet"
+    before = sha256_file(news)
+    (tmp_path / "raw" / "train").mkdir()
+    source = news.rename(tmp_path / "raw" / "train" / "00000.parquet")
+    keys["sources"]["news"]["inputs"] = [str(source)]
+    with pytest.raises(InputError, match=r"output_dir=.*raw: holds .*00000.parquet, a file of sources.news. Choose"):
+        make(keys | {"output_dir": str(tmp_path / "raw")})
+    assert sha256_file(source) == before
+    mine = tmp_path / "mine" / "train" / "a.parquet"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(source.read_bytes())
+    with pytest.raises(InputError, match=r"output_dir=.*mine: holds .*a.parquet, which `ttl corpus` did not make"):
+        make(keys | {"output_dir": str(tmp_path / "mine")})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text('{"stage": "tokenizer"}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"output_dir=.*other: was made by 'tokenizer', not by 'corpus'. Choose"):
+        make(keys | {"output_dir": str(tmp_path / "other")})
+    with pytest.raises(InputError, match=r"output_dir=.*00000.parquet: is a file. Choose a folder."):
+        make(keys | {"output_dir": str(source)})
+
+
+def test_documents_that_are_held_out_no_more_leave_no_file(tmp_path: Path) -> None:
+    keys = config(tmp_path) | dict.fromkeys(("language", "quality", "personal_data"), False)
+    out = make(keys | {"mixing": {"validation_fraction": 0.3}})
+    assert list((out / "validation").iterdir())
+    make(keys)
+    assert not (out / "validation").exists()
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    assert list(passport["files"]) == ["train/00000.parquet"]

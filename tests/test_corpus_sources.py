@@ -19,6 +19,7 @@ from teenytinyllama.arguments import build
 from teenytinyllama.checks import EXIT_BAD_INPUT, InputError
 from teenytinyllama.cli import main
 from teenytinyllama.corpus.config import STEP_NAMES, BuildConfig, SourceConfig
+from teenytinyllama.corpus.factory import refuse_benchmarks
 from teenytinyllama.corpus.shards import BrokenRow, Draft, WorkShard, plan_shards, read_drafts
 
 pytest.importorskip("datatrove")
@@ -204,6 +205,30 @@ def test_a_row_of_parquet_with_bytes_that_are_no_text_is_broken_alone(tmp_path: 
 # --- Instructions
 
 
+def test_a_damaged_row_group_is_left_out_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"{text(number % 100)} {number}" for number in range(400)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=10)
+    chunk = pyarrow.parquet.ParquetFile(path).metadata.row_group(20).column(0)
+    content = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[begin : begin + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(bytes(content))
+    found = drafts(path)
+    broken = [row for row in found if isinstance(row, BrokenRow)]
+    assert [row.place for row in broken] == [f"a.parquet:{number + 1}" for number in range(200, 210)]
+    assert broken[0].reason.startswith("its row group is damaged after row 200 (")
+    assert [row.text for row in found if isinstance(row, Draft)] == texts[:200] + texts[210:]
+    part = list(read_drafts(WorkShard(0, "one", str(path), "a.parquet", 195, 205),
+                            build(SourceConfig, {"inputs": [str(path)], "license": "cc0-1.0"})))  # fmt: skip
+    assert [isinstance(row, BrokenRow) for row in part] == [False] * 5 + [True] * 5
+    with pytest.raises(
+        InputError, match=r"sources.one: 10 of 400 rows cannot be read, .*its row group is damaged after"
+    ):
+        make(one_source(tmp_path, path))
+    assert len(texts_of(make(one_source(tmp_path, path) | {"max_broken_share": 0.05}))) == 390
+
+
 def test_instructions_of_every_form_become_turns_of_text(tmp_path: Path) -> None:
     rows = [
         {"messages": [{"role": "system", "content": "Seja breve."}, {"role": "user", "content": "Oi?"},
@@ -280,29 +305,36 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no such file or folder, and no file matches it as a glob" in said
     (tmp_path / "x.parquet").write_bytes(b"PAR1 this is none")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "x.parquet"), capsys)
-    assert "x.parquet: cannot be read as parquet (" in said
+    assert f"sources.one.inputs={tmp_path / 'x.parquet'}: cannot be read as parquet (" in said
     (tmp_path / "x.docx").write_bytes(b"PK")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "x.docx"), capsys)
-    assert "x.docx: unknown kind of file. Known are" in said
+    assert "x.docx: unknown kind of file. Known are .parquet, .jsonl," in said
+    assert ".txt (all but parquet also as .gz or .zst), .html, .htm, .warc, .warc.gz." in said
     pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2], "m": [["a"], ["b"]]}), tmp_path / "n.parquet")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet"), capsys)
-    assert "text_column=text: " in said
+    assert "sources.one.text_column=text: " in said
     assert "Name the one that holds the documents" in said
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet", text_column="n"), capsys)
-    assert "text_column=n: of " in said
+    assert "sources.one.text_column=n: of " in said
     assert "holds int64, not text. Name the column that holds the documents." in said
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet", html_column="m"), capsys)
     assert "html_column=m: of " in said
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "n.parquet", html_column="pagina"), capsys)
-    assert "html_column=pagina: " in said
+    assert "sources.one.html_column=pagina: " in said
     assert "It has n, m." in said
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "endereco": "b"}\n', encoding="utf-8")
+    for column in ("html_column", "url_column"):
+        said = refused(tmp_path, one_source(tmp_path, tmp_path / "a.jsonl", **{column: "enderecos"}), capsys)
+        assert f"sources.one.{column}=enderecos: {tmp_path / 'a.jsonl'} has no such column. Did you mean" in said
     said = refused(tmp_path, one_source(tmp_path, "hf://datasets/ana/contos"), capsys)
     assert "not of the form hf://datasets/user/name@commit" in said
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"license": ""}, "sources.news.license: is missing. Nobody may use a corpus whose licence is not known."),
-    ({"license": None}, "license"),
+    ({"license": None}, "sources.news.license=None: wrong type (NoneType). It must be text."),
+    ({"encoding": "cp9999"}, "sources.news.encoding=cp9999: is no encoding of Portuguese text. Give one such as utf-8"),
+    ({"url_column": "endereco"}, "sources.news.url_column=endereco: "),
     ({"license": "minha"}, "sources.news.license=minha: the Hub takes its own names of licences only."),
     ({"inputs": []}, "sources.news.inputs: is empty"),
     ({"weight": 0}, "sources.news.weight=0.0: must be positive. Leave the source out instead of 0."),
@@ -310,8 +342,12 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
     ({"share": 0.5}, "sources: laws have no share, and others have one. Give each source a share, or none."),
     ({"share": 1.5}, "sources.news.share=1.5: must be at most 1."),
     ({"peso": 1}, "sources.news.peso: unknown key"),
-    ({"steps": {"toxicity": {}}}, "sources.news.steps.toxicity: no such step. There are html, normalise"),
-    ({"steps": {"quality": {"min_word": 3}}}, "sources.news.steps.quality.min_word: unknown key"),
+    ({"steps": {"toxicity": {}}}, "sources.news.steps.toxicity: no such step of a source. There are html, normalise"),
+    ({"steps": {"qualty": {}}}, "sources.news.steps.qualty: no such step of a source. Did you mean 'quality'?"),
+    ({"steps": {"quality": True}}, "sources.news.steps.quality=True: must be a mapping of settings, or false"),
+    ({"steps": {"quality": None}}, "sources.news.steps.quality=None: must be a mapping of settings, or false"),
+    ({"steps": {"language": {"language": "xx"}}}, "sources.news.steps.language.language=xx: is not known"),
+    ({"steps": {"quality": {"min_word": 3}}}, "sources.news.steps.quality.min_word: unknown key. Did you mean 'min_"),
 ])  # fmt: skip
 def test_a_source_that_cannot_be_is_named(
     tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
@@ -319,6 +355,67 @@ def test_a_source_that_cannot_be_is_named(
     keys = config(tmp_path)
     keys["sources"]["news"] |= change
     assert message in refused(tmp_path, keys, capsys)
+
+
+def test_a_source_without_a_licence_or_a_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = config(tmp_path)
+    del keys["sources"]["news"]["license"]
+    said = refused(tmp_path, keys, capsys)
+    assert "sources.news.license: is missing. Nobody may use a corpus whose licence is not known." in said
+    keys = config(tmp_path)
+    keys["sources"][" "] = keys["sources"].pop("news")
+    assert "sources: one has no name. Name each source." in refused(tmp_path, keys, capsys)
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_a_name(tmp_path: Path) -> None:
+    keys = one_source(tmp_path, tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text(1)}), encoding="utf-8")
+    out = make(keys | {"sources": {2024: keys["sources"]["one"]}})
+    assert list(json.loads((out / "passport.json").read_text(encoding="utf-8"))["sources"]) == ["2024"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"workers": 0}, "workers=0: must be at least 1."),
+    ({"shard_rows_megabytes": 0}, "shard_rows_megabytes=0: must be at least 1."),
+    ({"max_broken_share": 1.5}, "max_broken_share=1.5: must be at most 1."),
+    ({"max_broken_share": -1}, "max_broken_share=-1: must be at least 0."),
+    ({"mixing": {"validation_fraction": 0.9}}, "mixing.validation_fraction=0.9: must lie between 0 and 0.5."),
+    ({"mixing": {"shard_megabytes": 0}}, "mixing.shard_megabytes=0: must be 1 or more. 256 is usual."),
+    ({"mixing": {"total_tokens": -5}}, "mixing.total_tokens=-5.0: must be positive."),
+    ({"mixing": {"tokeniser": "x"}}, "mixing.tokeniser: unknown key. Did you mean 'tokenizer'? Known are tokenizer,"),
+    ({"duplicates": {"prefer": ["jornais"]}}, "duplicates.prefer=jornais: no such source. Sources: news, laws."),
+    ({"duplicates": {"prefer": 3}}, "duplicates.prefer=3: must be a list of sources."),
+    ({"duplicates": {"threshold": 75}}, "duplicates.threshold=75.0: must be above 0 and at most 1."),
+    ({"duplicats": {}}, "duplicats: unknown key. Did you mean 'duplicates'?"),
+    ({"decontamination": {"sets": {"oab": {"inputs": "a", "columns": "q", "split": "test"}}}},
+     "decontamination.sets.oab.split: unknown key. Known are inputs, columns."),
+])  # fmt: skip
+def test_a_setting_outside_its_range_is_refused_before_any_work(
+    tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(tmp_path, config(tmp_path) | change, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_set_one_column_and_one_source_need_no_list(tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"q": text(7).removesuffix(PHONE)}) + "\n", encoding="utf-8")
+    sets = {"exam": {"inputs": str(exam), "columns": "q"}}
+    keys = config(tmp_path) | {"decontamination": {"sets": sets}, "duplicates": {"prefer": "laws"}}
+    out = make(keys)
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    assert passport["sources"]["news"]["steps"]["decontamination"]["changes"] == {"passages_of_exam": 1}
+    assert passport["contamination"] == {"passages": {"exam": 1}, "documents": 1}
+    said = "Passages of evaluation sets that were removed: exam 1. Documents that went as a whole for one: 1."
+    for name in ("passport.md", "passport.html"):
+        assert said in (out / name).read_text(encoding="utf-8")
+
+
+def test_a_source_can_switch_a_step_on_that_is_off_for_all(tmp_path: Path) -> None:
+    keys = config(tmp_path) | {"quality": False}
+    keys["sources"]["news"]["steps"] = {"quality": {}}
+    sources = json.loads((make(keys) / "passport.json").read_text(encoding="utf-8"))["sources"]
+    assert ("quality" in sources["news"]["steps"], "quality" in sources["laws"]["steps"]) == (True, False)
 
 
 def test_weights_and_shares_that_do_not_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,7 +450,7 @@ def test_an_empty_result_names_the_step_that_emptied_it(tmp_path: Path, capsys: 
     assert "quality (few_words: " in said
     (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "empty.jsonl"), capsys)
-    assert "one: the source itself, which has no document" in said
+    assert "one: the source itself, which has no document. Check what its files hold." in said
 
 
 def test_evaluation_data_as_a_source_under_whatever_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,6 +469,40 @@ def test_evaluation_data_as_a_source_under_whatever_name(tmp_path: Path, capsys:
     assert "decontamination.sets.exam." in refused(tmp_path, keys, capsys)
     keys["decontamination"]["sets"]["exam"]["inputs"] = [str(tmp_path / "nada.jsonl")]
     assert "decontamination.sets.exam.inputs=" in refused(tmp_path, keys, capsys)
+
+
+def test_what_ttl_evaluate_asks_is_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, task in (("oab.jsonl", "oab"), ("ENEM_2022.jsonl.gz", "enem"), ("mmlu_pt_val.jsonl", "mmlu")):
+        (tmp_path / name).write_bytes(b"")
+        said = refused(tmp_path, one_source(tmp_path, tmp_path / name), capsys)
+        assert f"{name}: has the name under which `ttl evaluate` looks for the benchmark {task}. A corpus must" in said
+        assert "if it is something else, give the file another name." in said
+    shard = [WorkShard(0, "one", "/cache/test.parquet", "test.parquet")]
+    keys = one_source(tmp_path, f"hf://datasets/eduagarcia/oab_exams@{'0' * 40}")
+    with pytest.raises(InputError, match=r"sources.one.inputs=eduagarcia/oab_exams: is the benchmark oab of `ttl eva"):
+        refuse_benchmarks(build(BuildConfig, keys), shard)
+    keys = one_source(tmp_path, f"hf://datasets/eduagarcia/oab_news@{'0' * 40}")
+    refuse_benchmarks(build(BuildConfig, keys), shard)
+
+
+def test_evaluation_data_in_another_form_is_taken_out_and_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = config(tmp_path)
+    items = [" ".join(text(number).split()[:60]) for number in range(200, 210)]
+    exam, copy = tmp_path / "exam.jsonl", tmp_path / "raw" / "web.csv"
+    exam.write_text("\n".join(json.dumps({"q": item}) for item in items), encoding="utf-8")
+    copy.write_text("text\n" + "\n".join('"' + item.replace('"', '""') + '"' for item in items), encoding="utf-8")
+    keys["sources"]["web"] = {"inputs": [str(copy)], "license": "cc0-1.0"}
+    keys["decontamination"] = {"sets": {"exam": {"inputs": [str(exam)], "columns": ["q"]}}}
+    out = make(keys | {"language": False, "quality": False})
+    said = ("sources.web: 10 of the 10 documents that came to decontamination are little more than items of evaluation "
+            "sets. If it is evaluation data, leave it out.")  # fmt: skip
+    assert f"warning: {said}" in capfd.readouterr().out
+    assert said in (out / "passport.md").read_text(encoding="utf-8")
+    assert "sources.news" not in (out / "passport.md").read_text(encoding="utf-8")
+    make(config(tmp_path))
+    assert "warning: decontamination is left out: no evaluation set is named." in capfd.readouterr().out
 
 
 def test_another_evaluation_file_under_the_same_name_is_worked_by(tmp_path: Path) -> None:
@@ -393,7 +524,8 @@ def test_a_model_that_is_missing_is_named_before_any_work(
     assert "language.language=xx: is not known to py3langid. Use one of ace, " in said
     keys = config(tmp_path) | {"toxicity": {"model": str(tmp_path / "nada")}}
     assert f"toxicity.model={tmp_path / 'nada'}: " in refused(tmp_path, keys, capsys)
-    assert "toxicity.model: missing" in refused(tmp_path, config(tmp_path) | {"toxicity": {}}, capsys)
+    said = refused(tmp_path, config(tmp_path) | {"toxicity": {}}, capsys)
+    assert "toxicity.model: missing. Write it in the YAML file." in said
     keys = config(tmp_path) | {"mixing": {"tokenizer": str(tmp_path / "nada")}}
     assert f"mixing.tokenizer={tmp_path / 'nada'}: " in refused(tmp_path, keys, capsys)
     assert not (tmp_path / "out" / "work").exists()

@@ -462,7 +462,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     """The environment of a job, with a `srun` that starts a task a node here, and a `scontrol` that writes down."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    scripts = {"srun": SRUN.format(python=sys.executable), "scontrol": '#!/bin/sh\necho "$@" >> requeued\n',
+    scripts = {"srun": SRUN.format(python=sys.executable), "scontrol": '#!/bin/sh\n[ "$1" != requeue ] || echo "$@" >> requeued\n',
                "ttl": f'#!/bin/sh\nexec {sys.executable} -m teenytinyllama "$@"\n'}  # fmt: skip
     for name, text in scripts.items():
         (folder / name).write_text(text)

@@ -1,6 +1,7 @@
 """The passport of a corpus: its figures against the files, licences, topics, years, and whom texts name."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from teenytinyllama.cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from teenytinyllama.passport.licences import document_licence, summarise_licences
 from teenytinyllama.passport.people import find_groups, find_professions
 from teenytinyllama.passport.text_statistics import _WORD, TextStatistics, fields_of, year_of
+from teenytinyllama.passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_summary
 
 
 def professions(sentence: str) -> list[tuple[str, str]]:
@@ -176,6 +178,67 @@ def test_the_figures_of_a_passport_are_those_of_the_files(tmp_path: Path, capfd:
     page = (out / "passport.html").read_text(encoding="utf-8")
     assert "NON-COMMERCIAL" in page
     assert page.count("<svg") == 5
+    unique = passport["whole"]["tokens"]
+    assert passport["figures"]["tokens"] == {"train": unique, "validation": 0}
+    said = (
+        f"{unique / 1000:.1f}k unique tokens; {unique / 1000:.1f}k tokens to train on, repetition included (estimated"
+    )
+    for text_of_passport in (page, (out / "passport.md").read_text(encoding="utf-8")):
+        assert said in text_of_passport
+        for name, source in passport["sources"].items():
+            assert source["content_sha256"] in text_of_passport, name
+
+
+def test_tokens_are_those_of_the_tokenizer_that_is_named(tmp_path: Path, tokenizer_folder: Path) -> None:
+    from teenytinyllama.data.pack import PackConfig, pack
+
+    keys = config(tmp_path)  # `news` is read twice
+    keys |= {"mixing": {"tokenizer": str(tokenizer_folder), "validation_fraction": 0.2}}
+    out = make(keys)
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    whole, tokens = passport["whole"]["tokens"], passport["figures"]["tokens"]
+    by_source = {name: source["statistics"]["tokens"] for name, source in passport["sources"].items()}
+    packed = pack(PackConfig(inputs=[str(out / "train")], validation_inputs=[str(out / "validation")], context=64,
+                             tokenizer=str(tokenizer_folder), output_dir=str(tmp_path / "packed")))  # fmt: skip
+    rows = json.loads((packed / "run.json").read_text(encoding="utf-8"))
+    in_rows = {"train": rows["train_tokens"] + rows["dropped_tokens"], "validation": rows["validation_tokens"]}
+    assert tokens == in_rows
+    assert 0 < tokens["validation"] < whole < tokens["train"] < whole + by_source["news"]
+    said = (out / "passport.md").read_text(encoding="utf-8")
+    assert re.search(
+        rf"counted by the tokenizer {tokenizer_folder.name} \([\d,]+ entries, sha256 [0-9a-f]{{12}}\)", said
+    )
+    assert str(tokenizer_folder) not in said
+    assert str(tokenizer_folder) not in json.dumps(passport)
+
+
+def test_the_summary_for_the_eu_has_what_the_passport_knows_and_marks_the_rest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = config(tmp_path)
+    keys["sources"]["news"] |= {"url": "https://example.org/news", "revision": "2025-01"}
+    out = make(keys | {"eu_summary": True})
+    said = (out / SUMMARY_NAME).read_text(encoding="utf-8")
+    passport = json.loads((out / "passport.json").read_text(encoding="utf-8"))
+    titles = re.findall(r"(?m)^#+ ((?:\d\.)+)", said)
+    assert titles == ["1.", "1.1.", "1.2.", "1.3.", "2.", "2.1.", "2.2.", "2.2.1.", "2.2.2.", "2.3.", "2.4.", "2.5.",
+                      "2.6.", "3.", "3.1.", "3.2.", "3.3."]  # fmt: skip
+    assert "- [x] Less than 1 billion tokens\n- [ ] 1 billion to 10 trillion tokens\n" in said
+    assert "| news | https://example.org/news | 2025-01 | cc-by-4.0 | news | 40 |" in said
+    assert "| laws | laws.parquet | not stated | public-domain | not stated | 12 |" in said
+    assert "Personal data of fixed form that was masked: phone 53." in said
+    assert "no classifier of toxic text was applied." in said
+    assert str(tmp_path) not in said
+    marks = said.count(AUTHOR)
+    assert f"{out / SUMMARY_NAME}: a draft; {marks - 1} places are marked for you." in capfd.readouterr().out
+    assert marks == 1 + 22  # the first one says what the mark means
+    passport["sources"]["news"]["inputs"] = ["hf://datasets/ana/news@0123"]
+    passport["figures"]["tokens"]["train"] = 2 * 10**9
+    on_hub = render_training_summary(passport)
+    assert "Yes, of text, on the Hugging Face Hub:\n\n| source |" in on_hub
+    assert "- [x] 1 billion to 10 trillion tokens" in on_hub
+    make(keys)
+    assert not (out / SUMMARY_NAME).exists()
 
 
 def make_classifier(folder: Path, tokenizer_folder: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import InputError, MissingPackageError, ensure
+from ..checks import InputError, MissingPackageError, ensure, near_name
 from ..cleaning.boilerplate import BoilerplateConfig, drop_if_emptied, remove_boilerplate
 from ..cleaning.html_text import HtmlConfig, ensure_html_reader, text_of_html
 from ..cleaning.language import LanguageConfig, check_language, ensure_identifier, identify
@@ -15,8 +15,9 @@ from ..cleaning.variety import VarietyConfig, check_variety, variety_of
 from ..cleaning.verdict import Drop
 from ..data.input_files import resolve_files
 from ..data.readers import read_records
-from .config import BuildConfig, SourceConfig, nested
+from .config import BuildConfig, EvaluationSetConfig, SourceConfig, nested
 from .decontamination import DecontaminationConfig, EvaluationIndex, item_texts
+from .duplicates import preference_order
 from .minhash import DuplicatesConfig
 from .shards import Draft
 
@@ -43,11 +44,13 @@ class Step:
         name: as the passport and the config call it.
         function: changes a draft, and returns why it is dropped and what was changed.
         config: of the step.
+        where: its key in the config.
     """
 
     name: str
     function: StepFunction
     config: Any
+    where: str
 
     def __call__(self, draft: Draft) -> tuple[Drop | None, Changes]:
         """Apply the step to a draft."""
@@ -118,16 +121,17 @@ def build_chain(config: BuildConfig, source_name: str) -> list[Step]:
     unknown = [name for name in source.steps if name not in STEP_CONFIGS]
     ensure(
         not unknown,
-        f"sources.{source_name}.steps.{(unknown or [''])[0]}: no such step. There are {', '.join(STEP_CONFIGS)}.",
+        f"sources.{source_name}.steps.{(unknown or [''])[0]}: no such step of a source."
+        f"{near_name((unknown or [''])[0], STEP_CONFIGS)} There are {', '.join(STEP_CONFIGS)}.",
     )
     steps = []
     for name, cls in STEP_CONFIGS.items():
-        common, own = getattr(config, name), source.steps.get(name, {})
-        if own is False or (common is False and not own):
+        common, own = getattr(config, name), source.steps.get(name)
+        if own is False or (common is False and own is None):
             continue
-        settings = {**(common if isinstance(common, dict) else {}), **(own if isinstance(own, dict) else {})}
-        where = f"sources.{source_name}.steps.{name}" if own else name
-        steps.append(Step(name, _FUNCTIONS[name], nested(cls, where, settings)))
+        where = name if own is None else f"sources.{source_name}.steps.{name}"
+        settings = nested(cls, where, {**(common or {}), **(own or {})})
+        steps.append(Step(name, _FUNCTIONS[name], settings, where))
     return steps
 
 
@@ -150,7 +154,7 @@ def ensure_packages_of(steps: list[Step]) -> None:
             except MissingPackageError:
                 raise
             except InputError as error:
-                raise InputError(f"{step.name}.{error}") from error
+                raise InputError(f"{step.where}.{error}") from error
 
 
 def duplicates_config(config: BuildConfig) -> tuple[DuplicatesConfig, list[str]]:
@@ -161,9 +165,36 @@ def duplicates_config(config: BuildConfig) -> tuple[DuplicatesConfig, list[str]]
     """
     values = dict(config.duplicates or {})
     preferred = values.pop("prefer", [])
+    preferred = [preferred] if isinstance(preferred, str) else preferred
+    ensure(
+        isinstance(preferred, list) and all(isinstance(name, str) for name in preferred),
+        f"duplicates.prefer={preferred}: must be a list of sources.",
+    )
     found: DuplicatesConfig = nested(DuplicatesConfig, "duplicates", values)
-    found.check()
+    try:
+        found.check()
+        preference_order(list(config.source_configs), preferred)
+    except InputError as error:
+        raise InputError(f"duplicates.{error}") from error
     return found, preferred
+
+
+def evaluation_sets(config: BuildConfig) -> dict[str, EvaluationSetConfig]:
+    """Return the evaluation sets by name; none where the step is left out.
+
+    Raises:
+        InputError: no set, or one that cannot be.
+    """
+    if config.decontamination is False:
+        return {}
+    sets = config.decontamination.get("sets")
+    ensure(
+        isinstance(sets, dict) and sets,
+        "decontamination.sets: is missing. Name the evaluation sets: name: {inputs: [file], columns: [question]}; or "
+        "set decontamination: false.",
+    )
+    return {str(name): nested(EvaluationSetConfig, f"decontamination.sets.{name}", place)
+            for name, place in (sets or {}).items()}  # fmt: skip
 
 
 def evaluation_index(config: BuildConfig) -> EvaluationIndex | None:
@@ -174,26 +205,17 @@ def evaluation_index(config: BuildConfig) -> EvaluationIndex | None:
     """
     if config.decontamination is False:
         return None
-    values = dict(config.decontamination)
-    sets = values.pop("sets", None)
-    ensure(
-        isinstance(sets, dict) and sets,
-        "decontamination.sets: is missing. Name the evaluation sets: name: {inputs: [file], columns: [question]}; or "
-        "set decontamination: false.",
-    )
+    sets = evaluation_sets(config)
+    values = {name: value for name, value in config.decontamination.items() if name != "sets"}
     settings = nested(DecontaminationConfig, "decontamination", values)
     items: dict[str, list[list[str]]] = {}
     for name, place in sets.items():
         key = f"decontamination.sets.{name}"
-        ensure(
-            isinstance(place, dict) and place.get("inputs") and place.get("columns"),
-            f"{key}={place}: needs inputs and columns.",
-        )
         items[name] = []
-        for file in resolve_files(f"{key}.inputs", list(place["inputs"])):
+        for file in resolve_files(f"{key}.inputs", place.inputs):
             for row in read_records(f"{key}.inputs", file.path):
                 try:
-                    items[name].append(item_texts(row, place["columns"]))
+                    items[name].append(item_texts(row, place.columns))
                 except InputError as error:
                     raise InputError(f"{key}.{error}") from error
     return EvaluationIndex.from_sets(items, settings)

@@ -1,10 +1,11 @@
 """The config of `ttl corpus`: sources with their licences, the steps and their settings, and how the work is run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ..arguments import build, check_types
-from ..checks import InputError, ensure, model_license
+from ..checks import InputError, ensure, model_license, near_name
+from ..data.sources import ensure_encoding
 
 # Of 60 % of text and 40 % of instructions and the like, a source may be read so often: the value of repeated text falls
 # slowly up to four epochs (Muennighoff et al. 2023, arXiv 2305.16264).
@@ -20,10 +21,13 @@ class SourceConfig:
     """One source of a corpus: where its documents are, whose they are, and how much of the corpus they become."""
 
     inputs: list[str] = field(
+        default_factory=list,
         metadata={"help": "files, folders, globs or hf://datasets/user/name@commit: parquet, jsonl, json, csv, tsv, "
-                          "txt, html, warc"}
+                          "txt, html, warc"},
     )  # fmt: skip
-    license: str = field(metadata={"help": "licence of the source, by the Hub's name, or `public-domain`, `other`"})
+    license: str = field(
+        default="", metadata={"help": "licence of the source, by the Hub's name, or `public-domain`, `other`"}
+    )
     url: str = field(default="", metadata={"help": "where the source comes from, for the passport"})
     revision: str = field(default="", metadata={"help": "version or date of the source, for the passport"})
     register: str = field(
@@ -65,6 +69,12 @@ class SourceConfig:
         for name in ("weight", "share", "max_epochs"):
             value = getattr(self, name)
             ensure(value is None or value > 0, f"{name}={value}: must be positive. Leave the source out instead of 0.")
+        ensure_encoding(self.encoding)
+        for name, value in self.steps.items():
+            ensure(
+                isinstance(value, dict) or value is False,
+                f"steps.{name}={value}: must be a mapping of settings, or false to leave the step out.",
+            )
         ensure(self.share is None or self.share <= 1, f"share={self.share}: must be at most 1.")
         ensure(
             self.share is not None or self.weight <= self.max_epochs,
@@ -79,10 +89,34 @@ def nested(cls: type, where: str, values: Any) -> Any:
         InputError: it is no mapping, or the class refuses it.
     """
     ensure(isinstance(values, dict), f"{where}={values}: must be a mapping of keys.")
+    known = [field.name for field in fields(cls) if field.init]
+    for name in values:
+        ensure(
+            name in known, f"{where}.{name}: unknown key.{near_name(str(name), known)} Known are {', '.join(known)}."
+        )
     try:
-        return build(cls, check_types(cls, values))
+        return build(cls, check_types(cls, values), inside=True)
     except InputError as error:
         raise type(error)(f"{where}.{error}") from error
+
+
+@dataclass
+class EvaluationSetConfig:
+    """One evaluation set whose items must not be in the corpus."""
+
+    inputs: list[str] = field(default_factory=list, metadata={"help": "files, folders, globs or datasets of the Hub"})
+    columns: list[str] = field(
+        default_factory=list, metadata={"help": "columns of an item's texts, in the order in which models read them"}
+    )
+
+    def __post_init__(self) -> None:
+        """Check that the set is one.
+
+        Raises:
+            InputError: it has no inputs, or no columns.
+        """
+        for name in ("inputs", "columns"):
+            ensure(getattr(self, name), f"{name}: is missing. A set needs inputs and columns.")
 
 
 @dataclass
@@ -91,7 +125,7 @@ class MixingConfig:
 
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "tokenizer that counts the tokens; null: a token is taken as 4 bytes, and said so"},
+        metadata={"help": "tokenizer that counts the tokens as `ttl pack` will; null: estimated at 5 bytes a token"},
     )
     total_tokens: float | None = field(
         default=None, metadata={"help": "with shares: tokens of the corpus; null: the most that max_epochs allow"}
@@ -103,6 +137,21 @@ class MixingConfig:
         default=0.0, metadata={"help": "share of the documents held out, as by `ttl pack`"}
     )
     shard_megabytes: int = field(default=256, metadata={"help": "size of the parquet files"})
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            InputError: one is out of its range.
+        """
+        ensure(
+            0.0 <= self.validation_fraction <= 0.5,
+            f"validation_fraction={self.validation_fraction:g}: must lie between 0 and 0.5. 0.01 is usual.",
+        )
+        ensure(self.shard_megabytes >= 1, f"shard_megabytes={self.shard_megabytes}: must be 1 or more. 256 is usual.")
+        ensure(
+            self.total_tokens is None or self.total_tokens > 0, f"total_tokens={self.total_tokens}: must be positive."
+        )
 
 
 @dataclass
@@ -166,6 +215,11 @@ class BuildConfig:
     shard_rows_megabytes: int = field(
         default=64, metadata={"help": "most of a source that one shard of the work reads"}
     )
+    eu_summary: bool = field(
+        default=False,
+        metadata={"help": "also write training-summary.md: the EU's template for the public summary of training "
+                          "content, filled with what the passport knows, the rest marked for you"},
+    )  # fmt: skip
     sample: int | None = field(
         default=None,
         metadata={"help": "work on so many documents of each source alone, chosen by a hash, and write no corpus but "
@@ -182,6 +236,8 @@ class BuildConfig:
             InputError: no source, one that cannot be, or shares that do not add up to 1.
         """
         ensure(isinstance(self.sources, dict) and self.sources, "sources: is empty. Name at least one source.")
+        self.sources = {str(name): values for name, values in self.sources.items()}  # YAML reads 2024 as a number
+        ensure(all(map(str.strip, self.sources)), "sources: one has no name. Name each source.")
         self.source_configs: dict[str, SourceConfig] = {
             name: nested(SourceConfig, f"sources.{name}", values) for name, values in self.sources.items()
         }

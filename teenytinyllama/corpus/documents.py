@@ -110,7 +110,8 @@ class SplitWriter:
         """Begin with no file; those of an earlier start are removed."""
         import pyarrow
 
-        metadata = pyarrow.struct([(name, pyarrow.string()) for name in ("source", "license", "url", "variety")])
+        texts = [(name, pyarrow.string()) for name in ("source", "license", "url", "variety")]
+        metadata = pyarrow.struct([*texts, ("cluster_size", pyarrow.int32())])
         self._schema = pyarrow.schema([("text", pyarrow.large_string()), ("metadata", metadata)])
         self._folder, self._most, self._number = folder, most_bytes, 0
         self._writer: DocumentWriter | None = None
@@ -118,11 +119,14 @@ class SplitWriter:
             old.unlink()
 
     def add(self, document: dict[str, Any]) -> None:
-        """Take the next document, with `text`, `source`, `license`, `url` and `variety`."""
+        """Take the next document, with `text`, `source`, `license`, `url`, `variety` and `cluster_size`.
+
+        The last is the number of documents that were duplicates of each other, of which this one stayed.
+        """
         if self._writer is None:
             self._writer = DocumentWriter(self._folder / f"{self._number:05d}.parquet", self._schema)
             self._number += 1
-        metadata = {name: document[name] for name in ("source", "license", "url", "variety")}
+        metadata = {name: document[name] for name in ("source", "license", "url", "variety", "cluster_size")}
         self._writer.add({"text": document["text"], "metadata": metadata})
         if self._writer.total_bytes >= self._most:
             self.close()

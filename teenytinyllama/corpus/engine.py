@@ -31,7 +31,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
-from ..checks import InputError, RunFailedError, available_cores, ensure, ensure_packages
+from ..checks import InputError, RunFailedError, available_cores, ensure, ensure_packages, near_name
 from ..stage_folder import write_json
 
 logger.disable("datatrove")  # it speaks of every task on the terminal; what users see is ours
@@ -206,10 +206,11 @@ def slurm_settings(given: dict[str, Any]) -> dict[str, Any]:
         InputError: one is missing, unknown or no number.
     """
     known = (*_SLURM_NEEDS, *_SLURM_NUMBERS, *_SLURM_TEXTS)
+    unknown = [name for name in given if name not in known]
+    near = near_name(str((unknown or [""])[0]), known)
+    ensure(not unknown, f"slurm.{(unknown or [''])[0]}: unknown key.{near} Known are {', '.join(known)}.")
     missing = [name for name in _SLURM_NEEDS if name not in given]
     ensure(not missing, f"slurm.{(missing or [''])[0]}: is missing. executor: slurm needs partition and time.")
-    unknown = [name for name in given if name not in known]
-    ensure(not unknown, f"slurm.{(unknown or [''])[0]}: unknown key. Known are {', '.join(known)}.")
     settings: dict[str, Any] = {"job_name": "ttl-corpus", "qos": ""}
     if not {"env_command", "condaenv", "venv_path"} & set(given):  # jobs run in the environment of this process
         settings["env_command"] = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'

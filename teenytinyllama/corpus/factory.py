@@ -6,23 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import write_yaml
-from ..checks import InputError, counted, ensure_packages
+from ..checks import InputError, counted, ensure, ensure_folder, ensure_packages
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
-from ..data.input_files import SourceFile, hash_files, resolve_files
+from ..data.input_files import SourceFile, hash_files, hub_datasets, resolve_files
+from ..evaluation.config import SOURCES
 from ..passport.passport import make_passport, read_statistics, write_passport
 from ..passport.sample_page import write_sample
-from ..stage_folder import StageFolder, __version__, lock_run_folder, sha256_file, sha256_json
-from .chain import build_chain, ensure_packages_of
+from ..passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_summary
+from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
+from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
 from .config import STEP_NAMES, BuildConfig, nested
 from .documents import read_seconds
-from .funnel import Funnel
-from .phases import CONFIG_FILE, PLAN_FILE, duplicates_config, evaluation_index, forget_indexes
+from .funnel import NO_DOCUMENT, Funnel
+from .phases import BYTES_PER_TOKEN, CONFIG_FILE, PLAN_FILE, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
+_FIGURES_FORM = 2  # of the rows and figures that the last phase writes; another one does that phase anew
+_SPLITS = ("train", "validation")
 _SAME_COMMAND = "When they have ended, the same command writes the corpus's passport, or hands in again what failed."
 # Settings that change how the work is done, and not what comes out.
-_NOT_THE_RESULT = ("executor", "workers", "slurm", "output_dir")
+_NOT_THE_RESULT = ("executor", "eu_summary", "workers", "slurm", "output_dir")
 
 
 def build_corpus(config: BuildConfig) -> Path:
@@ -48,12 +52,14 @@ def build_corpus(config: BuildConfig) -> Path:
     models = check_models(config)
     shards = plan_shards(config)
     folder = Path(config.output_dir)
-    lock = lock_run_folder(folder)
+    _ensure_own_folder(folder, shards)
+    refuse_benchmarks(config, shards)
+    lock = lock_run_folder(folder, "making a corpus there")
     try:
         files = list({shard.path: SourceFile(shard.name, Path(shard.path)) for shard in shards}.values())
         hashes = hash_files(files, recognise=False)
         by_path = dict(zip((str(file.path) for file in files), hashes.values(), strict=True))
-        sets = _evaluation_files(config) if index is not None else {}
+        sets = _evaluation_files(config)
         _refuse_evaluation_data(shards, by_path, sets)
         places = _write_plan(config, shards, hashes, {"sets": sets, **models}, folder)
         with started_engine(config.executor, config.workers, config.slurm):
@@ -65,6 +71,49 @@ def build_corpus(config: BuildConfig) -> Path:
     finally:
         lock.release()
     return folder
+
+
+def _ensure_own_folder(folder: Path, shards: list[WorkShard]) -> None:
+    """Check that the corpus may be written to a folder: what lies in `train` and `validation` there is replaced.
+
+    Raises:
+        InputError: it cannot be written to, holds files of a source or what another stage made, or has shards that no
+            corpus stage made.
+    """
+    ensure_folder("output_dir", folder)
+    fix = "Choose an empty or new folder."
+    stage = (find_manifest(folder) or {}).get("stage")
+    ensure(stage in (None, "corpus"), f"output_dir={folder}: was made by {stage!r}, not by 'corpus'. {fix}")
+    for shard in shards:
+        inside = folder.resolve() in Path(shard.path).resolve().parents
+        ensure(not inside, f"output_dir={folder}: holds {shard.path}, a file of sources.{shard.source}. {fix}")
+    if stage is None and not (folder / _WORK).is_dir():
+        others = [path for split in _SPLITS for path in sorted((folder / split).glob("*.parquet"))]
+        ensure(
+            not others, f"output_dir={folder}: holds {(others or [folder])[0]}, which `ttl corpus` did not make. {fix}"
+        )
+
+
+def refuse_benchmarks(config: BuildConfig, shards: list[WorkShard]) -> None:
+    """Refuse what `ttl evaluate` asks models: its datasets on the Hub, and files that it takes for them by their names.
+
+    Raises:
+        InputError: a source has one.
+    """
+    by_dataset = {source.dataset_id: task for task, source in SOURCES.items() if source.dataset_id}
+    by_stem = {stem: task for task, source in SOURCES.items() for stem in source.test.stems}
+    why = "A corpus must not hold what models are measured by. Leave it out"
+    for name, source in config.source_configs.items():
+        for dataset in set(hub_datasets(source.inputs)) & set(by_dataset):
+            raise InputError(f"sources.{name}.inputs={dataset}: is the benchmark {by_dataset[dataset]} of `ttl "
+                             f"evaluate`. {why}, or give its training split as a local file.")  # fmt: skip
+    for shard in shards:
+        stem = Path(shard.name).name.partition(".")[0].lower()
+        if stem in by_stem and stem != "cloze":
+            raise InputError(
+                f"sources.{shard.source}.inputs={shard.path}: has the name under which `ttl evaluate` looks for the "
+                f"benchmark {by_stem[stem]}. {why}; if it is something else, give the file another name."
+            )
 
 
 def check_models(config: BuildConfig) -> dict[str, str]:
@@ -85,6 +134,8 @@ def check_models(config: BuildConfig) -> dict[str, str]:
             raise type(error)(str(error).replace("name_or_path=", "toxicity.model=", 1)) from error
     else:
         print("warning: toxicity is left out: no classifier is named. The passport says so.", flush=True)
+    if config.decontamination is False:
+        print("warning: decontamination is left out: no evaluation set is named. The passport says so.", flush=True)
     name = config.mixing_config.tokenizer
     if name is not None:
         from ..models import load_tokenizer
@@ -96,11 +147,10 @@ def check_models(config: BuildConfig) -> dict[str, str]:
 
 def _evaluation_files(config: BuildConfig) -> dict[str, dict[str, str]]:
     """Return the sha256 of the files of each evaluation set, by their paths."""
-    assert config.decontamination is not False
     return {
         name: {str(file.path): sha256_file(file.path)
-               for file in resolve_files(f"decontamination.sets.{name}.inputs", list(place["inputs"]))}
-        for name, place in config.decontamination["sets"].items()
+               for file in resolve_files(f"decontamination.sets.{name}.inputs", place.inputs)}
+        for name, place in evaluation_sets(config).items()
     }  # fmt: skip
 
 
@@ -151,9 +201,10 @@ def _write_plan(
         "clean": [reading, cleaning, values["duplicates"]],
         "duplicates": values["duplicates"],
         "phrases": [values["decontamination"], more["sets"]],
-        "finish": [values["toxicity"], values["mixing"].get("tokenizer"), more],
-        "mix": [values["mixing"], {name: [source.weight, source.share, source.max_epochs] for name, source in
-                                   config.source_configs.items()}],
+        "finish": [values["toxicity"], values["mixing"].get("tokenizer") or BYTES_PER_TOKEN, more],
+        "mix": [_FIGURES_FORM, values["mixing"],
+                {name: [source.weight, source.share, source.max_epochs] for name, source in
+                 config.source_configs.items()}],
     }  # fmt: skip
     places: dict[str, Path] = {}
     digest = ""
@@ -259,6 +310,8 @@ def check_not_empty(config: BuildConfig, funnel: Funnel) -> None:
     empty = {name: funnel.emptied_by(name) for name in config.source_configs if not funnel.left_of(name)}
     with_share = [name for name in empty if config.source_configs[name].share is not None]
     fix = "Loosen that step (--sample 50 shows what it drops), or leave the source out."
+    if all(step == NO_DOCUMENT for step in empty.values()):
+        fix = "Check what its files hold."
     if len(empty) == len(config.source_configs):
         by = "; ".join(f"{name}: {step}" for name, step in empty.items())
         raise InputError(f"sources: no document is left of any source. The last ones were dropped by {by}. {fix}")
@@ -271,24 +324,33 @@ def check_not_empty(config: BuildConfig, funnel: Funnel) -> None:
 def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: dict[str, str]) -> None:
     """Move the corpus to its place and write its manifest."""
     funnel = read_funnel(places)
-    for split in ("train", "validation"):
-        if (places["mix"] / split).is_dir():
-            target = folder / split
+    for split in _SPLITS:
+        target, made = folder / split, sorted((places["mix"] / split).glob("*.parquet"))
+        for path in target.glob("*.parquet"):  # also of a config that held documents out
+            path.unlink()
+        if made:
             target.mkdir(exist_ok=True)
-            for path in target.glob("*.parquet"):
-                path.unlink()
-            for path in sorted((places["mix"] / split).glob("*.parquet")):
-                (target / path.name).hardlink_to(path)
+        elif target.is_dir() and not any(target.iterdir()):
+            target.rmdir()
+        for path in made:
+            (target / path.name).hardlink_to(path)
     figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
     if config.duplicates is not False:
         figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
     seconds = {phase: read_seconds(place) for phase, place in places.items() if phase != "plan"}
-    files = {str(path.relative_to(folder)): sha256_file(path) for split in ("train", "validation")
+    files = {str(path.relative_to(folder)): sha256_file(path) for split in _SPLITS
              for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
     passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
     for warning in passport["licence"]["warnings"]:
         print(f"warning: licence: {warning}", flush=True)
+    for warning in passport["warnings"]:
+        print(f"warning: {warning}", flush=True)
     write_passport(folder, passport, funnel)
+    (folder / SUMMARY_NAME).unlink(missing_ok=True)
+    if config.eu_summary:
+        text = render_training_summary(passport)
+        (folder / SUMMARY_NAME).write_text(text, encoding="utf-8")
+        print(f"{folder / SUMMARY_NAME}: a draft; {text.count(AUTHOR) - 1} places are marked for you.", flush=True)
     StageFolder(folder, "corpus", "corpus").finish(
         {"config": asdict(config), "inputs": hashes, **figures, "seconds": seconds}
     )

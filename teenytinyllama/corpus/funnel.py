@@ -17,6 +17,8 @@ from .shards import BrokenRow
 _SAMPLES = 20  # kept of each reason, and of what is kept
 _SAMPLE_CHARACTERS = 1500
 
+NO_DOCUMENT = "the source itself, which has no document"
+
 
 @dataclass
 class StepCount:
@@ -142,7 +144,7 @@ class Funnel:
             if count.documents_in and not count.documents_out:
                 reason, number = count.reasons.most_common(1)[0]
                 return f"{step} ({reason}: {number:,} of {count.documents_in:,} documents)"
-        return "the source itself, which has no document"
+        return NO_DOCUMENT
 
 
 def keep_aside(path: Path, rows: list[BrokenRow]) -> None:

@@ -132,5 +132,5 @@ def render_shares(shares: list[SourceShare], counted_by: str) -> str:
         lines.append(f"{share.source:{width}}  {share.documents:9,}  {short(share.unique_tokens):>13}  "
                      f"{short(share.tokens):>9}  {part:4.1f} %  {share.epochs:6.2f}")  # fmt: skip
     unique = sum(share.unique_tokens for share in shares)
-    lines.append(f"{counted(len(shares), 'source')}: {short(unique)} unique tokens become {short(total)}; {counted_by}")
+    lines.append(f"{counted(len(shares), 'source')}: {short(unique)} unique tokens become {short(total)}, {counted_by}")
     return "\n".join(lines)

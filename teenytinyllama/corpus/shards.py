@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import InputError, ensure
+from ..checks import InputError, ensure, near_name
 from ..data.input_files import SUFFIXES, first_line, kind_of, resolve_files
 from ..data.instructions import read_origin
 from ..data.readers import (
-    batches,
     characters,
     choose_text_column,
     is_text,
@@ -32,6 +31,7 @@ from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
 from ..passport.text_statistics import fields_of, year_of
 from .config import BuildConfig, SourceConfig
+from .parquet_rows import UnreadableRow, parquet_rows
 
 # How turns of instructions are told apart in a text; a system's turn stands alone at the head.
 _SPEAKERS = {"system": "", "user": "Pergunta: ", "assistant": "Resposta: "}
@@ -116,7 +116,7 @@ def plan_shards(config: BuildConfig) -> list[WorkShard]:
     for name, source in config.source_configs.items():
         suffixes = (*SUFFIXES, *PAGE_SUFFIXES)
         for file in resolve_files(f"sources.{name}.inputs", source.inputs, suffixes):
-            for first, end in _cuts(file.path, most_bytes):
+            for first, end in _cuts(f"sources.{name}.inputs", file.path, most_bytes):
                 shards.append(WorkShard(len(shards), name, str(file.path), file.name, first, end))
     return shards if config.sample is None else _choose_rows(shards, config, config.sample)
 
@@ -156,7 +156,7 @@ def _row_hashes(name: str, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
     return hashes ^ (hashes >> np.uint64(31))
 
 
-def _cuts(path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
+def _cuts(key: str, path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
     """Return the rows at which a file is cut, each part with at most so many bytes where its row groups allow."""
     if kind_of(path) != ".parquet":
         return [(0, None)]
@@ -167,7 +167,9 @@ def _cuts(path: Path, most_bytes: int) -> list[tuple[int, int | None]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"inputs={path}: cannot be read as parquet ({str(error).splitlines()[0]}).") from error
+        raise InputError(
+            f"{key}={path}: cannot be read as parquet ({first_line(error)}). Copy the file again, or leave it out."
+        ) from error
     cuts: list[tuple[int, int | None]] = []
     first = row = size = 0
     for group in groups:
@@ -298,19 +300,37 @@ def _with_column(key: str, path: Path, source: SourceConfig, records: _Records) 
     Raises:
         InputError: no such column, and none that could only be the text.
     """
-    if source.conversations or source.html_column or kind_of(path) == ".parquet":
-        wanted = source.html_column or source.text_column
-        if kind_of(path) == ".parquet" and not source.html_column and not source.conversations:
-            wanted = _parquet_columns(key, path, source)[0]
-        return wanted, records
+    if source.conversations:
+        return source.text_column, records
+    if kind_of(path) == ".parquet":
+        return _parquet_columns(key, path, source)[0], records
     first = list(itertools.islice(records, _ROWS_LOOKED_AT))
     found = [record for _, record in first if isinstance(record, dict)]
     names = list(dict.fromkeys(name for record in found for name in record))
     with_text = [name for name in names if all(isinstance(record.get(name, ""), str) for record in found)]
-    column = source.text_column
-    if found:
-        column = choose_text_column(path, names, with_text, column, source.metadata_column, str(path))
-    return column, itertools.chain(first, records)
+    wanted = _column(key, path, source, names, with_text) if found else source.html_column or source.text_column
+    return wanted, itertools.chain(first, records)
+
+
+def _column(key: str, path: Path, source: SourceConfig, names: list[str], with_text: list[str]) -> str:
+    """Return the column of the text or page of a file with columns of these names.
+
+    Raises:
+        InputError: one that the config names is missing, or there is none that could only be the text.
+    """
+    of_source = key.removesuffix("inputs")
+    for name, column in (("html_column", source.html_column), ("url_column", source.url_column)):
+        ensure(
+            column is None or column in names,
+            f"{of_source}{name}={column}: {path} has no such column.{near_name(column or '', names)} It has "
+            f"{', '.join(names)}.",
+        )
+    if source.html_column is not None:
+        return source.html_column
+    try:
+        return choose_text_column(path, names, with_text, source.text_column, source.metadata_column, str(path))
+    except InputError as error:
+        raise InputError(f"{of_source}{error}") from error
 
 
 def _records_of(key: str, path: Path, shard: WorkShard, source: SourceConfig) -> _Records:
@@ -321,7 +341,11 @@ def _records_of(key: str, path: Path, shard: WorkShard, source: SourceConfig) ->
     """
     if kind_of(path) == ".parquet":
         columns = None if source.conversations else _parquet_columns(key, path, source)
-        yield from _parquet_records(key, path, shard, columns)
+        for row, record in parquet_rows(key, path, columns, (shard.first, shard.end)):
+            if isinstance(record, UnreadableRow):
+                yield row, BrokenRow(f"{shard.name}:{row + 1}", record.reason, record.content)
+            else:
+                yield row, record
     elif kind_of(path) == ".jsonl":
         for row, line in enumerate(lines_of(characters(key, path, source.encoding))):
             if not line.strip():
@@ -346,41 +370,15 @@ def _parquet_columns(key: str, path: Path, source: SourceConfig) -> list[str]:
     with open_parquet(key, path) as file:
         schema = file.schema_arrow
     with_text, names = [field.name for field in schema if is_text(field.type)], schema.names
-    wanted = source.html_column
-    if wanted is None:
-        wanted = choose_text_column(path, names, with_text, source.text_column, source.metadata_column, str(path))
-    for name, column in (("html_column", source.html_column), ("url_column", source.url_column)):
-        ensure(
-            column is None or column in names,
-            f"{name}={column}: {path} has no such column. It has {', '.join(names)}.",
-        )
+    wanted = _column(key, path, source, names, with_text)
     kind, name = str(schema.field(wanted).type), "html_column" if source.html_column else "text_column"
     ensure(
         wanted in with_text or (source.html_column and "binary" in kind),
-        f"{name}={wanted}: of {path} holds {kind}, not text. Name the column that holds the documents.",
+        f"{key.removesuffix('inputs')}{name}={wanted}: of {path} holds {kind}, not text. Name the column that holds "
+        "the documents.",
     )
     more = [name for name in (source.url_column, source.metadata_column) if name in names]
     return list(dict.fromkeys([wanted, *(name for name in more if name)]))
-
-
-def _parquet_records(key: str, path: Path, shard: WorkShard, columns: list[str] | None) -> _Records:
-    """Yield the rows of a shard, of whose row groups alone are read, and those with cells that cannot be read."""
-    with open_parquet(key, path) as file:
-        for row, batch in batches(key, path, file, columns, (shard.first, shard.end)):
-            try:
-                yield from enumerate(batch.to_pylist(), row)
-            except (UnicodeDecodeError, OverflowError, ValueError):
-                yield from _rows_one_by_one(batch, row, shard)
-
-
-def _rows_one_by_one(batch: Any, first: int, shard: WorkShard) -> _Records:
-    """Yield the rows of a batch that holds bytes which are not UTF-8, or dates outside Python's."""
-    for row in range(batch.num_rows):
-        place, single = f"{shard.name}:{first + row + 1}", batch.slice(row, 1)
-        try:
-            yield first + row, single.to_pylist()[0]
-        except (UnicodeDecodeError, OverflowError, ValueError) as error:
-            yield first + row, BrokenRow(place, first_line(error), str(single))
 
 
 def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft | BrokenRow]]:

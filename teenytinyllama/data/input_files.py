@@ -42,8 +42,9 @@ SUFFIXES = (*RECORD_SUFFIXES, *TABLE_SUFFIXES, *_with_compressed(".txt"))  # of 
 
 def describe_kinds(suffixes: tuple[str, ...]) -> str:
     """Return how files of the known kinds end, for a message."""
-    plain = [suffix for suffix in suffixes if not suffix.endswith(_COMPRESSED)]
-    return ", ".join(plain) + (" (all but parquet also as .gz or .zst)" if len(plain) < len(suffixes) else "")
+    plain = [suffix for suffix in suffixes if suffix in SUFFIXES and not suffix.endswith(_COMPRESSED)]
+    packed = " (all but parquet also as .gz or .zst)" if any(suffix.endswith(".zst") for suffix in suffixes) else ""
+    return ", ".join([", ".join(plain) + packed, *(suffix for suffix in suffixes if suffix not in SUFFIXES)])
 
 
 _PART_BYTES = 1 << 20  # read at a time

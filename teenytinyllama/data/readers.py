@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure
+from ..checks import DamagedRowsError, InputError, ensure
 from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_bytes, say_once
 
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
@@ -226,7 +226,7 @@ def batches(
             if row >= end:
                 return
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
+        raise DamagedRowsError(f"{key}={path}: damaged after row {row} ({first_line(error)}).") from error
 
 
 def _python_rows(key: str, path: Path, numbered: tuple[int, Any]) -> list[dict[str, Any]]:

@@ -79,10 +79,10 @@ class CorpusConfig:
             self.text_column != self.metadata_column,
             f"metadata_column={self.metadata_column}: is the text_column. Give another column, or leave it out.",
         )
-        _ensure_encoding(self.encoding)
+        ensure_encoding(self.encoding)
 
 
-def _ensure_encoding(encoding: str | None) -> None:
+def ensure_encoding(encoding: str | None) -> None:
     """Check that the key `encoding` names an encoding of Portuguese text.
 
     Raises:

@@ -23,6 +23,7 @@ from ..energy.recorder import StageMeter
 from ..launching.processes import stopped_by_signals
 from ..model_files import ADAPTER_CONFIG_NAME, PUBLISHED_MODELS
 from ..models import without_cudnn_attention
+from ..passport.provenance import contamination_of
 from ..stage_folder import (
     CLOZE_NAME,
     EMISSIONS_NAME,
@@ -397,7 +398,10 @@ def _write_results(work: _Work, weights: dict[int | None, str]) -> None:
     results = Results(config.model_name_or_path, command_line(), versions(_VERSIONED), tuple(scores))
     write_results(folder / RESULTS_NAME, results)
     write_measures(folder / MEASURES_NAME, measures)
-    (folder / RESULTS_TABLE_NAME).write_text(format_results(results, measures, work.missing), encoding="utf-8")
+    model = Path(config.model_name_or_path).expanduser()
+    training_text = contamination_of(model)
+    table = format_results(results, measures, work.missing, training_text)
+    (folder / RESULTS_TABLE_NAME).write_text(table, encoding="utf-8")
     if any(score.step is None for score in scores):
         plot_scores(results, folder / SCORES_PLOT_NAME)
     over_steps = [score for score in scores if score.step is not None]
@@ -405,9 +409,9 @@ def _write_results(work: _Work, weights: dict[int | None, str]) -> None:
     if over_steps or measured:
         energy = {model.step: model.kwh for model in work.models if model.step is not None}
         draw_progress(over_steps, measured, energy).savefig(folder / PROGRESS_PLOT_NAME)
-    model = Path(config.model_name_or_path).expanduser()
     if config.limit is None and config.output_dir is None and (model / MANIFEST_NAME).is_file():
         whole, _ = collect_measured(folder, weights, whole_only=True)
         merge_results(model / RESULTS_NAME, replace(results, scores=tuple(whole)))  # where the run's card looks
-    content = {"config": asdict(config), "missing": work.missing, "num_scores": len(scores)}
+    content = {"config": asdict(config), "missing": work.missing, "num_scores": len(scores),
+               "training_text": training_text}  # fmt: skip
     StageFolder(folder, "evaluate", "evaluation").finish(content)

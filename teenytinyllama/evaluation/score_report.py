@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..passport.provenance import say_contamination
 from .results import (
     HELD_OUT,
     Measure,
@@ -50,13 +51,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (cells[0], ["---"] * len(head), *cells[1:])] + [""]
 
 
-def format_results(results: Results, measures: Sequence[Measure], missing: dict[str, str]) -> str:
+def format_results(
+    results: Results,
+    measures: Sequence[Measure],
+    missing: dict[str, str],
+    training_text: Sequence[dict[str, Any]] = (),
+) -> str:
     """Return the Markdown of everything that was measured.
 
     Args:
         results: the scores.
         measures: what is no score.
         missing: for each task without data what was looked for.
+        training_text: evaluation sets in the text that the model was trained on, see `contamination_of`.
     """
     lines = [f"# Evaluation of {results.model}", ""]
     final = [score for score in results.scores if score.step is None]
@@ -69,6 +76,8 @@ def format_results(results: Results, measures: Sequence[Measure], missing: dict[
     lines += _progress(results, measures)
     if missing:
         lines += ["## Not measured", "", *_table(["task", "reason"], sorted(missing.items()))]
+    for found in training_text:
+        lines += [f"Trained on the corpus {found['corpus']}. {say_contamination(found['contamination'])}", ""]
     if results.versions:
         lines += [", ".join(f"{name} {version}" for name, version in results.versions.items()) + "."]
     return "\n".join(lines).rstrip() + "\n"

@@ -18,11 +18,12 @@ from ..planning.table import short
 from ..stage_folder import utc_now, write_json
 from .licences import NOT_KNOWN, OF_ITS_OWN, summarise_licences
 from .people import PEOPLES
-from .provenance import PASSPORT_NAME
+from .provenance import PASSPORT_NAME, say_contamination
 from .text_statistics import TextStatistics
 
 _SAMPLES_SHOWN = 12
 _MOST_LICENCE_NOTES = 20
+_MOST_CONTAMINATED = 0.5  # share of a source's documents; of a source that only quotes an exam far fewer are dropped
 # Colours of plots, told apart by people who are colour-blind too (Okabe and Ito 2008), and grey for what is not known.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b8a800", "#7a5195", "#444444")
 _GREY = "#c8c8c8"
@@ -42,7 +43,7 @@ def make_passport(
         config: of the corpus.
         funnel: of all steps.
         statistics: of the cleaned documents by source.
-        figures: `shares`, `counted_by`, duplicates' counts.
+        figures: `shares`, `counted_by`, `tokens` of each split, `content_sha256` of each source, duplicates' counts.
         hashes: sha256 of each file of the corpus.
     """
     shares = {share["source"]: share for share in figures["shares"]}
@@ -55,6 +56,7 @@ def make_passport(
         sources[name] = {
             "license": source.license, "url": source.url, "revision": source.revision, "register": source.register,
             "inputs": source.inputs, "steps": steps, "statistics": own.to_json(), "share": shares.get(name),
+            "content_sha256": figures["content_sha256"].get(name, ""),
         }  # fmt: skip
     whole = TextStatistics()
     for own in statistics.values():
@@ -66,7 +68,33 @@ def make_passport(
     licence["warnings"] += licence_notes(funnel)
     left_out = [name for name in ("toxicity", "decontamination") if getattr(config, name) is False]
     return {"created": utc_now(), "sources": sources, "whole": whole.to_json(), "registers": dict(registers),
-            "figures": figures, "files": hashes, "licence": licence, "left_out": left_out}  # fmt: skip
+            "figures": figures, "files": hashes, "licence": licence, "left_out": left_out,
+            "contamination": _contamination(config, funnel), "warnings": _evaluation_warnings(funnel)}  # fmt: skip
+
+
+def _contamination(config: BuildConfig, funnel: Funnel) -> dict[str, Any] | None:
+    """Return how many `passages` of each evaluation set were cut or dropped, and `documents` that went as a whole.
+
+    None where the step was left out: nobody looked.
+    """
+    if config.decontamination is False:
+        return None
+    counts = [steps["decontamination"] for steps in funnel.counts.values() if "decontamination" in steps]
+    passages = {name: sum(count.changes.get(f"passages_of_{name}", 0) for count in counts)
+                for name in map(str, config.decontamination["sets"])}  # fmt: skip
+    return {"passages": passages, "documents": sum(sum(count.reasons.values()) for count in counts)}
+
+
+def _evaluation_warnings(funnel: Funnel) -> list[str]:
+    """Return a warning of each source that seems to be evaluation data itself, in a form that no hash recognises."""
+    found = {name: (steps["decontamination"].reasons["contamination"], steps["decontamination"].documents_in)
+             for name, steps in funnel.counts.items() if "decontamination" in steps}  # fmt: skip
+    return [
+        f"sources.{name}: {dropped:,} of the {came:,} documents that came to decontamination are little more than "
+        "items of evaluation sets. If it is evaluation data, leave it out."
+        for name, (dropped, came) in found.items()
+        if dropped > _MOST_CONTAMINATED * came
+    ]
 
 
 def licence_notes(funnel: Funnel) -> list[str]:
@@ -114,6 +142,23 @@ def _source_rows(passport: dict[str, Any]) -> list[list[str]]:
             " / ".join(f"{value:.0f}" for value in varieties),
         ])  # fmt: skip
     return rows
+
+
+def _origin_rows(passport: dict[str, Any]) -> list[list[str]]:
+    return [
+        [name, source["url"] or "not said", source["revision"] or "not said", ", ".join(source["inputs"]),
+         source["content_sha256"]]
+        for name, source in passport["sources"].items()
+    ]  # fmt: skip
+
+
+def _token_summary(passport: dict[str, Any]) -> str:
+    """Return how many tokens there are once, and how many with repetition, and how they were counted."""
+    figures, unique = passport["figures"], passport["whole"]["tokens"]
+    held_out = figures["tokens"]["validation"]
+    split = f", {short(held_out)} more are held out" if held_out else ""
+    return (f"{short(unique)} unique tokens; {short(figures['tokens']['train'])} tokens to train on, repetition "
+            f"included{split} ({figures['counted_by']})")  # fmt: skip
 
 
 def _reason_rows(passport: dict[str, Any]) -> list[list[str]]:
@@ -179,12 +224,16 @@ def _tables(passport: dict[str, Any]) -> dict[str, Any]:
     group_head, group_rows = _group_rows(passport)
     dated = sum(whole["years"].values())
     return {
-        "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {short(whole['tokens'])} tokens "
-                   f"({passport['figures']['counted_by']}). Made {passport['created']}.",
-        "warnings": [*licence["warnings"], *(f"Step left out: {name}." for name in passport["left_out"])],
+        "summary": f"{whole['documents']:,} documents, {whole['words']:,} words, {_token_summary(passport)}. Made "
+                   f"{passport['created']}.",
+        "warnings": [*licence["warnings"], *passport.get("warnings", ()),
+                     *(f"Step left out: {name}." for name in passport["left_out"])],
+        "contamination": say_contamination(passport["contamination"]) if "contamination" in passport else "",
         "dated": f"The year of {dated:,} of {whole['documents']:,} documents is known, from their metadata or the "
                  "heading of an act.",
         "source_head": _SOURCE_HEAD, "source_rows": _source_rows(passport),
+        "origin_head": ("source", "from", "revision", "read", "sha256 of its texts"),
+        "origin_rows": _origin_rows(passport),
         "balance_head": ("", "of", "tokens", "share"), "balance_rows": _balance_rows(passport),
         "year_head": ("years", "documents"), "year_rows": _year_rows(whole),
         "reason_head": _REASON_HEAD, "reason_rows": _reason_rows(passport),
@@ -201,7 +250,8 @@ _TOPIC_NOTE = ("Topics are those of SIB-200, by a linear model trained on its se
 _PEOPLE_NOTE = ("Counts of words, not a verdict: forms of words, and articles, pronouns and titles before them, in the "
                 "documents that are kept.")  # fmt: skip
 _MARKDOWN = (
-    ("Sources", "source", ""), ("Domain balance", "balance", _TOPIC_NOTE), ("Years", "year", "dated"),
+    ("Sources", "source", ""), ("Where they are from", "origin", ""), ("Domain balance", "balance", _TOPIC_NOTE),
+    ("Years", "year", "dated"),
     ("What was dropped", "reason", ""), ("What was changed", "change", ""),
     ("Whom the texts name", "profession", _PEOPLE_NOTE), ("Groups", "group", ""),
 )  # fmt: skip
@@ -218,6 +268,7 @@ def render_markdown(passport: dict[str, Any]) -> str:
     terms = ", ".join(licence["terms"]) or "no terms"
     lines = ["# Passport of a corpus", "", shown["summary"], "",
              f"Licence as a whole: **{licence['licence']}** ({terms}), for {licence['reason']}.", "",
+             shown["contamination"], "",
              *(f"- **{warning}**" for warning in shown["warnings"])]  # fmt: skip
     for title, name, note in _MARKDOWN:
         lines += ["", f"## {title}", ""] + ([shown.get(note, note), ""] if note else [])

@@ -30,12 +30,38 @@ def describe_corpus(folder: Path, passport: dict[str, Any]) -> dict[str, Any]:
         "licence": passport["licence"]["licence"],
         "reason": passport["licence"]["reason"],
         "warnings": passport["licence"]["warnings"],
+        **({"contamination": passport["contamination"]} if "contamination" in passport else {}),
         "sources": {
             name: {key: source[key] for key in kept}
             for name, source in passport["sources"].items()
             if source["statistics"]["documents"]
         },
     }
+
+
+def say_contamination(contamination: dict[str, Any] | None) -> str:
+    """Return what a passport says of evaluation sets, as a sentence."""
+    if contamination is None:
+        return "Nobody looked for evaluation sets in it: no set was named under decontamination."
+    found = ", ".join(f"{name} {number:,}" for name, number in contamination["passages"].items())
+    return (f"Passages of evaluation sets that were removed: {found}. Documents that went as a whole for one: "
+            f"{contamination['documents']:,}.")  # fmt: skip
+
+
+def contamination_of(model: Path) -> list[dict[str, Any]]:
+    """Return what is known of evaluation sets in the text that a model was trained on.
+
+    Args:
+        model: folder of a run, or of a checkpoint in one.
+
+    Returns:
+        `corpus` and `contamination`, as passports say it (None: nobody looked), of each corpus that says it.
+    """
+    manifest = find_manifest(model) or find_manifest(model.parent) or {}
+    data = manifest.get("data")
+    corpora = data.get("corpora") if isinstance(data, dict) else None
+    return [{"corpus": corpus["name"], "contamination": corpus["contamination"]}
+            for corpus in corpora or [] if isinstance(corpus, dict) and "contamination" in corpus]  # fmt: skip
 
 
 def corpora_of(files: Iterable[Path], hashes: Collection[str]) -> list[dict[str, Any]]:

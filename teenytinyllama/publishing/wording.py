@@ -139,7 +139,8 @@ def card_environment(language: Language, unknown_key: str = "not_measured") -> E
 
     In it, `say(key, **values)` gives a sentence and `say_count(key, number, **values)` its singular or plural. Filters
     for text: `code`, `fenced`, `link(address)`, and `wrapped`, which breaks long lines. For numbers: `count` (1,234),
-    `fixed(digits)`, `amount` (two decimals, or four digits below 1) and `percent` (of a fraction, two decimals).
+    `fixed(digits)`, `amount` (two decimals, or four digits below 1) and `percent` (of a fraction, two decimals); of
+    numbers by name `named_counts`.
 
     Args:
         language: of sentences and numbers.
@@ -169,6 +170,7 @@ def card_environment(language: Language, unknown_key: str = "not_measured") -> E
     environment.globals.update(say=functools.partial(say, language), say_count=say_count)
     environment.filters.update(
         code=inline_code,
+        named_counts=lambda counts: ", ".join(f"{name} {fixed(number, 0)}" for name, number in counts.items()),
         fenced=fenced_block,
         link=link,
         count=lambda number: fixed(number, 0),
