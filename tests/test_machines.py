@@ -243,6 +243,14 @@ def test_a_machine_that_ends_early_is_noticed(two: tuple[Machines, Machines]) ->
             other.receive()
 
 
+def test_a_busy_machine_is_not_lost(two: tuple[Machines, Machines], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_PROBE_SECONDS", "_PROBES", "_SILENCE_SECONDS"):
+        monkeypatch.setattr(module, name, 1)
+    with pair(two) as (first, second):
+        time.sleep(3.5)  # neither process says anything, as during a long save; the kernels answer
+        assert (first.trouble(), second.trouble()) == (None, None)
+
+
 def test_ranks_of_a_machine_that_failed_end_those_of_the_others(
     two: tuple[Machines, Machines], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
