@@ -229,7 +229,7 @@ def look_at_rows(
     as_bytes = [place for token, place in tokenizer.get_vocab().items() if _BYTE_TOKEN.fullmatch(token)]
     tokens = count * rows.shape[1]
     return RowLook(
-        shown=[(place, _as_line(str(tokenizer.decode(rows[place].tolist())))) for place in places],
+        shown=[(place, as_line(str(tokenizer.decode(rows[place].tolist())))) for place in places],
         rows=count,
         all_rows=len(rows),
         tokens=tokens,
@@ -240,7 +240,7 @@ def look_at_rows(
     )
 
 
-def _as_line(text: str) -> str:
+def as_line(text: str) -> str:
     """Return the beginning of a text as a line that a terminal can show, whatever a stranger wrote into it."""
     part = text[:_SHOWN_CHARACTERS].replace("\n", "⏎")
     shown = "".join(character if character.isprintable() else "·" for character in part)

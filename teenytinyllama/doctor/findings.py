@@ -1,10 +1,11 @@
-"""Findings: what each check before a run says, and the checks of rows, clock and disk, which need no training.
+"""Findings: what each check before a run says; and the checks of rows, clock, disk and learning rate.
 
 `ttl doctor` makes them all; `ttl pretrain` makes these few by itself before a run of hours (`look_briefly`).
 """
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ State = Literal["ok", "warning", "stop"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What one check found.
 
     Attributes:
@@ -29,12 +30,14 @@ class Finding:
         state: ok; warning: the run can start, and somebody should look first; stop: it would fail, or be of no use.
         text: what was found, and for a stop the reason.
         fix: what to do about it; empty where all is well.
+        figure: a measured number that later checks use; the check says which.
     """
 
     name: str
     state: State
     text: str
     fix: str = ""
+    figure: float = 0.0
 
     @property
     def line(self) -> str:
@@ -42,9 +45,9 @@ class Finding:
         return f"{self.state:8} {self.name:10} {self.text}{f'. {self.fix}' if self.fix else ''}"
 
 
-def refusal_of(name: str, error: InputError) -> Finding:
+def refusal_of(name: str, error: InputError) -> Diagnosis:
     """Return the finding for what the training itself would refuse: its message has reason and fix."""
-    return Finding(name, "stop", str(error))
+    return Diagnosis(name, "stop", str(error))
 
 
 # Shares of all tokens of the rows. A tokenizer of ours has none that is unknown, because it falls back to bytes. A
@@ -65,7 +68,7 @@ def show_rows(look: RowLook) -> list[str]:
     return [f"row {number:<8,} {text}" for number, text in look.shown]
 
 
-def judge_rows(look: RowLook) -> list[Finding]:
+def judge_rows(look: RowLook) -> list[Diagnosis]:
     """Return what a look at packed rows says about tokens and about rows that come twice."""
     tokens = f"{100 * look.unknown_share:.3f} % unknown tokens and {100 * look.byte_share:.2f} % byte tokens"
     state, fix = _state(look.unknown_share, UNKNOWN_SHARES), ""
@@ -73,7 +76,7 @@ def judge_rows(look: RowLook) -> list[Finding]:
         fix = "Use a tokenizer with byte_fallback (`ttl tokenizer` makes one), or look at the encoding of the texts"
     elif look.byte_share >= BYTE_SHARE:
         state, fix = "warning", "Is the text in the tokenizer's language, and in UTF-8? Look at the rows above"
-    found = [Finding("tokens", state, f"{tokens} in {look.tokens:,}", fix)]
+    found = [Diagnosis("tokens", state, f"{tokens} in {look.tokens:,}", fix)]
     share = look.repeated / look.rows
     state = _state(share, REPEATED_SHARES)
     fix = "" if state == "ok" else "Leave out inputs that are given twice; `ttl corpus` removes duplicates"
@@ -81,10 +84,10 @@ def judge_rows(look: RowLook) -> list[Finding]:
         f"{look.rows:,} rows" if look.rows == look.all_rows else f"the first {look.rows:,} of {look.all_rows:,} rows"
     )
     text = f"{look.repeated:,} of {whole} equal an earlier one ({100 * share:.2f} %)"
-    found.append(Finding("duplicates", state, text, fix))
+    found.append(Diagnosis("duplicates", state, text, fix))
     if not look.documents:
         text = f"the tokenizer's end token stands nowhere in {look.rows:,} rows"
-        found.append(Finding("documents", "warning", text, "The model cannot learn where a text ends: pack again"))
+        found.append(Diagnosis("documents", "warning", text, "The model cannot learn where a text ends: pack again"))
     return found
 
 
@@ -95,7 +98,7 @@ _EARLIEST, _LATEST = datetime(2026, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzin
 _SKEW_SECONDS = (5.0, 3600.0)
 
 
-def judge_clock(now: float, file_time: float) -> Finding:
+def judge_clock(now: float, file_time: float) -> Diagnosis:
     """Return what a date and the time of a file that was just written say.
 
     Args:
@@ -105,13 +108,15 @@ def judge_clock(now: float, file_time: float) -> Finding:
     date, skew = datetime.fromtimestamp(now, UTC), file_time - now
     text = f"{date:%Y-%m-%d %H:%M:%S} UTC, the run folder's file system differs by {abs(skew):,.1f} s"
     if not _EARLIEST <= date <= _LATEST:
-        return Finding("clock", "stop", text, "Set the clock (`timedatectl set-ntp true`): energy and cards are dated")
+        return Diagnosis(
+            "clock", "stop", text, "Set the clock (`timedatectl set-ntp true`): energy and cards are dated"
+        )
     state = _state(abs(skew), _SKEW_SECONDS)
     fix = "" if state == "ok" else "Set the clocks of this computer and of the file server by NTP"
-    return Finding("clock", state, text, fix)
+    return Diagnosis("clock", state, text, fix)
 
 
-def check_clock(folder: Path) -> Finding:
+def check_clock(folder: Path) -> Diagnosis:
     """Check the date, and the clock of the file system that holds a run's folder or would hold it.
 
     A file is written beside the run's folder where that does not exist yet, and deleted.
@@ -157,8 +162,8 @@ def measure_writing(folder: Path, size_bytes: int = WRITE_BYTES, most_seconds: f
         return written / (time.perf_counter() - start)
 
 
-def judge_writing(bytes_per_second: float, checkpoint_bytes: int) -> Finding:
-    """Return what a speed of writing means for checkpoints of so many bytes."""
+def judge_writing(bytes_per_second: float, checkpoint_bytes: int) -> Diagnosis:
+    """Return what a speed of writing means for checkpoints of so many bytes; the speed is the figure."""
     seconds = checkpoint_bytes / bytes_per_second
     text = f"{format_bytes(round(bytes_per_second))}/s reach the run folder's disk"
     text += f": a checkpoint of {format_bytes(checkpoint_bytes)} takes {seconds:,.1f} s" if checkpoint_bytes else ""
@@ -166,10 +171,10 @@ def judge_writing(bytes_per_second: float, checkpoint_bytes: int) -> Finding:
         "stop" if bytes_per_second < _STALLED_WRITES else "warning" if bytes_per_second < _SLOW_WRITES else "ok"
     )
     fix = "" if state == "ok" else "Choose an output_dir on a local disk, or save less often (save_steps)"
-    return Finding("writing", state, text, fix)
+    return Diagnosis("writing", state, text, fix, bytes_per_second)
 
 
-def check_writing(folder: Path, checkpoint_bytes: int, *, brief: bool = False) -> Finding:
+def check_writing(folder: Path, checkpoint_bytes: int, *, brief: bool = False) -> Diagnosis:
     """Check how fast the disk takes bytes that holds a run's folder, or would hold it.
 
     Args:
@@ -187,8 +192,99 @@ def check_writing(folder: Path, checkpoint_bytes: int, *, brief: bool = False) -
         return _cannot_write("writing", folder, error)
 
 
-def _cannot_write(name: str, folder: Path, error: OSError) -> Finding:
-    return Finding(name, "stop", f"output_dir={folder}: {error.strerror}", "Free some space, or choose another folder")
+def _cannot_write(name: str, folder: Path, error: OSError) -> Diagnosis:
+    return Diagnosis(
+        name, "stop", f"output_dir={folder}: {error.strerror}", "Free some space, or choose another folder"
+    )
+
+
+_POINTS = 500  # of the picture of the learning rate
+_PICTURE_MARK = "teenytinyllama doctor"  # in the pictures that may be overwritten
+
+
+def learning_rates(config: Any) -> Callable[[int], float] | None:
+    """Return the learning rate of a step, as the Trainer's scheduler will set it; None: it depends on the scores.
+
+    Args:
+        config: a `RunSettings` with its length.
+    """
+    import torch
+    from transformers import get_scheduler
+
+    parameter = torch.zeros(1)
+    scheduler = get_scheduler(
+        config.lr_scheduler_type,
+        torch.optim.SGD([parameter], lr=config.learning_rate),
+        num_warmup_steps=config.get_warmup_steps(config.max_steps),
+        num_training_steps=config.max_steps,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs or {},
+    )
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        return None
+    share = scheduler.lr_lambdas[0]
+    return lambda step: config.learning_rate * float(share(step))
+
+
+def check_rate(config: Any, picture: str | None) -> Diagnosis:
+    """Draw the learning rate of a run, and check its beginning, its peak and its end.
+
+    Raises:
+        InputError: the picture would overwrite a file.
+    """
+    name = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    rate_of = learning_rates(config)
+    if rate_of is None:
+        return Diagnosis("rate", "warning", f"lr_scheduler_type={name} follows the scores, so no curve can be drawn")
+    last = config.max_steps
+    steps = sorted({round(place * last / _POINTS) for place in range(_POINTS + 1)})
+    rates = [rate_of(step) for step in steps]
+    peak, warmup = max(rates), config.get_warmup_steps(last)
+    output = Path(str(config.output_dir))
+    path = Path(picture) if picture else output.parent / f"{output.name}-learning-rate.png"
+    draw_rate(path, steps, rates, name)
+    state, fix = judge_rate(warmup, last, rates[-1] / peak if peak else 1.0, peak)
+    text = f"{name}: {rates[0]:.3g}, {peak:.3g} after {warmup:,} of {last:,} steps, {rates[-1]:.3g} at the end; {path}"
+    return Diagnosis("rate", state, text, fix)
+
+
+def judge_rate(warmup: int, steps: int, end_share: float, peak: float) -> tuple[State, str]:
+    """Return what a curve of the learning rate means, and the fix.
+
+    Args:
+        warmup: steps of the warm-up.
+        steps: of the run.
+        end_share: of the peak, at the last step.
+        peak: highest rate.
+    """
+    if warmup >= steps or not peak:
+        return "stop", "The rate never reaches learning_rate: lower warmup_steps, or make the run longer"
+    if warmup > 0.3 * steps:
+        return "warning", "A third of the run or more is warm-up: lower warmup_steps"
+    if end_share > 0.5:
+        return "warning", "The rate hardly falls: a decay to a tenth or to zero gives a better model at the same cost"
+    return "ok", ""
+
+
+def draw_rate(path: Path, steps: list[int], rates: list[float], name: str) -> None:
+    """Draw a curve of learning rates into a PNG.
+
+    Raises:
+        InputError: another file is there, or its folder is none.
+    """
+    from matplotlib.figure import Figure
+
+    shown = f"plot={path}"
+    if path.is_dir():
+        raise InputError(f"{shown}: is a folder. Give the name of a PNG file.")
+    if path.exists() and _PICTURE_MARK.encode() not in path.read_bytes()[:4096]:
+        raise InputError(f"{shown}: is there and was not drawn by this command. Give another name with --plot.")
+    figure = Figure(figsize=(7, 3), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, rates)
+    axes.set(xlabel="step", ylabel="learning rate", title=name, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Description": _PICTURE_MARK})
 
 
 _BRIEF_TOKENS = 20_000_000
@@ -212,8 +308,3 @@ def look_briefly(
     print("\n".join([*show_rows(look), *(item.line for item in found)]), flush=True)
     reasons = [f"{item.name}: {item.text}. {item.fix}" for item in found if item.state == "stop"]
     return f"{'; '.join(reasons)}. With preflight: false the run starts all the same." if reasons else ""
-
-
-def as_finding(values: dict[str, Any]) -> Finding:
-    """Return a finding that another process has sent as JSON."""
-    return Finding(**values)

@@ -376,6 +376,25 @@ def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any
     values = branch_values(PretrainConfig, values)
     if not values.get("inputs"):
         return values
+    packing, _, _ = check_inputs(values, num_processes)
+    folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
+    print_summary(folder)
+    only_for_packing = set(packing) - {"tokenizer"} - GRID_KEYS
+    kept = {name: value for name, value in values.items() if name not in only_for_packing}
+    return {**kept, "packed": str(folder)}
+
+
+def check_inputs(
+    values: dict[str, Any], num_processes: int
+) -> "tuple[dict[str, Any], PretrainConfigBeforePacking, LlamaConfig]":
+    """Refuse what is wrong with a pretraining whatever its rows will hold; nothing is written.
+
+    Returns:
+        What its `inputs` are to be packed with, its config before they are, and the model's config.
+
+    Raises:
+        InputError: see `pack_inputs`.
+    """
     ensure(not values.get("packed"), "packed, inputs: give one of the two.")
     ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
     packing = corpus_config_values(values)
@@ -389,20 +408,7 @@ def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any
     if "context" not in packing:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
         packing["context"] = get_preset(values["preset"]).max_position_embeddings
-    _check_before_packing(values, packing["context"], num_processes)
-    folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
-    print_summary(folder)
-    only_for_packing = set(packing) - {"tokenizer"} - GRID_KEYS
-    kept = {name: value for name, value in values.items() if name not in only_for_packing}
-    return {**kept, "packed": str(folder)}
-
-
-def _check_before_packing(values: dict[str, Any], context: int, num_processes: int) -> None:
-    """Refuse what is wrong with a pretraining whatever its rows will hold; nothing is written.
-
-    Raises:
-        InputError: see `PretrainConfig`, `check_energy`, `_model_config` and `derive_batch`.
-    """
+    context = packing["context"]
     with planned_for(num_processes):
         early = build(PretrainConfigBeforePacking, {**values, "context": context, "use_cpu": True})
     check_energy(early)
@@ -414,6 +420,7 @@ def _check_before_packing(values: dict[str, Any], context: int, num_processes: i
         f"{model_config.max_position_embeddings}. Use that or less.",
     )
     check_before_data(early, values, _IDENTITY.split(), model_config)
+    return packing, early, model_config
 
 
 def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:
