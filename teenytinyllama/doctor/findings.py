@@ -241,9 +241,14 @@ def check_rate(config: Any, picture: str | None) -> Diagnosis:
     peak, warmup = max(rates), config.get_warmup_steps(last)
     output = Path(str(config.output_dir))
     path = Path(picture) if picture else output.parent / f"{output.name}-learning-rate.png"
-    draw_rate(path, steps, rates, name)
     state, fix = judge_rate(warmup, last, rates[-1] / peak if peak else 1.0, peak)
-    text = f"{name}: {rates[0]:.3g}, {peak:.3g} after {warmup:,} of {last:,} steps, {rates[-1]:.3g} at the end; {path}"
+    drawn = f"drawn in {path}"
+    try:
+        draw_rate(path, steps, rates, name)
+    except OSError as error:
+        drawn = f"not drawn in {path} ({error.strerror})"
+        state, fix = ("warning", "Give another file with --plot") if state == "ok" else (state, fix)
+    text = f"{name}: {rates[0]:.3g}, {peak:.3g} after {warmup:,} of {last:,} steps, {rates[-1]:.3g} at the end; {drawn}"
     return Diagnosis("rate", state, text, fix)
 
 
@@ -302,9 +307,16 @@ def look_briefly(
         checkpoint_bytes: of a checkpoint.
         hours: that the run will take, about.
     """
-    print(f"before the run of about {hours:,.1f} hours (`ttl doctor RUN.yaml` looks at more, and tests the speed)")
+    print(f"before the run of about {show_hours(hours)} (`ttl doctor RUN.yaml` looks at more, and tests the speed)")
     look = look_at_rows(packed, tokenizer, _BRIEF_TOKENS)
     found = [*judge_rows(look), check_clock(folder), check_writing(folder, checkpoint_bytes, brief=True)]
     print("\n".join([*show_rows(look), *(item.line for item in found)]), flush=True)
     reasons = [f"{item.name}: {item.text}. {item.fix}" for item in found if item.state == "stop"]
     return f"{'; '.join(reasons)}. With preflight: false the run starts all the same." if reasons else ""
+
+
+def show_hours(hours: float) -> str:
+    """Return a time in the unit that a reader would choose."""
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"

@@ -16,7 +16,7 @@ from ..launch import RankOptions, RankPlan, launch, plan_ranks, recipes_folder, 
 from ..processes import ForkServer
 from ..stage_folder import scratch_folder
 from ..supervision import supervise
-from .findings import Diagnosis, State
+from .findings import Diagnosis, State, show_hours
 from .host import judge_network, machine_report, network_command, scrub
 from .run_checks import Place, examine
 
@@ -88,16 +88,14 @@ def read_command(argv: list[str]) -> tuple[str | None, dict[str, Any], DoctorOpt
     names = DoctorOptions.__dataclass_fields__
     path = free[0] if free else given.get("config")
     if path is None:
-        others = sorted(set(given) - set(names))
-        ensure(
-            not others, f"{', '.join(others)}: a key of a run, and there is none. Write `ttl doctor RUN.yaml --key …`."
-        )
+        shown = ", ".join(sorted(set(given) - set(names)))
+        ensure(not shown, f"{shown}: a key of a run, and no run is given. Write `ttl doctor RUN.yaml --key value`.")
         return None, {}, DoctorOptions(**check_types(DoctorOptions, given))
+    ensure(not free or "config" not in given, f"{path}, config={given.get('config')}: give the YAML once.")
     kind = given.get("verb") or kind_of(str(path))
     ensure(kind in KINDS, f"verb={kind}: must be one of {', '.join(KINDS)}.{near_name(str(kind), KINDS)}")
     cls = _find_config(kind)
-    free, given = split_command(argv, DoctorOptions, cls, most_words=1)
-    ensure(not free or "config" not in given, f"{path}, config: give the YAML once.")
+    _, given = split_command(argv, DoctorOptions, cls, most_words=1)
     options = DoctorOptions(**check_types(DoctorOptions, {key: given.pop(key) for key in names if key in given}))
     return kind, merge_config(cls, {**given, "config": str(path)}), options
 
@@ -248,9 +246,9 @@ def judge_speed(speed: Any, values: dict[str, Any], facts: dict[str, Any], bytes
     caps = {key: float(values[key]) for key in CAP_KEYS if values.get(key) is not None}
     price, tokens, state, fix = facts["price"], float(facts["tokens_left"]), "ok", ""
     paid, cap = tokens_within(caps, float(price or 0), speed, values) if caps else (tokens, "")
-    if paid < max(1.0, facts["test"]["tokens_per_step"] * SPEED_STEPS):
-        text = f"{cap or 'the rest of the run'} is of {max(0.0, paid):,.0f} tokens, less than {SPEED_STEPS} steps"
-        return Diagnosis("speed", "stop" if cap else "warning", text, f"Raise {cap or 'max_tokens'}")
+    if cap and paid < facts["test"]["tokens_per_step"] * SPEED_STEPS:
+        text = f"{cap}={caps[cap]:g} pays for {max(0.0, paid):,.0f} tokens, less than {SPEED_STEPS} steps"
+        return Diagnosis("speed", "stop", text, "Raise it, or lower tokens_per_step")
     if cap and (paid < tokens or not tokens):
         state, fix = ("warning", f"{cap} ends the run after {paid / 1e6:,.2f}M tokens") if tokens else ("ok", "")
         tokens = paid
@@ -269,10 +267,3 @@ def judge_speed(speed: Any, values: dict[str, Any], facts: dict[str, Any], bytes
     )
     found: State = "warning" if state == "warning" else "ok"
     return Diagnosis("speed", found, text, fix, hours)
-
-
-def show_hours(hours: float) -> str:
-    """Return a time in the unit that a reader would choose."""
-    if hours >= 48:
-        return f"{hours / 24:,.1f} days"
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
-from ..checks import InputError, format_bytes, free_disk_bytes
+from ..checks import InputError, ensure_folder, format_bytes, free_disk_bytes
 from ..data.packed import RowLook, as_line, check_packed, look_at_rows
 from ..distributed import deepspeed_settings
 from ..energy.meter import check_energy
@@ -92,11 +92,23 @@ def examine(kind: str, values: dict[str, Any], place: Place) -> dict[str, Any]:
     """
     examination = Examination()
     (_examine_pretraining if kind == "pretrain" else _examine_tuning)(examination, kind, values, place)
-    if values.get("output_dir"):
+    if values.get("output_dir") and _takes_files(examination, values["output_dir"]):
         folder = Path(values["output_dir"])
         checkpoint = int(examination.facts.get("checkpoint_bytes", 0))
         examination.found += [check_clock(folder), check_writing(folder, checkpoint)]
     return examination.to_json()
+
+
+def _takes_files(examination: Examination, folder: str) -> bool:
+    """Return whether a folder can be written to; where it cannot, a finding says so once."""
+    try:
+        ensure_folder("output_dir", folder)
+    except InputError as error:
+        if all(item.state != "stop" for item in examination.found):
+            examination.found.append(refusal_of("folder", error))
+        examination.skipped |= dict.fromkeys(("clock", "writing"), "of output_dir, which is refused")
+        return False
+    return True
 
 
 def _examine_pretraining(examination: Examination, kind: str, values: dict[str, Any], place: Place) -> None:
