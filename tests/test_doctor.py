@@ -425,6 +425,7 @@ def test_a_yaml_tells_its_verb(name: str, content: dict[str, Any], kind: str, tm
     ("name", "content", "words", "message"),
     [
         ("x.yaml", {"sources": []}, [], r"is for `ttl corpus`, which checks its config by itself"),
+        ("x.yaml", {"arms": {}, "packed": "p"}, [], r"is for `ttl lab`"),
         ("evaluate.yaml", {}, [], r"is for `ttl evaluate`.*checks trainings: pretrain, sft, dpo"),
         ("x.yaml", {"seed": 1}, [], r"does not tell which verb it is for. Give --verb pretrain, sft, dpo"),
         ("x.yaml", {"seed": 1}, ["--verb", "pack"], r"verb=pack: must be one of pretrain, sft, dpo"),

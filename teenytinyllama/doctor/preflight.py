@@ -24,11 +24,11 @@ KINDS = ("pretrain", "sft", "dpo")
 Kind = Literal["pretrain", "sft", "dpo"]
 # Keys that only the config of one verb has; those of other verbs are known for the refusal alone.
 _SIGNATURES = {
-    "pretrain": {"packed", "preset", "shape", "decay_from", "tokens_per_step"},
+    "lab": {"arms", "sizes"},
+    "pretrain": {"packed", "preset", "shape", "decay_from", "max_kwh", "max_cost", "max_hours"},
     "dpo": {"preferences", "pairs_per_step", "beta"},
     "sft": {"conversations", "assistant_only_loss", "learns_answers", "long_conversations"},
     "corpus": {"sources", "mixing"},
-    "lab": {"arms", "sizes", "base"},
     "tokenizer": {"vocab_size", "num_superwords"},
     "pack": {"tokenizer"},
     "evaluate": {"tasks"},
@@ -141,14 +141,15 @@ def kind_of(path: str) -> str:
 def _examine_run(kind: str, values: dict[str, Any], options: DoctorOptions, server: ForkServer, folder: Path) -> int:
     script = recipes_folder() / f"{kind}.py"
     ranks = plan_ranks(script, [], options.accelerate, options.num_processes)
-    place = Place(ranks.num_processes, ranks.uses_gpu, options.plot)
+    uses_gpu = ranks.uses_gpu and not values.get("use_cpu")
+    place = Place(ranks.num_processes, uses_gpu, options.plot)
     with before_ranks(ranks.environments[0]):
         seen = server.call(lambda: examine(kind, values, place), folder)
     found, facts, skipped = [Diagnosis(**item) for item in seen["found"]], seen["facts"], seen["skipped"]
     for line in [*seen["rows"], *(item.line for item in found)]:
         _say(line)
     if ranks.num_processes > 1:
-        found.append(check_network(ranks, folder, int(facts.get("gradient_bytes", 0))))
+        found.append(check_network(ranks, folder, int(facts.get("gradient_bytes", 0)), uses_gpu))
         _say(found[-1].line)
     stops = [item.name for item in found if item.state == "stop"]
     if "speed" not in skipped and not options.speed_test:
@@ -172,16 +173,17 @@ def _say(text: str) -> None:
     print(scrub(text), flush=True)
 
 
-def check_network(ranks: RankPlan, folder: Path, gradient_bytes: int) -> Diagnosis:
+def check_network(ranks: RankPlan, folder: Path, gradient_bytes: int, uses_gpu: bool = False) -> Diagnosis:
     """Start the ranks of a run, let them add up numbers, and return how fast they did.
 
     Args:
         ranks: of the run.
         folder: for files of this check.
         gradient_bytes: that a step adds up over the ranks; 0: not known.
+        uses_gpu: whether each rank computes on a GPU.
     """
     result, log = folder / "network.json", folder / "network.log"
-    command = network_command(result, "cuda" if ranks.uses_gpu else "cpu")
+    command = network_command(result, "cuda" if uses_gpu else "cpu")
     code = supervise(command, ranks.environments, log)
     found = json.loads(result.read_text(encoding="utf-8")) if code == EXIT_DONE and result.is_file() else None
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
