@@ -96,6 +96,12 @@ def test_names_are_left_out_of_whatever_is_printed(text: str, shown: str, monkey
     assert scrub(text) == shown
 
 
+def test_a_short_name_is_left_out_of_paths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ana")
+    monkeypatch.setenv("USER", "ana")
+    assert scrub("/mnt/ana/x of ana, /mnt/anais") == "/mnt/USER/x of ana, /mnt/anais"
+
+
 # Rows.
 
 
