@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from teenytinyllama.arguments import build, check_types
-from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
+from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, StoppedResumable
 from teenytinyllama.cli import main
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed, look_at_rows
@@ -338,6 +338,11 @@ def test_ranks_that_do_not_come_together_are_a_stop(tmp_path: Path, monkeypatch:
         True,
     )
     assert "GLOO_SOCKET_IFNAME" in found.fix
+
+
+def test_a_signal_ends_the_command_and_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoppedResumable, match="the same command begins again"):
+        check_network(stub_ranks(monkeypatch, "raise SystemExit(75)"), tmp_path, 0)
 
 
 def test_the_bandwidth_between_ranks_is_judged() -> None:

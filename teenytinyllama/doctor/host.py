@@ -106,7 +106,7 @@ def scrub(text: str) -> str:
         text = re.sub(rf"(?<=/){re.escape(name)}(?![\w.-])", "USER", text)
         if len(name) >= 5:
             text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", "USER", text)
-    for name in {host, host.partition(".")[0]} - {"", "localhost"}:
+    for name in sorted({host, host.partition(".")[0]} - {"", "localhost"}, key=len, reverse=True):
         text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", "HOST", text)
     return text
 

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..arguments import load_yaml, merge_config, split_command
-from ..checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, RunFailedError, ensure, ensure_file, near_name
+from ..checks import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_RESUMABLE,
+    InputError,
+    RunFailedError,
+    StoppedResumable,
+    ensure,
+    ensure_file,
+    near_name,
+)
 from ..distributed import before_ranks
 from ..launch import RankOptions, RankPlan, launch, plan_ranks, recipes_folder, resolve_training
 from ..processes import ForkServer
@@ -184,10 +194,21 @@ def check_network(ranks: RankPlan, folder: Path, gradient_bytes: int, uses_gpu: 
     """
     result, log = folder / "network.json", folder / "network.log"
     command = network_command(result, "cuda" if uses_gpu else "cpu")
-    code = supervise(command, ranks.environments, log)
+    code = _unless_stopped(supervise(command, ranks.environments, log))
     found = json.loads(result.read_text(encoding="utf-8")) if code == EXIT_DONE and result.is_file() else None
     said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     return judge_network(found, ranks.num_processes, gradient_bytes, said)
+
+
+def _unless_stopped(code: int) -> int:
+    """Return the exit code of ranks.
+
+    Raises:
+        StoppedResumable: a signal ended them, which a user has sent to this command.
+    """
+    if code == EXIT_RESUMABLE:
+        raise StoppedResumable("nothing is left behind; the same command begins again")
+    return code
 
 
 def check_speed_of_run(
@@ -222,7 +243,7 @@ def check_speed_of_run(
         path = folder / "resolved.json"
         path.write_text(json.dumps(resolved), encoding="utf-8")
         words, asked = ["--resolved", str(path)], (options.accelerate, options.num_processes)
-        return launch(recipes_folder() / "pretrain.py", words, *asked, log, forks=server.can_fork)
+        return _unless_stopped(launch(recipes_folder() / "pretrain.py", words, *asked, log, forks=server.can_fork))
 
     try:
         speed = measure_speed(test, ranks.num_processes, train, SPEED_STEPS)
