@@ -8,17 +8,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from teenytinyllama import gpus
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, StoppedResumable
 from teenytinyllama.cli import main
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed, look_at_rows
-from teenytinyllama.doctor import findings, preflight, run_checks
+from teenytinyllama.doctor import findings, host, preflight, run_checks
 from teenytinyllama.doctor.findings import (
     check_clock,
     check_rate,
@@ -320,6 +323,36 @@ def test_what_memory_means() -> None:
     assert judge_memory(1, 70, 100, 0.8)[0] == "ok"
     assert judge_memory(1, 90, 100, 0.8)[0] == "warning"
     assert judge_memory(101, 101, 100, 0.8)[0] == "stop"
+
+
+def test_ranks_on_gpus_are_held_against_the_fullest_one(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver would say is made up; everything that is made of it is real."""
+    free = {0: 80e9, 1: 1e6}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(gpus, "choose_precision", lambda: ("bf16", "computes bf16"))
+    monkeypatch.setattr(run_checks, "free_memory_bytes",
+                        lambda device, *_: int(free[device.index]) if device.type == "cuda" else 4_000_000_000)  # fmt: skip
+    seen = examine("pretrain", values, Place(2, uses_gpu=True))
+    assert (states(seen)["memory"], states(seen)["host RAM"]) == ("stop", "warning")
+    assert "1.00 MB are free on each GPU" in said(seen, "memory")
+    assert "the ranks take about 6.00 GB of the computer's memory, 4.00 GB are free" in said(seen, "host RAM")
+    free[1] = 70e9
+    assert states(examine("pretrain", values, Place(2, uses_gpu=True)))["memory"] == "ok"
+    assert states(examine("pretrain", values, Place(1, uses_gpu=True)))["host RAM"] == "ok"
+
+
+def test_gpus_and_their_driver_are_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70_000_000_000, 80_000_000_000 + index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(host, "load_nvml", lambda: SimpleNamespace(nvmlSystemGetDriverVersion=lambda: b"570.86"))
+    lines = machine_report()
+    assert "GPU 1      NVIDIA H100 80GB HBM3, 80.0 GB, 70.0 GB of them free" in lines
+    assert "driver     570.86" in lines
+    assert any(line.startswith("processor  ") and "core" in line and "H100" not in line for line in lines)
 
 
 # The network.

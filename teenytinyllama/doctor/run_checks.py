@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import build
+from ..checkpointing.checkpoints import read_marker
 from ..checks import InputError, ensure_folder, format_bytes, free_disk_bytes
 from ..data.packed import RowLook, as_line, check_packed, look_at_rows
 from ..distributed import deepspeed_settings
@@ -312,7 +313,10 @@ def _facts_of_speed(
     """Return what the speed test needs: the values of a run like this one, how much is left, and what it costs."""
     from ..training.run_plan import steps_done
 
-    left = 0 if is_open else config.max_steps - steps_done(Path(str(config.output_dir)))
+    done = steps_done(Path(str(config.output_dir)))
+    if config.decay_from is not None:
+        done = max(done, read_marker(Path(config.decay_from)).step)  # made by the run that it is a branch of
+    left = 0 if is_open else config.max_steps - done
     speed = config.speed_plan(shape, _zero_stage() or 0)
     without = ("max_tokens", "max_steps", "decay_from", "lr_scheduler_kwargs", "inputs")
     test = {key: value for key, value in values.items() if key not in without}
