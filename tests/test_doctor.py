@@ -478,6 +478,7 @@ def test_a_yaml_tells_its_verb(name: str, content: dict[str, Any], kind: str, tm
         ("pretrain.yaml", {"preset": "tiny"}, ["--max_token", "4"], r"max_token: unknown key"),
         (None, {}, ["--max_tokens", "4"], r"max_tokens: a key of a run, and no run is given"),
         (None, {}, ["nowhere.yaml"], r"config=nowhere.yaml: no such file or folder"),
+        (None, {}, ["/"], r"config=/: is no file. Give the YAML of a run"),
     ],
 )
 def test_what_is_no_training_is_refused(

@@ -126,7 +126,7 @@ def kind_of(path: str) -> str:
         InputError: it is for another verb, or it does not tell.
     """
     file = ensure_file("config", path, "Give the YAML of a run; `ttl init DIR` copies examples.")
-    ensure(file.is_file(), f"config={path}: is a folder. Give a YAML file in it.")
+    ensure(file.is_file(), f"config={path}: is no file. Give the YAML of a run.")
     if file.stem in KINDS:
         return file.stem
     try:
