@@ -15,14 +15,13 @@ import pytest
 import torch
 import yaml
 
-from teenytinyllama import gpus
+from teenytinyllama import doctor, gpus
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, StoppedResumable
 from teenytinyllama.cli import main
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed, look_at_rows
-from teenytinyllama.doctor import findings, host, preflight, run_checks
-from teenytinyllama.doctor.findings import (
+from teenytinyllama.doctor import (
     check_clock,
     check_rate,
     check_writing,
@@ -30,11 +29,20 @@ from teenytinyllama.doctor.findings import (
     judge_rate,
     judge_rows,
     judge_writing,
+    preflight,
+    run_checks,
     show_hours,
 )
-from teenytinyllama.doctor.host import judge_network, machine_report, scrub
-from teenytinyllama.doctor.preflight import check_network, check_speed_of_run, judge_speed, kind_of, read_command
-from teenytinyllama.doctor.run_checks import Place, examine, judge_memory
+from teenytinyllama.doctor.preflight import (
+    check_network,
+    check_speed_of_run,
+    judge_network,
+    kind_of,
+    machine_report,
+    read_command,
+    scrub,
+)
+from teenytinyllama.doctor.run_checks import Place, examine, judge_memory, judge_speed
 from teenytinyllama.launch import RankPlan, plan_ranks, recipes_folder
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.processes import ForkServer
@@ -187,7 +195,7 @@ def test_a_disk_that_is_slow_or_broken_is_told(tmp_path: Path, monkeypatch: pyte
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(findings.os, "fsync", full)
+    monkeypatch.setattr(doctor.os, "fsync", full)
     found = check_writing(tmp_path / "run", 0)
     assert (found.state, "No space left on device. Free some space" in found.line) == ("stop", True)
     (tmp_path / "file").write_text("x")
@@ -348,7 +356,7 @@ def test_gpus_and_their_driver_are_in_the_report(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70_000_000_000, 80_000_000_000 + index))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(host, "load_nvml", lambda: SimpleNamespace(nvmlSystemGetDriverVersion=lambda: b"570.86"))
+    monkeypatch.setattr(preflight, "load_nvml", lambda: SimpleNamespace(nvmlSystemGetDriverVersion=lambda: b"570.86"))
     lines = machine_report()
     assert "GPU 1      NVIDIA H100 80GB HBM3, 80.0 GB, 70.0 GB of them free" in lines
     assert "driver     570.86" in lines
@@ -507,7 +515,7 @@ def test_a_run_of_hours_is_looked_at_before_it_starts(
     monkeypatch.setattr(run_plan, "expected_seconds", lambda flops, ranks: 7200.0)
     plan_run(config_of(values))
     assert "before the run of about 2.0 hours (`ttl doctor RUN.yaml` looks at more" in capsys.readouterr().out
-    monkeypatch.setattr(findings, "REPEATED_SHARES", (0.0, 0.0))
+    monkeypatch.setattr(doctor, "REPEATED_SHARES", (0.0, 0.0))
     with pytest.raises(InputError, match=r"^duplicates: .* With preflight: false the run starts all the same\.$"):
         plan_run(config_of(values))
     plan_run(config_of(values, preflight=False))

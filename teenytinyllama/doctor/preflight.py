@@ -4,7 +4,14 @@ The order of the checks is that of their cost. What may open a GPU is done in a 
 that this one holds none of the memory that the speed test needs.
 """
 
+import contextlib
+import getpass
 import json
+import os
+import platform
+import re
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,18 +24,24 @@ from ..checks import (
     InputError,
     RunFailedError,
     StoppedResumable,
+    available_cores,
+    counted,
     ensure,
     ensure_file,
+    format_bytes,
+    free_disk_bytes,
     near_name,
 )
-from ..distributed import before_ranks
+from ..distributed import NETWORK_SECONDS, before_ranks
+from ..energy.meter import load_nvml
+from ..gpus import device_name
 from ..launch import RankOptions, RankPlan, launch, plan_ranks, recipes_folder, resolve_training
+from ..planning.free_memory import free_memory_bytes
 from ..processes import ForkServer
-from ..stage_folder import scratch_folder
+from ..stage_folder import __version__, package_commit, scratch_folder, utc_now, versions
 from ..supervision import supervise
-from .findings import Diagnosis, State, show_hours
-from .host import judge_network, machine_report, network_command, scrub
-from .run_checks import Place, examine
+from . import Diagnosis, State
+from .run_checks import SPEED_STEPS, Place, examine, judge_speed
 
 KINDS = ("pretrain", "sft", "dpo")
 Kind = Literal["pretrain", "sft", "dpo"]
@@ -46,7 +59,6 @@ _SIGNATURES = {
 }
 _CONFIGS = {"pretrain": "training.config:PretrainConfig", "sft": "tuning.config:SftConfig",
             "dpo": "tuning.config:DpoConfig"}  # fmt: skip
-SPEED_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -252,41 +264,128 @@ def check_speed_of_run(
     return judge_speed(speed, values, facts, bytes_per_second)
 
 
-def judge_speed(speed: Any, values: dict[str, Any], facts: dict[str, Any], bytes_per_second: float) -> Diagnosis:
-    """Return hours, energy, emissions and money of a run by its speed test, and whether its caps pay for it.
+_SLOW_NETWORK = 0.1e9  # bytes a second: a line of 1 Gbit/s, over which gradients take longer than the step
+# What a rank runs: `python -c RANK_PROGRAM FILE DEVICE`.
+RANK_PROGRAM = "import sys; from teenytinyllama.distributed import measure_network; measure_network(*sys.argv[1:])"
+
+
+def network_command(path: Path, device_type: str) -> list[str]:
+    """Return the command of a rank that measures the network."""
+    return [sys.executable, "-c", RANK_PROGRAM, str(path), device_type]
+
+
+def judge_network(found: dict[str, Any] | None, num_ranks: int, gradient_bytes: int, log: str) -> Diagnosis:
+    """Return what the times of all-reduces mean for a training.
+
+    The bandwidth is that of each rank's line: all-reduces by a ring send 2 (n - 1) / n of the bytes over it.
 
     Args:
-        speed: a `MeasuredSpeed`.
-        values: of the run; `packed` is taken from the facts.
-        facts: see `Examination`.
-        bytes_per_second: that the run's disk takes; 0: not known.
+        found: what rank 0 has written; None: the ranks did not come together.
+        num_ranks: that took part.
+        gradient_bytes: that a step adds up over the ranks; 0: not known.
+        log: what the ranks said.
     """
-    from ..energy.emissions import grid_intensity
-    from ..training.caps import CAP_KEYS
-    from ..training.speed import hours_for, tokens_within
-
-    values = {**values, "packed": facts["test"]["packed"]}
-    caps = {key: float(values[key]) for key in CAP_KEYS if values.get(key) is not None}
-    price, tokens, state, fix = facts["price"], float(facts["tokens_left"]), "ok", ""
-    paid, cap = tokens_within(caps, float(price or 0), speed, values) if caps else (tokens, "")
-    if cap and paid < facts["test"]["tokens_per_step"] * SPEED_STEPS:
-        text = f"{cap}={caps[cap]:g} pays for {max(0.0, paid):,.0f} tokens, less than {SPEED_STEPS} steps"
-        return Diagnosis("speed", "stop", text, "Raise it, or lower tokens_per_step")
-    if cap and (paid < tokens or not tokens):
-        state, fix = ("warning", f"{cap} ends the run after {paid / 1e6:,.2f}M tokens") if tokens else ("ok", "")
-        tokens = paid
-    saving = facts["saves_left"] * facts["checkpoint_bytes"] / bytes_per_second / 3600 if bytes_per_second else 0.0
-    hours = hours_for(tokens, speed, values) + saving
-    kwh = speed.watts / 1000 * hours
-    kg = kwh * grid_intensity(*facts["grid"]) / 1000
-    money = f"{price * speed.num_gpus * hours:,.2f} USD" if price is not None else "no money, as no price is given"
-    energy = f"{kwh:,.3g} kWh, {kg:,.3g} kg CO2e" if speed.watts else "energy not measured"
-    if not speed.watts:
-        state, fix = "warning", "The meter measured nothing: no cap on energy can hold"
+    if found is None:
+        last = next((line for line in reversed(log.splitlines()) if line.strip()), "they said nothing")
+        return Diagnosis(
+            "network", "stop", f"{num_ranks} ranks could not add up numbers within {NETWORK_SECONDS} s: {last[:200]}",
+            "Is a firewall between them, or another interface needed (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)?",
+        )  # fmt: skip
+    bandwidth = 2 * (num_ranks - 1) / num_ranks * found["bytes"] / found["seconds"]
     text = (
-        f"{speed.tokens_per_second:,.0f} tokens/s at {speed.watts:.0f} W on {speed.num_ranks} x {speed.hardware}: "
-        f"{tokens / 1e6:,.2f}M tokens take {show_hours(hours)}, {energy}, {money} (this test: "
-        f"{speed.spent_kwh:.3g} kWh)"
+        f"{num_ranks} ranks over {found['backend']}: {format_bytes(round(bandwidth))}/s, "
+        f"{1000 * found['latency_seconds']:.2f} ms at least"
     )
-    found: State = "warning" if state == "warning" else "ok"
-    return Diagnosis("speed", found, text, fix, hours)
+    if gradient_bytes:
+        seconds = gradient_bytes / found["bytes"] * found["seconds"]
+        text += f"; the gradients of a step, {format_bytes(gradient_bytes)}, take {seconds:.3g} s"
+    state: State = "warning" if bandwidth < _SLOW_NETWORK else "ok"
+    fix = "" if state == "ok" else "Use ranks of one machine or a faster line, or more tokens a step"
+    return Diagnosis("network", state, text, fix)
+
+
+# Libraries that decide what a run does, beside those of every manifest.
+_LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "deepspeed", "trl", "peft", "datasets", "datatrove",
+              "huggingface_hub", "safetensors", "numpy", "pyarrow", "codecarbon", "matplotlib", "gradio", "lm_eval",
+              "triton", "flash_attn", "liger_kernel")  # fmt: skip
+# Variables that change how a run computes and hold no secret.
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "NCCL_P2P_DISABLE",
+              "NCCL_IB_DISABLE", "NCCL_NVLS_ENABLE", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # fmt: skip
+
+
+def machine_report() -> list[str]:
+    """Return versions and hardware as lines to paste into a bug report: no path, no name of a person or computer."""
+    import psutil
+    import torch
+
+    installed = versions(_LIBRARIES)
+    source = f"commit {package_commit()}" if package_commit() else "installed"
+    memory = psutil.virtual_memory()
+    free = free_memory_bytes(torch.device("cpu"))
+    lines = {
+        "version": f"teenytinyllama {__version__} ({source}), python {installed.pop('python')}",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        "libraries": ", ".join(f"{name} {version}" for name, version in installed.items()),
+        "torch": f"CUDA {torch.version.cuda or 'none'}, ROCm {torch.version.hip or 'none'}, "
+        f"{counted(torch.get_num_threads(), 'thread')}",
+        **_gpus(),
+        "processor": f"{_processor()}, {available_cores()} of {counted(os.cpu_count() or 1, 'core')} usable",
+        "memory": f"{format_bytes(memory.total)}, {format_bytes(free)} of them free for a process",
+        "disk": f"{format_bytes(free_disk_bytes(Path.cwd()))} free in this folder, "
+        f"{format_bytes(free_disk_bytes(tempfile.gettempdir()))} in that for temporary files",
+        "variables": ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none",
+        "time": utc_now(),
+    }
+    return [scrub(f"{name:10} {text}") for name, text in lines.items()]
+
+
+def _processor() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpus() -> dict[str, str]:
+    """Return a line for each GPU by its name, and one for the driver."""
+    import torch
+
+    if not torch.cuda.is_available():
+        other = torch.accelerator.current_accelerator(check_available=True)
+        return {"GPU": f"none{f' of CUDA; torch sees {other.type}' if other else ''}"}
+    found = {}
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        found[f"GPU {index}"] = (
+            f"{torch.cuda.get_device_name(index)}, {format_bytes(total)}, {format_bytes(free)} of them free"
+        )
+    nvml = load_nvml()
+    if nvml is not None:
+        driver = nvml.nvmlSystemGetDriverVersion()
+        found["driver"] = driver.decode() if isinstance(driver, bytes) else str(driver)
+    return found
+
+
+def scrub(text: str) -> str:
+    """Return a text without the path of the home folder, the user's name and the computer's name.
+
+    A user's name is left out where it is a part of a path, and where it is long enough to be no word by chance.
+    """
+    home, host = str(Path.home()), platform.node()
+    names = {os.environ.get("USER", ""), os.environ.get("LOGNAME", ""), Path(home).name}
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a container's user may have no name
+        names.add(getpass.getuser())
+    if len(home) > 1:
+        text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
+    for name in sorted(filter(None, names), key=len, reverse=True):
+        text = re.sub(rf"(?<=/){re.escape(name)}(?![\w.-])", "USER", text)
+        if len(name) >= 5:
+            text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", "USER", text)
+    for name in sorted({host, host.partition(".")[0]} - {"", "localhost"}, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", "HOST", text)
+    return text

@@ -20,11 +20,12 @@ from ..planning.free_memory import free_memory_bytes
 from ..planning.memory import USED_SHARE, choose_rows, memory_need, row_divisors
 from ..presets import count_parameters
 from ..stage_folder import MANIFEST_NAME
-from .findings import Diagnosis, State, check_clock, check_rate, check_writing, judge_rows, refusal_of, show_rows
+from . import Diagnosis, State, check_clock, check_rate, check_writing, judge_rows, refusal_of, show_hours, show_rows
 
 if TYPE_CHECKING:
     from ..data.packed import PackedCorpus
 
+SPEED_STEPS = 20  # of the speed test
 # Memory of the computer that a rank on a GPU takes: Python, torch and the driver hold about 3 GB. Assumed.
 _HOST_BYTES_A_RANK = 3_000_000_000
 
@@ -373,3 +374,43 @@ def _prepared_rows(plan: Any) -> list[str]:
     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(16, columns=names))
     ids = [list(itertools.chain.from_iterable(row[name] for name in names)) for row in itertools.islice(rows, 3)]
     return [f"row {number:<8,} {as_line(str(plan.tokenizer.decode(tokens)))}" for number, tokens in enumerate(ids)]
+
+
+def judge_speed(speed: Any, values: dict[str, Any], facts: dict[str, Any], bytes_per_second: float) -> Diagnosis:
+    """Return hours, energy, emissions and money of a run by its speed test, and whether its caps pay for it.
+
+    Args:
+        speed: a `MeasuredSpeed`.
+        values: of the run; `packed` is taken from the facts.
+        facts: see `Examination`.
+        bytes_per_second: that the run's disk takes; 0: not known.
+    """
+    from ..energy.emissions import grid_intensity
+    from ..training.caps import CAP_KEYS
+    from ..training.speed import hours_for, tokens_within
+
+    values = {**values, "packed": facts["test"]["packed"]}
+    caps = {key: float(values[key]) for key in CAP_KEYS if values.get(key) is not None}
+    price, tokens, state, fix = facts["price"], float(facts["tokens_left"]), "ok", ""
+    paid, cap = tokens_within(caps, float(price or 0), speed, values) if caps else (tokens, "")
+    if cap and paid < facts["test"]["tokens_per_step"] * SPEED_STEPS:
+        text = f"{cap}={caps[cap]:g} pays for {max(0.0, paid):,.0f} tokens, less than {SPEED_STEPS} steps"
+        return Diagnosis("speed", "stop", text, "Raise it, or lower tokens_per_step")
+    if cap and (paid < tokens or not tokens):
+        state, fix = ("warning", f"{cap} ends the run after {paid / 1e6:,.2f}M tokens") if tokens else ("ok", "")
+        tokens = paid
+    saving = facts["saves_left"] * facts["checkpoint_bytes"] / bytes_per_second / 3600 if bytes_per_second else 0.0
+    hours = hours_for(tokens, speed, values) + saving
+    kwh = speed.watts / 1000 * hours
+    kg = kwh * grid_intensity(*facts["grid"]) / 1000
+    money = f"{price * speed.num_gpus * hours:,.2f} USD" if price is not None else "no money, as no price is given"
+    energy = f"{kwh:,.3g} kWh, {kg:,.3g} kg CO2e" if speed.watts else "energy not measured"
+    if not speed.watts:
+        state, fix = "warning", "The meter measured nothing: no cap on energy can hold"
+    text = (
+        f"{speed.tokens_per_second:,.0f} tokens/s at {speed.watts:.0f} W on {speed.num_ranks} x {speed.hardware}: "
+        f"{tokens / 1e6:,.2f}M tokens take {show_hours(hours)}, {energy}, {money} (this test: "
+        f"{speed.spent_kwh:.3g} kWh)"
+    )
+    found: State = "warning" if state == "warning" else "ok"
+    return Diagnosis("speed", found, text, fix, hours)

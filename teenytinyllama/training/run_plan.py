@@ -17,7 +17,7 @@ from ..data.pack import PackConfig
 from ..data.pack import pack as pack_corpus
 from ..data.packed import PackedCorpus, check_packed, load_packed, packed_manifest, print_summary
 from ..distributed import from_first, ranks_of_run
-from ..doctor.findings import look_briefly
+from ..doctor import look_briefly
 from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..evaluation.scoring import local_tasks
