@@ -192,10 +192,11 @@ def ensure_file(field: str, path: str | Path, fix: str) -> Path:
 
 def free_disk_bytes(folder: str | Path) -> int:
     """Return the free bytes of the disk that holds `folder`, or would hold it."""
-    return shutil.disk_usage(_nearest_existing(folder)).free
+    return shutil.disk_usage(nearest_existing(folder)).free
 
 
-def _nearest_existing(folder: str | Path) -> Path:
+def nearest_existing(folder: str | Path) -> Path:
+    """Return the folder itself, or the nearest folder above it that exists."""
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -208,7 +209,7 @@ def ensure_folder(field: str, folder: str | Path) -> None:
     Raises:
         InputError: it is a file, would lie below a file, or may not be written to.
     """
-    existing = _nearest_existing(folder)
+    existing = nearest_existing(folder)
     what = "" if existing == Path(folder).absolute() else f"{existing} "
     ensure(existing.is_dir(), f"{field}={folder}: {what}is a file. Choose a folder.")
     ensure(

@@ -89,6 +89,7 @@ class Verb:
         values: `run` takes the checked values, because the config cannot be made before its data is.
         forks: `run` gets whether this process may be forked.
         own_only: help describes our keys alone and lists the names of TrainingArguments' hundred.
+        reads: it reads its command line itself, because a file there decides which keys it has.
         after_signal: what Ctrl-C leaves. Ranks, `evaluate` and `classify` say it themselves once they work.
         lasts: until somebody ends it, so that a signal is its usual end.
     """
@@ -102,6 +103,7 @@ class Verb:
     values: bool = False
     forks: bool = False
     own_only: bool = False
+    reads: bool = False
     after_signal: str = "the same command starts again"
     lasts: bool = False
 
@@ -128,6 +130,13 @@ def plan(config: Any) -> None:
     from .planning.table import report_plan
 
     print(report_plan(config, recipes_folder()))
+
+
+def doctor(argv: list[str], may_fork: bool) -> int:
+    """Show versions and hardware for a bug report; with RUN.yaml say whether the run should start: go or stop."""
+    from .doctor.preflight import run_doctor
+
+    return run_doctor(argv, may_fork)
 
 
 def tokenizer(config: Any) -> None:
@@ -280,6 +289,9 @@ VERBS: dict[str, Verb] = {
                  after_signal="what is complete is kept; the same command goes on"),
     "init": Verb(init, "cli:InitConfig", "begin", (Word("DIR", "the folder to make", "folder"),)),
     "plan": Verb(plan, "planning.config:PlanConfig", "begin"),
+    "doctor": Verb(doctor, "doctor.preflight:DoctorOptions", "begin",
+                   (Word("[RUN.yaml]", "config of a pretraining or tuning, whose keys can follow: --key value"),),
+                   reads=True),
     "tokenizer": Verb(tokenizer, "tokenizer.train:TokenizerConfig", "data"),
     "corpus": Verb(corpus, "corpus.config:BuildConfig", "data",
                    after_signal="complete shards are kept; the same command goes on"),
@@ -340,6 +352,8 @@ def _call(name: str, argv: list[str], is_command: bool) -> int:
     from .arguments import build, check_types, merge_config, split_command
 
     verb = VERBS[name]
+    if verb.reads:
+        return verb.run(argv, is_command) or EXIT_DONE
     places = [place for place in (verb.config, verb.data_config) if place]
     classes = [*map(_find_class, places), *([RankOptions] if verb.ranks else [])]
     most = 10_000 if any(word.many for word in verb.words) else len(verb.words)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -340,3 +341,47 @@ def own_machine(rank: int) -> int:
 def ranks_here() -> int:
     """Return the number of ranks on this machine, as the launcher says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+
+
+NETWORK_SECONDS = 60
+_ROUNDS = 5
+_REDUCED_BYTES = {"cuda": 256_000_000, "cpu": 16_000_000}
+
+
+def measure_network(path: str, device_type: str) -> None:
+    """Add up numbers over all ranks a few times, write how long it took into a file, and end this process.
+
+    Args:
+        path: of the JSON file that rank 0 writes.
+        device_type: cuda: over NCCL; cpu: over gloo.
+
+    Raises:
+        RuntimeError: a rank did not answer within a minute.
+    """
+    prepare_rank()
+    import torch
+    from torch import distributed
+
+    device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if device_type == "cuda" else "cpu")
+    if device_type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(seconds=NETWORK_SECONDS))
+
+    def seconds(size_bytes: int) -> float:
+        tensor = torch.ones(size_bytes // 4, device=device)
+        distributed.all_reduce(tensor)  # connects
+        best = float("inf")
+        for _ in range(_ROUNDS):
+            start = time.perf_counter()
+            distributed.all_reduce(tensor)
+            float(tensor[0])  # waits for the GPU
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    size = _REDUCED_BYTES[device_type]
+    found = {"backend": backend, "bytes": size, "seconds": seconds(size), "latency_seconds": seconds(4)}
+    if distributed.get_rank() == 0:
+        Path(path).write_text(json.dumps(found), encoding="utf-8")
+    leave_ranks()
+    exit_rank(0)

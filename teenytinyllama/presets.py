@@ -84,6 +84,16 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# Fields of a model that a shape cannot set, and what decides them.
+_DECIDED_ELSEWHERE = {
+    "vocab_size": "the tokenizer decides it. Make one of that size with `ttl tokenizer --vocab_size`.",
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "the tokenizer decides it. Leave it out."),
+}
+_SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+               "head_dim", "max_position_embeddings")  # fmt: skip
+_LARGEST_SIZE, _MOST_LAYERS = 1_000_000, 1_000  # beyond any model; above, building one would not end
+
+
 def get_preset(name: str) -> Preset:
     """Return the preset called `name`.
 
@@ -118,6 +128,52 @@ def preset_config(name: str, tokenizer: "PreTrainedTokenizerBase | None" = None)
         settings["vocab_size"], special_ids = len(tokenizer), _special_ids(tokenizer)
     settings |= zip(("bos_token_id", "eos_token_id", "pad_token_id"), special_ids, strict=True)
     return LlamaConfig(**settings)
+
+
+def shaped_config(preset: str, shape: dict[str, int] | None, tokenizer: "PreTrainedTokenizerBase") -> "LlamaConfig":
+    """Return the LlamaConfig of a preset whose sizes a user has changed.
+
+    Args:
+        preset: a key of `PRESETS`.
+        shape: changed sizes by LlamaConfig's names.
+        tokenizer: gives the vocabulary size and the special ids.
+
+    Raises:
+        InputError: a field that LlamaConfig does not have or that is no size, or sizes that no model can have.
+    """
+    model_config = preset_config(preset, tokenizer)
+    known = model_config.to_dict()
+    for name, value in (shape or {}).items():
+        ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.{near_name(name, known)}")
+        ensure(name not in _DECIDED_ELSEWHERE, f"shape={{{name}: {value}}}: {_DECIDED_ELSEWHERE.get(name)}")
+        ensure(
+            name in _SHAPE_KEYS,
+            f"shape={{{name}: {value}}}: is no size. A shape sets {', '.join(_SHAPE_KEYS)} alone.",
+        )
+        ensure(
+            isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE,
+            f"shape={{{name}: {value}}}: must be an integer from 1 to {_LARGEST_SIZE:,}.",
+        )
+        setattr(model_config, name, value)
+    ensure(
+        model_config.num_hidden_layers <= _MOST_LAYERS,
+        f"shape={shape}: num_hidden_layers must be at most {_MOST_LAYERS}.",
+    )
+    heads = model_config.num_attention_heads
+    kv_heads = model_config.num_key_value_heads or heads
+    ensure(
+        model_config.hidden_size % heads == 0 and heads % kv_heads == 0,
+        f"shape={shape}: {heads} heads must divide hidden_size={model_config.hidden_size}, and {kv_heads} "
+        "num_key_value_heads must divide the heads.",
+    )
+    if shape and "head_dim" not in shape:
+        model_config.head_dim = model_config.hidden_size // heads
+    ensure(
+        (model_config.head_dim or model_config.hidden_size // heads) % 2 == 0,
+        f"shape={shape}: heads of {model_config.head_dim} cannot be turned in pairs, as rotary positions "
+        "are. head_dim must be even.",
+    )
+    return model_config
 
 
 def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int, int]:

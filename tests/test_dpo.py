@@ -14,7 +14,8 @@ import torch
 from teenytinyllama import from_pretrained
 from teenytinyllama.arguments import build, check_types, write_yaml
 from teenytinyllama.chat.template import install_chat_template
-from teenytinyllama.checks import InputError
+from teenytinyllama.checks import EXIT_DONE, InputError
+from teenytinyllama.cli import main
 from teenytinyllama.data.conversations import PreferencesConfig, preferences_manifest, prepare_preferences
 from teenytinyllama.data.turns import RowError, read_pair
 from teenytinyllama.energy.emissions import read_emissions
@@ -325,3 +326,14 @@ def test_hub_datasets_are_recorded(prepared: Path) -> None:
         SimpleNamespace(DATA_KEY="preferences", preferences=prepared), SimpleNamespace(manifest=manifest)
     )
     assert found["hub_datasets"] == ["ana/pares"]
+
+
+def test_the_doctor_looks_at_preferences(
+    chat_model: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_yaml(tmp_path / "dpo.yaml", make_values(tmp_path, chat_model, prepared))
+    assert main(["doctor", str(tmp_path / "dpo.yaml")]) == EXIT_DONE
+    output = capsys.readouterr().out
+    assert "row 0        <s>" in output
+    assert "\nok       agreement  rows of " in output
+    assert output.splitlines()[-1].startswith("go")

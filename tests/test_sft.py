@@ -802,3 +802,24 @@ def test_hub_datasets_are_recorded(prepared: Path) -> None:
         SimpleNamespace(DATA_KEY="conversations", conversations=prepared), SimpleNamespace(manifest=manifest)
     )
     assert found["hub_datasets"] == ["ana/conversas"]
+
+
+def test_the_doctor_looks_at_a_tuning(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], instructions: Path
+) -> None:
+    (tmp_path / "x.yaml").write_text(json.dumps(values))
+    assert cli.main(["doctor", str(tmp_path / "x.yaml")]) == checks.EXIT_DONE
+    output = capsys.readouterr().out
+    assert "12 steps of 192 tokens = 2,304 tokens, on 1 rank" in output
+    assert "row 0        <s>" in output
+    for name in ("config", "agreement", "folder", "disk", "memory", "clock", "writing"):
+        assert re.search(rf"^ok       {name} ", output, re.MULTILINE), output
+    assert "skipped  speed: the speed of pretraining alone is tested" in output
+    assert {path.name for path in tmp_path.iterdir()} == {"x.yaml", "run-learning-rate.png"}
+    assert cli.main(["doctor", str(tmp_path / "x.yaml"), "--context", "4096"]) == checks.EXIT_BAD_INPUT
+    assert "\nstop: config" in capsys.readouterr().out
+    unprepared = ["--conversations", "null", "--inputs", str(instructions)]
+    assert cli.main(["doctor", str(tmp_path / "x.yaml"), *unprepared]) == checks.EXIT_DONE
+    assert (
+        "skipped  config, agreement, memory, rate: `ttl sft` prepares inputs when it starts" in capsys.readouterr().out
+    )

@@ -191,7 +191,7 @@ DECIDES_NOTHING: dict[str, str] = {
     "hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision trackio_space_id trackio_bucket_id "
     "trackio_static_space_id",
     "length: a longer run goes on from a shorter one": "max_tokens max_steps num_train_epochs max_kwh "
-    "max_cost max_hours hard_stop",
+    "max_cost max_hours hard_stop preflight",
     "a branch is the run that was planned with its length, whatever checkpoint it begins at": "decay_from",
     "compared as the user gave it, without what follows from the length": "lr_scheduler_kwargs",
     "data and tokenizer, which are compared by their hashes": "tokenizer packed conversations preferences inputs "

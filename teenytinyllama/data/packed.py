@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from ..checks import InputError, ensure
 from ..stage_folder import MANIFEST_NAME, read_manifest
 from .pack import DOCUMENT_DTYPE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PACK_FIX = "Make it with `ttl pack`."
 
@@ -164,6 +168,83 @@ def _digest_and_largest(packed: PackedCorpus, name: str, bar: Any) -> tuple[str,
             if array is not None and len(part) % array.dtype.itemsize == 0:
                 largest = max(largest, int(np.frombuffer(part, dtype=array.dtype).max()))
     return digest.hexdigest(), largest
+
+
+_SHOWN_CHARACTERS = 160
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece and its kin write a byte
+
+
+@dataclass(frozen=True)
+class RowLook:
+    """What rows hold, as far as they were looked at.
+
+    Attributes:
+        shown: number and beginning of a few rows, decoded, special tokens included.
+        rows: rows that were looked at, the first ones: rows are shuffled.
+        all_rows: rows that there are.
+        tokens: tokens that were looked at.
+        repeated: of the rows that were looked at, those that equal an earlier one.
+        unknown_share: share of the tokens that stand for anything which the tokenizer does not know.
+        byte_share: share of the tokens that stand for a byte.
+        documents: ends of documents.
+    """
+
+    shown: list[tuple[int, str]]
+    rows: int
+    all_rows: int
+    tokens: int
+    repeated: int
+    unknown_share: float
+    byte_share: float
+    documents: int
+
+
+def look_at_rows(
+    packed: PackedCorpus, tokenizer: "PreTrainedTokenizerBase", most_tokens: int | None = None, shown: int = 3
+) -> RowLook:
+    """Return what the training rows of a packed folder hold.
+
+    Rows are compared by a random linear function of their ids modulo 2^64, so that two different rows count as equal
+    once in about 10^18 pairs.
+
+    Args:
+        packed: the folder.
+        tokenizer: that the rows were packed with.
+        most_tokens: to look at; None: all.
+        shown: rows that are decoded.
+    """
+    rows = packed.train
+    count = len(rows) if most_tokens is None else min(len(rows), max(1, most_tokens // rows.shape[1]))
+    weights = np.random.default_rng(0).integers(1, 2**63, rows.shape[1], dtype=np.uint64) | np.uint64(1)
+    used = np.zeros(max(len(tokenizer), int(packed.manifest["vocab_size"])), dtype=np.int64)
+    prints = np.empty(count, dtype=np.uint64)
+    step = max(1, PART_BYTES // (8 * rows.shape[1]))
+    for start in range(0, count, step):
+        part = np.asarray(rows[start : min(count, start + step)])
+        prints[start : start + len(part)] = part.astype(np.uint64) @ weights
+        used += np.bincount(part.ravel(), minlength=len(used))[: len(used)]  # ids beyond are refused elsewhere
+    places = dict.fromkeys(np.linspace(0, len(rows) - 1, min(shown, len(rows)), dtype=int).tolist())
+    named = {"unknown": tokenizer.unk_token_id, "end": tokenizer.eos_token_id}
+    counts = {name: 0 if place is None else int(used[place]) for name, place in named.items()}
+    as_bytes = [place for token, place in tokenizer.get_vocab().items() if _BYTE_TOKEN.fullmatch(token)]
+    tokens = count * rows.shape[1]
+    return RowLook(
+        shown=[(place, as_line(str(tokenizer.decode(rows[place].tolist())))) for place in places],
+        rows=count,
+        all_rows=len(rows),
+        tokens=tokens,
+        repeated=count - len(np.unique(prints)),
+        unknown_share=counts["unknown"] / tokens,
+        byte_share=float(used[as_bytes].sum()) / tokens,
+        documents=counts["end"],
+    )
+
+
+def as_line(text: str) -> str:
+    """Return the beginning of a text as a line that a terminal can show, whatever a stranger wrote into it."""
+    part = text[:_SHOWN_CHARACTERS].replace("\n", "⏎")
+    shown = "".join(character if character.isprintable() else "·" for character in part)
+    return shown + "…" * (len(text) > _SHOWN_CHARACTERS)
 
 
 def print_summary(folder: Path) -> None:

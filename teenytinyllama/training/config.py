@@ -111,6 +111,11 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
                           "200,000. The final score uses all"},
     )  # fmt: skip
 
+    preflight: bool | None = field(
+        default=None,
+        metadata={"help": "look at rows, clock and disk before the ranks start; null: before a run of an hour or more. "
+                          "`ttl doctor` looks at more"},
+    )  # fmt: skip
     cloze_items: int = field(
         default=200,
         metadata={"help": "held-out sentences whose last word is asked at each evaluation, as many as a tenth of "

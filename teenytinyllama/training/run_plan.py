@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import Config, build, read_values
 from ..checkpointing.checkpoints import complete_checkpoints
 from ..checkpointing.saving import check_run_folder, identity_defaults, run_identity
-from ..checks import InputError, ensure, ensure_disk_space, format_bytes, near_name
+from ..checks import InputError, ensure, ensure_disk_space, format_bytes
 from ..data.pack import PackConfig
 from ..data.pack import pack as pack_corpus
 from ..data.packed import PackedCorpus, check_packed, load_packed, packed_manifest, print_summary
-from ..distributed import from_first
+from ..distributed import from_first, ranks_of_run
+from ..doctor import look_briefly
 from ..energy.emissions import GRID_KEYS
 from ..energy.meter import check_energy
 from ..evaluation.scoring import local_tasks
 from ..models import ensure_llama_shape, load_config, load_tokenizer
 from ..planning.memory import checkpoint_bytes, final_model_bytes, optimizer_bytes
-from ..presets import count_parameters, get_preset, preset_config
+from ..presets import count_parameters, get_preset, shaped_config
 from ..stage_folder import MANIFEST_NAME, find_manifest, parse_record
 from ..tokenizer.encode import tokenizer_fingerprint
 from .config import PretrainConfig, PretrainConfigBeforePacking, corpus_config_values, open_batch
 from .decay import SCHEDULE, branch_values, check_branch
 from .settings import RunSettings, planned_for
-from .speed import optimizer_of
+from .speed import expected_seconds, optimizer_of
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerBase
@@ -38,16 +39,6 @@ _IDENTITY = (
     "preset shape model_name_or_path model_revision tokens_per_step learning_rate lr_scheduler_type warmup_steps "
     "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim seed"
 )
-
-
-# Fields of a model that a shape cannot set, and what decides them.
-_DECIDED_ELSEWHERE = {
-    "vocab_size": "the tokenizer decides it. Make one of that size with `ttl tokenizer --vocab_size`.",
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "the tokenizer decides it. Leave it out."),
-}
-_SHAPE_KEYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-               "head_dim", "max_position_embeddings")  # fmt: skip
-_LARGEST_SIZE, _MOST_LAYERS = 1_000_000, 1_000  # beyond any model; above, building one would not end
 
 
 @dataclass(frozen=True)
@@ -138,17 +129,43 @@ def plan_run(config: PretrainConfig, known: Resolved | None = None) -> PretrainP
         InputError: tokenizer, rows and model disagree, rows longer than the context, unknown country, a folder that
             holds another run, or a full disk.
     """
+    if known is None:
+        check_energy(config)
+    packed, tokenizer, model_config = open_parts(config, is_checked=known is not None)
+    folder = Path(str(config.output_dir))
+    if known is not None:
+        return PretrainPlan(folder, known.state, tokenizer, model_config, known.identity, packed)
+    if config.signal_data_dir is not None:
+        local_tasks(config.signal_data_dir, tokenizer, config.signal_items)  # refused now, not at the first evaluation
+    state, identity = begun_state(config, packed)
+    check_space(config, folder, state, model_config)
+    plan = PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
+    _check_rows(plan)
+    _look_before_hours(config, plan)
+    return plan
+
+
+def open_parts(
+    config: PretrainConfig, *, is_checked: bool = False
+) -> "tuple[PackedCorpus, PreTrainedTokenizerBase, LlamaConfig]":
+    """Return the rows, the tokenizer and the model's config of a pretraining, which agree with each other.
+
+    Args:
+        config: the config, with everything derived.
+        is_checked: the tokenizer was compared with that of the rows before.
+
+    Raises:
+        InputError: tokenizer, rows and model disagree, or rows longer than the context.
+    """
     packed = load_packed(str(config.packed))
     own = config.tokenizer == config.model_name_or_path
     tokenizer = load_tokenizer("tokenizer", str(config.tokenizer), config.model_revision if own else None)
     fingerprint = packed.manifest["tokenizer_sha256"]
-    if known is None:
-        check_energy(config)
-        ensure(
-            tokenizer_fingerprint(tokenizer) == fingerprint,
-            f"tokenizer={config.tokenizer}: is not the one that packed={config.packed} was made with "
-            f"({packed.manifest['config']['tokenizer']}). Give that one, or pack again.",
-        )
+    ensure(
+        is_checked or tokenizer_fingerprint(tokenizer) == fingerprint,
+        f"tokenizer={config.tokenizer}: is not the one that packed={config.packed} was made with "
+        f"({packed.manifest['config']['tokenizer']}). Give that one, or pack again.",
+    )
     model_config = _model_config(config, tokenizer, fingerprint)
     context = packed.manifest["context"]
     ensure(
@@ -157,21 +174,54 @@ def plan_run(config: PretrainConfig, known: Resolved | None = None) -> PretrainP
         f"{model_config.max_position_embeddings}. Pack again with a context of that or less.",
     )
     model_config.max_position_embeddings = context  # a model must not promise a context it has never seen
-    folder = Path(str(config.output_dir))
-    if known is not None:
-        return PretrainPlan(folder, known.state, tokenizer, model_config, known.identity, packed)
-    if config.signal_data_dir is not None:
-        local_tasks(config.signal_data_dir, tokenizer, config.signal_items)  # refused now, not at the first evaluation
-    hashes = {"packed_sha256": packed.manifest["hashes"]["train.npy"], "tokenizer_sha256": fingerprint}
+    return packed, tokenizer, model_config
+
+
+def begun_state(config: PretrainConfig, packed: PackedCorpus) -> tuple[str, dict[str, Any]]:
+    """Return the state of a pretraining's folder, new, resume or complete, and the identity of the run.
+
+    Raises:
+        InputError: the folder holds another run, or a checkpoint that no branch of this run can begin at.
+    """
+    folder, manifest = Path(str(config.output_dir)), packed.manifest
+    hashes = {"packed_sha256": manifest["hashes"]["train.npy"], "tokenizer_sha256": manifest["tokenizer_sha256"]}
     identity = run_identity(config, _IDENTITY.split(), hashes)
     defaults = identity_defaults(type(config))
     state = run_state(folder, identity, config.max_steps, defaults)
     if config.decay_from is not None and state != "complete" and not complete_checkpoints(folder):
         check_branch(config, identity, defaults)
-    check_space(config, folder, state, model_config)
-    plan = PretrainPlan(folder, state, tokenizer, model_config, identity, packed)
-    _check_rows(plan)
-    return plan
+    return state, identity
+
+
+_HOURS_FROM = 1.0  # a run of so many hours is looked at before it starts
+_NO_HOUR_FLOPS = 3e13  # what takes any computer less than an hour: its speed need not be known
+
+
+def _look_before_hours(config: PretrainConfig, plan: PretrainPlan) -> None:
+    """Look at rows, clock and disk before a run that is planned to take hours, or where `preflight` asks for it.
+
+    Raises:
+        InputError: the run would be of no use, on every rank.
+    """
+    share = 1 - steps_done(plan.folder) / config.max_steps
+    flops = share * config.training_flops(plan.model_config)
+    if plan.state == "complete" or config.preflight is False or (flops < _NO_HOUR_FLOPS and not config.preflight):
+        return
+
+    def refusal() -> str:
+        hours = expected_seconds(flops, ranks_of_run()) / 3600
+        if hours < _HOURS_FROM and not config.preflight:
+            return ""
+        each = size_of_checkpoint(config, plan.model_config)
+        return look_briefly(plan.packed, plan.tokenizer, plan.folder, each, hours)
+
+    if message := from_first(refusal):
+        raise InputError(message)
+
+
+def steps_done(folder: Path) -> int:
+    """Return the step of the newest complete checkpoint of a run, or 0."""
+    return max((step for step, _ in complete_checkpoints(folder)), default=0) if folder.exists() else 0
 
 
 def _check_rows(plan: PretrainPlan) -> None:
@@ -242,39 +292,7 @@ def describe_continuation(folder: Path) -> str:
 
 def _model_config(config: PretrainConfig, tokenizer: "PreTrainedTokenizerBase", fingerprint: str) -> "LlamaConfig":
     if config.preset is not None:
-        model_config = preset_config(config.preset, tokenizer)
-        known = model_config.to_dict()
-        for name, value in (config.shape or {}).items():
-            ensure(name in known, f"shape={{{name}: {value}}}: LlamaConfig has no such field.{near_name(name, known)}")
-            ensure(name not in _DECIDED_ELSEWHERE, f"shape={{{name}: {value}}}: {_DECIDED_ELSEWHERE.get(name)}")
-            ensure(
-                name in _SHAPE_KEYS,
-                f"shape={{{name}: {value}}}: is no size. A shape sets {', '.join(_SHAPE_KEYS)} alone.",
-            )
-            ensure(
-                isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE,
-                f"shape={{{name}: {value}}}: must be an integer from 1 to {_LARGEST_SIZE:,}.",
-            )
-            setattr(model_config, name, value)
-        ensure(
-            model_config.num_hidden_layers <= _MOST_LAYERS,
-            f"shape={config.shape}: num_hidden_layers must be at most {_MOST_LAYERS}.",
-        )
-        heads = model_config.num_attention_heads
-        kv_heads = model_config.num_key_value_heads or heads
-        ensure(
-            model_config.hidden_size % heads == 0 and heads % kv_heads == 0,
-            f"shape={config.shape}: {heads} heads must divide hidden_size={model_config.hidden_size}, and {kv_heads} "
-            "num_key_value_heads must divide the heads.",
-        )
-        if config.shape and "head_dim" not in config.shape:
-            model_config.head_dim = model_config.hidden_size // heads
-        ensure(
-            (model_config.head_dim or model_config.hidden_size // heads) % 2 == 0,
-            f"shape={config.shape}: heads of {model_config.head_dim} cannot be turned in pairs, as rotary positions "
-            "are. head_dim must be even.",
-        )
-        return model_config
+        return shaped_config(config.preset, config.shape, tokenizer)
     place = str(config.model_name_or_path)
     found: Any = load_config("model_name_or_path", place, config.model_revision)
     ensure_llama_shape("model_name_or_path", place, found)
@@ -322,9 +340,7 @@ def check_space(config: RunSettings, folder: Path, state: str, model_config: Any
     """
     if state == "complete":
         return
-    count = config.new_checkpoints([step for step, _ in complete_checkpoints(folder)] if folder.exists() else [])
-    each = size_of_checkpoint(config, model_config)
-    final = final_model_bytes(count_parameters(model_config))
+    count, each, final = space_to_come(config, folder, model_config)
     ensure_disk_space(
         "output_dir",
         folder,
@@ -332,6 +348,12 @@ def check_space(config: RunSettings, folder: Path, state: str, model_config: Any
         f"{count} checkpoint{'s' * (count > 1)} of {format_bytes(each)} and the final model of {format_bytes(final)} "
         f"are still to come: {'lower save_total_limit, ' * (count > 1)}free some space, or choose another disk.",
     )
+
+
+def space_to_come(config: RunSettings, folder: Path, model_config: Any) -> tuple[int, int, int]:
+    """Return by how many checkpoints a run's folder will grow, the bytes of each, and those of the final model."""
+    count = config.new_checkpoints([step for step, _ in complete_checkpoints(folder)] if folder.exists() else [])
+    return count, size_of_checkpoint(config, model_config), final_model_bytes(count_parameters(model_config))
 
 
 def size_of_checkpoint(config: RunSettings, model_config: Any, zero_stage: int | None = None) -> int:
@@ -354,6 +376,25 @@ def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any
     values = branch_values(PretrainConfig, values)
     if not values.get("inputs"):
         return values
+    packing, _, _ = check_inputs(values, num_processes)
+    folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
+    print_summary(folder)
+    only_for_packing = set(packing) - {"tokenizer"} - GRID_KEYS
+    kept = {name: value for name, value in values.items() if name not in only_for_packing}
+    return {**kept, "packed": str(folder)}
+
+
+def check_inputs(
+    values: dict[str, Any], num_processes: int
+) -> "tuple[dict[str, Any], PretrainConfigBeforePacking, LlamaConfig]":
+    """Refuse what is wrong with a pretraining whatever its rows will hold; nothing is written.
+
+    Returns:
+        What its `inputs` are to be packed with, its config before they are, and the model's config.
+
+    Raises:
+        InputError: see `pack_inputs`.
+    """
     ensure(not values.get("packed"), "packed, inputs: give one of the two.")
     ensure(values.get("output_dir"), "output_dir: missing. Give the folder of the run.")
     packing = corpus_config_values(values)
@@ -367,20 +408,7 @@ def pack_inputs(values: dict[str, Any], num_processes: int = 1) -> dict[str, Any
     if "context" not in packing:
         ensure(values.get("preset"), "context: missing. Give the tokens a row, which `inputs` are packed into.")
         packing["context"] = get_preset(values["preset"]).max_position_embeddings
-    _check_before_packing(values, packing["context"], num_processes)
-    folder = pack_corpus(build(PackConfig, {**packing, "output_dir": str(Path(values["output_dir"]) / "packed")}))
-    print_summary(folder)
-    only_for_packing = set(packing) - {"tokenizer"} - GRID_KEYS
-    kept = {name: value for name, value in values.items() if name not in only_for_packing}
-    return {**kept, "packed": str(folder)}
-
-
-def _check_before_packing(values: dict[str, Any], context: int, num_processes: int) -> None:
-    """Refuse what is wrong with a pretraining whatever its rows will hold; nothing is written.
-
-    Raises:
-        InputError: see `PretrainConfig`, `check_energy`, `_model_config` and `derive_batch`.
-    """
+    context = packing["context"]
     with planned_for(num_processes):
         early = build(PretrainConfigBeforePacking, {**values, "context": context, "use_cpu": True})
     check_energy(early)
@@ -392,6 +420,7 @@ def _check_before_packing(values: dict[str, Any], context: int, num_processes: i
         f"{model_config.max_position_embeddings}. Use that or less.",
     )
     check_before_data(early, values, _IDENTITY.split(), model_config)
+    return packing, early, model_config
 
 
 def with_batch(values: dict[str, Any], num_processes: int) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from ..checks import ensure, model_license
 from ..distributed import before_ranks, ranks_of_run
 from ..energy.emissions import GridSettings
 from ..gpus import choose_precision, has_accelerator
-from ..planning.memory import derive_batch
+from ..planning.memory import Computation, derive_batch
 from .decay import SCHEDULE, planned_decay_steps
 from .library import check_trackers, library_keys, refused_by_library, try_optimizer
-from .speed import SpeedPlan, check_liger
+from .speed import SpeedPlan, check_liger, optimizer_of
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -288,6 +288,31 @@ class RunSettings(GridSettings):
     def speed_plan(self, model_config: "LlamaConfig", zero_stage: int) -> SpeedPlan:
         """Return how training and evaluation make the loss, and whether layers are compiled."""
         return SpeedPlan("chunked", False, {})
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """Return whether layers are computed again in the backward pass; transformers renamed the key."""
+        names = ("activation_checkpointing", "gradient_checkpointing")
+        return any(bool(getattr(self, name, False)) for name in names)
+
+    def computation(
+        self, speed: SpeedPlan, zero_stage: int | None, world_size: int, *, on_gpu: bool, compiled: bool
+    ) -> Computation:
+        """Return how a rank computes, as far as its memory depends on it; arguments as `Computation` has them."""
+        settings: Any = self
+        return Computation(
+            precision=self.precision,
+            zero_stage=zero_stage,
+            world_size=world_size,
+            loss="chunked" if settings.use_liger_kernel else speed.loss,  # Liger keeps as little
+            compiled=compiled,
+            attention=self.attn_implementation,
+            checkpointing=self.recomputes_layers,
+            on_gpu=on_gpu,
+            frozen_share=self.frozen_share,
+            reference_models=self.reference_models,
+            optimizer=optimizer_of(self),
+        )
 
     @property
     def frozen_share(self) -> float:

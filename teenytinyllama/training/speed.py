@@ -255,7 +255,12 @@ def compiles_layers(config: SpeedKeys, flops: float, zero_stage: int) -> tuple[b
         return config.compile_layers, "as configured"
     if config.use_liger_kernel:  # 358,750 against 379,550 tokens/s, 160m on an H200 (docs/gpu.md)
         return False, "slower with Liger's kernels, which the compiler cannot see through"
-    return compile_pays(flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * config.world_size))
+    return compile_pays(expected_seconds(flops, config.world_size))
+
+
+def expected_seconds(flops: float, world_size: int) -> float:
+    """Return how long so many FLOPs will take about, over so many ranks like this one's device."""
+    return flops / (_EXPECTED_MFU * peak_flops(device_name())[0] * world_size)
 
 
 def choose_loss(config: SpeedKeys, flops: float, zero_stage: int) -> tuple[LossKind, str]:
@@ -389,6 +394,21 @@ class MeasuredSpeed:
     num_gpus: int = 1
 
 
+def hours_for(tokens: float, speed: MeasuredSpeed, values: dict[str, Any]) -> float:
+    """Return the hours that a run of so many tokens takes, its start and evaluations included; see `tokens_within`."""
+    fixed, factor = _evaluating(values)
+    return (tokens * factor + fixed) / speed.tokens_per_second / 3600 + speed.starting_hours
+
+
+def _evaluating(values: dict[str, Any]) -> tuple[float, float]:
+    """Return what evaluations add to the tokens of a run: so many tokens' time, and so many times the run's."""
+    if values.get("eval_strategy") == "no":
+        return 0.0, 1.0
+    held_out = packed_manifest(str(values["packed"]))["validation_tokens"]
+    fixed = _FORWARD_SHARE * (held_out + _EVALUATIONS * min(_LEAST_EVALUATED_TOKENS, held_out))
+    return fixed, 1 + _FORWARD_SHARE * _EVALUATIONS * _EVALUATED_SHARE
+
+
 def tokens_within(
     caps: dict[str, float], price_usd: float, speed: MeasuredSpeed, values: dict[str, Any]
 ) -> tuple[float, str]:
@@ -401,8 +421,5 @@ def tokens_within(
     }
     tightest = min(caps, key=lambda key: hours[key](caps[key]))
     tokens = hours[tightest](caps[tightest]) * 3600 * speed.tokens_per_second
-    if values.get("eval_strategy") != "no":
-        held_out = packed_manifest(str(values["packed"]))["validation_tokens"]
-        tokens -= _FORWARD_SHARE * (held_out + _EVALUATIONS * min(_LEAST_EVALUATED_TOKENS, held_out))
-        tokens /= 1 + _FORWARD_SHARE * _EVALUATIONS * _EVALUATED_SHARE
-    return tokens, tightest
+    fixed, factor = _evaluating(values)
+    return (tokens - fixed) / factor, tightest

@@ -29,7 +29,7 @@ from ..energy.ledger import read_ledger
 from ..energy.recorder import add_speed_test
 from ..gpus import describe_out_of_memory, device_name, find_gpu, has_accelerator, is_out_of_memory
 from ..planning.free_memory import free_memory_bytes, limited_address_space
-from ..planning.memory import Computation, MemoryNeed, choose_rows, eval_rows, memory_need, row_divisors
+from ..planning.memory import MemoryNeed, choose_rows, eval_rows, memory_need, row_divisors
 from ..stage_folder import (
     ENVIRONMENT_NAME,
     LOCK_NAME,
@@ -50,7 +50,6 @@ from .speed import (
     compile_pays,
     eager,
     has_chunked_loss,
-    optimizer_of,
     tokens_within,
     zero_stage_of,
 )
@@ -79,19 +78,8 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     assert config.per_device_train_batch_size is not None
     device, zero_stage = config.device, zero_stage_of(config)
     speed: SpeedPlan = config.speed_plan(plan.model_config, zero_stage or 0)
-    how = Computation(
-        precision=config.precision,
-        zero_stage=zero_stage,
-        world_size=config.world_size,
-        loss="chunked" if config.use_liger_kernel else speed.loss,  # Liger keeps as little
-        compiled=compiles_trial(speed, device),
-        attention=config.attn_implementation,
-        checkpointing=recomputes_layers(config),
-        on_gpu=device.type != "cpu",
-        frozen_share=config.frozen_share,
-        reference_models=config.reference_models,
-        optimizer=optimizer_of(config),
-    )
+    compiled, on_gpu = compiles_trial(speed, device), device.type != "cpu"
+    how = config.computation(speed, zero_stage, config.world_size, on_gpu=on_gpu, compiled=compiled)
     need = memory_need(plan.model_config, config.longest_row, how)
     least_over_ranks(0, device)  # the first collective makes buffers of its own: before the free memory is read
     free_bytes = least_over_ranks(free_memory_bytes(device, ranks_here()), device)
@@ -114,12 +102,6 @@ def settle_micro_batch(config: Any, plan: RunPlan) -> None:
     if not config.eval_batch_given:
         rows, vocab_size = config.per_device_train_batch_size, plan.model_config.vocab_size
         config.per_device_eval_batch_size = eval_rows(rows, config.longest_row, vocab_size, speed.loss == "whole")
-
-
-def recomputes_layers(config: Any) -> bool:
-    """Return whether layers are computed again in the backward pass; transformers renamed the key."""
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    return any(bool(getattr(config, name, False)) for name in names)
 
 
 def compiles_trial(speed: SpeedPlan, device: torch.device) -> bool:
@@ -233,7 +215,7 @@ def _build_model(config: Any, plan: RunPlan, speed: SpeedPlan) -> Any:
         from transformers.integrations.liger import apply_liger_kernel
 
         apply_liger_kernel(model, config.liger_kernel_config)
-    if recomputes_layers(config):
+    if config.recomputes_layers:
         model.gradient_checkpointing_enable()
     return model.train()
 
@@ -340,9 +322,9 @@ def _speed_of(values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[s
 
 
 def measure_speed(
-    values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[str, Any], Path], int]
+    values: dict[str, Any], num_ranks: int, run_test: Callable[[dict[str, Any], Path], int], steps: int = _STEPS
 ) -> MeasuredSpeed:
-    """Run the speed test of a run in its folder, delete the test's folder, and return what it found.
+    """Run the speed test of a run, of so many steps, in its folder, delete the test's folder, return what it found.
 
     Raises:
         InputError: a folder that this package did not make has the name of the test's.
@@ -358,7 +340,7 @@ def measure_speed(
         f"output_dir={folder}: its {SPEED_TEST_FOLDER} is not of a speed test. Move it away, or choose another folder.",
     )
     _clear(place)  # of a test that was killed
-    test = short_run_values(values, num_ranks, place)
+    test = short_run_values(values, num_ranks, place, steps)
     try:
         code = run_test(test, log)
         if code != 0:
@@ -382,7 +364,7 @@ def _clear(place: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def short_run_values(values: dict[str, Any], num_ranks: int, place: Path) -> dict[str, Any]:
+def short_run_values(values: dict[str, Any], num_ranks: int, place: Path, steps: int = _STEPS) -> dict[str, Any]:
     """Return the values of the speed test: a few steps like the run's, without evaluations, samples and checkpoints."""
     context = packed_manifest(str(values["packed"]))["context"]
     rows_per_rank = int(values["tokens_per_step"]) // context // num_ranks
@@ -393,7 +375,7 @@ def short_run_values(values: dict[str, Any], num_ranks: int, place: Path) -> dic
         **{key: value for key, value in values.items() if key not in without},
         "output_dir": str(place),
         "tokens_per_step": rows * num_ranks * context,
-        "max_steps": _STEPS,
+        "max_steps": steps,
         "warmup_steps": 1,
         "logging_steps": 1,
         "eval_strategy": "no",
