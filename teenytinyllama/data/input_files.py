@@ -26,7 +26,15 @@ from typing import IO, Any
 import numpy as np
 
 from ..checks import InputError, counted, ensure, hub_errors, is_main_process
-from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, SAMPLES_NAME, sha256_file
+from ..stage_folder import (
+    BAD_STEPS_NAME,
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    MANIFEST_NAME,
+    METRICS_NAME,
+    SAMPLES_NAME,
+    sha256_file,
+)
 
 _COMPRESSED = (".gz", ".zst")
 
@@ -235,7 +243,7 @@ added_tokens.json generation_config.json dataset_info.json dataset_infos.json da
 environment.json emissions.json package.json package-lock.json croissant.json
 """.split()  # noqa: SIM905
 )
-_OUR_RECORDS = frozenset({EMISSIONS_NAME, LEDGER_NAME, METRICS_NAME, SAMPLES_NAME})  # beside a run.json
+_OUR_RECORDS = frozenset({BAD_STEPS_NAME, EMISSIONS_NAME, LEDGER_NAME, METRICS_NAME, SAMPLES_NAME})  # beside a run.json
 _EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # left out without a message
 
 

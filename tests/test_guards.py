@@ -1,0 +1,318 @@
+"""Steps whose numbers go wrong: the real Trainer on rows of which one makes the loss not finite, or a spike."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_pretrain import losses, make_values, run
+from transformers import Trainer, TrainerCallback
+
+from teenytinyllama.arguments import build
+from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, recorded_left_out
+from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.data.packed import describe_rows, load_packed
+from teenytinyllama.models import load_tokenizer
+from teenytinyllama.stage_folder import sha256_file
+from teenytinyllama.training import guards
+from teenytinyllama.training.config import PretrainConfig
+from teenytinyllama.training.metrics import read_jsonl
+from teenytinyllama.training.pretrain import TrainingRows
+
+PER_STEP = 8
+
+
+@pytest.fixture
+def values(tmp_path: Path, packed_folder: Path, tokenizer_folder: Path) -> dict[str, Any]:
+    small = {"sample_prompts": [], "cloze_items": 0, "eval_strategy": "no", "per_device_train_batch_size": 4}
+    return {**make_values(tmp_path, packed_folder, tokenizer_folder), **small}
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch, packed_folder: Path) -> Callable[..., None]:
+    """Return a function that makes some packed rows multiply the loss of their micro-batch."""
+    original, factors = Trainer.compute_loss, dict[int, float]()
+    packed = load_packed(packed_folder)
+
+    def compute_loss(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = original(self, model, inputs, *args, **kwargs)
+        for row, factor in factors.items() if model.training else ():
+            if any(np.array_equal(ids, packed.train[row]) for ids in inputs["input_ids"].numpy()):
+                loss = loss * factor
+        return loss
+
+    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
+
+    def add(*rows: int, factor: float = math.nan) -> None:
+        factors.update(dict.fromkeys(rows, factor))
+
+    return add
+
+
+def bad_steps(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "bad_steps.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> str:
+    return sha256_file(folder / "model.safetensors")
+
+
+def test_a_bad_step_stops_the_run_and_its_documents_are_named(
+    values: dict[str, Any], poison: Callable[..., None], capsys: pytest.CaptureFixture[str], packed_folder: Path
+) -> None:
+    poison(45)  # of step 6, in its second micro-batch; the log lines come later
+    with pytest.raises(RunFailedError, match="loss=nan at step 6: training has diverged.*on_bad_step: rewind"):
+        run({**values, "logging_steps": 8, "logging_first_step": False})
+    folder = Path(values["output_dir"])
+    assert checkpoint_faults(folder / "checkpoint-4") == []
+    assert [step for step, _ in complete_checkpoints(folder)] == [4]
+    (record,) = bad_steps(folder)
+    assert (record["step"], record["loss"], record["action"]) == (6, "nan", "stop")
+    assert [part["rows"] for part in record["micro_batches"]] == [[44, 45, 46, 47], [40, 41, 42, 43]], "the worst first"
+    assert record["micro_batches"][0]["loss"] == "nan"
+    assert 0 < record["micro_batches"][1]["loss"] < 20
+    assert {found["row"] for found in record["documents"]} == set(range(40, 48))
+    assert {found["source"] for found in record["documents"]} <= {"contos", "curtas"}
+    said = capsys.readouterr().out
+    assert "bad step   6: loss=nan; the run stops (number 1 of at most 10)" in said
+    assert f"row 44, document {record['documents'][0]['document']} of {record['documents'][0]['source']}: " in said
+    assert "guards     a step whose loss or gradient norm is not finite stops the run (on_bad_step)" in said
+    (event,) = [found for found in read_jsonl(folder / "metrics.jsonl") if "bad_step" in found]
+    assert (event["step"], event["bad_step"], event["action"]) == (6, 6, "stop")
+    # The same command meets it again, and rewind then goes on without those rows.
+    with pytest.raises(RunFailedError, match="loss=nan at step 6"):
+        run(values)
+    assert len(bad_steps(folder)) == 1
+    run({**values, "on_bad_step": "rewind"})
+    assert json.loads((folder / "run.json").read_text())["training"]["bad_steps"] == {
+        "skipped": 0, "returns": 1, "rows_left_out": 8}  # fmt: skip
+
+
+class Moments(TrainerCallback):
+    """Weights and optimizer after each step, by their sums."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, list[float]] = {}
+        self.rates: dict[int, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kept = [*kwargs["model"].parameters()]
+        for each in kwargs["optimizer"].state.values():
+            kept += [value for value in each.values() if torch.is_tensor(value)]
+        self.steps[state.global_step] = [float(tensor.detach().double().abs().sum()) for tensor in kept]
+        self.rates[state.global_step] = kwargs["lr_scheduler"].get_last_lr()[0]
+
+
+@pytest.fixture
+def moments(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moments]:
+    seen, original = Moments(), Trainer.__init__
+
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.add_callback(seen)
+
+    monkeypatch.setattr(Trainer, "__init__", made)
+    return seen
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
+def test_a_step_that_is_skipped_changes_nothing_but_the_schedule(
+    values: dict[str, Any], poison: Callable[..., None], moments: Moments, optimizer: str
+) -> None:
+    usual = run({**values, "optimizer": optimizer, "output_dir": values["output_dir"] + "-usual"})
+    rates = dict(moments.rates)
+    poison(45)
+    folder = run({**values, "optimizer": optimizer, "on_bad_step": "skip", "logging_steps": 2})
+    assert moments.steps[6] == moments.steps[5]
+    assert all(moments.steps[step] != moments.steps[step - 1] for step in (2, 3, 4, 5, 7, 8))
+    assert moments.rates == rates, "the learning rate is that of the step's number"
+    logged = [record for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in logged] == [1, 2, 4, 6, 8]
+    assert logged[3]["loss"] == pytest.approx(losses(usual)[4]), "step 5 alone"
+    assert logged[3]["grad_norm"] is None
+    assert all(math.isfinite(record["loss"]) for record in logged)
+    assert [record["action"] for record in bad_steps(folder)] == ["skip"]
+    assert json.loads((folder / "run.json").read_text())["training"]["bad_steps"]["skipped"] == 1
+    assert weights(folder) != weights(usual)
+
+
+def test_without_a_bad_step_guards_change_nothing(values: dict[str, Any]) -> None:
+    hashes = set()
+    for action in ("stop", "skip", "rewind"):
+        folder = run({**values, "on_bad_step": action, "output_dir": f"{values['output_dir']}-{action}"})
+        assert not (folder / "bad_steps.jsonl").exists()
+        hashes.add(weights(folder))
+    assert len(hashes) == 1
+
+
+def test_a_run_goes_back_and_on_without_the_rows(
+    values: dict[str, Any], poison: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(45)
+    folder = run({**values, "on_bad_step": "rewind"})
+    said = capsys.readouterr().out
+    assert "bad step   6: loss=nan; the run goes back (number 1 of at most 10)" in said
+    assert "resumed from" in said
+    assert "left out   8 rows, of bad steps (6)" in said
+    (record,) = recorded_left_out(folder)
+    assert {key: record[key] for key in ("step", "checkpoint", "rows")} == {
+        "step": 6, "checkpoint": 4, "rows": [[40, 8]]}  # fmt: skip
+    events = [found for found in read_jsonl(folder / "metrics.jsonl") if "bad_step" in found]
+    assert [(event["step"], event["bad_step"], event["action"]) for event in events] == [(4, 6, "rewind")]
+    assert [record["step"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record] == [*range(1, 9)]
+    # Killed after it went back, and resumed: the same weights. So too where the record of the folder is lost.
+    for loses_record in (False, True):
+        expected, state = weights(folder), json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())
+        assert state["stateful_callbacks"]["StepGuard"]["attributes"]["left_out"] == recorded_left_out(folder)
+        (folder / "run.json").unlink()
+        (folder / "model.safetensors").unlink()
+        (folder / "checkpoint-8" / "complete.json").unlink()
+        if loses_record:
+            environment = json.loads((folder / "environment.json").read_text())
+            (folder / "environment.json").write_text(json.dumps({**environment, "left_out": []}))
+        run({**values, "on_bad_step": "rewind"})
+        assert weights(folder) == expected
+    assert len(bad_steps(folder)) == 2, "without the record it met the rows again, and went back again"
+
+
+def test_a_kill_between_the_record_and_the_next_step_loses_nothing(
+    values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(45)
+    expected = weights(run({**values, "on_bad_step": "rewind", "output_dir": values["output_dir"] + "-whole"}))
+
+    def killed(*_: Any) -> None:
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guards, "count_from_now", killed)
+        with pytest.raises(SystemExit):
+            run({**values, "on_bad_step": "rewind"})
+    folder = run({**values, "on_bad_step": "rewind"})
+    assert weights(folder) == expected
+    assert len(bad_steps(folder)) == 1
+    events = [found for found in read_jsonl(folder / "metrics.jsonl") if "bad_step" in found]
+    assert [event["bad_step"] for event in events] == [6]
+
+
+def test_a_second_return_to_a_checkpoint_leaves_out_more(values: dict[str, Any], poison: Callable[..., None]) -> None:
+    poison(45, 53)  # the rows of step 7, which become those of step 6
+    folder = run({**values, "on_bad_step": "rewind"})
+    assert [record["rows"] for record in recorded_left_out(folder)] == [[[40, 8]], [[32, 8], [48, 8]]]
+    assert json.loads((folder / "run.json").read_text())["training"]["bad_steps"]["rows_left_out"] == 24
+
+
+def test_the_number_of_bad_steps_is_bounded(values: dict[str, Any], poison: Callable[..., None]) -> None:
+    poison(45, 50, 60)
+    for action, steps in (("skip", [6, 7, 8]), ("rewind", [6, 6, 5])):
+        folder = Path(f"{values['output_dir']}-{action}")
+        keys = {**values, "on_bad_step": action, "output_dir": str(folder), "max_bad_steps": 2}
+        with pytest.raises(
+            RunFailedError, match="loss=nan at step [58]: training has diverged.*number 3, and max_bad_steps=2"
+        ):
+            run(keys)
+        assert [record["step"] for record in bad_steps(folder)] == steps
+        assert [record["action"] for record in bad_steps(folder)] == [action, action, "stop"]
+        assert checkpoint_faults(folder / "checkpoint-4") == []
+        run({**keys, "max_bad_steps": 3})
+        assert weights(folder)
+
+
+@pytest.mark.parametrize(("factor", "what"), [(30.0, "loss="), (0.0, None)])
+def test_spikes_are_found_by_the_steps_before(
+    values: dict[str, Any],
+    poison: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    factor: float,
+    what: str | None,
+) -> None:
+    monkeypatch.setattr(guards, "LEAST_STEPS", 4)
+    poison(45, factor=30.0)
+    folder = run({**values, "on_bad_step": "skip", "spike_factor": factor and 6.0})
+    found = bad_steps(folder) if (folder / "bad_steps.jsonl").exists() else []
+    assert [record["step"] for record in found] == ([6] if what else [])
+    if what:
+        assert found[0]["reason"].startswith(what)
+        assert " above " in found[0]["reason"]
+    # A run that goes on from a checkpoint has the steps before it in mind.
+    (folder / "run.json").unlink()
+    (folder / "checkpoint-8" / "complete.json").unlink()
+    expected = weights(folder)
+    assert weights(run({**values, "on_bad_step": "skip", "spike_factor": factor and 6.0})) == expected
+
+
+def test_what_a_usual_value_is() -> None:
+    usual = guards.UsualRange(6.0, 0.01)
+    usual.values.extend([3.0] * 63)
+    assert usual.limit() == math.inf, "too few steps to tell"
+    usual.values.append(3.0)
+    assert usual.limit() == pytest.approx(3 * 1.06), "a deviation counts as 1 % at least"
+    usual.values.extend([2.0, 4.0] * 64)
+    assert usual.limit() == pytest.approx(3 + 6 * 1.4826)
+    assert guards.UsualRange(0.0, 0.01).limit() == math.inf
+
+
+def test_rows_that_are_left_out_are_stepped_over() -> None:
+    rows = TrainingRows(np.arange(20)[:, None], 30, seed=1)
+    before = [rows.row_of(index) for index in range(30)]
+    rows.left_out = [(4, 4), (12, 2), (22, 1)]
+    left = [place for place in range(37) if not (4 <= place < 8 or 12 <= place < 14 or place == 22)]
+    assert [rows.place_of(index) for index in range(30)] == left
+    assert [rows.row_of(index) for index in range(23)] == [before[place] for place in left[:23]]
+    assert rows[4]["input_ids"].tolist() == [8]
+    assert rows.__getitems__([3, 4]).tolist() == [[3], [8]]
+
+
+def test_documents_of_rows_are_found_with_their_beginnings(packed_folder: Path, tokenizer_folder: Path) -> None:
+    packed, tokenizer = load_packed(packed_folder), load_tokenizer("tokenizer", str(tokenizer_folder))
+    found = describe_rows(packed, tokenizer, range(len(packed.train)))
+    numbers = sorted({record["document"] for record in found})
+    assert numbers == [*range(1, len(numbers) + 1)]
+    total = sum(source["documents"] for source in packed.manifest["sources"].values())
+    assert total - 1 <= len(numbers) <= total
+    texts: dict[int, set[str]] = {}
+    for record in found:
+        texts.setdefault(record["document"], set()).add(record["text"])
+    assert all(len(names) == 1 for names in texts.values()), "a document has one beginning, in whichever row it is met"
+    first = sum(source["documents"] for name, source in packed.manifest["sources"].items() if name == "contos")
+    assert all(record["source"] == ("contos" if record["document"] <= first else "curtas") for record in found)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"spike_factor": 1.0}, "spike_factor=1.0: must be 2 or more, 6 is usual; or 0 for none"),
+        ({"max_bad_steps": 0}, "max_bad_steps=0: must be 1 or more"),
+        ({"on_bad_step": "ignore"}, "on_bad_step"),
+    ],
+)
+def test_keys_that_mean_nothing_are_refused(values: dict[str, Any], keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run({**values, **keys})
+
+
+def test_a_checkpoint_from_before_rows_were_left_out_is_refused(
+    values: dict[str, Any], poison: Callable[..., None]
+) -> None:
+    folder = run({**values, "max_tokens": 1024})
+    environment = json.loads((folder / "environment.json").read_text())
+    record = {"step": 2, "checkpoint": 0, "rows": [[8, 8]]}
+    (folder / "environment.json").write_text(json.dumps({**environment, "left_out": [record]}))
+    with pytest.raises(InputError, match=r"checkpoint-4 has trained on rows of the bad step 2.*Delete that checkpoint"):
+        run(values)
+
+
+def test_skipping_is_refused_where_it_would_not_hold(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for zero, message in (
+        ({"stage": 3}, "on_bad_step=skip: not under ZeRO stage 3.*on_bad_step: stop"),
+        ({"stage": 2, "offload_optimizer": {"device": "cpu"}}, "not with zero_optimization.offload_optimizer"),
+    ):
+        settings = {"zero_optimization": zero}
+        monkeypatch.setattr("teenytinyllama.training.config.deepspeed_settings", lambda *_, found=settings: found)
+        with pytest.raises(InputError, match=message):
+            build(PretrainConfig, {**values, "on_bad_step": "skip"})
+        build(PretrainConfig, values)
