@@ -26,15 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..checks import InputError, counted, ensure, hub_errors, is_main_process
-from ..stage_folder import (
-    BAD_STEPS_NAME,
-    EMISSIONS_NAME,
-    LEDGER_NAME,
-    MANIFEST_NAME,
-    METRICS_NAME,
-    SAMPLES_NAME,
-    sha256_file,
-)
+from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, SAMPLES_NAME, sha256_file
 
 _COMPRESSED = (".gz", ".zst")
 
@@ -240,10 +232,10 @@ _RECORDS = frozenset(
     """
 run.json audit.json config.json tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json
 added_tokens.json generation_config.json dataset_info.json dataset_infos.json dataset_dict.json state.json
-environment.json emissions.json package.json package-lock.json croissant.json
+environment.json emissions.json bad_steps.jsonl package.json package-lock.json croissant.json
 """.split()  # noqa: SIM905
 )
-_OUR_RECORDS = frozenset({BAD_STEPS_NAME, EMISSIONS_NAME, LEDGER_NAME, METRICS_NAME, SAMPLES_NAME})  # beside a run.json
+_OUR_RECORDS = frozenset({EMISSIONS_NAME, LEDGER_NAME, METRICS_NAME, SAMPLES_NAME})  # beside a run.json
 _EXPLANATION = re.compile(r"(readme|licen[cs]e|citation)|\.git(attributes|ignore|keep)$")  # left out without a message
 
 
