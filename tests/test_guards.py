@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from test_pretrain import losses, make_values, run
 from transformers import Trainer, TrainerCallback
 
@@ -23,7 +28,7 @@ from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.pretrain import TrainingRows
 
-PER_STEP = 8
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -55,6 +60,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, packed_folder: Path) -> Callable[...
 
 def bad_steps(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "bad_steps.jsonl").read_text().splitlines()]
+
+
+def rates(folder: Path) -> list[float]:
+    return [record["learning_rate"] for record in read_jsonl(folder / "metrics.jsonl") if "loss" in record]
 
 
 def weights(folder: Path) -> str:
@@ -316,3 +325,67 @@ def test_skipping_is_refused_where_it_would_not_hold(values: dict[str, Any], mon
         with pytest.raises(InputError, match=message):
             build(PretrainConfig, {**values, "on_bad_step": "skip"})
         build(PretrainConfig, values)
+
+
+def start_ranks(values: dict[str, Any], place: Path, name: str) -> subprocess.CompletedProcess[str]:
+    """Train on two ranks, one of which gets the bad row 45."""
+    place.mkdir(exist_ok=True)
+    (place / "x.yaml").write_text(yaml.safe_dump(values))
+    code = (
+        "import sys, pathlib; from teenytinyllama.launch import launch\n"
+        f"sys.exit(launch(pathlib.Path({str(REPOSITORY / 'tests' / 'ranks' / 'bad_rows.py')!r}), "
+        f"['--config', {str(place / 'x.yaml')!r}], "
+        f"{str(REPOSITORY / 'recipes' / 'accelerate' / f'{name}.yaml')!r}, 2))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "BAD_ROW": "45"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    files = [checkpoint / "model.safetensors", *sorted((checkpoint / "optimizer").glob("*.safetensors"))]
+    return {f"{file.name} {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("name", "bf16", "optimizer"),
+    [("ddp", False, "adamw"), ("zero2", False, "adamw"), ("zero1", True, "normuon"), ("zero2", True, "adamw")],
+    ids=["ddp", "zero2", "zero1-bf16-normuon", "zero2-bf16"],
+)
+def test_two_ranks_skip_and_go_back_together(
+    name: str, bf16: bool, optimizer: str, values: dict[str, Any], tmp_path: Path, poison: Callable[..., None]
+) -> None:
+    values |= {"per_device_train_batch_size": 2, "save_steps": 1, "save_total_limit": 20, "optimizer": optimizer}
+    values |= {"bf16": bf16, "logging_steps": 1}
+    poison(45, factor=math.inf)
+    for action in ("skip", "rewind"):
+        folder = tmp_path / f"{name}-{action}"
+        keys = {**values, "on_bad_step": action, "output_dir": str(folder)}
+        done = start_ranks(keys, tmp_path / action, name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        record = bad_steps(folder)[0]
+        assert (record["step"], record["loss"], record["action"]) == (6, "inf", action)
+        worst = record["micro_batches"][0]
+        assert (worst["rank"], worst["rows"]) == (0, [44, 45])
+        if action == "skip":
+            before, after = (tensors_of(folder / f"checkpoint-{step}") for step in (5, 6))
+            assert all(torch.equal(before[key], after[key]) for key in before)
+            assert any(
+                not torch.equal(after[key], tensor) for key, tensor in tensors_of(folder / "checkpoint-7").items()
+            )
+        else:
+            assert recorded_left_out(folder)[0]["rows"] == [[40, 8]]
+            assert "resumed from" in done.stdout
+        if not bf16:
+            alone = run({**keys, "output_dir": str(tmp_path / f"alone-{action}")})
+            assert losses(folder) == pytest.approx(losses(alone), abs=2e-5)
+            assert rates(folder) == rates(alone)
+    # Killed after it went back, and resumed: the same.
+    expected = weights(folder)
+    (folder / "run.json").unlink()
+    for step in (7, 8):
+        (folder / f"checkpoint-{step}" / "complete.json").unlink()
+    assert start_ranks(keys, tmp_path / "rewind", name).returncode == 0
+    assert weights(folder) == expected
+    assert len(bad_steps(folder)) == 1
