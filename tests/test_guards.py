@@ -3,11 +3,12 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from transformers import Trainer, TrainerCallback
 
 from teenytinyllama.arguments import build
 from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, recorded_left_out
-from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.checks import InputError, RunFailedError, StoppedResumable
 from teenytinyllama.data.packed import describe_rows, load_packed
 from teenytinyllama.models import load_tokenizer
+from teenytinyllama.publishing.card import write_model_card
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import guards
 from teenytinyllama.training.config import PretrainConfig
@@ -147,6 +149,10 @@ def test_a_step_that_is_skipped_changes_nothing_but_the_schedule(
     assert [record["action"] for record in bad_steps(folder)] == ["skip"]
     assert json.loads((folder / "run.json").read_text())["training"]["bad_steps"]["skipped"] == 1
     assert weights(folder) != weights(usual)
+    assert "Bad steps" not in write_model_card(usual).read_text()
+    card = write_model_card(folder).read_text()
+    assert "| Bad steps | 1 skipped, 0 returns to a checkpoint without 0 rows" in card
+    assert "| Passos ruins | 1 pulados" in card
 
 
 def test_without_a_bad_step_guards_change_nothing(values: dict[str, Any]) -> None:
@@ -208,6 +214,67 @@ def test_a_kill_between_the_record_and_the_next_step_loses_nothing(
     assert [event["bad_step"] for event in events] == [6]
 
 
+def test_a_signal_on_the_way_back_is_not_lost(
+    values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(45)
+    record = guards.record_left_out
+
+    def signalled(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        record(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guards, "record_left_out", signalled)
+        with pytest.raises(StoppedResumable, match="a signal; the same command goes back to the newest checkpoint"):
+            run({**values, "on_bad_step": "rewind"})
+    folder = run({**values, "on_bad_step": "rewind"})
+    assert len(bad_steps(folder)) == 1
+    assert recorded_left_out(folder)[0]["rows"] == [[40, 8]]
+
+
+class Event:
+    """Stands for an event of CUDA; what is told of it: the step under way when it was waited for."""
+
+    waited: ClassVar[list["Event"]] = []
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        Event.waited.append(self)
+
+
+@pytest.mark.parametrize(("save_steps", "saved", "waits"), [(4, [4], 6), (6, [], 6)])
+def test_on_a_gpu_the_numbers_are_read_one_step_later_but_before_a_save(
+    values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch, moments: "Moments",
+    save_steps: int, saved: list[int], waits: int,
+) -> None:  # fmt: skip
+    empty, made = torch.empty, guards.StepGuard.__init__
+
+    def on_gpu(self: Any, *args: Any) -> None:
+        made(self, *args)
+        self._reads_later = True
+
+    monkeypatch.setattr(guards.StepGuard, "__init__", on_gpu)
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **keys: empty(*size, **keys))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    Event.waited.clear()
+    poison(45)
+    keys = {**values, "logging_steps": 8, "logging_first_step": False, "save_steps": save_steps}
+    with pytest.raises(RunFailedError, match="loss=nan at step 6"):
+        run(keys)
+    folder = Path(values["output_dir"])
+    assert [step for step, _ in complete_checkpoints(folder)] == saved
+    assert max(moments.steps) == 6
+    assert len(Event.waited) == waits
+    (record,) = bad_steps(folder)
+    assert record["micro_batches"][0]["rows"] == [44, 45, 46, 47]
+    run({**keys, "on_bad_step": "rewind"})
+    assert recorded_left_out(folder)[0] == {
+        "step": 6, "checkpoint": max(saved, default=0), "rows": [[40, 8]], "reason": "loss=nan"}  # fmt: skip
+
+
 def test_a_second_return_to_a_checkpoint_leaves_out_more(values: dict[str, Any], poison: Callable[..., None]) -> None:
     poison(45, 53)  # the rows of step 7, which become those of step 6
     folder = run({**values, "on_bad_step": "rewind"})
@@ -231,27 +298,43 @@ def test_the_number_of_bad_steps_is_bounded(values: dict[str, Any], poison: Call
         assert weights(folder)
 
 
-@pytest.mark.parametrize(("factor", "what"), [(30.0, "loss="), (0.0, None)])
+@pytest.mark.parametrize("factor", [6.0, 0.0])
 def test_spikes_are_found_by_the_steps_before(
-    values: dict[str, Any],
-    poison: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-    factor: float,
-    what: str | None,
+    values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     monkeypatch.setattr(guards, "LEAST_STEPS", 4)
     poison(45, factor=30.0)
-    folder = run({**values, "on_bad_step": "skip", "spike_factor": factor and 6.0})
-    found = bad_steps(folder) if (folder / "bad_steps.jsonl").exists() else []
-    assert [record["step"] for record in found] == ([6] if what else [])
-    if what:
-        assert found[0]["reason"].startswith(what)
-        assert " above " in found[0]["reason"]
+    keys = {**values, "on_bad_step": "skip", "spike_factor": factor}
+    folder = run(keys)
+    if factor:
+        (record,) = bad_steps(folder)
+        assert record["step"] == 6
+        assert record["reason"].startswith("loss=")
+        assert " above " in record["reason"]
+    assert (folder / "bad_steps.jsonl").exists() == bool(factor)
     # A run that goes on from a checkpoint has the steps before it in mind.
     (folder / "run.json").unlink()
     (folder / "checkpoint-8" / "complete.json").unlink()
     expected = weights(folder)
-    assert weights(run({**values, "on_bad_step": "skip", "spike_factor": factor and 6.0})) == expected
+    assert weights(run(keys)) == expected
+
+
+def test_a_gradient_alone_can_be_a_spike(
+    values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "LEAST_STEPS", 4)
+    poison(45, factor=30.0)
+    losses_of = Trainer.compute_loss
+
+    def hidden(*args: Any, **kwargs: Any) -> Any:
+        loss = losses_of(*args, **kwargs)
+        return loss - (loss - 3.2).detach()  # half a step's mean: the gradient stays
+
+    monkeypatch.setattr(Trainer, "compute_loss", hidden)
+    folder = run({**values, "on_bad_step": "skip"})
+    (record,) = bad_steps(folder)
+    assert record["step"] == 6
+    assert record["reason"].startswith("gradient norm=")
 
 
 def test_what_a_usual_value_is() -> None:

@@ -179,6 +179,8 @@ class StepGuard(TrainerCallback, ExportableState):
         factor = spike_factor_of(config)
         self._usual = (UsualRange(factor, _LOSS_FLOOR), UsualRange(factor, _NORM_FLOOR))
         self._norm: Any = None
+        self._began = 0  # the step of the checkpoint that this start goes on from
+        self._reads_later = config.device.type == "cuda" and self.action != "skip"
         self._sent: tuple[int, torch.Tensor, torch.cuda.Event | None, list[torch.Tensor]] | None = None
         self._taken, self._has_skipped = list[float](), False  # since the last log
 
@@ -200,6 +202,7 @@ class StepGuard(TrainerCallback, ExportableState):
             InputError: the checkpoint was saved before rows were left out that it had trained on.
             RunFailedError: this DeepSpeed cannot be asked to leave a step out.
         """
+        self._began = state.global_step
         states: Any = state.stateful_callbacks
         found = states.get(type(self).__name__, {}).get("attributes", {}) if state.global_step else {}
         self.skipped = found.get("skipped", 0)
@@ -261,9 +264,12 @@ class StepGuard(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Judge the step whose gradients are complete, on a GPU the one before it; a skip is asked for later."""
-        if self.action != "skip":
+        if self.action == "skip":
+            return
+        self._read()
+        self._send(self._norm)
+        if not self._reads_later:
             self._read()
-            self._send(self._norm)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Judge the step at once if something is made of it now."""
@@ -287,14 +293,12 @@ class StepGuard(TrainerCallback, ExportableState):
             distributed.all_reduce(numbers)
             numbers = numbers / num_ranks()
         event = None
-        if numbers.device.type == "cuda" and self.action != "skip":
+        if self._reads_later:
             answer = torch.empty(2, pin_memory=True)
             answer.copy_(numbers, non_blocking=True)
             event, numbers = torch.cuda.Event(), answer
             event.record()
         self._sent = (self.trainer.state.global_step + 1, numbers, event, losses)
-        if event is None and self.action != "skip":
-            self._read()
 
     def _read(self) -> bool:
         """Judge the numbers that were sent last, once; return whether their step is bad and is to be skipped."""
@@ -366,7 +370,7 @@ class StepGuard(TrainerCallback, ExportableState):
         steps before it. Source: PaLM (arXiv 2204.02311, 5.1) went back about 100 steps and left out 200 to 500 batches
         around a spike, which then did not come again, and came from the state of the weights as much as from the rows.
         """
-        start = self.trainer._initial_global_step if self.config.decay_from else 0
+        start = self._began if self.config.decay_from else 0
         before = max((at for at, _ in complete_checkpoints(self.folder) if at < step), default=start)
         width = 2 ** sum(record["checkpoint"] == before for record in self.left_out)
         rows, per_step = self.trainer.train_dataset, self.config.rows_per_step
