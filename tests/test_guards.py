@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -214,6 +215,26 @@ def test_a_kill_between_the_record_and_the_next_step_loses_nothing(
     assert [event["bad_step"] for event in events] == [6]
 
 
+def test_the_model_before_a_return_is_gone_before_the_next_is_made(
+    values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, begin = list[tuple[Any, Any]](), guards.StepGuard.on_train_begin
+    left: list[bool] = []
+
+    def began(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        begin(self, args, state, control, **kwargs)
+        made.append((weakref.ref(self.trainer.model), weakref.ref(self.trainer.optimizer.optimizer)))
+
+    def counted() -> None:
+        left.extend(reference() is not None for reference in made[0])
+
+    monkeypatch.setattr(guards.StepGuard, "on_train_begin", began)
+    monkeypatch.setattr(guards, "count_from_now", counted)
+    poison(45)
+    run({**values, "on_bad_step": "rewind"})
+    assert left == [False, False]
+
+
 def test_a_signal_on_the_way_back_is_not_lost(
     values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,7 +431,7 @@ def test_skipping_is_refused_where_it_would_not_hold(values: dict[str, Any], mon
         build(PretrainConfig, values)
 
 
-def start_ranks(values: dict[str, Any], place: Path, name: str) -> subprocess.CompletedProcess[str]:
+def start_ranks(values: dict[str, Any], place: Path, name: str, factor: float) -> subprocess.CompletedProcess[str]:
     """Train on two ranks, one of which gets the bad row 45."""
     place.mkdir(exist_ok=True)
     (place / "x.yaml").write_text(yaml.safe_dump(values))
@@ -420,7 +441,7 @@ def start_ranks(values: dict[str, Any], place: Path, name: str) -> subprocess.Co
         f"['--config', {str(place / 'x.yaml')!r}], "
         f"{str(REPOSITORY / 'recipes' / 'accelerate' / f'{name}.yaml')!r}, 2))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "BAD_ROW": "45"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "BAD_ROW": "45", "BAD_FACTOR": str(factor)}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
@@ -432,23 +453,31 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("name", "bf16", "optimizer"),
-    [("ddp", False, "adamw"), ("zero2", False, "adamw"), ("zero1", True, "normuon"), ("zero2", True, "adamw")],
-    ids=["ddp", "zero2", "zero1-bf16-normuon", "zero2-bf16"],
+    ("name", "bf16", "optimizer", "factor"),
+    [
+        ("ddp", False, "adamw", math.inf),
+        ("zero2", False, "adamw", 30.0),
+        ("zero1", True, "normuon", 30.0),
+        ("zero2", True, "adamw", math.inf),
+    ],
+    ids=["ddp-infinite", "zero2-spike", "zero1-bf16-normuon-spike", "zero2-bf16-infinite"],
 )
 def test_two_ranks_skip_and_go_back_together(
-    name: str, bf16: bool, optimizer: str, values: dict[str, Any], tmp_path: Path, poison: Callable[..., None]
-) -> None:
+    name: str, bf16: bool, optimizer: str, factor: float, values: dict[str, Any], tmp_path: Path,
+    poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(guards, "LEAST_STEPS", 4)
     values |= {"per_device_train_batch_size": 2, "save_steps": 1, "save_total_limit": 20, "optimizer": optimizer}
     values |= {"bf16": bf16, "logging_steps": 1}
-    poison(45, factor=math.inf)
+    poison(45, factor=factor)
     for action in ("skip", "rewind"):
         folder = tmp_path / f"{name}-{action}"
         keys = {**values, "on_bad_step": action, "output_dir": str(folder)}
-        done = start_ranks(keys, tmp_path / action, name)
+        done = start_ranks(keys, tmp_path / action, name, factor)
         assert done.returncode == 0, done.stdout + done.stderr
         record = bad_steps(folder)[0]
-        assert (record["step"], record["loss"], record["action"]) == (6, "inf", action)
+        assert (record["step"], record["action"]) == (6, action)
+        assert record["loss"] == "inf" if math.isinf(factor) else record["loss"] > 20
         worst = record["micro_batches"][0]
         assert (worst["rank"], worst["rows"]) == (0, [44, 45])
         if action == "skip":
@@ -460,6 +489,7 @@ def test_two_ranks_skip_and_go_back_together(
         else:
             assert recorded_left_out(folder)[0]["rows"] == [[40, 8]]
             assert "resumed from" in done.stdout
+            assert done.stdout.count("the model before is gone") == 2
         if not bf16:
             alone = run({**keys, "output_dir": str(tmp_path / f"alone-{action}")})
             assert losses(folder) == pytest.approx(losses(alone), abs=2e-5)
@@ -469,6 +499,6 @@ def test_two_ranks_skip_and_go_back_together(
     (folder / "run.json").unlink()
     for step in (7, 8):
         (folder / f"checkpoint-{step}" / "complete.json").unlink()
-    assert start_ranks(keys, tmp_path / "rewind", name).returncode == 0
+    assert start_ranks(keys, tmp_path / "rewind", name, factor).returncode == 0
     assert weights(folder) == expected
     assert len(bad_steps(folder)) == 1
