@@ -90,7 +90,7 @@ def test_a_bad_step_stops_the_run_and_its_documents_are_named(
     assert {found["row"] for found in record["documents"]} == set(range(40, 48))
     assert {found["source"] for found in record["documents"]} <= {"contos", "curtas"}
     said = capsys.readouterr().out
-    assert "bad step   6: loss=nan; the run stops (number 1 of at most 10)" in said
+    assert "bad step   6: loss=nan; the run stops. Its worst rows of train.npy: 44, 45, 46, 47" in said
     assert f"row 44, document {record['documents'][0]['document']} of {record['documents'][0]['source']}: " in said
     assert "guards     a step whose loss or gradient norm is not finite stops the run (on_bad_step)" in said
     (event,) = [found for found in read_jsonl(folder / "metrics.jsonl") if "bad_step" in found]
@@ -171,7 +171,7 @@ def test_a_run_goes_back_and_on_without_the_rows(
     poison(45)
     folder = run({**values, "on_bad_step": "rewind"})
     said = capsys.readouterr().out
-    assert "bad step   6: loss=nan; the run goes back (number 1 of at most 10)" in said
+    assert "bad step   6: loss=nan; the run goes back (number 1, at most 10)" in said
     assert "resumed from" in said
     assert "left out   8 rows, of bad steps (6)" in said
     (record,) = recorded_left_out(folder)
@@ -301,6 +301,8 @@ def test_a_second_return_to_a_checkpoint_leaves_out_more(values: dict[str, Any],
     folder = run({**values, "on_bad_step": "rewind"})
     assert [record["rows"] for record in recorded_left_out(folder)] == [[[40, 8]], [[32, 8], [48, 8]]]
     assert json.loads((folder / "run.json").read_text())["training"]["bad_steps"]["rows_left_out"] == 24
+    events = [found for found in read_jsonl(folder / "metrics.jsonl") if "bad_step" in found]
+    assert [(event["bad_step"], event["number_of_return"]) for event in events] == [(6, 1), (6, 2)]
 
 
 def test_the_number_of_bad_steps_is_bounded(values: dict[str, Any], poison: Callable[..., None]) -> None:
@@ -413,7 +415,7 @@ def test_a_checkpoint_from_before_rows_were_left_out_is_refused(
 ) -> None:
     folder = run({**values, "max_tokens": 1024})
     environment = json.loads((folder / "environment.json").read_text())
-    record = {"step": 2, "checkpoint": 0, "rows": [[8, 8]]}
+    record = {"step": 2, "checkpoint": 0, "rows": [[8, 8]], "reason": "loss=nan"}
     (folder / "environment.json").write_text(json.dumps({**environment, "left_out": [record]}))
     with pytest.raises(InputError, match=r"checkpoint-4 has trained on rows of the bad step 2.*Delete that checkpoint"):
         run(values)

@@ -43,7 +43,7 @@ _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 # The deviation counts as no less than these shares of the median. In 1,929 log lines of four runs without trouble the
 # rule with these floors then found no loss and one gradient norm (1.90, usual 0.48).
 _LOSS_FLOOR, _NORM_FLOOR = 0.01, 0.1
-_SHOWN_DOCUMENTS = 3  # on the console; the file has all
+_SHOWN_DOCUMENTS, _DOCUMENT_KEYS = 3, ("row", "document", "source", "text")  # on the console; the file has all
 
 Result = TypeVar("Result")
 
@@ -249,10 +249,10 @@ class StepGuard(TrainerCallback, ExportableState):
             partial = path.with_name(path.name + ".partial")
             partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), "utf-8")
             partial.replace(path)
-        known = {record.get("bad_step") for record in read_jsonl_records(self.folder / METRICS_NAME)}
-        for record in self.left_out:
-            if record["checkpoint"] == step and record["step"] not in known:
-                self._write_event(step, record["step"], "rewind", record.get("reason", ""))
+        known = {record.get("number_of_return") for record in read_jsonl_records(self.folder / METRICS_NAME)}
+        for number, record in enumerate(self.left_out, start=1):
+            if record["checkpoint"] == step and number not in known:
+                self._write_event(step, record["step"], "rewind", record["reason"], number_of_return=number)
 
     def _remembered(self, clip: Callable[..., Any]) -> Callable[..., Any]:
         def clip_and_remember(*args: Any, **kwargs: Any) -> Any:
@@ -418,19 +418,17 @@ class StepGuard(TrainerCallback, ExportableState):
         record["micro_batches"] = [{**part, "loss": _json(part["loss"])} for part in parts]
         with beside_the_model(f"writing {BAD_STEPS_NAME}"):
             append_jsonl(self.folder / BAD_STEPS_NAME, {**record, "created": utc_now()})
-        done = {"stop": "the run stops", "skip": "it is not taken", "rewind": "the run goes back"}[record["action"]]
-        tqdm.write(f"{'bad step':10} {step:,}: {record['reason']}; {done} (number {record['number']} of at most "
-                   f"{self.config.max_bad_steps}). Its worst rows of {Path(self.config.packed).name}/train.npy: "
-                   f"{', '.join(map(str, worst[:8]))}{', …' * (len(worst) > 8)}")  # fmt: skip
+        which = f"number {record['number']}, at most {self.config.max_bad_steps}"
+        done = {"stop": "the run stops", "skip": f"it is not taken ({which})", "rewind": f"the run goes back ({which})"}
+        tqdm.write(f"{'bad step':10} {step:,}: {record['reason']}; {done[record['action']]}. Its worst rows of "
+                   f"train.npy: {', '.join(map(str, worst[:8]))}{', …' * (len(worst) > 8)}")  # fmt: skip
         shown = [found for found in record.get("documents", []) if found["row"] in worst][:_SHOWN_DOCUMENTS]
-        for found in shown:
-            tqdm.write(
-                f"{'':10} row {found['row']}, document {found['document']} of {found['source']}: {found['text']}"
-            )
+        for row, document, source, text in ((found[key] for key in _DOCUMENT_KEYS) for found in shown):
+            tqdm.write(f"{'':10} row {row}, document {document} of {source}: {text}")
 
-    def _write_event(self, at_step: int, step: int, action: str, reason: str) -> None:
+    def _write_event(self, at_step: int, step: int, action: str, reason: str, **more: int) -> None:
         tokens = at_step * self.config.rows_per_step * self.config.tokens_per_row
-        event = {"step": at_step, "tokens": tokens, "bad_step": step, "action": action, "reason": reason}
+        event = {"step": at_step, "tokens": tokens, "bad_step": step, "action": action, "reason": reason, **more}
         with beside_the_model(f"writing {METRICS_NAME}"):
             append_jsonl(self.folder / METRICS_NAME, event)
 
