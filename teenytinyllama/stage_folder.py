@@ -42,7 +42,7 @@ EMISSIONS_NAME, LEDGER_NAME = "emissions.csv", "ledger.jsonl"  # energy: codecar
 ENERGY_JSON_NAME, ENERGY_MARKDOWN_NAME, ENERGY_PLOT_NAME = "emissions.json", "emissions.md", "emissions.png"
 METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"  # of a training: a record a logging step
 SAMPLES_NAME, ANSWERS_NAME = "samples.jsonl", "answers.jsonl"  # texts that a model wrote during and after its training
-SPEED_TEST_NAME, BASE_RECORD_NAME = "speed_test.json", "base_model.json"
+SPEED_TEST_NAME, BASE_RECORD_NAME, BAD_STEPS_NAME = "speed_test.json", "base_model.json", "bad_steps.jsonl"
 DECAY_NOW_NAME = "decay_now"  # whoever makes it in a run's folder asks for the decay; then what was decided
 # The last and the first file of a checkpoint, and the folder of the locks of checkpoints that are being read.
 MARKER_NAME, BEGUN_NAME, LEASES_FOLDER = "complete.json", "begun.json", ".leases"

@@ -164,6 +164,23 @@ def recorded_branch(folder: Path) -> dict[str, Any] | None:
     return dict(found) if isinstance(found, dict) else None
 
 
+def recorded_left_out(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows that a run leaves out, as its folder has them on record; see `guards.StepGuard`."""
+    path = folder / ENVIRONMENT_NAME
+    return list(json.loads(path.read_text(encoding="utf-8")).get("left_out", [])) if path.is_file() else []
+
+
+def record_left_out(folder: Path, left_out: list[dict[str, Any]]) -> None:
+    """Put the rows that a run leaves out on record in its folder."""
+    path = folder / ENVIRONMENT_NAME
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "left_out": left_out})
+
+
+def ranges_of(left_out: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Return all rows that are left out as (first, count), in their order."""
+    return sorted((int(first), int(count)) for record in left_out for first, count in record["rows"])
+
+
 def write_marker(path: Path, marker: Marker) -> None:
     """Write the marker of a checkpoint; all other files must be on the disk already (`sync_files`)."""
     created = marker.created or utc_now()

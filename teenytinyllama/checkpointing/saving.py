@@ -17,14 +17,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import load_yaml
-from ..checks import (
-    InputError,
-    RunFailedError,
-    beside_the_model,
-    counted,
-    ensure,
-    free_disk_bytes,
-)
+from ..checks import InputError, RunFailedError, beside_the_model, counted, ensure, free_disk_bytes
 from ..distributed import from_first, least_over_ranks, wait_for_ranks
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_path, read_starts
@@ -193,6 +186,8 @@ DECIDES_NOTHING: dict[str, str] = {
     "length: a longer run goes on from a shorter one": "max_tokens max_steps num_train_epochs max_kwh "
     "max_cost max_hours hard_stop preflight",
     "a branch is the run that was planned with its length, whatever checkpoint it begins at": "decay_from",
+    "what a bad step leads to: the rows that were left out are compared themselves": "on_bad_step spike_factor "
+    "max_bad_steps",
     "compared as the user gave it, without what follows from the length": "lr_scheduler_kwargs",
     "data and tokenizer, which are compared by their hashes": "tokenizer packed conversations preferences inputs "
     "validation_inputs validation_fraction text_column txt_unit context invalid_rows "

@@ -233,7 +233,7 @@ _RECORDS = frozenset(
     """
 run.json audit.json config.json tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json
 added_tokens.json generation_config.json dataset_info.json dataset_infos.json dataset_dict.json state.json
-environment.json emissions.json package.json package-lock.json croissant.json
+environment.json emissions.json bad_steps.jsonl package.json package-lock.json croissant.json
 """.split()  # noqa: SIM905
 )
 _OUR_RECORDS = frozenset({EMISSIONS_NAME, LEDGER_NAME, METRICS_NAME, SAMPLES_NAME})  # beside a run.json

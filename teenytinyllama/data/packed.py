@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..checks import InputError, ensure
 from ..stage_folder import MANIFEST_NAME, read_manifest
 from .pack import DOCUMENT_DTYPE
+from .sources import Corpus, CorpusConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -245,6 +246,106 @@ def as_line(text: str) -> str:
     part = text[:_SHOWN_CHARACTERS].replace("\n", "⏎")
     shown = "".join(character if character.isprintable() else "·" for character in part)
     return shown + "…" * (len(text) > _SHOWN_CHARACTERS)
+
+
+_MOST_BYTES_READ = 200_000_000  # of texts, which are read again to find sources: a few seconds
+_MOST_BYTES_COUNTED = 8 * 2**30  # of rows, in which documents are counted: a few seconds
+_FIRST_TOKENS, _FIRST_CHARS = 24, 80  # of a document, by which it is found again
+
+
+def describe_rows(packed: PackedCorpus, tokenizer: Any, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return which documents lie in some packed rows.
+
+    Rows were shuffled once, by the seed in the manifest, so the rows around one in the corpus are known.
+
+    Args:
+        packed: the folder.
+        tokenizer: the one that the rows were made with.
+        rows: numbers of rows of `train.npy`.
+
+    Returns:
+        For each document in each row, `row`; `document`, its number from 1 among the training documents in the order of
+        packing, or None where there are too many rows to count in; `source`, or None where that is not known; `text`,
+        its first words.
+    """
+    order = np.random.default_rng(packed.manifest["config"]["seed"]).permutation(len(packed.train))  # see `pack`
+    row_at, end = np.argsort(order), tokenizer.eos_token_id
+    before = _ends_before(packed, row_at, end)
+    found = []
+    for row in rows:
+        place, ids = int(order[row]), packed.train[row]
+        starts = [0, *(int(at) + 1 for at in np.flatnonzero(ids == end) if at + 1 < len(ids))]
+        for number, start in enumerate(starts):
+            first = _first_tokens(packed, row_at, place, start, number == 0, end)
+            words = " ".join(str(tokenizer.decode(first, skip_special_tokens=True)).split())[:_FIRST_CHARS]
+            document = None if before is None else int(before[place]) + number + 1
+            found.append({"row": int(row), "document": document, "source": None, "text": words})
+    _find_sources(packed, found)
+    return found
+
+
+def _ends_before(packed: PackedCorpus, row_at: NDArray[Any], end: int) -> NDArray[Any] | None:
+    """Return for each row in the order of the corpus how many documents end in the rows before it."""
+    if packed.train.nbytes > _MOST_BYTES_COUNTED:
+        return None
+    step = max(1, PART_BYTES // packed.train[:1].nbytes)
+    parts = [(packed.train[at : at + step] == end).sum(axis=1) for at in range(0, len(packed.train), step)]
+    return np.concatenate([[0], np.cumsum(np.concatenate(parts)[row_at])])
+
+
+def _first_tokens(
+    packed: PackedCorpus, row_at: NDArray[Any], place: int, start: int, goes_back: bool, end: int
+) -> list[int]:
+    """Return the first tokens of the document at `start` of the row at a place in the corpus.
+
+    Args:
+        packed: the folder.
+        row_at: number of the row at each place.
+        place: of the row.
+        start: in the row.
+        goes_back: whether the document may begin in a row before.
+        end: the id of the token at the end of a document.
+    """
+    while goes_back and place > 0 and start == 0:
+        ends = np.flatnonzero(packed.train[row_at[place - 1]] == end)
+        if len(ends) and ends[-1] == packed.train.shape[1] - 1:
+            break  # it begins with the row
+        place, start = place - 1, int(ends[-1]) + 1 if len(ends) else 0
+    ids = packed.train[row_at[place]][start:].tolist()
+    if place + 1 < len(row_at):
+        ids += packed.train[row_at[place + 1]].tolist()
+    ids = ids[:_FIRST_TOKENS]
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def _find_sources(packed: PackedCorpus, found: list[dict[str, Any]]) -> None:
+    """Write into the records of documents which source each is of.
+
+    Of several sources the texts are read again, if they lie where they lay and are few enough for seconds.
+    """
+    sources = packed.manifest["sources"]
+    if len(sources) == 1:
+        for record in found:
+            record["source"] = next(iter(sources))
+    numbers = {record["document"] for record in found} - {None}
+    if len(sources) == 1 or not numbers or sum(source["bytes"] for source in sources.values()) > _MOST_BYTES_READ:
+        return
+    names = {item.name for item in fields(CorpusConfig)}
+    config = {name: value for name, value in packed.manifest["config"].items() if name in names}
+    try:
+        corpus = Corpus(CorpusConfig(**config))
+        if corpus.fingerprint() != packed.manifest["plan"]["inputs"]:
+            return
+        number, last = 0, max(numbers)
+        for split, document in corpus.documents():
+            number += split == "train"
+            if split == "train" and number in numbers:
+                for record in found:
+                    record["source"] = document.source if record["document"] == number else record["source"]
+            if number >= last:
+                return
+    except (InputError, OSError):
+        return  # the texts are gone, which rows do without
 
 
 def print_summary(folder: Path) -> None:

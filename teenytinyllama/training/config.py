@@ -17,7 +17,8 @@ from ..presets import flops_per_token
 from ..stage_folder import ENVIRONMENT_NAME
 from .caps import check_caps, has_caps
 from .decay import SCHEDULE, Decision
-from .library import check_zero
+from .guards import check_guards
+from .library import check_skipping, check_zero
 from .optimizer import check_optimizer
 from .settings import REFUSED_KEYS, RunSettings
 from .speed import SpeedPlan, check_speed, plan_speed
@@ -86,6 +87,20 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
     )
     hard_stop: bool = field(
         default=False, metadata={"help": "at a cap stop at once, also with a schedule whose decay cannot begin earlier"}
+    )
+    on_bad_step: Literal["stop", "skip", "rewind"] = field(
+        default="stop",
+        metadata={"help": "what a step does whose loss or gradient norm is not finite or a spike: stop the run; skip: "
+                          "the step is not taken; rewind: back to the newest checkpoint and on without its rows. "
+                          "bad_steps.jsonl names its documents"},
+    )  # fmt: skip
+    spike_factor: float | None = field(
+        default=None,
+        metadata={"help": "deviations above the median of the last 128 steps that make a spike; null: 6 with skip and "
+                          "rewind, none with stop; 0: none"},
+    )  # fmt: skip
+    max_bad_steps: int = field(
+        default=10, metadata={"help": "bad steps in a run that are skipped or gone back for; one more stops it"}
     )
     chunked_loss: bool | None = field(
         default=None,
@@ -174,6 +189,7 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             f"lr_scheduler_type={schedule}: decay_from={self.decay_from} needs {SCHEDULE}. Leave the key out.",
         )
         check_caps(self)
+        check_guards(self)
         for key in ("cloze_items", "signal_items"):
             ensure(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: must be 0 (none) or more.")
 
@@ -210,8 +226,10 @@ class PretrainConfig(RunSettings, TrainingArguments):  # type: ignore[misc]  # n
             )
 
     def _check_library(self) -> None:
-        """Refuse an optimizer that DeepSpeed, as the accelerate file asks for it, would not run; see `check_zero`."""
-        check_zero(self.optimizer, deepspeed_settings(getattr(self, "deepspeed_plugin", None)))
+        """Refuse what DeepSpeed, as the accelerate file asks for it, would not do: an optimizer, a skipped step."""
+        settings = deepspeed_settings(getattr(self, "deepspeed_plugin", None))
+        check_zero(self.optimizer, settings)
+        check_skipping(self.on_bad_step, settings)
 
     def _derive_steps(self) -> None:
         assert self.tokens_per_step is not None

@@ -1,6 +1,7 @@
-"""Libraries: what they would refuse only when a run is under way, asked first: trackers, optimizers, values."""
+"""Libraries: what they would refuse only when a run is under way, asked first; and how a step is left out of them."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -9,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure, near_name
+from ..checks import InputError, RunFailedError, ensure, near_name
 from ..planning.memory import OptimizerName
 from .speed import zero_stage_of
 
@@ -179,13 +180,133 @@ def check_zero(optimizer: OptimizerName, settings: dict[str, Any] | None) -> Non
         "the states of AdamW alone. Remove it.",
     )
     for name, reason in _NOT_UNDER_ZERO.items():
-        asked = zero.get(name)
-        is_asked = asked.get("device", "cpu") != "none" if isinstance(asked, dict) else bool(asked)
         ensure(
-            not is_asked,
+            not _is_asked(zero.get(name)),
             f"optimizer={optimizer}: not with zero_optimization.{name} in the DeepSpeed file: {reason}. Remove it, or "
             "use optimizer: adamw.",
         )
+
+
+# What DeepSpeed's files may ask for that changes weights outside of a step.
+_OUTSIDE_OF_STEPS = ("offload_optimizer", "cpu_offload", "zenflow")
+
+
+def check_skipping(action: str, settings: dict[str, Any] | None) -> None:
+    """Check that DeepSpeed lets a bad step be left out, or a run be built anew; see `guards`.
+
+    Args:
+        action: `on_bad_step` of the config.
+        settings: see `distributed.deepspeed_settings`.
+
+    Raises:
+        InputError: it does not, as its settings are.
+    """
+    if settings is None or action == "stop":
+        return
+    zero = settings.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    ensure(
+        stage in (1, 2),
+        f"on_bad_step={action}: not under ZeRO stage {stage}, where nobody has tried it. Use `--accelerate zero2`, "
+        "`zero1` or `ddp`, or on_bad_step: stop.",
+    )
+    for name in _OUTSIDE_OF_STEPS:
+        ensure(
+            not _is_asked(zero.get(name)),
+            f"on_bad_step={action}: not with zero_optimization.{name} in the DeepSpeed file, which changes weights "
+            "outside of a step. Remove it, or use on_bad_step: stop.",
+        )
+
+
+def _is_asked(setting: Any) -> bool:
+    return setting.get("device", "cpu") != "none" if isinstance(setting, dict) else bool(setting)
+
+
+def skip_bad_steps(trainer: Any, is_bad: Callable[..., bool]) -> None:
+    """Let a training leave out each step that is bad: its optimizer and its weights stay as they are.
+
+    Under DeepSpeed a bad step is an overflow, after which DeepSpeed drops the gradients and changes nothing. The loss
+    scale of fp16 and the schedule go on as after any other step.
+
+    Args:
+        trainer: whose model and optimizer are prepared.
+        is_bad: is called once a step, on all ranks, before the optimizer; under DeepSpeed with the gradient norm.
+
+    Raises:
+        RunFailedError: this DeepSpeed cannot be asked.
+    """
+    engine, optimizer = trainer.model_wrapped, trainer.optimizer
+    if not hasattr(engine, "zero_optimization_stage"):
+        step, scaler = optimizer.step, getattr(optimizer, "scaler", None)
+
+        @functools.wraps(step)  # torch's schedule looks for a mark on it
+        def step_unless_bad(*args: Any, **kwargs: Any) -> None:
+            if not is_bad():
+                step(*args, **kwargs)
+            elif scaler is not None:
+                scaler.update()  # it has unscaled the gradients, and waits for the end of the step
+
+        optimizer.step = step_unless_bad
+        return
+    zero, step_of_engine, ours = engine.optimizer, engine.step, [False]
+    if hasattr(zero, "clear_hp_grads"):
+        _ask_bf16_optimizer(zero, is_bad, ours)
+    elif all(hasattr(zero, name) for name in ("check_overflow", "check_grad_overflow", "_update_scale")):
+        _ask_zero_optimizer(zero, is_bad, ours)
+    else:
+        raise RunFailedError(
+            f"on_bad_step=skip: {type(zero).__name__} of this DeepSpeed cannot be asked to leave a step out. Use "
+            "on_bad_step: rewind, or deepspeed 0.19.8."
+        )
+
+    def step_and_go_on(*args: Any, **kwargs: Any) -> None:
+        ours[0] = False
+        step_of_engine(*args, **kwargs)
+        if ours[0]:
+            zero.overflow = False  # or the learning rate would stay behind the steps
+
+    engine.step = step_and_go_on
+
+
+def _ask_zero_optimizer(zero: Any, is_bad: Callable[..., bool], ours: list[bool]) -> None:
+    """Ask before ZeRO's step. Source: deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, `step`."""
+    checks, check, norm_of, update = (zero.check_grad_overflow, zero.check_overflow, zero.scaled_global_norm,
+                                      zero._update_scale)  # fmt: skip
+    norm: list[Any] = [0.0]
+
+    def check_overflow(partition_gradients: bool = True) -> None:
+        if checks:
+            check(partition_gradients)
+        overflows = bool(zero.overflow)
+        norm[0] = float("inf") if overflows else norm_of()
+        ours[0] = is_bad(norm[0] / zero.loss_scale)
+        zero.overflow = overflows or ours[0]
+        norm[0] = None if zero.overflow else norm[0]
+
+    zero.check_grad_overflow = True
+    zero.check_overflow = check_overflow
+    zero.scaled_global_norm = lambda norm_type=2: norm[0]
+    zero._update_scale = lambda has_overflow=False: update(has_overflow and not ours[0])
+
+
+def _ask_bf16_optimizer(zero: Any, is_bad: Callable[..., bool], ours: list[bool]) -> None:
+    """Ask before the step of ZeRO 1 in bf16. Source: deepspeed 0.19.8, runtime/bf16_optimizer.py, `step`."""
+    from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+    step = zero.step
+
+    def step_unless_bad(closure: Any = None) -> None:
+        gradients, _ = zero.get_grads_for_norm()
+        ours[0] = is_bad(get_global_norm_of_tensors(gradients, mpu=zero.mpu, norm_type=zero.norm_type))
+        if not ours[0]:
+            step(closure)
+            return
+        zero.overflow = True
+        zero._global_grad_norm = float("inf")
+        zero.clear_hp_grads()
+        zero.clear_lp_grads()
+
+    zero.step = step_unless_bad
 
 
 def try_optimizer(arguments: Any) -> None:

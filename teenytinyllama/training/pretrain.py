@@ -24,6 +24,7 @@ from ..planning.memory import REPEATS_WORTH_READING
 from ..stage_folder import DECAY_NOW_NAME
 from .config import DEFAULT_PROMPTS, PretrainConfig
 from .decay import SCHEDULE, Decision, can_begin_early, decay_begins, decay_length, stable_checkpoints
+from .guards import StepGuard, describe_guards
 from .optimizer import describe_optimizer
 from .run import (
     NOT_EVALUATED,
@@ -52,6 +53,10 @@ class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
     The first epoch has the packed order (shuffled once when packing); each later epoch is another permutation.
     Because the dataset is as long as the run, every optimizer step has all its micro-batches, no row is dropped
     between two epochs, and a resumed run finds its next row by the row's number.
+
+    Attributes:
+        left_out: rows that are left out, as ranges (first, count) in the endless order of rows, sorted; the rows behind
+            them move up.
     """
 
     def __init__(self, rows: NDArray[Any], num_rows: int, seed: int) -> None:
@@ -59,18 +64,27 @@ class TrainingRows(Dataset[dict[str, NDArray[np.int64]]]):
         self.rows, self.num_rows, self.seed = rows, num_rows, seed
         self._epoch = 0
         self._order: NDArray[np.int64] | None = None
+        self.left_out: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getitem__(self, index: int) -> dict[str, NDArray[np.int64]]:
-        epoch, place = divmod(index, len(self.rows))
-        return {"input_ids": self.rows[self._place(epoch, place)].astype(np.int64)}
+        return {"input_ids": self.rows[self.row_of(index)].astype(np.int64)}
 
     def __getitems__(self, indices: list[int]) -> NDArray[np.int64]:
         """Return the rows of a batch, (rows, context), in one read; torch's loader calls this where it exists."""
-        places = [self._place(*divmod(index, len(self.rows))) for index in indices]
-        return self.rows[places].astype(np.int64)
+        return self.rows[[self.row_of(index) for index in indices]].astype(np.int64)
+
+    def place_of(self, index: int) -> int:
+        """Return the place of a row of the run in the endless order of rows."""
+        for first, count in self.left_out:
+            index += count if index >= first else 0
+        return index
+
+    def row_of(self, index: int) -> int:
+        """Return the number of a row of the run among the packed rows."""
+        return self._place(*divmod(self.place_of(index), len(self.rows)))
 
     def _place(self, epoch: int, place: int) -> int:
         if epoch == 0:
@@ -227,6 +241,7 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         **warn_of_repeats(planned_epochs(config, len(plan.packed.train))),
         "speed": describe_speed(trainer.speed, config),
         "optimizer": describe_optimizer(config, plan.model_config, zero_stage),
+        "guards": describe_guards(config),
     }
     if plan.packed.manifest.get("same_document"):
         lines["held out"] = "the last part of the only document: scores are of the same document"
@@ -235,6 +250,8 @@ def build_run(config: PretrainConfig, plan: PretrainPlan) -> Run:
         kind = model.config.model_type
         lines["signals"] = f"no questions while it trains: they are asked of Llamas alone, and this is a {kind}"
     run = assemble_run(trainer, config, plan, evaluation, samples, lines, bytes_per_token=bytes_per_token)
+    trainer.guard = StepGuard(trainer, config, plan, run.stop.is_asked)
+    trainer.callback_handler.callbacks.insert(-1, trainer.clock.watch(trainer.guard, "callbacks"))
     if asks:
         tasks = build_signal_tasks(config, plan.packed, evaluation.windows.document_ids, plan.tokenizer)
         rows = int(config.per_device_eval_batch_size or 8)
@@ -274,7 +291,7 @@ def pretrain(config: PretrainConfig, given: Resolved | dict[str, Any]) -> Path:
     Raises:
         InputError: see `plan_run`; also a folder in which another process trains.
         StoppedResumable: a signal stopped it after a complete checkpoint.
-        RunFailedError: the loss is not finite, or memory ran out.
+        RunFailedError: a step was bad (`guards`), or memory ran out.
     """
     return execute(config, plan_run, given, build_run, _finish)
 
@@ -297,6 +314,7 @@ def _finish(run: Run, config: PretrainConfig, plan: PretrainPlan, seconds: float
         if run.cap is not None and run.cap.decision is not None:
             decision = run.cap.decision
             training["ended_as_asked" if decision.asked_for else "ended_by_cap"] = decision.reason
+        training["bad_steps"] = trainer.guard.describe()
         return {
             "model": describe_model(config, plan),
             "data": describe_data(config, plan),

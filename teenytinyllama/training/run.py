@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from ..arguments import write_yaml
-from ..checkpointing.checkpoints import branch_record, complete_checkpoints, recorded_branch
+from ..checkpointing.checkpoints import branch_record, complete_checkpoints, recorded_branch, recorded_left_out
 from ..checkpointing.saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
 from ..checks import RunFailedError, StoppedResumable, beside_the_model, is_main_process
 from ..distributed import check_ranks, from_first, leave_ranks
@@ -42,15 +42,9 @@ from ..stage_folder import (
 )
 from .caps import CapCallback, SpendingCallback, apply_decision, earlier_decision, has_caps, hours_until_cap
 from .decay import LeaseCallback, can_begin_early
+from .guards import with_returns
 from .library import check_plain_weights
-from .metrics import (
-    Evaluation,
-    MetricsCallback,
-    describe_turn,
-    lowest_held_out,
-    read_jsonl,
-    speeds_of_steps,
-)
+from .metrics import Evaluation, MetricsCallback, describe_turn, lowest_held_out, read_jsonl, speeds_of_steps
 from .run_plan import Resolved, RunPlan, describe_continuation, size_of_checkpoint
 from .speed import zero_stage_of
 from .trainer import Clock, EnergyCallback, IntervalsCallback, QueueCallback, SampleCallback, StopCallback
@@ -183,18 +177,23 @@ def execute(
     check_ranks(config)
     settle_micro_batch(config, plan)
     check_plain_weights(config)
-    with ExitStack() as held:  # is given back in the reverse order
-        lease = held.enter_context(ExitStack())
-        checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0, lease)
-        apply_decision(config, from_first(lambda: earlier_decision(config, plan.folder, checkpoint)))
-        run = build(config, plan)
-        run.trainer.add_callback(LeaseCallback(lease))
-        if run.trainer.is_world_process_zero():
-            held.callback(lock_run_folder(plan.folder).release)
-            _open_run_folder(config, plan, given_keys, checkpoint)
-        held.callback(run.stop.restore_handlers)
-        held.callback(run.energy.stop)
-        _train(run, config, plan, checkpoint, finish)
+
+    def attempt() -> Run:
+        with ExitStack() as held:  # is given back in the reverse order
+            lease = held.enter_context(ExitStack())
+            checkpoint = choose_checkpoint(config, plan, zero_stage_of(config) or 0, lease)
+            apply_decision(config, from_first(lambda: earlier_decision(config, plan.folder, checkpoint)))
+            run = build(config, plan)
+            run.trainer.add_callback(LeaseCallback(lease))
+            if run.trainer.is_world_process_zero():
+                held.callback(lock_run_folder(plan.folder).release)
+                _open_run_folder(config, plan, given_keys, checkpoint)
+            held.callback(run.stop.restore_handlers)
+            held.callback(run.energy.stop)
+            _train(run, config, plan, checkpoint, finish)
+            return run
+
+    run = with_returns(attempt)
     leave_ranks()
     if run.stopped:
         why = "" if run.stop.stopped else f"{run.stopped}; "
@@ -232,6 +231,7 @@ def _open_run_folder(config: Any, plan: RunPlan, given: dict[str, Any], checkpoi
         "precision": config.precision,
         "micro_batch": micro_batch_record(config),
         "branch": branch_record(plan.folder, checkpoint),
+        "left_out": recorded_left_out(plan.folder),
     }
     place.begin(plan.identity, environment)  # first: after a kill the same command knows the folder by it
     write_yaml(plan.folder / CONFIG_NAME, config.to_yaml_values(given))

@@ -38,6 +38,7 @@ from ..launching.processes import STOP_SIGNALS, give_back_signals, take_stop_sig
 from ..models import finish_saved, without_cudnn_attention
 from ..stage_folder import SAMPLES_NAME
 from .caps import Pauses, Spent, spent_in
+from .guards import GuardedTrainer
 from .metrics import append_jsonl, rewind_jsonl
 from .optimizer import MuonAdamW, parameter_groups
 from .speed import SpeedPlan, eager
@@ -111,6 +112,10 @@ class StopCallback(TrainerCallback):
         if self._previous and any_rank(self._received is not None, args.device):
             self.stopped = control.should_save = control.should_training_stop = True
             raise EvaluationInterruptedError
+
+    def is_asked(self) -> bool:
+        """Return whether a signal has come to this rank."""
+        return self._received is not None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -211,7 +216,7 @@ class RunTrainer:
         load_optimizer(trainer, Path(checkpoint))
 
 
-class Pretrainer(RunTrainer, Trainer):
+class Pretrainer(GuardedTrainer, RunTrainer, Trainer):
     """The Trainer of pretraining, whose rows are full and of one length."""
 
     speed: SpeedPlan
