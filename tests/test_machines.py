@@ -78,7 +78,9 @@ def test_srun_says_which_machine_this_is() -> None:
     step = {"SLURM_STEP_NUM_NODES": "3", "SLURM_STEP_NUM_TASKS": "3", "SLURM_NODEID": "2", "SLURM_JOB_ID": "5007",
             "SLURM_STEP_NODELIST": "gpu[1-3]"}  # fmt: skip
     assert machines_of_slurm(step) == Machines(3, 2, "gpu1", 20_014)
-    assert machines_of_slurm(step | {"SLURM_STEP_NUM_NODES": "1"}) is None
+    assert machines_of_slurm(step | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}) is None
+    with pytest.raises(InputError, match="srun started 8 tasks on 1 machine"):
+        machines_of_slurm({"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "8"})
     assert machines_of_slurm({"SLURM_NNODES": "3", "SLURM_JOB_NODELIST": "gpu[1-3]"}) is None  # a script without srun
     with pytest.raises(InputError, match=r"SLURM_STEP_NUM_TASKS=6: srun started 6 tasks on 3 machines.*per-node=1"):
         machines_of_slurm(step | {"SLURM_STEP_NUM_TASKS": "6"})

@@ -18,7 +18,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError, RunFailedError, ensure
+from ..checks import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    InputError,
+    RunFailedError,
+    counted,
+    ensure,
+)
 from ..stage_folder import __version__
 
 DEFAULT_PORT = 29500  # of the ranks, as in torchrun and accelerate
@@ -57,14 +66,14 @@ def machines_of_slurm(environment: Mapping[str, str]) -> Machines | None:
         InputError: srun started several tasks a machine.
     """
     count = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
-    if count == 1 or "SLURM_NODEID" not in environment:
-        return None
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", count))
     ensure(
         tasks == count,
-        f"SLURM_STEP_NUM_TASKS={tasks}: srun started {tasks} tasks on {count} machines. `ttl` starts the ranks of a "
-        "machine itself: use --ntasks-per-node=1.",
+        f"SLURM_STEP_NUM_TASKS={tasks}: srun started {counted(tasks, 'task')} on {counted(count, 'machine')}. `ttl` starts "
+        "the ranks of a machine itself: use --ntasks-per-node=1.",
     )
+    if count == 1 or "SLURM_NODEID" not in environment:
+        return None
     job = int(environment.get("SLURM_JOB_ID", "0"))
     port = 20_000 + 2 * (job % 5_000)  # two jobs that share a machine must not share ports
     names = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
