@@ -69,8 +69,8 @@ def machines_of_slurm(environment: Mapping[str, str]) -> Machines | None:
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", count))
     ensure(
         tasks == count,
-        f"SLURM_STEP_NUM_TASKS={tasks}: srun started {counted(tasks, 'task')} on {counted(count, 'machine')}. `ttl` starts "
-        "the ranks of a machine itself: use --ntasks-per-node=1.",
+        f"SLURM_STEP_NUM_TASKS={tasks}: srun started {counted(tasks, 'task')} on {counted(count, 'machine')}. `ttl` "
+        "starts the ranks of a machine itself: use --ntasks-per-node=1.",
     )
     if count == 1 or "SLURM_NODEID" not in environment:
         return None
