@@ -221,7 +221,8 @@ def _let_others_start(link: Link, resolved: dict[str, Any], run: Path) -> None:
     """
     link.send({"check": resolved["given"]})
     for machine, answer in sorted(link.gather().items()):
-        ensure("refused" not in answer, f"machine {machine} refused the run: {answer.get('refused')}")
+        refusal = answer.get("refused") or answer.get("failed")
+        ensure(not refusal, f"machine {machine} refused the run: {refusal}")
         differing = [key for key, value in resolved["identity"].items() if answer["identity"].get(key) != value]
         ensure(
             not differing,
@@ -231,7 +232,7 @@ def _let_others_start(link: Link, resolved: dict[str, Any], run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=run, prefix=".machines-") as mark:
         link.send({"look": mark.name})
-        seen = {machine: answer["seen"] for machine, answer in link.gather().items()}
+        seen = {machine: answer.get("seen") for machine, answer in link.gather().items()}
     blind = [str(machine) for machine in sorted(seen) if not seen[machine]]
     if blind:
         with contextlib.suppress(OSError):

@@ -35,7 +35,7 @@ DEFAULT_PORT = 29500  # of the ranks, as in torchrun and accelerate
 # an answer closes the connection; what was sent and not received closes it after a minute too.
 _PROBE_SECONDS, _PROBES, _SILENCE_SECONDS = 15, 3, 60
 _MEETING_SECONDS = 900.0  # until all machines are there: schedulers start them within minutes
-_END_SECONDS = 120.0  # until all have said how their ranks ended, once one has
+_END_SECONDS = 600.0  # that machine 0 waits for the others to say how their ranks ended, once its own have
 _LONGEST_MESSAGE_BYTES = 2**22
 _POLL_SECONDS = 0.2
 
@@ -167,8 +167,7 @@ class Link:
         """Say how the ranks here ended, and return the exit code of the whole: the worst of all machines."""
         if self.machines.rank > 0:
             self.send({"ended": code})
-            deadline = time.monotonic() + _END_SECONDS
-            while time.monotonic() < deadline and not self._trouble:
+            while not self._trouble:  # machine 0 may still work on the run's end
                 for _, message in self._messages(_POLL_SECONDS):
                     if "end" in message:
                         return int(message["end"])
