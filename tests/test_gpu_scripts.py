@@ -181,8 +181,8 @@ def test_the_report_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monke
 def test_recipes_are_the_shipped_one_and_the_paper_s() -> None:
     arguments = argparse.Namespace(tokenizer="t", packed="p", output_dir="o", tokens=105e6)
     ours, ancestor = (real_run.values_of(name, arguments) for name in ("ours", "ancestor"))
-    assert (ours["learning_rate"], ours["tokens_per_step"], ours["lr_scheduler_type"]) == (
-        2.0e-3, 262_144, "warmup_stable_decay")  # fmt: skip
+    assert (ours["optimizer"], ours["learning_rate"], ours["tokens_per_step"], ours["lr_scheduler_type"]) == (
+        "normuon", 4.0e-3, 262_144, "warmup_stable_decay")  # fmt: skip
     assert ours["warmup_steps"] == pytest.approx(500 / 12_500)
     assert (ancestor["tokens_per_step"], ancestor["per_device_train_batch_size"]) == (8192, 4)
     assert ours["max_tokens"] == ancestor["max_tokens"] == 105_000_000
