@@ -374,7 +374,7 @@ def test_a_run_by_the_clock(values: dict[str, Any], tmp_path: Path, ranks: list[
     capped = {
         **values,
         "max_tokens": None,
-        "max_hours": 0.008,
+        "max_hours": 0.012,
         "logging_steps": 5,
         "eval_steps": 0.2,
         "save_steps": 0.2,

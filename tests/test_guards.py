@@ -438,7 +438,7 @@ def start_ranks(values: dict[str, Any], place: Path, name: str, factor: float) -
     place.mkdir(exist_ok=True)
     (place / "x.yaml").write_text(yaml.safe_dump(values))
     code = (
-        "import sys, pathlib; from teenytinyllama.launch import launch\n"
+        "import sys, pathlib; from teenytinyllama.launching.launch import launch\n"
         f"sys.exit(launch(pathlib.Path({str(REPOSITORY / 'tests' / 'ranks' / 'bad_rows.py')!r}), "
         f"['--config', {str(place / 'x.yaml')!r}], "
         f"{str(REPOSITORY / 'recipes' / 'accelerate' / f'{name}.yaml')!r}, 2))"
