@@ -23,6 +23,7 @@ from ..checks import (
     beside_the_model,
     counted,
     ensure,
+    format_bytes,
     free_disk_bytes,
 )
 from ..distributed import from_first, least_over_ranks, wait_for_ranks
@@ -144,7 +145,7 @@ class CheckpointCallback(TrainerCallback):
         if free_bytes >= needed_bytes:
             return None
         return (
-            f"needs about {needed_bytes / 1e9:.2f} GB on the disk of {self.folder} and {free_bytes / 1e9:.2f} GB are "
+            f"needs about {format_bytes(needed_bytes)} on the disk of {self.folder} and {format_bytes(free_bytes)} are "
             "free: free some space there or lower save_total_limit"
         )
 
@@ -415,7 +416,7 @@ def _print_checked(path: Path) -> None:
     found = "saved by an earlier version, without hashes; taken as it is"
     if files is not None:
         size_bytes = sum(record.bytes for record in files.values())
-        found = f"{counted(len(files), 'file')}, {size_bytes / 1e9:.2f} GB, all as they were saved"
+        found = f"{counted(len(files), 'file')}, {format_bytes(size_bytes)}, all as they were saved"
     print(f"checked    {path.name}: {found}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
             EOFError,
             SyntaxError,
             TypeError,
+            tokenize.TokenError,
         ) as error:  # a header is read as Python's literals
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{key}={folder}: {name} is missing or damaged ({reason}). {PACK_FIX}") from error
