@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -340,3 +341,12 @@ def own_machine(rank: int) -> int:
 def ranks_here() -> int:
     """Return the number of ranks on this machine, as the launcher says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+
+
+# What gloo and NCCL say when the process at the other end of a connection is gone.
+_LOST_PEER = re.compile(r"connection (was )?(reset|closed) by (remote )?peer|broken pipe|remote process exited", re.I)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Return whether an error of a collective says that another rank has ended; its own end says why it did."""
+    return isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))

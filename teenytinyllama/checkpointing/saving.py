@@ -45,11 +45,13 @@ from .checkpoints import (
     complete_checkpoints,
     delete_checkpoint,
     hash_files,
+    how_to_restore,
     is_ours,
     lease,
     list_checkpoints,
     read_marker,
     sync_files,
+    ways_on,
     write_marker,
 )
 from .optimizer_state import is_by_name
@@ -261,17 +263,6 @@ def _files_of_speed_tests(folder: Path) -> set[str]:
     return {path.name for path in (ledger_path(folder, 0), *emission_files(folder))}
 
 
-def _ways_on(folder: Path) -> str:
-    """Return what somebody can do who wants to go on with other settings."""
-    whole = [path for _, path in complete_checkpoints(folder) if (path / "config.json").is_file()]
-    if not whole:
-        return "Choose another folder."
-    return (
-        f"Choose another folder; a new run there can begin with these weights: --model_name_or_path {whole[-1]} "
-        "--output_dir NEW (in place of --preset; its optimizer and its schedule begin anew)."
-    )
-
-
 def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str, str] | None = None) -> str:
     """Return the state of a run's folder: `new`, `resume` or `complete`.
 
@@ -284,10 +275,11 @@ def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str,
         InputError: the folder holds another run, or files that do not belong to a run.
     """
     place = StageFolder(folder, "training", "run", _PREPARED | _files_of_speed_tests(folder))
-    environment, defaults = place.begun(), defaults or {}
+    environment, defaults = place.begun(how_to_restore(folder)), defaults or {}
     if environment is None:
         return "new"
-    place.ensure_same(recorded_identity(folder, environment, defaults), defaults | identity, _ways_on(folder))
+    before = recorded_identity(folder, environment, defaults)
+    place.ensure_same(before, defaults | identity, ways_on(folder, environment["identity"]))
     return "complete" if place.is_complete else "resume"
 
 

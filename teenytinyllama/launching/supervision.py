@@ -26,7 +26,7 @@ SUPERVISOR_VARIABLE = "TTL_SUPERVISOR_PID"
 
 
 _POLL_SECONDS = 0.05
-_GO_ON = "The same command goes on from the newest complete checkpoint."
+_GO_ON = "The same command goes on from the newest complete checkpoint, or begins again without one."
 # How long the other ranks may go on after one failed: they mostly wait for it in a collective that never ends.
 _FAILURE_GRACE_SECONDS = 5.0
 # Bad input is met by every rank, but not at the same moment.
