@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..stage_folder import write_json
+from .documents import read_figures
 from .shards import BrokenRow
 
 _SAMPLES = 20  # kept of each reason, and of what is kept
@@ -122,8 +123,12 @@ class Funnel:
 
     @classmethod
     def read(cls, path: Path) -> "Funnel":
-        """Return the funnel that `write` wrote."""
-        found, funnel = json.loads(path.read_text(encoding="utf-8")), cls(most_samples=2**31)
+        """Return the funnel that `write` wrote.
+
+        Raises:
+            RunFailedError: the file is damaged.
+        """
+        found, funnel = read_figures(path), cls(most_samples=2**31)
         for source, steps in found["counts"].items():
             for step, values in steps.items():
                 values |= {"reasons": Counter(values["reasons"]), "changes": Counter(values["changes"])}
