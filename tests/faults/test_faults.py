@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -108,6 +109,27 @@ def test_a_damaged_file_is_named_or_changes_no_weight(
     assert sha256_file(place / "run" / "model.safetensors") == killed[1]
     if file != "metrics.jsonl":
         assert losses(place / "run") == killed[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [flip_a_bit, truncate])
+def test_a_damaged_manifest_of_a_complete_run_is_named(
+    how: Any, killed: tuple[Path, str, list[float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Path(shutil.copytree(killed[0], tmp_path / "place"))
+    run(values_of(place))
+    manifest = place / "run" / "run.json"
+    if how is flip_a_bit:  # of the line that says how long the run was
+        manifest.write_text(manifest.read_text().replace('"steps": 10', '"rteps": 10'))
+    else:
+        how(manifest, Random(0))
+    assert run_main(lambda: run(values_of(place)) and None) == 2
+    assert re.search(
+        "run.json is damaged .*; or delete it, and the same command ends the run again", capsys.readouterr().err
+    )
+    manifest.unlink()
+    run(values_of(place))
+    assert sha256_file(place / "run" / "model.safetensors") == killed[1]
 
 
 @pytest.mark.parametrize(
