@@ -94,8 +94,15 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether this package wrote a folder that is named like a checkpoint, complete or not."""
-    return not path.is_symlink() and any((path / name).is_file() for name in (MARKER_NAME, BEGUN_NAME))
+    """Return whether this package wrote a folder that is named like a checkpoint, complete or not.
+
+    A disk that was full, or a kill, at the first file of a save leaves a part of that file alone.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return False
+    if any((path / name).is_file() for name in (MARKER_NAME, BEGUN_NAME)):
+        return True
+    return [entry.name for entry in path.iterdir()] == [f"{BEGUN_NAME}.partial"]
 
 
 def begin_saving(path: Path) -> None:
@@ -344,7 +351,7 @@ def delete_checkpoint(path: Path) -> bool:
     except Timeout:
         return False
     try:
-        if not (path / BEGUN_NAME).is_file():
+        if (path / MARKER_NAME).is_file() and not (path / BEGUN_NAME).is_file():
             begin_saving(path)  # an earlier version saved it; a deletion that is killed can so be finished later
         (path / MARKER_NAME).unlink(missing_ok=True)
         shutil.rmtree(path)
