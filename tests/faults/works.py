@@ -54,6 +54,11 @@ class Work:
     digest: Callable[[], Any]
     environment: dict[str, str] = dataclasses.field(default_factory=lambda: dict(ENVIRONMENT))
     close: Callable[[], None] = lambda: None
+    logs: Path | None = None  # where what it says is kept: its place
+
+    def log(self, name: str) -> Path:
+        """Return the file that keeps what a start says."""
+        return (self.logs or self.place) / name
 
     def start(self, fault: dict[str, Any] | None = None, name: str = "start") -> "subprocess.Popen[bytes]":
         """Start the command; what it says goes to `name`.out and `name`.err in the case's folder."""
@@ -61,18 +66,18 @@ class Work:
         if fault:
             environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
             environment["TTL_FAULT"] = json.dumps(fault)
-        with (self.place / f"{name}.out").open("wb") as out, (self.place / f"{name}.err").open("wb") as err:
+        with self.log(f"{name}.out").open("wb") as out, self.log(f"{name}.err").open("wb") as err:
             return subprocess.Popen(
                 [*TTL, *self.words], env=environment, cwd=self.place, stdin=subprocess.DEVNULL, stdout=out, stderr=err
             )
 
     def said(self, name: str = "start") -> str:
         """Return what a start wrote to stderr, without bars."""
-        return (self.place / f"{name}.err").read_text(encoding="utf-8", errors="replace")
+        return self.log(f"{name}.err").read_text(encoding="utf-8", errors="replace")
 
     def printed(self, name: str = "start") -> str:
         """Return what a start wrote to stdout."""
-        return (self.place / f"{name}.out").read_text(encoding="utf-8", errors="replace")
+        return self.log(f"{name}.out").read_text(encoding="utf-8", errors="replace")
 
     def run(self, fault: dict[str, Any] | None = None, name: str = "start") -> int:
         """Run the command to its end and return its exit code."""
