@@ -14,7 +14,7 @@ LLAMA_CPP_WHEEL = $(WHEELS)/$(subst ==,-,$(LLAMA_CPP))-*.whl
 OTHER := .venv-transformers4
 OTHER_PYTHON := $(OTHER)/bin/python
 
-.PHONY: demo test test-all lint types check cards install install-dev other-tools clean
+.PHONY: demo test test-all torture lint types check cards install install-dev other-tools clean
 
 demo: install
 	$(BIN)/ttl demo
@@ -24,6 +24,12 @@ test: install-dev
 
 test-all: install-dev
 	$(BIN)/python -m pytest
+
+# Faults at random, one after the other: kills, signals, full disks, damaged files. Can be stopped and gone on with;
+# what was tried stands in build/torture/results.jsonl, and as a table at the end.
+N ?= 200
+torture: install-dev
+	$(BIN)/python tests/faults/torture.py $(N) --fixed
 
 lint: install-dev
 	$(BIN)/ruff check .

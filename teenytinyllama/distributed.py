@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -385,3 +386,12 @@ def measure_network(path: str, device_type: str) -> None:
         Path(path).write_text(json.dumps(found), encoding="utf-8")
     leave_ranks()
     exit_rank(0)
+
+
+# What gloo and NCCL say when the process at the other end of a connection is gone.
+_LOST_PEER = re.compile(r"connection (was )?(reset|closed) by (remote )?peer|broken pipe|remote process exited", re.I)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Return whether an error of a collective says that another rank has ended; its own end says why it did."""
+    return isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))

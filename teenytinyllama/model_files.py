@@ -129,8 +129,19 @@ def refusing_damage(field: str, name: str, what: str = "its files") -> Iterator[
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         raise InputError(
-            f"{field}={name}: transformers cannot read {what}: {reason} Download or copy the model again."
+            f"{field}={name}: transformers cannot read {what}: {_damaged_json(name)}{reason} Download or copy the "
+            "model again."
         ) from error
+
+
+def _damaged_json(name: str) -> str:
+    """Return the name of the first file of a local folder that is no JSON, and a colon; nothing where all are."""
+    for path in sorted(Path(name).glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError, OSError):
+            return f"{path.name}: "
+    return ""
 
 
 def read_json_file(field: str, name: str, path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 # The names of the files and folders that this package writes: every room that writes or reads one imports its name.
 MANIFEST_NAME = "run.json"  # of every stage, written last: the folder is complete
 CONFIG_NAME = "config.yaml"  # the settings of a run, as resolved
-ENVIRONMENT_NAME = "environment.json"  # versions, machine and identity of a run that has begun
+ENVIRONMENT_NAME, ENVIRONMENT_COPY_NAME = "environment.json", "run_environment.json"  # of a run; in its checkpoints
 LOCK_NAME = ".lock"  # held by the process that works in the folder
 EMISSIONS_NAME, LEDGER_NAME = "emissions.csv", "ledger.jsonl"  # energy: codecarbon's rows, and ours of every start
 ENERGY_JSON_NAME, ENERGY_MARKDOWN_NAME, ENERGY_PLOT_NAME = "emissions.json", "emissions.md", "emissions.png"
@@ -272,11 +272,11 @@ class StageFolder:
         partial = {f"{name}.partial" for name in (*names, MANIFEST_NAME, ENVIRONMENT_NAME)}
         ensure_only("output_dir", self.path, names | partial, "Choose an empty or new folder.", refusal)
 
-    def begun(self) -> dict[str, Any] | None:
+    def begun(self, fix: str = "Choose another folder.") -> dict[str, Any] | None:
         """Return what `environment.json` says of the run that the folder holds, or None if a new run may begin there.
 
         Raises:
-            InputError: the record is damaged, or the folder holds files that are not of a run.
+            InputError: the record is damaged, with its `fix`, or the folder holds files that are not of a run.
         """
         ensure_folder("output_dir", self.path)
         path = self.path / ENVIRONMENT_NAME
@@ -287,7 +287,7 @@ class StageFolder:
             environment = parse_record(path.read_bytes())
             return {**environment, "identity": dict(environment["identity"])}
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"output_dir={self.path}: {path.name} is damaged. Choose another folder.") from error
+            raise InputError(f"output_dir={self.path}: {path.name} is damaged ({error!r}). {fix}") from error
 
     def ensure_same(self, before: dict[str, Any], now: dict[str, Any], fix: str = "Choose another folder.") -> None:
         """Check that the run in the folder is the one that is asked for.

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -223,9 +223,40 @@ def test_what_does_not_hold_is_skipped_with_its_reason(
         assert chosen(values) == unfinished / "checkpoint-8"
         return
     assert chosen(values) == unfinished / "checkpoint-4"
-    import re
-
     assert re.search(f"skipped    checkpoint-8: {reason}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (
+            lambda text: text[: len(text) // 2],
+            r"environment.json is damaged \(JSONDecodeError.*\). Restore it: (cp .*)",
+        ),
+        (
+            lambda text: text.replace('"packed_sha256": "', '"packed_sha256": "0'),
+            r"holds another run; different: packed_sha256.*environment.json is not as it was at checkpoint-8; if it was "
+            "damaged: Restore it: (cp .*)",
+        ),
+    ],
+)
+def test_a_damaged_record_of_the_run_is_restored_from_a_checkpoint(
+    unfinished: Path, values: dict[str, Any], damage: Any, reason: str
+) -> None:
+    record = unfinished / "environment.json"
+    whole = record.read_text()
+    record.write_text(damage(whole))
+    with pytest.raises(InputError, match=reason) as refused:
+        chosen(values)
+    command = re.search(reason, str(refused.value))
+    assert command is not None
+    subprocess.run(command[1], shell=True, check=True)
+    assert json.loads(record.read_text())["identity"] == json.loads(whole)["identity"]
+    assert chosen(values) == unfinished / "checkpoint-8"
+    record.write_text(damage(whole))
+    (unfinished / "checkpoint-8" / "run_environment.json").write_text("{")  # a damaged copy is none
+    with pytest.raises(InputError, match="checkpoint-4"):
+        chosen(values)
 
 
 def test_a_renamed_checkpoint_is_skipped(unfinished: Path, values: dict[str, Any]) -> None:
@@ -544,50 +575,6 @@ def test_hashing_is_no_training_time(values: dict[str, Any], monkeypatch: pytest
 
 
 # Kills
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("place", "expected", "skipped"),
-    [("weights", 4, True), ("optimizer", 4, True), ("state", 4, True), ("marker", 4, True), ("rotation", 8, False)],
-)
-def test_a_save_killed_anywhere_costs_at_most_itself(
-    place: str,
-    expected: int,
-    skipped: bool,
-    values: dict[str, Any],
-    finished: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    values["save_total_limit"] = 1
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    folder = Path(values["output_dir"])
-    killed = subprocess.run(
-        [
-            sys.executable,
-            str(REPOSITORY / "tests" / "killed_save.py"),
-            place,
-            "8",
-            "--config",
-            str(tmp_path / "x.yaml"),
-        ],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert steps(folder) == [4, 8]
-    assert [step for step, _ in complete_checkpoints(folder)] == [expected]
-    run(values)
-    out = capsys.readouterr().out
-    assert f"resumed from {folder}/checkpoint-{expected}" in out
-    assert ("skipped    checkpoint-8: has no complete.json" in out) is skipped
-    assert losses(folder) == losses(finished[0])
-    assert sha256_file(folder / "model.safetensors") == sha256_file(finished[0] / "model.safetensors")
-    assert [step for step, _ in complete_checkpoints(folder)][-1] == 8
-    assert checkpoint_faults(folder / "checkpoint-8") == []
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -147,6 +148,32 @@ def test_a_process_that_is_killed_is_no_endless_wait(tmp_path: Path) -> None:
     (tmp_path / "corpus.json.kill").unlink()
     assert run([sys.executable, str(script), str(file)]).returncode == EXIT_DONE
     assert hashes(tmp_path / "out") == hashes(make(keys | {"output_dir": str(tmp_path / "whole"), "workers": 1}))
+
+
+@pytest.mark.slow
+def test_a_damaged_file_of_a_phase_is_named_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = config(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("teenytinyllama.corpus.factory._finish", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            make(keys)
+    work = tmp_path / "out" / "work"
+    for name in ("seconds-00000.json", "00000.json", "counts.json", "00000.statistics", "00000.parquet"):
+        for path in work.glob(f"*/{name}"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    shutil.rmtree(next(work.glob("mix-*")))
+    named = []
+    while not (tmp_path / "out" / "passport.json").exists():
+        try:
+            make(keys)
+        except RunFailedError as failure:
+            text = str(failure)
+            assert re.search("/work/.* is damaged .*Delete the folder .*; the same command makes it again", text)
+            folder = Path(text.split("Delete the folder ")[1].split(";")[0])
+            named.append(folder.name.split("-")[0])
+            shutil.rmtree(folder)
+    assert named == ["clean", "finish", "duplicates"]
+    assert hashes(tmp_path / "out") == hashes(make(keys | {"output_dir": str(tmp_path / "whole")}))
 
 
 STOPPED = """

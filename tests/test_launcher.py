@@ -170,13 +170,14 @@ def test_a_killed_rank_ends_the_others_and_what_they_started(
     started.kill_rank(1)
     code, errors = started.end()
     assert code == EXIT_FAILED
-    assert errors == "error: rank 1 of 2 was killed by SIGKILL (often: out of memory); the other ranks were ended.\n"
+    assert errors == "error: rank 1 of 2 was killed by SIGKILL (often: out of memory); the other ranks were ended. " \
+        "The same command goes on from the newest complete checkpoint, or begins again without one.\n"  # fmt: skip
 
 
 def test_what_a_killed_rank_had_started_ends_too(supervised: Callable[..., Supervised], tmp_path: Path) -> None:
     started = supervised(1, "parent")
     started.kill_rank(0)
-    assert "the training process was killed by SIGKILL" in started.end()[1]
+    assert "killed by SIGKILL (often: out of memory). The same command goes on from the newest" in started.end()[1]
 
 
 # Signals
@@ -237,6 +238,7 @@ def test_the_second_signal_kills(supervised: Callable[..., Supervised], tmp_path
     code, errors = started.end()
     assert code == EXIT_FAILED
     assert "killed at the second signal" in errors
+    assert "The same command goes on from the newest complete checkpoint" in errors
 
 
 def test_a_rank_saves_and_stops_when_its_supervisor_is_killed(

@@ -176,3 +176,22 @@ def test_a_strangers_folder_of_a_speed_test_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="its speed-test is not of a speed test. Move it away"):
         measure_speed({"output_dir": str(tmp_path)}, 1, lambda values, log: 0)
     assert mine.read_text() == "mine"
+
+
+def test_a_save_that_a_full_disk_ended_at_its_first_file_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoint-4"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: exec("raise OSError(28, 'No space left on device')"))
+        with pytest.raises(OSError, match="No space left"):
+            begin_saving(path)
+    assert [entry.name for entry in path.iterdir()] == ["begun.json.partial"]
+    refuse_strangers(tmp_path, 100)
+    (path / "notes.txt").touch()  # of somebody else
+    with pytest.raises(InputError, match="checkpoint-4 may lie where this run will save"):
+        refuse_strangers(tmp_path, 100)
+    assert not delete_checkpoint(path)
+    (path / "notes.txt").unlink()
+    assert delete_checkpoint(path)
+    assert not path.exists()

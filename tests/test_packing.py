@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,40 @@ def test_a_kill_is_resumed_to_the_same_rows(
     assert sum(encoded) < 400, "finished chunks were tokenized again"
     for name in ("train.npy", "validation.npy", "validation_documents.npy"):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("train.bin", lambda content: content[: len(content) // 3], "train.bin is shorter than its journal says"),
+        ("documents.bin", lambda content: b"\x01" + content[1:], "documents.bin is not as its journal says"),
+        ("journal.jsonl", lambda content: content.replace(b'"chunks": 2', b'"chunks: 2'), "Expecting"),
+        ("journal.jsonl", lambda content: content.replace(b'"documents"', b'"d\xffcuments"', 1), "decode byte 0xff"),
+    ],
+)
+def test_damage_to_what_a_kill_left_is_noticed(
+    tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, packed_folder: Path, name: str, damage: Any, reason: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 5_000)
+    append, count = packing.Journal.append, []
+
+    def stopped(journal: packing.Journal, *rest: Any) -> None:
+        append(journal, *rest)
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.Journal, "append", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
+    file = tmp_path / "p" / ".partial" / name
+    file.write_bytes(damage(file.read_bytes()))
+    output = pack(config(corpus_folder, tokenizer_folder, tmp_path / "p"))
+    assert re.search(f"is damaged .*{reason}.*: packing begins anew", capsys.readouterr().out)
+    for rows in ("train.npy", "validation.npy", "validation_documents.npy"):
+        assert (output / rows).read_bytes() == (packed_folder / rows).read_bytes(), rows
 
 
 def test_a_kill_is_not_resumed_with_the_inputs_in_another_order(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -311,6 +346,11 @@ def test_damaged_rows_are_refused(tmp_path: Path, packed_folder: Path) -> None:
     copy = shutil.copytree(packed_folder, tmp_path / "p")
     np.save(copy / "train.npy", np.zeros((3, 32), dtype=np.uint16))
     with pytest.raises(InputError, match="the arrays' sizes"):
+        load_packed(copy)
+    header = bytearray((packed_folder / "validation_documents.npy").read_bytes())
+    header[header.index(b"]")] ^= 1  # a bracket of the header is never closed
+    (copy / "train.npy").write_bytes(bytes(header))
+    with pytest.raises(InputError, match="train.npy is missing or damaged .*EOF in multi-line statement"):
         load_packed(copy)
     (copy / "train.npy").write_bytes(b"no array")
     with pytest.raises(InputError, match="train.npy is missing or damaged"):

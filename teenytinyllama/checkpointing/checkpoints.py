@@ -6,9 +6,11 @@ marker: a run calls it before it resumes from a checkpoint, and publishing befor
 began at a checkpoint of another one; its record says what it builds on.
 """
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from filelock import FileLock, Timeout
 from ..checks import InputError, available_cores, ensure
 from ..stage_folder import (
     BEGUN_NAME,
+    ENVIRONMENT_COPY_NAME,
     ENVIRONMENT_NAME,
     LEASES_FOLDER,
     MARKER_NAME,
@@ -91,14 +94,26 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether this package wrote a folder that is named like a checkpoint, complete or not."""
-    return not path.is_symlink() and any((path / name).is_file() for name in (MARKER_NAME, BEGUN_NAME))
+    """Return whether this package wrote a folder that is named like a checkpoint, complete or not.
+
+    A disk that was full, or a kill, at the first file of a save leaves a part of that file alone.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return False
+    if any((path / name).is_file() for name in (MARKER_NAME, BEGUN_NAME)):
+        return True
+    return [entry.name for entry in path.iterdir()] == [f"{BEGUN_NAME}.partial"]
 
 
 def begin_saving(path: Path) -> None:
-    """Make the folder of a checkpoint and write `begun.json` first, which says that this package made the folder."""
+    """Make the folder of a checkpoint and write `begun.json` first, which says that this package made the folder.
+
+    With it goes a copy of the run's `environment.json`, without which nobody knows whose the checkpoints are.
+    """
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / BEGUN_NAME, {"created": utc_now()})
+    if (path.parent / ENVIRONMENT_NAME).is_file():
+        shutil.copyfile(path.parent / ENVIRONMENT_NAME, path / ENVIRONMENT_COPY_NAME)
 
 
 def read_marker(path: Path) -> Marker:
@@ -179,6 +194,39 @@ def record_left_out(folder: Path, left_out: list[dict[str, Any]]) -> None:
 def ranges_of(left_out: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """Return all rows that are left out as (first, count), in their order."""
     return sorted((int(first), int(count)) for record in left_out for first, count in record["rows"])
+
+
+def _record_copy(folder: Path) -> Path | None:
+    """Return the newest copy of a run's `environment.json` in its checkpoints that is as it was saved, or None."""
+    for _, path in reversed(complete_checkpoints(folder)):
+        copy = path / ENVIRONMENT_COPY_NAME
+        with contextlib.suppress(InputError, OSError):
+            record = (read_marker(path).files or {}).get(copy.name)
+            if record is not None and sha256_file(copy) == record.sha256:
+                return copy
+    return None
+
+
+def how_to_restore(folder: Path) -> str:
+    """Return what somebody can do whose run's `environment.json` is damaged."""
+    copy = _record_copy(folder)
+    if copy is None:
+        return "Restore it from a copy, or choose another folder."
+    return f"Restore it: {shlex.join(['cp', str(copy), str(folder / ENVIRONMENT_NAME)])}"
+
+
+def ways_on(folder: Path, identity: dict[str, Any]) -> str:
+    """Return what somebody can do whose settings are not those of the run in a folder, as its record has them."""
+    copy = _record_copy(folder)
+    if copy is not None and json.loads(copy.read_bytes()).get("identity") != identity:
+        return f"{ENVIRONMENT_NAME} is not as it was at {copy.parent.name}; if it was damaged: {how_to_restore(folder)}"
+    whole = [path for _, path in complete_checkpoints(folder) if (path / "config.json").is_file()]
+    if not whole:
+        return "Choose another folder."
+    return (
+        f"Choose another folder; a new run there can begin with these weights: --model_name_or_path {whole[-1]} "
+        "--output_dir NEW (in place of --preset; its optimizer and its schedule begin anew)."
+    )
 
 
 def write_marker(path: Path, marker: Marker) -> None:
@@ -320,7 +368,7 @@ def delete_checkpoint(path: Path) -> bool:
     except Timeout:
         return False
     try:
-        if not (path / BEGUN_NAME).is_file():
+        if (path / MARKER_NAME).is_file() and not (path / BEGUN_NAME).is_file():
             begin_saving(path)  # an earlier version saved it; a deletion that is killed can so be finished later
         (path / MARKER_NAME).unlink(missing_ok=True)
         shutil.rmtree(path)

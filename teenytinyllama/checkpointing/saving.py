@@ -17,7 +17,15 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..arguments import load_yaml
-from ..checks import InputError, RunFailedError, beside_the_model, counted, ensure, free_disk_bytes
+from ..checks import (
+    InputError,
+    RunFailedError,
+    beside_the_model,
+    counted,
+    ensure,
+    format_bytes,
+    free_disk_bytes,
+)
 from ..distributed import from_first, least_over_ranks, wait_for_ranks
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_path, read_starts
@@ -37,11 +45,13 @@ from .checkpoints import (
     complete_checkpoints,
     delete_checkpoint,
     hash_files,
+    how_to_restore,
     is_ours,
     lease,
     list_checkpoints,
     read_marker,
     sync_files,
+    ways_on,
     write_marker,
 )
 from .optimizer_state import is_by_name
@@ -137,7 +147,7 @@ class CheckpointCallback(TrainerCallback):
         if free_bytes >= needed_bytes:
             return None
         return (
-            f"needs about {needed_bytes / 1e9:.2f} GB on the disk of {self.folder} and {free_bytes / 1e9:.2f} GB are "
+            f"needs about {format_bytes(needed_bytes)} on the disk of {self.folder} and {format_bytes(free_bytes)} are "
             "free: free some space there or lower save_total_limit"
         )
 
@@ -255,17 +265,6 @@ def _files_of_speed_tests(folder: Path) -> set[str]:
     return {path.name for path in (ledger_path(folder, 0), *emission_files(folder))}
 
 
-def _ways_on(folder: Path) -> str:
-    """Return what somebody can do who wants to go on with other settings."""
-    whole = [path for _, path in complete_checkpoints(folder) if (path / "config.json").is_file()]
-    if not whole:
-        return "Choose another folder."
-    return (
-        f"Choose another folder; a new run there can begin with these weights: --model_name_or_path {whole[-1]} "
-        "--output_dir NEW (in place of --preset; its optimizer and its schedule begin anew)."
-    )
-
-
 def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str, str] | None = None) -> str:
     """Return the state of a run's folder: `new`, `resume` or `complete`.
 
@@ -278,10 +277,11 @@ def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str,
         InputError: the folder holds another run, or files that do not belong to a run.
     """
     place = StageFolder(folder, "training", "run", _PREPARED | _files_of_speed_tests(folder))
-    environment, defaults = place.begun(), defaults or {}
+    environment, defaults = place.begun(how_to_restore(folder)), defaults or {}
     if environment is None:
         return "new"
-    place.ensure_same(recorded_identity(folder, environment, defaults), defaults | identity, _ways_on(folder))
+    before = recorded_identity(folder, environment, defaults)
+    place.ensure_same(before, defaults | identity, ways_on(folder, environment["identity"]))
     return "complete" if place.is_complete else "resume"
 
 
@@ -410,7 +410,7 @@ def _print_checked(path: Path) -> None:
     found = "saved by an earlier version, without hashes; taken as it is"
     if files is not None:
         size_bytes = sum(record.bytes for record in files.values())
-        found = f"{counted(len(files), 'file')}, {size_bytes / 1e9:.2f} GB, all as they were saved"
+        found = f"{counted(len(files), 'file')}, {format_bytes(size_bytes)}, all as they were saved"
     print(f"checked    {path.name}: {found}", flush=True)
 
 

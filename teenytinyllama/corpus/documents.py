@@ -4,7 +4,7 @@ A file has its name once it is whole. Until then its name holds the number of th
 writers of one task cannot mix.
 """
 
-import json
+import contextlib
 import os
 import time
 from collections import defaultdict
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..stage_folder import write_json
+from ..checks import RunFailedError
+from ..stage_folder import parse_record, write_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -93,7 +94,7 @@ def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[dic
     """Yield the documents of a file of a phase, in order."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with reading(path), pyarrow.parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):  # one holds at most `BATCH_BYTES` and a document
             yield from file.read_row_group(group, columns=columns).to_pylist()
 
@@ -138,6 +139,28 @@ class SplitWriter:
         self._writer = None
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file of a phase that the block reads where it is damaged.
+
+    Raises:
+        RunFailedError: the message says how the file is made again.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason, folder = " ".join(str(error).split())[:200], path if path.is_dir() else path.parent
+        raise RunFailedError(
+            f"{path} is damaged ({reason}). Delete the folder {folder}; the same command makes it again."
+        ) from error
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a task of a phase wrote; see `reading` for damage."""
+    with reading(path):
+        return parse_record(path.read_bytes())
+
+
 class StepSeconds:
     """Wall seconds of the steps of one task, one lap after the other: what a run's time goes into."""
 
@@ -161,6 +184,7 @@ def read_seconds(folder: Path) -> dict[str, float]:
     """Return the seconds of each step, those of all tasks of a phase together."""
     found: dict[str, float] = defaultdict(float)
     for path in folder.glob("seconds-*.json"):
-        for step, seconds in json.loads(path.read_text(encoding="utf-8")).items():
-            found[step] += seconds
+        with contextlib.suppress(ValueError, TypeError):  # a damaged file costs its seconds, no more
+            for step, seconds in parse_record(path.read_bytes()).items():
+                found[step] += float(seconds)
     return {step: round(seconds, 3) for step, seconds in found.items()}

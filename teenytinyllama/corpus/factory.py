@@ -16,7 +16,7 @@ from ..passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_su
 from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
 from .config import STEP_NAMES, BuildConfig, nested
-from .documents import read_seconds
+from .documents import read_figures, read_seconds, reading
 from .funnel import NO_DOCUMENT, Funnel
 from .phases import BYTES_PER_TOKEN, CONFIG_FILE, PLAN_FILE, forget_indexes
 from .shards import WorkShard, plan_shards, write_plan
@@ -334,13 +334,15 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
             target.rmdir()
         for path in made:
             (target / path.name).hardlink_to(path)
-    figures = json.loads((places["mix"] / "shares.json").read_text(encoding="utf-8"))
+    figures = read_figures(places["mix"] / "shares.json")
     if config.duplicates is not False:
-        figures["duplicates"] = json.loads((places["duplicates"] / "counts.json").read_text(encoding="utf-8"))
+        figures["duplicates"] = read_figures(places["duplicates"] / "counts.json")
+    with reading(places["finish"]):
+        statistics = read_statistics(places["finish"])
     seconds = {phase: read_seconds(place) for phase, place in places.items() if phase != "plan"}
     files = {str(path.relative_to(folder)): sha256_file(path) for split in _SPLITS
              for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
-    passport = make_passport(config, funnel, read_statistics(places["finish"]), figures, files)
+    passport = make_passport(config, funnel, statistics, figures, files)
     for warning in passport["licence"]["warnings"]:
         print(f"warning: licence: {warning}", flush=True)
     for warning in passport["warnings"]:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..stage_folder import write_json
+from ..stage_folder import parse_record, write_json
+from .documents import reading
 from .shards import BrokenRow
 
 _SAMPLES = 20  # kept of each reason, and of what is kept
@@ -122,15 +123,21 @@ class Funnel:
 
     @classmethod
     def read(cls, path: Path) -> "Funnel":
-        """Return the funnel that `write` wrote."""
-        found, funnel = json.loads(path.read_text(encoding="utf-8")), cls(most_samples=2**31)
-        for source, steps in found["counts"].items():
-            for step, values in steps.items():
-                values |= {"reasons": Counter(values["reasons"]), "changes": Counter(values["changes"])}
-                funnel.counts[source][step] = StepCount(**values)
-        for place, samples in found["samples"].items():
-            for order, text in samples:
-                funnel._sample(place, json.loads(text), order)
+        """Return the funnel that `write` wrote.
+
+        Raises:
+            RunFailedError: the file is damaged.
+        """
+        funnel = cls(most_samples=2**31)
+        with reading(path):
+            found = parse_record(path.read_bytes())
+            for source, steps in found["counts"].items():
+                for step, values in steps.items():
+                    values |= {"reasons": Counter(values["reasons"]), "changes": Counter(values["changes"])}
+                    funnel.counts[source][step] = StepCount(**values)
+            for place, samples in found["samples"].items():
+                for order, text in samples:
+                    funnel._sample(place, json.loads(text), order)
         return funnel
 
     def left_of(self, source: str) -> int:

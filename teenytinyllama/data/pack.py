@@ -17,6 +17,7 @@ While a folder is being packed, its unfinished part lies in `.partial`: files of
 the chunks of documents that are done. After a kill, the same command goes on behind the last of them.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -40,6 +41,7 @@ from ..stage_folder import (
     JOURNAL_NAME,
     LEDGER_NAME,
     StageFolder,
+    parse_record,
     sha256_file,
     sha256_json,
 )
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_STREAMS = ("train", "validation", "documents")  # the files of an unfinished packing, NAME.bin
 DOCUMENT_DTYPE = np.dtype([("offset", "<i8"), ("num_tokens", "<i8"), ("num_bytes", "<i8"), ("source", "<i4")])
 
 
@@ -71,6 +74,7 @@ class Totals:
     validation_tokens: int = 0
     # The last training documents (source, tokens, bytes), of which the end of the corpus may drop some.
     tail: list[tuple[str, int, int]] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)  # of the token files, so that damage is noticed after a kill
     sources: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "validation": {}})
 
     def without_tail(self, dropped_tokens: int) -> dict[str, dict[str, Any]]:
@@ -98,41 +102,82 @@ class Journal:
     """The unfinished folder `.partial`: token files that only grow, and one line per finished chunk.
 
     A line holds the totals, and the records of those sources alone that the chunk added to: there can be as many
-    sources as documents.
+    sources as documents. Where the token files are not as the last line says, packing starts from the beginning.
     """
 
     def __init__(self, folder: Path, plan: str, dtype: Any, context: int) -> None:
         self.folder, self.dtype, self.context = folder, dtype, context
-        self.totals = Totals()
+        self.totals, self.source_ids = Totals(), dict[str, int]()
         marks = folder / JOURNAL_NAME
         if not (folder / "plan").exists() or (folder / "plan").read_text() != plan:
             if is_journal(folder):
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "plan").write_text(plan)
-        lines = marks.read_text().split("\n") if marks.exists() else []
+        lines = marks.read_bytes().split(b"\n") if marks.exists() else []
         whole = [line for line in lines[:-1] if line]  # a kill can leave a last line without its end
-        for line in whole:
-            mark = json.loads(line)
+        try:
+            self._read(whole)
+            self.digests = {name: self._checked(name) for name in _STREAMS}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            print(
+                f"warning    what was packed so far in {folder} is damaged ({error}): packing begins anew", flush=True
+            )
+            self.totals, self.source_ids, whole = Totals(), {}, []
+            self.digests = {name: hashlib.sha256() for name in _STREAMS}
+        marks.write_bytes(b"".join(line + b"\n" for line in whole))
+        self.files = {name: self._open(name) for name in _STREAMS}
+        self.marks = marks.open("a")
+
+    def _read(self, lines: list[bytes]) -> None:
+        """Add up the marks.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: one is damaged.
+        """
+        for line in lines:
+            mark = parse_record(line)
             for split, records in self.totals.sources.items():
                 records.update(mark["sources"][split])
             self.totals = Totals(**{**mark, "sources": self.totals.sources})
         self.source_ids = {name: place for place, name in enumerate(self.totals.sources["validation"])}
-        marks.write_text("".join(line + "\n" for line in whole))
-        self.files = {name: self._open(name) for name in ("train", "validation", "documents")}
-        self.marks = marks.open("a")
 
-    def _open(self, name: str) -> Any:
-        path = self.folder / f"{name}.bin"
-        path.touch()
-        length = {
+    def _length(self, name: str) -> int:
+        """Return the bytes of a token file that the marks vouch for."""
+        return int({
             "train": self.totals.train_tokens * np.dtype(self.dtype).itemsize,
             "validation": self.totals.validation_tokens * np.dtype(self.dtype).itemsize,
             "documents": sum(r["documents"] for r in self.totals.sources["validation"].values())
             * DOCUMENT_DTYPE.itemsize,
-        }[name]
-        os.truncate(path, length)
+        }[name])  # fmt: skip
+
+    def _checked(self, name: str) -> "hashlib._Hash":
+        """Return the hash of a token file so far.
+
+        Raises:
+            ValueError: the file is shorter than its marks, or holds something else.
+        """
+        digest, path, left = hashlib.sha256(), self.folder / f"{name}.bin", self._length(name)
+        if left and (not path.is_file() or path.stat().st_size < left):
+            raise ValueError(f"{path.name} is shorter than its journal says")
+        if left:
+            with path.open("rb") as file:
+                while part := file.read(min(left, 1 << 22)):
+                    digest.update(part)
+                    left -= len(part)
+        if self.totals.hashes.get(name, digest.hexdigest()) != digest.hexdigest():
+            raise ValueError(f"{path.name} is not as its journal says")
+        return digest
+
+    def _open(self, name: str) -> Any:
+        path = self.folder / f"{name}.bin"
+        path.touch()
+        os.truncate(path, self._length(name))
         return path.open("ab")
+
+    def _write(self, name: str, content: bytes) -> None:
+        self.files[name].write(content)
+        self.digests[name].update(content)
 
     def append(self, chunk: list[tuple[str, Document]], encoded: list[NDArray[Any]]) -> None:
         """Add a chunk's documents to the token files and mark it done."""
@@ -142,17 +187,18 @@ class Journal:
             num_bytes = len(document.text.encode())
             count_document(totals.sources[split], document.source, document.license, bytes=num_bytes, tokens=len(ids))
             touched[split][document.source] = totals.sources[split][document.source]
-            self.files[split].write(ids.tobytes())
+            self._write(split, ids.tobytes())
             if split == "train":
                 totals.train_tokens += len(ids)
                 totals.tail.append((document.source, len(ids), num_bytes))
                 continue
             source_id = self.source_ids.setdefault(document.source, len(self.source_ids))
             row = (totals.validation_tokens, len(ids), num_bytes, source_id)
-            self.files["documents"].write(np.array([row], dtype=DOCUMENT_DTYPE).tobytes())
+            self._write("documents", np.array([row], dtype=DOCUMENT_DTYPE).tobytes())
             totals.validation_tokens += len(ids)
         totals.documents += len(chunk)
         totals.chunks += 1
+        totals.hashes = {name: digest.hexdigest() for name, digest in self.digests.items()}
         self._shorten_tail()
         for file in self.files.values():
             file.flush()

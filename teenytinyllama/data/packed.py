@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,6 +82,7 @@ def load_packed(folder: str | Path, key: str = "packed") -> PackedCorpus:
             EOFError,
             SyntaxError,
             TypeError,
+            tokenize.TokenError,
         ) as error:  # a header is read as Python's literals
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(f"{key}={folder}: {name} is missing or damaged ({reason}). {PACK_FIX}") from error

@@ -26,6 +26,7 @@ SUPERVISOR_VARIABLE = "TTL_SUPERVISOR_PID"
 
 
 _POLL_SECONDS = 0.05
+_GO_ON = "The same command goes on from the newest complete checkpoint, or begins again without one."
 # How long the other ranks may go on after one failed: they mostly wait for it in a collective that never ends.
 _FAILURE_GRACE_SECONDS = 5.0
 # Bad input is met by every rank, but not at the same moment.
@@ -124,7 +125,7 @@ def _watch(
         new, stopping = received[seen:], seen > 0
         seen += len(new)
         if stopping and any(STOP_SIGNALS[number] for number in new):
-            _say("killed at the second signal: what was computed after the last complete checkpoint is lost.")
+            _say(f"killed at the second signal: what was computed after the last complete checkpoint is lost. {_GO_ON}")
             return EXIT_FAILED
         if new and not stopping:
             _say(f"{new[0].name}: asking {_all_of(ranks)} to save and stop; send it again to kill.")
@@ -174,7 +175,7 @@ def _outcome(ranks: Sequence[Child], failed: int | None, *, stopping: bool) -> i
     others = "; the other ranks were ended" if len(ranks) > 1 else ""
     if code < 0:
         hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
-        _say(f"error: {who} was killed by {signal.Signals(-code).name}{hint}{others}.")
+        _say(f"error: {who} was killed by {signal.Signals(-code).name}{hint}{others}. {_GO_ON}")
     else:
         _say(f"error: {who} ended with exit code {code}, its message is above{others}.")
     return EXIT_FAILED

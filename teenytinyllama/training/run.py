@@ -23,7 +23,7 @@ from ..arguments import write_yaml
 from ..checkpointing.checkpoints import branch_record, complete_checkpoints, recorded_branch, recorded_left_out
 from ..checkpointing.saving import IDENTITY_VERSION, CheckpointCallback, choose_checkpoint
 from ..checks import RunFailedError, StoppedResumable, beside_the_model, is_main_process
-from ..distributed import check_ranks, from_first, leave_ranks
+from ..distributed import check_ranks, from_first, is_lost_rank, leave_ranks
 from ..energy.emissions import grid_intensity, place, read_emissions
 from ..energy.ledger import ledger_files, read_starts
 from ..gpus import describe_out_of_memory, device_name, is_out_of_memory, peak_flops, peak_gpu_memory_gb, peak_memory_gb
@@ -166,7 +166,7 @@ def execute(
     Raises:
         InputError: a folder in which another process trains, or ranks or memory that do not fit.
         StoppedResumable: a signal stopped it after a complete checkpoint.
-        RunFailedError: the loss is not finite, or memory ran out.
+        RunFailedError: the loss is not finite, memory ran out, or another rank has ended.
     """
     known, given_keys = (given, given.given) if isinstance(given, Resolved) else (None, given)
     plan = make_plan(config, known)
@@ -216,6 +216,8 @@ def _train(
         if not run.stopped:
             finish(run, config, plan, time.time() - start)
     except (RuntimeError, MemoryError) as error:
+        if is_lost_rank(error):
+            raise RunFailedError("another rank has ended, and this one waited for it.") from error
         if not is_out_of_memory(error):
             raise
         raise out_of_memory_failure(error, config, plan.folder) from error
