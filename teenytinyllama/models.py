@@ -122,7 +122,8 @@ def weights_identity(name_or_path: str, revision: str | None = None) -> str:
     source = locate(name_or_path, revision)
     if source.folder is None:
         return source.revision
-    return sha256_json({path.name: sha256_file(path) for path in sorted(source.folder.glob("*.safetensors"))})
+    files = [path for path in sorted(source.folder.glob("*.safetensors")) if path.is_file()]
+    return sha256_json({path.name: sha256_file(path) for path in files})
 
 
 def resize_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -240,6 +241,8 @@ def _read_tokenizer(key: str, source: ModelSource, what: str = "its tokenizer") 
     with refusing_damage(key, source.name, what):
         tokenizer = make_portable(AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False))
         tokenizer("a")  # what a damaged file breaks only in use
+        if tokenizer.model_input_names[:1] != ["input_ids"]:  # which padding looks for
+            raise ValueError("model_input_names in tokenizer_config.json does not begin with input_ids.")
         return tokenizer
 
 

@@ -28,7 +28,13 @@ def run_chunk(number: int, size: int, world: Path, verbs: tuple[str, ...]) -> di
     slowest = (0.0, "")
 
     @seed(number)
-    @settings(max_examples=size, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=size,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(cases(verbs))
     def run(case: Case) -> None:
         nonlocal slowest
@@ -44,7 +50,13 @@ def run_chunk(number: int, size: int, world: Path, verbs: tuple[str, ...]) -> di
         slowest = max(slowest, (time.monotonic() - start, case.verb))
 
     run()
-    return {"seed": number, "cases": codes.total(), "codes": dict(codes), "faults": dict(faults), "slowest": list(slowest)}
+    return {
+        "seed": number,
+        "cases": codes.total(),
+        "codes": dict(codes),
+        "faults": dict(faults),
+        "slowest": list(slowest),
+    }
 
 
 def keep(case: Case, fault: Fault) -> None:
@@ -85,7 +97,9 @@ def main(arguments: list[str]) -> None:
                 yaml.safe_dump(done[-1], file, explicit_start=True)
             print(done[-1], flush=True)
     faults = sum((Counter(chunk["faults"]) for chunk in done), Counter())
-    print(f"{sum(chunk['cases'] for chunk in done)} cases: {dict(sum((Counter(chunk['codes']) for chunk in done), Counter()))}")
+    print(
+        f"{sum(chunk['cases'] for chunk in done)} cases: {dict(sum((Counter(chunk['codes']) for chunk in done), Counter()))}"
+    )
     for signature, count in faults.most_common():
         print(f"{count:6}  {signature}")
     raise SystemExit(1 if faults else 0)

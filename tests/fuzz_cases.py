@@ -35,7 +35,7 @@ ODD_FILES = ["wrong_columns.parquet", "nulls.parquet", "all_null.parquet", "numb
              "huge_number.jsonl", "latin1.txt", "latin1.jsonl", "nul.txt", "utf16.txt", "bom.csv", "surrogate.jsonl", "ragged.csv",
              "quotes.csv", "no_header.csv", "one_label.csv", "same_columns.csv", "huge_field.csv", "tabs.tsv", "zip.parquet",
              "magic.parquet", "cut.jsonl.gz", "not.jsonl.gz", "garbage.html", "deep.html", "page.warc", "cut.warc.gz", "long_line.txt",
-             "program.exe", "empty_folder", "folder.jsonl", "loop.jsonl", "nowhere.txt"]  # fmt: skip
+             "program.exe", "hora:10.parquet", "empty_folder", "folder.jsonl", "loop.jsonl", "nowhere.txt"]  # fmt: skip
 NUMBERS: list[Any] = [0, 1, 2, -1, 3, 7, 8, 17, 64, 1000, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30, 10**400,
                       0.0, -0.0, 0.5, 1.5, -0.1, 1e-300, 5e-324, 1e300, math.inf, -math.inf, math.nan, 0.999999, 1.0, 99.9]  # fmt: skip
 TEXTS = ["", " ", "a", "null", "true", "no", "1", "nan", "1e400", "0x10", "1:30", "\u00e9\u0301", "\u202etxt", "\u200b", "\ufeff", "a\0b", "a\nb", "\t", "x" * 5000,
@@ -58,7 +58,22 @@ WORDS = ["--", "---", "--=", "--config", "--config=", "--config=in/nada.yaml", "
          "--seed=!!int x", "--a=b=c", "--\udcff=1", "\udcff", "--config=\udcff", "--seed=1e999", "--inputs=", "--num_processes=0",
          "--num_processes=-1", "--num_processes=2", "--accelerate=nada", "--accelerate=in", "--accelerate=in/labels.csv", "--accelerate=cpu2",
          "--machine_rank=5", "--num_machines=0", "--deepspeed=in/labels.csv", "--token=hf_x", "--nodes=1", "--follow=1"]  # fmt: skip
-DAMAGES = ["cut", "flip", "empty", "remove", "folder", "loop", "pipe", "other", "value", "drop", "bytes", "nul", "long", "twice"]
+DAMAGES = [
+    "cut",
+    "flip",
+    "empty",
+    "remove",
+    "folder",
+    "loop",
+    "pipe",
+    "other",
+    "value",
+    "drop",
+    "bytes",
+    "nul",
+    "long",
+    "twice",
+]
 # Keys that would make a valid config wait for others, or start servers: left as they are.
 LEFT_ALONE = {"follow", "num_machines", "main_process_ip", "answer_seconds", "give_up_seconds", "poll_seconds"}
 
@@ -150,7 +165,11 @@ def keys_of(verb: str) -> tuple[list[str], list[str], dict[str, Any]]:
     hints: dict[str, Any] = {}
     own: set[str] = set()
     for cls in classes:
-        hints |= {name: hint for name, hint in _hints(cls).items() if name in {f.name for f in dataclasses.fields(cls) if f.init}}
+        hints |= {
+            name: hint
+            for name, hint in _hints(cls).items()
+            if name in {f.name for f in dataclasses.fields(cls) if f.init}
+        }
         own |= own_keys(cls)
     known = sorted(set(hints) - LEFT_ALONE)
     return [key for key in known if key in own], [key for key in known if key not in own], hints

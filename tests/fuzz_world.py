@@ -133,6 +133,7 @@ def _write_odd(folder: Path, texts: list[str]) -> None:
     }  # fmt: skip
     for name, table in tables.items():
         pyarrow.parquet.write_table(pyarrow.table(table), folder / f"{name}.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts[:5]}), folder.absolute() / "hora:10.parquet")
     rows: dict[str, list[Any]] = {
         "values": [1, "a", None, [], {}, True], "null_text": [{"text": None}, {"text": 3}, {"text": ["a"]}],
         "no_text": [{"corpo": "a"}], "odd_turns": [{"conversations": [{"role": "x", "content": 1}]}, {"conversations": None},

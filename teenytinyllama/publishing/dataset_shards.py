@@ -419,7 +419,11 @@ class _ShardFile:
             names = ("metadata.source", "metadata.license", "source", "license")
             repeated = [name for name in names if name.partition(".")[0] in schema.names]
             self._file = pyarrow.parquet.ParquetWriter(
-                self._partial, schema, compression="zstd", use_dictionary=repeated or False, write_page_index=True
+                self._partial.absolute(),
+                schema,
+                compression="zstd",
+                use_dictionary=repeated or False,
+                write_page_index=True,
             )
         batch = pyarrow.RecordBatch.from_pylist(self._records, schema=schema)
         self._num_bytes += batch.nbytes
