@@ -14,7 +14,7 @@ LLAMA_CPP_WHEEL = $(WHEELS)/$(subst ==,-,$(LLAMA_CPP))-*.whl
 OTHER := .venv-transformers4
 OTHER_PYTHON := $(OTHER)/bin/python
 
-.PHONY: demo test test-all lint types check cards install install-dev other-tools clean
+.PHONY: demo test test-all fuzz lint types check cards install install-dev other-tools clean
 
 demo: install
 	$(BIN)/ttl demo
@@ -24,6 +24,10 @@ test: install-dev
 
 test-all: install-dev
 	$(BIN)/python -m pytest
+
+# So many cases of bad input, in all: a later call goes on where one was stopped. Faults and counts are in .fuzz/.
+fuzz: install-dev
+	$(BIN)/python tests/fuzz.py $(or $(N),10000)
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -190,6 +190,18 @@ def ensure_file(field: str, path: str | Path, fix: str) -> Path:
     return path
 
 
+def read_utf8(path: Path) -> str:
+    """Return the text of a file that a stage or a user wrote.
+
+    Raises:
+        InputError: it is not UTF-8, which is how damage shows.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 at byte {error.start}, so it is damaged. Copy it again.") from error
+
+
 def free_disk_bytes(folder: str | Path) -> int:
     """Return the free bytes of the disk that holds `folder`, or would hold it."""
     return shutil.disk_usage(_nearest_existing(folder)).free

@@ -11,10 +11,16 @@ import pytest
 from made_runs import make_model
 
 from teenytinyllama import from_pretrained
+from teenytinyllama.arguments import read_mapping
 from teenytinyllama.checks import InputError
 from teenytinyllama.corpus.documents import DocumentWriter
 from teenytinyllama.data.readers import read_records
+from teenytinyllama.evaluation.config import EvaluateConfig
+from teenytinyllama.evaluation.evaluate import evaluate_model
 from teenytinyllama.models import load_tokenizer, weights_identity
+from teenytinyllama.passport.provenance import read_passport
+from teenytinyllama.publishing.card import check_model_card
+from teenytinyllama.publishing.wording import record_without_places
 from teenytinyllama.stage_folder import find_manifest
 
 
@@ -38,6 +44,42 @@ def test_a_tokenizer_whose_inputs_have_other_names_is_refused(tmp_path: Path, to
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": ["attention_mask"]}))
     with pytest.raises(InputError, match="cannot read its tokenizer: .* does not begin with input_ids"):
         load_tokenizer("tokenizer", str(folder))
+
+
+def test_damaged_text_of_a_run_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for content, message in (
+        (b"a: \xff", "config.yaml: is not UTF-8 at byte 3"),
+        (b"- a", "must hold `key: value` lines"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_mapping(path)
+    card = tmp_path / "README.md"
+    card.write_bytes(b"---\n\xff\n---\n")
+    with pytest.raises(InputError, match="README.md: is not UTF-8 at byte 4"):
+        check_model_card(tmp_path)
+    record = tmp_path / "environment.json"
+    record.write_bytes(b"{\xff}")
+    with pytest.raises(InputError, match="environment.json: is not UTF-8"):
+        record_without_places(record)
+
+
+def test_a_damaged_passport_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"stage": "corpus"}')
+    (tmp_path / "passport.json").write_text("[]")
+    with pytest.raises(InputError, match="passport.json: is damaged .no JSON object"):
+        read_passport(tmp_path)
+
+
+def test_an_evaluation_of_nothing_makes_no_folder(tmp_path: Path, tokenizer_folder: Path) -> None:
+    make_model(tmp_path / "model", tokenizer_folder, seed=0)
+    (tmp_path / "rows").mkdir()
+    config = EvaluateConfig(str(tmp_path / "model"), tasks=["assin2_rte"], data_dir=str(tmp_path / "rows"),
+                            output_dir=str(tmp_path / "out"))  # fmt: skip
+    with pytest.raises(InputError):
+        evaluate_model(config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_parquet_under_a_name_like_an_address_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
