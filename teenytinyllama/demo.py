@@ -58,7 +58,7 @@ def run_demo(given: dict[str, Any], recipes: Path) -> int:
 
     start = time.time()
     config = str(recipes / "configs" / "tiny" / "pretrain.yaml")
-    folder = Path(given.get("output_dir", "runs/demo"))
+    folder = Path(given.get("output_dir") or "runs/demo")
     usual = read_values(PretrainConfig, ["--config", config])
     for key in ("tokenizer", "packed", "inputs", "validation_inputs", "preset", "context", *_FROM_A_MODEL):
         ensure(

@@ -236,13 +236,13 @@ def _read_tokenizer(key: str, source: ModelSource, what: str = "its tokenizer") 
     """
     from transformers import AutoTokenizer
 
-    from .tokenizer.encode import make_portable
+    from .tokenizer.encode import check_sound, make_portable
 
     with refusing_damage(key, source.name, what):
-        tokenizer = make_portable(AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False))
+        tokenizer = AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False)
+        check_sound(tokenizer)
+        tokenizer = make_portable(tokenizer)
         tokenizer("a")  # what a damaged file breaks only in use
-        if tokenizer.model_input_names[:1] != ["input_ids"]:  # which padding looks for
-            raise ValueError("model_input_names in tokenizer_config.json does not begin with input_ids.")
         return tokenizer
 
 

@@ -46,6 +46,16 @@ def test_a_tokenizer_whose_inputs_have_other_names_is_refused(tmp_path: Path, to
         load_tokenizer("tokenizer", str(folder))
 
 
+def test_an_id_to_which_the_library_would_count_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"][max(content["model"]["vocab"], key=content["model"]["vocab"].get)] = 2**31
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="has an entry of id 2,147,483,648, beyond 10,000,000"):
+        load_tokenizer("tokenizer", str(folder))
+
+
 def test_damaged_text_of_a_run_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for content, message in (

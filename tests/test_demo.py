@@ -74,6 +74,13 @@ def test_a_bad_value_stops_it_before_data_is_made(tmp_path: Path, key: str, valu
     assert not (tmp_path / "demo").exists()
 
 
+def test_null_is_the_usual_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match="output_dir=runs/demo: .*runs is a file"):
+        run_demo({"output_dir": None}, recipes_folder())
+
+
 def test_a_model_that_does_not_reload_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RunFailedError, match="does not load with transformers alone"):
