@@ -239,9 +239,9 @@ def _read_tokenizer(key: str, source: ModelSource, what: str = "its tokenizer") 
     from .tokenizer.encode import check_sound, make_portable
 
     with refusing_damage(key, source.name, what):
-        tokenizer = AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False)
-        check_sound(tokenizer)
-        tokenizer = make_portable(tokenizer)
+        read: Any = AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False)
+        check_sound(read)
+        tokenizer = make_portable(read)
         tokenizer("a")  # what a damaged file breaks only in use
         return tokenizer
 

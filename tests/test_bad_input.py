@@ -56,6 +56,17 @@ def test_an_id_to_which_the_library_would_count_is_refused(tmp_path: Path, token
         load_tokenizer("tokenizer", str(folder))
 
 
+def test_prompts_are_masked_whatever_the_tokenizer_says(tmp_path: Path, tokenizer_folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from teenytinyllama.evaluation.harness import HarnessModel
+
+    make_model(tmp_path / "model", tokenizer_folder, seed=0)
+    model, tokenizer = from_pretrained(tmp_path / "model")
+    tokenizer.model_input_names = ["input_ids"]
+    _, mask = HarnessModel(model, tokenizer, 2).tok_batch_encode(["casa", "casa casa casa"])
+    assert mask.sum(1).tolist()[0] < mask.shape[1] == mask.sum(1).tolist()[1]
+
+
 def test_damaged_text_of_a_run_is_named(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     for content, message in (
