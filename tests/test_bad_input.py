@@ -20,6 +20,7 @@ from teenytinyllama.evaluation.evaluate import evaluate_model
 from teenytinyllama.models import load_tokenizer, weights_identity
 from teenytinyllama.passport.provenance import read_passport
 from teenytinyllama.publishing.card import check_model_card
+from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.wording import record_without_places
 from teenytinyllama.stage_folder import find_manifest
 
@@ -110,3 +111,12 @@ def test_parquet_under_a_name_like_an_address_is_read(tmp_path: Path, monkeypatc
     writer.add({"text": "uma lhama"})
     writer.close()
     assert [row["text"] for row in read_records("inputs", Path("hora:10/x.parquet"))] == ["uma lhama"]
+
+
+def test_a_damaged_list_of_finished_shards_is_made_again(tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "staging", {})
+    (tmp_path / "staging").mkdir()
+    for content in (b'{"a": 1}\n', b"\xff\n", b"[]\n"):
+        (tmp_path / "staging" / "shards.jsonl").write_bytes(content)
+        assert staging.finished() == {}
+        assert not (tmp_path / "staging" / "shards.jsonl").exists()
