@@ -123,8 +123,10 @@ def _check_text(key: str, text: str) -> None:
 
 
 def _check_number(key: str, value: float) -> None:
+    if isinstance(value, int) and abs(value) >= 2**63:  # which may be too large to be written, even as a float
+        shown = f"{value:.3g}" if abs(value) < 10**300 else f"{'-' * (value < 0)}1e300 or beyond"
+        raise InputError(f"{key}={shown}: must fit into 64 bits (below 9.2e18).")
     ensure(math.isfinite(value), f"{key}={value}: must be a finite number.")
-    ensure(isinstance(value, float) or abs(value) < 2**63, f"{key}={value:.3g}: must fit into 64 bits (below 9.2e18).")
     if key in _PROCESS_KEYS:
         most = most_processes()
         ensure(

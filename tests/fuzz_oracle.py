@@ -325,7 +325,7 @@ def judge(case: Case, code: int, output: str, errors: str, before: dict[str, Any
         return
     beginning = "error: " if code == 2 else "failed: "
     message = errors[errors.rfind(beginning) :] if beginning in errors else ""
-    findings = case.verb == "chat" and code == 2 and "check_template" in str(case)
+    findings = case.verb == "chat" and code == 2 and "check_template" in str(case.values())
     if not message and not findings:
         raise Fault(f"code {code} of {case.verb} without a message", said)
     if code == 1:
