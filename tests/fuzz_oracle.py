@@ -101,10 +101,10 @@ def _changed(content: bytes, place: int, value: Any, drop: bool) -> bytes:
     """Change or drop one value of a JSON file, or of a line of one; of other files cut a part out."""
     try:
         lines = [json.loads(content)]
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             lines = [json.loads(line) for line in content.splitlines()]
-        except ValueError:
+        except (ValueError, RecursionError):
             return content[: len(content) // 3] + content[len(content) // 2 :]
     places: list[tuple[Any, Any]] = []
 
