@@ -17,12 +17,16 @@ from teenytinyllama.corpus.documents import DocumentWriter
 from teenytinyllama.data.readers import read_records
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import evaluate_model
+from teenytinyllama.lab.grid import model_keys
+from teenytinyllama.launching.launch import recipes_folder
+from teenytinyllama.launching.ranks import plan_ranks
 from teenytinyllama.models import load_tokenizer, weights_identity
 from teenytinyllama.passport.provenance import read_passport
 from teenytinyllama.publishing.card import check_model_card
 from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.wording import record_without_places
 from teenytinyllama.stage_folder import find_manifest
+from teenytinyllama.training.decay import read_state
 
 
 def test_a_pipe_among_the_weights_is_no_file(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -66,6 +70,38 @@ def test_prompts_are_masked_whatever_the_tokenizer_says(tmp_path: Path, tokenize
     tokenizer.model_input_names = ["input_ids"]
     _, mask = HarnessModel(model, tokenizer, 2).tok_batch_encode(["casa", "casa casa casa"])
     assert mask.sum(1).tolist()[0] < mask.shape[1] == mask.sum(1).tolist()[1]
+
+
+def test_answers_need_an_end_token(tmp_path: Path, tokenizer_folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from teenytinyllama.evaluation.harness import HarnessModel
+
+    make_model(tmp_path / "model", tokenizer_folder, seed=0)
+    model, tokenizer = from_pretrained(tmp_path / "model")
+    tokenizer.eos_token = None
+    asked = Instance("generate_until", {}, ("casa", {"max_gen_toks": 2, "until": ["."]}), 0, metadata=("x", 0, 1))
+    with pytest.raises(InputError, match="its tokenizer names no end token"):
+        HarnessModel(model, tokenizer, 2).generate_until([asked])
+
+
+def test_a_pipe_as_the_state_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "trainer_state.json")
+    with pytest.raises(InputError, match="trainer_state.json: is no file"):
+        read_state(tmp_path)
+
+
+def test_a_size_that_is_a_list_is_refused() -> None:
+    with pytest.raises(InputError, match="sizes"):
+        model_keys([None])
+
+
+def test_an_empty_accelerate_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vazio.yaml"
+    path.write_text("")
+    with pytest.raises(InputError, match="vazio.yaml: accelerate refuses it"):
+        plan_ranks(recipes_folder() / "pretrain.py", [], str(path), None)
 
 
 def test_damaged_text_of_a_run_is_named(tmp_path: Path) -> None:

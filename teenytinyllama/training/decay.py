@@ -158,7 +158,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "trainer_state.json"
     try:
+        ensure(path.is_file(), f"{path}: is no file. Delete that checkpoint.")  # a pipe would be waited for
         return parse_record(path.read_bytes())
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}). Delete that checkpoint.") from error
 
