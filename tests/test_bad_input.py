@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from benchmark_rows import write_rows
 from made_runs import make_model
 
 from teenytinyllama import from_pretrained
@@ -74,16 +75,14 @@ def test_prompts_are_masked_whatever_the_tokenizer_says(tmp_path: Path, tokenize
 
 def test_answers_need_an_end_token(tmp_path: Path, tokenizer_folder: Path) -> None:
     pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-
-    from teenytinyllama.evaluation.harness import HarnessModel
-
     make_model(tmp_path / "model", tokenizer_folder, seed=0)
-    model, tokenizer = from_pretrained(tmp_path / "model")
-    tokenizer.eos_token = None
-    asked = Instance("generate_until", {}, ("casa", {"max_gen_toks": 2, "until": ["."]}), 0, metadata=("x", 0, 1))
-    with pytest.raises(InputError, match="its tokenizer names no end token"):
-        HarnessModel(model, tokenizer, 2).generate_until([asked])
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": None}))
+    config = EvaluateConfig(str(tmp_path / "model"), tasks=["assin2_rte"], limit=1, output_dir=str(tmp_path / "out"),
+                            data_dir=str(write_rows(tmp_path / "rows")))  # fmt: skip
+    with pytest.raises(InputError, match="tasks=ttl_assin2_rte: are answered in writing, .* names no end token"):
+        evaluate_model(config)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pipe_as_the_state_of_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -192,12 +192,6 @@ class HarnessModel(HFLM):  # type: ignore[misc]
             if len(self.tok_encode(asked.args[0])) > room:
                 self.cut.add(asked.doc_id)
 
-        ensure(
-            self.eot_token_id is not None or not requests,
-            "model_name_or_path: its tokenizer names no end token, so answers have no end. Set eos_token in its "
-            "tokenizer_config.json, or copy the tokenizer again.",
-        )
-
         def write(some: list[Instance]) -> list[str]:
             return list(super(HarnessModel, self).generate_until(some, disable_tqdm=disable_tqdm))
 
