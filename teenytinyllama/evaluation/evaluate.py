@@ -203,8 +203,8 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     written = [task.name for task, _ in tasks if task.kind not in ("choices", "truth", "word")]
     ensure(
         not written or loaded[1].eos_token_id is not None,
-        f"tasks={' '.join(written)}: are answered in writing, and the tokenizer of {config.model_name_or_path} names no "
-        "end token. Set eos_token in its tokenizer_config.json, or copy the tokenizer again.",
+        f"tasks={' '.join(written)}: are answered in writing, and the tokenizer of {config.model_name_or_path} names "
+        "no end token. Set eos_token in its tokenizer_config.json, or copy the tokenizer again.",
     )
     work = _with_held_out_text(_Work(config, folder, models, tasks, None, None, missing), wanted, loaded[1])
     ensure(
