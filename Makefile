@@ -14,7 +14,7 @@ LLAMA_CPP_WHEEL = $(WHEELS)/$(subst ==,-,$(LLAMA_CPP))-*.whl
 OTHER := .venv-transformers4
 OTHER_PYTHON := $(OTHER)/bin/python
 
-.PHONY: demo test test-all torture lint types check cards install install-dev other-tools clean
+.PHONY: demo test test-all torture fuzz lint types check cards install install-dev other-tools clean
 
 demo: install
 	$(BIN)/ttl demo
@@ -27,9 +27,12 @@ test-all: install-dev
 
 # Faults at random, one after the other: kills, signals, full disks, damaged files. Can be stopped and gone on with;
 # what was tried stands in build/torture/results.jsonl, and as a table at the end.
-N ?= 200
 torture: install-dev
-	$(BIN)/python tests/faults/torture.py $(N) --fixed
+	$(BIN)/python tests/faults/torture.py $(or $(N),200) --fixed
+
+# So many cases of bad input, in all: a later call goes on where one was stopped. Faults and counts are in .fuzz/.
+fuzz: install-dev
+	$(BIN)/python tests/fuzz.py $(or $(N),10000)
 
 lint: install-dev
 	$(BIN)/ruff check .

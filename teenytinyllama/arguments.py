@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
-from .checks import InputError, check_bounds, ensure, ensure_file, near_name
+from .checks import InputError, check_bounds, ensure, ensure_file, near_name, read_utf8
 
 Config = TypeVar("Config")
 
@@ -110,6 +110,17 @@ def load_yaml(text: str, name: str) -> Any:
         "values. Write the values themselves.",
     )
     return content
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file that a stage wrote, such as the `config.yaml` of a run.
+
+    Raises:
+        InputError: it is damaged, see `load_yaml`.
+    """
+    content = load_yaml(read_utf8(path), str(path))
+    ensure(isinstance(content, dict), f"{path}: must hold `key: value` lines. Copy it again.")
+    return dict(content)
 
 
 def _size(value: Any, known: dict[int, int]) -> int:

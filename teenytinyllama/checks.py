@@ -123,8 +123,10 @@ def _check_text(key: str, text: str) -> None:
 
 
 def _check_number(key: str, value: float) -> None:
+    if isinstance(value, int) and abs(value) >= 2**63:  # which may be too large to be written, even as a float
+        shown = f"{value:.3g}" if abs(value) < 10**300 else f"{'-' * (value < 0)}1e300 or beyond"
+        raise InputError(f"{key}={shown}: must fit into 64 bits (below 9.2e18).")
     ensure(math.isfinite(value), f"{key}={value}: must be a finite number.")
-    ensure(isinstance(value, float) or abs(value) < 2**63, f"{key}={value:.3g}: must fit into 64 bits (below 9.2e18).")
     if key in _PROCESS_KEYS:
         most = most_processes()
         ensure(
@@ -188,6 +190,18 @@ def ensure_file(field: str, path: str | Path, fix: str) -> Path:
     if not path.exists():
         raise MissingFileError(f"{field}={path}: no such file or folder. {fix}")
     return path
+
+
+def read_utf8(path: Path) -> str:
+    """Return the text of a file that a stage or a user wrote.
+
+    Raises:
+        InputError: it is not UTF-8, which is how damage shows.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 at byte {error.start}, so it is damaged. Copy it again.") from error
 
 
 def free_disk_bytes(folder: str | Path) -> int:

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .checks import EXIT_DONE, RunFailedError, ensure
+from .checks import EXIT_DONE, RunFailedError, ensure, ensure_folder
 from .launching.launch import start_training
 from .launching.ranks import RankOptions
 from .stage_folder import MANIFEST_NAME, STORIES_NAME, __version__, write_json
 
+_FROM_A_MODEL = ("model_name_or_path", "model_revision", "decay_from")
 NUM_STORIES = 50
 STORY_TOKENS = 160
 
@@ -44,19 +45,33 @@ def run_demo(given: dict[str, Any], recipes: Path) -> int:
 
     Returns:
         0, or the exit code of a training that did not end well.
+
+    Raises:
+        InputError: a key is refused; nothing was made.
     """
-    from .arguments import read_values
+    from .arguments import build, read_values
     from .data.pack import PackConfig, pack
     from .data.packed import print_summary
     from .presets import PRESETS
     from .tokenizer.train import TokenizerConfig, build_tokenizer
-    from .training.config import PretrainConfig
+    from .training.config import PretrainConfig, PretrainConfigBeforePacking
 
     start = time.time()
     config = str(recipes / "configs" / "tiny" / "pretrain.yaml")
-    folder = Path(given.get("output_dir", "runs/demo"))
-    values = {**read_values(PretrainConfig, ["--config", config]), **given}
+    folder = Path(given.get("output_dir") or "runs/demo")
+    usual = read_values(PretrainConfig, ["--config", config])
+    for key in ("tokenizer", "packed", "inputs", "validation_inputs", "preset", "context", *_FROM_A_MODEL):
+        ensure(
+            given.get(key) in (None, usual.get(key)),
+            f"{key}={given.get(key)}: the demo makes its own tokenizer, rows and model. Leave it out, or use "
+            "`ttl pretrain`.",
+        )
+    values = {**usual, **given}
     preset = PRESETS["tiny"]
+    context = preset.max_position_embeddings
+    # What is wrong with the training is said before the data is made.
+    build(PretrainConfigBeforePacking, {**values, "context": context, "output_dir": str(folder), "use_cpu": True})
+    ensure_folder("output_dir", folder)
     _say("1/5 tokenizer, trained on the embedded stories and audited on held-out ones")
     tokenizer = build_tokenizer(
         TokenizerConfig(inputs=["sample"], vocab_size=preset.vocab_size, output_dir=str(folder / "tokenizer"))
@@ -66,7 +81,7 @@ def run_demo(given: dict[str, Any], recipes: Path) -> int:
         PackConfig(
             inputs=["sample"],
             tokenizer=str(tokenizer),
-            context=preset.max_position_embeddings,
+            context=context,
             output_dir=str(folder / "packed"),
         )
     )
@@ -185,6 +200,7 @@ def copy_recipes(source: Path, folder: Path) -> Path:
         not target.exists(),
         f"DIR={folder}: {target} exists already and may hold your changes. Choose another folder, or move it away.",
     )
+    ensure_folder("DIR", target)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     for path in sorted(target.rglob("*")):
         if path.suffix in _COMMENTED:

@@ -319,7 +319,7 @@ def _check_layers(source: ModelSource, config: dict[str, Any]) -> None:
     """
     if source.folder is None:  # nothing but the config is here yet
         return
-    files = sorted(source.folder.glob("*.safetensors"))
+    files = sorted(path for path in source.folder.glob("*.safetensors") if path.is_file())  # no pipe, no folder
     if not files:
         return
     from safetensors import SafetensorError, safe_open

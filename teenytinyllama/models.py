@@ -122,7 +122,8 @@ def weights_identity(name_or_path: str, revision: str | None = None) -> str:
     source = locate(name_or_path, revision)
     if source.folder is None:
         return source.revision
-    return sha256_json({path.name: sha256_file(path) for path in sorted(source.folder.glob("*.safetensors"))})
+    files = [path for path in sorted(source.folder.glob("*.safetensors")) if path.is_file()]
+    return sha256_json({path.name: sha256_file(path) for path in files})
 
 
 def resize_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -235,10 +236,12 @@ def _read_tokenizer(key: str, source: ModelSource, what: str = "its tokenizer") 
     """
     from transformers import AutoTokenizer
 
-    from .tokenizer.encode import make_portable
+    from .tokenizer.encode import check_sound, make_portable
 
     with refusing_damage(key, source.name, what):
-        tokenizer = make_portable(AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False))
+        read: Any = AutoTokenizer.from_pretrained(**source.arguments, trust_remote_code=False)
+        check_sound(read)
+        tokenizer = make_portable(read)
         tokenizer("a")  # what a damaged file breaks only in use
         return tokenizer
 

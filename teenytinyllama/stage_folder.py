@@ -204,7 +204,7 @@ def read_manifest(field: str, folder: str | Path, stage: str, fix: str) -> dict[
 def find_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a folder, whatever stage made it; None without one that names its stage."""
     try:
-        found = parse_record((folder / MANIFEST_NAME).read_bytes())
+        found = parse_record(path.read_bytes()) if (path := folder / MANIFEST_NAME).is_file() else {}
     except (OSError, ValueError):
         return None
     return found if isinstance(found.get("stage"), str) else None

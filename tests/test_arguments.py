@@ -135,6 +135,7 @@ class Ours(Library):
         ({"budget": float("inf")}, "budget=inf: must be a finite number"),
         ({"budget": float("nan")}, "budget=nan: must be a finite number"),
         ({"shape": {"num_hidden_layers": 10**30}}, "shape=1e.30: must fit into 64 bits"),
+        ({"shape": {"num_hidden_layers": -(10**400)}}, "shape=-1e300 or beyond: must fit into 64 bits"),
         ({"prompts": ["a", "b\0"]}, "prompts: holds the character NUL"),
         ({"system": "a\udcff"}, "system: is not valid UTF-8 at character 2"),
     ],

@@ -118,6 +118,11 @@ def test_init_copies_every_recipe_with_its_version(tmp_path: Path, capsys: pytes
     assert (copied / "pretrain.py").read_text() == "# mine"
 
 
+def test_init_into_no_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "/proc/nada"]) == EXIT_BAD_INPUT
+    assert "error: DIR=/proc/nada/recipes: /proc cannot be written to" in capsys.readouterr().err
+
+
 def test_every_shipped_config_is_accepted_by_its_stage() -> None:
     from teenytinyllama.classification.config import ClassifyConfig
     from teenytinyllama.data.pack import PackConfig

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from teenytinyllama.checks import RunFailedError
-from teenytinyllama.demo import reload_elsewhere
+from teenytinyllama.checks import InputError, RunFailedError
+from teenytinyllama.demo import reload_elsewhere, run_demo
+from teenytinyllama.launching.launch import recipes_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -54,6 +56,29 @@ def test_a_bad_key_stops_it_before_anything_is_written(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "max_token: unknown key. Did you mean 'max_tokens'?" in done.stderr
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_tokens", -5, "max_tokens=-5: must be positive"),
+        ("tokens_per_step", 7, "tokens_per_step=7: must be a positive multiple of the row length 256"),
+        ("inputs", ["textos"], "inputs=.'textos'.: the demo makes its own tokenizer, rows and model"),
+        ("context", 64, "context=64: the demo makes its own"),
+        ("output_dir", "/dev/null/x", "output_dir=/dev/null/x: /dev/null is a file"),
+    ],
+)
+def test_a_bad_value_stops_it_before_data_is_made(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run_demo({"output_dir": str(tmp_path / "demo"), key: value}, recipes_folder())
+    assert not (tmp_path / "demo").exists()
+
+
+def test_null_is_the_usual_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(InputError, match="output_dir=runs/demo: .*runs is a file"):
+        run_demo({"output_dir": None}, recipes_folder())
 
 
 def test_a_model_that_does_not_reload_is_an_error(tmp_path: Path) -> None:

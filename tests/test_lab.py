@@ -237,4 +237,4 @@ def test_a_refused_key_of_an_arm_stops_before_any_run(keys: dict[str, Any], tmp_
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "arms.odd at 0.1M: learning_rat: unknown key. Did you mean 'learning_rate'?" in said
-    assert not (Path(keys["output_dir"]) / "runs").exists()
+    assert not Path(keys["output_dir"]).exists()

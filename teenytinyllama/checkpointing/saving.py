@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..arguments import load_yaml
+from ..arguments import read_mapping
 from ..checks import (
     InputError,
     RunFailedError,
@@ -290,7 +290,7 @@ def recorded_identity(folder: Path, environment: dict[str, Any], defaults: dict[
     given, config = {}, folder / CONFIG_NAME
     # Earlier versions recorded few keys; the others are in `config.yaml` where the user gave them.
     if environment.get("identity_version", 1) < IDENTITY_VERSION and config.is_file():
-        values = load_yaml(config.read_text(encoding="utf-8"), str(config))
+        values = read_mapping(config)
         given = {name: _as_text(value) for name, value in values.items() if name in defaults}
     return {**defaults, **given, **environment["identity"]}
 

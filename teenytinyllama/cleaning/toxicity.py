@@ -107,7 +107,8 @@ class ToxicityScorer:
     def _batch(self, windows: list[list[int]]) -> list[float]:
         import torch
 
-        batch = self.tokenizer.pad({"input_ids": windows}, return_tensors="pt").to(self.model.device)
+        asked: Any = {"return_attention_mask": True, "return_tensors": "pt"}
+        batch = self.tokenizer.pad({"input_ids": windows}, **asked).to(self.model.device)
         with torch.inference_mode():
             logits = self.model(**batch).logits.float()
         # A single output is a reward or a regression, whose sigmoid is taken.

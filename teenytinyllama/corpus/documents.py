@@ -62,7 +62,8 @@ class DocumentWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.schema = path, schema
         self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        self._file = pyarrow.parquet.ParquetWriter(self._partial, schema, compression="zstd")
+        # An absolute path: pyarrow takes `a:b/c` for an address.
+        self._file = pyarrow.parquet.ParquetWriter(self._partial.absolute(), schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
         self.total_bytes = 0
@@ -94,7 +95,7 @@ def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[dic
     """Yield the documents of a file of a phase, in order."""
     import pyarrow.parquet
 
-    with reading(path), pyarrow.parquet.ParquetFile(path) as file:
+    with reading(path), pyarrow.parquet.ParquetFile(path.absolute()) as file:
         for group in range(file.num_row_groups):  # one holds at most `BATCH_BYTES` and a document
             yield from file.read_row_group(group, columns=columns).to_pylist()
 

@@ -372,7 +372,7 @@ def _read_tables(config: BuildConfig, shards: list[WorkShard], finish: Path) -> 
     tables: dict[str, dict[int, Any]] = {name: {} for name in config.source_configs}
     for shard in shards:
         found = pyarrow.parquet.read_table(
-            finish / f"{shard.number:05d}.parquet", columns=["tokens", "hash", "cluster_size"]
+            (finish / f"{shard.number:05d}.parquet").absolute(), columns=["tokens", "hash", "cluster_size"]
         )
         tables[shard.source][shard.number] = {name: found[name].to_numpy() for name in found.column_names}
     return tables

@@ -164,7 +164,7 @@ def _cuts(key: str, path: Path, most_bytes: int) -> list[tuple[int, int | None]]
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path.absolute()) as file:
             groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(

@@ -391,7 +391,7 @@ def _write(place: StageFolder, kind: _Kind, rows: dict[Split, list[Row]], plan: 
     output.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         table = pyarrow.Table.from_pylist(rows[split], schema)
-        pyarrow.parquet.write_table(table, output / f"{split}.parquet.partial")
+        pyarrow.parquet.write_table(table, (output / f"{split}.parquet.partial").absolute())  # else `a:b` is an address
     for split in SPLITS:
         (output / f"{split}.parquet.partial").replace(output / f"{split}.parquet")
     content = {

@@ -189,8 +189,9 @@ def open_parquet(key: str, path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
+        # An absolute path, since pyarrow takes `a:b` for an address.
         # By default a whole row group is read at once, and many programs write one for the whole file.
-        file = pyarrow.parquet.ParquetFile(path, buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
+        file = pyarrow.parquet.ParquetFile(path.absolute(), buffer_size=_PARQUET_BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{key}={path}: not a readable parquet file ({first_line(error)}).") from error
     with file:

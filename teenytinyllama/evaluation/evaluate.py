@@ -200,6 +200,12 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     missing: dict[str, str] = {}
     tasks = list(_tasks_with_data(wanted, config, missing))
     loaded = _load(config, models[0], device)
+    written = [task.name for task, _ in tasks if task.kind not in ("choices", "truth", "word")]
+    ensure(
+        not written or loaded[1].eos_token_id is not None,
+        f"tasks={' '.join(written)}: are answered in writing, and the tokenizer of {config.model_name_or_path} names "
+        "no end token. Set eos_token in its tokenizer_config.json, or copy the tokenizer again.",
+    )
     work = _with_held_out_text(_Work(config, folder, models, tasks, None, None, missing), wanted, loaded[1])
     ensure(
         work.tasks or work.text is not None,
@@ -207,6 +213,7 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         + ": nothing can be measured. "
         + "; ".join(f"{task}: {reason}" for task, reason in work.missing.items()),
     )
+    folder.mkdir(parents=True, exist_ok=True)
     StageFolder(folder, "evaluate", "evaluation").reopen()
     weights: dict[int | None, str] = {}
     with StageMeter(folder, config) if is_main_process() else contextlib.nullcontext() as energy:
@@ -285,7 +292,7 @@ def _tasks_with_data(
 def _with_held_out_text(work: _Work, wanted: list[BenchmarkTask], tokenizer: "PreTrainedTokenizerBase") -> _Work:
     """Return the work with held-out text and the cloze made from it, where they are asked for and there.
 
-    Makes the folder of the results.
+    Makes the folder of the results where there is a cloze to write.
 
     Raises:
         InputError: the text cannot be read, or is missing and nothing else is asked for.
@@ -304,11 +311,11 @@ def _with_held_out_text(work: _Work, wanted: list[BenchmarkTask], tokenizer: "Pr
             ensure(config.suite != LANGUAGE_MODELING, f"suite={LANGUAGE_MODELING}: {reason}.")
             work.missing.update({cloze.name: reason} if cloze else {})
             work.missing.update({LANGUAGE_MODELING: reason} if config.wants_language_modeling else {})
-    work.folder.mkdir(parents=True, exist_ok=True)
     if text is not None and cloze:
         path = work.folder / CLOZE_NAME
         items = make_cloze(text.texts, config.cloze_items)
         if items:
+            work.folder.mkdir(parents=True, exist_ok=True)
             from_first(lambda: write_cloze(path, items))
             rows = load_rows(CLOZE, config.data_dir, str(path), cloze.shots > 0)
             work = replace(work, tasks=[*work.tasks, (cloze, rows)], cloze_file=path)

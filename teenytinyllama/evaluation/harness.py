@@ -134,7 +134,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Return tokens and attention mask, (texts, longest text) each, of prompts that the model continues."""
         rows = [self.tok_encode(text, None, left_truncate_len) for text in strings]
-        padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+        asked: Any = {"padding_side": padding_side, "return_attention_mask": True, "return_tensors": "pt"}
+        padded = self.tokenizer.pad({"input_ids": rows}, **asked)
         return padded["input_ids"], padded["attention_mask"]
 
     def _adds_special_tokens(self, asked: bool | None) -> bool:

@@ -99,7 +99,7 @@ def model_keys(size: Any, head_size: int | None = None) -> dict[str, Any]:
     Raises:
         InputError: neither of the two, or a head size that does not divide the width.
     """
-    if size in PRESETS:
+    if isinstance(size, str) and size in PRESETS:
         keys: dict[str, Any] = {"preset": size}
         width = PRESETS[size].hidden_size
     else:

@@ -26,6 +26,7 @@ from ..checks import (
     RunFailedError,
     StoppedResumable,
     available_cores,
+    ensure_folder,
     run_main,
 )
 from ..gpus import count_usable_gpus, named_gpus
@@ -83,12 +84,14 @@ def run_lab(config: LabConfig, may_fork: bool) -> Path:
     """
     server = ForkServer(may_fork, ["teenytinyllama.training.pretrain", "accelerate.commands.launch"])
     folder = Path(config.output_dir)
-    lock = lock_run_folder(folder)
-    try:
-        with scratch_folder() as scratch:
-            call = functools.partial(server.call, folder=scratch)
-            check_runs(config, call)
-            slots = find_slots(config.runs_at_once)
+    ensure_folder("output_dir", folder)
+    with scratch_folder() as scratch:
+        call = functools.partial(server.call, folder=scratch)
+        check_runs(config, call)
+        slots = find_slots(config.runs_at_once)
+        read_rows(folder)  # damaged ones are refused before the lock is written
+        lock = lock_run_folder(folder)
+        try:
             rows = read_rows(folder)
             train = functools.partial(train_runs, rows=rows, folder=folder, slots=slots,
                                       keep_models=config.keep_models, forks=server)  # fmt: skip
@@ -99,8 +102,8 @@ def run_lab(config: LabConfig, may_fork: bool) -> Path:
             if longer is not None:
                 failed += train([longer], slots=find_slots(1))  # alone on the machine
                 call(functools.partial(write_report, folder, config.baseline))
-    finally:
-        lock.release()
+        finally:
+            lock.release()
     if failed:
         raise RunFailedError(
             f"{len(failed)} runs failed, such as {failed[0]}: {rows[failed[0]]['reason']} "

@@ -223,7 +223,7 @@ def _accelerate_settings(
         parsed = launch_command_parser().parse_args([*options, str(script), *arguments])
         settings: argparse.Namespace
         settings, defaults, precision_from_file = _validate_launch_command(parsed)
-    except (ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"accelerate={file}: accelerate refuses it: {error}") from error
     fields = [*(defaults.deepspeed_config or {}), *(["mixed_precision"] if precision_from_file else [])]
     settings.deepspeed_fields_from_accelerate_config = ",".join(fields)

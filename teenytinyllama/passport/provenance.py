@@ -1,11 +1,11 @@
 """Which corpora of `ttl corpus` files belong to, by the passports that lie beside them."""
 
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..stage_folder import find_manifest, sha256_file
+from ..checks import InputError
+from ..stage_folder import find_manifest, parse_record, sha256_file
 
 PASSPORT_NAME = "passport.json"
 
@@ -15,8 +15,10 @@ def read_passport(folder: Path) -> dict[str, Any] | None:
     path = folder / PASSPORT_NAME
     if not path.is_file() or (find_manifest(folder) or {}).get("stage") != "corpus":
         return None
-    passport: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return passport
+    try:
+        return parse_record(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged ({error}). `ttl corpus` writes it again.") from error
 
 
 def describe_corpus(folder: Path, passport: dict[str, Any]) -> dict[str, Any]:

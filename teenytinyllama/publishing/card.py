@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from ..checks import InputError, MissingFileError, counted, ensure, ensure_file, run_main
+from ..checks import InputError, MissingFileError, counted, ensure, ensure_file, read_utf8, run_main
 from ..evaluation.results import Results, Score, parse_results
 from ..stage_folder import CARD_NAME
 from .facts import STAGES, CardFacts, data_table, facts_of_run, safe_name
@@ -227,7 +227,7 @@ def check_model_card(run_folder: str | Path, repository: str | None = None, lang
     path = Path(run_folder) / CARD_NAME
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file. Write the card with `ttl card {run_folder}`.")
-    text = path.read_text(encoding="utf-8")
+    text = read_utf8(path)
     found, found_body, found_line = _split(text, path)
     name = _NAME_IN_EXAMPLE.search(found_body)
     rendered = render_model_card(
@@ -360,7 +360,7 @@ def read_reference(path: Path) -> CardFacts:
         InputError: no YAML, an unknown key, a missing one without which there is no card, or a wrong score.
     """
     try:
-        content = yaml.safe_load(ensure_file("reference", path, "Give a YAML file.").read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_utf8(ensure_file("reference", path, "Give a YAML file.")))
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
     ensure(isinstance(content, dict), f"{path}: must hold a YAML mapping.")

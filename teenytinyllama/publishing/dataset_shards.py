@@ -305,11 +305,15 @@ class Staging:
     def finished(self) -> dict[str, Shard]:
         """Return the shards that are there and unchanged, by path."""
         path = self.folder / _DONE
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         whole = text[: text.rfind("\n") + 1]  # a kill can leave a last line without its end
         if whole != text:
             path.write_text(whole, encoding="utf-8")
-        listed = {shard.path: shard for shard in (Shard(**json.loads(line)) for line in whole.splitlines())}
+        try:
+            listed = {shard.path: shard for shard in (Shard(**json.loads(line)) for line in whole.splitlines())}
+        except (ValueError, TypeError):  # a damaged list: all shards are made again
+            path.unlink()
+            return {}
         return {name: shard for name, shard in listed.items() if self._is_whole(shard)}
 
     def _is_whole(self, shard: Shard) -> bool:
@@ -419,7 +423,11 @@ class _ShardFile:
             names = ("metadata.source", "metadata.license", "source", "license")
             repeated = [name for name in names if name.partition(".")[0] in schema.names]
             self._file = pyarrow.parquet.ParquetWriter(
-                self._partial, schema, compression="zstd", use_dictionary=repeated or False, write_page_index=True
+                self._partial.absolute(),
+                schema,
+                compression="zstd",
+                use_dictionary=repeated or False,
+                write_page_index=True,
             )
         batch = pyarrow.RecordBatch.from_pylist(self._records, schema=schema)
         self._num_bytes += batch.nbytes

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..arguments import load_yaml
+from ..arguments import read_mapping
 from ..checkpointing.checkpoints import recorded_branch
 from ..checks import InputError, counted, ensure
 from ..energy.emissions import EmissionsTotal, grid_intensity, place, read_emissions
@@ -213,8 +213,7 @@ def _own_price(folder: Path) -> float | None:
     path = folder / CONFIG_NAME
     if not path.is_file():
         return None
-    values = load_yaml(path.read_text(encoding="utf-8"), str(path))
-    price = values.get("price") if isinstance(values, dict) else None
+    price = read_mapping(path).get("price")
     return float(price) if isinstance(price, int | float) and price >= 0 else None
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..checks import InputError, ensure
+from ..checks import InputError, ensure, read_utf8
 
 # Line breaks and other control characters, and the marks that reorder text on the screen without being seen.
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
@@ -210,7 +210,7 @@ def record_without_places(path: Path) -> bytes:
     Raises:
         InputError: it is damaged.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_utf8(path)
     try:
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:

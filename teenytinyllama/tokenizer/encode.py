@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Forty times the largest vocabulary in use. The library counts up to the largest id when it writes a tokenizer.
+_MOST_IDS = 10_000_000
 # The parts of tokenizer.json that decide ids. The decoder decides text only; padding and truncation belong to a call.
 _ID_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
 
@@ -98,6 +100,19 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_t
     """
     found: Any = tokenizer(compose(text), add_special_tokens=add_special_tokens, split_special_tokens=True)
     return list(found["input_ids"])
+
+
+def check_sound(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Check what only later would raise, or take minutes and all memory.
+
+    Raises:
+        ValueError: padding would not find the tokens, or an id is so large that the library would count up to it.
+    """
+    if tokenizer.model_input_names[:1] != ["input_ids"]:
+        raise ValueError("model_input_names in tokenizer_config.json does not begin with input_ids.")
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= _MOST_IDS:
+        raise ValueError(f"the vocabulary has an entry of id {largest:,}, beyond {_MOST_IDS:,}.")
 
 
 def make_portable(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..arguments import check_types, load_yaml
+from ..arguments import check_types, read_mapping
 from ..checkpointing.checkpoints import complete_checkpoints, read_marker
 from ..checkpointing.saving import recorded_identity
 from ..checks import InputError, ensure
@@ -158,7 +158,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / "trainer_state.json"
     try:
+        ensure(path.is_file(), f"{path}: is no file. Delete that checkpoint.")  # a pipe would be waited for
         return parse_record(path.read_bytes())
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}). Delete that checkpoint.") from error
 
@@ -261,7 +264,7 @@ def _run_values(folder: Path, config_class: type) -> dict[str, Any]:
         f"decay_from: {folder} has no {CONFIG_NAME} and {ENVIRONMENT_NAME} of a run. Give a checkpoint that lies in "
         "the folder of its run: a branch needs the run's keys too.",
     )
-    return check_types(config_class, load_yaml(config.read_text(encoding="utf-8"), str(config)))
+    return check_types(config_class, read_mapping(config))
 
 
 def _rate_fell(state: dict[str, Any]) -> int | None:

@@ -45,7 +45,9 @@ def load_rows(path: Path, context: int, packing: bool) -> "Dataset":
 
     datasets.disable_progress_bars()
     # Fingerprints are given, for nothing is cached: datasets makes them by pickling, which fails with pyarrow 26.
-    found = datasets.Dataset(pyarrow.parquet.read_table(path, columns=["input_ids", "labels"]), fingerprint="rows")
+    found = datasets.Dataset(
+        pyarrow.parquet.read_table(path.absolute(), columns=["input_ids", "labels"]), fingerprint="rows"
+    )
     return pack_dataset(found, context, "bfd", {"new_fingerprint": "packed"}) if packing else found
 
 
@@ -177,7 +179,7 @@ class HeldOutAnswers(TorchDataset[dict[str, NDArray[np.int64]]]):
         import pyarrow.parquet
         from pyarrow.compute import list_value_length
 
-        table = pyarrow.parquet.read_table(folder / "validation.parquet")
+        table = pyarrow.parquet.read_table((folder / "validation.parquet").absolute())
         order = np.random.default_rng(seed).permutation(table.num_rows)
         if max_tokens is not None and table.num_rows:
             cumulated = np.cumsum(list_value_length(table["input_ids"]).to_numpy()[order])

@@ -188,8 +188,9 @@ def build_dpo_run(config: DpoConfig, plan: TuningPlan) -> Run:
     # A model of its own: TRL would look for one by the model's name. Adapters are switched off to get the reference.
     reference = None if config.lora_r else _load_model(config, plan)[0]
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    table = pyarrow.parquet.read_table(plan.data / "train.parquet", columns=columns)
-    held_out = HeldOutPairs(pyarrow.parquet.read_table(plan.data / "validation.parquet").to_pylist())
+    data = plan.data.absolute()  # pyarrow takes `a:b/c` for an address
+    table = pyarrow.parquet.read_table(data / "train.parquet", columns=columns)
+    held_out = HeldOutPairs(pyarrow.parquet.read_table(data / "validation.parquet").to_pylist())
     evaluation = PairEvaluation(held_out, config.beta)
     rows = order_rows(
         datasets.Dataset(table, fingerprint="pairs"), config.max_steps * config.rows_per_step, config.seed
