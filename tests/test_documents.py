@@ -77,7 +77,7 @@ def test_how_do_i_names_what_exists() -> None:
         path = None
         for word in re.findall(r"`([^`]+)`", place):
             if "/" in word or word.endswith((".py", ".yaml")):
-                folder = REPOSITORY if word.startswith("recipes/") else REPOSITORY / "teenytinyllama"
+                folder = REPOSITORY if word.startswith(("recipes/", "tests/")) else REPOSITORY / "teenytinyllama"
                 path = (folder if (folder / word).exists() else folder / "publishing" / "texts") / word
                 assert path.exists(), word
             else:
