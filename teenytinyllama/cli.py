@@ -259,12 +259,7 @@ def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> in
     from .stage_folder import CONFIG_NAME, RESULTS_TABLE_NAME, command_line, scratch_folder
 
     config, script = build(EvaluateConfig, dict(values)), recipes_folder() / "evaluate.py"
-    machines = options.machines()
-    ensure(
-        machines is None or machines.count == 1,
-        f"num_machines={machines.count if machines else 1}: `ttl evaluate` works on one machine. Use --nodes=1 or "
-        "leave num_machines out.",
-    )
+    options.ensure_one_machine("evaluate", "Use --nodes=1, or leave num_machines out.")
     if plan_ranks(script, [], options.accelerate, options.num_processes).num_processes > 1:
         os.environ.setdefault("TTL_COMMAND", command_line())
         with scratch_folder() as folder:

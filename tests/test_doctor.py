@@ -468,7 +468,7 @@ def test_several_machines_are_looked_at_one_by_one(
 ) -> None:
     words = ["--num_machines", "2", "--machine_rank", "0", "--main_process_ip", "10.0.0.1"]
     assert main(["doctor", written(tmp_path, values), *words]) == EXIT_BAD_INPUT
-    assert "num_machines=2: `ttl doctor` looks at one machine. Run it on each" in capsys.readouterr().err
+    assert "num_machines=2: `ttl doctor` works on one machine. Run it on each" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

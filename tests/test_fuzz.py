@@ -1,5 +1,6 @@
 """Bad input of every kind: never a traceback, a hang or a file written. `make fuzz N=10000` runs more."""
 
+from collections import Counter
 from pathlib import Path
 
 import fuzz
@@ -29,25 +30,33 @@ def test_what_is_broken_was_valid(verb: str, variant: int, world: Path, tmp_path
 @pytest.mark.slow
 @pytest.mark.timeout(0)  # each case has an alarm of its own
 def test_bad_input_is_refused_in_words(world: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    answers: Counter[str] = Counter()
+
     @settings(max_examples=CASES, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
     @given(cases())
     def run(case: Case) -> None:
         note(case.to_text())  # `python tests/fuzz.py replay FILE` takes it
-        run_in_process(case, world, tmp_path_factory.mktemp("case") / "case")
+        answers[run_in_process(case, world, tmp_path_factory.mktemp("case") / "case")] += 1  # raises at a fault
 
     run()
+    assert answers.total() >= CASES
+    assert answers["2"] > CASES / 2, "most cases are refused; if not, nothing bad is drawn"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_bad_input_is_refused_by_the_command(world: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    answers: Counter[str] = Counter()
+
     @settings(max_examples=PROCESSES, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
     @given(cases(tuple(verb for verb in CONFIGS if verb not in ("demo", "app"))))  # which take minutes, or serve
     def run(case: Case) -> None:
         note(case.to_text())
-        run_as_process(case, world, tmp_path_factory.mktemp("case") / "case")
+        answers[run_as_process(case, world, tmp_path_factory.mktemp("case") / "case")] += 1
 
     run()
+    assert answers.total() >= PROCESSES
+    assert answers["2"] > 0
 
 
 def test_a_case_is_kept_as_it_was() -> None:

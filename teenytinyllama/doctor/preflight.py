@@ -163,11 +163,8 @@ def kind_of(path: str) -> str:
 
 def _examine_run(kind: str, values: dict[str, Any], options: DoctorOptions, server: ForkServer, folder: Path) -> int:
     script = recipes_folder() / f"{kind}.py"
-    machines = options.machines()
-    ensure(
-        machines is None or machines.count == 1,
-        f"num_machines={machines.count if machines else 1}: `ttl doctor` looks at one machine. Run it on each of them, "
-        "with that machine's ranks as num_processes (with srun: --nodes=1).",
+    options.ensure_one_machine(
+        "doctor", "Run it on each, with that machine's ranks as num_processes (with srun: --nodes=1)."
     )
     ranks = plan_ranks(script, [], options.accelerate, options.num_processes)
     uses_gpu = ranks.uses_gpu and not values.get("use_cpu")

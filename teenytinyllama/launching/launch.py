@@ -146,51 +146,20 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
         InputError: the config is refused; no rank was started and nothing is written.
     """
     from ..distributed import before_ranks
-    from ..energy.recorder import count_from_now
     from ..stage_folder import command_line, scratch_folder
 
-    stage, script = STAGES[name], recipes_folder() / STAGES[name].recipe
     os.environ.setdefault("TTL_COMMAND", command_line())
-    server = ForkServer(may_fork, [f"{_PACKAGE}.{stage.module}", "accelerate.commands.launch"])
+    server = ForkServer(may_fork, [f"{_PACKAGE}.{STAGES[name].module}", "accelerate.commands.launch"])
     asked = (options.accelerate, options.num_processes)
-    ranks = plan_ranks(script, [], *asked, options.machines())
+    ranks = plan_ranks(recipes_folder() / STAGES[name].recipe, [], *asked, options.machines())
     with scratch_folder() as folder, _meeting(ranks, values) as link, before_ranks(ranks.environments[0]):
         num_ranks = link.num_ranks if link else ranks.num_processes
-
-        def resolve(values: dict[str, Any]) -> dict[str, Any]:
-            return dict(server.call(lambda: resolve_training(name, values, num_ranks), folder))
-
-        def start(resolved: dict[str, Any], log: Path | None = None) -> int:
-            path = folder / "resolved.json"
-            path.write_text(json.dumps(resolved), encoding="utf-8")
-            try:
-                return launch(script, ["--resolved", str(path)], *asked, log, forks=server.can_fork, link=link)
-            finally:
-                count_from_now()  # what the ranks took is in their own account
-
+        training = _Training(name, asked, server, folder, num_ranks, link)
         if link and link.machines.rank > 0:
-            return _follow(link, resolve, start)
+            return _follow(link, training.resolve, training.start)
         publishing = _check_publishing(values)
-        given, prepares = values, values.get("inputs") or values.get("decay_from")
-        values = server.call(lambda: _find(stage.prepare)(given, num_ranks), folder) if prepares else given
-        if name == "pretrain":
-            from ..training.trials import settle_length
-
-            def test(resolved: dict[str, Any], log: Path) -> int:
-                ensure(
-                    link is None,
-                    "max_tokens: missing. A cap without a length takes a test of the speed, which is made on one "
-                    "machine. Give max_tokens too.",
-                )
-                return start(resolved, log)
-
-            values = settle_length(
-                values,
-                num_ranks,
-                lambda tested, _: str(resolve(tested)["state"]),
-                lambda tested, log: test(resolve(tested), log),
-            )
-        resolved, run = resolve(values), Path(values["output_dir"])
+        values = training.with_length(training.with_data(values))
+        resolved, run = training.resolve(values), Path(values["output_dir"])
         if resolved["state"] == "complete":
             from ..training.run_plan import describe_continuation
 
@@ -200,7 +169,71 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
             return EXIT_DONE
         if link:
             _let_others_start(link, resolved, run)
-        return _beside_publishing(publishing, run, lambda: start(resolved))
+        return _beside_publishing(publishing, run, lambda: training.start(resolved))
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training on this machine, from its values to its ranks.
+
+    Attributes:
+        name: of `STAGES`.
+        asked: the file and the number of ranks that the user gave.
+        server: forks what may start threads.
+        folder: for what the ranks read.
+        num_ranks: of all machines.
+        link: to the other machines, or None.
+    """
+
+    name: str
+    asked: tuple[str | None, int | None]
+    server: ForkServer
+    folder: Path
+    num_ranks: int
+    link: Link | None
+
+    def with_data(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values with prepared data, or with those of the run that a branch begins at."""
+        if not (values.get("inputs") or values.get("decay_from")):
+            return values
+        prepare = _find(STAGES[self.name].prepare)
+        return dict(self.server.call(lambda: prepare(values, self.num_ranks), self.folder))
+
+    def with_length(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the values with a length where only caps tell it, after a test of the speed.
+
+        Raises:
+            InputError: the test would need several machines.
+        """
+        if self.name != "pretrain":
+            return values
+        from ..training.trials import settle_length
+
+        def test(tested: dict[str, Any], log: Path) -> int:
+            ensure(
+                self.link is None,
+                "max_tokens: missing. A cap without a length takes a test of the speed, which is made on one "
+                "machine. Give max_tokens too.",
+            )
+            return self.start(self.resolve(tested), log)
+
+        return settle_length(values, self.num_ranks, lambda tested, _: str(self.resolve(tested)["state"]), test)
+
+    def resolve(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the config of the ranks, see `resolve_training`."""
+        return dict(self.server.call(lambda: resolve_training(self.name, values, self.num_ranks), self.folder))
+
+    def start(self, resolved: dict[str, Any], log: Path | None = None) -> int:
+        """Start the ranks, and return the exit code of the whole."""
+        from ..energy.recorder import count_from_now
+
+        script, path = recipes_folder() / STAGES[self.name].recipe, self.folder / "resolved.json"
+        path.write_text(json.dumps(resolved), encoding="utf-8")
+        try:
+            words = ["--resolved", str(path)]
+            return launch(script, words, *self.asked, log, forks=self.server.can_fork, link=self.link)
+        finally:
+            count_from_now()  # what the ranks took is in their own account
 
 
 @contextlib.contextmanager

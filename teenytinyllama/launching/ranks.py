@@ -83,6 +83,19 @@ class RankOptions:
             self.main_process_port or found.port,
         )
 
+    def ensure_one_machine(self, verb: str, fix: str) -> None:
+        """Refuse several machines, for a verb that works on one.
+
+        Args:
+            verb: of `ttl`.
+            fix: what to do instead, a sentence.
+
+        Raises:
+            InputError: these keys or `srun` name several.
+        """
+        found = self.machines() or Machines()
+        ensure(found.count == 1, f"num_machines={found.count}: `ttl {verb}` works on one machine. {fix}")
+
 
 @dataclass(frozen=True)
 class RankPlan:

@@ -5,7 +5,7 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -167,23 +167,40 @@ def check_zero(optimizer: OptimizerName, settings: dict[str, Any] | None) -> Non
     )
     if optimizer == "adamw":
         return
-    zero = settings.get("zero_optimization") or {}
-    stage = zero.get("stage", 0)
-    ensure(
-        stage in (1, 2),
-        f"optimizer={optimizer}: works on whole matrices, which ZeRO stage {stage} does not give it. Use `--accelerate "
-        "zero2`, `zero1` or `ddp`, or optimizer: adamw.",
-    )
     ensure(
         not (settings.get("checkpoint") or {}).get("load_universal"),
         f"optimizer={optimizer}: not with checkpoint.load_universal in the DeepSpeed file: DeepSpeed's converter knows "
         "the states of AdamW alone. Remove it.",
     )
-    for name, reason in _NOT_UNDER_ZERO.items():
+    at_stage = "works on whole matrices, which ZeRO stage {} does not give it"
+    _ensure_zero_can(settings, f"optimizer={optimizer}", "optimizer: adamw", at_stage, _NOT_UNDER_ZERO)
+
+
+def _ensure_zero_can(
+    settings: dict[str, Any], wish: str, instead: str, at_stage: str, unwanted: Mapping[str, str]
+) -> None:
+    """Refuse a key of the config under another ZeRO stage than 1 and 2, and beside some settings of DeepSpeed's file.
+
+    Args:
+        settings: of DeepSpeed, see `distributed.deepspeed_settings`.
+        wish: the key and its value, for the message.
+        instead: what can be used in its place.
+        at_stage: what is wrong with the other stages, with braces for the number.
+        unwanted: names in `zero_optimization`, each with the reason.
+
+    Raises:
+        InputError: the first of them that is so.
+    """
+    zero = settings.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    ensure(
+        stage in (1, 2),
+        f"{wish}: {at_stage.format(stage)}. Use `--accelerate zero2`, `zero1` or `ddp`, or {instead}.",
+    )
+    for name, reason in unwanted.items():
         ensure(
             not _is_asked(zero.get(name)),
-            f"optimizer={optimizer}: not with zero_optimization.{name} in the DeepSpeed file: {reason}. Remove it, or "
-            "use optimizer: adamw.",
+            f"{wish}: not with zero_optimization.{name} in the DeepSpeed file: {reason}. Remove it, or use {instead}.",
         )
 
 
@@ -203,19 +220,9 @@ def check_skipping(action: str, settings: dict[str, Any] | None) -> None:
     """
     if settings is None or action == "stop":
         return
-    zero = settings.get("zero_optimization") or {}
-    stage = zero.get("stage", 0)
-    ensure(
-        stage in (1, 2),
-        f"on_bad_step={action}: not under ZeRO stage {stage}, where nobody has tried it. Use `--accelerate zero2`, "
-        "`zero1` or `ddp`, or on_bad_step: stop.",
-    )
-    for name in _OUTSIDE_OF_STEPS:
-        ensure(
-            not _is_asked(zero.get(name)),
-            f"on_bad_step={action}: not with zero_optimization.{name} in the DeepSpeed file, which changes weights "
-            "outside of a step. Remove it, or use on_bad_step: stop.",
-        )
+    unwanted = dict.fromkeys(_OUTSIDE_OF_STEPS, "it changes weights outside of a step")
+    at_stage = "not under ZeRO stage {}, where nobody has tried it"
+    _ensure_zero_can(settings, f"on_bad_step={action}", "on_bad_step: stop", at_stage, unwanted)
 
 
 def _is_asked(setting: Any) -> bool:
