@@ -49,29 +49,15 @@ def run_demo(given: dict[str, Any], recipes: Path) -> int:
     Raises:
         InputError: a key is refused; nothing was made.
     """
-    from .arguments import build, read_values
     from .data.pack import PackConfig, pack
     from .data.packed import print_summary
     from .presets import PRESETS
     from .tokenizer.train import TokenizerConfig, build_tokenizer
-    from .training.config import PretrainConfig, PretrainConfigBeforePacking
 
     start = time.time()
-    config = str(recipes / "configs" / "tiny" / "pretrain.yaml")
-    folder = Path(given.get("output_dir") or "runs/demo")
-    usual = read_values(PretrainConfig, ["--config", config])
-    for key in ("tokenizer", "packed", "inputs", "validation_inputs", "preset", "context", *_FROM_A_MODEL):
-        ensure(
-            given.get(key) in (None, usual.get(key)),
-            f"{key}={given.get(key)}: the demo makes its own tokenizer, rows and model. Leave it out, or use "
-            "`ttl pretrain`.",
-        )
-    values = {**usual, **given}
     preset = PRESETS["tiny"]
-    context = preset.max_position_embeddings
-    # What is wrong with the training is said before the data is made.
-    build(PretrainConfigBeforePacking, {**values, "context": context, "output_dir": str(folder), "use_cpu": True})
-    ensure_folder("output_dir", folder)
+    folder = Path(given.get("output_dir") or "runs/demo")
+    values = _checked_values(given, recipes, folder, preset.max_position_embeddings)
     _say("1/5 tokenizer, trained on the embedded stories and audited on held-out ones")
     tokenizer = build_tokenizer(
         TokenizerConfig(inputs=["sample"], vocab_size=preset.vocab_size, output_dir=str(folder / "tokenizer"))
@@ -81,7 +67,7 @@ def run_demo(given: dict[str, Any], recipes: Path) -> int:
         PackConfig(
             inputs=["sample"],
             tokenizer=str(tokenizer),
-            context=context,
+            context=preset.max_position_embeddings,
             output_dir=str(folder / "packed"),
         )
     )
@@ -98,6 +84,28 @@ def run_demo(given: dict[str, Any], recipes: Path) -> int:
     reloaded = reload_elsewhere(run)
     _print_summary(folder, run, report, reloaded, time.time() - start)
     return EXIT_DONE
+
+
+def _checked_values(given: dict[str, Any], recipes: Path, folder: Path, context: int) -> dict[str, Any]:
+    """Return the values of the demo's training; what is wrong with them is said before its data is made.
+
+    Raises:
+        InputError: a key that the demo sets itself, one that the training refuses, or a folder that cannot be.
+    """
+    from .arguments import build, read_values
+    from .training.config import PretrainConfig, PretrainConfigBeforePacking
+
+    usual = read_values(PretrainConfig, ["--config", str(recipes / "configs" / "tiny" / "pretrain.yaml")])
+    for key in ("tokenizer", "packed", "inputs", "validation_inputs", "preset", "context", *_FROM_A_MODEL):
+        ensure(
+            given.get(key) in (None, usual.get(key)),
+            f"{key}={given.get(key)}: the demo makes its own tokenizer, rows and model. Leave it out, or use "
+            "`ttl pretrain`.",
+        )
+    values = {**usual, **given}
+    build(PretrainConfigBeforePacking, {**values, "context": context, "output_dir": str(folder), "use_cpu": True})
+    ensure_folder("output_dir", folder)
+    return values
 
 
 def _say(text: str) -> None:
