@@ -213,12 +213,16 @@ def card(config: CardConfig) -> None:
 
 
 def publish(config: Any, source: list[str]) -> None:
-    """Publish a run with its checkpoints, or data, on the Hub or in a folder."""
+    """Publish a run with its checkpoints, an export, or data, on the Hub or in a folder."""
     from .publishing.follow import run_publish
+    from .publishing.publish import publish_export
     from .publishing.publish_dataset import PublishDatasetConfig, publish_dataset
+    from .stage_folder import find_manifest
 
     if isinstance(config, PublishDatasetConfig):
         publish_dataset(source, config)
+    elif (find_manifest(Path(source[0])) or {}).get("stage") == "export":
+        publish_export(Path(source[0]), config)
     else:
         run_publish(Path(source[0]), config)
 
@@ -236,6 +240,13 @@ def merge(config: MergeConfig) -> None:
     from .models import merge_adapter
 
     print(merge_adapter(config.adapter, Path(config.folder), config.base_model))
+
+
+def export(config: Any) -> None:
+    """Write a model in another form: GGUF for llama.cpp and Ollama, 8 bits, another precision."""
+    from .export.export import run_export
+
+    print(run_export(config))
 
 
 def chat(config: Any, model: str) -> int:
@@ -309,9 +320,10 @@ VERBS: dict[str, Verb] = {
                       (Word("RUN", "the folders of one or more runs", "runs", many=True),)),
     "card": Verb(card, "cli:CardConfig", "share", (Word("RUN", "the run's folder", "run"),)),
     "publish": Verb(publish, "publishing.publish:PublishConfig", "share",
-                    (Word("RUN|DATA", "a run (the output_dir of a training) or data (a folder or files)", many=True),),
+                    (Word("RUN|DATA", "a run (its output_dir), an export, or data (a folder or files)", many=True),),
                     data_config="publishing.publish_dataset:PublishDatasetConfig",
                     after_signal="what is published stays; the same command goes on"),
+    "export": Verb(export, "export.export:ExportConfig", "share", (_MODEL_KEY,)),
     "chat": Verb(chat, "chat.terminal:ChatConfig", "talk", (_MODEL,), lasts=True),
     "app": Verb(app, "chat.page:AppConfig", "talk", (_MODEL,), lasts=True),
 }  # fmt: skip

@@ -329,9 +329,16 @@ def score_signal(model: "PreTrainedModel", tasks: Sequence[SignalTask], batch_si
         tasks: from `cloze_task` and `local_tasks`.
         batch_size: contexts read at once.
     """
+    return signal_figures(lambda pairs: score_continuations(model, pairs, batch_size), tasks)
+
+
+def signal_figures(
+    score: Callable[[list[TokenPair]], list[tuple[float, bool]]], tasks: Sequence[SignalTask]
+) -> dict[str, float]:
+    """Return the figures of `score_signal` of whatever scores pairs as `score_continuations` does."""
     figures: dict[str, float] = {}
     for task in tasks:
-        scored = iter(score_continuations(model, [pair for _, pairs in task.questions for pair in pairs], batch_size))
+        scored = iter(score([pair for _, pairs in task.questions for pair in pairs]))
         marks = [task.mark(row, [next(scored) for _ in pairs]) for row, pairs in task.questions]
         bits = [mark["answer_bits_per_byte"] for mark in marks]
         figures[f"{task.name}_{task.metric}"] = sum(mark[task.metric] for mark in marks) / len(marks)

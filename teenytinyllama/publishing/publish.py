@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 
 from ..checkpointing.checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
 from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
+from ..export.export_card import export_upload
 from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME, scratch_folder
 from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
 from .facts import read_metrics
 from .hub import Hub, HubLimits, RepositoryState, open_hub, prepare, push
-from .safety import Upload, UploadFile, check_repository, check_token, check_upload, inside
+from .safety import Upload, UploadFile, check_repository, check_revision, check_token, check_upload, inside
 from .wording import card_languages
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ class PublishConfig:
         default=None, metadata={"help": "of the card: en, pt or both; null: the run's card_language"}
     )
     base_model: str = field(default="", metadata={"help": "for an adapter: the repository of its base model"})
+    revision: str = field(
+        default="main", metadata={"help": "of an export: the branch, such as gguf in the model's own repository"}
+    )
     replace: bool = field(
         default=False, metadata={"help": "go on although main holds another run or files of others; git keeps them"}
     )
@@ -81,6 +85,7 @@ class PublishConfig:
         else:
             check_repository(self.to)
         card_languages(self.language)
+        check_revision(self.revision)
         if self.base_model:
             check_repository(self.base_model, "base_model")
         ensure(not (self.follow and self.dry_run), "follow, dry_run: exclude each other. Leave one of them out.")
@@ -114,6 +119,7 @@ def publish(run: Path, config: PublishConfig) -> None:
         RunFailedError: the Hub gives no good answer in time.
     """
     run_identity(run)
+    ensure(config.revision == "main", f"revision={config.revision}: a run has branches of its own. Leave it out.")
     if config.is_folder:
         check_folder(folder_of(config.to), run)
     found = sound_checkpoints(run, config.skip_damaged) if config.checkpoints else []
@@ -140,6 +146,29 @@ def publish(run: Path, config: PublishConfig) -> None:
             with lease(folder):  # against its deletion
                 push_and_say(hub, checkpoint.upload, config)
         push_and_say(hub, main_with_config(run, entries, config), config)
+
+
+def publish_export(folder: Path, config: PublishConfig) -> None:
+    """Publish the files of `ttl export`, on main or on a branch of a repository, or say what would be published.
+
+    Raises:
+        InputError: see `export_upload`, `hub.push`; no token; keys that are for a run.
+        RunFailedError: the Hub gives no good answer in time.
+    """
+    for_runs = {"follow": config.follow, "optimizer_state": config.optimizer_state, "base_model": config.base_model}
+    given = [key for key, value in for_runs.items() if value]
+    ensure(not given, f"{', '.join(given)}: for a run; {folder} is an export. Leave it out.")
+    upload = export_upload(folder, config.repository, "main" if config.is_folder else config.revision, config.language)
+    if config.is_folder:
+        check_folder(folder_of(config.to), folder)
+    if config.dry_run:
+        print(describe_uploads([upload]))
+    elif config.is_folder:
+        print(write_folder([upload], folder_of(config.to)))
+    else:
+        check_token()
+        with finishing_command(folder, config):
+            push_and_say(open_hub(config.limits()), upload, config)
 
 
 def sound_checkpoints(run: Path, skip_damaged: bool) -> list[Path]:

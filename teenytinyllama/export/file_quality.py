@@ -1,0 +1,172 @@
+"""What an export is worth: held-out bits per byte and the suite `signal` of each file, beside the model it is of.
+
+A GGUF file is read by llama.cpp itself, so that what is measured is what a user gets. Held-out documents, windows and
+questions are those of `evaluation`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, score_windows
+from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks, score_signal, signal_figures
+from .gguf_tokenizer import different_ids, trial_lines
+from .llama_cpp import LlamaCpp, opened
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CLOZE_ITEMS = 200
+_PROMPT = "Era uma vez uma lhama que vivia numa casa pequena, perto do mar. Todos os dias"
+_GREEDY_TOKENS = 32
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every file of an export is measured with.
+
+    Attributes:
+        windows: of the held-out documents.
+        tasks: of the suite `signal`.
+        held_out: the inputs that the text is from.
+    """
+
+    windows: HeldOutWindows
+    tasks: list[SignalTask]
+    held_out: list[str]
+
+
+def make_yardstick(
+    model_folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    context: int,
+    held_out: list[str] | None,
+    max_tokens: int,
+    data_dir: str | None,
+) -> Yardstick | None:
+    """Return what files are measured with, or None where there is no held-out text.
+
+    Args:
+        model_folder: whose run's packed rows are the default text.
+        tokenizer: of the model.
+        context: tokens that are read at once.
+        held_out: a packed folder, or texts.
+        max_tokens: of the documents that are scored.
+        data_dir: folder with files of the suite `signal`; None: cloze of the held-out text alone.
+
+    Raises:
+        InputError: a text or a folder that cannot be read.
+    """
+    inputs = held_out or find_held_out(model_folder)
+    if not inputs:
+        return None
+    text = load_held_out(inputs, tokenizer)
+    tasks = local_tasks(data_dir, tokenizer, CLOZE_ITEMS) if data_dir else []
+    cloze = cloze_task(text.texts, tokenizer, CLOZE_ITEMS, 50_000)
+    windows = HeldOutWindows(text, context, max_tokens=max_tokens)
+    return Yardstick(windows, [*([cloze] if cloze else []), *tasks], list(inputs))
+
+
+def measure_model(model: "PreTrainedModel", yardstick: Yardstick) -> dict[str, Any]:
+    """Return bits per byte, counts of the text, and the figures of `signal` of a model in transformers."""
+    found = yardstick.windows.summarise(score_windows(model, yardstick.windows, _BATCH))
+    figures = {name: found[name] for name in ("bits_per_byte", "scored_tokens", "documents")}
+    return {**figures, "signal": score_signal(model, yardstick.tasks, _BATCH)}
+
+
+def measure_gguf(path: Path, yardstick: Yardstick) -> dict[str, Any]:
+    """Return the same of a GGUF file in llama.cpp.
+
+    Raises:
+        InputError: see `opened`.
+    """
+    with opened(path) as model:
+        nats = np.array([_window_nats(model, yardstick.windows[place]) for place in range(len(yardstick.windows))])
+        found = yardstick.windows.summarise(nats)
+        figures = {name: found[name] for name in ("bits_per_byte", "scored_tokens", "documents")}
+        return {**figures, "signal": signal_figures(lambda pairs: _score_pairs(model, pairs), yardstick.tasks)}
+
+
+def _log_likelihoods(logits_TV: "NDArray[np.float32]", tokens: Sequence[int]) -> "NDArray[np.float64]":
+    """Return (tokens,) the log-likelihood in nats of each token by the logits in front of it."""
+    logits = logits_TV.astype(np.float64)
+    top = logits.max(axis=1)
+    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+    found: NDArray[np.float64] = logits[np.arange(len(tokens)), list(tokens)] - total
+    return found
+
+
+def _window_nats(model: LlamaCpp, window: "dict[str, NDArray[np.int64]]") -> tuple[float, float]:
+    """Return the summed nats of a window's scored tokens, and their number."""
+    tokens, scored = window["input_ids"], window["labels"][1:] != -100
+    logits = model.logits(tokens.tolist())[:-1][scored]
+    return -float(_log_likelihoods(logits, tokens[1:][scored].tolist()).sum()), float(scored.sum())
+
+
+def _score_pairs(model: LlamaCpp, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
+    """Return what `score_continuations` does of pairs, one text at a time."""
+    results = []
+    for context, continuation in pairs:
+        room = max(1, model.context + 1 - len(continuation))  # the beginning of a long context is left out
+        ids = [*list(context)[-room:], *continuation]
+        logits = model.logits(ids[:-1])[-len(continuation) :]
+        greedy = bool((logits.argmax(axis=1) == np.array(continuation)).all())
+        results.append((float(_log_likelihoods(logits, continuation).sum()), greedy))
+    return results
+
+
+def compare_in_llama_cpp(
+    path: Path, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> dict[str, float | int | bool]:
+    """Return how a GGUF file in llama.cpp differs from the model in transformers, computed in float32.
+
+    Returns:
+        `lines` compared and `lines_with_other_ids`; of a prompt the `largest_logit` and the `largest_difference` of
+        logits; whether the greedy text of `greedy_tokens` tokens is the `same_greedy_text`.
+    """
+    import torch
+
+    ids = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    ids += tokenizer(_PROMPT, add_special_tokens=False)["input_ids"]
+    reference: Any = model
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids], device=model.device)).logits[0].float().cpu().numpy()
+        written = list(ids)
+        for _ in range(_GREEDY_TOKENS):
+            logits = reference(torch.tensor([written], device=model.device)).logits[0, -1]
+            written.append(int(logits.argmax()))
+    with opened(path, exact=True) as other:
+        found = other.logits(ids)
+        greedy = other.greedy(ids, _GREEDY_TOKENS)
+    return {
+        "lines": len(trial_lines()),
+        "lines_with_other_ids": len(different_ids(path, tokenizer)),
+        "largest_logit": float(np.abs(expected).max()),
+        "largest_difference": float(np.abs(found - expected).max()),
+        "greedy_tokens": _GREEDY_TOKENS,
+        "same_greedy_text": greedy == written[len(ids) :],
+    }
+
+
+def draw_quality(rows: Sequence[dict[str, Any]], reference: dict[str, Any] | None) -> "Figure":
+    """Draw bits per byte against megabytes, a point a file, with the model in transformers as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    for row in rows:
+        axis.plot(row["bytes"] / 1e6, row["bits_per_byte"], "o", color="C0")
+        axis.annotate(f" {row['type']}", (row["bytes"] / 1e6, row["bits_per_byte"]), va="center")
+    if reference is not None:
+        axis.axhline(reference["bits_per_byte"], color="0.5", linestyle="--", label="the model in transformers")
+        axis.legend()
+    axis.set(xlabel="MB of the file", ylabel="bits per byte of held-out text")
+    axis.set_xlim(left=0, right=1.25 * max(row["bytes"] for row in rows) / 1e6)
+    axis.grid(alpha=0.3)
+    return figure
