@@ -36,6 +36,7 @@ _DEFAULT_TYPES = {"gguf": "q8_0"}
 # Largest difference of a logit that float16 may make of float32, as a share of the largest logit. The least bit of a
 # float16 is 2^-11 of its value; a wrong conversion is off by the logits' own size.
 _MOST_F16_DIFFERENCE = 0.02
+_STAGE = re.compile(r"base|chat|dpo|model|merged|checkpoint-\d+")  # names that say nothing of whose they are
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -113,10 +114,16 @@ class ExportConfig(GridSettings):
 
     @property
     def model_name(self) -> str:
-        """Return what the model is called, for its files: `name`, or the last part of its folder or repository."""
+        """Return what the model is called, for its files.
+
+        That is `name`, or the last part of its folder or repository; behind the folder's own for a stage of a run, so
+        that the files of `outputs/160m/chat` are called `160m-chat`.
+        """
         found = PUBLISHED_MODELS.get(self.model_name_or_path, self.model_name_or_path).rstrip("/")
-        place = Path(found).expanduser()
-        last = place.resolve().name if is_local(found) else found.rsplit("/", 1)[-1]
+        last = found.rsplit("/", 1)[-1]
+        if is_local(found):
+            *_, above, last = ("", *Path(found).expanduser().resolve().parts)
+            last = f"{above}-{last}" if _STAGE.fullmatch(last) else last
         return self.name or re.sub(r"[^\w.-]+", "-", last).strip("-.") or "model"
 
     @property

@@ -69,7 +69,7 @@ def check_gguf(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokeni
     other = "llama.cpp's convert_hf_to_gguf.py may know it."
     ensure(
         config.model_type in ("llama", "mistral"),
-        f"model={name}: is of model_type {config.model_type}; llama and mistral are written as GGUF here. {other}",
+        f"model_name_or_path={name}: is of model_type {config.model_type}; llama and mistral are written as GGUF here. {other}",
     )
     rope = dict(getattr(config, "rope_parameters", None) or {})
     unusual = {
@@ -80,11 +80,13 @@ def check_gguf(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokeni
         "sliding_window": bool(getattr(config, "sliding_window", None)),
     }
     found = [key for key, is_unusual in unusual.items() if is_unusual]
-    ensure(not found, f"model={name}: its config has {', '.join(found)} that are not written here. {other}")
+    ensure(
+        not found, f"model_name_or_path={name}: its config has {', '.join(found)} that are not written here. {other}"
+    )
     rows, entries = _embeddings(model).shape[0], max(tokenizer.get_vocab().values()) + 1
     ensure(
         entries <= rows,
-        f"model={name}: its tokenizer has {entries:,} entries and the model {rows:,} embeddings. Copy the tokenizer "
+        f"model_name_or_path={name}: its tokenizer has {entries:,} entries and the model {rows:,} embeddings. Copy the tokenizer "
         "that belongs to the model into its folder.",
     )
 

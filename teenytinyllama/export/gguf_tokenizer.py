@@ -95,7 +95,7 @@ def read_vocabulary(name: str, tokenizer: "PreTrainedTokenizerBase") -> Vocabula
     model = content["model"]
     ensure(
         model.get("type") == "BPE",
-        f"model={name}: its tokenizer is a {model.get('type')}; only a BPE is written as GGUF. "
+        f"model_name_or_path={name}: its tokenizer is a {model.get('type')}; only a BPE is written as GGUF. "
         "llama.cpp's convert_hf_to_gguf.py may know it.",
     )
     pieces, kinds = _entries(content)
@@ -106,9 +106,9 @@ def read_vocabulary(name: str, tokenizer: "PreTrainedTokenizerBase") -> Vocabula
     for tried in _readings(ours, content):
         if not differing_lines(tried, tokenizer):
             return tried
-    line = differing_lines(next(_readings(ours, content)), tokenizer)[0]
+    line = min(differing_lines(next(_readings(ours, content)), tokenizer), key=len)
     raise InputError(
-        f"model={name}: llama.cpp gives other ids than its tokenizer, for example of {line!r}. Such a file would "
+        f"model_name_or_path={name}: llama.cpp gives other ids than its tokenizer, for example of {line!r}. Such a file would "
         "answer worse and not say so, so none is written. llama.cpp's convert_hf_to_gguf.py may know the tokenizer."
     )
 

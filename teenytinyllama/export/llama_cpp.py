@@ -98,8 +98,8 @@ class LlamaCpp:
 
     @property
     def context(self) -> int:
-        """Return how many tokens fit."""
-        return int(self.model.n_ctx())
+        """Return how many tokens fit, by its training: llama.cpp's own number is rounded up."""
+        return min(int(self.model.n_ctx()), int(self.model._model.n_ctx_train()))
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Return the ids of a text without a start token; `special`: names of special tokens become those tokens."""
