@@ -66,10 +66,10 @@ def check_gguf(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokeni
     """
     ensure_packages("gguf", "gguf", *(["llama_cpp"] if any(TYPES[kind].matrices is None for kind in types) else []))
     config: Any = model.config
-    other = "llama.cpp's convert_hf_to_gguf.py may know it."
+    which, other = f"model_name_or_path={name}", "llama.cpp's convert_hf_to_gguf.py may know it."
     ensure(
         config.model_type in ("llama", "mistral"),
-        f"model_name_or_path={name}: is of model_type {config.model_type}; llama and mistral are written as GGUF here. {other}",
+        f"{which}: is of model_type {config.model_type}; llama and mistral are written as GGUF here. {other}",
     )
     rope = dict(getattr(config, "rope_parameters", None) or {})
     unusual = {
@@ -80,13 +80,11 @@ def check_gguf(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokeni
         "sliding_window": bool(getattr(config, "sliding_window", None)),
     }
     found = [key for key, is_unusual in unusual.items() if is_unusual]
-    ensure(
-        not found, f"model_name_or_path={name}: its config has {', '.join(found)} that are not written here. {other}"
-    )
+    ensure(not found, f"{which}: its config has {', '.join(found)} that are not written here. {other}")
     rows, entries = _embeddings(model).shape[0], max(tokenizer.get_vocab().values()) + 1
     ensure(
         entries <= rows,
-        f"model_name_or_path={name}: its tokenizer has {entries:,} entries and the model {rows:,} embeddings. Copy the tokenizer "
+        f"{which}: its tokenizer has {entries:,} entries and the model {rows:,} embeddings. Copy the tokenizer "
         "that belongs to the model into its folder.",
     )
 
