@@ -109,7 +109,7 @@ def read_vocabulary(name: str, tokenizer: "PreTrainedTokenizerBase") -> Vocabula
     line = min(differing_lines(next(_readings(ours, content)), tokenizer), key=len)
     raise InputError(
         f"model_name_or_path={name}: llama.cpp gives other ids than its tokenizer, for example of {line!r}. Such a "
-        "file would answer worse and not say so, so none is written. llama.cpp's convert_hf_to_gguf.py may know the tokenizer."
+        "file would answer worse and not say so, so none is written. llama.cpp's convert_hf_to_gguf.py may know it."
     )
 
 
