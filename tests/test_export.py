@@ -26,8 +26,8 @@ from teenytinyllama import cli
 from teenytinyllama.chat.template import TEMPLATE_PATH, install_chat_template
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.export import gguf_file
-from teenytinyllama.export.export import ExportConfig, _ensure_same, modelfile, run_export
-from teenytinyllama.export.gguf_tokenizer import portable_template, read_vocabulary
+from teenytinyllama.export.export import ExportConfig, _ensure_same, run_export
+from teenytinyllama.export.gguf_tokenizer import ollama_files, portable_template, read_vocabulary
 from teenytinyllama.models import finish_saved, from_pretrained, load_tokenizer
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.tokenizer.encode import encode_texts
@@ -428,16 +428,19 @@ def test_what_files_are_called(tmp_path: Path) -> None:
     assert ExportConfig(model_name_or_path="x", name="y").model_name == "y"
 
 
-def test_the_modelfile(tokenizer: Any) -> None:
+def test_what_ollama_reads(tokenizer: Any) -> None:
     model = tiny_model(tokenizer)
-    text = modelfile("x.gguf", model, tokenizer)
-    assert text.startswith('FROM ./x.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER num_ctx 128\n')
+    files = ollama_files("x.gguf", model, tokenizer)
+    assert files["Modelfile"].startswith('FROM ./x.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER num_ctx 128\n')
+    assert files["template"] == "{{ .Prompt }}"
     install_chat_template(tokenizer)
-    text = modelfile("x.gguf", model, tokenizer)
-    assert "<instruction>{{ if .System }}{{ .System }}\n\n{{ end }}{{ .Prompt }}</instruction>" in text
-    assert 'PARAMETER stop "</s>"' in text
+    files = ollama_files("x.gguf", model, tokenizer)
+    assert "<instruction>{{ if .System }}{{ .System }}\n\n{{ end }}{{ .Prompt }}</instruction>" in files["Modelfile"]
+    assert 'PARAMETER stop "</s>"' in files["Modelfile"]
+    assert json.loads(files["params"])["stop"] == ["</s>"]
+    assert files["template"] in files["Modelfile"]
     tokenizer.chat_template = "{{ messages }}"
-    assert "TEMPLATE" not in modelfile("x.gguf", model, tokenizer)
+    assert set(ollama_files("x.gguf", model, tokenizer)) == {"Modelfile", "params"}
 
 
 def test_an_export_is_published_to_a_branch_of_its_model(server: HubServer, tokenizer: Any, tmp_path: Path) -> None:  # noqa: F811
@@ -445,7 +448,7 @@ def test_an_export_is_published_to_a_branch_of_its_model(server: HubServer, toke
     output = export(model, tmp_path / "out", type="q8_0", repository="ana/modelo")
     done = publish(server, output, "--revision", "gguf")
     assert done.returncode == 0, done.stderr
-    names = {"README.md", "Modelfile", "run.json", "export.json", "lhama-Q8_0.gguf"}
+    names = {"README.md", "Modelfile", "template", "params", "run.json", "export.json", "lhama-Q8_0.gguf"}
     assert remote_names(server, "gguf") == names
     card = server.files("ana/modelo", "gguf")["README.md"].decode()
     front = yaml.safe_load(card.split("---")[1])

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from ..chat.generation import Sampling
-from ..chat.template import TEMPLATE_PATH
 from ..checks import RunFailedError, ensure, ensure_disk_space, format_bytes, near_name
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
@@ -21,10 +19,9 @@ from ..energy.recorder import StageMeter
 from ..model_files import PUBLISHED_MODELS, is_local, locate
 from ..publishing.safety import check_repository
 from ..stage_folder import CARD_NAME, StageFolder, scratch_folder, sha256_file, sha256_json
-from ..tokenizer.files import EOS_TOKEN
-from .export_card import MODELFILE_NAME, QUALITY_PLOT_NAME, render_export_card
+from .export_card import QUALITY_PLOT_NAME, render_export_card
 from .gguf_file import TYPES, check_gguf, count_types, estimate_bytes, write_gguf
-from .gguf_tokenizer import Vocabulary, read_vocabulary
+from .gguf_tokenizer import Vocabulary, ollama_files, read_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -255,9 +252,8 @@ def _write_files(job: _Job, folder: Path, meter: StageMeter) -> dict[str, Any]:
         meter.tick()
     if yardstick:
         draw_quality(rows, reference).savefig(folder / QUALITY_PLOT_NAME, dpi=120)
-    if job.vocabulary:
-        text = modelfile(rows[0]["path"], job.model, job.tokenizer)
-        (folder / MODELFILE_NAME).write_text(text, encoding="utf-8")
+    for name, text in ollama_files(rows[0]["path"], job.model, job.tokenizer).items() if job.vocabulary else ():
+        (folder / name).write_text(text, encoding="utf-8")
     return {"files": rows, "reference": reference}
 
 
@@ -350,32 +346,3 @@ def _license(config: ExportConfig) -> str | None:
         return None
     license_name = found.get("license") if isinstance(found, dict) else None
     return license_name if isinstance(license_name, str) else None
-
-
-# Our chat template in the language of Ollama, which puts the start token in front by itself. It is filled in once for
-# each turn; a system text comes with the first one. Source: docs/template.md of github.com/ollama/ollama.
-_OLLAMA_CHAT = """{{ if .Prompt }}<instruction>{{ if .System }}{{ .System }}
-
-{{ end }}{{ .Prompt }}</instruction>{{ end }}{{ .Response }}</s>"""
-
-
-def modelfile(path: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a Modelfile, from which `ollama create NAME` makes a model.
-
-    Args:
-        path: of the GGUF file beside it.
-        model: whose context is named.
-        tokenizer: with our chat template, another, or none: Ollama has templates of its own for some others.
-    """
-    sampling = Sampling()
-    lines = [f"FROM ./{path}"]
-    if tokenizer.chat_template == TEMPLATE_PATH.read_text(encoding="utf-8"):
-        lines += [f'TEMPLATE """{_OLLAMA_CHAT}"""', f'PARAMETER stop "{EOS_TOKEN}"']
-    elif tokenizer.chat_template is None:
-        lines += ['TEMPLATE """{{ .Prompt }}"""']
-    lines += [
-        f"PARAMETER num_ctx {model.config.max_position_embeddings}", f"PARAMETER temperature {sampling.temperature}",
-        f"PARAMETER top_k {sampling.top_k}", f"PARAMETER top_p {sampling.top_p}",
-        f"PARAMETER repeat_penalty {sampling.repetition_penalty}",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"

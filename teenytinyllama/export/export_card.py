@@ -9,10 +9,11 @@ from ..publishing.contents import present_files
 from ..publishing.safety import Upload, UploadFile, inside, record_file
 from ..publishing.wording import Language, Markdown, card_environment, card_languages, one_line
 from ..stage_folder import CARD_NAME, MANIFEST_NAME, read_manifest, sha256_file
+from .gguf_tokenizer import MODELFILE_NAME, OLLAMA_PARAMETERS_NAME, OLLAMA_TEMPLATE_NAME
 
-MODELFILE_NAME = "Modelfile"
 QUALITY_PLOT_NAME = "quality.png"
 EXPORT_RECORD_NAME = "export.json"
+_BESIDE = (MODELFILE_NAME, OLLAMA_TEMPLATE_NAME, OLLAMA_PARAMETERS_NAME)
 _LIBRARIES = {"gguf": "gguf", "int8": "transformers", "safetensors": "transformers"}
 
 
@@ -85,7 +86,7 @@ def export_upload(folder: Path, repository: str, revision: str = "main", languag
                 "model again into a new folder.",
             )
     names = [name for row in content["files"] for name in (row["path"], *row.get("others", {}))]
-    beside = [name for name in (MODELFILE_NAME, QUALITY_PLOT_NAME) if (folder / name).is_file()]
+    beside = [name for name in (*_BESIDE, QUALITY_PLOT_NAME) if (folder / name).is_file()]
     card = render_export_card(content, repository, language)
     files = [UploadFile(CARD_NAME, card.encode()), *present_files(folder, (MANIFEST_NAME,))]
     files += [UploadFile(name, inside(folder, folder / name)) for name in (*beside, *names)]

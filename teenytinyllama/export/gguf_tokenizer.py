@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file, and whether llama.cpp gives its ids.
+"""The tokenizer and the chat template in a GGUF file and beside it for Ollama, and whether llama.cpp gives its ids.
 
 It is llama.cpp's `llama` (SentencePiece's BPE: any neighbours whose joined text is an entry, the highest score first)
 for a vocabulary with byte tokens, and its `gpt2` for a byte-level BPE. A tokenizer that is not of `ttl tokenizer` is
@@ -14,14 +14,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..chat.generation import Sampling
+from ..chat.template import TEMPLATE_PATH
 from ..checks import InputError, ensure, ensure_packages
 from ..stage_folder import scratch_folder
-from ..tokenizer.files import BYTE_TOKENS, sentencepiece_model
+from ..tokenizer.files import BYTE_TOKENS, EOS_TOKEN, sentencepiece_model
 from .llama_cpp import opened
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Kinds of entries in a GGUF file (`gguf.TokenType`).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -191,3 +193,37 @@ def different_ids(path: Path, tokenizer: "PreTrainedTokenizerBase") -> list[str]
             for line in trial_lines()
             if read.tokenize(line) != tokenizer(line, add_special_tokens=False)["input_ids"]
         ]
+
+
+# Files that Ollama reads: the first of a folder, the others of a repository on the Hub
+# (`ollama run hf.co/owner/name`; huggingface.co/docs/hub/ollama, "Custom Chat Template and Parameters").
+MODELFILE_NAME, OLLAMA_TEMPLATE_NAME, OLLAMA_PARAMETERS_NAME = "Modelfile", "template", "params"
+# Our chat template in Go's language. Ollama fills it in once for each turn, a system text with the first one, cuts the
+# last one off where the answer stands, and puts the start token in front by itself (github.com/ollama/ollama, docs).
+_OLLAMA_CHAT = """{{ if .Prompt }}<instruction>{{ if .System }}{{ .System }}
+
+{{ end }}{{ .Prompt }}</instruction>{{ end }}{{ .Response }}</s>"""
+
+
+def ollama_files(path: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """Return the files for Ollama by their names.
+
+    Args:
+        path: of the GGUF file beside them.
+        model: whose context is named.
+        tokenizer: with our chat template, another, or none: Ollama has templates of its own for some others.
+    """
+    sampling = Sampling()
+    parameters: dict[str, Any] = {
+        "num_ctx": model.config.max_position_embeddings, "temperature": sampling.temperature, "top_k": sampling.top_k,
+        "top_p": sampling.top_p, "repeat_penalty": sampling.repetition_penalty,
+    }  # fmt: skip
+    template = None if tokenizer.chat_template else "{{ .Prompt }}"
+    if tokenizer.chat_template == TEMPLATE_PATH.read_text(encoding="utf-8"):
+        template, parameters["stop"] = _OLLAMA_CHAT, [EOS_TOKEN]
+    lines = [f"FROM ./{path}", *([f'TEMPLATE """{template}"""'] if template else [])]
+    for name, value in parameters.items():
+        values = value if isinstance(value, list) else [value]
+        lines += [f"PARAMETER {name} {json.dumps(item)}" for item in values]
+    files = {MODELFILE_NAME: "\n".join(lines) + "\n", OLLAMA_PARAMETERS_NAME: json.dumps(parameters, indent=1) + "\n"}
+    return {**files, OLLAMA_TEMPLATE_NAME: template} if template else files
