@@ -47,6 +47,7 @@ def save_model(folder: Path, tokenizer_folder: Path, **more: Any) -> Path:
     """A chat model with random weights in float32, as a stage saves it."""
     tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
     install_chat_template(tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|ferramenta|>"]})
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{"vocab_size": len(tokenizer), **SIZES, **more}))
     model.generation_config = GenerationConfig(
@@ -341,8 +342,8 @@ def test_vllm_gets_the_sizes(served: Path) -> None:
 
 
 def test_vllm_gets_the_rotary_positions(served: Path) -> None:
-    # transformers_utils/config.py:668: an attribute rope_theta goes first, then rope_parameters; before vLLM 0.12
-    # rope_theta alone was read, and 10,000 where it was not.
+    # transformers_utils/config.py:668: an attribute rope_theta goes first. With transformers 4 in it (vLLM pull request
+    # 42624) that one alone counts, and is 10,000 where the file does not have it.
     config = read_json(served / "config.json")
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500_000.0
     assert config["rope_parameters"]["rope_type"] == "default"  # config/model.py:2606 asks for rope_type
@@ -375,7 +376,9 @@ def test_vllm_gets_the_tokenizer(served: Path) -> None:
     tokenizer_config = read_json(served / "tokenizer_config.json")
     assert tokenizer_config["tokenizer_class"] == "PreTrainedTokenizerFast"  # tokenizers/hf.py:9, AutoTokenizer
     assert "auto_map" not in tokenizer_config
-    assert not isinstance(tokenizer_config.get("extra_special_tokens"), list)  # transformers 4, of vLLM before 0.19
+    # with transformers 4, as older vLLM has it, a list of extra_special_tokens fails (ms-swift issue 8352)
+    assert "extra_special_tokens" not in tokenizer_config
+    assert "<|ferramenta|>" in tokenizer_config["additional_special_tokens"]
     tokenizer = AutoTokenizer.from_pretrained(served)
     assert isinstance(tokenizer, TokenizersBackend)
     # renderers/base.py:477: ids up to the larger of tokenizer and vocab_size pass, and are looked up in the embeddings
@@ -455,7 +458,7 @@ import torch, transformers
 from transformers import AutoModelForCausalLM
 asked, found = json.load(open(sys.argv[1])), {}
 for folder in asked["folders"].values():
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     with torch.no_grad():
         logits = model(torch.tensor(asked["ids"])).logits.float()
     found[folder] = {
@@ -487,6 +490,27 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory, source: Path, tied: Pat
     done = run_with_torchao(WRITER, str(place / "asked.json"))
     assert done.returncode == 0, done.stderr[-3000:]
     return place / "untied", place / "tied", place / "asked.json"
+
+
+def python_of_transformers_4() -> str:
+    python = Path(os.environ.get("TTL_TRANSFORMERS4", REPOSITORY / ".venv-transformers4" / "bin" / "python"))
+    if not python.is_file():
+        without_other_tool(f"there is no environment with transformers 4.57 ({python}); .ci/run makes one")
+    return str(python)
+
+
+@pytest.mark.other_tools
+def test_transformers_4_reads_each_number_format(source: Path, tmp_path: Path) -> None:
+    folders = {name: str(write(source, tmp_path / name, name, "200KB")) for name in DTYPES}
+    (tmp_path / "asked.json").write_text(json.dumps({"folders": folders, "ids": IDS.tolist()}))
+    command = [python_of_transformers_4(), "-c", READER, str(tmp_path / "asked.json"), str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, found in zip(DTYPES, read_json(tmp_path / "found.json").values(), strict=True):
+        assert (found["dtype"], found["end"]) == (f"torch.{DTYPES[name]}", [2, 261])
+        with torch.no_grad():
+            expected = from_pretrained(folders[name])[0](IDS).logits.float()
+        assert (torch.tensor(found["logits"]) - expected).abs().max() <= 0.02 * expected.std(), name
 
 
 @pytest.mark.other_tools
@@ -550,9 +574,6 @@ def test_what_vllm_and_transformers_read_of_8_bits(eight_bits: tuple[Path, Path,
 
 @pytest.mark.other_tools
 def test_transformers_4_cannot_read_8_bits(eight_bits: tuple[Path, Path, Path]) -> None:
-    python = Path(os.environ.get("TTL_TRANSFORMERS4", REPOSITORY / ".venv-transformers4" / "bin" / "python"))
-    if not python.is_file():
-        without_other_tool(f"there is no environment with transformers 4.57 ({python}); .ci/run makes one")
-    done = run_with_torchao(READER, str(eight_bits[2]), "unused", python=str(python))
+    done = run_with_torchao(READER, str(eight_bits[2]), "unused", python=python_of_transformers_4())
     assert done.returncode != 0, "docs/export.md says that transformers 4 does not read them"
     assert "_weight_qdata` is neither a parameter, buffer, nor extra state" in done.stderr
