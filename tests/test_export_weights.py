@@ -530,6 +530,18 @@ def test_a_fresh_process_reads_8_bits(eight_bits: tuple[Path, Path, Path], sourc
 
 
 @pytest.mark.other_tools
+def test_torchao_is_silent_in_our_commands(eight_bits: tuple[Path, Path, Path]) -> None:
+    script = (
+        "import sys\nfrom teenytinyllama.checks import run_main\nfrom teenytinyllama.models import from_pretrained\n"
+        "sys.exit(run_main(lambda: bool(from_pretrained(sys.argv[1])) - 1))"
+    )
+    done = run_with_torchao(script, str(eight_bits[0]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "torchao" not in done.stderr
+    assert "pytree" not in done.stderr
+
+
+@pytest.mark.other_tools
 def test_what_8_bits_hold(eight_bits: tuple[Path, Path, Path], source: Path, tied: Path) -> None:
     for before, folder in ((source, eight_bits[0]), (tied, eight_bits[1])):
         original, weights = stored(before), stored(folder)
