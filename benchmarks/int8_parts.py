@@ -1,4 +1,4 @@
-"""Which parts of a model may be 8 bits: MB, bits per byte and distance of logits for layers, head and embeddings.
+"""Which parts of a model may be 8 bits: MB, bits per byte, logits and greedy text with layers, head and embeddings.
 
 Usage, with torchao installed:
     python benchmarks/int8_parts.py MODEL PACKED --max_tokens 40000
@@ -59,6 +59,12 @@ def stored_mb(model: Any) -> float:
         return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) / 1e6
 
 
+def greedy(model: Any, ids: torch.Tensor) -> list[int]:
+    """Return the 60 likeliest tokens behind a prompt of (1, tokens)."""
+    settings = {"max_new_tokens": 60, "min_new_tokens": 60, "do_sample": False, "use_cache": True}
+    return model.generate(ids, **settings)[0, ids.shape[1] :].tolist()
+
+
 @torch.no_grad()
 def main() -> None:
     """Print a row for each form."""
@@ -77,13 +83,15 @@ def main() -> None:
     text = load_held_out([words.packed], tokenizer)
     windows = HeldOutWindows(text, model.config.max_position_embeddings, max_tokens=words.max_tokens)
     ids = torch.tensor([text.validation[:64].tolist()])
-    expected = model.float()(ids).logits
+    expected, written = model.float()(ids).logits, greedy(model.float(), ids[:, :16])
     for name, form in forms(model.float()):
         found = windows.summarise(score_windows(form, windows, 8))
+        same = [one == other for one, other in zip(greedy(form, ids[:, :16]), written, strict=True)]
         errors, spread = form(ids).logits.float() - expected, expected.std()
         print(
             f"{name:32s} {stored_mb(form):8.2f} MB, {found['bits_per_byte']:.5f} bits per byte, logits: error "
-            f"{errors.square().mean().sqrt():.4f} (largest {errors.abs().max():.3f}) of a spread of {spread:.2f}",
+            f"{errors.square().mean().sqrt():.4f} (largest {errors.abs().max():.3f}) of a spread of {spread:.2f}, "
+            f"greedy text equal for {[*same, False].index(False)} of {len(same)} tokens",
             flush=True,
         )
 
