@@ -323,7 +323,7 @@ def _load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrai
     try:
         ensure(not is_adapter(locate(name, revision)), f"{name} is an adapter itself, and not a whole model.")
         model, tokenizer = from_pretrained(name, revision)
-        ensure_not_quantised("model", name, model.config)
+        ensure_not_quantised("model_name_or_path", name, model.config)
     except InputError as error:
         where = f"base_model={name}" if base_model else f"name_or_path={source.name}: its base model is {name}"
         raise InputError(f"{where}: {error} Give its place with --base_model.") from error

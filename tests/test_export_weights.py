@@ -179,7 +179,9 @@ def test_weights_that_are_no_numbers(value: float, source: Path) -> None:
     model, _ = from_pretrained(source)
     with torch.no_grad():
         model.model.norm.weight[5] = value
-    with pytest.raises(InputError, match=r"model=m: model\.norm\.weight holds values that are no finite numbers"):
+    with pytest.raises(
+        InputError, match=r"model_name_or_path=m: model\.norm\.weight holds values that are no finite numbers"
+    ):
         check_safetensors(model, "m", "bf16", "5GB")
 
 
@@ -255,7 +257,7 @@ def test_what_is_quantised_is_refused(
     for name, value in settings.items():
         setattr(model.config, name, value)
     assert quantisation(model.config) == quantisation(settings) == method
-    expected = rf"model=m: its weights are quantised already \(by {method}\).*Give the model that it was made from"
+    expected = rf"model_name_or_path=m: its weights are quantised already \(by {method}\).*Give the model that it was made from"
     for check in (lambda: check_int8(model, "m"), lambda: check_safetensors(model, "m", "bf16", "5GB")):
         with pytest.raises(InputError, match=expected):
             check()

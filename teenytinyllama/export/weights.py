@@ -46,7 +46,7 @@ def check_safetensors(model: "PreTrainedModel", name: str, dtype_name: str, max_
     """
     ensure(dtype_name in DTYPES, f"type={dtype_name}: must be one of {', '.join(DTYPES)} for safetensors.")
     _check_shard_size(max_shard_size)
-    ensure_not_quantised("model", name, model.config)
+    ensure_not_quantised("model_name_or_path", name, model.config)
     largest, weight = _largest_weight(model, name)
     ensure(
         dtype_name != "f16" or largest <= 65504,  # torch.finfo(torch.float16).max
@@ -87,7 +87,7 @@ def check_int8(model: "PreTrainedModel", name: str) -> None:
         f"torchao {version} is too old to write 8 bits that transformers reads. Install a newer one: "
         "pip install 'teenytinyllama[int8]'",
     )
-    ensure_not_quantised("model", name, model.config)
+    ensure_not_quantised("model_name_or_path", name, model.config)
     _largest_weight(model, name)
     ensure(
         _has_linear_layers(model),
@@ -116,7 +116,7 @@ def _largest_weight(model: "PreTrainedModel", name: str) -> tuple[float, str]:
         size = max(-least, most)
         ensure(
             size < float("inf"),  # false for NaN, too
-            f"model={name}: {weight} holds values that are no finite numbers: the training of this model went wrong. "
+            f"model_name_or_path={name}: {weight} holds values that are no finite numbers: the training of this model went wrong. "
             "Give an earlier checkpoint.",
         )
         found = max(found, (size, weight))
