@@ -116,8 +116,8 @@ def _largest_weight(model: "PreTrainedModel", name: str) -> tuple[float, str]:
         size = max(-least, most)
         ensure(
             size < float("inf"),  # false for NaN, too
-            f"model_name_or_path={name}: {weight} holds values that are no finite numbers: the training of this model went wrong. "
-            "Give an earlier checkpoint.",
+            f"model_name_or_path={name}: {weight} holds values that are no finite numbers: the training of "
+            "this model went wrong. Give an earlier checkpoint.",
         )
         found = max(found, (size, weight))
     return found
