@@ -12,6 +12,8 @@ WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/teenytinyllama/wheels
 LLAMA_CPP := $(shell grep '^llama_cpp_python==' constraints.txt)
 LLAMA_CPP_WHEEL = $(WHEELS)/$(subst ==,-,$(LLAMA_CPP))-*.whl
 OTHER := .venv-transformers4
+# Alone in a folder: where torchao is installed every process that loads a model imports it, and it warns.
+TORCHAO := .torchao
 OTHER_PYTHON := $(OTHER)/bin/python
 
 .PHONY: demo test test-all torture fuzz lint types check cards install install-dev other-tools clean
@@ -70,12 +72,16 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 # For the tests marked other_tools.
-other-tools: $(VENV)/installed-llama-cpp $(OTHER)/installed
+other-tools: $(VENV)/installed-llama-cpp $(OTHER)/installed $(TORCHAO)/installed
 
 $(VENV)/installed-llama-cpp: $(VENV)/installed-dev
 	ls $(LLAMA_CPP_WHEEL) 2>/dev/null || { echo "building $(LLAMA_CPP) (about eight minutes, once)"; \
 	  $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) $(LLAMA_CPP); }
 	$(PIP_INSTALL) -c $(VENV)/constraints.txt --find-links $(WHEELS) $(LLAMA_CPP) gguf
+	@touch $@
+
+$(TORCHAO)/installed: constraints.txt $(VENV)/installed-dev
+	$(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) $(shell grep '^torchao==' constraints.txt)
 	@touch $@
 
 # Its own packages come first on its path; torch, peft and the rest come from the first environment, at the end of it.
@@ -88,4 +94,4 @@ $(OTHER)/installed: $(VENV)/installed-dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OTHER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OTHER) $(TORCHAO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ failures of the program and keep their traceback. Exit codes: 0 done, 1 failed, 
 import difflib
 import errno
 import importlib.util
+import logging
 import math
 import os
 import re
@@ -338,6 +339,8 @@ def run_main(main: Callable[[], int | None]) -> int:
 
     All ranks of a distributed run meet the same bad input, so only rank 0 prints the message.
     """
+    for name in ("torchao", "torch.utils._pytree"):  # at its import torchao warns of kernels that nothing here needs
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         ensure_platform()
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import InputError, MissingFileError, ensure, hub_errors, near_folder, near_name
+from .quantised import ensure_readable
 
 # The repositories of the published TeenyTinyLlama models (arXiv 2401.16640).
 PUBLISHED_MODELS: dict[str, str] = {
@@ -280,7 +281,8 @@ def check_config(source: ModelSource, classifier: bool = False) -> None:
     """Refuse a model without config.json, or one that transformers knows only by running the repository's code.
 
     Raises:
-        InputError: it is one of them, or its config.json is damaged or names sizes beyond reason.
+        InputError: it is one of them, its config.json is damaged or names sizes beyond reason, or its weights are
+            quantised and what reads them is not installed.
     """
     config_path = source.find("config.json")
     if config_path is None:
@@ -308,6 +310,7 @@ def check_config(source: ModelSource, classifier: bool = False) -> None:
     if generation := source.find("generation_config.json"):
         settings = read_json_file("name_or_path", source.name, generation)
         _check_values("name_or_path", source.name, "generation_config.json", settings)
+    ensure_readable(config)
     _check_layers(source, config)
 
 

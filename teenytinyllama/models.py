@@ -29,6 +29,7 @@ from .model_files import (
     read_json_file,
     refusing_damage,
 )
+from .quantised import ensure_not_quantised
 from .stage_folder import BASE_RECORD_NAME, scratch_folder, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def load_config(
         classifier: whether the model must be able to classify texts instead of writing them: encoders can, too.
 
     Raises:
-        InputError: see `from_pretrained`; also an adapter.
+        InputError: see `from_pretrained`; also an adapter, and weights that are quantised already.
     """
     source = locate(name_or_path, revision)
     ensure(
@@ -164,7 +165,8 @@ def load_config(
     from transformers import AutoConfig
 
     with refusing_damage(key, name_or_path, "its config.json"):
-        return AutoConfig.from_pretrained(**source.arguments, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**source.arguments, trust_remote_code=False)
+    return ensure_not_quantised(key, name_or_path, config)
 
 
 # Models of transformers whose logits are the output embeddings times the last hidden state and no more: no bias, no
@@ -321,6 +323,7 @@ def _load_adapter(source: ModelSource, base_model: str | None) -> "tuple[PreTrai
     try:
         ensure(not is_adapter(locate(name, revision)), f"{name} is an adapter itself, and not a whole model.")
         model, tokenizer = from_pretrained(name, revision)
+        ensure_not_quantised("model_name_or_path", name, model.config)
     except InputError as error:
         where = f"base_model={name}" if base_model else f"name_or_path={source.name}: its base model is {name}"
         raise InputError(f"{where}: {error} Give its place with --base_model.") from error

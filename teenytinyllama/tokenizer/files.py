@@ -219,6 +219,8 @@ def portable_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
         extra = config.pop("extra_special_tokens")
         known = config.get("additional_special_tokens") or []
         config["additional_special_tokens"] = [*known, *(token for token in extra if token not in known)]
+    for name in ("is_local", "local_files_only"):  # how it was read on this machine; transformers sets them anew
+        config.pop(name, None)
     return config
 
 
