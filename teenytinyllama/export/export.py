@@ -12,24 +12,34 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from ..checks import RunFailedError, ensure, ensure_disk_space, format_bytes, near_name
+from ..checks import RunFailedError, counted, ensure, ensure_disk_space, format_bytes, near_name
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter
 from ..model_files import PUBLISHED_MODELS, is_local, locate
 from ..publishing.safety import check_repository
-from ..stage_folder import CARD_NAME, StageFolder, scratch_folder, sha256_file, sha256_json
+from ..quantised import ensure_not_quantised
+from ..stage_folder import (
+    CARD_NAME,
+    EMISSIONS_NAME,
+    LEDGER_NAME,
+    StageFolder,
+    scratch_folder,
+    sha256_file,
+    sha256_json,
+)
 from .export_card import QUALITY_PLOT_NAME, render_export_card
 from .gguf_file import TYPES, check_gguf, count_types, estimate_bytes, write_gguf
 from .gguf_tokenizer import Vocabulary, ollama_files, read_vocabulary
+from .weights import DEFAULT_SHARD_SIZE, DTYPES, check_int8, check_safetensors, write_int8, write_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .file_quality import Yardstick
 
-_TYPES: dict[str, tuple[str, ...]] = {"gguf": tuple(TYPES)}
-_DEFAULT_TYPES = {"gguf": "q8_0"}
+_TYPES: dict[str, tuple[str, ...]] = {"gguf": tuple(TYPES), "int8": ("int8",), "safetensors": tuple(DTYPES)}
+_DEFAULT_TYPES = {"gguf": "q8_0", "int8": "int8", "safetensors": "bf16"}
 # Largest difference of a logit that float16 may make of float32, as a share of the largest logit. The least bit of a
 # float16 is 2^-11 of its value; a wrong conversion is off by the logits' own size.
 _MOST_F16_DIFFERENCE = 0.02
@@ -44,9 +54,9 @@ class ExportConfig(GridSettings):
     model_name_or_path: str = field(
         default="", metadata={"help": "folder (a run, a checkpoint, an adapter), Hub repository or short name"}
     )
-    format: Literal["gguf"] = field(
+    format: Literal["gguf", "int8", "safetensors"] = field(
         default="gguf",
-        metadata={"help": "gguf: llama.cpp, Ollama and their kin"},
+        metadata={"help": "gguf: llama.cpp, Ollama; int8: transformers with torchao; safetensors: transformers, vLLM"},
     )
     type: str | None = field(
         default=None,
@@ -57,7 +67,9 @@ class ExportConfig(GridSettings):
         default=None, metadata={"help": "new folder for the files; default MODEL-gguf, MODEL-int8, MODEL-bf16"}
     )
     name: str | None = field(default=None, metadata={"help": "what the files are called; default the model's name"})
-    max_shard_size: str = field(default="5GB", metadata={"help": "of safetensors: largest file of weights"})
+    max_shard_size: str = field(
+        default=DEFAULT_SHARD_SIZE, metadata={"help": "of safetensors: largest file of weights"}
+    )
     repository: str | None = field(
         default=None, metadata={"help": "owner/name of the model on the Hub, which the card names as its base"}
     )
@@ -165,7 +177,7 @@ def run_export(config: ExportConfig) -> Path:
 
     folder, stage = config.folder, StageFolder(config.folder, "export", "files")
     model, tokenizer = from_pretrained(config.model_name_or_path, config.revision, config.base_model)
-    _ensure_whole(config, model)
+    ensure_not_quantised("model_name_or_path", config.model_name_or_path, model.config)
     said = {name: value for name, value in asdict(config).items() if name not in {"output_dir", *GRID_KEYS}}
     own = weights_identity(config.model_name_or_path, config.revision)
     plan_sha256 = sha256_json({**said, "weights": own})
@@ -196,8 +208,12 @@ def _make_job(config: ExportConfig, model: "PreTrainedModel", tokenizer: "PreTra
     Raises:
         InputError: see `run_export`.
     """
-    vocabulary, needed = None, 4 * model.num_parameters()
-    if config.format == "gguf":
+    vocabulary, needed = None, (4 if config.types[0] == "f32" else 2) * model.num_parameters()
+    if config.format == "int8":
+        check_int8(model, config.model_name_or_path)
+    elif config.format == "safetensors":
+        check_safetensors(model, config.model_name_or_path, config.types[0], config.max_shard_size)
+    else:
         check_gguf(config.model_name_or_path, model, tokenizer, config.types)
         vocabulary = read_vocabulary(config.model_name_or_path, tokenizer)
         needed = sum(estimate_bytes(model, TYPES[kind]) for kind in config.types)
@@ -206,20 +222,6 @@ def _make_job(config: ExportConfig, model: "PreTrainedModel", tokenizer: "PreTra
     if vocabulary:
         print(f"tokenizer  as llama.cpp's {vocabulary.model}, {len(vocabulary.pieces):,} entries", flush=True)
     return _Job(config, model.float(), tokenizer, vocabulary, yardstick)
-
-
-def _ensure_whole(config: ExportConfig, model: "PreTrainedModel") -> None:
-    """Check that a model's weights are numbers of 16 bits or more.
-
-    Raises:
-        InputError: they are quantised already.
-    """
-    quantised = getattr(model.config, "quantization_config", None)
-    ensure(
-        quantised is None,
-        f"model_name_or_path={config.model_name_or_path}: is quantised already ({type(quantised).__name__}), and what "
-        "rounding took does not come back. Export the model that it was made of.",
-    )
 
 
 def _yardstick(
@@ -248,7 +250,7 @@ def _write_files(job: _Job, folder: Path, meter: StageMeter) -> dict[str, Any]:
         print(f"model      {reference['bits_per_byte']:.4f} bits per byte in transformers, float32", flush=True)
     rows = []
     for kind in job.config.types:
-        rows.append(_write_type(job, folder, kind))
+        rows.append(_write_gguf(job, folder, kind) if job.vocabulary else _write_weights(job, folder, kind))
         meter.tick()
     if yardstick:
         draw_quality(rows, reference).savefig(folder / QUALITY_PLOT_NAME, dpi=120)
@@ -257,7 +259,7 @@ def _write_files(job: _Job, folder: Path, meter: StageMeter) -> dict[str, Any]:
     return {"files": rows, "reference": reference}
 
 
-def _write_type(job: _Job, folder: Path, kind: str) -> dict[str, Any]:
+def _write_gguf(job: _Job, folder: Path, kind: str) -> dict[str, Any]:
     """Write one GGUF file, and return what is known of it.
 
     Raises:
@@ -285,6 +287,28 @@ def _write_type(job: _Job, folder: Path, kind: str) -> dict[str, Any]:
     found = measure_gguf(path, job.yardstick) if job.yardstick else {}
     print(said + (f", {found['bits_per_byte']:.4f} bits per byte" if found else ""), flush=True)
     return {**row, "checks": checks, **found}
+
+
+def _write_weights(job: _Job, folder: Path, kind: str) -> dict[str, Any]:
+    """Write a model and its tokenizer as transformers reads them, and return what is known of the files."""
+    from ..models import from_pretrained
+    from .file_quality import measure_model
+
+    if kind == "int8":
+        write_int8(job.model, job.tokenizer, folder)
+    else:
+        write_safetensors(job.model, job.tokenizer, folder, kind, job.config.max_shard_size)
+    weights = sorted(folder.glob("*.safetensors"))
+    names = [path.name for path in sorted(folder.iterdir()) if path.name not in (EMISSIONS_NAME, LEDGER_NAME)]
+    size = sum(path.stat().st_size for path in weights)
+    print(f"{kind:10} {format_bytes(size)} in {counted(len(weights), 'file')}", flush=True)
+    found = {}
+    if job.yardstick:
+        found = measure_model(from_pretrained(folder)[0], job.yardstick)
+        print(f"           {found['bits_per_byte']:.4f} bits per byte", flush=True)
+    first, *others = sorted(names, key=lambda name: name != weights[0].name)
+    hashes = {name: sha256_file(folder / name) for name in (first, *others)}
+    return {"path": first, "type": kind, "bytes": size, "sha256": hashes.pop(first), "others": hashes, **found}
 
 
 def _ensure_smaller(kind: str, size: int, model: "PreTrainedModel") -> None:
