@@ -12,6 +12,7 @@ import torch
 from conftest import other_tool
 from test_chat import tiny_model
 
+from teenytinyllama.arguments import parse
 from teenytinyllama.chat import generation
 from teenytinyllama.chat.generation import Reply, Sampling, choose_cache, encode_prompts, generate_ids
 from teenytinyllama.checks import InputError, RunFailedError
@@ -219,6 +220,12 @@ def test_prompts_are_different_real_texts_of_one_length(tokenizer_folder: Path) 
 def test_settings_are_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         config_of(tmp_path, **keys)
+
+
+def test_one_batch_size_may_be_given_alone(tmp_path: Path) -> None:
+    words = ["--output_dir", str(tmp_path), "--batch_sizes"]
+    assert parse(BenchConfig, [*words, "4"]).sizes == [4]
+    assert parse(BenchConfig, [*words, "8", "2", "2"]).sizes == [2, 8]
 
 
 def test_models_and_files_are_refused_before_work(folder: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class BenchConfig(GridSettings):
     output_dir: str = field(metadata={"help": "new folder for bench.json and bench.md"})
     prompt_tokens: int = field(default=128, metadata={"help": "tokens of each prompt, real text"})
     new_tokens: int = field(default=100, metadata={"help": "tokens written behind each prompt: an answer"})
-    batch_sizes: list[int] = field(
+    batch_sizes: list[int] | int = field(
         default_factory=lambda: [1, 8], metadata={"help": "texts written at once; llama.cpp writes one at a time"}
     )
     engines: list[EngineName] | None = field(
@@ -90,16 +90,22 @@ class BenchConfig(GridSettings):
                                  ("answers", 1, 10**5)):  # fmt: skip
             value = getattr(self, key)
             ensure(least <= value <= most, f"{key}={value}: must lie between {least} and {most:,}.")
-        ensure(self.batch_sizes, "batch_sizes=[]: empty. Give at least one, such as 1 8.")
-        for size in self.batch_sizes:
+        sizes = self.sizes
+        ensure(sizes, "batch_sizes=[]: empty. Give at least one, such as 1 8.")
+        for size in sizes:
             ensure(1 <= size <= 1024, f"batch_sizes={size}: must lie between 1 and 1,024.")
-        self.batch_sizes = sorted(set(self.batch_sizes))
+        self.batch_sizes = sorted(set(sizes))
         ensure(self.engines != [], "engines=[]: empty. Leave it out, or give at least one, such as dynamic.")
         ensure(
             self.threads is None or 1 <= self.threads <= available_cores(),
             f"threads={self.threads}: must lie between 1 and {available_cores()}, the cores that may be used here.",
         )
         check_energy(self)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return the batch sizes, the smallest first."""
+        return [self.batch_sizes] if isinstance(self.batch_sizes, int) else self.batch_sizes
 
 
 @dataclass
@@ -239,7 +245,7 @@ def _prepare(config: BenchConfig, words: Sequence[str]) -> _Bench:
     )
     for path in files:
         _check_file(path, model)
-    prompts = _prompts(tokenizer, config.prompt_tokens, max(config.batch_sizes))
+    prompts = _prompts(tokenizer, config.prompt_tokens, max(config.sizes))
     if config.engines is None and has_accelerator() and not config.use_cpu:
         config.engines = ["dynamic", "static", "graphs", "compiled", "continuous"]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -294,9 +300,9 @@ def _measure(bench: _Bench, recorder: Recorder, scratch: Path) -> None:
             print(f"loading    {name}", flush=True)
             with _set_aside(bench, name):
                 engines[name] = stack.enter_context(started_engine(spec, scratch / f"{number}.log")), file_mb
-        for batch in sorted({*bench.config.batch_sizes, *([1] if bench.files else [])}):
+        for batch in sorted({*bench.config.sizes, *([1] if bench.files else [])}):
             fits = {name: engine for name, engine in engines.items() if name not in bench.failed and (
-                batch == 1 if name.startswith(LLAMA_CPP) else batch in bench.config.batch_sizes)}  # fmt: skip
+                batch == 1 if name.startswith(LLAMA_CPP) else batch in bench.config.sizes)}  # fmt: skip
             _measure_batch(bench, recorder, batch, fits)
     if not bench.cases:
         raise RunFailedError(
@@ -347,6 +353,11 @@ def _measure_batch(
     whole = [case for name, case in cases.items() if name not in bench.failed]
     for case in whole:
         case.differs_from = first_difference(whole[0].ids, case.ids)
+        print(
+            f"measured   {case.engine}, {counted(batch, 'text')} at once: "
+            f"{statistics.median(case.new_tokens_per_second):,.1f} new tokens/s",
+            flush=True,
+        )
     bench.cases += whole
 
 

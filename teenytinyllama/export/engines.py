@@ -225,7 +225,8 @@ def _continuous_writer(model: Any, spec: EngineSpec) -> Writer:
     page = 16
     longest = len(spec.prompts[0]) + spec.new_tokens
     settings = {"page_size": page, "num_blocks": len(spec.prompts) * (-(-longest // page) + 1) + 1,
-                "max_batch_tokens": max(256, len(spec.prompts[0])), "allow_block_sharing": False}  # fmt: skip
+                "max_batch_tokens": max(256, len(spec.prompts[0])), "allow_block_sharing": False,
+                "max_requests_per_batch": len(spec.prompts)}  # fmt: skip
 
     asked = GenerationConfig(
         do_sample=False,
@@ -237,7 +238,7 @@ def _continuous_writer(model: Any, spec: EngineSpec) -> Writer:
     def write(rows: list[list[int]]) -> tuple[list[list[int]], float]:
         found = model.generate_batch(
             rows, generation_config=asked, continuous_batching_config=ContinuousBatchingConfig(**settings),
-            record_timestamps=True, progress_bar=False,
+            record_timestamps=True, persistent_manager=True, progress_bar=False,
         )  # fmt: skip
         results = list(found.values())
         if len(results) < len(rows):
