@@ -237,6 +237,7 @@ def test_models_and_files_are_refused_before_work(folder: Path, tmp_path: Path) 
     for given, keys, message in (
         (["x.gguf"], {}, "x.gguf: give the model first: ttl bench MODEL x.gguf"),
         ([model, "none.gguf"], {}, "FILE.gguf=none.gguf: no such file or folder. `ttl export MODEL"),
+        ([model, model], {}, "is no file. Give a GGUF file"),
         ([str(tmp_path / "none")], {}, "none"),
         ([model], {"new_tokens": 120}, "136 tokens, and the model's context has 128"),
         ([model], {"engines": ["graphs"]}, "engines=graphs: needs an NVIDIA or AMD GPU"),
@@ -387,7 +388,12 @@ def test_trainings_and_chats_never_compile(folder: Path, monkeypatch: pytest.Mon
 
     model, tokenizer = from_pretrained(folder)
     asked: list[int] = []
-    monkeypatch.setattr(generation, "choose_cache", lambda model, batch, steps: asked.append(steps) or {})
+
+    def choose(model: Any, batch: int, steps: int) -> dict[str, Any]:
+        asked.append(steps)
+        return {}
+
+    monkeypatch.setattr(generation, "choose_cache", choose)
     generation.generate_texts(model, tokenizer, ["Era"], 8, seed=0)  # a training's samples
     assert asked == [0]
     "".join(Reply(model, tokenizer, [1, 20], Sampling(max_new_tokens=4)))
@@ -404,7 +410,12 @@ def test_evaluation_guesses_the_steps_from_the_batches_before(folder: Path, monk
 
     model, tokenizer = from_pretrained(folder)
     asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(harness, "choose_cache", lambda model, batch, steps: asked.append((batch, steps)) or {})
+
+    def choose(model: Any, batch: int, steps: int) -> dict[str, Any]:
+        asked.append((batch, steps))
+        return {}
+
+    monkeypatch.setattr(harness, "choose_cache", choose)
     wrapped = harness.HarnessModel(model, tokenizer, 2)
     kwargs = {"until": ["\n\n\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 6}
     requests = [Instance("generate_until", {}, (text, dict(kwargs)), index, metadata=("task", index, 1))

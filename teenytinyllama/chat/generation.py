@@ -94,7 +94,7 @@ def choose_cache(model: "PreTrainedModel", batch: int, steps: int) -> dict[str, 
 
 def _cache_bytes_per_token(config: Any, item_bytes: int) -> int:
     """Return the bytes of the keys and values of one token in all layers; 0 for a model that does not say its shape."""
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    heads: Any = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
     width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // (
         getattr(config, "num_attention_heads", 0) or 1
     )

@@ -168,7 +168,8 @@ class _Bench:
         config = self.config
         same: dict[str, Any] = {"prompts": self.prompts, "new_tokens": config.new_tokens, "seed": config.seed,
                                 "threads": config.threads or available_cores(), "use_cpu": config.use_cpu}  # fmt: skip
-        told = {"dtype": config.dtype, "revision": config.revision, "base_model": config.base_model}
+        told: dict[str, Any] = {"dtype": config.dtype, "revision": config.revision, "base_model": config.base_model}
+        found: dict[str, tuple[EngineSpec, float]]
         found = {name: (EngineSpec(name, self.model, **same, **told), self.model_mb)
                  for name in config.engines or _DEFAULT_ENGINES}  # fmt: skip
         for path in self.files:
@@ -222,6 +223,8 @@ def _prepare(config: BenchConfig, words: Sequence[str]) -> _Bench:
     model_name, *rest = words
     ensure(not model_name.endswith(".gguf"), f"{model_name}: give the model first: ttl bench MODEL {model_name}.")
     files = [ensure_file("FILE.gguf", word, "`ttl export MODEL --format gguf` makes one.") for word in rest]
+    for path in files:
+        ensure(path.is_file(), f"FILE.gguf={path}: is no file. Give a GGUF file.")
     names = [path.name for path in files]
     ensure(len(set(names)) == len(names), f"{', '.join(names)}: two files of one name. Rename one.")
     if files:

@@ -224,7 +224,7 @@ def _continuous_writer(model: Any, spec: EngineSpec) -> Writer:
 
     page = 16
     longest = len(spec.prompts[0]) + spec.new_tokens
-    settings = {"page_size": page, "num_blocks": len(spec.prompts) * (-(-longest // page) + 1) + 1,
+    settings: dict[str, Any] = {"page_size": page, "num_blocks": len(spec.prompts) * (-(-longest // page) + 1) + 1,
                 "max_batch_tokens": max(256, len(spec.prompts[0])), "allow_block_sharing": False,
                 "max_requests_per_batch": len(spec.prompts)}  # fmt: skip
 
