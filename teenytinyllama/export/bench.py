@@ -34,6 +34,7 @@ from ..stage_folder import (
     StageFolder,
     scratch_folder,
     sha256_json,
+    versions,
     write_json,
 )
 from .engines import ABOUT_ENGINES, LLAMA_CPP, NEEDS_GPU, EngineName, EngineProcess, EngineSpec, Written, started_engine
@@ -379,6 +380,8 @@ def _content(bench: _Bench, folder: Path) -> dict[str, Any]:
     """Return what `bench.json` holds."""
     account = read_ledger(folder)
     start = account.starts[-1] if account else None
+    from ..gpus import device_name
+
     cases = []
     for case in bench.cases:
         row = {key: value for key, value in asdict(case).items() if key != "ids"}
@@ -392,6 +395,8 @@ def _content(bench: _Bench, folder: Path) -> dict[str, Any]:
         "answers": config.answers, "threads": config.threads or available_cores(),
         "cases": cases,
         "failed": bench.failed,
+        "machine": device_name(),
+        "versions": versions(("torch", "transformers", "llama_cpp_python")),
         "energy": {"methods": start.methods if start else [], "warnings": start.warnings if start else [],
                    "answers": ANSWERS_OF_ENERGY, "answer_tokens": config.new_tokens},
     }  # fmt: skip
@@ -424,7 +429,8 @@ def render_bench(content: dict[str, Any]) -> str:
         f"each, by {', '.join(energy['methods']) or 'no meter'}.",
         *(f"- {text[0].upper()}{text[1:]}." for text in energy["warnings"]),
         "- Same text: as the first engine at that batch size, or the token from which a text differs.",
-        f"- {'; '.join(devices)}.",
+        f"- {'; '.join(devices)}. Machine: {content['machine']}.",
+        f"- {', '.join(f'{name} {version}' for name, version in content['versions'].items())}.",
         *(f"- {name} was left out: {why}" for name, why in content["failed"].items()),
     ]
     return "\n".join(lines) + "\n"
