@@ -176,6 +176,11 @@ def test_the_table_holds_what_was_measured(folder: Path, tmp_path: Path, capsys:
     assert table in capsys.readouterr().out
     run_bench(config_of(tmp_path, engines=["dynamic", "continuous"]), [str(folder)])
     assert "holds these measurements already" in capsys.readouterr().out
+    (output / "run.json").unlink()  # as a kill in the last moment leaves it
+    (output / "emissions.csv").write_text("")
+    run_bench(config_of(tmp_path, engines=["dynamic", "continuous"]), [str(folder)])
+    assert (output / "run.json").is_file()
+    assert (output / "emissions.csv").is_file()
     with pytest.raises(InputError, match="holds measurements of other inputs or settings"):
         run_bench(config_of(tmp_path, engines=["dynamic"]), [str(folder)])
 

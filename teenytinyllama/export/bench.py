@@ -199,8 +199,6 @@ def run_bench(config: BenchConfig, words: Sequence[str]) -> Path:
         print(f"{place.path} holds these measurements already")
         return place.path
     with place.held("measuring into it"), scratch_folder() as scratch:
-        for name in names:  # of a start that was killed
-            (place.path / name).unlink(missing_ok=True)
         recorder = Recorder(place.path, config)
         try:
             _measure(bench, recorder, scratch)
