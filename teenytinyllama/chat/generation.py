@@ -62,8 +62,8 @@ _GREEDY = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None
 
 # A cache of fixed size with a compiled step pays on a GPU from so many steps on, a step being one more token of every
 # text of a batch. Source: docs/gpu.md, one H200: with 160m a step takes 11.2 ms with the usual cache and 2.6 compiled,
-# and compiling takes 17 to 23 s; with 460m 21.3 and 3.7 ms, and 28 to 40 s. On a processor it never paid: compiling
-# took 40 s, and a step got 0 to 1.6 ms shorter (docs/export.md).
+# and compiling takes 17 to 23 s; with 460m 21.3 and 3.7 ms, and 28 to 40 s. On a processor it does not pay: a step of
+# 160m got 16 ms shorter, of 238, after more than four minutes of compiling (docs/export.md).
 _COMPILED_PAYS_FROM_STEPS = 2_600
 _MOST_CACHE_SHARE = 0.25  # of the GPU's free memory
 
