@@ -19,7 +19,7 @@ from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.cli import main
 from teenytinyllama.energy.meter import EnergyReading
 from teenytinyllama.export import bench, engines
-from teenytinyllama.export.bench import BenchConfig, first_difference, run_bench
+from teenytinyllama.export.bench import BenchConfig, first_difference, render_bench, run_bench
 from teenytinyllama.export.engines import LLAMA_CPP, EngineProcess, EngineSpec, Written, _make_transformers, _timed
 from teenytinyllama.models import load_tokenizer
 
@@ -173,6 +173,9 @@ def test_the_table_holds_what_was_measured(folder: Path, tmp_path: Path, capsys:
     table = (output / "bench.md").read_text()
     assert "| dynamic | 1 | 32 | 50.0 | 33.3 to 100.0 | 0.500 | 2.5 | 30 |" in table
     assert "continuous was left out: its process ended with exit code 1: no memory" in table
+    assert "| yes |" in table
+    case = {**four, "differs_from": 5}
+    assert "| differs from token 5 |" in render_bench({**content, "cases": [case]})
     assert table in capsys.readouterr().out
     run_bench(config_of(tmp_path, engines=["dynamic", "continuous"]), [str(folder)])
     assert "holds these measurements already" in capsys.readouterr().out

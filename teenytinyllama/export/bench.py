@@ -426,7 +426,7 @@ def render_bench(content: dict[str, Any]) -> str:
         f"at least {counted(content['answers'], 'answer')} and {LEAST_METERED_SECONDS} seconds "
         f"each, by {', '.join(energy['methods']) or 'no meter'}.",
         *(f"- {text[0].upper()}{text[1:]}." for text in energy["warnings"]),
-        "- Same text: as the first engine at that batch size, or the token from which a text differs.",
+        "- Same text: as the first engine's at that batch size.",
         f"- {'; '.join(devices)}. Machine: {content['machine']}.",
         f"- {', '.join(f'{name} {version}' for name, version in content['versions'].items())}.",
         *(f"- {name} was left out: {why}" for name, why in content["failed"].items()),
@@ -442,5 +442,5 @@ def _row(case: dict[str, Any]) -> tuple[str, ...]:
         f"{speed['median']:,.1f}", f"{speed['least']:,.1f} to {speed['most']:,.1f}",
         f"{case['first_token_seconds']['median']:.3f}", f"{case['warm_up_seconds']:.1f}", f"{case['peak_mb']:,.0f}",
         f"{case['file_mb']:,.1f}", "not measured" if energy is None else f"{energy:.3g}",
-        "yes" if differs is None else f"until token {differs}",
+        "yes" if differs is None else f"differs from token {differs}",
     )  # fmt: skip
