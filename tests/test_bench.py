@@ -435,3 +435,27 @@ def test_evaluation_guesses_the_steps_from_the_batches_before(folder: Path, monk
     assert asked[1][0] == 2
     assert asked[1][1] in (2 * steps, 2 * 6)  # two batches are left
     assert asked[2] == (1, 0)  # a batch of another size is not worth it
+
+
+def test_other_lengths_compile_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+    from transformers import CompileConfig
+
+    from teenytinyllama import from_pretrained
+
+    model, tokenizer = from_pretrained(folder)
+
+    def choose(model: Any, batch: int, steps: int) -> dict[str, Any]:
+        # As `choose_cache` on a GPU, but traced only: generating code would take a minute here.
+        config = CompileConfig(backend="eager", mode="default")
+        config._compile_all_devices = True  # type: ignore[assignment]
+        return {"cache_implementation": "static", "compile_config": config, "max_cache_len": 128} if steps else {}
+
+    monkeypatch.setattr(generation, "choose_cache", choose)
+    torch.compiler.reset()
+    before = counters["stats"]["unique_graphs"]
+    for lengths in ((5, 9), (9, 9), (50, 3), (31, 31), (7, 20)):  # with padding and without
+        rows = [list(range(20, 20 + length)) for length in lengths]
+        compiled, usual = (generate_ids(model, tokenizer, rows, 20, 0, 0.0, calls=calls) for calls in (1, 0))
+        assert compiled == usual
+        assert counters["stats"]["unique_graphs"] == before + 1
