@@ -263,6 +263,13 @@ def app(config: Any, model: str) -> int:
     return run_app(model, config)
 
 
+def bench(config: Any, words: list[str]) -> None:
+    """Measure how fast a model writes, in which memory and with how much energy, beside llama.cpp."""
+    from .export.bench import run_bench
+
+    run_bench(config, words)
+
+
 def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
     """Measure a model: bits per byte of held-out text, and benchmarks in Portuguese."""
     from .arguments import build, write_yaml
@@ -316,6 +323,8 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
     "classify": Verb(classify, "classification.config:ClassifyConfig", "measure",
                      (Word("TASK", "a task, and a model", "task"), _MODEL_KEY)),
+    "bench": Verb(bench, "export.bench:BenchConfig", "measure",
+                  (Word("MODEL [FILE.gguf]", "a model (folder or Hub repository), then GGUF files of it", many=True),)),
     "emissions": Verb(emissions, "cli:EmissionsConfig", "share",
                       (Word("RUN", "the folders of one or more runs", "runs", many=True),)),
     "card": Verb(card, "cli:CardConfig", "share", (Word("RUN", "the run's folder", "run"),)),

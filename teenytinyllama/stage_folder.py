@@ -49,8 +49,8 @@ MARKER_NAME, BEGUN_NAME, LEASES_FOLDER = "complete.json", "begun.json", ".leases
 AUDIT_NAME, JOURNAL_NAME = "audit.json", "journal.jsonl"  # of a tokenizer; of an unfinished packing
 RESULTS_NAME, RESULTS_TABLE_NAME = "results.json", "results.md"  # of an evaluation
 MEASURES_NAME, CLOZE_NAME, PARTS_FOLDER = "measures.json", "cloze.jsonl", "parts"
-SCORES_PLOT_NAME, PROGRESS_PLOT_NAME = "scores.png", "progress.png"
-CLASSIFICATION_TABLE_NAME, STORIES_NAME = "classification.md", "stories.json"
+SCORES_PLOT_NAME, PROGRESS_PLOT_NAME, STORIES_NAME = "scores.png", "progress.png", "stories.json"
+CLASSIFICATION_TABLE_NAME, BENCH_NAME, BENCH_TABLE_NAME = "classification.md", "bench.json", "bench.md"
 # Of what is published: the card, the list of a run's checkpoints, what a dataset was made of.
 RUNS_NAME, RUNS_FOLDER = "runs.jsonl", "runs"  # of a laboratory: a row a run; the folders of the runs
 CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = "README.md", "checkpoints.json", "dataset.json"

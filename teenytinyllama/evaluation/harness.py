@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from ..chat.generation import choose_cache
 from ..checks import ensure, ensure_packages
 from ..distributed import spread
 from ..tokenizer.encode import compose, encode_prompt
@@ -112,6 +113,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self.cut: set[int] = set()
         self._chunk = 8 * batch_size  # requests that stay on one rank: those of a question mostly stand side by side
         self._asked: Sequence[Instance] = ()
+        self._batches_left, self._batches_written, self._steps_written = 0, 0, 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation; see the harness."""
@@ -193,9 +195,27 @@ class HarnessModel(HFLM):  # type: ignore[misc]
                 self.cut.add(asked.doc_id)
 
         def write(some: list[Instance]) -> list[str]:
+            self._batches_left = -(-len(some) // int(self.batch_size))
             return list(super(HarnessModel, self).generate_until(some, disable_tqdm=disable_tqdm))
 
         return spread(requests, write, self._chunk)
+
+    def _model_generate(
+        self, context: "torch.Tensor", max_length: int, stop: list[str], **arguments: Any
+    ) -> "torch.Tensor":
+        """Return a batch of prompts, (texts, tokens), with what the model writes behind them; see the harness.
+
+        How many steps are to come is guessed from the batches before: most answers end long before their limit. The
+        last batch has fewer texts, for which nothing is compiled.
+        """
+        steps = self._steps_written * self._batches_left // max(self._batches_written, 1)
+        is_full = context.shape[0] == self.batch_size
+        cache = choose_cache(self.model, context.shape[0], steps if is_full else 0)
+        written: torch.Tensor = super()._model_generate(context, max_length, stop, **cache, **arguments)
+        self._batches_left -= 1
+        self._batches_written += 1
+        self._steps_written += written.shape[1] - context.shape[1]
+        return written
 
 
 def run_task(

@@ -345,8 +345,9 @@ def write_answers(
         prompts, questions, references = zip(*asked[begin : begin + _ANSWERS_AT_ONCE], strict=True)
         penalty = Sampling.repetition_penalty
         written = generate_ids(
-            model, tokenizer, list(prompts), new_tokens, seed=0, temperature=0, repetition_penalty=penalty
-        )
+            model, tokenizer, list(prompts), new_tokens, seed=0, temperature=0, repetition_penalty=penalty,
+            calls=(len(asked) - begin) // _ANSWERS_AT_ONCE,
+        )  # fmt: skip
         for question, reference, answer in zip(questions, references, written, strict=True):
             text = str(tokenizer.decode(answer.ids, skip_special_tokens=True)).strip()
             records.append({"question": question, "reference": reference, "answer": text, "ended": answer.ended,
