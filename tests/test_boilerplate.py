@@ -2,8 +2,8 @@
 
 import pytest
 
+from teenytinyllama.cleaning import Drop
 from teenytinyllama.cleaning.boilerplate import BoilerplateConfig, drop_if_emptied, remove_boilerplate
-from teenytinyllama.cleaning.verdict import Drop
 
 LAW = """Presidência da República
 Casa Civil

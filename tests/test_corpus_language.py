@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError, MissingPackageError
+from teenytinyllama.cleaning import Drop
 from teenytinyllama.cleaning.language import (
     MOST_SEGMENTS,
     SEGMENT_CHARACTERS,
@@ -27,7 +28,6 @@ from teenytinyllama.cleaning.variety import (
     count_cues,
     variety_of,
 )
-from teenytinyllama.cleaning.verdict import Drop
 
 pytest.importorskip("py3langid")
 

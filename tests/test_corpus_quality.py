@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from teenytinyllama.checks import InputError
+from teenytinyllama.cleaning import Drop
 from teenytinyllama.cleaning.measured_text import MeasuredText, duplicate_n_gram_share, top_n_gram_share
 from teenytinyllama.cleaning.quality import QualityConfig, check_all, check_quality, override
-from teenytinyllama.cleaning.verdict import Drop
 from teenytinyllama.cleaning.words import WordTable, cut_piece
 
 OFF = QualityConfig(

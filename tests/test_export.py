@@ -229,6 +229,9 @@ def test_files_are_measured_in_llama_cpp(tokenizer: Any, packed_folder: Path, tm
     card = (output / "README.md").read_text()
     assert f"| `lhama-F16.gguf` | {whole['bytes'] / 1e6:.1f} | {whole['bits_per_byte']:.4f} |" in card
     assert (output / "quality.png").stat().st_size > 5_000
+    assert whole["speed"]["new_tokens_per_second"] > reference["speed"]["new_tokens_per_second"] > 0
+    assert 0 < whole["speed"]["peak_mb"] < reference["speed"]["peak_mb"]
+    assert "new tokens/s" in card
 
 
 # --- other people's tokenizers
@@ -351,8 +354,50 @@ def test_a_quantised_model_is_refused(tokenizer: Any, tmp_path: Path, monkeypatc
     model, _ = from_pretrained(folder)
     model.config.quantization_config = {"quant_method": "torchao"}
     monkeypatch.setattr("teenytinyllama.models.from_pretrained", lambda *_: (model, tokenizer))
-    with pytest.raises(InputError, match="is quantised already .* Export the model that it was made of"):
-        export(folder, tmp_path / "out")
+    for form in ("gguf", "int8", "safetensors"):
+        with pytest.raises(
+            InputError, match=r"model_name_or_path=.*: its weights are quantised already \(by torchao\)"
+        ):
+            export(folder, tmp_path / "out", format=form)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_precision_in_shards(tokenizer: Any, tmp_path: Path, packed_folder: Path) -> None:
+    install_chat_template(tokenizer)
+    model = save_model(tmp_path / "lhama", tokenizer)
+    output = export(model, tmp_path / "out", format="safetensors", max_shard_size="100KB", measure=True,
+                    held_out=[str(packed_folder)], held_out_max_tokens=200, repository="ana/lhama")  # fmt: skip
+    content = json.loads((output / "run.json").read_text())
+    (row,) = content["files"]
+    weights = [name for name in (row["path"], *row["others"]) if name.endswith(".safetensors")]
+    assert len(weights) > 1
+    assert {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors.index.json"} <= set(
+        row["others"]
+    )
+    assert row["bits_per_byte"] == pytest.approx(content["reference"]["bits_per_byte"], rel=0.01)
+    assert row["speed"]["new_tokens_per_second"] > 0
+    loaded = AutoModelForCausalLM.from_pretrained(output)
+    assert loaded.dtype == torch.bfloat16
+    card = yaml.safe_load((output / "README.md").read_text().split("---")[1])
+    assert (card["base_model"], card["library_name"]) == ("ana/lhama", "transformers")
+    assert "base_model_relation" not in card
+    assert cli.main(["publish", str(output), "--to", f"folder:{tmp_path / 'there'}"]) == 0
+    assert {path.name for path in (tmp_path / "there").iterdir()} >= {
+        *weights,
+        "config.json",
+        "README.md",
+        "export.json",
+    }
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"format": "safetensors", "type": "f16,f32"}, "type=f16,f32: several types at once are for gguf. Give one."),
+    ({"format": "safetensors", "type": "q8_0"}, "type=q8_0: format=safetensors has f32, bf16, f16"),
+    ({"format": "int8", "type": "f16"}, "type=f16: format=int8 has int8"),
+])  # fmt: skip
+def test_types_of_another_form(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        ExportConfig(model_name_or_path="x", **given)
 
 
 def test_files_that_llama_cpp_reads_otherwise_are_not_kept() -> None:

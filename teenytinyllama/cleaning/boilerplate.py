@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from .verdict import Drop
+from . import Drop
 
 _MOST_LINE_CHARACTERS = 400  # a longer line is text
 _FEWEST_MENU_WORDS = 3  # in a row

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import ensure, ensure_packages
-from .verdict import Drop
+from . import Drop
 
 SEGMENT_CHARACTERS = 500
 MOST_SEGMENTS = 4  # spread over the document; six let as much through and take a third more time

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import ensure
+from . import Drop
 from .measured_text import MeasuredText, duplicate_n_gram_share, top_n_gram_share
-from .verdict import Drop
 
 # The sixteen stop words of FineWeb-2 for Portuguese.
 STOP_WORDS = ["de", "a", "e", "o", "em", "do", "da", "que", "um", "no", "uma", "com", "para", "na", "é", "foi"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import InputError, ensure
-from .verdict import Drop
+from . import Drop
 
 
 @dataclass

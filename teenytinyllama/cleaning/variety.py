@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import ensure
+from . import Drop
 from .language import segments
-from .verdict import Drop
 
 MODEL_FILE = Path(__file__).parent / "variety.json"
 _SEGMENT_CHARACTERS = 2000  # a long document is read in `MOST_SEGMENTS` segments of this length

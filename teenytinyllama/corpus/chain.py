@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks import InputError, MissingPackageError, ensure, near_name
+from ..cleaning import Drop
 from ..cleaning.boilerplate import BoilerplateConfig, drop_if_emptied, remove_boilerplate
 from ..cleaning.html_text import HtmlConfig, ensure_html_reader, text_of_html
 from ..cleaning.language import LanguageConfig, check_language, ensure_identifier, identify
@@ -12,7 +13,6 @@ from ..cleaning.normalise import NormaliseConfig, ensure_normaliser, normalise
 from ..cleaning.personal_data import PersonalDataConfig, mask_personal_data
 from ..cleaning.quality import QualityConfig, check_quality
 from ..cleaning.variety import VarietyConfig, check_variety, variety_of
-from ..cleaning.verdict import Drop
 from ..data.input_files import resolve_files
 from ..data.readers import read_records
 from .config import BuildConfig, EvaluationSetConfig, SourceConfig, nested

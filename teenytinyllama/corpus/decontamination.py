@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, ensure, near_name
-from ..cleaning.verdict import Drop
+from ..cleaning import Drop
 from ..cleaning.word_hashes import HashedWords, Hashes, Places, hash_batches, hash_runs, hash_words
 
 _SEED_WORDS = 4

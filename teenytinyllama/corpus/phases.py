@@ -21,8 +21,8 @@ import numpy as np
 
 from ..arguments import build, load_yaml
 from ..checks import ensure
+from ..cleaning import Drop
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
-from ..cleaning.verdict import Drop
 from ..data.sources import is_held_out
 from ..passport.licences import document_licence
 from ..passport.looks import Tracer

@@ -247,7 +247,7 @@ def _prepare(config: BenchConfig, words: Sequence[str]) -> _Bench:
     )
     for path in files:
         _check_file(path, model)
-    prompts = _prompts(tokenizer, config.prompt_tokens, max(config.sizes))
+    prompts = real_prompts(tokenizer, config.prompt_tokens, max(config.sizes))
     if config.engines is None and has_accelerator() and not config.use_cpu:
         config.engines = ["dynamic", "static", "graphs", "compiled", "continuous"]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -277,7 +277,7 @@ def _check_file(path: Path, model: "PreTrainedModel") -> None:
     )
 
 
-def _prompts(tokenizer: "PreTrainedTokenizerBase", prompt_tokens: int, count: int) -> list[list[int]]:
+def real_prompts(tokenizer: "PreTrainedTokenizerBase", prompt_tokens: int, count: int) -> list[list[int]]:
     """Return so many different prompts of so many tokens: the embedded corpus's held-out texts, cut into pieces."""
     from ..data.sample import sample_documents
     from ..tokenizer.encode import encode_texts

@@ -242,15 +242,21 @@ def _yardstick(
 
 def _write_files(job: _Job, folder: Path, meter: StageMeter) -> dict[str, Any]:
     """Write, check and measure the files of an export, and return what is known of them."""
-    from .file_quality import draw_quality, measure_model
+    from .file_quality import draw_quality, measure_model, measure_speed, speed_prompt
 
     yardstick = job.yardstick
     reference = {**measure_model(job.model, yardstick), "held_out": yardstick.held_out} if yardstick else None
+    prompt = speed_prompt(job.tokenizer, int(job.model.config.max_position_embeddings)) if yardstick else []
     if reference:
+        own = {"revision": job.config.revision, "base_model": job.config.base_model}
+        reference["speed"] = measure_speed(job.config.model_name_or_path, prompt, **own)
         print(f"model      {reference['bits_per_byte']:.4f} bits per byte in transformers, float32", flush=True)
     rows = []
     for kind in job.config.types:
-        rows.append(_write_gguf(job, folder, kind) if job.vocabulary else _write_weights(job, folder, kind))
+        row = _write_gguf(job, folder, kind) if job.vocabulary else _write_weights(job, folder, kind)
+        if yardstick and not (job.vocabulary and "checks" not in row):  # without llama.cpp nothing reads a GGUF file
+            row["speed"] = measure_speed(str(folder / row["path"] if job.vocabulary else folder), prompt)
+        rows.append(row)
         meter.tick()
     if yardstick:
         draw_quality(rows, reference).savefig(folder / QUALITY_PLOT_NAME, dpi=120)

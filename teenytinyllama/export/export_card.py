@@ -58,6 +58,7 @@ def _body(content: dict[str, Any], repository: str, language: Language) -> str:
         tag=Markdown(re.sub(r".*-|\.gguf$", "", rows[0]["path"])),
         reference=reference,
         reference_cloze=((reference or {}).get("signal") or {}).get("cloze_acc"),
+        has_speed=all(row["speed"] for row in rows) and bool(reference),
         **{key: content[key] for key in ("format", "model", "parameters", "context", "is_chat", "package_version")
            if key in content},
     )  # fmt: skip

@@ -1,9 +1,10 @@
-"""What an export is worth: held-out bits per byte and the suite `signal` of each file, beside the model it is of.
+"""What an export is worth: bits per byte, the suite `signal`, speed and memory of each file, beside its model's.
 
 A GGUF file is read by llama.cpp itself, so that what is measured is what a user gets. Held-out documents, windows and
 questions are those of `evaluation`.
 """
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ import numpy as np
 
 from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, score_windows
 from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks, score_signal, signal_figures
+from ..stage_folder import scratch_folder
+from .bench import real_prompts
+from .engines import LLAMA_CPP, EngineSpec, started_engine
 from .gguf_tokenizer import different_ids, trial_lines
-from .llama_cpp import LlamaCpp, opened
+from .llama_cpp import LlamaCpp, idle_cores, opened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +29,8 @@ CLOZE_ITEMS = 200
 _PROMPT = "Era uma vez uma lhama que vivia numa casa pequena, perto do mar. Todos os dias"
 _GREEDY_TOKENS = 32
 _BATCH = 8
+_SPEED_REPEATS = 3
+_PROMPT_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,41 @@ def measure_gguf(path: Path, yardstick: Yardstick) -> dict[str, Any]:
         found = yardstick.windows.summarise(nats)
         figures = {name: found[name] for name in ("bits_per_byte", "scored_tokens", "documents")}
         return {**figures, "signal": signal_figures(lambda pairs: _score_pairs(model, pairs), yardstick.tasks)}
+
+
+def measure_speed(place: str, prompt: list[int], **more: Any) -> dict[str, Any]:
+    """Return how fast a model or a GGUF file reads and writes on this machine's processor, in a process of its own.
+
+    Args:
+        place: of the model, as `from_pretrained` takes it, or the path of a GGUF file.
+        prompt: token ids.
+        more: `revision` and `base_model` of a model.
+
+    Returns:
+        `prompt_tokens_per_second`, `new_tokens_per_second` (medians of `repeats`), `peak_mb` of the whole process, and
+        `threads`.
+
+    Raises:
+        RunFailedError: its process ended.
+    """
+    engine = LLAMA_CPP if place.endswith(".gguf") else "dynamic"
+    spec = EngineSpec(engine, place, [prompt], len(prompt) // 2, threads=idle_cores(), use_cpu=True, **more)
+    with scratch_folder() as scratch, started_engine(spec, scratch / "engine.log") as process:
+        process.set_batch(1)
+        found = [process.write() for _ in range(_SPEED_REPEATS)]
+    rest = len(prompt) // 2 - 1  # the first token is the prompt's
+    return {
+        "prompt_tokens_per_second": statistics.median(len(prompt) / one.first_seconds for one in found),
+        "new_tokens_per_second": statistics.median(rest / max(one.seconds - one.first_seconds, 1e-9) for one in found),
+        "peak_mb": max(one.peak_bytes for one in found) / 1e6,
+        "repeats": _SPEED_REPEATS,
+        "threads": spec.threads,
+    }
+
+
+def speed_prompt(tokenizer: "PreTrainedTokenizerBase", context: int) -> list[int]:
+    """Return the prompt of `measure_speed`: real text of at most `_PROMPT_TOKENS` tokens, and of half a context."""
+    return real_prompts(tokenizer, max(4, min(_PROMPT_TOKENS, context // 2)), 1)[0]
 
 
 def _log_likelihoods(logits_TV: "NDArray[np.float32]", tokens: Sequence[int]) -> "NDArray[np.float64]":

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..cleaning import Drop
 from ..cleaning.boilerplate import BoilerplateConfig, find_boilerplate
 from ..cleaning.personal_data import PersonalDataConfig, find_personal_data
 from ..cleaning.quality import RuleValue, check_all, closeness, measure_all
-from ..cleaning.verdict import Drop
 
 _HEAD_CHARACTERS, _AROUND, _MOST_MARKS, _ORIGINAL_CHARACTERS = 800, 80, 6, 300
 _GAP = "gap"  # kind of the part that stands for what is not shown
