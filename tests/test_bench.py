@@ -201,7 +201,7 @@ def test_first_difference() -> None:
 
 def test_prompts_are_different_real_texts_of_one_length(tokenizer_folder: Path) -> None:
     tokenizer = load_tokenizer("tokenizer", str(tokenizer_folder))
-    prompts = bench._prompts(tokenizer, 30, 5)
+    prompts = bench.real_prompts(tokenizer, 30, 5)
     assert [len(prompt) for prompt in prompts] == [30] * 5
     assert len({tuple(prompt) for prompt in prompts}) == 5
     assert {prompt[0] for prompt in prompts} == {tokenizer.bos_token_id}
