@@ -252,6 +252,13 @@ def app(config: Any, model: str) -> int:
     return run_app(model, config)
 
 
+def serve(config: Any, model: str) -> int:
+    """Serve a model to programs on this machine: llama.cpp's server, with the OpenAI interface."""
+    from .export.serve import run_serve
+
+    return run_serve(model, config)
+
+
 def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
     """Measure a model: bits per byte of held-out text, and benchmarks in Portuguese."""
     from .arguments import build, write_yaml
@@ -314,6 +321,8 @@ VERBS: dict[str, Verb] = {
                     after_signal="what is published stays; the same command goes on"),
     "chat": Verb(chat, "chat.terminal:ChatConfig", "talk", (_MODEL,), lasts=True),
     "app": Verb(app, "chat.page:AppConfig", "talk", (_MODEL,), lasts=True),
+    "serve": Verb(serve, "export.serve:ServeConfig", "talk",
+                  (Word("MODEL", "a model: a GGUF file, a folder or a Hub repository"),), lasts=True),
 }  # fmt: skip
 
 
