@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8000
 _SECONDS_TO_END = 10  # after a signal, for requests that still have to be answered
-_TEMPLATE_KEY = "tokenizer.chat_template"  # in a GGUF file
 # What llama.cpp's server knows beyond what is promised here: most of it would fail, or be ignored, without a word.
 _NOT_OFFERED = ("functions", "function_call", "tools", "tool_choice", "logprobs", "top_logprobs", "grammar",
                 "response_format", "logit_bias", "suffix", "echo")  # fmt: skip
-# The server's names of the values of `Sampling` that differ.
-_NAMES = {"max_new_tokens": "max_tokens", "repetition_penalty": "repeat_penalty"}
+# The server's names of the values of `Sampling`.
+_KEYS = {known.name: known.name for known in fields(Sampling)} | {
+    "max_new_tokens": "max_tokens", "repetition_penalty": "repeat_penalty"
+}  # fmt: skip
 
 
 @dataclass
@@ -148,21 +149,22 @@ class Served:
             app.set_llama_proxy([settings])
         except (ValueError, RuntimeError, TemplateError) as error:
             raise InputError(f"MODEL={path}: llama.cpp cannot read it ({error}). Export the model again.") from error
-        self.llama: Any = app._llama_proxy(self.name)  # type: ignore[misc]
+        proxy: Any = app._llama_proxy
+        self.llama = proxy(name)
         trained = int(self.llama.metadata.get(f"{self.llama.metadata['general.architecture']}.context_length", 0))
         self.context = min(size for size in (self.llama.n_ctx(), trained, config.context) if size)
-        self._generate: Any = self.llama.generate
+        self._generate = self.llama.generate
         self.llama.generate = self._generate_until_ended
-        template = self.llama.metadata.get(_TEMPLATE_KEY)
-        self.is_chat = template is not None
-        if template is not None:
-            tokens = {f"{role}_token": self._text_of(getattr(self.llama, f"token_{role}")()) for role in ("bos", "eos")}
+        template = self.llama.metadata.get("tokenizer.chat_template")
+        self.is_chat = bool(template)
+        if template:
+            ids = {"bos_token": self.llama.token_bos(), "eos_token": self.llama.token_eos()}
+            tokens: Any = {
+                role: self.llama.detokenize([i] * (i >= 0), special=True).decode() for role, i in ids.items()
+            }
             refuse_costly(template, tuple(sorted(tokens.items())))
             self.format = Jinja2ChatFormatter(template, stop_token_ids=[self.llama.token_eos()], **tokens)
             self.llama.chat_handler = self.format.to_chat_handler()  # the file's own, not one that is guessed
-
-    def _text_of(self, token: int) -> str:
-        return "" if token < 0 else str(self.llama.detokenize([token], special=True).decode())
 
     def _generate_until_ended(self, *args: Any, **keys: Any) -> Iterator[int]:
         """Yield the tokens of an answer until the server is to end: an answer must not keep the process for minutes."""
@@ -186,18 +188,17 @@ class Served:
             ensure(not getattr(request, key, None), f"{key}: is not offered by this server. Leave it out.")
         for key in ("n", "best_of"):
             ensure(getattr(request, key, None) in (None, 1), f"{key}: must be 1. Ask several times.")
-        if getattr(request, "max_completion_tokens", None) is not None:
-            request.max_tokens = request.max_completion_tokens
-        for known in fields(Sampling):
-            key = _NAMES.get(known.name, known.name)
+        newer = getattr(request, "max_completion_tokens", None)  # the name of max_tokens in newer clients
+        if newer is not None:
+            request.max_tokens = newer
+        for ours, key in _KEYS.items():
             if key not in request.model_fields_set or getattr(request, key) is None:
-                setattr(request, key, getattr(self.config, known.name))
-        values = {known.name: getattr(request, _NAMES.get(known.name, known.name)) for known in fields(Sampling)}
+                setattr(request, key, getattr(self.config, ours))
         try:
-            Sampling(**values)
+            Sampling(**{ours: getattr(request, key) for ours, key in _KEYS.items()})
         except InputError as error:
-            key, _, reason = str(error).partition("=")
-            raise InputError(f"{_NAMES.get(key, key)}={reason}") from error
+            ours, _, reason = str(error).partition("=")
+            raise InputError(f"{_KEYS[ours]}={reason}") from error
 
     def check_chat(self, request: Any) -> None:
         """Check the messages of a request, and compose them as those that the model has learnt from.
@@ -256,7 +257,7 @@ class Served:
         request.max_tokens = min(request.max_tokens, room)
 
 
-def build_app(served: Served, host: str) -> "FastAPI":
+def build_app(served: Served) -> "FastAPI":
     """Return the application: the routes that are promised, before llama.cpp's server."""
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
@@ -267,11 +268,11 @@ def build_app(served: Served, host: str) -> "FastAPI":
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     class ChatRequest(CreateChatCompletionRequest):
-        max_completion_tokens: int | None = Field(None, exclude=True)  # the newer name of max_tokens
+        max_completion_tokens: int | None = Field(None, exclude=True)
 
     app = FastAPI(openapi_url=None)  # its page of documentation asks another host for scripts
-    if is_loopback(host):
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_names(host), www_redirect=False)
+    if is_loopback(served.config.host):
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=own_names(served.config.host), www_redirect=False)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Any:
@@ -307,10 +308,8 @@ def _serve(served: Served, address: socket.socket) -> None:
     import uvicorn
     from sse_starlette.sse import AppStatus
 
-    app = build_app(served, served.config.host)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SECONDS_TO_END)
-    )
+    settings: Any = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": _SECONDS_TO_END}
+    server = uvicorn.Server(uvicorn.Config(build_app(served), **settings))
     served.has_ended = lambda: server.should_exit
     AppStatus.disable_automatic_graceful_drain()  # which cuts streams off; here the model stops, and they end
     address.listen()  # from here on clients wait instead of being refused
@@ -325,16 +324,17 @@ def _serve(served: Served, address: socket.socket) -> None:
 def _how_to_use(served: Served, host: str, port: int) -> str:
     """Return the address and an example for curl and for the package `openai`."""
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-    route, method, asked, read = (
-        ("chat/completions", "chat.completions", '[{"role": "user", "content": "Olá!"}]', "message.content")
-        if served.is_chat
-        else ("completions", "completions", '"Era uma vez"', "text")
-    )
-    key = "messages" if served.is_chat else "prompt"
-    return (
-        f"{url} serves {served.name} (Ctrl-C ends)\n"
-        f"  curl {url}/{route} -H 'Content-Type: application/json' "
-        f'-d \'{{"model": "{served.name}", "{key}": {asked}}}\'\n'
-        f'  from openai import OpenAI\n  client = OpenAI(base_url="{url}", api_key="none")\n'
-        f'  print(client.{method}.create(model="{served.name}", {key}={asked}).choices[0].{read})'
-    )
+    method, key, asked, read = "completions", "prompt", '"Era uma vez"', "text"
+    if served.is_chat:
+        method, key, asked, read = (
+            "chat.completions",
+            "messages",
+            '[{"role": "user", "content": "Olá!"}]',
+            "message.content",
+        )
+    body = f'{{"model": "{served.name}", "{key}": {asked}}}'
+    return f"""{url} serves {served.name} (Ctrl-C ends)
+  curl {url}/{method.replace(".", "/")} -H 'Content-Type: application/json' -d '{body}'
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}", api_key="none")
+  print(client.{method}.create(model="{served.name}", {key}={asked}).choices[0].{read})"""
