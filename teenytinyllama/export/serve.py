@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat.generation import Sampling
 from ..chat.page import DEFAULT_HOST, bind_address, is_loopback, own_names
 from ..chat.template import refuse_costly
-from ..checks import InputError, available_cores, ensure, ensure_packages
+from ..checks import InputError, available_cores, check_bounds, ensure, ensure_packages
 from ..launching.processes import give_back_signals, take_stop_signals
 from ..stage_folder import scratch_folder
 from ..tokenizer.encode import compose
@@ -177,8 +177,10 @@ class Served:
         """Check a request but its text, and give it the model's name and the config's sampling.
 
         Raises:
-            InputError: another model, something that is not offered, or a value outside its range.
+            InputError: another model, something that is not offered, a value outside its range, or a text that is none.
         """
+        for key, value in request.model_dump().items():
+            check_bounds(key, value)
         ensure(
             request.model in (None, self.name),
             f"model={request.model}: this server has {self.name} alone. Ask for that.",
@@ -297,8 +299,9 @@ def build_app(served: Served) -> "FastAPI":
 
     @app.exception_handler(RequestValidationError)
     async def refuse_form(_: Request, error: RequestValidationError) -> JSONResponse:
-        reasons = dict.fromkeys(f"{reason['loc'][-1]}: {reason['msg']}" for reason in error.errors())
-        return refusal("; ".join(list(reasons)[:5]))
+        errors = error.errors()[:5]
+        key = next((part for part in errors[0]["loc"][1:] if isinstance(part, str)), "body")
+        return refusal(f"{key}: {'; '.join(dict.fromkeys(found['msg'] for found in errors))}.")
 
     return app
 
