@@ -354,7 +354,7 @@ REFUSED = [
     (chat(temperature=float("nan")), "temperature=nan: must be a finite number."),
     (chat(top_p=2), "top_p: Input should be less than or equal to 1."),
     (chat(repeat_penalty=0), "repeat_penalty=0.0: must be positive."),
-    (chat(seed=-1), "seed=-1: must lie between 0 and"),
+    (chat(seed=-1), "seed=-1: must be at least 0."),
     ({}, "messages: are empty. Give at least one, of role user."),
     ({"messages": 1}, "messages: Input should be a valid list"),
     ({"messages": [{"role": "bispo", "content": "x"}]}, "messages: Input should be 'system'; Input should be 'user'"),
