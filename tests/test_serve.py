@@ -287,6 +287,9 @@ def test_a_request_that_leaves_the_sampling_out_gets_the_command_lines(heart: Se
     client = heart.client()
     asked = [client.chat.completions.create(model="heart-F16", messages=ASKED) for _ in range(3)]
     assert {answer.choices[0].message.content for answer in asked} == {ANSWER}  # --temperature 0
+    nothing = dict.fromkeys(("max_tokens", "presence_penalty", "frequency_penalty", "seed", "stop", "n", "tools"))
+    left_out = heart.post("/v1/chat/completions", chat(**nothing, logprobs=False, temperature=None))
+    assert left_out[1]["choices"][0]["message"]["content"] == ANSWER
     hot = [heart.ask(temperature=50, seed=seed, extra_body={"top_k": 0, "top_p": 1, "min_p": 0}) for seed in (1, 2, 1)]
     texts = [answer.choices[0].message.content for answer in hot]
     assert texts[0] == texts[2] != texts[1]
@@ -348,6 +351,7 @@ REFUSED = [
     (chat(tools=[TOOL]), "tools: is not offered by this server. Leave it out."),
     (chat(response_format={"type": "json_object"}), "response_format: is not offered by this server."),
     (chat(grammar="root ::= root"), "grammar: is not offered by this server."),
+    (chat(logprobs=True), "logprobs: is not offered by this server."),
     (chat(n=2), "n: must be 1. Ask several times."),
     (chat(max_tokens=0), "max_tokens=0: must be at least 1."),
     (chat(temperature=-1), "temperature=-1.0: must be 0, or lie in"),
@@ -427,6 +431,8 @@ def test_a_base_model_goes_on_with_texts_and_says_that_it_cannot_chat(
     assert "".join(chunk.choices[0].text for chunk in streamed) == found.choices[0].text
     with pytest.raises(openai.BadRequestError, match="prompt: 2 texts. Give one."):
         base.client().completions.create(**{**keys, "prompt": ["a", "b"]})
+    with pytest.raises(openai.BadRequestError, match="logprobs: is not offered by this server"):
+        base.client().completions.create(**keys, logprobs=0)
     with pytest.raises(openai.BadRequestError, match=r"prompt: \d+ tokens, and the model's context of 512"):
         base.client().completions.create(**{**keys, "prompt": "casa " * 600})
     assert (

@@ -187,7 +187,9 @@ class Served:
         )
         request.model = self.name
         for key in _NOT_OFFERED:
-            ensure(not getattr(request, key, None), f"{key}: is not offered by this server. Leave it out.")
+            value = getattr(request, key, None)
+            is_left_out = value is None or value is False or value == []
+            ensure(is_left_out, f"{key}: is not offered by this server. Leave it out.")
         for key in ("n", "best_of"):
             ensure(getattr(request, key, None) in (None, 1), f"{key}: must be 1. Ask several times.")
         newer = getattr(request, "max_completion_tokens", None)  # the name of max_tokens in newer clients
@@ -196,6 +198,9 @@ class Served:
         for ours, key in _KEYS.items():
             if key not in request.model_fields_set or getattr(request, key) is None:
                 setattr(request, key, getattr(self.config, ours))
+        for key, known in type(request).model_fields.items():
+            if getattr(request, key) is None:  # such as a penalty; the server fails at some
+                setattr(request, key, known.default)
         try:
             Sampling(**{ours: getattr(request, key) for ours, key in _KEYS.items()})
         except InputError as error:
