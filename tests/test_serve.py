@@ -288,7 +288,7 @@ def test_a_request_that_leaves_the_sampling_out_gets_the_command_lines(heart: Se
     asked = [client.chat.completions.create(model="heart-F16", messages=ASKED) for _ in range(3)]
     assert {answer.choices[0].message.content for answer in asked} == {ANSWER}  # --temperature 0
     nothing = dict.fromkeys(("max_tokens", "presence_penalty", "frequency_penalty", "seed", "stop", "n", "tools"))
-    left_out = heart.post("/v1/chat/completions", chat(**nothing, logprobs=False, temperature=None))
+    left_out = heart.post("/v1/chat/completions", chat(**nothing, logprobs=False))
     assert left_out[1]["choices"][0]["message"]["content"] == ANSWER
     hot = [heart.ask(temperature=50, seed=seed, extra_body={"top_k": 0, "top_p": 1, "min_p": 0}) for seed in (1, 2, 1)]
     texts = [answer.choices[0].message.content for answer in hot]
@@ -503,12 +503,23 @@ def test_a_damaged_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.other_tools
-def test_a_model_folder_is_exported_first(
-    gguf_files: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_prompt_and_its_answer_fit_into_the_context(gguf_files: Callable[[str], Path]) -> None:
+    """llama.cpp itself reserves 256 tokens at least, however few were asked for."""
+    served = serve.Served(gguf_files("base"), "lhama", ServeConfig(context=20))
+    from llama_cpp.server.types import CreateCompletionRequest
+
+    request = CreateCompletionRequest(prompt="Era uma vez", max_tokens=10**6)
+    served.check_text(request)
+    assert request.max_tokens == 20 - len(served.llama.tokenize(b"Era uma vez"))
+    with pytest.raises(InputError, match=r"prompt: \d+ tokens, and the model's context of 20 must also hold an answer"):
+        served.check_text(CreateCompletionRequest(prompt="casa " * 20))
+
+
+@pytest.mark.other_tools
+def test_a_model_folder_is_exported_first(gguf_files: Callable[[str], Path], tmp_path: Path) -> None:
     folder = gguf_files("heart").parent / "model"
     path, name = serve._find_file(str(folder), ServeConfig(), tmp_path)
-    assert (path.parent.parent, path.suffix, name) == (tmp_path, ".gguf", "model")
+    assert (path.parent.parent, path.suffix, name.rpartition("-")[2]) == (tmp_path, ".gguf", "model")
     assert serve.Served(path, name, ServeConfig()).is_chat
     with pytest.raises(InputError, match="no such folder"):
         serve._find_file(str(tmp_path / "none"), ServeConfig(), tmp_path)
