@@ -190,14 +190,7 @@ def on_one_core() -> None:
 def serving(path: Path, *words: str) -> Iterator[Server]:
     pytest.importorskip("openai")
     # Variables that llama.cpp's server would take its settings from.
-    disturbing = {
-        "MODEL": "/none",
-        "CONFIG_FILE": "/none",
-        "API_KEY": "x",
-        "N_CTX": "1",
-        "HOST": "0.0.0.0",
-        "PORT": "1",
-    }
+    disturbing = {"MODEL": "/none", "CONFIG_FILE": "/none", "API_KEY": "x", "VOCAB_ONLY": "1", "LORA_PATH": "/none"}
     server = Server(
         subprocess.Popen(
             [sys.executable, "-m", "teenytinyllama", "serve", str(path), "--port", "0", *words],
