@@ -188,7 +188,7 @@ def on_one_core() -> None:
 
 @contextmanager
 def serving(path: Path, *words: str) -> Iterator[Server]:
-    pytest.importorskip("openai")
+    other_tool("openai")
     # Variables that llama.cpp's server would take its settings from.
     disturbing = {"MODEL": "/none", "CONFIG_FILE": "/none", "API_KEY": "x", "VOCAB_ONLY": "1", "LORA_PATH": "/none"}
     server = Server(
