@@ -476,14 +476,15 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(gguf_files: Callabl
 
 
 @pytest.mark.other_tools
-def test_nothing_secret_is_said(heart: Server) -> None:
-    assert heart.post("/v1/chat/completions", chat(n=2), Authorization=f"Bearer {SECRET}")[0] == 400
-    heart.ask()
-    heart.process.send_signal(signal.SIGTERM)
-    heart.process.wait(30)
-    heart.read("")
-    assert SECRET not in heart.said
-    assert "Traceback" not in heart.said
+def test_nothing_secret_is_said(gguf_files: Callable[[str], Path]) -> None:
+    with serving(gguf_files("heart")) as server:
+        assert server.post("/v1/chat/completions", chat(n=2), Authorization=f"Bearer {SECRET}")[0] == 400
+        server.ask()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)
+        server.read("")
+        assert SECRET not in server.said
+        assert "Traceback" not in server.said
 
 
 @pytest.mark.other_tools
