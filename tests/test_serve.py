@@ -47,6 +47,7 @@ ASKED = [{"role": "user", "content": QUESTION}]
         ({"port": 65_536}, "port=65536: must lie between 0 and 65535"),
         ({"host": ""}, "host='': empty. 127.0.0.1 serves this machine"),
         ({"context": -1}, "context=-1: must be 0 (the model's own) or more."),
+        ({"threads": 513}, "threads=513: must lie between 0 (one a core) and 512."),
         ({"name": "uma lhama"}, "name=uma lhama: can hold letters, digits and the signs"),
         ({"name": "/home/ana/lhama"}, "name=/home/ana/lhama: can hold letters"),
         ({"temperature": -1}, "temperature=-1: must be 0, or lie in"),
@@ -180,12 +181,6 @@ class Server:
         return answer.status, json.loads(content) if content[:1] in "[{" else content, dict(answer.getheaders())
 
 
-def on_one_core() -> None:
-    """On a busy machine the threads of llama.cpp would wait for each other at every layer."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
-
 @contextmanager
 def serving(path: Path, *words: str) -> Iterator[Server]:
     other_tool("openai")
@@ -193,9 +188,8 @@ def serving(path: Path, *words: str) -> Iterator[Server]:
     disturbing = {"MODEL": "/none", "CONFIG_FILE": "/none", "API_KEY": "x", "VOCAB_ONLY": "1", "LORA_PATH": "/none"}
     server = Server(
         subprocess.Popen(
-            [sys.executable, "-m", "teenytinyllama", "serve", str(path), "--port", "0", *words],
+            [sys.executable, "-m", "teenytinyllama", "serve", str(path), "--port", "0", "--threads", "1", *words],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **disturbing},
-            preexec_fn=on_one_core,
         )
     )  # fmt: skip
     try:

@@ -47,6 +47,9 @@ class ServeConfig(Sampling):
         default=None, metadata={"help": "for an adapter: its base model, if it is not where it was"}
     )
     context: int = field(default=0, metadata={"help": "most tokens of a prompt and its answer; 0: the model's own"})
+    threads: int = field(
+        default=0, metadata={"help": "of llama.cpp; 0: one a core. On a busy machine fewer are many times as fast"}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "answer on the processor, also where there is a GPU"})
     host: str = field(
         default=DEFAULT_HOST,
@@ -64,6 +67,7 @@ class ServeConfig(Sampling):
         ensure(0 <= self.port <= 65535, f"port={self.port}: must lie between 0 and 65535. {DEFAULT_PORT} is usual.")
         ensure(self.host, f"host={self.host!r}: empty. {DEFAULT_HOST} serves this machine, 0.0.0.0 the whole network.")
         ensure(self.context >= 0, f"context={self.context}: must be 0 (the model's own) or more.")
+        ensure(0 <= self.threads <= 512, f"threads={self.threads}: must lie between 0 (one a core) and 512.")
         ensure(
             re.fullmatch(r"[\w.:-]*", self.name),
             f"name={self.name}: can hold letters, digits and the signs . _ : - only. Give another name.",
@@ -139,10 +143,11 @@ class Served:
 
         self.name, self.config = name, config
         self.has_ended: Callable[[], bool] = lambda: False
+        threads = config.threads or available_cores()
         # Not by their constructors: those take values from variables of the environment, such as MODEL and CACHE.
         settings = ModelSettings.model_construct(
             model=str(path), model_alias=self.name, n_ctx=config.context, logits_all=False, verbose=False,
-            n_threads=available_cores(), n_threads_batch=available_cores(), n_gpu_layers=0 if config.use_cpu else -1,
+            n_threads=threads, n_threads_batch=threads, n_gpu_layers=0 if config.use_cpu else -1,
         )  # fmt: skip
         app.set_server_settings(ServerSettings.model_construct(interrupt_requests=False))
         try:
