@@ -47,8 +47,9 @@ class ServeConfig(Sampling):
         default=None, metadata={"help": "for an adapter: its base model, if it is not where it was"}
     )
     context: int = field(default=0, metadata={"help": "most tokens of a prompt and its answer; 0: the model's own"})
-    threads: int = field(
-        default=0, metadata={"help": "of llama.cpp; 0: one a core. On a busy machine fewer are many times as fast"}
+    threads: int | None = field(
+        default=None,
+        metadata={"help": "of the processor; default all cores that may be used. On a busy machine fewer are faster"},
     )
     use_cpu: bool = field(default=False, metadata={"help": "answer on the processor, also where there is a GPU"})
     host: str = field(
@@ -67,7 +68,10 @@ class ServeConfig(Sampling):
         ensure(0 <= self.port <= 65535, f"port={self.port}: must lie between 0 and 65535. {DEFAULT_PORT} is usual.")
         ensure(self.host, f"host={self.host!r}: empty. {DEFAULT_HOST} serves this machine, 0.0.0.0 the whole network.")
         ensure(self.context >= 0, f"context={self.context}: must be 0 (the model's own) or more.")
-        ensure(0 <= self.threads <= 512, f"threads={self.threads}: must lie between 0 (one a core) and 512.")
+        ensure(
+            self.threads is None or 1 <= self.threads <= available_cores(),
+            f"threads={self.threads}: must lie between 1 and {available_cores()}, the cores that may be used here.",
+        )
         ensure(
             re.fullmatch(r"[\w.:-]*", self.name),
             f"name={self.name}: can hold letters, digits and the signs . _ : - only. Give another name.",
