@@ -38,17 +38,6 @@ class CardConfig:
 
 
 @dataclass
-class EmissionsConfig:
-    """`ttl emissions RUN ...`: the runs, and what their energy is compared with."""
-
-    runs: list[str] = field(metadata={"help": "folders of runs"})
-    price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; null: the run's own"})
-    elsewhere: str | None = field(
-        default=None, metadata={"help": "countries whose grids the same energy is reckoned with, such as BRA,PRT"}
-    )
-
-
-@dataclass
 class MergeConfig:
     """`ttl merge ADAPTER FOLDER`: a LoRA adapter and where the whole model is written."""
 
@@ -223,7 +212,7 @@ def publish(config: Any, source: list[str]) -> None:
         run_publish(Path(source[0]), config)
 
 
-def emissions(config: EmissionsConfig) -> None:
+def emissions(config: Any) -> None:
     """Report what runs consumed and emitted."""
     from .publishing.energy_report import parse_elsewhere, write_energy_reports
 
@@ -245,18 +234,18 @@ def chat(config: Any, model: str) -> int:
     return run_chat(model, config)
 
 
+def serve(config: Any, model: str) -> int:
+    """Serve a model or a GGUF file to programs on this machine: llama.cpp's server, with the OpenAI interface."""
+    from .export.serve import run_serve
+
+    return run_serve(model, config)
+
+
 def app(config: Any, model: str) -> int:
     """Serve a page to talk with a model, or write it as a Hugging Face Space."""
     from .chat.space import run_app
 
     return run_app(model, config)
-
-
-def serve(config: Any, model: str) -> int:
-    """Serve a model to programs on this machine: llama.cpp's server, with the OpenAI interface."""
-    from .export.serve import run_serve
-
-    return run_serve(model, config)
 
 
 def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
@@ -312,7 +301,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
     "classify": Verb(classify, "classification.config:ClassifyConfig", "measure",
                      (Word("TASK", "a task, and a model", "task"), _MODEL_KEY)),
-    "emissions": Verb(emissions, "cli:EmissionsConfig", "share",
+    "emissions": Verb(emissions, "publishing.energy_report:EmissionsConfig", "share",
                       (Word("RUN", "the folders of one or more runs", "runs", many=True),)),
     "card": Verb(card, "cli:CardConfig", "share", (Word("RUN", "the run's folder", "run"),)),
     "publish": Verb(publish, "publishing.publish:PublishConfig", "share",
@@ -321,8 +310,7 @@ VERBS: dict[str, Verb] = {
                     after_signal="what is published stays; the same command goes on"),
     "chat": Verb(chat, "chat.terminal:ChatConfig", "talk", (_MODEL,), lasts=True),
     "app": Verb(app, "chat.page:AppConfig", "talk", (_MODEL,), lasts=True),
-    "serve": Verb(serve, "export.serve:ServeConfig", "talk",
-                  (Word("MODEL", "a model: a GGUF file, a folder or a Hub repository"),), lasts=True),
+    "serve": Verb(serve, "export.serve:ServeConfig", "talk", (_MODEL,), lasts=True),
 }  # fmt: skip
 
 
