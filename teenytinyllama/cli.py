@@ -21,13 +21,6 @@ from .stage_folder import __version__
 
 
 @dataclass
-class InitConfig:
-    """`ttl init DIR`: where the recipes are copied to."""
-
-    folder: str = field(metadata={"help": "folder in which recipes/ is made"})
-
-
-@dataclass
 class CardConfig:
     """`ttl card RUN`: the run, and what its card says beside the run's figures."""
 
@@ -35,6 +28,17 @@ class CardConfig:
     check: bool = field(default=False, metadata={"help": "compare the card's numbers with the run's, write nothing"})
     language: str | None = field(default=None, metadata={"help": "en, pt or both; null: the run's card_language"})
     repository: str | None = field(default=None, metadata={"help": "owner/name that the card's example loads"})
+
+
+@dataclass
+class EmissionsConfig:
+    """`ttl emissions RUN ...`: the runs, and what their energy is compared with."""
+
+    runs: list[str] = field(metadata={"help": "folders of runs"})
+    price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; null: the run's own"})
+    elsewhere: str | None = field(
+        default=None, metadata={"help": "countries whose grids the same energy is reckoned with, such as BRA,PRT"}
+    )
 
 
 @dataclass
@@ -107,7 +111,7 @@ class Verb:
         return "".join(f"{word.name} {'... ' * word.many}" for word in self.words)
 
 
-def init(config: InitConfig) -> None:
+def init(config: Any) -> None:
     """Copy the recipes and configs to DIR/recipes, to read and to change."""
     from .demo import copy_recipes
 
@@ -212,7 +216,7 @@ def publish(config: Any, source: list[str]) -> None:
         run_publish(Path(source[0]), config)
 
 
-def emissions(config: Any) -> None:
+def emissions(config: EmissionsConfig) -> None:
     """Report what runs consumed and emitted."""
     from .publishing.energy_report import parse_elsewhere, write_energy_reports
 
@@ -278,7 +282,7 @@ _RESUMES = "nothing on disk was lost; the same command starts again or goes on"
 VERBS: dict[str, Verb] = {
     "demo": Verb(demo, "training.config:PretrainConfig", "begin", values=True, own_only=True,
                  after_signal="what is complete is kept; the same command goes on"),
-    "init": Verb(init, "cli:InitConfig", "begin", (Word("DIR", "the folder to make", "folder"),)),
+    "init": Verb(init, "demo:InitConfig", "begin", (Word("DIR", "the folder to make", "folder"),)),
     "plan": Verb(plan, "planning.config:PlanConfig", "begin"),
     "doctor": Verb(doctor, "doctor.preflight:DoctorOptions", "begin",
                    (Word("[RUN.yaml]", "config of a pretraining or tuning, whose keys can follow: --key value"),),
@@ -301,7 +305,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
     "classify": Verb(classify, "classification.config:ClassifyConfig", "measure",
                      (Word("TASK", "a task, and a model", "task"), _MODEL_KEY)),
-    "emissions": Verb(emissions, "publishing.energy_report:EmissionsConfig", "share",
+    "emissions": Verb(emissions, "cli:EmissionsConfig", "share",
                       (Word("RUN", "the folders of one or more runs", "runs", many=True),)),
     "card": Verb(card, "cli:CardConfig", "share", (Word("RUN", "the run's folder", "run"),)),
     "publish": Verb(publish, "publishing.publish:PublishConfig", "share",
