@@ -197,8 +197,8 @@ def serving(path: Path, *words: str) -> Iterator[Server]:
         server.read("print(client")
         yield server
     finally:
-        server.process.kill()
-        server.process.wait()
+        server.process.terminate()
+        server.process.wait(30)
 
 
 @pytest.fixture(scope="module")
