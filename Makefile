@@ -77,7 +77,7 @@ other-tools: $(VENV)/installed-llama-cpp $(OTHER)/installed $(TORCHAO)/installed
 $(VENV)/installed-llama-cpp: $(VENV)/installed-dev
 	ls $(LLAMA_CPP_WHEEL) 2>/dev/null || { echo "building $(LLAMA_CPP) (about eight minutes, once)"; \
 	  $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) $(LLAMA_CPP); }
-	$(PIP_INSTALL) -c $(VENV)/constraints.txt --find-links $(WHEELS) $(LLAMA_CPP) gguf
+	$(PIP_INSTALL) -c $(VENV)/constraints.txt --find-links $(WHEELS) -e '.[gguf,serve]'
 	@touch $@
 
 $(TORCHAO)/installed: constraints.txt $(VENV)/installed-dev

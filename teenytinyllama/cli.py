@@ -21,13 +21,6 @@ from .stage_folder import __version__
 
 
 @dataclass
-class InitConfig:
-    """`ttl init DIR`: where the recipes are copied to."""
-
-    folder: str = field(metadata={"help": "folder in which recipes/ is made"})
-
-
-@dataclass
 class CardConfig:
     """`ttl card RUN`: the run, and what its card says beside the run's figures."""
 
@@ -118,7 +111,7 @@ class Verb:
         return "".join(f"{word.name} {'... ' * word.many}" for word in self.words)
 
 
-def init(config: InitConfig) -> None:
+def init(config: Any) -> None:
     """Copy the recipes and configs to DIR/recipes, to read and to change."""
     from .demo import copy_recipes
 
@@ -256,6 +249,13 @@ def chat(config: Any, model: str) -> int:
     return run_chat(model, config)
 
 
+def serve(config: Any, model: str) -> int:
+    """Serve a model or a GGUF file to programs on this machine: llama.cpp's server, with the OpenAI interface."""
+    from .export.serve import run_serve
+
+    return run_serve(model, config)
+
+
 def app(config: Any, model: str) -> int:
     """Serve a page to talk with a model, or write it as a Hugging Face Space."""
     from .chat.space import run_app
@@ -300,7 +300,7 @@ _RESUMES = "nothing on disk was lost; the same command starts again or goes on"
 VERBS: dict[str, Verb] = {
     "demo": Verb(demo, "training.config:PretrainConfig", "begin", values=True, own_only=True,
                  after_signal="what is complete is kept; the same command goes on"),
-    "init": Verb(init, "cli:InitConfig", "begin", (Word("DIR", "the folder to make", "folder"),)),
+    "init": Verb(init, "demo:InitConfig", "begin", (Word("DIR", "the folder to make", "folder"),)),
     "plan": Verb(plan, "planning.config:PlanConfig", "begin"),
     "doctor": Verb(doctor, "doctor.preflight:DoctorOptions", "begin",
                    (Word("[RUN.yaml]", "config of a pretraining or tuning, whose keys can follow: --key value"),),
@@ -335,6 +335,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb(export, "export.export:ExportConfig", "share", (_MODEL_KEY,)),
     "chat": Verb(chat, "chat.terminal:ChatConfig", "talk", (_MODEL,), lasts=True),
     "app": Verb(app, "chat.page:AppConfig", "talk", (_MODEL,), lasts=True),
+    "serve": Verb(serve, "export.serve:ServeConfig", "talk", (_MODEL,), lasts=True),
 }  # fmt: skip
 
 

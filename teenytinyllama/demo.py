@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ from .stage_folder import MANIFEST_NAME, STORIES_NAME, __version__, write_json
 _FROM_A_MODEL = ("model_name_or_path", "model_revision", "decay_from")
 NUM_STORIES = 50
 STORY_TOKENS = 160
+
+
+@dataclass
+class InitConfig:
+    """`ttl init DIR`: where the recipes are copied to."""
+
+    folder: str = field(metadata={"help": "folder in which recipes/ is made"})
 
 
 # Run in a process that cannot know this package: `-I` ignores PYTHONPATH and the working directory, and the check at

@@ -38,7 +38,7 @@ def test_a_signal_ends_a_verb_with_one_line(
 
     before = [signal.getsignal(known) for known in STOP_SIGNALS]
     monkeypatch.setitem(
-        cli.VERBS, verb, replace(cli.VERBS[verb], run=work, config="cli:InitConfig", data_config="", words=())
+        cli.VERBS, verb, replace(cli.VERBS[verb], run=work, config="demo:InitConfig", data_config="", words=())
     )
     assert cli.main([verb, "--folder", "x"]) == 75
     assert capsys.readouterr().err == f"stopped: {number.name}; {line}\n"

@@ -73,21 +73,41 @@ def check_address(host: str, port: int) -> None:
     """Check that a server can be opened there, by opening and closing one.
 
     Raises:
+        InputError: see `bind_address`.
+    """
+    bind_address(host, port).close()
+
+
+def bind_address(host: str, port: int) -> socket.socket:
+    """Return a socket that holds an address for a server; port 0: one that is free.
+
+    Raises:
         InputError: the port is taken or reserved, or the address is none of this machine's.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise InputError(f"host={host}: no such address. Use {DEFAULT_HOST}, or 0.0.0.0 for the network.") from error
-    with socket.socket(family, kind, protocol) as probe:
+    bound = socket.socket(family, kind, protocol)
+    try:
         if os.name == "posix":  # as the server does: a port that was closed a minute ago is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except PermissionError as error:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        if isinstance(error, PermissionError):
             raise InputError(f"port={port}: reserved for the system. Give one above 1023, as --port 7861.") from error
-        except OSError as error:
-            raise InputError(_bind_refusal(host, port, error)) from error
+        raise InputError(_bind_refusal(host, port, error)) from error
+    return bound
+
+
+def own_names(host: str) -> list[str]:
+    """Return the names under which a server that only this machine can reach is asked for.
+
+    Requests under other names are refused: a page from elsewhere whose name was turned to 127.0.0.1 sends them (DNS
+    rebinding). Starlette's versions read an IPv6 address with its brackets, without them, or up to its first colon.
+    """
+    return ["localhost", "127.0.0.1", "::1", "[::1]", "[", host]
 
 
 def _bind_refusal(host: str, port: int, error: OSError) -> str:
@@ -214,16 +234,13 @@ def launch_arguments(local_host: str | None) -> dict[str, Any]:
     """Return the arguments of `launch` that keep the page on its own: nothing is asked of another host.
 
     Args:
-        local_host: this machine's own address, if nobody else can reach the page. Requests under other names are
-            then refused: a page from elsewhere whose name was turned to 127.0.0.1 sends them (DNS rebinding).
+        local_host: this machine's own address, if nobody else can reach the page: then see `own_names`.
     """
     import gradio
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    # Starlette's versions read an IPv6 address with its brackets, without them, or up to its first colon.
-    own = ["localhost", "127.0.0.1", "::1", "[::1]", "[", str(local_host)]
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=own, www_redirect=False)
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=own_names(str(local_host)), www_redirect=False)
     sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
     mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
     return {

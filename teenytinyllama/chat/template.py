@@ -86,7 +86,7 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = _template_of(tokenizer)
-    _refuse_costly(template, tuple(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items())))
+    refuse_costly(template, tuple(sorted((name, str(value)) for name, value in tokenizer.special_tokens_map.items())))
     rendering: Any = render_jinja_template  # declared to return a str
     try:
         texts, spans = rendering(
@@ -157,7 +157,7 @@ _LONGEST_WAIT_SECONDS = 60  # by the clock; the limit above counts the seconds o
 
 
 @functools.lru_cache(maxsize=256)
-def _refuse_costly(template: str, special_tokens: tuple[tuple[str, str], ...]) -> None:
+def refuse_costly(template: str, special_tokens: tuple[tuple[str, str], ...]) -> None:
     """Refuse a template that takes too much time or memory: once for each, in a process of its own, before it is used.
 
     The sandbox of transformers keeps a template from running code, not from counting to a billion or writing ten
