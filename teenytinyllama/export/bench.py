@@ -38,6 +38,7 @@ from ..stage_folder import (
     write_json,
 )
 from .engines import ABOUT_ENGINES, LLAMA_CPP, NEEDS_GPU, EngineName, EngineProcess, EngineSpec, Written, started_engine
+from .llama_cpp import idle_cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class BenchConfig(GridSettings):
         default="saved",
         metadata={"help": "of transformers' engines; saved: as the model was saved, as `ttl chat` does"},
     )
-    threads: int | None = field(default=None, metadata={"help": "of the processor; default all cores that may be used"})
+    threads: int | None = field(default=None, metadata={"help": "of the processor; default one for each idle core"})
     use_cpu: bool = field(default=False, metadata={"help": "measure the processor, also where there is a GPU"})
     seed: int = field(default=0, metadata={"help": "of everything random"})
     revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub repository"})
@@ -161,6 +162,7 @@ class _Bench:
     files: list[Path]
     prompts: list[list[int]]
     model_mb: float
+    threads: int
     cases: list[Case] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -168,7 +170,7 @@ class _Bench:
         """Return what each engine is told, by its name in the table, and the MB of its file."""
         config = self.config
         same: dict[str, Any] = {"prompts": self.prompts, "new_tokens": config.new_tokens, "seed": config.seed,
-                                "threads": config.threads or available_cores(), "use_cpu": config.use_cpu}  # fmt: skip
+                                "threads": self.threads, "use_cpu": config.use_cpu}  # fmt: skip
         told: dict[str, Any] = {"dtype": config.dtype, "revision": config.revision, "base_model": config.base_model}
         found: dict[str, tuple[EngineSpec, float]]
         found = {name: (EngineSpec(name, self.model, **same, **told), self.model_mb)
@@ -251,7 +253,7 @@ def _prepare(config: BenchConfig, words: Sequence[str]) -> _Bench:
     if config.engines is None and has_accelerator() and not config.use_cpu:
         config.engines = ["dynamic", "static", "graphs", "compiled", "continuous"]
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return _Bench(config, model_name, files, prompts, size / 1e6)
+    return _Bench(config, model_name, files, prompts, size / 1e6, config.threads or idle_cores())
 
 
 def _check_file(path: Path, model: "PreTrainedModel") -> None:
@@ -390,7 +392,7 @@ def _content(bench: _Bench, folder: Path) -> dict[str, Any]:
     return {
         "model": bench.model,
         "prompt_tokens": config.prompt_tokens, "new_tokens": config.new_tokens, "repeats": config.repeats,
-        "answers": config.answers, "threads": config.threads or available_cores(),
+        "answers": config.answers, "threads": bench.threads,
         "cases": cases,
         "failed": bench.failed,
         "machine": device_name(),

@@ -22,6 +22,7 @@ from ..checks import InputError, available_cores, check_bounds, ensure, ensure_p
 from ..launching.processes import give_back_signals, take_stop_signals
 from ..stage_folder import scratch_folder
 from ..tokenizer.encode import compose
+from .llama_cpp import idle_cores
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -49,7 +50,7 @@ class ServeConfig(Sampling):
     context: int = field(default=0, metadata={"help": "most tokens of a prompt and its answer; 0: the model's own"})
     threads: int | None = field(
         default=None,
-        metadata={"help": "of the processor; default all cores that may be used. On a busy machine fewer are faster"},
+        metadata={"help": "of the processor; default one for each idle core: more would wait for each other"},
     )
     use_cpu: bool = field(default=False, metadata={"help": "answer on the processor, also where there is a GPU"})
     host: str = field(
@@ -147,7 +148,7 @@ class Served:
 
         self.name, self.config = name, config
         self.has_ended: Callable[[], bool] = lambda: False
-        threads = config.threads or available_cores()
+        threads = config.threads or idle_cores()
         # Not by their constructors: those take values from variables of the environment, such as MODEL and CACHE.
         settings = ModelSettings.model_construct(
             model=str(path), model_alias=self.name, n_ctx=config.context, logits_all=False, verbose=False,
