@@ -188,7 +188,8 @@ def _begin_work(*_: Any, **__: Any) -> NoReturn:
 
 
 _LONG = ("launching.launch.supervise", "classification.classify.finetune", "lab.runs.train_runs", "training.trials._speed_of",
-         "publishing.follow.start_follower", "publishing.follow.follow", "chat.space.build_page")  # fmt: skip
+         "publishing.follow.start_follower", "publishing.follow.follow", "chat.space.build_page",
+         "export.bench._measure", "export.serve._serve")  # fmt: skip
 
 
 @contextlib.contextmanager

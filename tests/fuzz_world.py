@@ -62,6 +62,11 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
                 {"_": ["in/preferences.jsonl"], "to": "folder:out", "license": ["mit"], "kind": "preferences"}],
     "chat": [{"_": ["in/model"], "max_new_tokens": 4}, {"_": ["in/chat"], "max_new_tokens": 4, "system": "Fale pouco."},
              {"_": ["in/chat"], "check_template": True}, {"_": ["in/adapter"], "base_model": "in/chat", "max_new_tokens": 4}],
+    "export": [{"_": ["in/model"], "output_dir": "out", "type": "q8_0,f16", "measure": False, "name": "lhama"},
+               {"_": ["in/adapter"], "base_model": "in/chat", "output_dir": "out", "format": "safetensors", "type": "bf16",
+                "measure": False, "license": "mit", "repository": "ana/modelo"}],
+    "bench": [{"_": ["in/model"], "output_dir": "out", "prompt_tokens": 8, "new_tokens": 4, "batch_sizes": [1]}],
+    "serve": [{"_": ["in/chat"], "max_new_tokens": 4, "name": "lhama"}],
     "app": [{"_": ["in/chat"], "port": 7861}, {"_": ["ana/modelo"], "space_dir": "out", "instructions": ["in/instructions.jsonl"]}],
 }  # fmt: skip
 

@@ -234,6 +234,18 @@ def test_files_are_measured_in_llama_cpp(tokenizer: Any, packed_folder: Path, tm
     assert "new tokens/s" in card
 
 
+@needs_llama_cpp
+def test_a_short_context_and_a_broken_template(tokenizer: Any, tmp_path: Path) -> None:
+    short = save_model(tmp_path / "short", tokenizer, max_position_embeddings=16)
+    (row,) = json.loads((export(short, tmp_path / "a", type="f16") / "run.json").read_text())["files"]
+    assert row["checks"]["greedy_tokens"] == 8
+    broken = save_model(tmp_path / "broken", tokenizer)
+    (broken / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(InputError, match=r"broken-Q8_0.gguf: llama.cpp cannot read it \(TemplateSyntaxError: Expected"):
+        export(broken, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
 # --- other people's tokenizers
 
 

@@ -174,23 +174,25 @@ def compare_in_llama_cpp(
     import torch
 
     ids = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    ids += tokenizer(_PROMPT, add_special_tokens=False)["input_ids"]
+    context = int(model.config.max_position_embeddings)
+    ids = [*ids, *tokenizer(_PROMPT, add_special_tokens=False)["input_ids"]][: max(1, context // 2)]
+    new_tokens = min(_GREEDY_TOKENS, context - len(ids))
     reference: Any = model
     with torch.no_grad():
         expected = reference(torch.tensor([ids], device=model.device)).logits[0].float().cpu().numpy()
         written = list(ids)
-        for _ in range(_GREEDY_TOKENS):
+        for _ in range(new_tokens):
             logits = reference(torch.tensor([written], device=model.device)).logits[0, -1]
             written.append(int(logits.argmax()))
     with opened(path, exact=True) as other:
         found = other.logits(ids)
-        greedy = other.greedy(ids, _GREEDY_TOKENS)
+        greedy = other.greedy(ids, new_tokens)
     return {
         "lines": len(trial_lines()),
         "lines_with_other_ids": len(different_ids(path, tokenizer)),
         "largest_logit": float(np.abs(expected).max()),
         "largest_difference": float(np.abs(found - expected).max()),
-        "greedy_tokens": _GREEDY_TOKENS,
+        "greedy_tokens": new_tokens,
         "same_greedy_text": greedy == written[len(ids) :],
     }
 

@@ -62,6 +62,8 @@ def opened(
         InputError: llama-cpp-python is missing, or llama.cpp refuses the file.
     """
     llama_cpp = library()
+    from jinja2 import TemplateError
+
     ensure(path.is_file(), f"{path}: no such GGUF file.")
     threads = threads or idle_cores()
     cache: dict[str, Any] = {"type_k": _F32, "type_v": _F32} if exact else {}
@@ -71,8 +73,9 @@ def opened(
             n_threads_batch=threads, logits_all=not vocabulary_only, vocab_only=vocabulary_only,
             verbose=False, **cache
         )  # fmt: skip
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: llama.cpp cannot read it ({error}: {last_words()}). Export it again.") from error
+    except (ValueError, RuntimeError, TemplateError) as error:  # the last of a chat template
+        why = f"{type(error).__name__}: {error}; {last_words()}"
+        raise InputError(f"{path.name}: llama.cpp cannot read it ({why}).") from error
     try:
         yield LlamaCpp(model)
     finally:
@@ -111,12 +114,12 @@ class LlamaCpp:
         self.model.eval(list(ids))
         return np.array(self.model.scores[: len(ids)], dtype=np.float32)
 
-    def greedy(self, ids: Sequence[int], new_tokens: int, ends: frozenset[int] = frozenset()) -> list[int]:
-        """Return the likeliest tokens behind a prompt, one after the other, up to and with an end token."""
+    def greedy(self, ids: Sequence[int], new_tokens: int) -> list[int]:
+        """Return the likeliest tokens behind a prompt, one after the other, past any end token."""
         self.model.reset()
         self.model.eval(list(ids))
         written: list[int] = []
-        while len(written) < new_tokens and not (written and written[-1] in ends):
+        for _ in range(new_tokens):
             written.append(int(np.argmax(self.model.scores[self.model.n_tokens - 1])))
             self.model.eval([written[-1]])
         return written
