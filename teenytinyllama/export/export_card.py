@@ -58,6 +58,10 @@ def _body(content: dict[str, Any], repository: str, language: Language) -> str:
         tag=Markdown(re.sub(r".*-|\.gguf$", "", rows[0]["path"])),
         reference=reference,
         reference_cloze=((reference or {}).get("signal") or {}).get("cloze_acc"),
+        bits=8,
+        precision="float32",
+        reference_type="F32",
+        reference_megabytes=4 * content["parameters"] / 1e6,
         has_speed=all(row["speed"] for row in rows) and bool(reference),
         **{key: content[key] for key in ("format", "model", "parameters", "context", "is_chat", "package_version")
            if key in content},

@@ -206,7 +206,10 @@ def draw_quality(rows: Sequence[dict[str, Any]], reference: dict[str, Any] | Non
     for place, row in enumerate(rows):
         point = (row["bytes"] / 1e6, row["bits_per_byte"])
         axis.plot(*point, "o", color="C0")
-        above: Any = {"xytext": (7, 4 if place % 2 else -11), "textcoords": "offset points"}  # neighbours must not overlap
+        above: Any = {
+            "xytext": (7, 4 if place % 2 else -11),
+            "textcoords": "offset points",
+        }  # neighbours must not overlap
         axis.annotate(row["type"], point, **above)
     if reference is not None:
         axis.axhline(reference["bits_per_byte"], color="0.5", linestyle="--", label="the model in transformers")
