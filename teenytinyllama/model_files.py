@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,10 @@ def is_adapter(source: ModelSource) -> bool:
     return source.find("config.json") is None and source.find(ADAPTER_CONFIG_NAME) is not None
 
 
+# How the Rust library `tokenizers` ends its errors; the one file that it parses is tokenizer.json.
+_OF_TOKENIZERS = re.compile(r"at line \d+ column \d+")
+
+
 @contextlib.contextmanager
 def refusing_damage(field: str, name: str, what: str = "its files") -> Iterator[None]:
     """Turn whatever the libraries raise at damaged files of a model into one refusal.
@@ -129,9 +134,9 @@ def refusing_damage(field: str, name: str, what: str = "its files") -> Iterator[
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        file = _damaged_json(name) or ("tokenizer.json: " if _OF_TOKENIZERS.search(reason) else "")
         raise InputError(
-            f"{field}={name}: transformers cannot read {what}: {_damaged_json(name)}{reason} Download or copy the "
-            "model again."
+            f"{field}={name}: transformers cannot read {what}: {file}{reason} Download or copy the model again."
         ) from error
 
 

@@ -44,6 +44,16 @@ def test_a_pipe_among_the_weights_is_no_file(tmp_path: Path, tokenizer_folder: P
     assert find_manifest(tmp_path) is None
 
 
+def test_a_tokenizer_of_another_form_is_named(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"rstrip"', '"rstriq"', 1))
+    with pytest.raises(
+        InputError, match="cannot read its tokenizer: tokenizer.json: Exception: missing field `rstrip`"
+    ):
+        load_tokenizer("tokenizer", str(folder))
+
+
 def test_a_tokenizer_whose_inputs_have_other_names_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
     folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
     path = folder / "tokenizer_config.json"

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from test_pretrain import interrupted_run, losses, make_values, run
-from transformers import TrainerControl, TrainerState
+from transformers import Trainer, TrainerControl, TrainerState
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checkpointing import saving as saving_module
@@ -26,6 +27,7 @@ from teenytinyllama.checkpointing.checkpoints import (
     checkpoint_faults,
     complete_checkpoints,
     delete_checkpoint,
+    explaining_disk_failures,
     hash_files,
     is_leased,
     lease,
@@ -616,3 +618,44 @@ def test_the_order_of_keys_makes_no_other_run() -> None:
 
     assert identity(one) == identity(other)
     assert identity(one) != identity({**one, "hidden_size": 16})
+
+
+@pytest.mark.parametrize("made", [
+    lambda: SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    lambda: OSError(28, "No space left on device"),
+    lambda: RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0"),
+])  # fmt: skip
+def test_a_disk_that_fails_in_a_save_is_named(
+    made: Any, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second save fails; the first stays, and the same command goes on from it."""
+    real, saves = Trainer._save_checkpoint, []
+
+    def fail(self: Any, *args: Any, **kwargs: Any) -> None:
+        saves.append(1)
+        if len(saves) == 2:
+            raise made()
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", fail)
+    folder = Path(values["output_dir"])
+    wanted = (
+        r"step 4 could not be saved: .*(os error 28|No space left|failed writing).* then goes on from checkpoint-2\."
+    )
+    with pytest.raises(RunFailedError, match=wanted):
+        run({**values, "max_tokens": 256 * 6, "save_steps": 2})
+    monkeypatch.undo()
+    run({**values, "max_tokens": 256 * 6, "save_steps": 2})
+    assert (folder / "run.json").is_file()
+
+
+def test_other_faults_of_a_save_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), explaining_disk_failures(tmp_path, 3):
+        raise RuntimeError("shapes do not match")
+    with (
+        pytest.raises(
+            RunFailedError, match="step 3 could not be saved: full. See to the disk; the same command then st"
+        ),
+        explaining_disk_failures(tmp_path, 3),
+    ):
+        raise OSError("full")

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..checks import InputError, available_cores, ensure
+from ..checks import InputError, RunFailedError, available_cores, ensure
 from ..stage_folder import (
     BEGUN_NAME,
     ENVIRONMENT_COPY_NAME,
@@ -114,6 +114,36 @@ def begin_saving(path: Path) -> None:
     write_json(path / BEGUN_NAME, {"created": utc_now()})
     if (path.parent / ENVIRONMENT_NAME).is_file():
         shutil.copyfile(path.parent / ENVIRONMENT_NAME, path / ENVIRONMENT_COPY_NAME)
+
+
+# What torch and safetensors say of a disk that fails; both hide the OSError in errors of their own.
+_DISK_FAILURES = re.compile(r"os error|No space left|failed writing|quota exceeded", re.IGNORECASE)
+
+
+@contextmanager
+def explaining_disk_failures(folder: Path, step: int) -> Iterator[None]:
+    """Say what to do where the disk fails while the block saves a checkpoint: it was full, or has filled meanwhile.
+
+    Args:
+        folder: of the run.
+        step: that is saved.
+
+    Raises:
+        RunFailedError: the disk failed; the message says what the same command goes on from.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not (isinstance(error, OSError) or _DISK_FAILURES.search(str(error))):
+            raise
+        saved = [path.name for _, path in complete_checkpoints(folder)]
+        go_on = f"goes on from {saved[-1]}" if saved else "starts again"
+        raise RunFailedError(
+            f"output_dir={folder}: step {step} could not be saved: {' '.join(str(error).split())[:200]}. See to the "
+            f"disk; the same command then {go_on}."
+        ) from error
 
 
 def read_marker(path: Path) -> Marker:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..chat.generation import generate_ids, generate_texts
-from ..checkpointing.checkpoints import begin_saving, checkpoint_path
+from ..checkpointing.checkpoints import begin_saving, checkpoint_path, explaining_disk_failures
 from ..checkpointing.optimizer_state import (
     is_by_name,
     keeps_by_name,
@@ -191,9 +191,10 @@ class RunTrainer:
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # Measures the time, and marks the folder as ours before the first file is written.
-        with self.clock.part("saving"):
+        folder, step = Path(self.args.output_dir), self.state.global_step  # type: ignore[attr-defined]
+        with self.clock.part("saving"), explaining_disk_failures(folder, step):
             if self.is_world_process_zero():  # type: ignore[attr-defined]
-                begin_saving(checkpoint_path(Path(self.args.output_dir), self.state.global_step))  # type: ignore[attr-defined]
+                begin_saving(checkpoint_path(folder, step))
             super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -124,7 +124,7 @@ RANDOM = (
     Fault("a bit of a checkpoint flipped", "pretrain", Damage(flip_a_bit, CHECKPOINT_FILES), [KILLED]),
     Fault("a file of a checkpoint truncated", "pretrain", Damage(truncate, CHECKPOINT_FILES), [KILLED]),
     Fault("kill -9 of ttl at a random moment", "pretrain", by_signals("ttl", SIGKILL), [KILLED]),
-    Fault("INT at a random moment", "pretrain", by_signals("ttl", SIGINT), [STOPPED]),
+    Fault("INT at a random moment", "pretrain", by_signals("ttl", SIGINT), [STOPPED, -SIGINT]),
     Fault("a bit of another file of the run flipped", "pretrain", Damage(flip_a_bit, RUN_FILES), [KILLED]),
     Fault("another file of the run truncated", "pretrain", Damage(truncate, RUN_FILES), [KILLED]),
     Fault("kill -9 of a rank at a random moment", "pretrain", by_signals("rank", SIGKILL), [FAILED, KILLED]),
