@@ -1,5 +1,6 @@
 """GGUF files of our models, read by the programs that people use: llama.cpp, the `gguf` package, transformers."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -244,6 +245,22 @@ def test_a_short_context_and_a_broken_template(tokenizer: Any, tmp_path: Path) -
     with pytest.raises(InputError, match=r"broken-Q8_0.gguf: llama.cpp cannot read it \(TemplateSyntaxError: Expected"):
         export(broken, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_without_llama_cpp_files_are_written_and_said_to_be_unchecked(
+    tokenizer: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "llama_cpp" else found(name, *more)
+    )
+    folder = save_model(tmp_path / "lhama", tokenizer)
+    output = export(folder, tmp_path / "out", type="q8_0", measure=True, held_out=["sample"], held_out_max_tokens=200)
+    assert "not checked: pip install 'teenytinyllama[gguf]' brings llama.cpp" in capsys.readouterr().out
+    (row,) = json.loads((output / "run.json").read_text())["files"]
+    assert not {"checks", "bits_per_byte", "speed"} & set(row)
+    assert not (output / "quality.png").exists()
+    assert f"| `lhama-Q8_0.gguf` | {row['bytes'] / 1e6:.1f} | not measured |" in (output / "README.md").read_text()
 
 
 # --- other people's tokenizers

@@ -143,12 +143,10 @@ class Case:
     ids: list[list[int]] = field(default_factory=list)
 
     def add(self, written: Written, prompt_tokens: int) -> None:
-        """Add a repeat; the first token is the prompt's, the others have the rest of the time."""
-        new_tokens = len(written.ids[0])
-        rest = max(written.seconds - written.first_seconds, 1e-9)
+        """Add a repeat."""
         self.first_token_seconds.append(written.first_seconds)
-        self.prompt_tokens_per_second.append(self.batch * prompt_tokens / written.first_seconds)
-        self.new_tokens_per_second.append(self.batch * (new_tokens - 1) / rest)
+        self.prompt_tokens_per_second.append(written.prompt_speed(prompt_tokens))
+        self.new_tokens_per_second.append(written.speed)
         self.peak_mb = max(self.peak_mb, written.peak_bytes / 1e6)
         self.ids = written.ids
 

@@ -6,6 +6,7 @@ bench. While another engine is measured it waits for a line and does nothing.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -78,6 +79,15 @@ class Written:
     first_seconds: float
     seconds: float
     peak_bytes: int
+
+    def prompt_speed(self, prompt_tokens: int) -> float:
+        """Return the tokens of all prompts that were read in a second."""
+        return len(self.ids) * prompt_tokens / self.first_seconds
+
+    @property
+    def speed(self) -> float:
+        """Return the tokens written in a second; the first of each text is its prompt's, the others have the rest."""
+        return len(self.ids) * (len(self.ids[0]) - 1) / max(self.seconds - self.first_seconds, 1e-9)
 
 
 class EngineProcess:
@@ -256,32 +266,16 @@ def _make_llama_cpp(spec: EngineSpec) -> tuple[Writer, str]:
     Raises:
         InputError: llama.cpp refuses the file.
     """
-    import llama_cpp
-    import numpy as np
+    from .llama_cpp import open_model
 
-    context, path = len(spec.prompts[0]) + spec.new_tokens, spec.model
-    try:
-        model = llama_cpp.Llama(
-            path, n_ctx=context, n_threads=spec.threads, n_threads_batch=spec.threads, verbose=False
-        )
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: llama.cpp cannot read it ({error}). Export the model again.") from error
-    size = model.n_vocab()
-
-    def likeliest() -> int:
-        logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
-        return int(np.argmax(np.ctypeslib.as_array(logits, shape=(size,))))
+    context = len(spec.prompts[0]) + spec.new_tokens
+    model = open_model(Path(spec.model), context, threads=spec.threads, scores=False)
 
     def write(rows: list[list[int]]) -> tuple[list[list[int]], float]:
         (row,) = rows
-        model.reset()
-        model.eval(row)
-        written = [likeliest()]
-        first = time.perf_counter()
-        while len(written) < spec.new_tokens:
-            model.eval(written[-1:])
-            written.append(likeliest())
-        return [written], first
+        tokens = model.likeliest(row)
+        written, first = [next(tokens)], time.perf_counter()
+        return [[*written, *itertools.islice(tokens, spec.new_tokens - 1)]], first
 
     return write, "processor"
 

@@ -157,6 +157,7 @@ class _Job:
         tokenizer: of the model.
         vocabulary: the tokenizer as a GGUF file holds it; None: no GGUF is asked for.
         yardstick: what the files are measured with, or None.
+        license: of the weights, if it is known.
     """
 
     config: ExportConfig
@@ -164,6 +165,7 @@ class _Job:
     tokenizer: "PreTrainedTokenizerBase"
     vocabulary: Vocabulary | None
     yardstick: "Yardstick | None"
+    license: str | None
 
 
 def run_export(config: ExportConfig) -> Path:
@@ -193,7 +195,7 @@ def run_export(config: ExportConfig) -> Path:
         content = {
             "plan_sha256": plan_sha256, "config": asdict(config), "format": config.format, "name": config.model_name,
             "model": config.repository or (None if is_local(config.model_name_or_path) else config.model_name_or_path),
-            "license": _license(config), "parameters": model.num_parameters(),
+            "license": job.license, "parameters": model.num_parameters(),
             "context": model.config.max_position_embeddings, "is_chat": bool(tokenizer.chat_template), **facts,
         }  # fmt: skip
         (scratch / CARD_NAME).write_text(render_export_card(content), encoding="utf-8")
@@ -221,7 +223,7 @@ def _make_job(config: ExportConfig, model: "PreTrainedModel", tokenizer: "PreTra
     yardstick = _yardstick(config, model, tokenizer)
     if vocabulary:
         print(f"tokenizer  as llama.cpp's {vocabulary.model}, {len(vocabulary.pieces):,} entries", flush=True)
-    return _Job(config, model.float(), tokenizer, vocabulary, yardstick)
+    return _Job(config, model.float(), tokenizer, vocabulary, yardstick, config.license or _license_of(config))
 
 
 def _yardstick(
@@ -254,11 +256,11 @@ def _write_files(job: _Job, folder: Path, meter: StageMeter) -> dict[str, Any]:
     rows = []
     for kind in job.config.types:
         row = _write_gguf(job, folder, kind) if job.vocabulary else _write_weights(job, folder, kind)
-        if yardstick and not (job.vocabulary and "checks" not in row):  # without llama.cpp nothing reads a GGUF file
+        if "bits_per_byte" in row:  # without llama.cpp nothing reads a GGUF file
             row["speed"] = measure_speed(str(folder / row["path"] if job.vocabulary else folder), prompt)
         rows.append(row)
         meter.tick()
-    if yardstick:
+    if all("bits_per_byte" in row for row in rows):
         draw_quality(rows, reference).savefig(folder / QUALITY_PLOT_NAME, dpi=120)
     for name, text in ollama_files(rows[0]["path"], job.model, job.tokenizer).items() if job.vocabulary else ():
         (folder / name).write_text(text, encoding="utf-8")
@@ -357,18 +359,18 @@ def _metadata(job: _Job) -> dict[str, Any]:
     tokenizer = job.tokenizer
     others = sorted(end_token_ids(job.model, tokenizer) - {tokenizer.eos_token_id})
     return {
-        "name": job.config.model_name, "license": _license(job.config), "languages": ["pt"],
+        "name": job.config.model_name, "license": job.license, "languages": ["pt"],
         "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "eot": others[0] if others else None,
         "unk": tokenizer.unk_token_id, "pad": tokenizer.pad_token_id, "chat_template": tokenizer.chat_template,
         "add_bos": tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id,
     }  # fmt: skip
 
 
-def _license(config: ExportConfig) -> str | None:
-    """Return the licence of the weights: what the user says, or what the model's card does."""
+def _license_of(config: ExportConfig) -> str | None:
+    """Return the licence that the model's card states, or None."""
     card = locate(config.model_name_or_path, config.revision).find(CARD_NAME)
-    if config.license or card is None:
-        return config.license
+    if card is None:
+        return None
     front = re.match(r"---\r?\n(.*?)\r?\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
         found = yaml.safe_load(front[1]) if front else None

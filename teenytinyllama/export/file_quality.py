@@ -4,6 +4,7 @@ A GGUF file is read by llama.cpp itself, so that what is measured is what a user
 questions are those of `evaluation`.
 """
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
 
-from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, score_windows
+from ..chat.generation import generate_ids
+from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, score_windows, window_nats
 from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks, score_signal, signal_figures
 from ..stage_folder import scratch_folder
 from .bench import real_prompts
@@ -119,10 +123,9 @@ def measure_speed(place: str, prompt: list[int], **more: Any) -> dict[str, Any]:
     with scratch_folder() as scratch, started_engine(spec, scratch / "engine.log") as process:
         process.set_batch(1)
         found = [process.write() for _ in range(_SPEED_REPEATS)]
-    rest = len(prompt) // 2 - 1  # the first token is the prompt's
     return {
-        "prompt_tokens_per_second": statistics.median(len(prompt) / one.first_seconds for one in found),
-        "new_tokens_per_second": statistics.median(rest / max(one.seconds - one.first_seconds, 1e-9) for one in found),
+        "prompt_tokens_per_second": statistics.median(one.prompt_speed(len(prompt)) for one in found),
+        "new_tokens_per_second": statistics.median(one.speed for one in found),
         "peak_mb": max(one.peak_bytes for one in found) / 1e6,
         "repeats": _SPEED_REPEATS,
         "threads": spec.threads,
@@ -134,20 +137,11 @@ def speed_prompt(tokenizer: "PreTrainedTokenizerBase", context: int) -> list[int
     return real_prompts(tokenizer, max(4, min(_PROMPT_TOKENS, context // 2)), 1)[0]
 
 
-def _log_likelihoods(logits_TV: "NDArray[np.float32]", tokens: Sequence[int]) -> "NDArray[np.float64]":
-    """Return (tokens,) the log-likelihood in nats of each token by the logits in front of it."""
-    logits = logits_TV.astype(np.float64)
-    top = logits.max(axis=1)
-    total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
-    found: NDArray[np.float64] = logits[np.arange(len(tokens)), list(tokens)] - total
-    return found
-
-
-def _window_nats(model: LlamaCpp, window: "dict[str, NDArray[np.int64]]") -> tuple[float, float]:
+def _window_nats(model: LlamaCpp, window: "dict[str, NDArray[np.int64]]") -> "NDArray[np.float64]":
     """Return the summed nats of a window's scored tokens, and their number."""
-    tokens, scored = window["input_ids"], window["labels"][1:] != -100
-    logits = model.logits(tokens.tolist())[:-1][scored]
-    return -float(_log_likelihoods(logits, tokens[1:][scored].tolist()).sum()), float(scored.sum())
+    logits = torch.from_numpy(model.logits(window["input_ids"].tolist()))
+    found: NDArray[np.float64] = window_nats(logits[None], torch.from_numpy(window["labels"])[None])[0].double().numpy()
+    return found
 
 
 def _score_pairs(model: LlamaCpp, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
@@ -156,9 +150,9 @@ def _score_pairs(model: LlamaCpp, pairs: Sequence[TokenPair]) -> list[tuple[floa
     for context, continuation in pairs:
         room = max(1, model.context + 1 - len(continuation))  # the beginning of a long context is left out
         ids = [*list(context)[-room:], *continuation]
-        logits = model.logits(ids[:-1])[-len(continuation) :]
-        greedy = bool((logits.argmax(axis=1) == np.array(continuation)).all())
-        results.append((float(_log_likelihoods(logits, continuation).sum()), greedy))
+        logits, targets = torch.from_numpy(model.logits(ids[:-1])[-len(continuation) :]), torch.tensor(continuation)
+        greedy = bool((logits.argmax(dim=1) == targets).all())
+        results.append((-float(cross_entropy(logits, targets, reduction="sum")), greedy))
     return results
 
 
@@ -169,31 +163,25 @@ def compare_in_llama_cpp(
 
     Returns:
         `lines` compared and `lines_with_other_ids`; of a prompt the `largest_logit` and the `largest_difference` of
-        logits; whether the greedy text of `greedy_tokens` tokens is the `same_greedy_text`.
+        logits; whether the greedy text, of `greedy_tokens` tokens up to its end, is the `same_greedy_text`.
     """
-    import torch
-
     ids = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     context = int(model.config.max_position_embeddings)
     ids = [*ids, *tokenizer(_PROMPT, add_special_tokens=False)["input_ids"]][: max(1, context // 2)]
     new_tokens = min(_GREEDY_TOKENS, context - len(ids))
-    reference: Any = model
     with torch.no_grad():
-        expected = reference(torch.tensor([ids], device=model.device)).logits[0].float().cpu().numpy()
-        written = list(ids)
-        for _ in range(new_tokens):
-            logits = reference(torch.tensor([written], device=model.device)).logits[0, -1]
-            written.append(int(logits.argmax()))
+        expected = model(torch.tensor([ids], device=model.device)).logits[0].float().cpu().numpy()
+    written = generate_ids(model, tokenizer, [ids], new_tokens, seed=0, temperature=0)[0].ids
     with opened(path, exact=True) as other:
         found = other.logits(ids)
-        greedy = other.greedy(ids, new_tokens)
+        greedy = list(itertools.islice(other.likeliest(ids), len(written)))
     return {
         "lines": len(trial_lines()),
         "lines_with_other_ids": len(different_ids(path, tokenizer)),
         "largest_logit": float(np.abs(expected).max()),
         "largest_difference": float(np.abs(found - expected).max()),
-        "greedy_tokens": new_tokens,
-        "same_greedy_text": greedy == written[len(ids) :],
+        "greedy_tokens": len(written),
+        "same_greedy_text": greedy == written,
     }
 
 
@@ -206,11 +194,8 @@ def draw_quality(rows: Sequence[dict[str, Any]], reference: dict[str, Any] | Non
     for place, row in enumerate(rows):
         point = (row["bytes"] / 1e6, row["bits_per_byte"])
         axis.plot(*point, "o", color="C0")
-        above: Any = {
-            "xytext": (7, 4 if place % 2 else -11),
-            "textcoords": "offset points",
-        }  # neighbours must not overlap
-        axis.annotate(row["type"], point, **above)
+        aside: Any = (7, 4 if place % 2 else -11)  # the names of neighbours must not overlap
+        axis.annotate(row["type"], point, xytext=aside, textcoords="offset points")
     if reference is not None:
         axis.axhline(reference["bits_per_byte"], color="0.5", linestyle="--", label="the model in transformers")
         axis.legend()

@@ -16,6 +16,7 @@ from ..checks import InputError, available_cores, ensure, ensure_packages
 
 _F32 = 0  # llama.cpp's number of the type, for the cache of keys and values
 _said: deque[str] = deque(maxlen=5)  # the newest lines of llama.cpp's log
+_kept: list[Any] = []  # what C code calls must not be collected
 
 
 @functools.cache
@@ -31,13 +32,9 @@ def library() -> Any:
     def keep(level: int, text: bytes, data: object) -> None:
         _said.append(text.decode(errors="replace").strip())
 
-    callback = llama_cpp.llama_log_callback(keep)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    _KEPT.append(callback)
+    _kept.append(llama_cpp.llama_log_callback(keep))
+    llama_cpp.llama_log_set(_kept[-1], ctypes.c_void_p(0))
     return llama_cpp
-
-
-_KEPT: list[Any] = []  # what C code calls must not be collected
 
 
 def last_words() -> str:
@@ -45,11 +42,15 @@ def last_words() -> str:
     return "; ".join(line for line in _said if line)
 
 
-@contextlib.contextmanager
-def opened(
-    path: Path, context: int = 0, vocabulary_only: bool = False, exact: bool = False, threads: int | None = None
-) -> Iterator["LlamaCpp"]:
-    """Open a GGUF file in llama.cpp for the block.
+def open_model(
+    path: Path,
+    context: int = 0,
+    vocabulary_only: bool = False,
+    exact: bool = False,
+    threads: int | None = None,
+    scores: bool = True,
+) -> "LlamaCpp":
+    """Return a GGUF file opened in llama.cpp; its memory is kept until `LlamaCpp.close`.
 
     Args:
         path: the file.
@@ -57,6 +58,7 @@ def opened(
         vocabulary_only: read the tokenizer alone.
         exact: keep keys and values in float32, not float16.
         threads: that compute; None: one for each idle core.
+        scores: keep the logits of all tokens; to write texts, those of the last one suffice.
 
     Raises:
         InputError: llama-cpp-python is missing, or llama.cpp refuses the file.
@@ -70,14 +72,21 @@ def opened(
     try:
         model = llama_cpp.Llama(
             str(path), n_ctx=512 if vocabulary_only else context, n_batch=512, n_threads=threads,
-            n_threads_batch=threads, logits_all=not vocabulary_only, vocab_only=vocabulary_only,
+            n_threads_batch=threads, logits_all=scores and not vocabulary_only, vocab_only=vocabulary_only,
             verbose=False, **cache
         )  # fmt: skip
     except (ValueError, RuntimeError, TemplateError) as error:  # the last of a chat template
         why = f"{type(error).__name__}: {error}; {last_words()}"
         raise InputError(f"{path.name}: llama.cpp cannot read it ({why}).") from error
+    return LlamaCpp(model)
+
+
+@contextlib.contextmanager
+def opened(path: Path, **more: Any) -> Iterator["LlamaCpp"]:
+    """Open a GGUF file in llama.cpp for the block; see `open_model`."""
+    model = open_model(path, **more)
     try:
-        yield LlamaCpp(model)
+        yield model
     finally:
         model.close()
 
@@ -93,11 +102,15 @@ def idle_cores() -> int:
 
 
 class LlamaCpp:
-    """A model in llama.cpp; `opened` makes it."""
+    """A model in llama.cpp; `open_model` makes it."""
 
     def __init__(self, model: Any) -> None:
         """Hold a `llama_cpp.Llama` that was made with `logits_all`."""
         self.model = model
+
+    def close(self) -> None:
+        """Free its memory."""
+        self.model.close()
 
     @property
     def context(self) -> int:
@@ -114,12 +127,13 @@ class LlamaCpp:
         self.model.eval(list(ids))
         return np.array(self.model.scores[: len(ids)], dtype=np.float32)
 
-    def greedy(self, ids: Sequence[int], new_tokens: int) -> list[int]:
-        """Return the likeliest tokens behind a prompt, one after the other, past any end token."""
+    def likeliest(self, ids: Sequence[int]) -> Iterator[int]:
+        """Yield the likeliest tokens behind a prompt, one after the other, past any end token."""
+        llama_cpp = library()
         self.model.reset()
         self.model.eval(list(ids))
-        written: list[int] = []
-        for _ in range(new_tokens):
-            written.append(int(np.argmax(self.model.scores[self.model.n_tokens - 1])))
-            self.model.eval([written[-1]])
-        return written
+        while True:
+            logits = llama_cpp.llama_get_logits_ith(self.model.ctx, -1)
+            token = int(np.argmax(np.ctypeslib.as_array(logits, shape=(self.model.n_vocab(),))))
+            yield token
+            self.model.eval([token])
