@@ -601,18 +601,6 @@ def base_page(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     yield from serve(base_folder, tmp_path_factory.mktemp("serve"), "--max_new_tokens", "5")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 class Tab:
     """A browser tab with the page, and what it asked of other hosts."""
 

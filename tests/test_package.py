@@ -42,7 +42,8 @@ def test_wheel_and_sdist_carry_everything(built: Path) -> None:
     texts = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "teenytinyllama/data/sample").glob("*.yaml")}
     assert len(texts) == 4, "the texts of the embedded corpus"
     assert not texts - names
-    assert {"teenytinyllama/chat/chat_template.jinja", "teenytinyllama/chat/page.css"} <= names
+    pages = {"chat/chat_template.jinja", "chat/page.css", "people/voting.html"}
+    assert {f"teenytinyllama/{name}" for name in pages} <= names
     assert not [name for name in names if name.startswith(("tests", "recipes"))]
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

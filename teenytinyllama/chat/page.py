@@ -96,7 +96,7 @@ def bind_address(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         if isinstance(error, PermissionError):
-            raise InputError(f"port={port}: reserved for the system. Give one above 1023, as --port 7861.") from error
+            raise InputError(f"port={port}: reserved for the system. Give one above 1023, as --port {_other(port)}.") from error
         raise InputError(_bind_refusal(host, port, error)) from error
     return bound
 
@@ -110,9 +110,14 @@ def own_names(host: str) -> list[str]:
     return ["localhost", "127.0.0.1", "::1", "[::1]", "[", host]
 
 
+def _other(port: int) -> int:
+    """Return a port to try when this one cannot be used."""
+    return DEFAULT_PORT + 1 if port != DEFAULT_PORT + 1 else port + 1
+
+
 def _bind_refusal(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port={port}: already in use on {host}. End the program that uses it, or give another, as --port 7861."
+        return f"port={port}: already in use on {host}. End the program that uses it, or give another, as --port {_other(port)}."
     return f"host={host}: cannot be served ({error.strerror}). Use {DEFAULT_HOST}, or 0.0.0.0 for the network."
 
 

@@ -137,9 +137,7 @@ class PairChooser:
         pairs = sorted(combinations(self.study.systems, 2), key=lambda pair: self._draw("pair", voter, turn, *pair))
         return [frozenset(pair) for pair in sorted(pairs, key=gain, reverse=True)]
 
-    def _best_prompt(
-        self, prompts: list[str], systems: frozenset[str], coming: Counter[Item], own: list[Vote]
-    ) -> str:
+    def _best_prompt(self, prompts: list[str], systems: frozenset[str], coming: Counter[Item], own: list[Vote]) -> str:
         """Return the prompt with the fewest votes: on these systems, of its kind, at all; the last are drawn."""
         given = coming + Counter(vote_item(vote) for vote in own)
         of_prompt: Counter[str] = Counter()

@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,9 @@ def check_marks(marks: object) -> None:
     assert isinstance(marks, dict)
     for given in marks.values():
         _check(isinstance(given, list) and all(isinstance(mark, str) for mark in given), "marks must be lists of texts")
-        _check(set(given) <= set(MARKS) and len(given) == len(set(given)), f"marks can be {', '.join(MARKS)}, each once")
+        _check(
+            set(given) <= set(MARKS) and len(given) == len(set(given)), f"marks can be {', '.join(MARKS)}, each once"
+        )
 
 
 def new_vote_id() -> str:
@@ -131,10 +133,7 @@ def _parse(record: dict[str, Any]) -> Vote | None:
         if not isinstance(record["voter"], str) or not isinstance(record["time"], str):
             raise TypeError("voter or time is no text")
         return None
-    known = Vote.__dataclass_fields__
-    for name in known:
-        record[name]  # noqa: B018  # KeyError for one that is missing, also of those with defaults
-    return Vote(**{name: record[name] for name in known})
+    return Vote(**{known.name: record[known.name] for known in fields(Vote)})
 
 
 @dataclass
@@ -219,7 +218,9 @@ class VoteFile:
             found.append((path, VoteFile(path, self.prompts_sha256)._read_lines()))
         with take_lock(self._lock_path, self._refusal, _LOCK_SECONDS):
             self.read()
-            new, undos, known = {}, {}, 0
+            new: dict[str, Vote] = {}
+            undos: dict[str, dict[str, Any]] = {}
+            known = 0
             for path, lines in found:
                 for vote in lines.votes.values():
                     here = self._lines.votes.get(vote.vote) or new.get(vote.vote)
@@ -227,8 +228,10 @@ class VoteFile:
                         here in (None, vote),
                         f"{path}: the vote {vote.vote} is another one in {self.path}. One of the files was changed.",
                     )
-                    known += here is not None
-                    new.setdefault(vote.vote, vote) if here is None else None
+                    if here is None:
+                        new[vote.vote] = vote
+                    else:
+                        known += 1
                 undos |= {vote: line for vote, line in lines.undos.items() if vote not in self._lines.undos}
             if new or undos:
                 self._write([*(asdict(vote) for vote in new.values()), *undos.values()])
