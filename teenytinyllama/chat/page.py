@@ -96,7 +96,8 @@ def bind_address(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         if isinstance(error, PermissionError):
-            raise InputError(f"port={port}: reserved for the system. Give one above 1023, as --port {_other(port)}.") from error
+            fix = f"Give one above 1023, as --port {_other(port)}."
+            raise InputError(f"port={port}: reserved for the system. {fix}") from error
         raise InputError(_bind_refusal(host, port, error)) from error
     return bound
 
@@ -117,7 +118,8 @@ def _other(port: int) -> int:
 
 def _bind_refusal(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port={port}: already in use on {host}. End the program that uses it, or give another, as --port {_other(port)}."
+        fix = f"End the program that uses it, or give another, as --port {_other(port)}."
+        return f"port={port}: already in use on {host}. {fix}"
     return f"host={host}: cannot be served ({error.strerror}). Use {DEFAULT_HOST}, or 0.0.0.0 for the network."
 
 

@@ -110,7 +110,7 @@ class Ballot:
         with self._lock:
             voter = self._voter(body.get("voter"))
             offer = self._offers.get(voter)
-            given = {vote.vote for vote in self.file.read() if vote.voter == voter}
+            given = [vote.vote for vote in self.file.read() if vote.voter == voter]
             if body.get("offer") in given:
                 return {**self._state(voter), "already": True}
             if offer is None or body.get("offer") != offer.id:

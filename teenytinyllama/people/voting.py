@@ -67,6 +67,7 @@ def serve_votes(folder: Path, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT
         with take_lock(Path(folder) / _LOCK_NAME, refusal):
             app = make_voting_app(folder, seed, host, study)
             votes = describe_votes(VoteFile(study.folder / VOTES_NAME, study.prompts_sha256).read())
+            address.listen()  # so that who reads the address can open it at once
             shown = f"[{host}]" if ":" in host else host
             print(f"http://{shown}:{address.getsockname()[1]} takes votes ({votes}). Ctrl-C ends it.", flush=True)
             settings = uvicorn.Config(
