@@ -346,7 +346,7 @@ class VotingTab:
 
     def wait(self, title: str) -> None:
         self.page.locator("h1:visible", has_text=re.compile(rf"^{re.escape(title)}")).wait_for()
-        self.page.wait_for_function("!isBusy")
+        self.page.wait_for_function("state === null || !state.offer || isSettled()")
 
     def texts(self) -> list[str]:
         return [self.page.locator(f"#{name}").text_content() for name in ("prompt", "left", "right")]
@@ -383,6 +383,10 @@ def test_a_person_votes_undoes_and_goes_on(width: int, browser: Any, tmp_path: P
         tab.page.get_by_label("O que decidiu").fill("hum 1234")  # typing digits is no vote
         assert votes_in_file(folder) == 0
         tab.page.get_by_role("button", name="A é melhor").click()
+        tab.page.get_by_text("Par 2").wait_for()
+        tab.page.evaluate("shownAt = performance.now() + 1e9")  # as if it had come this moment
+        tab.page.keyboard.press("1")
+        tab.page.evaluate("shownAt = 0")
         tab.wait("Par 2")
         assert tab.page.locator("#status").text_content() == "Guardado: A é melhor."
         for number, key in enumerate("2341", start=3):
