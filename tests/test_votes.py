@@ -382,7 +382,7 @@ def test_people_at_the_same_time_get_different_pairs(tmp_path: Path) -> None:
 
 
 def test_equal_answers_are_not_offered(tmp_path: Path) -> None:
-    same = {number: "igual " for number in range(3)}
+    same = dict.fromkeys(range(3), "igual ")
     study = read_study(write_study(tmp_path, 3, lhama_secreta_160m=same, mini_oculta_base={0: "igual"}))
     items = PairChooser(study).items
     assert len(items) == 8

@@ -346,7 +346,9 @@ class VotingTab:
 
     def wait(self, title: str) -> None:
         self.page.locator("h1:visible", has_text=re.compile(rf"^{re.escape(title)}")).wait_for()
-        self.page.wait_for_function("state === null || !state.offer || isSettled()")
+        # `wait_for_function` would need eval, which the page's policy forbids.
+        while not self.page.evaluate("!isBusy && (state === null || !state.offer || isSettled())"):
+            self.page.wait_for_timeout(20)
 
     def texts(self) -> list[str]:
         return [self.page.locator(f"#{name}").text_content() for name in ("prompt", "left", "right")]
