@@ -31,17 +31,6 @@ class CardConfig:
 
 
 @dataclass
-class EmissionsConfig:
-    """`ttl emissions RUN ...`: the runs, and what their energy is compared with."""
-
-    runs: list[str] = field(metadata={"help": "folders of runs"})
-    price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; null: the run's own"})
-    elsewhere: str | None = field(
-        default=None, metadata={"help": "countries whose grids the same energy is reckoned with, such as BRA,PRT"}
-    )
-
-
-@dataclass
 class MergeConfig:
     """`ttl merge ADAPTER FOLDER`: a LoRA adapter and where the whole model is written."""
 
@@ -59,12 +48,14 @@ class Word:
         what: it is, for the refusal when it is missing.
         key: of the config, whose value it gives; None: the verb's function gets it beside the config.
         many: one or more of them.
+        may_lack: none of them is allowed too.
     """
 
     name: str
     what: str
     key: str | None = None
     many: bool = False
+    may_lack: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ class Verb:
     @property
     def usage(self) -> str:
         """Return the arguments without a key, as help writes them: `MODEL `."""
-        return "".join(f"{word.name} {'... ' * word.many}" for word in self.words)
+        return "".join(f"{word.name} {'... ' * (word.many and '...' not in word.name)}" for word in self.words)
 
 
 def init(config: Any) -> None:
@@ -220,7 +211,7 @@ def publish(config: Any, source: list[str]) -> None:
         run_publish(Path(source[0]), config)
 
 
-def emissions(config: EmissionsConfig) -> None:
+def emissions(config: Any) -> None:
     """Report what runs consumed and emitted."""
     from .publishing.energy_report import parse_elsewhere, write_energy_reports
 
@@ -261,6 +252,13 @@ def app(config: Any, model: str) -> int:
     from .chat.space import run_app
 
     return run_app(model, config)
+
+
+def compare(config: Any, words: list[str]) -> int:
+    """Let people judge the answers of models blindly, side by side on a page, and write who is better."""
+    from .people.compare import run_compare
+
+    return run_compare(config, words)
 
 
 def bench(config: Any, words: list[str]) -> None:
@@ -323,9 +321,13 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
     "classify": Verb(classify, "classification.config:ClassifyConfig", "measure",
                      (Word("TASK", "a task, and a model", "task"), _MODEL_KEY)),
+    "compare": Verb(compare, "people.compare:CompareConfig", "measure",
+                    (Word("[MODEL ...]", "two systems or more: folders, repositories (@branch), GGUF files, files of "
+                          "answers, references; NAME=SOURCE names one", many=True, may_lack=True),),
+                    after_signal="answers and votes are kept; the same command goes on"),
     "bench": Verb(bench, "export.bench:BenchConfig", "measure",
                   (Word("MODEL [FILE.gguf]", "a model (folder or Hub repository), then GGUF files of it", many=True),)),
-    "emissions": Verb(emissions, "cli:EmissionsConfig", "share",
+    "emissions": Verb(emissions, "publishing.energy_report:EmissionsConfig", "share",
                       (Word("RUN", "the folders of one or more runs", "runs", many=True),)),
     "card": Verb(card, "cli:CardConfig", "share", (Word("RUN", "the run's folder", "run"),)),
     "publish": Verb(publish, "publishing.publish:PublishConfig", "share",
@@ -379,7 +381,7 @@ def _call(name: str, argv: list[str], is_command: bool) -> int:
     given = dict(zip(verb.words, words, strict=False))
     for word in verb.words:
         elsewhere = word.key in overrides or (word.key and "config" in overrides)
-        ensure(given.get(word) or elsewhere, f"ttl {name}: needs {word.what}.")
+        ensure(given.get(word) or elsewhere or word.may_lack, f"ttl {name}: needs {word.what}.")
     options = {key: overrides.pop(key) for key in RankOptions.__dataclass_fields__ if verb.ranks and key in overrides}
     ranks: list[Any] = [RankOptions(**check_types(RankOptions, options))] if verb.ranks else []
     ranks += [is_command] if verb.ranks or verb.forks else []

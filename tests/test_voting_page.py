@@ -245,7 +245,7 @@ def test_pairs_survive_a_reload_and_a_new_server(folder: Path) -> None:
 
 
 def test_a_pair_that_waits_too_long_is_free_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ballot = ballots.Ballot(read_study(folder))
+    ballot = ballots.VotingBooth(read_study(folder))
     seen: list[int] = []
     choose = ballot.chooser.choose
     monkeypatch.setattr(ballot.chooser, "choose", lambda v, votes, p: seen.append(len(p)) or choose(v, votes, p))

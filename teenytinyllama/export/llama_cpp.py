@@ -7,13 +7,18 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..chat.template import refuse_costly
 from ..checks import InputError, available_cores, ensure, ensure_packages
 
+if TYPE_CHECKING:
+    from ..chat.generation import Sampling
+
+_TEMPLATE_TOKENS = 32  # of a chat template around a message, at most, of those that are written here
 _F32 = 0  # llama.cpp's number of the type, for the cache of keys and values
 _said: deque[str] = deque(maxlen=5)  # the newest lines of llama.cpp's log
 _kept: list[Any] = []  # what C code calls must not be collected
@@ -101,12 +106,36 @@ def idle_cores() -> int:
     return max(1, available_cores() - round(busy))
 
 
+def use_own_template(model: Any) -> Any:
+    """Let a `llama_cpp.Llama` write conversations by the file's own chat template, not by one that is guessed.
+
+    Returns:
+        The `Jinja2ChatFormatter`; None where the file has no template.
+
+    Raises:
+        InputError: the template takes too much time or memory.
+        TemplateError: it is no template.
+    """
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    template = (model.metadata or {}).get("tokenizer.chat_template")
+    if not template:
+        return None
+    ids = {"bos_token": model.token_bos(), "eos_token": model.token_eos()}
+    tokens: Any = {role: model.detokenize([i] * (i >= 0), special=True).decode() for role, i in ids.items()}
+    refuse_costly(template, tuple(sorted(tokens.items())))
+    made = Jinja2ChatFormatter(template, stop_token_ids=[model.token_eos()], **tokens)
+    model.chat_handler = made.to_chat_handler()
+    return made
+
+
 class LlamaCpp:
     """A model in llama.cpp; `open_model` makes it."""
 
     def __init__(self, model: Any) -> None:
         """Hold a `llama_cpp.Llama` that was made with `logits_all`."""
         self.model = model
+        self._format: Any = None  # of its chat template, once it is used
 
     def close(self) -> None:
         """Free its memory."""
@@ -126,6 +155,47 @@ class LlamaCpp:
         self.model.reset()
         self.model.eval(list(ids))
         return np.array(self.model.scores[: len(ids)], dtype=np.float32)
+
+    @property
+    def is_chat(self) -> bool:
+        """Return whether the file has a chat template."""
+        return bool((self.model.metadata or {}).get("tokenizer.chat_template"))
+
+    def answer(self, text: str, sampling: "Sampling", is_chat: bool) -> tuple[str, int, bool]:
+        """Return the answer to a message, or what goes on with a text; its tokens, and whether the model ended it.
+
+        The sampling is llama.cpp's own: its penalty for repetition looks at the last 64 tokens, not at all of them.
+
+        Args:
+            text: the message or the beginning.
+            sampling: how tokens are chosen.
+            is_chat: ask in the file's chat template.
+
+        Raises:
+            InputError: it does not fit into the context with an answer, or the template takes too much to render.
+        """
+        room = min(sampling.max_new_tokens, self.context // 2)
+        tokens = len(self.tokenize(text)) + _TEMPLATE_TOKENS * is_chat
+        ensure(
+            tokens + room <= self.context,
+            f"message: {tokens} tokens, and the model's context of {self.context} must also hold {room} of the answer. "
+            "Shorten the message.",
+        )
+        chosen: dict[str, Any] = {
+            "max_tokens": room, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
+            "min_p": 0.0, "repeat_penalty": sampling.repetition_penalty, "seed": sampling.seed,
+        }  # fmt: skip
+        self.model.reset()
+        if is_chat:
+            self._format = self._format or use_own_template(self.model)
+            told = self.model.create_chat_completion([{"role": "user", "content": text}], **chosen)
+            written = told["choices"][0]["message"]["content"] or ""
+        else:
+            start = [self.model.token_bos()] if self.model.token_bos() >= 0 else []
+            told = self.model.create_completion(start + self.tokenize(text), **chosen)
+            written = told["choices"][0]["text"]
+        ended = told["choices"][0]["finish_reason"] == "stop"
+        return written.strip() if is_chat else written.rstrip(), int(told["usage"]["completion_tokens"]), ended
 
     def likeliest(self, ids: Sequence[int]) -> Iterator[int]:
         """Yield the likeliest tokens behind a prompt, one after the other, past any end token."""

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat.generation import Sampling
 from ..chat.page import DEFAULT_HOST, bind_address, is_loopback, own_names
-from ..chat.template import refuse_costly
 from ..checks import InputError, available_cores, check_bounds, ensure, ensure_packages
 from ..launching.processes import give_back_signals, take_stop_signals
 from ..stage_folder import scratch_folder
 from ..tokenizer.encode import compose
-from .llama_cpp import idle_cores
+from .llama_cpp import idle_cores, use_own_template
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -142,7 +141,6 @@ class Served:
             InputError: llama.cpp refuses it, or its chat template takes too much time or memory.
         """
         from jinja2 import TemplateError
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
         from llama_cpp.server import app
         from llama_cpp.server.settings import ModelSettings, ServerSettings
 
@@ -165,16 +163,8 @@ class Served:
         self.context = min(size for size in (self.llama.n_ctx(), trained, config.context) if size)
         self._generate = self.llama.generate
         self.llama.generate = self._generate_until_ended
-        template = self.llama.metadata.get("tokenizer.chat_template")
-        self.is_chat = bool(template)
-        if template:
-            ids = {"bos_token": self.llama.token_bos(), "eos_token": self.llama.token_eos()}
-            tokens: Any = {
-                role: self.llama.detokenize([i] * (i >= 0), special=True).decode() for role, i in ids.items()
-            }
-            refuse_costly(template, tuple(sorted(tokens.items())))
-            self.format = Jinja2ChatFormatter(template, stop_token_ids=[self.llama.token_eos()], **tokens)
-            self.llama.chat_handler = self.format.to_chat_handler()  # the file's own, not one that is guessed
+        self.format = use_own_template(self.llama)
+        self.is_chat = self.format is not None
 
     def _generate_until_ended(self, *args: Any, **keys: Any) -> Iterator[int]:
         """Yield the tokens of an answer until the server is to end: an answer must not keep the process for minutes."""

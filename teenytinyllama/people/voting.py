@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat.page import DEFAULT_HOST, bind_address, is_loopback, own_names
 from ..checks import ensure_packages
 from ..stage_folder import take_lock
-from .ballot import NO_VOTE, Ballot, RefusedRequestError
+from .booth import NO_VOTE, RefusedRequestError, VotingBooth
 from .study import Study, read_study
 from .votes import VOTES_NAME, VoteFile, describe_votes
 
@@ -94,7 +94,7 @@ def make_voting_app(folder: Path, seed: int = 0, host: str = DEFAULT_HOST, study
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse
 
-    ballot = Ballot(study or read_study(folder), seed)
+    ballot = VotingBooth(study or read_study(folder), seed)
     page = _PAGE.read_text(encoding="utf-8")
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(_Guard, names=names_of(host), policy=_content_policy(page))

@@ -5,7 +5,7 @@ Written into each run's folder are `emissions.json`, `emissions.md` and `emissio
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,17 @@ from ..stage_folder import (
     write_json,
 )
 from .facts import read_metrics
+
+
+@dataclass
+class EmissionsConfig:
+    """`ttl emissions RUN ...`: the runs, and what their energy is compared with."""
+
+    runs: list[str] = field(metadata={"help": "folders of runs"})
+    price: float | None = field(default=None, metadata={"help": "USD for an hour of one GPU; null: the run's own"})
+    elsewhere: str | None = field(
+        default=None, metadata={"help": "countries whose grids the same energy is reckoned with, such as BRA,PRT"}
+    )
 
 
 def render_markdown(report: dict[str, Any]) -> str:

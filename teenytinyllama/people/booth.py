@@ -1,4 +1,4 @@
-"""Ballot: the votes of one study, the pairs that are before people now, and what the page is told of them.
+"""VotingBooth: the votes of one study, the pairs that are before people now, and what the page is told of them.
 
 The page is told texts only, never a name of a system.
 """
@@ -66,7 +66,7 @@ class Offer:
     comment: str = ""
 
 
-class Ballot:
+class VotingBooth:
     """The votes of one study, and the pairs that are before people now; all requests go through its lock.
 
     Pairs before people are kept in a file as well: who reloads the page sees the same pair, also after the server was

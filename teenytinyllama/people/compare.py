@@ -1,0 +1,294 @@
+"""`ttl compare`: systems answer the same prompts once, people judge pairs of answers blindly, figures are written.
+
+The folder of a comparison is what `study.read_study` reads. Once somebody has voted, nothing that a vote is about can
+change: further systems can be added, other prompts or answers need another folder.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..chat.generation import Sampling
+from ..checks import counted, ensure, ensure_file, ensure_folder, ensure_packages
+from ..energy.emissions import GridSettings
+from ..energy.meter import check_energy
+from ..stage_folder import command_line, parse_record, sha256_file, take_lock, write_json
+from .answers import (
+    AnswerPlan,
+    System,
+    answers_path,
+    dump_answers,
+    has_chat_template,
+    identify,
+    parse_system,
+    read_given,
+    replace_bytes,
+    write_answers_of,
+)
+from .prompts import OWN_FORMS, Prompt, dump_prompts, read_prompts, spread
+from .study import PROMPTS_NAME, STUDY_FORMAT, STUDY_NAME, Study, read_study
+from .votes import VOTES_NAME, VoteFile
+
+LOCK_NAME = "compare.lock"
+
+
+@dataclass
+class CompareConfig(Sampling, GridSettings):
+    """`ttl compare MODEL MODEL ...`: who answers what, how, and where people judge the answers."""
+
+    output_dir: str = field(default="comparison", metadata={"help": "folder of the comparison, new or gone on with"})
+    prompts: str = field(
+        default="auto",
+        metadata={"help": "chat or base: the 120 of this project in that form; auto: chat where all models have a chat "
+                          "template; or a file of prompts, of instructions, or a tuning's answers.jsonl"},
+    )  # fmt: skip
+    n_prompts: int | None = field(
+        default=None, metadata={"help": "so many of them, evenly over the kinds; default all"}
+    )
+    max_new_tokens: int = field(default=160, metadata={"help": "most tokens of an answer: people read all of them"})
+    base_model: str | None = field(
+        default=None, metadata={"help": "for adapters: their base model, if it is not where it was"}
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "answer on the processor, also where there is a GPU"})
+    serve: bool = field(
+        default=True, metadata={"help": "false: only write answers, and the report of the votes so far"}
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "0.0.0.0 lets everybody on the network vote"})
+    port: int = field(default=7861, metadata={"help": "of the page; 0: one that is free"})
+    merge: list[str] = field(
+        default_factory=list, metadata={"help": "votes.jsonl of other copies of this folder, to add"}
+    )
+    judge: str | None = field(
+        default=None,
+        metadata={
+            "help": "a chat model that judges the answers as well, in both orders; kept apart from people's votes"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values before anything is loaded.
+
+        Raises:
+            InputError: a number out of range, a grid that is not known.
+        """
+        super().__post_init__()
+        ensure(0 <= self.port <= 65535, f"port={self.port}: must lie between 0 and 65535.")
+        check_energy(self)
+
+    @property
+    def sampling(self) -> Sampling:
+        """Return how tokens are chosen."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.__dataclass_fields__})
+
+
+def run_compare(config: CompareConfig, words: list[str]) -> int:
+    """Let the systems answer, serve the page until Ctrl-C, and write the report.
+
+    Args:
+        config: see `CompareConfig`.
+        words: the systems, as `answers.parse_system` reads them; empty: go on with the comparison in the folder.
+
+    Raises:
+        InputError: see `plan_study`; a port in use; vote files of other prompts.
+    """
+    folder = Path(config.output_dir)
+    ensure_packages("people", *(("fastapi", "uvicorn") if config.serve else ()), "evalica", "krippendorff")
+    for path in config.merge:
+        ensure_file("merge", path, "Give the votes.jsonl of another copy of this comparison.")
+    if config.serve:
+        from .voting import check_address
+
+        check_address(config.host, config.port)
+    known = words or (folder / STUDY_NAME).is_file()
+    ensure(known, f"ttl compare: needs two systems or more, or output_dir={folder} with a comparison to go on with.")
+    if words:
+        make_study(config, words)
+    study = read_study(folder)
+    votes = VoteFile(folder / VOTES_NAME, study.prompts_sha256)
+    if config.merge:
+        added, there = votes.merge([Path(path) for path in config.merge])
+        print(f"merged     {counted(added, 'vote')} added, {there} were here already", flush=True)
+    if config.judge:
+        from .judge import judge_study
+
+        print(judge_study(study, config.judge, config.use_cpu, config.seed), flush=True)
+    if config.serve:
+        from .voting import serve_votes
+
+        serve_votes(folder, config.host, config.port, config.seed)
+    report(study)
+    return 0
+
+
+def report(study: Study) -> None:
+    """Write the report of the votes so far and print where, or that nobody has voted."""
+    from .study_report import write_report
+
+    if not VoteFile(study.folder / VOTES_NAME, study.prompts_sha256).read():
+        what = f"{counted(len(study.systems), 'system')}, {counted(len(study.prompts), 'prompt')}"
+        print(f"answers    {study.folder}: {what}; nobody has voted yet", flush=True)
+        return
+    path = write_report(study.folder)
+    print(path.read_text(encoding="utf-8"))
+    print(path)
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a comparison is to hold, checked before anything is written.
+
+    Attributes:
+        kind: `chat`, `base`, or `file`.
+        prompts: what is asked.
+        systems: who answers.
+        plans: what decides the answers of those that answer here, by name.
+    """
+
+    kind: str
+    prompts: list[Prompt]
+    systems: list[System]
+    plans: dict[str, AnswerPlan]
+
+    @property
+    def prompts_bytes(self) -> bytes:
+        """Return the file of prompts."""
+        return dump_prompts(self.prompts)
+
+
+def plan_study(config: CompareConfig, words: list[str]) -> StudyPlan:
+    """Find systems and prompts, and check that they belong together; loads no model and writes nothing.
+
+    Raises:
+        InputError: fewer than two systems, two of one name, something that is not there, or answers to other prompts.
+    """
+    ensure(len(words) >= 2, f"ttl compare: {counted(len(words), 'system')} given, and a comparison needs two or more.")
+    systems = [parse_system(word) for word in words]
+    names = [system.name for system in systems]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    ensure(not twice, f"MODEL: two systems are called {', '.join(twice)}. Write NAME=SOURCE for one of them.")
+    identities = {system.name: identify(system) for system in systems if system.is_model}
+    chatty = {system.name: has_chat_template(system) for system in systems if system.is_model}
+    kind = config.prompts
+    if kind == "auto":
+        kind = "chat" if all(chatty.values()) else "base"
+    prompts = spread(read_prompts(kind), config.n_prompts)
+    kind = kind if kind in OWN_FORMS else "file"
+    for system in systems:
+        if not system.is_model:
+            read_given(system, prompts)
+    plans = {
+        name: AnswerPlan(
+            identity, sha256_of(dump_prompts(prompts)), chatty[name] and kind != "base", asdict(config.sampling)
+        )
+        for name, identity in identities.items()
+    }
+    return StudyPlan(kind, prompts, systems, plans)
+
+
+def sha256_of(content: bytes) -> str:
+    """Return the sha256 of bytes, in hex, as `sha256_file` gives it for a file of them."""
+    import hashlib
+
+    return hashlib.sha256(content).hexdigest()
+
+
+def make_study(config: CompareConfig, words: list[str]) -> None:
+    """Write what the folder of a comparison lacks: prompts, the answers of each system, and at last `study.json`.
+
+    Answers of the same weights, prompts and sampling are kept as they are, those of other systems in the folder too.
+
+    Raises:
+        InputError: see `plan_study`; or the folder holds something else, or votes on other prompts or answers.
+    """
+    folder = Path(config.output_dir)
+    plan = plan_study(config, words)
+    ensure_folder("output_dir", folder)
+    before = _read_before(folder)
+    _check_votes(folder, before, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(folder / LOCK_NAME, f"output_dir={folder}: another process writes this comparison. Wait for it."):
+        replace_bytes(folder / PROMPTS_NAME, plan.prompts_bytes)
+        prompts_sha256 = sha256_file(folder / PROMPTS_NAME)
+        described = (
+            {one["name"]: one for one in before.get("systems", [])}
+            if before.get("prompts_sha256") == prompts_sha256
+            else {}
+        )
+        for system in plan.systems:
+            described[system.name] = _answered(system, plan, described.get(system.name), folder, config)
+        write_json(folder / STUDY_NAME, {
+            "format": STUDY_FORMAT, "kind": plan.kind, "seed": config.seed, "prompts_sha256": prompts_sha256,
+            "command": command_line(), "systems": list(described.values()),
+        })  # fmt: skip
+
+
+def _answered(
+    system: System, plan: StudyPlan, before: dict[str, Any] | None, folder: Path, config: CompareConfig
+) -> dict[str, Any]:
+    """Return the description of a system whose answers are in the folder, written now where they were not."""
+    path = answers_path(folder, system.name)
+    of_model = plan.plans.get(system.name)
+    if of_model is None:
+        answers = read_given(system, plan.prompts)
+        replace_bytes(path, dump_answers(answers))
+        tokens, kwh, identity = sum(one.tokens for one in answers), None, None
+    elif (
+        before
+        and before.get("plan_sha256") == of_model.sha256
+        and path.is_file()
+        and sha256_file(path) == before["sha256"]
+    ):
+        print(f"answers    {system.name}: are there", flush=True)
+        return before
+    else:
+        tokens, kwh = write_answers_of(system, plan.prompts, of_model, folder, config.sampling, config)
+        identity = of_model.sha256
+    return {
+        "name": system.name, "source": system.source, "revision": system.revision, "sha256": sha256_file(path),
+        "human": system.form == "references", "tokens": tokens, "energy_kwh": kwh, "plan_sha256": identity,
+        "asked": "chat" if of_model and of_model.is_chat else "text" if of_model else None,
+    }  # fmt: skip
+
+
+def _read_before(folder: Path) -> dict[str, Any]:
+    """Return what `study.json` says of a comparison that is there, or nothing.
+
+    Raises:
+        InputError: the folder holds something that is no comparison, or the record is damaged.
+    """
+    path = folder / STUDY_NAME
+    if not path.is_file():
+        ours = {PROMPTS_NAME, "answers", "energy", LOCK_NAME}
+        others = sorted(one.name for one in folder.iterdir() if one.name not in ours) if folder.is_dir() else []
+        ensure(
+            not others, f"output_dir={folder}: holds {', '.join(others[:3])} and no comparison. Choose a new folder."
+        )
+        return {}
+    read_study(folder)
+    return parse_record(path.read_bytes())
+
+
+def _check_votes(folder: Path, before: dict[str, Any], plan: StudyPlan) -> None:
+    """Refuse to change what somebody has voted on.
+
+    Raises:
+        InputError: there are votes, and prompts or answers would change.
+    """
+    if not before or not VoteFile(folder / VOTES_NAME, before["prompts_sha256"]).read():
+        return
+    fix = "Choose another output_dir, or leave the models out to go on with the votes."
+    ensure(
+        sha256_of(plan.prompts_bytes) == before["prompts_sha256"],
+        f"output_dir={folder}: holds votes on other prompts. {fix}",
+    )
+    known = {one["name"]: one for one in before["systems"]}
+    for system in plan.systems:
+        if system.name not in known:
+            continue
+        of_model = plan.plans.get(system.name)
+        same = (
+            known[system.name].get("plan_sha256") == of_model.sha256
+            if of_model
+            else sha256_of(dump_answers(read_given(system, plan.prompts))) == known[system.name]["sha256"]
+        )
+        ensure(same, f"output_dir={folder}: holds votes on other answers of {system.name}. {fix}")
