@@ -16,7 +16,7 @@ are too narrow: those of Student's t are used. `benchmarks/people_coverage.py` s
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,7 @@ class _Spread:
     prompts: float
     votes: float
     floor: float
-    freedom: int
+    freedom: float
 
     @property
     def whole(self) -> float:
@@ -213,13 +213,15 @@ def _spread(replicates: Sequence[Floats], counts: tuple[int, int, int], floor: f
         float(np.var(values, ddof=1)) * (count + 1) / (count - 1) if count > 1 else 0.0
         for values, count in zip(replicates, counts, strict=True)
     ]
-    # Of the scarcer factor, as Cameron and Miller 2015 advise ("A Practitioner's Guide to Cluster-Robust Inference",
-    # section VI.D); one person is no sample of people, and says nothing of how people differ.
-    freedom = min((count - 1 for count in counts[:2] if count > 1), default=1)
-    return _Spread(*found, floor, freedom)
+    # Satterthwaite 1946 ("An approximate distribution of estimates of variance components"): the square of the whole
+    # over the sum of the squared parts, each by its own degrees of freedom. Never fewer than the scarcer factor has; one
+    # person is no sample of people and says nothing of how people differ.
+    spread = _Spread(*found, floor, min((count - 1 for count in counts[:2] if count > 1), default=1))
+    parts = sum(part**2 / (count - 1) for part, count in zip(found, counts, strict=True) if count > 1)
+    return replace(spread, freedom=max(spread.freedom, spread.whole**2 / parts)) if parts else spread
 
 
-def _rate_interval(rate: float, votes: float, variance: float, freedom: int) -> tuple[float, float]:
+def _rate_interval(rate: float, votes: float, variance: float, freedom: float) -> tuple[float, float]:
     """Return the 95 % interval of a share.
 
     It is symmetrical in the logarithm of the odds, so that it ends within 0 and 1, around the share with one vote more
