@@ -214,9 +214,10 @@ def _spread(replicates: Sequence[Floats], counts: tuple[int, int, int], floor: f
         for values, count in zip(replicates, counts, strict=True)
     ]
     # Satterthwaite 1946 ("An approximate distribution of estimates of variance components"): the square of the whole
-    # over the sum of the squared parts, each by its own degrees of freedom. Never fewer than the scarcer factor has; one
-    # person is no sample of people and says nothing of how people differ.
-    spread = _Spread(*found, floor, min((count - 1 for count in counts[:2] if count > 1), default=1))
+    # over the sum of the squared parts, each by its own degrees of freedom. Never fewer than the scarcer factor has; of
+    # one person nothing is known of how people differ.
+    least = min((count - 1 for count in counts[:2] if count > 1), default=1)
+    spread = _Spread(found[0], found[1], found[2], floor, least)
     parts = sum(part**2 / (count - 1) for part, count in zip(found, counts, strict=True) if count > 1)
     return replace(spread, freedom=max(spread.freedom, spread.whole**2 / parts)) if parts else spread
 
@@ -321,7 +322,8 @@ def _fitted(draws: Draws, ballots: Sequence[Ballot], systems: Sequence[str]) -> 
             spread = _spread([rows[scale, :, index] for rows in replicates], counts)
             half = float(t.ppf(0.975, spread.freedom)) * math.sqrt(spread.whole)
             ends = [float(value[scale, index]) + step for step in (0.0, -half, half)]
-            both.append(Estimate(*(map(_logistic, ends) if is_odds else ends), votes, people, prompts))
+            centre, low, high = map(_logistic, ends) if is_odds else ends
+            both.append(Estimate(centre, low, high, votes, people, prompts))
         found.append((both[0], both[1]))
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checks import ensure, ensure_packages
 from ..stage_folder import RESULTS_NAME, RESULTS_TABLE_NAME, parse_record, read_jsonl_records, versions, write_json
 from .ratings import CHOICES, MARKS, MOST_VOTES, Ballot, Draws, Estimate, PairRating, Ratings, rate_systems, share
-from .voters import VoterFigures, agreement_by_kind, measure_agreement, measure_voters, named_random
+from .voters import agreement_by_kind, measure_agreement, measure_voters, named_random
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -294,7 +294,7 @@ def draw_comparison(ratings: Ratings) -> "Figure":
     matrix.imshow(cells, vmin=0, vmax=100, cmap="PuOr", alpha=0.6, aspect="auto")
     ticks = [name.replace("$", r"\$") for name in names]
     matrix.set_xticks(range(count), ticks, rotation=20 if count > 2 else 0, ha="right" if count > 2 else "center")
-    matrix.set_yticks(range(count), ticks)
+    matrix.set_yticks([])  # the rows are those of the dots
     matrix.set_title("wins of the row against the column, %\n(95 % interval; bold: decided)", fontsize=9)
     return figure
 

@@ -80,9 +80,7 @@ def measure_agreement(ballots: Sequence[Ballot]) -> Agreement:
         if not ballot.repeat:
             units[ballot.prompt, ballot.pair][ballot.voter] = _choice_of_pair(ballot)
     shared = {unit: votes for unit, votes in units.items() if len(votes) > 1}
-    codes = [
-        {voter: float(CHOICES.index(choice)) for voter, choice in votes.items()} for votes in shared.values()
-    ]
+    codes = [{voter: float(CHOICES.index(choice)) for voter, choice in votes.items()} for votes in shared.values()]
     if len({code for votes in codes for code in votes.values()}) < 2:
         return Agreement(None, len(shared))
     found = float(alpha(pandas.DataFrame(codes).T, distance="nominal").alpha)
