@@ -204,9 +204,7 @@ def card(config: CardConfig) -> None:
     from .publishing.card import check_model_card, write_model_card
 
     take_votes(config.run, config.comparison, config.check)
-    print(
-        (check_model_card if config.check else write_model_card)(Path(config.run), config.repository, config.language)
-    )
+    print((check_model_card if config.check else write_model_card)(config.run, config.repository, config.language))
 
 
 def publish(config: Any, source: list[str]) -> None:

@@ -106,9 +106,10 @@ def test_true_rates_are_those_of_many_simulated_votes():
     assert found == pytest.approx(study.true_rates()[1, 0], abs=0.015)
 
 
-def test_agreement_is_that_of_krippendorffs_example():
-    # Nominal data with known alpha: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section B.
-    first, second = "bbbbbddddd", "bbbbddddbd"  # any two codes; here one swap of each
+def test_agreement_is_that_of_krippendorffs_formula():
+    # Two observers and two values, 1 - (n - 1) o01 / (n0 n1): Krippendorff 2011, "Computing Krippendorff's
+    # Alpha-Reliability", section A.
+    first, second = "bbbbbddddd", "bbbbddddbd"  # two of ten differ
     names = {"b": "left", "d": "right"}
     votes = [ballot(voter, str(i), names[code]) for voter, codes in (("x", first), ("y", second))
              for i, code in enumerate(codes)]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from card_runs import split_card
+from card_runs import split_card, write_whole_run
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.people.card_votes import facts_for_card, take_votes
@@ -27,6 +27,11 @@ def write_votes(folder: Path, lines: list[dict[str, Any]], end: str = "") -> Non
 
 
 @pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    return write_whole_run(tmp_path / "lhama-serra")
+
+
+@pytest.fixture
 def study(tmp_path: Path, run_folder: Path) -> Path:
     folder = tmp_path / "comparison"
     folder.mkdir()
@@ -36,7 +41,7 @@ def study(tmp_path: Path, run_folder: Path) -> Path:
     (folder / "study.json").write_text(
         json.dumps({"format": 1, "kind": "chat", "prompts_sha256": "a", "systems": systems})
     )
-    ballots = simulate_ballots(SimulatedStudy(strengths=(0, 1.5), people=3, votes_each=20, random_people=0), 0)
+    ballots = simulate_ballots(SimulatedStudy(strengths=(0, 1.5), people=3, votes_each=20, num_prompts=20), 0)
     kinds = {ballot.prompt: ballot.kind for ballot in ballots}
     (folder / "prompts.jsonl").write_text(
         "".join(json.dumps({"id": prompt, "kind": kind, "prompt": "?"}) + "\n" for prompt, kind in kinds.items())
@@ -51,7 +56,7 @@ def test_the_report_holds_what_the_votes_say(study: Path):
     text = write_report(study).read_text(encoding="utf-8")
     results = json.loads((study / "results.json").read_text(encoding="utf-8"))
     assert results["format"] == 1
-    assert (results["votes"], results["repeats"], results["people"], results["prompts"]) == (60, 6, 3, 38)
+    assert (results["votes"], results["repeats"], results["people"], results["prompts"]) == (60, 6, 3, 20)
     assert [system["name"] for system in results["systems"]] == ["lhama", "outro | modelo"]
     assert results["unjudged"] == ["novo"]
     assert sum(results["pairs"][0]["wins"]) == 60
@@ -119,7 +124,7 @@ def test_the_card_of_a_run_shows_the_votes_without_nicknames(study: Path, run_fo
     found = facts_for_card(study)
     share = found["systems"][0]["share"]
     cell = f"| **lhama** | {100 * share['value']:.0f} % ({100 * share['low']:.0f} to {100 * share['high']:.0f}) |"
-    for part in ("### What people say", "### O que dizem as pessoas", "60 votes of 3 people on 38 prompts", cell,
+    for part in ("### What people say", "### O que dizem as pessoas", "60 votes of 3 people on 20 prompts", cell,
                  "[people.json](./people.json)", "| outro \\| modelo |"):  # fmt: skip
         assert part in body, part
     assert "p0" not in (run_folder / "people.json").read_text(encoding="utf-8")
@@ -128,7 +133,7 @@ def test_the_card_of_a_run_shows_the_votes_without_nicknames(study: Path, run_fo
 
 
 def test_what_cannot_be_taken_over_is_refused(study: Path, run_folder: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="results.json: no such file. Write the report"):
+    with pytest.raises(InputError, match="results.json: no such file or folder. Write the report"):
         take_votes(run_folder, str(study))
     write_report(study)
     with pytest.raises(InputError, match="a check writes nothing"):
