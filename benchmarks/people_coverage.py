@@ -12,6 +12,7 @@ random     One of the people clicks at random, or none: how often the right one 
 """
 
 import itertools
+import sys
 from typing import Any
 
 import numpy as np
@@ -95,11 +96,13 @@ def main() -> None:
         for people, (taste, luck), strengths in itertools.product((5, 20), SPREADS, ((0, 0.4, 0.8, 1.2), (0, 0.4))):
             study = SimulatedStudy(strengths=strengths, people=people, taste=taste, luck=luck)
             rows.append(measure_intervals(study, arguments.studies, arguments.draws))
+            print(rows[-1], file=sys.stderr, flush=True)  # what is known if it is stopped
     else:
         for (people, votes), taste, clickers in itertools.product(((5, 60), (5, 120), (20, 60)), (0.4, 1.0), (0, 1)):
             study = SimulatedStudy(people=people, votes_each=votes, num_prompts=votes, taste=taste,
                                    random_people=clickers)  # fmt: skip
             rows.append(measure_random(study, arguments.studies, arguments.draws))
+            print(rows[-1], file=sys.stderr, flush=True)
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     write_results(arguments.json, {"what": arguments.what, "studies": arguments.studies, "rows": rows})
 
