@@ -28,6 +28,7 @@ class CardConfig:
     check: bool = field(default=False, metadata={"help": "compare the card's numbers with the run's, write nothing"})
     language: str | None = field(default=None, metadata={"help": "en, pt or both; null: the run's card_language"})
     repository: str | None = field(default=None, metadata={"help": "owner/name that the card's example loads"})
+    comparison: str | None = field(default=None, metadata={"help": "a comparison whose votes the card shows"})
 
 
 @dataclass
@@ -190,10 +191,11 @@ def demo(values: dict[str, Any]) -> int:
 
 def card(config: CardConfig) -> None:
     """Write a run's model card, or check the numbers of the one that is there."""
+    from .people.card_votes import take_votes
     from .publishing.card import check_model_card, write_model_card
 
-    make = check_model_card if config.check else write_model_card
-    print(make(Path(config.run), config.repository, config.language))
+    take_votes(config.run, config.comparison, config.check)
+    print((check_model_card if config.check else write_model_card)(config.run, config.repository, config.language))
 
 
 def publish(config: Any, source: list[str]) -> None:

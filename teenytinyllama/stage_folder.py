@@ -50,6 +50,7 @@ AUDIT_NAME, JOURNAL_NAME = "audit.json", "journal.jsonl"  # of a tokenizer; of a
 RESULTS_NAME, RESULTS_TABLE_NAME = "results.json", "results.md"  # of an evaluation
 MEASURES_NAME, CLOZE_NAME, PARTS_FOLDER = "measures.json", "cloze.jsonl", "parts"
 SCORES_PLOT_NAME, PROGRESS_PLOT_NAME, STORIES_NAME = "scores.png", "progress.png", "stories.json"
+PEOPLE_NAME = "people.json"  # of a run: what people said of it in a comparison
 CLASSIFICATION_TABLE_NAME, BENCH_NAME, BENCH_TABLE_NAME = "classification.md", "bench.json", "bench.md"
 # Of what is published: the card, the list of a run's checkpoints, what a dataset was made of.
 RUNS_NAME, RUNS_FOLDER = "runs.jsonl", "runs"  # of a laboratory: a row a run; the folders of the runs

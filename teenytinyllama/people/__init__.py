@@ -1,1 +1,1 @@
-"""What people say of models: a blind comparison of answers, its votes, and the figures made of them."""
+"""What people say of models: a blind comparison of answers, its page, its votes and its figures (`ttl compare`)."""

@@ -1,8 +1,8 @@
 """Judge: a chat model of this machine that judges the same pairs as people do, in both orders.
 
 Its votes are in `judge_votes.jsonl` and never among those of people. It is asked for one letter, and the likelier of
-the two counts, so that a model which cannot keep to a form still judges. How much the order decides is reported: a judge
-that mostly takes the first answer says nothing.
+the two counts, so that a model which cannot keep to a form still judges. How much the order decides is reported: a
+judge that mostly takes the first answer says nothing.
 """
 
 import itertools

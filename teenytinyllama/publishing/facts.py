@@ -17,6 +17,7 @@ from ..energy.emissions import place
 from ..energy.ledger import describe_incomplete, num_speed_tests, read_energy
 from ..evaluation.results import Results, read_results
 from ..model_files import ADAPTER_CONFIG_NAME
+from ..people.card_votes import read_votes
 from ..stage_folder import (
     CHECKPOINTS_NAME,
     CONFIG_NAME,
@@ -25,6 +26,7 @@ from ..stage_folder import (
     ENVIRONMENT_NAME,
     MANIFEST_NAME,
     METRICS_NAME,
+    PEOPLE_NAME,
     RESULTS_NAME,
     SAMPLES_NAME,
     numbered_jsonl_records,
@@ -34,7 +36,7 @@ from .wording import command_without_places, one_line
 
 STAGES = ("pretrain", "sft", "dpo")
 MAX_EVALUATIONS = 12  # rows of the table of evaluations; a run may make hundreds
-_LINKED = (CONFIG_NAME, METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, EMISSIONS_NAME, ENERGY_JSON_NAME,
+_LINKED = (CONFIG_NAME, METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, PEOPLE_NAME, EMISSIONS_NAME, ENERGY_JSON_NAME,
            ENVIRONMENT_NAME, CHECKPOINTS_NAME)  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # Licence names with conditions on commercial use, on derived works or on how they are shared.
@@ -60,6 +62,7 @@ class CardFacts:
         files: names in the run's folder.
         sources: of a reference card: what is from where, by language, and the address (`url`).
         remarks: of a reference card, by language.
+        votes: of people, see `card_votes.read_votes`, or None.
     """
 
     origin: Literal["run", "reference"]
@@ -76,6 +79,7 @@ class CardFacts:
     files: frozenset[str] = frozenset()
     sources: tuple[dict[str, str], ...] = ()
     remarks: tuple[dict[str, str], ...] = ()
+    votes: dict[str, Any] | None = None
 
     @property
     def is_chat(self) -> bool:
@@ -163,6 +167,7 @@ def facts_of_run(
         samples=samples,
         prompts=list(dict.fromkeys(sample["prompt"] for sample in samples)),
         files=frozenset(path.name for path in folder.iterdir()),
+        votes=read_votes(folder),
     )
 
 
