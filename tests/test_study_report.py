@@ -7,23 +7,29 @@ from typing import Any
 
 import pytest
 from card_runs import split_card, write_whole_run
+from made_study import write_lines
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.people.card_votes import facts_for_card, take_votes
 from teenytinyllama.people.study_report import read_ballots, write_report
 from teenytinyllama.people.study_simulation import SimulatedStudy, simulate_ballots
 from teenytinyllama.publishing.card import check_model_card, render_model_card, write_model_card
+from teenytinyllama.stage_folder import sha256_file
 
 NAMES = {"s0": "outro | modelo", "s1": "lhama"}
 
 
 def line(number: int, **changes: Any) -> dict[str, Any]:
-    return {"vote": f"{number:032x}", "voter": "ana", "prompt": "q1", "left": "lhama", "right": "outro | modelo",
-            "choice": "left", "marks": {"left": [], "right": ["sense"]}, "repeat": False, **changes}  # fmt: skip
+    return {"vote": f"{number:032x}", "time": f"2026-01-31T12:{number // 60:02}:{number % 60:02}Z", "voter": "ana",
+            "prompt": "q1", "left": "lhama", "right": "outro | modelo", "choice": "left",
+            "marks": {"left": [], "right": ["sense"]}, "comment": "", "seconds": 1.0, "repeat": False,
+            "answers": {"left": "a", "right": "b"}, **changes}  # fmt: skip
 
 
 def write_votes(folder: Path, lines: list[dict[str, Any]], end: str = "") -> None:
-    (folder / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines) + end, encoding="utf-8")
+    sha256 = sha256_file(folder / "prompts.jsonl")
+    rows = [row if "undo" in row else {"prompts_sha256": sha256, **row} for row in lines]
+    (folder / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + end, encoding="utf-8")
 
 
 @pytest.fixture
@@ -36,16 +42,19 @@ def study(tmp_path: Path, run_folder: Path) -> Path:
     folder = tmp_path / "comparison"
     folder.mkdir()
     sources = {"outro | modelo": "ana/outro", "lhama": str(run_folder), "novo": "novo"}
-    systems = [{"name": name, "source": source, "human": name == "outro | modelo", "energy_kwh": 0.00125 if name == "lhama" else None,
-                "tokens": 4100} for name, source in sources.items()]  # fmt: skip
-    (folder / "study.json").write_text(
-        json.dumps({"format": 1, "kind": "chat", "prompts_sha256": "a", "systems": systems})
-    )
     ballots = simulate_ballots(SimulatedStudy(strengths=(0, 1.5), people=3, votes_each=20, num_prompts=20), 0)
-    kinds = {ballot.prompt: ballot.kind for ballot in ballots}
-    (folder / "prompts.jsonl").write_text(
-        "".join(json.dumps({"id": prompt, "kind": kind, "prompt": "?"}) + "\n" for prompt, kind in kinds.items())
-    )
+    kinds = {ballot.prompt: ballot.kind for ballot in ballots} | {"q1": "letter"}
+    prompts = [{"id": prompt, "kind": kind, "prompt": "?"} for prompt, kind in kinds.items()]
+    prompts_sha256 = write_lines(folder / "prompts.jsonl", prompts)
+    systems = []
+    for name, source in sources.items():
+        answers = [{"id": prompt, "answer": name} for prompt in kinds]
+        systems.append({
+            "name": name, "source": source, "sha256": write_lines(folder / "answers" / f"{name}.jsonl", answers),
+            "human": name == "outro | modelo", "energy_kwh": 0.00125 if name == "lhama" else None, "tokens": 4100,
+        })  # fmt: skip
+    described = {"format": 1, "kind": "chat", "prompts_sha256": prompts_sha256, "systems": systems}
+    (folder / "study.json").write_text(json.dumps(described))
     rows = [line(number, voter=f"<b>{ballot.voter}", prompt=ballot.prompt, left=NAMES[ballot.left], right=NAMES[ballot.right],
                  choice=ballot.choice, repeat=ballot.repeat) for number, ballot in enumerate(ballots)]  # fmt: skip
     write_votes(folder, rows)
@@ -84,7 +93,8 @@ def test_figures_without_a_random_clicker_stand_beside(study: Path):
 
 
 def test_undone_votes_and_a_torn_last_line_do_not_count(study: Path):
-    rows = [line(1), line(2, choice="both_bad"), line(2, choice="both_bad"), {"undo": line(1)["vote"]}]
+    undo = {"undo": line(1)["vote"], "time": "2026-01-31T13:00:00Z", "voter": "ana"}
+    rows = [line(1), line(2, choice="both_bad"), line(2, choice="both_bad"), undo]
     write_votes(study, rows, end='{"vote": "3')
     found = read_ballots(study)
     assert [ballot.choice for ballot in found] == ["both_bad"]
@@ -92,9 +102,9 @@ def test_undone_votes_and_a_torn_last_line_do_not_count(study: Path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"choice": "up"}, "line 2 is damaged .choice='up'.. Restore the file"),
-    ({"voter": ""}, "line 2 is damaged .voter=''"),
-    ({"right": "lhama"}, "line 2 is damaged .left and right are one system"),
+    ({"choice": "up"}, "line 2 .*choice is none of left, right"),
+    ({"voter": ""}, "line 2 .*voter is empty"),
+    ({"right": "lhama"}, "line 2 .*left and right are the same system"),
     ({"right": "x"}, "has votes on x, which study.json does not name"),
 ])  # fmt: skip
 def test_damaged_votes_are_refused_and_nothing_is_written(study: Path, change: dict[str, Any], message: str):
@@ -105,7 +115,7 @@ def test_damaged_votes_are_refused_and_nothing_is_written(study: Path, change: d
 
 
 def test_a_folder_without_study_or_votes_is_refused(study: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="has no study.json. Give the output_dir"):
+    with pytest.raises(InputError, match="has no study.json, so it is no folder of a comparison"):
         write_report(tmp_path / "nowhere")
     write_votes(study, [])
     with pytest.raises(InputError, match="holds no votes yet. Let somebody vote"):

@@ -20,7 +20,7 @@ from made_study import SYSTEMS, a_vote, write_lines, write_study
 from teenytinyllama.checks import InputError
 from teenytinyllama.people.pairing import REPEAT_AFTER, OfferedPair, PairChooser, fit_strengths, vote_item
 from teenytinyllama.people.study import read_study
-from teenytinyllama.people.votes import Vote, VoteFile, describe_votes, read_votes
+from teenytinyllama.people.votes import Vote, VoteFile, describe_votes
 
 SHA = "a" * 64
 
@@ -36,7 +36,7 @@ def test_votes_come_back_and_can_be_taken_back(tmp_path: Path) -> None:
     two = a_vote(voter="Beto")
     file.append(one)
     file.append(two)
-    assert file.read() == read_votes(file.path, SHA) == [one, two]
+    assert file.read() == VoteFile(file.path, SHA).read() == [one, two]
     assert describe_votes(file.read()) == "2 votes of 2 people"
     file.undo(one.vote, "Ana")
     assert VoteFile(file.path, SHA).read() == [two]
@@ -49,8 +49,6 @@ def test_votes_come_back_and_can_be_taken_back(tmp_path: Path) -> None:
         file.append(two)
     with pytest.raises(ValueError, match="of other prompts"):
         file.append(a_vote("d" * 64))
-    with pytest.raises(InputError, match=r"none.jsonl: no such file of votes. `ttl compare` writes it"):
-        read_votes(tmp_path / "none.jsonl", SHA)
     assert describe_votes([]) == "no votes yet"
 
 

@@ -92,7 +92,7 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         InputError: see `plan_study`; a port in use; vote files of other prompts.
     """
     folder = Path(config.output_dir)
-    ensure_packages("people", *(("fastapi", "uvicorn") if config.serve else ()), "evalica", "krippendorff")
+    ensure_packages("people", *(("fastapi", "uvicorn") if config.serve else ()), "evalica", "scipy")
     for path in config.merge:
         ensure_file("merge", path, "Give the votes.jsonl of another copy of this comparison.")
     if config.serve:

@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import ensure, ensure_packages
+from .votes import CHOICES, MARKS
 
-CHOICES = ("left", "right", "both_good", "both_bad")
-MARKS = ("language", "sense", "truth")
 NUM_DRAWS = 1000  # of each bootstrap: a standard error is then known to about 1 / sqrt(2 * 1000) = 2 %
 MOST_VOTES = 10_000  # that `votes_until_decided` looks ahead
 _PRIOR = 0.5  # votes, shared equally, that each pair of systems has beforehand: no strength is infinite

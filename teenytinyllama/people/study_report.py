@@ -11,50 +11,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure, ensure_packages
-from ..stage_folder import RESULTS_NAME, RESULTS_TABLE_NAME, parse_record, read_jsonl_records, versions, write_json
-from .ratings import CHOICES, MARKS, MOST_VOTES, Ballot, Draws, Estimate, PairRating, Ratings, rate_systems, share
+from ..stage_folder import RESULTS_NAME, RESULTS_TABLE_NAME, parse_record, versions, write_json
+from .ratings import MOST_VOTES, Ballot, Draws, Estimate, PairRating, Ratings, rate_systems, share
+from .study import STUDY_NAME, read_study
 from .voters import agreement_by_kind, measure_agreement, measure_voters, named_random
+from .votes import MARKS, VOTES_NAME, VoteFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = 1  # of results.json
 COMPARISON_PLOT_NAME = "comparison.png"
-_STUDY, _PROMPTS, _VOTES = "study.json", "prompts.jsonl", "votes.jsonl"
-_FIX = "Restore the file from a copy, or remove that line: the vote is then lost, and no more."
-
-
-def _check_line(line: dict[str, Any]) -> None:
-    """Raise an error for a line that is neither a vote nor an undoing."""
-    if "undo" in line:
-        return
-    if line["choice"] not in CHOICES:
-        raise ValueError(f"choice={line['choice']!r}")
-    for key in ("vote", "voter", "prompt", "left", "right"):
-        if not isinstance(line[key], str) or not line[key]:
-            raise ValueError(f"{key}={line[key]!r}")
-    if line["left"] == line["right"]:
-        raise ValueError("left and right are one system")
 
 
 def read_ballots(folder: str | Path) -> list[Ballot]:
-    """Return the votes in a comparison's folder in their order, without those that were undone.
+    """Return the votes in a comparison's folder in the order of their times, without those that were taken back.
+
+    The files of several people that were merged lie one behind the other, and a repetition is one by its time.
 
     Raises:
-        InputError: no comparison, or a damaged line.
+        InputError: no comparison, a damaged line, or votes of other prompts.
     """
-    folder = Path(folder)
-    kinds = {row["id"]: str(row.get("kind") or "text") for row in read_jsonl_records(folder / _PROMPTS)}
-    lines = read_jsonl_records(folder / _VOTES, _check_line, _FIX)
-    undone = {line["undo"] for line in lines if "undo" in line}
-    votes = {line["vote"]: line for line in lines if "undo" not in line and line["vote"] not in undone}
+    study = read_study(folder)
+    votes = VoteFile(study.folder / VOTES_NAME, study.prompts_sha256).read()
     return [
         Ballot(
-            vote["voter"], vote["prompt"], kinds.get(vote["prompt"], "text"), vote["left"], vote["right"],
-            vote["choice"], bool(vote.get("repeat")),
-            tuple(tuple((vote.get("marks") or {}).get(side) or ()) for side in ("left", "right")),  # type: ignore[arg-type]
+            vote.voter, vote.prompt, study.kinds[vote.prompt] or "text", vote.left, vote.right, vote.choice,
+            vote.repeat, (tuple(vote.marks["left"]), tuple(vote.marks["right"])),
         )
-        for vote in votes.values()
+        for vote in sorted(votes, key=lambda vote: vote.time)
+        if vote.prompt in study.kinds
     ]  # fmt: skip
 
 
@@ -70,19 +56,14 @@ def write_report(folder: str | Path, seed: int = 0) -> Path:
     """
     ensure_packages("people", "evalica", "scipy")
     folder = Path(folder)
-    path = folder / _STUDY
-    ensure(path.is_file(), f"comparison={folder}: has no {_STUDY}. Give the output_dir of `ttl compare`.")
-    try:
-        study = parse_record(path.read_bytes())
-        systems = {system["name"]: system for system in study["systems"]}
-    except (ValueError, KeyError, TypeError) as error:
-        ensure(False, f"{path}: is damaged ({error!r}). Restore the file from a copy.")
     ballots = read_ballots(folder)
+    study = parse_record((folder / STUDY_NAME).read_bytes())  # which `read_study` has checked
+    systems = {system["name"]: system for system in study["systems"]}
     unknown = sorted({name for ballot in ballots for name in ballot.pair} - set(systems))
-    ensure(not unknown, f"{folder / _VOTES}: has votes on {', '.join(unknown)}, which {_STUDY} does not name.")
+    ensure(not unknown, f"{folder / VOTES_NAME}: has votes on {', '.join(unknown)}, which {STUDY_NAME} does not name.")
     ensure(
         any(not ballot.repeat for ballot in ballots),
-        f"{folder / _VOTES}: holds no votes yet. Let somebody vote: `ttl compare` with the same output_dir.",
+        f"{folder / VOTES_NAME}: holds no votes yet. Let somebody vote: `ttl compare` with the same output_dir.",
     )
     results, ratings = measure_study(ballots, seed)
     results["systems"] = [

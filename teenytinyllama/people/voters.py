@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..checks import ensure_packages
-from .ratings import CHOICES, Ballot, Floats
+from .ratings import Ballot, Floats
+from .votes import CHOICES
 
 NUM_ORDERS = 2000  # random orders of a person's votes: the smallest chance that can be told is 1 / 2001
 LEVEL = 0.05  # chance of naming anybody wrongly, over all people of a study

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, counted, ensure
+from ..checks import counted, ensure
 from ..stage_folder import numbered_jsonl_records, parse_record, take_lock, utc_now
 
 VOTES_NAME, JUDGE_VOTES_NAME = "votes.jsonl", "judge_votes.jsonl"
@@ -324,14 +324,3 @@ def describe_votes(votes: list[Vote]) -> str:
         return "no votes yet"
     people = len({vote.voter for vote in votes})
     return f"{counted(len(votes), 'vote')} of {'1 person' if people == 1 else f'{people} people'}"
-
-
-def read_votes(path: Path, prompts_sha256: str) -> list[Vote]:
-    """Return the votes of a file that were not taken back; see `VoteFile.read`.
-
-    Raises:
-        InputError: the file is missing or see `VoteFile.read`.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of votes. `ttl compare` writes it when people vote.")
-    return VoteFile(path, prompts_sha256).read()
