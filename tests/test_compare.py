@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import other_tool
 from made_study import a_vote
-from test_chat import tiny_model
+from test_chat import ANSWER, QUESTION, chat_folder, tiny_model  # noqa: F401  # a fixture
 
 from teenytinyllama import cli
 from teenytinyllama.chat.generation import Sampling
@@ -334,22 +334,22 @@ def test_a_judge_that_takes_the_first_answer_decides_nothing() -> None:
 
 
 @pytest.mark.other_tools
-def test_a_gguf_file_answers_like_the_model(tmp_path: Path, models: Path) -> None:
+def test_a_gguf_file_answers_like_the_model(tmp_path: Path, chat_folder: Path) -> None:  # noqa: F811
     other_tool("llama_cpp")
     exported = tmp_path / "gguf"
-    assert (
-        cli.main(["export", str(models / "chat"), "--type", "f16", "--measure", "false", "--output_dir", str(exported)])
-        == 0
-    )
+    arguments = ["--type", "f16", "--measure", "false", "--output_dir", str(exported)]
+    assert cli.main(["export", str(chat_folder), *arguments]) == 0
     (file,) = exported.glob("*.gguf")
-    words = [f"model={models / 'chat'}", f"file={file}"]
-    make_study(config_of(tmp_path, temperature=0.0, repetition_penalty=1.0, max_new_tokens=6), words)
+    asked = write_rows(tmp_path / "p.jsonl", [{"prompt": QUESTION}, {"prompt": "Quem é?"}])
+    words = [f"model={chat_folder}", f"file={file}"]
+    make_study(config_of(tmp_path, prompts=str(asked), n_prompts=None, temperature=0.0, max_new_tokens=24), words)
     written, read = answers_of(tmp_path, "model"), answers_of(tmp_path, "file")
-    assert [one["id"] for one in written] == [one["id"] for one in read]
-    assert sum(one["answer"] == other["answer"] for one, other in zip(written, read, strict=True)) >= 2  # of 3: ties
+    assert written[0]["answer"] == read[0]["answer"] == ANSWER
+    assert written[0]["ended"]
+    assert read[0]["ended"]
     from teenytinyllama.export.llama_cpp import opened
 
     with opened(file) as gguf:
         assert gguf.is_chat
-        with pytest.raises(InputError, match="and the model's context of 256 must also hold 100 of the answer"):
-            gguf.answer("palavra " * 300, Sampling(max_new_tokens=100), is_chat=True)
+        with pytest.raises(InputError, match="and the model's context of 128 must also hold 50 of the answer"):
+            gguf.answer("palavra " * 300, Sampling(max_new_tokens=50), is_chat=True)

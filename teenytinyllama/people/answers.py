@@ -314,7 +314,9 @@ def _answering(system: System, is_chat: bool, sampling: Sampling, config: Any) -
     def answer(text: str) -> tuple[str, int, bool]:
         chat.reset()
         reply = chat.answer(text)
-        written = "".join(reply)
+        for _ in reply:
+            pass  # the pieces are for readers who wait; letters whose bytes are two tokens are whole only at the end
+        written = str(tokenizer.decode(reply.ids, skip_special_tokens=True))
         return written.strip() if is_chat else written.rstrip(), len(reply.ids), reply.ended
 
     yield answer
