@@ -351,10 +351,15 @@ def _whole_of_other_run(path: Path, plan: Any, held: ExitStack | None) -> Path:
     Raises:
         InputError: it is not whole, of another model, or not there any more.
     """
+
+    def check(hashes: bool) -> None:
+        faults = checkpoint_faults(path, hashes) or _other_shape(path, plan)
+        ensure(not faults, f"decay_from={path}: {'; '.join(faults[:_MOST_FAULTS])}. Give another checkpoint.")
+
+    check(hashes=True)  # before the lease, whose file stays in the other run: a refusal writes nothing
     if held is not None and os.access(path.parent, os.W_OK):
         held.enter_context(lease(path))
-    faults = checkpoint_faults(path) or _other_shape(path, plan)
-    ensure(not faults, f"decay_from={path}: {'; '.join(faults[:_MOST_FAULTS])}. Give another checkpoint.")
+        check(hashes=False)  # until the lease the other run could still delete it
     _print_checked(path)
     return path
 

@@ -108,10 +108,10 @@ def start_follower(run: Path, config: PublishConfig) -> Follower:
 def report_follower(follower: Follower, code: int) -> None:
     """Say how far publishing has come, after a short wait if the run is finished; never wait for it to end."""
     wait_seconds = _LAST_WAIT_SECONDS if code == EXIT_DONE and follower.process.poll() is None else 0.0
-    if wait_seconds:
-        print(f"waiting up to {wait_seconds:.0f} s for the last upload; Ctrl-C leaves it to itself", flush=True)
     until = time.monotonic() + wait_seconds
-    with contextlib.suppress(KeyboardInterrupt):  # the user need not wait either
+    with contextlib.suppress(KeyboardInterrupt):  # the user need not wait either, from the moment that this says so
+        if wait_seconds:
+            print(f"waiting up to {wait_seconds:.0f} s for the last upload; Ctrl-C leaves it to itself", flush=True)
         while follower.process.poll() is None and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
     lines = (follower.run / LOG_NAME).read_text(encoding="utf-8", errors="replace").splitlines()
