@@ -199,9 +199,9 @@ def card(config: CardConfig) -> None:
 
 
 def publish(config: Any, source: list[str]) -> None:
-    """Publish a run with its checkpoints, an export, or data, on the Hub or in a folder."""
+    """Publish a run with its checkpoints, an export, a comparison, or data, on the Hub or in a folder."""
     from .publishing.follow import run_publish
-    from .publishing.publish import publish_export
+    from .publishing.publish import publish_export, publish_study
     from .publishing.publish_dataset import PublishDatasetConfig, publish_dataset
     from .stage_folder import find_manifest
 
@@ -209,6 +209,8 @@ def publish(config: Any, source: list[str]) -> None:
         publish_dataset(source, config)
     elif (find_manifest(Path(source[0])) or {}).get("stage") == "export":
         publish_export(Path(source[0]), config)
+    elif (Path(source[0]) / "study.json").is_file():
+        publish_study(Path(source[0]), config)
     else:
         run_publish(Path(source[0]), config)
 

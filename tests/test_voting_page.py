@@ -18,7 +18,7 @@ import pytest
 from made_study import MARKUP, SYSTEMS, a_vote, write_study
 
 from teenytinyllama.checks import InputError, MissingPackageError
-from teenytinyllama.people import ballot as ballots
+from teenytinyllama.people import booth as ballots
 from teenytinyllama.people.study import read_study
 from teenytinyllama.people.votes import VoteFile
 from teenytinyllama.people.voting import MOST_BODY_BYTES, check_address, make_voting_app, names_of, serve_votes

@@ -55,6 +55,7 @@ class CompareConfig(Sampling, GridSettings):
     )
     host: str = field(default="127.0.0.1", metadata={"help": "0.0.0.0 lets everybody on the network vote"})
     port: int = field(default=7861, metadata={"help": "of the page; 0: one that is free"})
+    space_dir: str | None = field(default=None, metadata={"help": "write the page as a Space into this new folder"})
     merge: list[str] = field(
         default_factory=list, metadata={"help": "votes.jsonl of other copies of this folder, to add"}
     )
@@ -112,6 +113,12 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         from .judge import judge_study
 
         print(judge_study(study, config.judge, config.use_cpu, config.seed), flush=True)
+    if config.space_dir:
+        from .share import write_space
+
+        place = write_space(study, Path(config.space_dir))
+        print(f"{place} is a Space. Look at it, then: hf upload --repo-type space owner/name {place}", flush=True)
+        return 0
     if config.serve:
         from .voting import serve_votes
 

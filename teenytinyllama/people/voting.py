@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 7861
 MOST_BODY_BYTES = 1 << 16  # a comment of 2000 characters, each written as two escapes of six bytes, and its envelope
+_HUB = "https://huggingface.co"
 _LOCK_NAME = "voting.lock"
 _PAGE = Path(__file__).with_name("voting.html")
 _SECONDS_TO_END = 5
@@ -78,7 +79,9 @@ def serve_votes(folder: Path, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT
                 uvicorn.Server(settings).run(sockets=[address])
 
 
-def make_voting_app(folder: Path, seed: int = 0, host: str = DEFAULT_HOST, study: Study | None = None) -> "FastAPI":
+def make_voting_app(
+    folder: str | Path, seed: int = 0, host: str = DEFAULT_HOST, study: Study | None = None, framed: bool = False
+) -> "FastAPI":
     """Return the server of a study as an ASGI application.
 
     Args:
@@ -86,6 +89,7 @@ def make_voting_app(folder: Path, seed: int = 0, host: str = DEFAULT_HOST, study
         seed: draws pairs and sides.
         host: address where it is served, which decides under which names it answers.
         study: the study of the folder, if it was read already.
+        framed: the Hub's page of a Space may show it inside a frame.
 
     Raises:
         InputError: the folder is no study, or its votes are damaged.
@@ -97,7 +101,7 @@ def make_voting_app(folder: Path, seed: int = 0, host: str = DEFAULT_HOST, study
     ballot = VotingBooth(study or read_study(folder), seed)
     page = _PAGE.read_text(encoding="utf-8")
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(_Guard, names=names_of(host), policy=_content_policy(page))
+    app.add_middleware(_Guard, names=names_of(host), policy=_content_policy(page, framed))
 
     @app.exception_handler(RefusedRequestError)
     def refuse(_: Any, error: RefusedRequestError) -> JSONResponse:
@@ -155,7 +159,7 @@ def names_of(host: str) -> Callable[[str], bool]:
     return is_own
 
 
-def _content_policy(page: str) -> str:
+def _content_policy(page: str, framed: bool) -> str:
     """Return the header by which a browser runs the page's own script and style only, and asks nobody else."""
     hashes = {}
     for tag in ("script", "style"):
@@ -164,7 +168,7 @@ def _content_policy(page: str) -> str:
         hashes[tag] = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
         f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors {_HUB if framed else "'none'"}"
     )
 
 
