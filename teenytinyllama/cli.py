@@ -228,6 +228,13 @@ def emissions(config: EmissionsConfig) -> None:
     print(write_energy_reports(folders, config.price, parse_elsewhere(config.elsewhere)))
 
 
+def report(config: Any) -> None:
+    """Write a page about a run, with its curves and texts, while it trains or afterwards."""
+    from .watching.run_report import run_report
+
+    print(run_report(config))
+
+
 def merge(config: MergeConfig) -> None:
     """Add a LoRA adapter into its base model, and write the whole model."""
     from .models import merge_adapter
@@ -318,6 +325,8 @@ VERBS: dict[str, Verb] = {
     "merge": Verb(merge, "cli:MergeConfig", "train",
                   (Word("ADAPTER", "an adapter, and the folder for the whole model", "adapter"),
                    Word("FOLDER", "an adapter, and the folder for the whole model", "folder"))),
+    "report": Verb(report, "watching.run_report:ReportConfig", "train", (Word("RUN", "the run's folder", "run"),),
+                   lasts=True),
     "lab": Verb(lab, "lab.config:LabConfig", "measure", forks=True,
                 after_signal="the rows of runs that have ended are kept; the same command goes on"),
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
