@@ -6,13 +6,17 @@ No library draws here, because the page takes its colours from the reader's ligh
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 WIDTH, HEIGHT = 560, 240  # of a panel, in the units of its viewBox
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 30
 MOST_POINTS = 400  # of a curve; a panel is about 500 pixels wide
 _LOG_FROM = 50.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+_START_SHARE, _FEW_POINTS = (
+    0.05,
+    60,
+)  # of a run's tokens, whose higher values are left out; of points, of which none are
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -23,11 +27,13 @@ class Curve:
     Attributes:
         name: for the legend.
         points: (tokens, value), by tokens; values are finite.
+        look: class of its colour in the page's style.
         dotted: whether each point is marked, as for scores that are measured now and then.
     """
 
     name: str
     points: tuple[tuple[float, float], ...]
+    look: str = "c0"
     dotted: bool = False
 
 
@@ -37,14 +43,14 @@ class Panel:
 
     Attributes:
         title: what is plotted, with its unit.
-        curves: for the legend: names, in the order of the colours.
+        curves: for the legend: each curve's name and look.
         shapes: elements of SVG, each with `tag` and `attributes` and perhaps `text`.
         readings: for hovering: the name of each curve, and its points as [x in the picture, tokens, value].
         last: the newest value of each curve, as text.
     """
 
     title: str
-    curves: tuple[str, ...]
+    curves: tuple[tuple[str, str], ...]
     shapes: tuple[dict[str, Any], ...]
     readings: tuple[dict[str, Any], ...]
     last: tuple[str, ...]
@@ -84,24 +90,31 @@ def shown(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _is_logarithmic(values: Sequence[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) > _LOG_FROM
-
-
-def draw_panel(title: str, curves: Sequence[Curve], marks: Sequence[tuple[float, str]] = ()) -> Panel | None:
+def draw_panel(
+    title: str,
+    curves: Sequence[Curve],
+    marks: Sequence[tuple[float, str]] = (),
+    can_be_log: bool = False,
+    leaves_out_start: bool = False,
+) -> Panel | None:
     """Return a panel of some curves over tokens, or None where no curve has a point.
 
     Args:
         title: what is plotted, with its unit.
         curves: those without points are left out.
         marks: (tokens, text) of events, drawn as vertical lines.
+        can_be_log: the axis is logarithmic where values differ very much.
+        leaves_out_start: what is higher at the start than everywhere after it is not drawn, as a loss at its fall: it
+            would press what follows into a flat line.
     """
-    curves = [Curve(each.name, tuple(thin_points(each.points)), each.dotted) for each in curves if each.points]
+    if leaves_out_start:
+        curves, title = _without_start(curves, title)
+    curves = [replace(each, points=tuple(thin_points(each.points))) for each in curves if each.points]
     if not curves:
         return None
     values = [value for curve in curves for _, value in curve.points]
     high_x = max(tokens for curve in curves for tokens, _ in curve.points) or 1.0
-    is_log = _is_logarithmic(values)
+    is_log = can_be_log and min(values) > 0 and max(values) / min(values) > _LOG_FROM
     low, high = min(values), max(values)
     if is_log:
         low, high = math.log10(low), math.log10(high)
@@ -124,20 +137,30 @@ def draw_panel(title: str, curves: Sequence[Curve], marks: Sequence[tuple[float,
         if 0 <= tokens <= high_x:
             place = {"x1": x_of(tokens), "x2": x_of(tokens), "y1": _TOP, "y2": HEIGHT - _BOTTOM}
             shapes.append({"tag": "line", "attributes": {**place, "class": "mark"}, "title": text})
-    for number, curve in enumerate(curves):
+    for curve in curves:
         places = [(x_of(tokens), y_of(value)) for tokens, value in curve.points]
         line = " ".join(f"{x},{y}" for x, y in places)
-        shapes.append({"tag": "polyline", "attributes": {"points": line, "class": f"curve c{number}"}})
+        shapes.append({"tag": "polyline", "attributes": {"points": line, "class": f"curve {curve.look}"}})
         if curve.dotted or len(places) == 1:
-            shapes += [{"tag": "circle", "attributes": {"cx": x, "cy": y, "r": 3, "class": f"dot c{number}"}}
+            shapes += [{"tag": "circle", "attributes": {"cx": x, "cy": y, "r": 3, "class": f"dot {curve.look}"}}
                        for x, y in places]  # fmt: skip
     readings = tuple(
         {"name": curve.name, "points": [[x_of(tokens), shown(tokens), shown(value)] for tokens, value in curve.points]}
         for curve in curves
     )
-    names = tuple(curve.name for curve in curves)
+    names = tuple((curve.name, curve.look) for curve in curves)
     suffix = " (logarithmic)" if is_log else ""
     return Panel(title + suffix, names, tuple(shapes), readings, tuple(shown(each.points[-1][1]) for each in curves))
+
+
+def _without_start(curves: Sequence[Curve], title: str) -> tuple[list[Curve], str]:
+    """Return curves without points of the first part of the run that are above all that follows, and the title."""
+    ends = [curve.points[-1][0] for curve in curves if curve.points]
+    later = [value for curve in curves for tokens, value in curve.points if tokens > _START_SHARE * max(ends)]
+    if sum(len(curve.points) for curve in curves) < _FEW_POINTS or not later:
+        return list(curves), title
+    kept = [replace(each, points=tuple(point for point in each.points if point[1] <= max(later))) for each in curves]
+    return kept, title if kept == list(curves) else f"{title}, after its first fall"
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

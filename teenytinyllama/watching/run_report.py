@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import read_mapping
-from ..checks import InputError, MissingFileError, ensure, ensure_folder
+from ..checks import InputError, MissingFileError, counted, ensure, ensure_folder
 from ..stage_folder import (
     BAD_STEPS_NAME,
     CONFIG_NAME,
@@ -146,9 +146,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     train = [record for record in records if "loss" in record]
     remarks = []
     if lost := _num_damaged(folder / METRICS_NAME, len(records)):
-        remarks.append(f"{lost} damaged {'line' if lost == 1 else 'lines'} of {METRICS_NAME} left out")
+        remarks.append(f"{counted(lost, 'damaged line')} of {METRICS_NAME} left out")
     if bad_steps:
-        remarks.append(f"{len(bad_steps)} bad steps, marked in the plots; {BAD_STEPS_NAME} has their rows")
+        remarks.append(f"{counted(len(bad_steps), 'bad step')}, marked in the plots; {BAD_STEPS_NAME} has the rows")
     return {
         "name": folder.resolve().name,
         "complete": manifest is not None,
@@ -250,25 +250,26 @@ def draw_panels(records: list[dict[str, Any]], bad_steps: list[dict[str, Any]]) 
     def of_training(name: str) -> list[Curve]:
         points = _points(train, name)
         smooth = running_mean(points)
-        return [Curve("training", points), *([Curve("its running mean", smooth)] if smooth else [])]
+        return [Curve("training", points, "c0 faint" if smooth else "c0"), Curve("its running mean", smooth)]
 
-    loss = "loss (nats per token; of preferences: per pair)"
+    def of_held_out(name: str, factor: float = 1) -> Curve:
+        return Curve("held out", _points(held_out, name, factor), "c1", dotted=True)
+
+    pairs = any("margins" in record for record in train)
+    loss, score = ("-log sigmoid of the margin", "preference_loss") if pairs else ("nats per token", "nats_per_token")
+    falls: Any = {"marks": marks, "leaves_out_start": True}
     wanted = [
-        draw_panel(loss, [*of_training("loss"), Curve("held out", _points(held_out, "nats_per_token"), True),
-                          Curve("held out", _points(held_out, "preference_loss"), True)], marks),
-        draw_panel("bits per byte", [Curve("training", _points(train, "train_bits_per_byte")),
-                                     Curve("held out", _points(held_out, "bits_per_byte"), True)], marks),
-        draw_panel("accuracy of preferences", [Curve("training", _points(train, "accuracies")),
-                                               Curve("held out", _points(held_out, "accuracy"), True)]),
-        draw_panel("margin of preferences", [Curve("training", _points(train, "margins")),
-                                             Curve("held out", _points(held_out, "margin"), True)]),
+        draw_panel(f"loss ({loss})", [*of_training("loss"), of_held_out(score)], **falls),
+        draw_panel("bits per byte", [*of_training("train_bits_per_byte"), of_held_out("bits_per_byte")], **falls),
+        draw_panel("accuracy of preferences", [*of_training("accuracies"), of_held_out("accuracy")]),
+        draw_panel("margin of preferences", [*of_training("margins"), of_held_out("margin")]),
         draw_panel("learning rate", [Curve("learning rate", _points(train, "learning_rate"))], marks),
-        draw_panel("gradient norm", of_training("grad_norm"), marks),
+        draw_panel("gradient norm", of_training("grad_norm"), marks, can_be_log=True),
         draw_panel("tokens/s", [Curve("tokens/s", _points(train, "tokens_per_second"))]),
         draw_panel("MFU (%)", [Curve("MFU", _points(train, "mfu", 100))]),
         draw_panel("energy (kWh)", [Curve("so far", _points(records, "kwh")),
-                                    Curve("projected to the end", _points(train, "projected_kwh"))]),
-        draw_panel("missing words found (%)", [Curve("held out", _points(held_out, "cloze_acc", 100), True)]),
+                                    Curve("projected to the end", _points(train, "projected_kwh"), "c1")]),
+        draw_panel("missing words found (%)", [of_held_out("cloze_acc", 100)]),
     ]  # fmt: skip
     return [panel for panel in wanted if panel is not None]
 
