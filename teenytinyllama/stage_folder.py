@@ -43,8 +43,7 @@ ENERGY_JSON_NAME, ENERGY_MARKDOWN_NAME, ENERGY_PLOT_NAME = "emissions.json", "em
 METRICS_NAME, PLOT_NAME, REPORT_NAME = "metrics.jsonl", "loss.png", "report.html"  # of a training; `ttl report`
 SAMPLES_NAME, ANSWERS_NAME = "samples.jsonl", "answers.jsonl"  # texts that a model wrote during and after its training
 SPEED_TEST_NAME, BASE_RECORD_NAME, BAD_STEPS_NAME = "speed_test.json", "base_model.json", "bad_steps.jsonl"
-# Whoever makes the first in a run's folder asks for the decay; then it says what was decided. What trackers have got.
-DECAY_NOW_NAME, TRACKERS_NAME = "decay_now", "trackers.json"
+DECAY_NOW_NAME, TRACKERS_NAME = "decay_now", "trackers.json"  # asks for a run's decay; what trackers have got of it
 # The last and the first file of a checkpoint, and the folder of the locks of checkpoints that are being read.
 MARKER_NAME, BEGUN_NAME, LEASES_FOLDER = "complete.json", "begun.json", ".leases"
 AUDIT_NAME, JOURNAL_NAME = "audit.json", "journal.jsonl"  # of a tokenizer; of an unfinished packing

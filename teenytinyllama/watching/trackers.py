@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from ..checks import beside_the_model
 from ..stage_folder import TRACKERS_NAME, parse_record, write_json
@@ -34,8 +34,10 @@ class Records(Protocol):
     record: dict[str, Any] | None
 
 
-def take_trackers(trainer: Any) -> list[TrainerCallback]:
-    """Take the callbacks of trackers, which `report_to` has made, off a Trainer, and return them."""
+def take_reporters(trainer: Any) -> list[TrainerCallback]:
+    """Take off a Trainer the callbacks that print, and those of trackers, which `report_to` has made; return these."""
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
     made_by = "transformers.integrations"
     found = [each for each in trainer.callback_handler.callbacks if type(each).__module__.startswith(made_by)]
     for tracker in found:
@@ -66,9 +68,7 @@ class TrackersCallback(TrainerCallback):
         self._scored_step = -1
         self._last: tuple[Any, ...] = ()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Give the run its name, the same at every start, and begin."""
         if not self.trackers:
             return
