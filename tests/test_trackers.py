@@ -128,7 +128,7 @@ def test_a_tracker_that_fails_ends_nothing(tmp_path: Path, capsys: pytest.Captur
     assert Failing.calls == 3
     said = capsys.readouterr().out
     assert said.count("warning    the tracker Failing failed: ConnectionError: no network here. The run goes on") == 3
-    assert "the tracker Failing failed 3 times and gets nothing more." in said
+    assert "the tracker Failing has failed 3 times and gets nothing more." in said
     assert args.run_name is None
 
 
