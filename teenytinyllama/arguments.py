@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union
 import yaml
 
 from .checks import InputError, check_bounds, ensure, ensure_file, near_name, read_utf8
+from .help_text import describe_keys, describe_type
 
 Config = TypeVar("Config")
 
@@ -135,24 +136,6 @@ def _size(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def _describe(hint: Any) -> str:
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "one of " + ", ".join(str(member.value) for member in hint)
-    if typing.get_origin(hint) is Literal:
-        known = [str(value).lower() if isinstance(value, bool) else str(value) for value in typing.get_args(hint)]
-        return known[0] if len(known) == 1 else "one of " + ", ".join(known)
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_describe(part) for part in typing.get_args(hint)))
-    if hint is type(None):
-        return "null"
-    if hint is bool:
-        return "true or false"
-    names = {int: "an integer", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-    origin = typing.get_origin(hint) or hint
-    inner = f" of {_describe(typing.get_args(hint)[0])}" if origin is list and typing.get_args(hint) else ""
-    return names.get(origin, str(hint)) + inner
-
-
 _REFUSED = object()
 
 
@@ -254,7 +237,7 @@ def check_types(cls: type, values: dict[str, Any]) -> dict[str, Any]:
             choices = _choices(hints[key]) if isinstance(value, str) else []
             problem = "no such choice" if choices else f"wrong type ({type(value).__name__})"
             nearest = near_name(value, choices) if choices else ""
-            raise InputError(f"{key}={_shown(value)}: {problem}. It must be {_describe(hints[key])}.{nearest}")
+            raise InputError(f"{key}={_shown(value)}: {problem}. It must be {describe_type(hints[key])}.{nearest}")
         check_bounds(key, checked[key])
     return checked
 
@@ -377,44 +360,6 @@ def parse(cls: type[Config], argv: list[str], words: Sequence[str] = ()) -> Conf
         InputError: see `read_values` and `build`.
     """
     return build(cls, read_values(cls, argv, words))
-
-
-def own_keys(cls: type) -> set[str]:
-    """Return the keys of a config that are ours: defined here or with another default than the library's class."""
-    package = __name__.split(".")[0]
-    ours = [base for base in cls.__mro__ if base.__module__.split(".")[0] == package]
-    return {name for base in ours for name in inspect.get_annotations(base)}
-
-
-def _as_yaml(value: Any) -> str:
-    """Return a default as a YAML file would have it: null, true and "", not Python's None, True and nothing."""
-    return {"None": "null", "True": "true", "False": "false", "": '""'}.get(str(value), str(value))
-
-
-def describe_keys(cls: type, own_only: bool = False) -> str:
-    """Return a help text: every key of the config with its type, default and meaning.
-
-    Args:
-        cls: a config dataclass.
-        own_only: leave out the keys inherited from a library's class and list only their names.
-    """
-    hints = typing.get_type_hints(cls)
-    own, inherited = [], []
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        text = str(field.metadata.get("help", "")).replace("%%", "%")
-        if own_only and field.name not in own_keys(cls):
-            inherited.append(field.name)
-            continue
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        tail = "required" if required else f"default {_as_yaml(default)}"
-        own.append(f"  --{field.name}  ({_describe(hints[field.name])}; {tail})\n        {text}")
-    lines = "\n".join(own)
-    if inherited:
-        lines += "\n\nalso every key of the library's arguments:\n  " + ", ".join(sorted(inherited))
-    return lines
 
 
 def write_yaml(path: Path, values: dict[str, Any], comments: Iterable[str] = ()) -> None:

@@ -4,7 +4,6 @@ Help, parsing, refusals and near names come from the table. Nothing heavy is imp
 """
 
 import importlib
-import itertools
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_RESUMABLE, InputError, ensure, near_name, run_main
+from .help_text import describe_first_steps, describe_verb
 from .launching.launch import launch, recipes_folder, start_training
 from .launching.processes import ended_by_signals, stopped_by_signals
 from .launching.ranks import RankOptions, plan_ranks
@@ -223,6 +223,13 @@ def emissions(config: Any) -> None:
     print(write_energy_reports(folders, config.price, parse_elsewhere(config.elsewhere)))
 
 
+def report(config: Any) -> None:
+    """Write a page about a run, with its curves and texts, while it trains or afterwards."""
+    from .watching.run_report import run_report
+
+    print(run_report(config))
+
+
 def merge(config: MergeConfig) -> None:
     """Add a LoRA adapter into its base model, and write the whole model."""
     from .models import merge_adapter
@@ -320,6 +327,8 @@ VERBS: dict[str, Verb] = {
     "merge": Verb(merge, "cli:MergeConfig", "train",
                   (Word("ADAPTER", "an adapter, and the folder for the whole model", "adapter"),
                    Word("FOLDER", "an adapter, and the folder for the whole model", "folder"))),
+    "report": Verb(report, "watching.run_report:ReportConfig", "train", (Word("RUN", "the run's folder", "run"),),
+                   lasts=True),
     "lab": Verb(lab, "lab.config:LabConfig", "measure", forks=True,
                 after_signal="the rows of runs that have ended are kept; the same command goes on"),
     "evaluate": Verb(evaluate, "evaluation.config:EvaluateConfig", "measure", (_MODEL_KEY,), ranks=True),
@@ -395,36 +404,16 @@ def _call(name: str, argv: list[str], is_command: bool) -> int:
     return verb.run(config, *(value for word, value in given.items() if not word.key), *ranks) or EXIT_DONE
 
 
-def _usage() -> str:
-    groups = itertools.groupby(VERBS.items(), key=lambda item: item[1].group)
-    verbs = "\n".join(
-        f"{group}:\n" + "\n".join(f"  {name:13} {verb.about}" for name, verb in members) for group, members in groups
-    )
-    return (
-        f"ttl {__version__}: open Portuguese language models from raw text to the Hub\n\n"
-        f"usage: ttl VERB [--config file.yaml] [--key value ...]\n\n{verbs}\n\n"
-        "`ttl VERB --help` lists the keys of a verb. Exit codes: 0 done, 1 failed, 2 bad input, 75 stopped, resumable."
-    )
-
-
 def _describe_verb(name: str) -> str:
-    """Return the help of a verb: what it does, its arguments and its keys."""
-    from .arguments import describe_keys
-
     verb = VERBS[name]
-    described = describe_keys(_find_class(verb.config), own_only=verb.own_only)
-    if verb.ranks:
-        described = f"{describe_keys(RankOptions)}\n{described}"
-    if verb.data_config:
-        described += "\n\nof data:\n\n" + describe_keys(_find_class("publishing.dataset_content:DatasetOptions"))
-    words = "".join(f"  {word.name}  {word.what}\n" for word in dict.fromkeys(verb.words))
-    usage = f"usage: ttl {name} {verb.usage}[--config file.yaml] [--key value ...]"
-    return f"ttl {name}: {verb.about}\n\n{usage}\n\n{words}{described}"
+    classes = [_find_class(verb.config), *([RankOptions] if verb.ranks else [])]
+    data_class = _find_class("publishing.dataset_content:DatasetOptions") if verb.data_config else None
+    return describe_verb(name, verb, classes, data_class)
 
 
 def _run(argv: list[str], is_command: bool) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
-        print(_usage())
+        print(describe_first_steps(VERBS, __version__))
         return EXIT_DONE if argv else EXIT_BAD_INPUT
     if argv[0] == "--version":
         print(__version__)

@@ -40,10 +40,10 @@ ENVIRONMENT_NAME, ENVIRONMENT_COPY_NAME = "environment.json", "run_environment.j
 LOCK_NAME = ".lock"  # held by the process that works in the folder
 EMISSIONS_NAME, LEDGER_NAME = "emissions.csv", "ledger.jsonl"  # energy: codecarbon's rows, and ours of every start
 ENERGY_JSON_NAME, ENERGY_MARKDOWN_NAME, ENERGY_PLOT_NAME = "emissions.json", "emissions.md", "emissions.png"
-METRICS_NAME, PLOT_NAME = "metrics.jsonl", "loss.png"  # of a training: a record a logging step
+METRICS_NAME, PLOT_NAME, REPORT_NAME = "metrics.jsonl", "loss.png", "report.html"  # of a training; `ttl report`
 SAMPLES_NAME, ANSWERS_NAME = "samples.jsonl", "answers.jsonl"  # texts that a model wrote during and after its training
 SPEED_TEST_NAME, BASE_RECORD_NAME, BAD_STEPS_NAME = "speed_test.json", "base_model.json", "bad_steps.jsonl"
-DECAY_NOW_NAME = "decay_now"  # whoever makes it in a run's folder asks for the decay; then what was decided
+DECAY_NOW_NAME, TRACKERS_NAME = "decay_now", "trackers.json"  # asks for a run's decay; what trackers have got of it
 # The last and the first file of a checkpoint, and the folder of the locks of checkpoints that are being read.
 MARKER_NAME, BEGUN_NAME, LEASES_FOLDER = "complete.json", "begun.json", ".leases"
 AUDIT_NAME, JOURNAL_NAME = "audit.json", "journal.jsonl"  # of a tokenizer; of an unfinished packing

@@ -15,8 +15,9 @@ import yaml
 from fuzz_world import CONFIGS
 from hypothesis import strategies as st
 
-from teenytinyllama.arguments import _hints, own_keys
+from teenytinyllama.arguments import _hints
 from teenytinyllama.cli import VERBS, _find_class
+from teenytinyllama.help_text import own_keys
 from teenytinyllama.launching.ranks import RankOptions
 
 # No valid path outside the case's folder is among them: what is accepted as an output would be written there.

@@ -55,6 +55,7 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
     "classify": [{"_": ["local", "in/model"], "train_file": ["in/labels.csv"], "output_dir": "out", "seeds": 1,
                   "max_train_rows": 10}],
     "emissions": [{"_": ["in/run"]}, {"_": ["in/run"], "price": 1.5, "elsewhere": "BRA,PRT"}],
+    "report": [{"_": ["in/run"], "output_file": "out.html"}, {"_": ["in/run"], "follow": True, "output_file": "out.html"}],
     "card": [{"_": ["in/run"]}, {"_": ["in/run"], "check": True}, {"_": ["in/run"], "repository": "ana/m", "language": "pt"}],
     "publish": [{"_": ["in/run"], "to": "folder:out"}, {"_": ["in/run"], "to": "ana/modelo", "dry_run": True},
                 {"_": ["in/packed"], "to": "folder:out", "license": ["cc0-1.0"]},

@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from teenytinyllama.arguments import check_types, describe_keys, load_yaml, parse
+from teenytinyllama.arguments import check_types, load_yaml, parse
 from teenytinyllama.checks import InputError, MissingFileError
+from teenytinyllama.help_text import describe_keys
 
 
 @dataclass

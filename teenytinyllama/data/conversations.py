@@ -348,6 +348,8 @@ def _prepare(
         kind: of the rows.
         read: returns the rows with their splits, and fills the counts meanwhile.
     """
+    from tqdm import tqdm
+
     output = Path(config.output_dir)
     plan = {
         **{name: value for name, value in asdict(config).items() if name not in _NOT_OF_THE_DATA},
@@ -362,7 +364,8 @@ def _prepare(
     rows: dict[Split, list[Row]] = {split: [] for split in SPLITS}
     with place.held(f"preparing {config.kind} in it"):
         with measured_into(output, config):
-            for split, row in read(counts):
+            bar = tqdm(read(counts), desc="encoding", unit=f" {kind.unit}", mininterval=1.0, disable=None)
+            for split, row in bar:
                 rows[split].append(row)
             refuse_bad_rows(config, counts, f"are no {kind.row}", kind.harmless)
             where = ", ".join(config.inputs)

@@ -198,6 +198,7 @@ class MetricsCallback(TrainerCallback):
         self.tokens_per_step, self.evaluation, self.spending = tokens_per_step, evaluation, spending
         self.bytes_per_token, self.logged = bytes_per_token, logged
         self.knows_flops, self.loss_unit = knows_flops, loss_unit
+        self.record: dict[str, Any] | None = None  # the newest one, for trackers
         self._saving = False
         self._bar: Any = None
         self._plotted_step = 0
@@ -269,6 +270,7 @@ class MetricsCallback(TrainerCallback):
             **self.spending.record(steps_left),
             "seconds": now - self._start,
         }
+        self.record = record
         with beside_the_model(f"writing {METRICS_NAME}"):
             append_jsonl(self.path, record)
         self._logged_time, self._logged_step, self._paused = now, state.global_step, 0.0
@@ -305,9 +307,10 @@ class MetricsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         tokens, spent = state.global_step * self.tokens_per_step, self.spending.now
+        self.record = {"step": state.global_step, "tokens": tokens, **(self.evaluation.last or {}),
+                       "kwh": spent.kwh, "kg_co2e": spent.kg}  # fmt: skip
         with beside_the_model(f"writing {METRICS_NAME}"):
-            append_jsonl(self.path, {"step": state.global_step, "tokens": tokens, **(self.evaluation.last or {}),
-                                     "kwh": spent.kwh, "kg_co2e": spent.kg})  # fmt: skip
+            append_jsonl(self.path, self.record)
         if self._bar is not None:
             self._bar.write(f"held out  step {state.global_step}  {self.evaluation.describe()}")
             self._plot(state.global_step)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from ..arguments import write_yaml
 from ..checkpointing.checkpoints import branch_record, complete_checkpoints, recorded_branch, recorded_left_out
@@ -40,6 +40,7 @@ from ..stage_folder import (
     sha256_file,
     write_json,
 )
+from ..watching.trackers import TrackersCallback, take_reporters
 from .caps import CapCallback, SpendingCallback, apply_decision, earlier_decision, has_caps, hours_until_cap
 from .decay import LeaseCallback, can_begin_early
 from .guards import with_returns
@@ -66,6 +67,7 @@ class Run:
     cap: CapCallback | None
     stop: StopCallback
     banner: "BannerCallback"
+    trackers: TrackersCallback
 
     @property
     def stopped(self) -> str:
@@ -98,8 +100,6 @@ def assemble_run(
         metrics: more arguments of `MetricsCallback`.
     """
     trainer.clock = Clock()
-    for default in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(default)
     energy, stop = EnergyCallback(plan.folder, config), StopCallback()
     spending, cap = SpendingCallback(energy.spent, config.price, trainer.pauses), None
     if has_caps(config):
@@ -109,6 +109,8 @@ def assemble_run(
         cap = CapCallback(config, spending, config.early_end, energy.has_failed, asked_in)
     banner = BannerCallback(trainer, config, plan, banner_lines)
     tokens_per_step = config.rows_per_step * config.tokens_per_row
+    records = MetricsCallback(plan.folder, tokens_per_step, evaluation, spending, **metrics)
+    trackers = TrackersCallback(plan.folder, take_reporters(trainer), records)
     trainer.add_callback(IntervalsCallback())
     trainer.add_callback(QueueCallback())  # the first one, and not timed as a callback: its waiting is training time
     # The order matters: sampling comes before energy is measured, measuring before adding up and reporting, and a
@@ -120,12 +122,12 @@ def assemble_run(
         energy,
         spending,
         *([cap] if cap else []),
-        MetricsCallback(plan.folder, tokens_per_step, evaluation, spending, **metrics),
+        *(records, trackers),
         _checkpoint_callback(trainer, config, plan, evaluation, spending),
     ):
         part = "samples" if callback is samples else "callbacks"
         trainer.add_callback(trainer.clock.watch(callback, part))
-    return Run(trainer, evaluation, energy, cap, stop, banner)
+    return Run(trainer, evaluation, energy, cap, stop, banner, trackers)
 
 
 def _checkpoint_callback(
@@ -190,6 +192,7 @@ def execute(
                 _open_run_folder(config, plan, given_keys, checkpoint)
             held.callback(run.stop.restore_handlers)
             held.callback(run.energy.stop)
+            held.callback(run.trackers.close)
             _train(run, config, plan, checkpoint, finish)
             return run
 

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from ..arguments import own_keys
 from ..checks import ensure, model_license
 from ..distributed import before_ranks, ranks_of_run
 from ..energy.emissions import GridSettings
 from ..gpus import choose_precision, has_accelerator
+from ..help_text import own_keys
 from ..planning.memory import Computation, derive_batch
 from .decay import SCHEDULE, planned_decay_steps
 from .library import check_trackers, library_keys, refused_by_library, try_optimizer

@@ -1,0 +1,1 @@
+"""Watching a run while it trains: its page, and trackers of others that get the same figures."""
