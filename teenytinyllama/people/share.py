@@ -48,8 +48,10 @@ short_description: Compare respostas sem saber de quem são
 ---
 
 Uma comparação às cegas entre {systems} modelos de linguagem em português, com {prompts} pedidos, feita com
-[teenytinyllama](https://pypi.org/project/teenytinyllama/) {version}. Os votos ficam em `comparison/votes.jsonl`. O disco
-de um Space é apagado quando ele reinicia: ligue um armazenamento persistente em `comparison/`, ou baixe os votos antes.
+[teenytinyllama](https://pypi.org/project/teenytinyllama/) {version}.
+
+Os votos ficam em `comparison/votes.jsonl`. O disco de um Space é apagado quando ele reinicia: ligue um armazenamento
+persistente em `comparison/`, ou baixe os votos antes.
 """
 
 

@@ -161,6 +161,7 @@ def names_of(host: str) -> Callable[[str], bool]:
 
 def _content_policy(page: str, framed: bool) -> str:
     """Return the header by which a browser runs the page's own script and style only, and asks nobody else."""
+    parents = _HUB if framed else "'none'"
     hashes = {}
     for tag in ("script", "style"):
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -168,7 +169,7 @@ def _content_policy(page: str, framed: bool) -> str:
         hashes[tag] = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
         f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; connect-src 'self'; "
-        f"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors {_HUB if framed else "'none'"}"
+        f"img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors {parents}"
     )
 
 

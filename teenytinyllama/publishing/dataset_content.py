@@ -43,7 +43,7 @@ from .safety import inside
 _CORPUS_KEYS = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
 _INPUTS_FIX = "Publish the files themselves, or prepare the folder again."
 _STAGE_KINDS = {"corpus": "corpus", "pack": "packed", "conversations": "instructions", "preferences": "preferences"}
-_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json")
+_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json", "study.json")
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 _KNOWN_FORMS = (
     "A corpus has a column `text` (or another, named with --text_column), instructions have `messages`, or "

@@ -65,8 +65,8 @@ class PublishConfig:
     revision: str = field(
         default="main", metadata={"help": "of an export: the branch, such as gguf in the model's own repository"}
     )
-    license: str | None = field(
-        default=None, metadata={"help": "of a comparison: the licence of its answers and votes, such as cc-by-4.0"}
+    license: list[str] = field(
+        default_factory=list, metadata={"help": "of a comparison: its answers' and votes' licence, such as cc-by-4.0"}
     )
     replace: bool = field(
         default=False, metadata={"help": "go on although main holds another run or files of others; git keeps them"}
@@ -158,8 +158,7 @@ def publish_export(folder: Path, config: PublishConfig) -> None:
         InputError: see `export_upload`, `hub.push`; no token; keys that are for a run.
         RunFailedError: the Hub gives no good answer in time.
     """
-    for_runs = {"follow": config.follow, "optimizer_state": config.optimizer_state, "base_model": config.base_model}
-    given = [key for key, value in for_runs.items() if value]
+    given = [key for key in ("follow", "optimizer_state", "base_model") if getattr(config, key)]
     ensure(not given, f"{', '.join(given)}: for a run; {folder} is an export. Leave it out.")
     revision = "main" if config.is_folder else config.revision
     _publish_upload(export_upload(folder, config.repository, revision, config.language), folder, config)
@@ -174,13 +173,14 @@ def publish_study(folder: Path, config: PublishConfig) -> None:
     """
     from ..people.share import study_upload
 
-    for_runs = {"follow": config.follow, "optimizer_state": config.optimizer_state, "base_model": config.base_model,
-                "revision": config.revision != "main"}  # fmt: skip
-    given = [key for key, value in for_runs.items() if value]
+    runs_only = {"follow": False, "optimizer_state": False, "base_model": "", "revision": "main"}
+    given = [key for key, value in runs_only.items() if getattr(config, key) != value]
     ensure(not given, f"{', '.join(given)}: for a run; {folder} is a comparison. Leave it out.")
-    ensure(config.license, f"license: {folder} states none. Say under which licence answers and votes are given, such "
-           "as --license cc-by-4.0; the people who voted should know.")  # fmt: skip
-    _publish_upload(study_upload(folder, config.repository, str(config.license), config.language), folder, config)
+    ensure(
+        len(config.license) == 1,
+        f"license: {folder} needs one. Say under which licence answers and votes are given: --license cc-by-4.0",
+    )
+    _publish_upload(study_upload(folder, config.repository, config.license[0], config.language), folder, config)
 
 
 def _publish_upload(upload: Upload, folder: Path, config: PublishConfig) -> None:
