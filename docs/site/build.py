@@ -63,8 +63,8 @@ LANGUAGES = (
         "",
         {
             "home": "Home", "begin": "Begin", "grow": "Go further", "help": "Help", "reference": "Reference",
-            "measured": "Measured", "api": "Python", "message": "message", "module": "module",
-            "top": "all verbs", "refused": "", "failed": "(exit code 1)", "to_dark": "Dark", "to_light": "Light",
+            "measured": "Measured", "api": "Python", "message": "message, and the module it is in",
+            "top": "all verbs", "failed": "exit code 1", "to_dark": "Dark", "to_light": "Light",
             "description": "Make an open Portuguese language model of your own",
         },
     ),
@@ -75,8 +75,8 @@ LANGUAGES = (
         {
             "home": "Início", "begin": "Comece aqui", "grow": "Vá além", "help": "Ajuda",
             "reference": "Referência (em inglês)", "measured": "Medições (em inglês)", "api": "Python (em inglês)",
-            "message": "mensagem", "module": "módulo", "top": "todos os verbos", "refused": "",
-            "failed": "(código de saída 1)", "to_dark": "Escuro", "to_light": "Claro",
+            "message": "mensagem, e o módulo em que está", "top": "todos os verbos", "failed": "código de saída 1",
+            "to_dark": "Escuro", "to_light": "Claro",
             "description": "Faça o seu próprio modelo de linguagem aberto em português",
         },
     ),
@@ -110,8 +110,6 @@ def follow_links(text: str, source: Path, language: Language) -> str:
     def follow(match: re.Match[str]) -> str:
         picture, label, target, anchor = match[1], match[2], match[3], match[4] or ""
         path = Path(os.path.normpath(source.parent / target))
-        if path == DOCS / "guides" / language.code / "refusals.md":  # which this program writes
-            return f"[{label}](refusals.md{anchor})"
         if not path.exists():
             raise SystemExit(f"{source.relative_to(REPOSITORY)}: {target}: no such file")
         place = place_of(path, language) if path.is_relative_to(DOCS) else None
@@ -184,9 +182,8 @@ def write_pages(pages: Path, language: Language) -> None:
             target.write_text(separate_blocks(text), encoding="utf-8")
         else:
             shutil.copyfile(source, target)
-    refusals = pages / "guides" / "refusals.md"
-    intro = (SITE / f"refusals-{language.code}.md").read_text(encoding="utf-8")
-    refusals.write_text(f"{intro}\n{refusals_page(collect_refusals(), language.words)}", encoding="utf-8")
+    with (pages / "guides" / "refusals.md").open("a", encoding="utf-8") as file:
+        file.write(f"\n{refusals_page(collect_refusals(), language.words)}")
     (pages / "api").mkdir()
     for module in MODULES:
         page = f"# teenytinyllama.{module}\n\n::: teenytinyllama.{module}\n"
@@ -201,10 +198,12 @@ def menu(pages: Path, language: Language) -> list[dict[str, object]]:
 
     def section(name: str, folder: str, names: tuple[str, ...]) -> dict[str, object]:
         files = [pages / folder / f"{page}.md" for page in names]
-        return {language.words[name]: [{title_of(file): f"{folder}/{file.name}"} for file in files if file.exists()]}
+        entries = [
+            {title_of(file).removeprefix("teenytinyllama."): f"{folder}/{file.name}"} for file in files if file.exists()
+        ]
+        return {language.words[name]: entries}
 
-    return [
-        {language.words["home"]: "index.md"},
+    sections = [
         section("begin", "guides", BEGIN),
         section("grow", "guides", GROW),
         section("help", "guides", HELP),
@@ -212,6 +211,8 @@ def menu(pages: Path, language: Language) -> list[dict[str, object]]:
         section("measured", "reference", MEASURED),
         section("api", "api", MODULES),
     ]
+    filled = [part for part in sections if any(part.values())]
+    return [{language.words["home"]: "index.md"}, *filled]
 
 
 def as_toml(value: object) -> str:
@@ -231,6 +232,7 @@ def write_settings(work: Path, language: Language, site_url: str) -> None:
         "NAV": as_toml(menu(work / "pages", language)), "SITE_URL": here, "THEME_LANGUAGE": language.theme,
         "SEARCH_LANGUAGE": language.code, "SOURCE": REPOSITORY.as_posix(), "TO_DARK": language.words["to_dark"],
         "TO_LIGHT": language.words["to_light"], "DESCRIPTION": language.words["description"],
+        "TO_ENGLISH": "../" if language.place else "./", "TO_PORTUGUESE": "./" if language.place else "pt/",
     }  # fmt: skip
     for name, value in filled.items():
         text = re.sub(rf"\b{name}\b", lambda _, value=value: value, text)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent / "teenytinyllama"
-# Functions whose message is an argument: its place, and whether they are called or raised.
+# Functions whose message is an argument, and its place.
 _MESSAGE_PLACES = {"ensure": 1, "ensure_file": 2, "ensure_disk_space": 3}
 _LONGEST_PLACEHOLDER = 24
 
@@ -96,7 +96,7 @@ def _text(node: ast.expr, texts: dict[str, ast.expr]) -> str:
         return "".join(_text(part, texts) for part in node.values)
     if isinstance(node, ast.FormattedValue):
         return _text(node.value, texts)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and not _is_number(node.right):
         return _text(node.left, texts) + _text(node.right, texts)
     if isinstance(node, ast.IfExp):
         return f"{_text(node.body, texts)} | {_text(node.orelse, texts)}"
@@ -104,6 +104,10 @@ def _text(node: ast.expr, texts: dict[str, ast.expr]) -> str:
         return _text(texts[node.id], {})
     shown = ast.unparse(node)
     return "{" + (shown if len(shown) <= _LONGEST_PLACEHOLDER else "...") + "}"
+
+
+def _is_number(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
 
 
 def _without_placeholders(message: str) -> str:
@@ -120,22 +124,19 @@ def refusals_page(refusals: list[Refusal], words: dict[str, str]) -> str:
 
     Args:
         refusals: what `collect_refusals` found.
-        words: headings in the page's language: `message`, `module`, `top`, `refused` and `failed`.
+        words: texts in the page's language: `message`, `top` and `failed`.
     """
     folders: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         folders.setdefault(refusal.module.rpartition("/")[0], []).append(refusal)
     parts = []
     for folder, members in sorted(folders.items()):
-        rows = {(member.message, member.module, words[member.kind]): None for member in members}
         parts.append(f"## {folder or words['top']}\n")
-        parts.append('<table class="refusals"><thead><tr>')
-        parts.append(f"<th>{words['message']}</th><th>{words['module']}</th></tr></thead><tbody>")
-        parts += [
-            f"<tr><td>{html.escape(message)}</td><td><code>{module.rpartition('/')[2]}</code> {kind}</td></tr>"
-            for message, module, kind in rows
-        ]
-        parts.append("</tbody></table>\n")
+        parts.append(f'<div class="refusals"><table><thead><tr><th>{words["message"]}</th></tr></thead><tbody>')
+        for message, module, kind in dict.fromkeys((row.message, row.module, row.kind) for row in members):
+            note = f"; {words['failed']}" if kind == "failed" else ""
+            parts.append(f"<tr><td>{html.escape(message)}<br><small>{module}{note}</small></td></tr>")
+        parts.append("</tbody></table></div>\n")
     return "\n".join(parts)
 
 
