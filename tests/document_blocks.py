@@ -19,9 +19,9 @@ from teenytinyllama.doctor.preflight import read_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS = {"ttl demo", "ttl pretrain", "accelerate launch"}  # take --max_tokens: a few steps do
-# The verb behind each recipe and each Slurm script; the rest is called as its verb.
 # The key of the folder that a training makes of `inputs` before its config is complete.
 _PREPARED = {"pretrain": "packed", "sft": "conversations", "dpo": "preferences"}
+# The verb behind each recipe and each Slurm script; the rest is called as its verb.
 _VERBS = {"train_tokenizer": "tokenizer"}
 
 

@@ -28,7 +28,6 @@ GUIDES = REPOSITORY / "docs" / "guides"
 PAGES = sorted(path.stem for path in (GUIDES / "en").glob("*.md"))
 LANGUAGES = ("en", "pt")
 FIRST, TUNING = "first-model", "instruction-tuning"  # make what the other pages use
-AFTER_TUNING = "ttl chat --check-template"  # the first command of the tuning page that others need not repeat
 
 
 def page(language: str, name: str) -> Path:
