@@ -53,9 +53,12 @@ def test_both_languages_have_the_same_commands_and_code(name: str) -> None:
 
 @pytest.fixture
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as `ttl init` makes it, with the config that `ttl plan --write run.yaml` writes, as working directory."""
+    """The working directory: as `ttl init` makes it, with the reader's files and what `ttl plan --write run.yaml` writes."""
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
     shutil.copyfile(tmp_path / "recipes" / "configs" / "460m" / "pretrain.yaml", tmp_path / "run.yaml")
+    for folder, row in (("corpus", '{"text": "a"}'), ("instruct", '{"instruction": "a", "output": "b"}')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text(f"{row}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -95,8 +98,8 @@ def test_lines_for_other_machines_are_parsed_by_their_verbs(
         for line in lines_of(page("en", name), kind):
             line = line.rpartition(" | ")[2]  # what an echo is for
             said = refusal(line, monkeypatch) if verb_line(line) else None
-            # A folder that an earlier command makes is not there; a recipe is.
-            missing = said is not None and re.search("no such|does not exist", said) and "recipes/" not in said
+            # A folder that an earlier command makes is not there, or run.yaml is; a recipe is there.
+            missing = said and re.search("no such|does not exist|already exists", said) and "recipes/" not in said
             assert said is None or missing, f"{name}: {line}: {said}"
 
 

@@ -11,8 +11,6 @@ from types import ModuleType
 
 import pytest
 
-from teenytinyllama.checks import ensure
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 SITE = REPOSITORY / "docs" / "site"
 GUIDES = REPOSITORY / "docs" / "guides"
@@ -106,6 +104,8 @@ def test_search_speaks_both_languages(site: Path) -> None:
         text = (site / place / "search.json").read_text(encoding="utf-8")
         assert word in text
         assert "Keep one of the two lines" in text, "a refusal of arguments.py"
+        assert "reference/gpu/" in text
+        assert "reference/lab-log/" not in text
     assert 'lang="pt-BR"' in (site / "pt" / "index.html").read_text(encoding="utf-8")
 
 
@@ -129,14 +129,21 @@ def test_messages_are_read_as_a_user_sees_them(tmp_path: Path) -> None:
         "raise RunFailedError('stopped')\n"
         "raise ValueError('not ours')\n"
         "ensure(y, text)\n"
+        "def check(z):\n"
+        "    why = f'{z} is odd'\n"
+        "    ensure(z, why)\n"
+        "    raise InputError(_far(z))\n"
+        "def _far(z):\n"
+        "    return 'far' if z else 'very far'\n"
     )
     found = load("refusals").collect_refusals(tmp_path)
     assert [(refusal.line, refusal.kind, refusal.message) for refusal in found] == [
         (3, "refused", "x={x}: must be positive, not {x + 1}. Mend it."),
         (4, "refused", "{...} is near | far"),
         (5, "failed", "stopped"),
+        (10, "refused", "{z} is odd"),
+        (11, "refused", "far | very far"),
     ]
-    ensure(True, "")  # the function whose calls are read
 
 
 def test_troubles_quote_what_the_library_says() -> None:
@@ -212,6 +219,11 @@ def test_in_a_browser(site: Path) -> None:
                     page.goto(address + place)
                     page.wait_for_selector("div.mermaid", state="attached", timeout=60_000)
                     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+                page.keyboard.press("Control+k")
+                page.wait_for_timeout(1000)  # until the field has the keyboard
+                page.keyboard.type("Keep one of the two lines")
+                page.get_by_text("arguments.py").first.wait_for(timeout=60_000)
+                page.keyboard.press("Escape")
                 page.goto(address + "pt/guides/trouble/")
                 page.locator("a.site-language").click()
                 page.wait_for_url(address + "guides/trouble/")

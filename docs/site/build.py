@@ -32,6 +32,8 @@ GROW = ("budget", "cluster", "evaluation", "votes", "energy", "publishing")
 HELP = ("trouble", "refusals", "questions")
 REFERENCE = ("corpus", "recipe", "evaluation", "export", "reliability")
 MEASURED = ("performance", "gpu", "plan-500-usd", "lab-log")
+# The journal is long and about everything, so search would find it before the page that helps.
+NOT_SEARCHED = ("lab-log.md",)
 # The modules whose docstrings are pages: what a program imports, and the configs behind the verbs' keys.
 MODULES = (
     "models", "presets", "tokenizer.train", "data.pack", "data.packed", "training.config", "tuning.config",
@@ -63,8 +65,8 @@ LANGUAGES = (
         "",
         {
             "home": "Home", "begin": "Begin", "grow": "Go further", "help": "Help", "reference": "Reference",
-            "measured": "Measured", "api": "Python", "message": "message, and the module it is in",
-            "top": "all verbs", "failed": "exit code 1", "to_dark": "Dark", "to_light": "Light",
+            "measured": "Measured", "api": "Python", "message": "message",
+            "failed": "exit code 1", "to_dark": "Dark", "to_light": "Light",
             "description": "Make an open Portuguese language model of your own",
         },
     ),
@@ -75,7 +77,7 @@ LANGUAGES = (
         {
             "home": "Início", "begin": "Comece aqui", "grow": "Vá além", "help": "Ajuda",
             "reference": "Referência (em inglês)", "measured": "Medições (em inglês)", "api": "Python (em inglês)",
-            "message": "mensagem, e o módulo em que está", "top": "todos os verbos", "failed": "código de saída 1",
+            "message": "mensagem", "failed": "código de saída 1",
             "to_dark": "Escuro", "to_light": "Claro",
             "description": "Faça o seu próprio modelo de linguagem aberto em português",
         },
@@ -179,7 +181,8 @@ def write_pages(pages: Path, language: Language) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix == ".md":
             text = follow_links(source.read_text(encoding="utf-8"), source, language)
-            target.write_text(separate_blocks(text), encoding="utf-8")
+            head = "---\nsearch:\n  exclude: true\n---\n\n" if source.name in NOT_SEARCHED else ""
+            target.write_text(head + separate_blocks(text), encoding="utf-8")
         else:
             shutil.copyfile(source, target)
     with (pages / "guides" / "refusals.md").open("a", encoding="utf-8") as file:
@@ -234,8 +237,7 @@ def write_settings(work: Path, language: Language, site_url: str) -> None:
         "TO_LIGHT": language.words["to_light"], "DESCRIPTION": language.words["description"],
         "TO_ENGLISH": "../" if language.place else "./", "TO_PORTUGUESE": "./" if language.place else "pt/",
     }  # fmt: skip
-    for name, value in filled.items():
-        text = re.sub(rf"\b{name}\b", lambda _, value=value: value, text)
+    text = re.sub(rf"\b(?:{'|'.join(filled)})\b", lambda match: filled[match[0]], text)
     (work / "zensical.toml").write_text(text, encoding="utf-8")
 
 

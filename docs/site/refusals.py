@@ -1,7 +1,8 @@
 """Every refusal and every known failure of the package, read from its source: the page on which an error is looked up.
 
-Nothing is imported or run: the messages are the texts in `ensure(...)`, `raise InputError(...)` and their kin. What a
-message puts in, such as a path, is shown by its name: `{path}`.
+Nothing is imported or run: the messages are the texts in `ensure(...)`, `raise InputError(...)` and their kin, also
+where a name or a function of the same module stands for them. What a message puts in, such as a path, is shown by its
+name: `{path}`. A message of which only such names are known is left out.
 
     python docs/site/refusals.py    # one line a message: file:line, then the message
 """
@@ -43,11 +44,13 @@ def collect_refusals(package: Path = PACKAGE) -> list[Refusal]:
     found: list[Refusal] = []
     for path, tree in modules.items():
         texts = _constants(tree)
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
         for line, kind, node in _message_nodes(tree, kinds):
-            message = " ".join(_text(node, texts).split())
-            if any(character.isalpha() for character in _without_placeholders(message)):
-                found.append(Refusal(path.relative_to(package).as_posix(), line, kind, message))
-    return sorted(found)
+            for meant in _meanings(node, line, functions):
+                message = " ".join(_text(meant, texts).split())
+                if any(character.isalpha() for character in _without_placeholders(message)):
+                    found.append(Refusal(path.relative_to(package).as_posix(), line, kind, message))
+    return sorted(set(found))
 
 
 def _error_kinds(trees: list[ast.Module]) -> dict[str, str]:
@@ -75,6 +78,36 @@ def _message_nodes(tree: ast.Module, kinds: dict[str, str]) -> Iterator[tuple[in
         place = _MESSAGE_PLACES.get(name, 0 if name in kinds else None)
         if place is not None and len(node.args) > place:
             yield node.lineno, kinds.get(name, "refused"), node.args[place]
+
+
+def _meanings(node: ast.expr, line: int, functions: list[ast.FunctionDef]) -> list[ast.expr]:
+    """Return what a message's expression stands for: what its variable is set to, or what its function returns.
+
+    Args:
+        node: the expression.
+        line: of the call that it is a message of.
+        functions: of the module, in which the variable or the function is looked for.
+    """
+    if isinstance(node, ast.Name):
+        around = [function for function in functions if function.lineno <= line <= (function.end_lineno or 0)]
+        return [
+            part.value
+            for function in around
+            for part in ast.walk(function)
+            if isinstance(part, ast.Assign)
+            and isinstance(part.targets[0], ast.Name)
+            and part.targets[0].id == node.id
+            and isinstance(part.value, ast.Constant | ast.JoinedStr | ast.BinOp | ast.IfExp)
+        ] or [node]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return [
+            part.value
+            for function in functions
+            if function.name == node.func.id
+            for part in ast.walk(function)
+            if isinstance(part, ast.Return) and part.value is not None
+        ] or [node]
+    return [node]
 
 
 def _constants(tree: ast.Module) -> dict[str, ast.expr]:
@@ -120,22 +153,22 @@ def _without_placeholders(message: str) -> str:
 
 
 def refusals_page(refusals: list[Refusal], words: dict[str, str]) -> str:
-    """Return the page's tables in Markdown, a heading for each folder of the package.
+    """Return the page's tables in Markdown, a heading for each module, so that search leads to a short table.
 
     Args:
         refusals: what `collect_refusals` found.
-        words: texts in the page's language: `message`, `top` and `failed`.
+        words: texts in the page's language: `message` and `failed`.
     """
-    folders: dict[str, list[Refusal]] = {}
+    modules: dict[str, dict[tuple[str, str], None]] = {}
     for refusal in refusals:
-        folders.setdefault(refusal.module.rpartition("/")[0], []).append(refusal)
+        modules.setdefault(refusal.module, {})[refusal.message, refusal.kind] = None
     parts = []
-    for folder, members in sorted(folders.items()):
-        parts.append(f"## {folder or words['top']}\n")
+    for module, messages in sorted(modules.items()):
+        parts.append(f"## {module}\n")
         parts.append(f'<div class="refusals"><table><thead><tr><th>{words["message"]}</th></tr></thead><tbody>')
-        for message, module, kind in dict.fromkeys((row.message, row.module, row.kind) for row in members):
-            note = f"; {words['failed']}" if kind == "failed" else ""
-            parts.append(f"<tr><td>{html.escape(message)}<br><small>{module}{note}</small></td></tr>")
+        for message, kind in messages:
+            note = f"<br><small>{words['failed']}</small>" if kind == "failed" else ""
+            parts.append(f"<tr><td>{html.escape(message)}{note}</td></tr>")
         parts.append("</tbody></table></div>\n")
     return "\n".join(parts)
 
