@@ -16,7 +16,7 @@ OTHER := .venv-transformers4
 TORCHAO := .torchao
 OTHER_PYTHON := $(OTHER)/bin/python
 
-.PHONY: demo test test-all torture fuzz lint types check cards install install-dev other-tools clean
+.PHONY: demo test test-all torture fuzz lint types check cards docs install install-dev other-tools clean
 
 demo: install
 	$(BIN)/ttl demo
@@ -48,6 +48,10 @@ check: lint types test
 # The reference cards again, from the published figures beside them.
 cards: install
 	$(BIN)/python -m teenytinyllama.publishing.card model_cards
+
+# The site, both languages, strictly and without network: build/site. Addresses of web and repository: docs/site/build.py.
+docs: install-dev
+	$(BIN)/python docs/site/build.py $(if $(SITE_URL),--site_url $(SITE_URL))
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev

@@ -1,27 +1,16 @@
 """The READMEs: every command and every Python block is executed, and both languages give the same ones."""
 
 import ast
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+from document_blocks import REPOSITORY, blocks, check_install, commands, run_one, shell_environment, shortened
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.pt-BR.md")
-STEPS = {"ttl demo", "ttl pretrain", "accelerate launch"}  # take --max_tokens: a few steps do
-
-
-def blocks(name: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", (REPOSITORY / name).read_text(encoding="utf-8"), re.M | re.S)
-
-
-def commands(name: str) -> list[str]:
-    return [line for block in blocks(name, "bash") for line in block.replace("\\\n", "").splitlines()]
 
 
 def test_both_readmes_have_the_same_commands_and_code() -> None:
@@ -44,7 +33,7 @@ def test_presets_in_the_readmes_are_the_presets() -> None:
 
 
 def test_files_that_documents_name_exist_and_nothing_local_is_named() -> None:
-    tracked = [path for path in REPOSITORY.rglob("*.md") if ".venv" not in path.parts and "outputs" not in path.parts]
+    tracked = [path for path in REPOSITORY.rglob("*.md") if not {".venv", "outputs", "build"} & set(path.parts)]
     assert len(tracked) >= 5
     for path in tracked:
         text = path.read_text(encoding="utf-8")
@@ -88,22 +77,13 @@ def test_how_do_i_names_what_exists() -> None:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment with `ttl`, `python` and `accelerate` of this interpreter first on the path."""
-    folder = tmp_path_factory.mktemp("bin")
-    for name, module in (("ttl", "teenytinyllama"), ("accelerate", "accelerate.commands.accelerate_cli")):
-        script = folder / name
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
-        script.chmod(0o755)
-    (folder / "python").symlink_to(sys.executable)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return shell_environment(tmp_path_factory.mktemp("bin"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_readme_word_for_word(shell: dict[str, str], tmp_path: Path) -> None:
     where = tmp_path
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for command in commands(READMES[0]):
         if command.startswith("make "):  # CI runs them whole; here: what they would do
             done = subprocess.run(
@@ -112,22 +92,16 @@ def test_the_readme_word_for_word(shell: dict[str, str], tmp_path: Path) -> None
             assert done.returncode == 0, done.stderr
             continue
         if command.startswith("pip install"):
-            wanted = re.fullmatch(r"pip install '?teenytinyllama(?:\[(\w+)\])?'?", command)  # test_package does it
-            assert wanted is not None, command
-            assert wanted[1] in (None, *extras)
+            check_install(command)
             continue
         if command.startswith("cd "):
             where = where / command[3:]
             continue
-        if command.startswith("ttl sft"):  # of a base model that a few steps have taught nothing
-            command += " --max_steps 2 --check_first_loss false"
-        if any(command.startswith(step) for step in STEPS) and "--max_tokens" not in command:
-            command += " --max_tokens 16384"
+        command = shortened(command)
         if command.startswith("recipes/reproduce.sh"):
             shutil.rmtree(where / "outputs")  # the stages before have made the same folders
             command += " --max_tokens 131072"  # enough for a tuning that looks at its first loss
-        done = subprocess.run(command, shell=True, cwd=where, env=shell, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        run_one(command, where, shell)
     for block in blocks(READMES[0], "python"):
         done = subprocess.run(
             [sys.executable, "-c", block], cwd=where, env=shell, capture_output=True, text=True, check=False
