@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from common import parser, print_table, write_results
+from people_simulation import SimulatedStudy, simulate_ballots
 
 from teenytinyllama.people.ratings import rate_systems
-from teenytinyllama.people.study_simulation import SimulatedStudy, simulate_ballots
 from teenytinyllama.people.voters import measure_voters, named_random
 
 SPREADS = ((0.0, 0.0), (0.4, 0.6), (1.0, 1.0))  # of people and of prompts

@@ -68,8 +68,8 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
                 "measure": False, "license": "mit", "repository": "ana/modelo"}],
     "bench": [{"_": ["in/model"], "output_dir": "out", "prompt_tokens": 8, "new_tokens": 4, "batch_sizes": [1]}],
     "compare": [{"_": ["in/model", "in/chat"], "output_dir": "out", "n_prompts": 2, "max_new_tokens": 4, "serve": False},
-                {"_": ["in/chat", "references"], "output_dir": "out", "prompts": "chat", "n_prompts": 1,
-                 "max_new_tokens": 4, "serve": False, "judge": "in/chat"}],
+                {"_": ["in/chat", "references"], "output_dir": "out", "prompts": "base", "n_prompts": 1,
+                 "max_new_tokens": 2, "serve": False}],
     "serve": [{"_": ["in/chat"], "max_new_tokens": 4, "name": "lhama"}],
     "app": [{"_": ["in/chat"], "port": 7861}, {"_": ["ana/modelo"], "space_dir": "out", "instructions": ["in/instructions.jsonl"]}],
 }  # fmt: skip

@@ -353,3 +353,12 @@ def test_a_gguf_file_answers_like_the_model(tmp_path: Path, chat_folder: Path) -
         assert gguf.is_chat
         with pytest.raises(InputError, match="and the model's context of 128 must also hold 50 of the answer"):
             gguf.answer("palavra " * 300, Sampling(max_new_tokens=50), is_chat=True)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, models: Path) -> None:
+    asked = write_rows(tmp_path / "p.jsonl", [{"prompt": "Oi"}, {"prompt": "palavra " * 400}])
+    with pytest.raises(
+        InputError, match="prompts: p-0002: message: .* the model's context of 256 must also hold 8 .*of base"
+    ):
+        make_study(config_of(tmp_path, prompts=str(asked), n_prompts=None), words_of(models))
+    assert not (tmp_path / "comparison").exists()

@@ -1,14 +1,19 @@
 """Ratings of a comparison's votes: known strengths are found, intervals hold, random clickers are named."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from people_simulation import SimulatedStudy, simulate_ballots
+
 from teenytinyllama.checks import InputError
 from teenytinyllama.people import ratings
 from teenytinyllama.people.ratings import Ballot, fit_strengths, mean_win_odds, rate_systems
-from teenytinyllama.people.study_simulation import SimulatedStudy, simulate_ballots
 from teenytinyllama.people.voters import measure_agreement, measure_voters, named_random
 
 

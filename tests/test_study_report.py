@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 from card_runs import split_card, write_whole_run
 from made_study import write_lines
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from people_simulation import SimulatedStudy, simulate_ballots
+
 from teenytinyllama.checks import InputError
 from teenytinyllama.people.card_votes import facts_for_card, take_votes
 from teenytinyllama.people.study_report import read_ballots, write_report
-from teenytinyllama.people.study_simulation import SimulatedStudy, simulate_ballots
 from teenytinyllama.publishing.card import check_model_card, render_model_card, write_model_card
 from teenytinyllama.stage_folder import sha256_file
 

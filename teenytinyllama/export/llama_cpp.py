@@ -161,6 +161,21 @@ class LlamaCpp:
         """Return whether the file has a chat template."""
         return bool((self.model.metadata or {}).get("tokenizer.chat_template"))
 
+    def check_length(self, text: str, sampling: "Sampling", is_chat: bool) -> int:
+        """Return the room for an answer to a message, in tokens.
+
+        Raises:
+            InputError: the message does not fit into the context with an answer.
+        """
+        room = min(sampling.max_new_tokens, self.context // 2)
+        tokens = len(self.tokenize(text)) + _TEMPLATE_TOKENS * is_chat
+        ensure(
+            tokens + room <= self.context,
+            f"message: {tokens} tokens, and the model's context of {self.context} must also hold {room} of the answer. "
+            "Shorten the message.",
+        )
+        return room
+
     def answer(self, text: str, sampling: "Sampling", is_chat: bool) -> tuple[str, int, bool]:
         """Return the answer to a message, or what goes on with a text; its tokens, and whether the model ended it.
 
@@ -174,13 +189,7 @@ class LlamaCpp:
         Raises:
             InputError: it does not fit into the context with an answer, or the template takes too much to render.
         """
-        room = min(sampling.max_new_tokens, self.context // 2)
-        tokens = len(self.tokenize(text)) + _TEMPLATE_TOKENS * is_chat
-        ensure(
-            tokens + room <= self.context,
-            f"message: {tokens} tokens, and the model's context of {self.context} must also hold {room} of the answer. "
-            "Shorten the message.",
-        )
+        room = self.check_length(text, sampling, is_chat)
         chosen: dict[str, Any] = {
             "max_tokens": room, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
             "min_p": 0.0, "repeat_penalty": sampling.repetition_penalty, "seed": sampling.seed,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -22,8 +23,8 @@ from ..data.readers import read_records
 from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.recorder import StageMeter
-from ..model_files import check_config, locate
-from ..models import from_pretrained, place_for_answers, weights_identity
+from ..model_files import check_config, is_adapter, locate
+from ..models import from_pretrained, load_config, load_tokenizer, place_for_answers, weights_identity
 from ..stage_folder import parse_record, sha256_file, sha256_json
 from ..tokenizer.encode import compose
 from .prompts import Prompt
@@ -180,7 +181,7 @@ def identify(system: System) -> str:
     if system.form == "gguf":
         return sha256_file(Path(system.source))
     source = locate(system.source, system.revision)
-    if source.find("adapter_config.json") is None or source.find("config.json") is not None:
+    if not is_adapter(source):
         check_config(source)
     return weights_identity(system.source, system.revision)
 
@@ -320,6 +321,34 @@ def _answering(system: System, is_chat: bool, sampling: Sampling, config: Any) -
         return written.strip() if is_chat else written.rstrip(), len(reply.ids), reply.ended
 
     yield answer
+
+
+def check_lengths(system: System, prompts: Sequence[Prompt], is_chat: bool, sampling: Sampling) -> None:
+    """Check that every prompt fits into the context of a model here, with an answer behind it; reads no weights.
+
+    Raises:
+        InputError: one does not.
+    """
+    with contextlib.ExitStack() as held:
+        if system.form == "gguf":
+            from ..export.llama_cpp import opened
+
+            gguf = held.enter_context(opened(Path(system.source), scores=False))
+            check: Callable[[str], object] = lambda text: gguf.check_length(text, sampling, is_chat)  # noqa: E731
+        else:
+            name, revision = system.source, system.revision
+            if is_adapter(locate(name, revision)):  # of an unknown base: its prompts are checked as they are asked
+                return
+            tokenizer = load_tokenizer("MODEL", name, revision)
+            if not is_chat:
+                tokenizer.chat_template = None
+            shape: Any = SimpleNamespace(config=load_config("MODEL", name, revision))
+            check = Chat(shape, tokenizer, sampling).answer
+        for prompt in prompts:
+            try:
+                check(prompt.prompt)
+            except InputError as error:
+                raise InputError(f"prompts: {prompt.id}: {error} (asked of {system.name})") from error
 
 
 def has_chat_template(system: System) -> bool:

@@ -17,6 +17,7 @@ from .answers import (
     AnswerPlan,
     System,
     answers_path,
+    check_lengths,
     dump_answers,
     has_chat_template,
     identify,
@@ -189,6 +190,9 @@ def plan_study(config: CompareConfig, words: list[str]) -> StudyPlan:
         )
         for name, identity in identities.items()
     }
+    for system in systems:
+        if system.name in plans:
+            check_lengths(system, prompts, plans[system.name].is_chat, config.sampling)
     return StudyPlan(kind, prompts, systems, plans)
 
 

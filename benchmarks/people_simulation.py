@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ratings import Ballot, Floats, fit_strengths, mean_win_odds
-from .votes import CHOICES
+from teenytinyllama.people.ratings import Ballot, Floats, fit_strengths, mean_win_odds
+from teenytinyllama.people.votes import CHOICES
 
 _KINDS = ("letter", "question", "summary", "story")
 
