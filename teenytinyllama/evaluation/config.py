@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import InputError, ensure, near_name
-from ..cleaning.toxicity import ToxicityConfig
-from ..corpus.config import nested
 from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 
@@ -241,8 +239,7 @@ SUITES: dict[str, tuple[str, ...]] = {
         "signal": "calame lambada hellaswag arc_zero cloze",
     }.items()
 }
-BIAS = "bias"  # asked for by name: it is no part of `all`
-SUITE_CHOICES = (LANGUAGE_MODELING, *SUITES, BIAS, "all")
+SUITE_CHOICES = (LANGUAGE_MODELING, *SUITES, "all")
 
 
 def choose_tasks(suite: str | None, tasks: list[str] | None) -> list[tuple[str, BenchmarkTask]]:
@@ -279,15 +276,12 @@ class EvaluateConfig(GridSettings):
     model_name_or_path: str = field(
         default="", metadata={"help": "folder (a run, a checkpoint, an adapter), Hub repository or short name"}
     )
-    suite: Literal["lm", "paper", "leaderboard", "signal", "bias", "all"] | None = field(
+    suite: Literal["lm", "paper", "leaderboard", "signal", "all"] | None = field(
         default=None,
         metadata={"help": "lm: bits per byte of held-out text; paper: ARC, HellaSwag, MMLU, TruthfulQA; leaderboard: "
-                          "nine Portuguese tasks; signal: cheap ones that follow training (default); bias: prejudice"},
+                          "nine Portuguese tasks; signal: cheap ones that follow training. Default signal"},
     )  # fmt: skip
     tasks: list[str] | None = field(default=None, metadata={"help": "single tasks instead of a suite: arc enem …"})
-    toxicity: dict[str, Any] | None = field(
-        default=None, metadata={"help": "of suite bias: model, label and more of a classifier, as in `ttl corpus`"}
-    )
     data_dir: str | None = field(
         default=None,
         metadata={"help": "folder of parquet, jsonl or json files of the tasks; null: the Hub or its cache"},
@@ -345,18 +339,7 @@ class EvaluateConfig(GridSettings):
             value = getattr(self, key)
             ensure(value is None or value >= 1, f"{key}={value}: must be at least 1.")
         ensure(not (self.checkpoints and self.revision), f"checkpoints, revision={self.revision}: give one of the two.")
-        ensure(self.toxicity is None or self.suite == BIAS, "toxicity: is for --suite bias. Leave it out.")
-        _ = self.toxicity_config  # refuses wrong keys now
         check_energy(self)
-
-    @property
-    def toxicity_config(self) -> ToxicityConfig | None:
-        """Return the classifier of suite `bias`, if there is one.
-
-        Raises:
-            InputError: its keys are not those of the corpus stage's step.
-        """
-        return None if self.toxicity is None else nested(ToxicityConfig, "toxicity", self.toxicity)  # type: ignore[no-any-return]
 
     @property
     def wants_language_modeling(self) -> bool:

@@ -44,8 +44,7 @@ from ..stage_folder import (
     versions,
 )
 from .benchmark_rows import CLOZE, BenchmarkRows, MissingDataError, load_rows
-from .bias import bias_identity, bias_measures, missing_judge
-from .config import BIAS, LANGUAGE_MODELING, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
+from .config import LANGUAGE_MODELING, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
 from .results import (
     HELD_OUT,
     MeasuredTask,
@@ -207,11 +206,9 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         f"tasks={' '.join(written)}: are answered in writing, and the tokenizer of {config.model_name_or_path} names "
         "no end token. Set eos_token in its tokenizer_config.json, or copy the tokenizer again.",
     )
-    if config.suite == BIAS:
-        missing |= missing_judge(config.toxicity_config)
     work = _with_held_out_text(_Work(config, folder, models, tasks, None, None, missing), wanted, loaded[1])
     ensure(
-        work.tasks or work.text is not None or config.suite == BIAS,
+        work.tasks or work.text is not None,
         (f"suite={config.suite}" if config.tasks is None else f"tasks={' '.join(config.tasks)}")
         + ": nothing can be measured. "
         + "; ".join(f"{task}: {reason}" for task, reason in work.missing.items()),
@@ -359,8 +356,6 @@ def _measure(
     """Measure what an earlier start has not measured, and write a file for each task."""
     if work.text is not None:
         _measure_text(work, evaluated, model, fingerprint)
-    if work.config.suite == BIAS:
-        _measure_bias(work, evaluated, model, tokenizer, fingerprint)
     harness_model = None
     for task, rows in work.tasks:
         identity = _task_identity(task, work.config, rows, fingerprint)
@@ -388,17 +383,6 @@ def _measure_text(work: _Work, evaluated: EvaluatedModel, model: "PreTrainedMode
     path = measured_task_path(work.folder, evaluated.step, HELD_OUT)
     if not from_first(partial(is_measured, path, identity)):
         measures = language_modeling_measures(model, text, config.batch_size, *settings)
-        if is_main_process():
-            rows = [asdict(replace(row, **evaluated.place)) for row in measures]
-            write_measured_task(path, MeasuredTask(identity, [], rows, weights=fingerprint))
-
-
-def _measure_bias(work: _Work, evaluated: EvaluatedModel, model: Any, tokenizer: Any, fingerprint: str) -> None:
-    """Measure prejudice, unless an earlier start did; every rank measures all of it, and rank 0 writes."""
-    config, path = work.config, measured_task_path(work.folder, evaluated.step, BIAS)
-    identity = bias_identity(fingerprint, config.precision, config.toxicity_config)
-    if not from_first(partial(is_measured, path, identity)):
-        measures = bias_measures(model, tokenizer, config.batch_size, config.toxicity_config)
         if is_main_process():
             rows = [asdict(replace(row, **evaluated.place)) for row in measures]
             write_measured_task(path, MeasuredTask(identity, [], rows, weights=fingerprint))

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from ..arguments import load_yaml
 from ..checks import InputError, MissingFileError, ensure
 from ..stage_folder import PARTS_FOLDER, write_json
-from .config import BIAS, LANGUAGE_MODELING, SUITES, TASKS
+from .config import LANGUAGE_MODELING, SUITES, TASKS
 
 TrivialKind = Literal["constant", "majority", "length", "chance"]
 HELD_OUT = "held_out"  # the task that measures bits per byte of held-out text
@@ -367,10 +367,9 @@ def collect_measured(
     found.sort(key=lambda row: row[:2])
     scores: list[Score] = []
     measures: list[Measure] = []
-    tasks_of: dict[str, tuple[str, ...]] = {LANGUAGE_MODELING: (HELD_OUT,), **SUITES, BIAS: (BIAS,)}
-    for suite, tasks in tasks_of.items():
+    for suite in (LANGUAGE_MODELING, *SUITES):
         for _, _, task, measured in found:
-            if task in tasks:
+            if task == HELD_OUT if suite == LANGUAGE_MODELING else task in SUITES[suite]:
                 scores += [Score(**{**row, "suite": suite}) for row in measured.scores]
                 measures += [Measure(**{**row, "suite": suite}) for row in measured.measures]
     return scores, measures

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..passport.provenance import say_contamination
-from .bias import format_bias
-from .config import BIAS
 from .results import (
     HELD_OUT,
     Measure,
@@ -75,7 +73,6 @@ def format_results(
     if final:
         lines += [_MEANING, ""]
     lines += _measures([measure for measure in measures if measure.step is None])
-    lines += format_bias([measure for measure in measures if measure.step is None])
     lines += _progress(results, measures)
     if missing:
         lines += ["## Not measured", "", *_table(["task", "reason"], sorted(missing.items()))]
@@ -142,7 +139,7 @@ def _measures(measures: Sequence[Measure]) -> list[str]:
             rows.append([part or "all", f"{bits.num_items:,}", _figure(bits), _figure(perplexity, 2)])
         lines += ["## Held-out text", "", *_table(["source", "documents", "bits per byte", "perplexity"], rows)]
         lines += ["Bits per byte are per byte of the text in composed form (NFC).", ""]
-    others = dict.fromkeys(measure for measure in measures if measure.task != HELD_OUT and measure.suite != BIAS)
+    others = dict.fromkeys(measure for measure in measures if measure.task != HELD_OUT)
     if others:
         rows = [[measure.task, measure.metric, _figure(measure)] for measure in others]
         lines += ["## Further figures of the tasks", "", *_table(["task", "metric", "value"], rows)]
