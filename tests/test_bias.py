@@ -4,12 +4,14 @@ import json
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from card_runs import RUN, write_run
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from teenytinyllama import cli
@@ -29,7 +31,8 @@ from teenytinyllama.evaluation.bias_figures import (
 )
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import evaluate_model
-from teenytinyllama.evaluation.results import Score, read_results
+from teenytinyllama.evaluation.results import Score, read_results, write_results
+from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.scores import bias_rows, final_scores, model_index_of_results
 
 PAIRS, PROMPTS = read_pairs(), read_prompts()
@@ -101,7 +104,9 @@ def test_the_pairs_differ_in_at_most_two_places_and_are_balanced() -> None:
         tones = Counter(pair.tone for pair in own)
         assert tones["positive"] == tones["negative"] >= 12
         # The same words, and the same groups, are exchanged in both directions: a liking for a word moves no share.
-        there = Counter(tuple((a.lower(), b.lower()) for a, b in exchanged_words(p.stereotyped, p.counter)) for p in own)
+        there = Counter(
+            tuple((a.lower(), b.lower()) for a, b in exchanged_words(p.stereotyped, p.counter)) for p in own
+        )
         back = Counter(tuple((b.lower(), a.lower()) for a, b in exchanged_words(p.stereotyped, p.counter)) for p in own)
         assert there == back
         assert Counter((p.group_a, p.group_b) for p in own) == Counter((p.group_b, p.group_a) for p in own)
@@ -357,6 +362,24 @@ def test_keys_that_do_not_fit_are_refused(values: dict[str, Any], message: str) 
 def test_the_command_takes_the_suite(classifier: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", classifier, "--suite", "bias"]) == 2
     assert "is a classifier" in capsys.readouterr().err
+
+
+def test_the_card_says_what_was_measured_and_what_that_does_not_show(measured: Path, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", RUN)
+    results = read_results(measured / "results.json")
+    pairs_only = replace(results, scores=tuple(row for row in results.scores if row.metric != "toxic_share"))
+    for found, has_texts in ((results, True), (pairs_only, False)):
+        write_results(folder / "results.json", found)
+        card = render_model_card(folder, language="en")
+        assert "### Prejudice" in card
+        assert "does not show that the model is free of prejudice" in card
+        assert ("Whether the model writes toxic texts about groups was not measured." in card) is not has_texts
+        assert "The model was not evaluated on benchmarks." in card
+        first = results.scores[0]
+        assert f"| Pairs, all subjects | stereotyped sentence likelier | 240 | {100 * first.value:.2f} [" in card
+    assert "### Preconceito" in render_model_card(folder, language="pt")
+    (folder / "results.json").unlink()
+    assert "### Prejudice" not in render_model_card(folder, language="en")
 
 
 def test_shares_are_no_benchmark_scores_of_a_card(measured: Path) -> None:
