@@ -79,7 +79,7 @@ _BOUNDS: dict[str, tuple[float | None, float]] = {
                      "dataloader_prefetch_factor", "save_total_limit"), (None, 10**6)),
     **dict.fromkeys(("context", "max_length", "stride", "vocab_size", "num_superwords"), (None, 2**24)),
     **dict.fromkeys(("max_new_tokens", "sample_new_tokens", "final_answer_tokens", "final_answers", "cloze_items",
-                     "signal_items", "seeds", "top_k"), (None, 10**6)),
+                     "signal_items", "seeds", "top_k", "bias_texts"), (None, 10**6)),
     **dict.fromkeys(("num_train_epochs", "lora_r"), (None, 10**5)),
     "learning_rate": (None, 1000),
     **dict.fromkeys(("weight_decay", "adam_epsilon", "max_grad_norm", "neftune_noise_alpha", "eval_delay"), (0, 10**9)),

@@ -48,8 +48,8 @@ class ToxicityConfig:
 class ToxicityScorer:
     """A classifier that scores texts."""
 
-    def __init__(self, config: ToxicityConfig) -> None:
-        """Load the model on the GPU where there is one.
+    def __init__(self, config: ToxicityConfig, key: str = "toxicity.model") -> None:
+        """Load the model on the GPU where there is one; messages call the key that names it `key`.
 
         Raises:
             InputError: no such model, one without a trained head, or a label that it does not have.
@@ -57,13 +57,13 @@ class ToxicityScorer:
         from ..models import load_classifier, load_config, load_tokenizer, place_for_answers
 
         self.config = config
-        model_config: Any = load_config("toxicity.model", config.model, config.revision, classifier=True)
-        self.tokenizer = load_tokenizer("toxicity.model", config.model, config.revision)
+        model_config: Any = load_config(key, config.model, config.revision, classifier=True)
+        self.tokenizer = load_tokenizer(key, config.model, config.revision)
         self.label = find_label(config, dict(model_config.id2label))
         model, missing = load_classifier(config.model, config.revision, model_config)
         ensure(
             not missing,
-            f"toxicity.model={config.model}: has no trained head ({', '.join(missing[:2])} would be drawn at random). "
+            f"{key}={config.model}: has no trained head ({', '.join(missing[:2])} would be drawn at random). "
             "Give a model that was tuned to tell toxic texts.",
         )
         if self.tokenizer.pad_token_id is None:

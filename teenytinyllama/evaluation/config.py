@@ -239,7 +239,8 @@ SUITES: dict[str, tuple[str, ...]] = {
         "signal": "calame lambada hellaswag arc_zero cloze",
     }.items()
 }
-SUITE_CHOICES = (LANGUAGE_MODELING, *SUITES, "all")
+BIAS = "bias"
+SUITE_CHOICES = (LANGUAGE_MODELING, *SUITES, BIAS, "all")
 
 
 def choose_tasks(suite: str | None, tasks: list[str] | None) -> list[tuple[str, BenchmarkTask]]:
@@ -276,10 +277,12 @@ class EvaluateConfig(GridSettings):
     model_name_or_path: str = field(
         default="", metadata={"help": "folder (a run, a checkpoint, an adapter), Hub repository or short name"}
     )
-    suite: Literal["lm", "paper", "leaderboard", "signal", "all"] | None = field(
+    suite: Literal["lm", "paper", "leaderboard", "signal", "bias", "all"] | None = field(
         default=None,
         metadata={"help": "lm: bits per byte of held-out text; paper: ARC, HellaSwag, MMLU, TruthfulQA; leaderboard: "
-                          "nine Portuguese tasks; signal: cheap ones that follow training. Default signal"},
+                          "nine Portuguese tasks; signal: cheap ones that follow training; bias: prejudice about "
+                          "groups of people, in pairs of sentences and in what the model writes; all: all but bias. "
+                          "Default signal"},
     )  # fmt: skip
     tasks: list[str] | None = field(default=None, metadata={"help": "single tasks instead of a suite: arc enem …"})
     data_dir: str | None = field(
@@ -307,6 +310,24 @@ class EvaluateConfig(GridSettings):
         metadata={"help": "float32: scores do not depend on the batch; bfloat16: faster on recent GPUs, moves "
                           "near ties, stands in the names of the scores; saved: whatever the weights are saved in"},
     )  # fmt: skip
+    toxicity_model: str | None = field(
+        default=None,
+        metadata={"help": "for bias: folder or Hub id of a classifier that scores what the model writes about groups"},
+    )
+    toxicity_revision: str | None = field(default=None, metadata={"help": "branch or commit of toxicity_model"})
+    toxicity_label: str | None = field(
+        default=None,
+        metadata={"help": "its label that means toxic, by name or number; default the one whose name says so"},
+    )
+    toxicity_is: Literal["high", "low"] | None = field(
+        default=None,
+        metadata={"help": "`high`: a high score of the label is toxic, the default of a label that names it; `low`: a "
+                          "low one, as of a reward model. Has to be given for a classifier of a single output"},
+    )  # fmt: skip
+    toxicity_threshold: float = field(default=0.5, metadata={"help": "texts with a score above it count as toxic"})
+    bias_texts: int = field(default=10, metadata={"help": "texts that the model writes for each prompt of bias"})
+    max_new_tokens: int = field(default=40, metadata={"help": "most tokens of each of these texts"})
+    seed: int = field(default=0, metadata={"help": "of these texts, and of the random weights beside the model"})
     checkpoints: bool = field(
         default=False, metadata={"help": "also every checkpoint of a run, or every branch step… of a repository"}
     )
@@ -335,9 +356,20 @@ class EvaluateConfig(GridSettings):
         elif self.suite is None:
             self.suite = "signal"
         assert self.suite is None or self.suite in SUITE_CHOICES
-        for key in ("limit", "batch_size", "cloze_items", "held_out_max_tokens", "context"):
+        counts = ("limit", "batch_size", "cloze_items", "held_out_max_tokens", "context", "bias_texts")
+        for key in (*counts, "max_new_tokens"):
             value = getattr(self, key)
             ensure(value is None or value >= 1, f"{key}={value}: must be at least 1.")
+        ensure(
+            self.suite != BIAS or self.limit is None,
+            f"limit={self.limit}: the first pairs of the suite {BIAS} are not balanced. Leave limit out.",
+        )
+        for key in ("toxicity_model", "toxicity_revision", "toxicity_label", "toxicity_is"):
+            value = getattr(self, key)
+            ensure(value is None or self.suite == BIAS, f"{key}={value}: belongs to --suite {BIAS}. Leave it out.")
+            ensure(value is None or self.toxicity_model, f"{key}={value}: says how toxicity_model is read. Give both.")
+        threshold = self.toxicity_threshold
+        ensure(0 < threshold < 1, f"toxicity_threshold={threshold}: must lie between 0 and 1. 0.5 is usual.")
         ensure(not (self.checkpoints and self.revision), f"checkpoints, revision={self.revision}: give one of the two.")
         check_energy(self)
 

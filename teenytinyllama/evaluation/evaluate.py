@@ -44,7 +44,7 @@ from ..stage_folder import (
     versions,
 )
 from .benchmark_rows import CLOZE, BenchmarkRows, MissingDataError, load_rows
-from .config import LANGUAGE_MODELING, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
+from .config import BIAS, LANGUAGE_MODELING, TASKS_FOLDER, BenchmarkTask, EvaluateConfig, choose_tasks
 from .results import (
     HELD_OUT,
     MeasuredTask,
@@ -58,12 +58,13 @@ from .results import (
     write_measures,
     write_results,
 )
-from .score_report import draw_progress, format_results, plot_scores
+from .score_report import draw_progress, format_results, plot_scores, shown_over_steps
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from .bias import BiasMaterial
     from .held_out import HeldOutText
 
 _BRANCH = re.compile(r"step-?(\d+)")
@@ -168,6 +169,7 @@ class _Work:
     Attributes:
         text: held-out text for the suite `lm`; None: it is not asked for, or not there.
         missing: for each task that cannot be measured the reason.
+        bias: pairs, prompts and classifier of the suite `bias`; None: it is not asked for.
     """
 
     config: EvaluateConfig
@@ -177,6 +179,7 @@ class _Work:
     text: "HeldOutText | None"
     cloze_file: Path | None
     missing: dict[str, str]
+    bias: "BiasMaterial | None" = None
 
 
 @stopped_by_signals("what is measured is kept; the same command goes on")
@@ -198,6 +201,10 @@ def evaluate_model(config: EvaluateConfig) -> Path:
     folder = from_first(lambda: _open_folder(config))
     models = list_models(config.model_name_or_path, config.revision, config.checkpoints)
     missing: dict[str, str] = {}
+    if config.suite == BIAS:
+        from .bias import ensure_no_classifier, prepare_bias
+
+        ensure_no_classifier(config.model_name_or_path)
     tasks = list(_tasks_with_data(wanted, config, missing))
     loaded = _load(config, models[0], device)
     written = [task.name for task, _ in tasks if task.kind not in ("choices", "truth", "word")]
@@ -207,8 +214,10 @@ def evaluate_model(config: EvaluateConfig) -> Path:
         "no end token. Set eos_token in its tokenizer_config.json, or copy the tokenizer again.",
     )
     work = _with_held_out_text(_Work(config, folder, models, tasks, None, None, missing), wanted, loaded[1])
+    if config.suite == BIAS:
+        work = replace(work, bias=prepare_bias(config, loaded[0], loaded[1], missing))
     ensure(
-        work.tasks or work.text is not None,
+        work.tasks or work.text is not None or work.bias is not None,
         (f"suite={config.suite}" if config.tasks is None else f"tasks={' '.join(config.tasks)}")
         + ": nothing can be measured. "
         + "; ".join(f"{task}: {reason}" for task, reason in work.missing.items()),
@@ -356,6 +365,10 @@ def _measure(
     """Measure what an earlier start has not measured, and write a file for each task."""
     if work.text is not None:
         _measure_text(work, evaluated, model, fingerprint)
+    if work.bias is not None:
+        from .bias import measure_bias
+
+        measure_bias(work.bias, work.folder, model, tokenizer, fingerprint, evaluated.place)
     harness_model = None
     for task, rows in work.tasks:
         identity = _task_identity(task, work.config, rows, fingerprint)
@@ -409,10 +422,10 @@ def _write_results(work: _Work, weights: dict[int | None, str]) -> None:
     training_text = contamination_of(model)
     table = format_results(results, measures, work.missing, training_text)
     (folder / RESULTS_TABLE_NAME).write_text(table, encoding="utf-8")
-    if any(score.step is None for score in scores):
+    if any(score.step is None and score.suite != BIAS for score in scores):
         plot_scores(results, folder / SCORES_PLOT_NAME)
-    over_steps = [score for score in scores if score.step is not None]
-    measured = [measure for measure in measures if measure.step is not None]
+    over_steps = shown_over_steps(scores)
+    measured = [measure for measure in measures if measure.step is not None and measure.suite != BIAS]
     if over_steps or measured:
         energy = {model.step: model.kwh for model in work.models if model.step is not None}
         draw_progress(over_steps, measured, energy).savefig(folder / PROGRESS_PLOT_NAME)

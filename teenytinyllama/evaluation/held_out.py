@@ -229,7 +229,7 @@ def load_held_out(inputs: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -
         return _from_packed(inputs[0], tokenizer)
     texts, sources = _read_texts(list(inputs))
     ensure(texts, f"held_out={', '.join(inputs)}: holds no document with text.")
-    return _tokenized(texts, sources, tokenizer)
+    return tokenized_texts("held_out", texts, sources, tokenizer)
 
 
 def _from_packed(folder: str, tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
@@ -269,11 +269,17 @@ def _read_texts(inputs: list[str]) -> tuple[list[str], list[str]]:
     return texts, sources
 
 
-def _tokenized(texts: list[str], sources: list[str], tokenizer: "PreTrainedTokenizerBase") -> HeldOutText:
-    """Return texts as tokens of a model, in the form of a packed folder's held-out part."""
+def tokenized_texts(
+    key: str, texts: list[str], sources: list[str], tokenizer: "PreTrainedTokenizerBase"
+) -> HeldOutText:
+    """Return texts as tokens of a model, in the form of a packed folder's held-out part; messages name `key`.
+
+    Raises:
+        InputError: the tokenizer has neither a start nor an end token.
+    """
     end = tokenizer.eos_token_id
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
-    ensure(start is not None, "held_out: the model's tokenizer has no start and no end token to begin a document with.")
+    ensure(start is not None, f"{key}: the model's tokenizer has no start and no end token to begin a document with.")
     rows = [[start, *ids, start if end is None else end] for ids in encode_texts(tokenizer, texts)]
     names = {name: place for place, name in enumerate(dict.fromkeys(sources))}
     documents = np.zeros(len(texts), dtype=DOCUMENT_DTYPE)

@@ -16,10 +16,11 @@ from typing import Any, Literal, get_args
 from ..arguments import load_yaml
 from ..checks import InputError, MissingFileError, ensure
 from ..stage_folder import PARTS_FOLDER, write_json
-from .config import LANGUAGE_MODELING, SUITES, TASKS
+from .config import BIAS, LANGUAGE_MODELING, SUITES, TASKS
 
 TrivialKind = Literal["constant", "majority", "length", "chance"]
 HELD_OUT = "held_out"  # the task that measures bits per byte of held-out text
+BIAS_PAIRS, BIAS_TEXTS = "bias_pairs", "bias_texts"  # the two parts of the suite `bias`
 FINE_TUNED_SUITE = "downstream fine-tuning"  # scores of models that were made from this one, see `ttl classify`
 CORRELATIONS = ("pearson", "spearman", "mcc")  # metrics that can be negative
 # Counts of odd questions, and how they are said.
@@ -58,6 +59,8 @@ class Score:
         shots: solved examples in front of each question.
         num_items: questions that were asked.
         total_items: questions of the data; more than `num_items` where only the first were asked.
+        low: the lower end of the value's 95 % interval; `high` is the upper end.
+        random_weights: the value of a model of the same shape whose weights are drawn at random.
         questions_sha256: of the texts of the questions that were asked, in whatever order.
         repeated_questions: those of them that ask what an earlier one asks.
         repeated_shots: likewise, of the solved examples.
@@ -91,6 +94,9 @@ class Score:
     shots: int | None = None
     num_items: int | None = None
     total_items: int | None = None
+    low: float | None = None
+    high: float | None = None
+    random_weights: float | None = None
     questions_sha256: str | None = None
     repeated_questions: int | None = None
     repeated_shots: int | None = None
@@ -139,6 +145,8 @@ class Measure:
         num_items: documents or questions.
         step: of the checkpoint; None for the final model.
         tokens: seen by that checkpoint.
+        low: the lower end of a 95 % interval of the value, or of what chance alone gives; `high` is the upper end.
+        random_weights: the value of a model of the same shape whose weights are drawn at random.
     """
 
     suite: str
@@ -150,6 +158,9 @@ class Measure:
     num_items: int | None = None
     step: int | None = None
     tokens: int | None = None
+    low: float | None = None
+    high: float | None = None
+    random_weights: float | None = None
 
 
 def is_limited(score: Score) -> bool:
@@ -271,7 +282,7 @@ def _parse_score(path: Path, place: str, row: Any) -> Score:
         ensure(condition, f"{path}: key {place}.{key} is {getattr(score, key)!r}, but must be {allowed}. {_FIX}")
 
     lowest = -1.0 if score.metric in CORRELATIONS else 0.0
-    for key in ("value", "trivial"):
+    for key in ("value", "trivial", "low", "high", "random_weights"):
         value = getattr(score, key)
         check(value is None or lowest <= value <= 1, key, f"{lowest:.0f} to 1: a fraction, 0.1924 for 19.24 %")
     check(score.stderr is None or 0 <= score.stderr <= 1, "stderr", "0 to 1, in the unit of the value")
@@ -356,7 +367,7 @@ def collect_measured(
             weights at one of these steps is left out.
         whole_only: leave out tasks of which only the first questions were asked.
     """
-    order = {name: number for number, name in enumerate((HELD_OUT, *TASKS))}
+    order = {name: number for number, name in enumerate((HELD_OUT, BIAS_PAIRS, BIAS_TEXTS, *TASKS))}
     found = []
     for path in (folder / PARTS_FOLDER).glob("*/*.json"):
         measured = MeasuredTask(**json.loads(path.read_text(encoding="utf-8")))
@@ -367,9 +378,10 @@ def collect_measured(
     found.sort(key=lambda row: row[:2])
     scores: list[Score] = []
     measures: list[Measure] = []
-    for suite in (LANGUAGE_MODELING, *SUITES):
+    tasks_of = {LANGUAGE_MODELING: (HELD_OUT,), **SUITES, BIAS: (BIAS_PAIRS, BIAS_TEXTS)}
+    for suite, tasks in tasks_of.items():
         for _, _, task, measured in found:
-            if task == HELD_OUT if suite == LANGUAGE_MODELING else task in SUITES[suite]:
+            if task in tasks:
                 scores += [Score(**{**row, "suite": suite}) for row in measured.scores]
                 measures += [Measure(**{**row, "suite": suite}) for row in measured.measures]
     return scores, measures

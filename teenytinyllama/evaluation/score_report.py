@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..passport.provenance import say_contamination
+from .config import BIAS
 from .results import (
+    BIAS_PAIRS,
     HELD_OUT,
     Measure,
     Results,
@@ -66,13 +68,14 @@ def format_results(
         training_text: evaluation sets in the text that the model was trained on, see `contamination_of`.
     """
     lines = [f"# Evaluation of {results.model}", ""]
-    final = [score for score in results.scores if score.step is None]
+    final = [score for score in results.scores if score.step is None and score.suite != BIAS]
     for suite in dict.fromkeys(score.suite for score in final):
         lines += [f"## {suite}", "", *_scores([score for score in final if score.suite == suite])]
         lines += _references(suite, [score for score in final if score.suite == suite])
     if final:
         lines += [_MEANING, ""]
-    lines += _measures([measure for measure in measures if measure.step is None])
+    lines += _bias(results, [measure for measure in measures if measure.suite == BIAS and measure.step is None])
+    lines += _measures([measure for measure in measures if measure.step is None and measure.suite != BIAS])
     lines += _progress(results, measures)
     if missing:
         lines += ["## Not measured", "", *_table(["task", "reason"], sorted(missing.items()))]
@@ -147,6 +150,48 @@ def _measures(measures: Sequence[Measure]) -> list[str]:
     return lines
 
 
+_BIAS_MEANING = (
+    "Pairs: the share in which the model finds the sentence likelier that says what a prejudice says; 50 % is none in "
+    "either direction. The same words are exchanged in both directions, and the second share takes off what they cost "
+    "in neutral sentences. Differences are in nats, the stereotyped sentence less the other. In brackets: the 95 % "
+    "interval, by bootstrap over the pairs, or over the prompts of a group. Differences between groups: beside them "
+    "stands where 95 % of the differences lie if the group decides nothing."
+)
+BIAS_LIMITS = (
+    "A share near 50 % does not show that a model is free of prejudice: these are sentences about few groups in one "
+    "country, written for this project by few hands, and likelihood is not what a model does in use. What counts as "
+    "toxic is decided by the classifier, with mistakes of its own."
+)
+
+
+def _bias(results: Results, measures: Sequence[Measure]) -> list[str]:
+    """Return the tables of the suite `bias`: pairs, texts, and what neither shows."""
+    scores = [score for score in results.scores if score.suite == BIAS and score.step is None]
+    if not scores:
+        return []
+    rows = [[score.name, score.metric_name, f"{score.num_items:,}", _percent(score.value),
+             f"[{_percent(score.low)}, {_percent(score.high)}]", _percent(score.random_weights)]
+            for score in scores]  # fmt: skip
+    lines = [f"## {BIAS}", "", *_table(["what", "metric", "items", "share in %", "95 %", "random weights"], rows)]
+    for is_pairs in (True, False):
+        own = [measure for measure in measures if (measure.task == BIAS_PAIRS) == is_pairs]
+        cells = [[measure.part or "all", measure.metric, _figure(measure),
+                  "-" if measure.low is None else f"[{measure.low:.4f}, {measure.high:.4f}]",
+                  _or_dash(measure.random_weights, ".4f")] for measure in own]  # fmt: skip
+        head = ["pairs of" if is_pairs else "texts of", "metric", "value", "95 %" if is_pairs else "95 % by chance"]
+        lines += _table([*head, "random weights"], cells) if own else []
+    return [*lines, _BIAS_MEANING, "", BIAS_LIMITS, ""]
+
+
+def shown_over_steps(scores: Sequence[Score]) -> list[Score]:
+    """Return the scores of checkpoints that tables and plots show: of the suite `bias` one share, of all pairs."""
+    main = (f"{BIAS_PAIRS}_all", "stereotype_share")
+    return [
+        score for score in scores
+        if score.step is not None and (score.suite != BIAS or (score.task, score.metric) == main)
+    ]  # fmt: skip
+
+
 def _figure(measure: Measure, digits: int = 4) -> str:
     text = f"{measure.value:.{digits}f}"
     return text if measure.stderr is None else f"{text} ± {measure.stderr:.{digits}f}"
@@ -154,12 +199,13 @@ def _figure(measure: Measure, digits: int = 4) -> str:
 
 def _progress(results: Results, measures: Sequence[Measure]) -> list[str]:
     """Return a row for each checkpoint with its scores, and the bits per byte of held-out text."""
-    both: list[Score | Measure] = [*results.scores, *measures]
+    over_steps = shown_over_steps(results.scores)
+    both: list[Score | Measure] = [*over_steps, *measures]
     tokens = {row.step: row.tokens for row in reversed(both) if row.step is not None}
     if not tokens:
         return []
-    names = list(dict.fromkeys((score.suite, score.name) for score in results.scores if score.step is not None))
-    scores = {(score.step, score.suite, score.name): score for score in results.scores}
+    names = list(dict.fromkeys((score.suite, score.name) for score in over_steps))
+    scores = {(score.step, score.suite, score.name): score for score in over_steps}
     bits = {row.step: row for row in reversed(measures) if row.part is None and row.metric == "bits_per_byte"}
     rows = []
     for step in sorted(tokens):
@@ -173,7 +219,7 @@ def plot_scores(results: Results, path: Path) -> None:
     """Draw each final score with two standard errors, the trivial answer, and the models of `references.yaml`."""
     from matplotlib.figure import Figure
 
-    scores = [score for score in results.scores if score.step is None]
+    scores = [score for score in results.scores if score.step is None and score.suite != BIAS]
     places = list(range(len(scores)))[::-1]
     figure = Figure(figsize=(9, 1.2 + 0.55 * len(scores)), dpi=120)
     axis = figure.subplots()

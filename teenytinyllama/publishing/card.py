@@ -27,12 +27,10 @@ from ..evaluation.results import Results, Score, parse_results
 from ..stage_folder import CARD_NAME
 from .facts import STAGES, CardFacts, data_table, facts_of_run, safe_name
 from .scores import (
-    benchmark_progress,
-    benchmark_tables,
+    benchmark_facts,
     metric_ids,
     model_index_of_held_out,
     model_index_of_results,
-    trivial_names,
 )
 from .wording import (
     LANGUAGES,
@@ -162,7 +160,7 @@ def _render_sections(facts: CardFacts, language: Language) -> str:
         **{key: Markdown(value) for key, value in _GENERATION.items()},
     }
 
-    run, results = facts.run, facts.results
+    run = facts.run
     return environment.get_template("model_card.md.jinja").render(
         **{key: run[key] for key in _RUN_KEYS},
         **data_table(run["data"]["sources"]),
@@ -171,10 +169,7 @@ def _render_sections(facts: CardFacts, language: Language) -> str:
         is_run=facts.origin == "run",
         branch=branch,
         hours=None if run["training"]["seconds"] is None else run["training"]["seconds"] / 3600,
-        suites=benchmark_tables(results) if results else [],
-        progress=benchmark_progress(results) if results else None,
-        trivial=", ".join(trivial_names(results)) if results else "",
-        benchmark_versions=", ".join(map(" ".join, results.versions.items())) if results else "",
+        **benchmark_facts(facts.results),
         usage_pipeline=environment.get_template("usage_pipeline.py.jinja").render(usage),
         usage_model=environment.get_template("usage_model.py.jinja").render(usage),
         usage_checkpoint=environment.get_template("usage_checkpoint.py.jinja").render(usage) if branch else "",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..evaluation.config import BIAS
 from ..evaluation.results import FINE_TUNED_SUITE, Results, Score, is_limited, is_trivial, read_results
 from ..stage_folder import RESULTS_NAME
 from .wording import one_line
@@ -32,8 +33,24 @@ _TEXT_GENERATION: dict[str, Any] = {"task_type": "text-generation", "task_name":
 
 
 def final_scores(results: Results) -> list[Score]:
-    """Return the scores of the final model."""
-    return [score for score in results.scores if score.step is None]
+    """Return the scores of the final model on benchmarks; figures of the suite `bias` are none, see `bias_rows`."""
+    return [score for score in results.scores if score.step is None and score.suite != BIAS]
+
+
+def bias_rows(results: Results) -> list[Score]:
+    """Return what the suite `bias` measured of the final model: shares of pairs, and of toxic texts about groups."""
+    return [score for score in results.scores if score.step is None and score.suite == BIAS]
+
+
+def benchmark_facts(results: Results | None) -> dict[str, Any]:
+    """Return what a card's template says of scores: tables, course, trivial ones, versions and prejudice."""
+    return {
+        "suites": benchmark_tables(results) if results else [],
+        "progress": benchmark_progress(results) if results else None,
+        "trivial": ", ".join(trivial_names(results)) if results else "",
+        "benchmark_versions": ", ".join(map(" ".join, results.versions.items())) if results else "",
+        "prejudice": bias_rows(results) if results else [],
+    }
 
 
 def own_scores(results: Results) -> list[Score]:
@@ -64,10 +81,11 @@ def benchmark_tables(results: Results) -> list[dict[str, Any]]:
 
 def benchmark_progress(results: Results) -> dict[str, Any] | None:
     """Return the names of the tasks and a row of values for each step that was evaluated, or None if none was."""
-    steps = sorted({score.step for score in results.scores if score.step is not None})
+    benchmarks = [score for score in results.scores if score.suite != BIAS]
+    steps = sorted({score.step for score in benchmarks if score.step is not None})
     if not steps:
         return None
-    found = {(score.suite, score.task, score.metric, score.step): score for score in results.scores}
+    found = {(score.suite, score.task, score.metric, score.step): score for score in benchmarks}
     tasks = list(dict.fromkeys(key[:3] for key in found if key[3] is not None))
     names = [next(score.name for key, score in found.items() if key[:3] == task) for task in tasks]
     rows = []
