@@ -43,8 +43,8 @@ class OnProcessor(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def moved(value: Any) -> Any:
-            is_apple = (isinstance(value, torch.device) and value.type == "mps") or value == "mps"
-            return torch.device("cpu") if isinstance(value, str | torch.device) and is_apple else value
+            is_device = isinstance(value, str | torch.device)
+            return torch.device("cpu") if is_device and str(value).startswith("mps") else value
 
         if func is torch.device:  # the name is still a name
             return func(*args, **(kwargs or {}))
@@ -81,9 +81,14 @@ def apple_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                          ("driver_allocated_memory", 10**9), ("manual_seed", None), ("is_available", True)):  # fmt: skip
         monkeypatch.setattr(torch.mps, name, answering(name, answer), raising=False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # accelerate sets it
+    monkeypatch.setattr("transformers.training_args.is_torch_mps_available", lambda: True)  # remembers what it found
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *a, **k: torch.device("mps"))
     monkeypatch.setattr(torch.accelerator, "synchronize", answering("synchronize"))
+    # A random generator is no function of tensors, which are all that changes its device here.
+    monkeypatch.setattr("teenytinyllama.gpus._measured_peak_flops", lambda *a: (1e11, "made up"))
     with OnProcessor():
         yield asked
 
