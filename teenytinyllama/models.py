@@ -439,7 +439,7 @@ def place_for_answers(model: "PreTrainedModel", use_cpu: bool = False) -> tuple[
 
     avoid_cudnn_attention()
     placed: Any = model.eval()
-    if use_cpu or (device := answering_device()).type == "cpu":
+    if use_cpu or (device := answering_device().type) == "cpu":
         return placed, None
     try:
         placed = placed.to(device)
