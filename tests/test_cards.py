@@ -91,7 +91,8 @@ def test_metadata(run_folder: Path):
     metadata, _ = split_card(render_model_card(run_folder))
     index = metadata.pop("model-index")
     assert metadata == {
-        "language": "pt", "language_details": "pt-BR",
+        "language": "pt",
+        "language_details": "pt-BR",
         "license": "apache-2.0",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
