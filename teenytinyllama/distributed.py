@@ -22,7 +22,7 @@ import psutil
 
 from .checks import InputError, RunFailedError, beside_the_model, counted, ensure, is_main_process
 from .energy.recorder import STARTED_VARIABLE
-from .gpus import has_accelerator
+from .gpus import answering_device, has_accelerator
 from .launching.processes import end_with
 from .launching.supervision import SUPERVISOR_VARIABLE
 
@@ -112,7 +112,7 @@ def join_ranks() -> "torch.device":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if has_gpu else "gloo", timeout=_TIMEOUT)
-    return torch.device("cuda" if has_gpu else "cpu")
+    return answering_device()
 
 
 def leave_ranks() -> None:

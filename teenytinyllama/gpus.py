@@ -1,15 +1,19 @@
 """GPUs: the one table of their peak, memory, power and price; and what the device of this process is and can do."""
 
 import functools
+import os
 import platform
 import re
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .checks import InputError, available_cores, near_name
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,11 @@ class Gpu:
         memory_gb: memory in 10^9 bytes, as the data sheet counts.
         board_watts: the board's power limit.
         planned_watts: power that a plan counts for one GPU at work, with its share of the host.
-        price_usd: a usual price of an hour; a plan for an offer replaces it.
+        price_usd: a usual price of an hour; a plan for an offer replaces it. 0: a card that people own.
         source: of peak, memory and board power.
         watts_source: of `planned_watts`.
         price_source: of `price_usd`.
+        has_bf16: whether it computes bf16; without, trainings are in fp16 with a loss scaler.
     """
 
     device: str
@@ -37,6 +42,7 @@ class Gpu:
     source: str
     watts_source: str
     price_source: str
+    has_bf16: bool = True
 
 
 # A GPU without a measurement: nine tenths of its power limit, as an H100 (620-680 of 700 W) and an A100 (330-370 of
@@ -45,6 +51,9 @@ _RULE = "0.9 x board power + 80 W of the host, the rule that fits H100 and A100"
 _H100_WATTS = "GPU 620-680 W + 80-120 W of the host under training load"
 _A100_WATTS = "GPU 330-370 W + 80 W of the host; TeenyTinyLlama-160m's log has 430 W (arXiv 2401.16640)"
 _HOSTED = "offers of 2 to 3 USD; nanochat plans with 3"
+_OWNED = "a card that people own; give --price for a rented one"
+_V100 = "NVIDIA V100 data sheet, SXM2 (fp16; Volta has no bf16)"
+_V100_PRICE = "median of GPUs of its age, May 2026: 0.97 USD (GPU index of aimultiple.com)"
 
 GPUS: dict[str, Gpu] = {
     "h200": Gpu(
@@ -83,6 +92,18 @@ GPUS: dict[str, Gpu] = {
         _RULE,
         "RunPod, March 2026: 0.22 to 0.39 USD (as compared by deploybase.ai)",
     ),
+    "rtx4060": Gpu(
+        "RTX 4060", 30.2e12, 8, 115, 184, 0.0,
+        "15.1 TFLOP/s in fp32, twice as many in tensor cores with fp32 accumulation, as in the RTX 4090's white paper",
+        _RULE,
+        _OWNED,
+    ),
+    "rtx3060": Gpu(
+        "RTX 3060", 25.5e12, 12, 170, 233, 0.0,
+        "12.7 TFLOP/s in fp32, twice as many in tensor cores with fp32 accumulation, as in the RTX 3090's white paper",
+        _RULE,
+        _OWNED,
+    ),
     "l4": Gpu(
         "L4", 121e12, 24, 72, 145, 0.8,
         "NVIDIA L4 data sheet (242 TFLOP/s bf16 with sparsity)",
@@ -94,10 +115,13 @@ GPUS: dict[str, Gpu] = {
         "NVIDIA T4 data sheet (fp16; Turing has no bf16)",
         _RULE,
         "Modal, May 2026: 0.59 USD (as compared by techbytes.app)",
+        has_bf16=False,
     ),
+    "v100-32gb": Gpu("V100-SXM2", 125e12, 32, 300, 350, 1.0, _V100, _RULE, _V100_PRICE, has_bf16=False),
+    "v100-16gb": Gpu("V100-SXM2", 125e12, 16, 300, 350, 1.0, _V100, _RULE, _V100_PRICE, has_bf16=False),
 }  # fmt: skip
 
-_ALSO = {"a100": "a100-80gb"}
+_ALSO = {"a100": "a100-80gb", "v100": "v100-16gb"}
 
 
 def get_gpu(name: str) -> tuple[str, Gpu]:
@@ -146,6 +170,14 @@ def has_accelerator() -> bool:
     return bool(torch.accelerator.is_available())
 
 
+def has_pinned_memory() -> bool:
+    """Return whether copies to the GPU can go on beside other work, from pinned memory; Apple's shares the CPU's."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type != "mps"
+
+
 def count_usable_gpus() -> int:
     """Return how many GPUs the ranks could use; Apple's does not count, it has no collectives."""
     import torch
@@ -164,13 +196,37 @@ def named_gpus(environment: Mapping[str, str], usable: int) -> tuple[list[str], 
     return named.split(",") if named else [str(index) for index in range(usable)], order
 
 
+def computes_bf16(device: "torch.device") -> bool:
+    """Return whether a device computes bf16 itself: an NVIDIA GPU from Ampere on (capability 8.0), or one of AMD's.
+
+    A T4 or V100 takes bf16 too, but emulates it; Apple's GPU has it only on newer systems.
+    """
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def answering_device() -> "torch.device":
+    """Return the device on which this process asks a model without a Trainer: an NVIDIA, AMD or Apple GPU, or the CPU.
+
+    An Apple GPU counts for a process of one rank: it has no collectives.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    is_apple = found is not None and found.type == "mps" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return torch.device("mps" if is_apple else "cpu")
+
+
 def choose_precision() -> tuple[Precision, str]:
     """Return the training precision that suits this machine, and why."""
     import torch
 
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        if torch.cuda.get_device_capability() >= (8, 0):
+        if computes_bf16(torch.device("cuda")):
             return "bf16", f"{name} computes bf16 natively, which needs no loss scaling"
         return "fp16", f"{name} has no native bf16 (compute capability below 8.0); fp16 with a loss scaler instead"
     if has_accelerator():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, ensure_folder, ensure_packages, near_folder
+from .gpus import answering_device
 from .model_files import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
@@ -428,8 +429,7 @@ def without_cudnn_attention() -> Iterator[None]:
 def place_for_answers(model: "PreTrainedModel", use_cpu: bool = False) -> tuple["PreTrainedModel", str | None]:
     """Return a model in evaluation mode on the device where it answers, and a note for the user or None.
 
-    That is an NVIDIA or AMD GPU if there is one; where a training fills its memory, or this torch has no kernels for
-    it, the model stays on the processor.
+    That is `gpus.answering_device`, or the processor where the GPU is full or this torch has no kernels for it.
 
     Args:
         model: on the processor.
@@ -439,11 +439,11 @@ def place_for_answers(model: "PreTrainedModel", use_cpu: bool = False) -> tuple[
 
     avoid_cudnn_attention()
     placed: Any = model.eval()
-    if use_cpu or not torch.cuda.is_available():
+    if use_cpu or (device := answering_device().type) == "cpu":
         return placed, None
     try:
-        placed = placed.to("cuda")
-        torch.zeros(1, device="cuda").add_(1).item()  # does this torch have kernels for it?
+        placed = placed.to(device)
+        torch.zeros(1, device=device).add_(1).item()  # does this torch have kernels for it?
     except RuntimeError as error:  # no memory left is one, too
         why = str(error).splitlines()[0]
         return placed.to("cpu"), f"note: answers on the processor, because the GPU refuses: {why}"

@@ -46,11 +46,10 @@ SPEED_TEST_NAME, BASE_RECORD_NAME, BAD_STEPS_NAME = "speed_test.json", "base_mod
 DECAY_NOW_NAME, TRACKERS_NAME = "decay_now", "trackers.json"  # asks for a run's decay; what trackers have got of it
 # The last and the first file of a checkpoint, and the folder of the locks of checkpoints that are being read.
 MARKER_NAME, BEGUN_NAME, LEASES_FOLDER = "complete.json", "begun.json", ".leases"
-AUDIT_NAME, JOURNAL_NAME = "audit.json", "journal.jsonl"  # of a tokenizer; of an unfinished packing
+AUDIT_NAME, JOURNAL_NAME, PEOPLE_NAME = "audit.json", "journal.jsonl", "people.json"  # the last: votes on a run
 RESULTS_NAME, RESULTS_TABLE_NAME = "results.json", "results.md"  # of an evaluation
 MEASURES_NAME, CLOZE_NAME, PARTS_FOLDER = "measures.json", "cloze.jsonl", "parts"
 SCORES_PLOT_NAME, PROGRESS_PLOT_NAME, STORIES_NAME = "scores.png", "progress.png", "stories.json"
-PEOPLE_NAME = "people.json"  # of a run: what people said of it in a comparison
 CLASSIFICATION_TABLE_NAME, BENCH_NAME, BENCH_TABLE_NAME = "classification.md", "bench.json", "bench.md"
 # Of what is published: the card, the list of a run's checkpoints, what a dataset was made of.
 RUNS_NAME, RUNS_FOLDER = "runs.jsonl", "runs"  # of a laboratory: a row a run; the folders of the runs

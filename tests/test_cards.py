@@ -92,6 +92,7 @@ def test_metadata(run_folder: Path):
     index = metadata.pop("model-index")
     assert metadata == {
         "language": "pt",
+        "language_details": "pt-BR",
         "license": "apache-2.0",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

@@ -245,7 +245,8 @@ def test_a_step_of_muon_allocates_what_is_planned(
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     peak = max(itertools.accumulate(event.nbytes() for event in events))
-    how = Computation(optimizer=name, on_gpu=precision == torch.bfloat16)
+    in_bf16 = precision == torch.bfloat16
+    how = Computation("bf16" if in_bf16 else "fp32", optimizer=name, on_gpu=in_bf16)
     assert 0.75 < peak / memory_need(config, 8, how).step_bytes < 1.02
 
 

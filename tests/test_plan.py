@@ -401,7 +401,9 @@ def test_one_table_of_gpus_for_reports_and_plans() -> None:
 
     devices = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "NVIDIA A100-SXM4-40GB": "a100-40gb",
                "NVIDIA A100-SXM4-80GB": "a100-80gb", "NVIDIA A100-PCIE": "a100-80gb", "NVIDIA L4": "l4",
-               "Tesla T4": "t4", "NVIDIA GeForce RTX 3090": "rtx3090", "NVIDIA GeForce RTX 4090": "rtx4090"}  # fmt: skip
+               "Tesla T4": "t4", "Tesla V100-SXM2-16GB": "v100-16gb", "Tesla V100-SXM2-32GB": "v100-32gb",
+               "NVIDIA GeForce RTX 3060": "rtx3060", "NVIDIA GeForce RTX 4060": "rtx4060",
+               "NVIDIA GeForce RTX 3090": "rtx3090", "NVIDIA GeForce RTX 4090": "rtx4090"}  # fmt: skip
     for device, key in devices.items():
         assert find_gpu(device) == (key, GPUS[key])
         assert peak_flops(device)[0] == GPUS[key].peak_flops
@@ -554,7 +556,7 @@ def test_several_gpus_lose_to_communication_unless_they_were_measured(tmp_path: 
 
 
 def test_a_gpu_outside_the_table_is_planned_by_its_run(tmp_path: Path) -> None:
-    name = "NVIDIA GeForce RTX 3060"
+    name = "NVIDIA GeForce RTX 2080"
     folder = make_run(tmp_path / "run", hardware=name, precision="fp16", peak_gpu_memory_gb=9.0, tokens_per_second=3e4)
     (tmp_path / "run" / "environment.json").write_text(json.dumps({"micro_batch": {"free_bytes": 12e9}}))
     for argv in ((), ("--gpu", name.lower())):
@@ -713,7 +715,8 @@ def test_given_watts_stand_in_for_a_missing_measurement(tmp_path: Path) -> None:
         (("--preset", "160m", "--unique_tokens", "1e6"), "unique_tokens=1000000: 4 readings are 0.025 tokens a parameter "
                                                          "of 160m, too few to train anything. It takes 40.60M"),
         (("--budget", "9", "--gpu", "h1000"), "gpu=h1000: must be one of h200, h100, a100-80gb, a100-40gb, rtx4090, "
-                                              "rtx3090, l4, t4, cpu. Did you mean 'h100'? Another one needs a "
+                                              "rtx3090, rtx4060, rtx3060, l4, t4, v100-32gb, v100-16gb, cpu. "
+                                              "Did you mean 'h100'? Another one needs a "
                                               "measured run: leave --gpu out and give --calibrate RUN"),
         (("--budget", "9", "--country_iso_code", "BRZ"), "country_iso_code=BRZ: unknown country; three capital letters (ISO 3166) such "
                                                 "as BRA or PRT. Did you mean '"),

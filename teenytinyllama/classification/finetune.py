@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..checks import InputError, RunFailedError, ensure
 from ..energy.recorder import StageMeter
-from ..gpus import choose_precision, has_accelerator, is_out_of_memory
+from ..gpus import choose_precision, has_accelerator, has_pinned_memory, is_out_of_memory
 from ..models import (
     avoid_cudnn_attention,
     finish_saved,
@@ -351,7 +351,7 @@ def training_arguments(config: ClassifyConfig, folder: Path, seed: int) -> Train
             disable_tqdm=True,  # `_Bar` takes its place
             report_to="none",
             remove_unused_columns=False,
-            dataloader_pin_memory=has_accelerator(),
+            dataloader_pin_memory=has_pinned_memory(),
         )
     except ValueError as error:
         raise InputError(f"config: {error}") from error

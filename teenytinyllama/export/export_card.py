@@ -7,7 +7,7 @@ from typing import Any
 from ..checks import ensure
 from ..publishing.contents import present_files
 from ..publishing.safety import Upload, UploadFile, inside, record_file
-from ..publishing.wording import Language, Markdown, card_environment, card_languages, one_line
+from ..publishing.wording import LANGUAGE_DETAILS, Language, Markdown, card_environment, card_languages, one_line
 from ..stage_folder import CARD_NAME, MANIFEST_NAME, read_manifest, sha256_file
 from .gguf_tokenizer import MODELFILE_NAME, OLLAMA_PARAMETERS_NAME, OLLAMA_TEMPLATE_NAME
 
@@ -30,6 +30,7 @@ def render_export_card(content: dict[str, Any], repository: str = "", language: 
     is_gguf = content["format"] == "gguf"
     data = ModelCardData(
         language="pt",
+        language_details=LANGUAGE_DETAILS,
         license=content["license"],
         library_name=_LIBRARIES[content["format"]],
         pipeline_tag="text-generation",

@@ -32,8 +32,8 @@ class PlanConfig:
     )  # fmt: skip
     gpu: str | None = field(
         default=None,
-        metadata={"help": "h200, h100, a100-80gb, a100-40gb, rtx4090, rtx3090, l4, t4, or cpu (measured here); "
-                          "default h100, with calibrate the run's"},
+        metadata={"help": "h200, h100, a100-80gb, a100-40gb, rtx4090, rtx3090, rtx4060, rtx3060, l4, t4, "
+                          "v100-32gb, v100-16gb, or cpu (measured here); default h100, with calibrate the run's"},
     )  # fmt: skip
     gpus: int = field(
         default=1, metadata={"help": "number of GPUs of one host; several keep 0.96 of the speed of as many alone"}

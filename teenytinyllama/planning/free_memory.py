@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
     """Return the bytes that this process may still allocate on a device.
 
-    A GPU is asked, and its memory is this rank's alone. A CPU's is the least of what the system, its containers and
-    this process's own limit leave, shared by the ranks on this machine.
+    A GPU is asked, and its memory is this rank's alone; Apple's is the computer's, so both are asked. A CPU's is the
+    least of what the system, its containers and this process's own limit leave, shared by the ranks on this machine.
     """
     import torch
 
@@ -35,7 +35,8 @@ def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
         return max(0, min([min(shared) // ranks_here, *own]))
     module: Any = getattr(torch, device.type)
     if device.type == "mps":
-        return int(module.recommended_max_memory() - module.driver_allocated_memory())
+        own = module.recommended_max_memory() - module.driver_allocated_memory()
+        return max(0, min(int(own), psutil.virtual_memory().available))
     return int(module.mem_get_info(device)[0] + module.memory_reserved(device) - module.memory_allocated(device))
 
 

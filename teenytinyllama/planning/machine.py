@@ -28,11 +28,13 @@ Origin = Literal["given", "measured", "data sheet", "table", "assumed"]
 # (160m), 55 to 58 % (460m) and 57.8 % (1b1) on an H200 (docs/gpu.md), above what is published at that size (40 to
 # 46 %: llm.c, nanochat); on an A100 published figures are 51 to 63 %.
 DEFAULT_MFU = 0.4
-_MFU = {"h100": 0.5, "h200": 0.55}
+_MFU = {"h100": 0.5, "h200": 0.55, "t4": 0.25}
 _MFU_REASONS = {
     "h100": "own training steps on an H100: 51.9 % (160m), 52.7 % (460m), docs/gpu.md",
     "h200": "own training steps on an H200: 54-57 % (160m), 55-58 % (460m), 57.8 % (1b1), docs/gpu.md",
     "a100": "careful: published runs of this size reach 51-63 %, the TeenyTinyLlama paper's own 11 %",
+    "rtx3060": "careful: 87.8M parameters reached 20.2k tokens/s on one, 51 % (maracatu-llm, April 2026)",
+    "t4": "a guess: 70 W do not hold its clock; 16.8M parameters reached 20k tokens/s, 3.5 % (maracatu-llm)",
     "cpu": "careful: of the product of two matrices, timed here",
 }
 _MFU_UNKNOWN = "a guess from other cards: no run of this size is published for this one"
@@ -122,7 +124,7 @@ def build_machine(config: PlanConfig, runs: list[MeasuredRun]) -> Machine:
     gpu = _choose_gpu(config, runs)
     grams = grid_intensity(config.country_iso_code, config.region)
     ensure(
-        config.budget is None or config.price is not None or gpu in GPUS,
+        config.budget is None or config.price is not None or (gpu in GPUS and GPUS[gpu].price_usd > 0),
         f"budget={config.budget}: an hour of gpu={gpu} has no price. Give --price, or ask with --hours or --kwh.",
     )
     run = choose_run(runs, gpu, config.gpus)
@@ -164,7 +166,7 @@ def _read_sheet(gpu: str, run: MeasuredRun | None) -> tuple[Gpu, str, str, float
     The peak of this computer's processor is measured here and now, unless a run has measured its speed.
     """
     if gpu in GPUS:
-        precision = "fp16" if gpu == "t4" else "bf16"  # as `gpus.choose_precision` chooses
+        precision = "bf16" if GPUS[gpu].has_bf16 else "fp16"  # as `gpus.choose_precision` chooses
         return GPUS[gpu], gpu, precision, GPUS[gpu].memory_gb * 1e9
     if gpu != CPU:
         assert run is not None

@@ -176,9 +176,9 @@ _STATE_BYTES = {"weights": 4, "gradients": 4, "moments": 8}
 
 # Elements of the matrices that Muon orthogonalises at once, over all ranks, but one matrix a rank at least.
 ORTHOGONALISED_ELEMENTS = 1 << 25
-# Bytes that it needs for each of them, in float32 on a CPU and in bf16 on a GPU: the matrices, two that are made of
-# them and two products as wide as their shorter side; or, in NorMuon, the bf16 updates and three copies in float32.
-# What torch allocates is 20 bytes of square matrices in float32, and in bf16 11 for Muon and 14 for NorMuon.
+# Bytes that it needs for each of them, in bf16 ("gpu") and in float32 ("cpu", and GPUs without bf16): the matrices,
+# two that are made of them and two products as wide as their shorter side; or, in NorMuon, the bf16 updates and three
+# copies in float32. torch allocates 20 bytes of square matrices in float32, and in bf16 11 for Muon and 14 for NorMuon.
 _ORTHOGONALISING_BYTES = {"cpu": 20, "gpu": 14}
 
 # DeepSpeed's two reduction buffers (overlap_comm) of 5e8 elements, made whether the model fills them or not. Source:
@@ -301,7 +301,8 @@ def _orthogonalising_bytes(config: "Preset | LlamaConfig", how: Computation) -> 
     if how.zero_stage is not None:  # the updates of a rank's part in float32, and in the precision of the products
         elements = sum(rows * columns * count for (rows, columns), count in layer_matrices(config).items())
         own = elements * (6 if how.on_gpu else 4) // how.world_size
-    return own + batch * _ORTHOGONALISING_BYTES["gpu" if how.on_gpu else "cpu"]
+    in_bf16 = how.on_gpu and how.precision == "bf16"  # in fp16 or fp32 a GPU may have no bf16
+    return own + batch * _ORTHOGONALISING_BYTES["gpu" if in_bf16 else "cpu"]
 
 
 def model_state_bytes(num_parameters: int, how: Computation, moments: int | None = None) -> int:

@@ -33,6 +33,7 @@ from .scores import (
     model_index_of_results,
 )
 from .wording import (
+    LANGUAGE_DETAILS,
     LANGUAGES,
     Language,
     Markdown,
@@ -73,7 +74,7 @@ def front_matter(facts: CardFacts) -> str:
 
 def _more(facts: CardFacts) -> dict[str, Any]:
     """Return the keys that not every card has, and that the Hub's client takes as they are."""
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"language_details": LANGUAGE_DETAILS}
     if facts.hub_base is not None:
         more["base_model_relation"] = "adapter" if facts.is_adapter else "finetune"
     prompts = [widget_text(prompt) for prompt in facts.prompts]

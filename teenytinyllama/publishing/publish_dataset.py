@@ -32,6 +32,7 @@ from .hub import open_hub
 from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from .safety import Upload, UploadFile, check_repository, record_file
 from .wording import (
+    LANGUAGE_DETAILS,
     Language,
     Markdown,
     card_environment,
@@ -112,6 +113,7 @@ def front_matter(described: Described) -> dict[str, Any]:
     hub_inputs = hub_datasets(list(described.source))
     return {
         "language": ["pt"],
+        "language_details": LANGUAGE_DETAILS,
         **(license_of_whole(described.content.facts) or license_metadata(described.counts.licenses())),
         "pretty_name": described.name.rsplit("/", 1)[-1],
         "size_categories": [size_category(sum(split["rows"] for split in splits))],

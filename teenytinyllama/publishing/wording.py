@@ -93,6 +93,8 @@ LANGUAGES: tuple[Language, ...] = ("en", "pt")
 # is what those who use a Portuguese model read.
 CARD_LANGUAGES: dict[str, tuple[Language, ...]] = {"both": ("en", "pt"), "en": ("en",), "pt": ("pt",)}
 DEFAULT_CARD_LANGUAGE = "both"
+# The Hub's key for a variety of the language, on every card: the library is made for Brazilian Portuguese.
+LANGUAGE_DETAILS = "pt-BR"
 _LINE = 100  # characters of a line of a sample; a page scrolls longer ones out of sight
 _WRAP: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
 

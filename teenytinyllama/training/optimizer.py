@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 
 from ..checks import RunFailedError, ensure, format_bytes
 from ..distributed import num_ranks, own_rank
+from ..gpus import computes_bf16
 from ..planning.memory import ORTHOGONALISED_ELEMENTS, optimizer_bytes
 
 # Coefficients of five steps of x -> a x + b x^3 + c x^5, which bring singular values between 0.001 and 1 into 0.876 to
@@ -326,8 +327,8 @@ def batches_of_one_shape(matrices: dict[int, torch.Tensor], ranks: int = 1) -> l
 
 
 def _precision_on(device: torch.device) -> torch.dtype:
-    """Return the precision of the orthogonalisation: bf16, which a CPU mostly emulates, so float32 there."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+    """Return the precision of the orthogonalisation: bf16, or float32 where bf16 would be emulated."""
+    return torch.bfloat16 if computes_bf16(device) else torch.float32
 
 
 def _gathered(own: torch.Tensor, ranks: int) -> torch.Tensor:

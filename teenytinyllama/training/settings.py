@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from ..checks import ensure, model_license
 from ..distributed import before_ranks, ranks_of_run
 from ..energy.emissions import GridSettings
-from ..gpus import choose_precision, has_accelerator
+from ..gpus import choose_precision, has_accelerator, has_pinned_memory
 from ..help_text import own_keys
 from ..planning.memory import Computation, derive_batch
 from .decay import SCHEDULE, planned_decay_steps
@@ -236,6 +236,8 @@ class RunSettings(GridSettings):
         if not has_accelerator():
             # Without this, DeepSpeed on a machine without GPU has a world of two and the Trainer a world of one.
             arguments.use_cpu = True
+        elif not has_pinned_memory():
+            arguments.dataloader_pin_memory = False
         elif isinstance(arguments.accelerator_config, dict | None):
             # A blocking copy to the GPU waits for all work queued before it, once per micro-batch.
             arguments.accelerator_config = {"non_blocking": True, **(arguments.accelerator_config or {})}
