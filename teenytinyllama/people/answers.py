@@ -342,7 +342,7 @@ def check_lengths(system: System, prompts: Sequence[Prompt], is_chat: bool, samp
             tokenizer = load_tokenizer("MODEL", name, revision)
             if not is_chat:
                 tokenizer.chat_template = None
-            shape: Any = SimpleNamespace(config=load_config("MODEL", name, revision))
+            shape: Any = SimpleNamespace(config=load_config("MODEL", name, revision), generation_config=None)
             check = Chat(shape, tokenizer, sampling).answer
         for prompt in prompts:
             try:
