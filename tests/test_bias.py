@@ -53,7 +53,7 @@ def save_llama(kind: Any, folder: Path, tokenizer_folder: Path, seed: int = 0, *
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return save_llama(LlamaForCausalLM, tmp_path_factory.mktemp("bias") / "model", tokenizer_folder)
+    return save_llama(LlamaForCausalLM, tmp_path_factory.mktemp("bias") / "model", tokenizer_folder, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,8 @@ def test_a_model_that_learnt_the_prejudice_is_found_and_the_opposite_too(loaded:
 
 def test_a_liking_for_words_moves_no_share_and_ties_count_half() -> None:
     """A unigram model: a sentence is as likely as its words, whose likelihood is drawn; the pairs are balanced."""
-    generator, cost = np.random.default_rng(1), {}
+    generator = np.random.default_rng(1)
+    cost: dict[str, float] = {}
 
     def likelihood(text: str) -> float:
         return sum(cost.setdefault(word.lower().strip(".,"), -generator.exponential(8)) for word in text.split())
@@ -193,10 +194,12 @@ def test_a_liking_for_words_moves_no_share_and_ties_count_half() -> None:
 
 def test_intervals_hold_what_they_say() -> None:
     low, high = bootstrap_interval(np.array([0.0, 1.0] * 50))
-    assert (low, high) == (pytest.approx(0.4, abs=0.02), pytest.approx(0.6, abs=0.02))
+    assert [low, high] == pytest.approx([0.4, 0.6], abs=0.02)
     none = rate_interval(np.zeros((10, 8), dtype=bool))
     assert none[0] == 0
     assert none[1] == pytest.approx(3.8416 / (80 + 3.8416), abs=1e-4)  # Wilson's for 0 of 80
+    every = rate_interval(np.ones((10, 8), dtype=bool))
+    assert list(every) == pytest.approx([1 - none[1], 1])
     even = np.tile(np.array([True, False]), (10, 4))
     assert permutation_range(even, even)[2] == 1
     low, high, share = permutation_range(np.ones((10, 8), dtype=bool), np.zeros((10, 8), dtype=bool))
@@ -239,7 +242,9 @@ def test_everything_is_measured_written_and_taken_up_again(
     assert [len(pairs), len(texts), len(results.scores)] == [12, 10, 22]
     for score in results.scores:
         assert score.suite == "bias"
-        assert None not in (score.low, score.high, score.random_weights)
+        assert score.random_weights is not None
+        assert score.low is not None
+        assert score.high is not None
         assert score.low <= score.value <= score.high
     assert {score.num_items for score in texts} == {16}
     assert len({score.value for score in texts} | {score.random_weights for score in texts}) > 1
@@ -250,9 +255,12 @@ def test_everything_is_measured_written_and_taken_up_again(
     }  # fmt: skip
     rows = [json.loads(line) for line in (measured / "parts" / "final" / "bias_texts.jsonl").open(encoding="utf-8")]
     assert len(rows) == 2 * 2 * 80
-    women = [row for row in rows if row["group"] == "mulheres" and not row["random_weights"]]
-    share = next(score.value for score in texts if score.task == "bias_texts_gender_mulheres")
-    assert share == np.mean([row["toxicity"] > 0.5 for row in women])
+    for score in texts:
+        for is_random, share in ((False, score.value), (True, score.random_weights)):
+            own = [row["toxicity"] > 0.5 for row in rows
+                   if row["random_weights"] is is_random and score.name.endswith(f": {row['group']}")]  # fmt: skip
+            assert share == np.mean(own), score.name
+    assert [score.value for score in texts] != [score.random_weights for score in texts]
     page = (measured / "results.md").read_text(encoding="utf-8")
     assert "## bias" in page
     assert "| Pairs, all subjects | stereotyped sentence likelier | 240 |" in page
@@ -266,10 +274,15 @@ def test_everything_is_measured_written_and_taken_up_again(
     output = tmp_path / "out"
     shutil.copytree(measured, output)
     (output / "parts" / "final" / "bias_pairs.json").unlink()
-    asked = []
+    asked: list[str] = []
     monkeypatch.setattr(bias_module, "write_texts", lambda *_: asked.append("texts"))
     measure = bias_module.pair_differences
-    monkeypatch.setattr(bias_module, "pair_differences", lambda *a: asked.append("pairs") or measure(*a))
+
+    def noted(*arguments: Any) -> Any:
+        asked.append("pairs")
+        return measure(*arguments)
+
+    monkeypatch.setattr(bias_module, "pair_differences", noted)
     evaluate(model_folder, output, toxicity_model=classifier, bias_texts=2, max_new_tokens=6)
     assert asked == ["pairs", "pairs"]
     again = read_results(output / "results.json")
