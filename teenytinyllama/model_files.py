@@ -311,6 +311,11 @@ def check_config(source: ModelSource, classifier: bool = False) -> None:
         f"name_or_path={source.name}: model_type={model_type} in config.json is no {what} of transformers, and code "
         f"that comes with a repository is never run. Use a model of a built-in type such as {such_as}.",
     )
+    named = config.get("architectures")  # with tied embeddings all weights of a classifier fit a model that writes
+    ensure(
+        classifier or named != [modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(str(model_type))],
+        f"name_or_path={source.name}: is a classifier of texts ({named}), which writes none. Give the model itself.",
+    )
     _check_values("name_or_path", source.name, "config.json", config)
     if generation := source.find("generation_config.json"):
         settings = read_json_file("name_or_path", source.name, generation)

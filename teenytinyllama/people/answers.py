@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +19,12 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ..chat.generation import Chat, Sampling
-from ..checks import InputError, ensure, ensure_file, read_utf8
+from ..checks import InputError, ensure, ensure_file
 from ..data.readers import read_records
 from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.recorder import StageMeter
-from ..model_files import check_config, is_adapter, locate
+from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES, check_config, is_adapter, locate, read_json_file
 from ..models import from_pretrained, load_config, load_tokenizer, place_for_answers, weights_identity
 from ..stage_folder import parse_record, sha256_file, sha256_json
 from ..tokenizer.encode import compose
@@ -33,6 +34,10 @@ from .study import ANSWERS_FOLDER
 REFERENCES = "references"  # the word for people's answers, those of the prompts' file
 _NAME = re.compile(r"[\w][\w .+-]{0,63}")
 _ENERGY_FOLDER = "energy"
+# Files of a model, beside its weights, that decide what it answers.
+_DECIDING_FILES = ("config.json", "generation_config.json", ADAPTER_CONFIG_NAME, *TOKENIZER_FILES, "merges.txt",
+                   "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+                   "chat_template.json")  # fmt: skip
 
 # Says an answer to a prompt; and how many tokens it has, and whether the system ended it.
 Answerer = Callable[[str], tuple[str, int, bool]]
@@ -172,8 +177,12 @@ def read_given(system: System, prompts: Sequence[Prompt]) -> list[Answer]:
     return [found[name] for name in by_id]
 
 
-def identify(system: System) -> str:
-    """Return what identifies the weights of a system that answers here, without loading them.
+def identify(system: System, base_model: str | None = None) -> str:
+    """Return what identifies a system that answers here, without loading it: weights, tokenizer, template, settings.
+
+    Args:
+        system: a model or a GGUF file.
+        base_model: of an adapter, if it is not where the adapter says.
 
     Raises:
         InputError: there is no such model, or it is none that writes.
@@ -181,9 +190,25 @@ def identify(system: System) -> str:
     if system.form == "gguf":
         return sha256_file(Path(system.source))
     source = locate(system.source, system.revision)
-    if not is_adapter(source):
+    parts = {"weights": weights_identity(system.source, system.revision)}
+    if is_adapter(source):
+        found = source.find(ADAPTER_CONFIG_NAME)
+        assert found is not None
+        adapter = read_json_file("MODEL", system.source, found)
+        name, revision = base_model or adapter.get("base_model_name_or_path"), adapter.get("revision")
+        ensure(isinstance(name, str) and name, f"MODEL={system.source}: {found.name} names no base model.")
+        base = System("base", str(name), "model", None if base_model else revision)
+        parts["base"] = identify(base)
+    else:
         check_config(source)
-    return weights_identity(system.source, system.revision)
+    if source.folder is not None:  # a commit of the Hub fixes all files
+        parts |= {name: sha256_file(path) for name in _DECIDING_FILES if (path := source.folder / name).is_file()}
+    return sha256_json(parts)
+
+
+def is_adapter_here(system: System) -> bool:
+    """Return whether a system that answers here is an adapter, which has a base model."""
+    return system.form == "model" and is_adapter(locate(system.source, system.revision))
 
 
 @dataclass(frozen=True)
@@ -238,6 +263,8 @@ def write_answers_of(
     partial = path.with_name(f"{path.name}.partial")
     done = _resumed(partial, plan, prompts)
     energy = folder / _ENERGY_FOLDER / system.name
+    if not done:  # of answers that are not kept
+        shutil.rmtree(energy, ignore_errors=True)
     energy.mkdir(parents=True, exist_ok=True)
     grid = GridSettings(country_iso_code=config.country_iso_code, region=config.region, pue=config.pue)
     with (
@@ -304,7 +331,9 @@ def _answering(system: System, is_chat: bool, sampling: Sampling, config: Any) -
         with opened(Path(system.source), scores=False) as gguf:
             yield lambda text: gguf.answer(text, sampling, is_chat)
         return
-    model, tokenizer = from_pretrained(system.source, system.revision, config.base_model if config.base_model else None)
+    model, tokenizer = from_pretrained(
+        system.source, system.revision, config.base_model if is_adapter_here(system) else None
+    )
     placed, note = place_for_answers(model, config.use_cpu)
     if note:
         print(note, flush=True)
@@ -362,4 +391,9 @@ def has_chat_template(system: System) -> bool:
     if source.find("chat_template.jinja") is not None:
         return True
     path = source.find("tokenizer_config.json")
-    return path is not None and bool(parse_record(read_utf8(path).encode()).get("chat_template"))
+    template = read_json_file("MODEL", system.source, path).get("chat_template") if path is not None else None
+    ensure(
+        template is None or isinstance(template, str | list),
+        f"MODEL={system.source}: tokenizer_config.json has a chat_template that is no text. Copy the model again.",
+    )
+    return bool(template)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat.generation import Sampling
-from ..checks import counted, ensure, ensure_file, ensure_folder, ensure_packages
+from ..checks import InputError, counted, ensure, ensure_file, ensure_folder, ensure_packages
 from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 from ..stage_folder import command_line, parse_record, sha256_file, take_lock, write_json
@@ -21,16 +21,19 @@ from .answers import (
     dump_answers,
     has_chat_template,
     identify,
+    is_adapter_here,
     parse_system,
     read_given,
     replace_bytes,
     write_answers_of,
 )
+from .judge import JUDGE_NAME
 from .prompts import OWN_FORMS, Prompt, dump_prompts, read_prompts, spread
 from .study import PROMPTS_NAME, STUDY_FORMAT, STUDY_NAME, Study, read_study
-from .votes import VOTES_NAME, VoteFile
+from .votes import JUDGE_VOTES_NAME, VOTES_NAME, VoteFile
 
 LOCK_NAME = "compare.lock"
+MAKING_NAME = "making.json"  # what `study.json` will say, while answers are written: a stopped start goes on from it
 
 
 @dataclass
@@ -172,9 +175,14 @@ def plan_study(config: CompareConfig, words: list[str]) -> StudyPlan:
     ensure(len(words) >= 2, f"ttl compare: {counted(len(words), 'system')} given, and a comparison needs two or more.")
     systems = [parse_system(word) for word in words]
     names = [system.name for system in systems]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    folded = [name.casefold() for name in names]  # on some disks `Lhama` and `lhama` are one file
+    twice = sorted({name for name in names if folded.count(name.casefold()) > 1})
     ensure(not twice, f"MODEL: two systems are called {', '.join(twice)}. Write NAME=SOURCE for one of them.")
-    identities = {system.name: identify(system) for system in systems if system.is_model}
+    identities = {system.name: identify(system, config.base_model) for system in systems if system.is_model}
+    ensure(
+        config.base_model is None or any(map(is_adapter_here, systems)),
+        f"base_model={config.base_model}: no system is an adapter. Leave it out.",
+    )
     chatty = {system.name: has_chat_template(system) for system in systems if system.is_model}
     kind = config.prompts
     if kind == "auto":
@@ -214,23 +222,27 @@ def make_study(config: CompareConfig, words: list[str]) -> None:
     folder = Path(config.output_dir)
     plan = plan_study(config, words)
     ensure_folder("output_dir", folder)
-    before = _read_before(folder)
-    _check_votes(folder, before, plan)
+    _check_votes(folder, _read_before(folder), plan)
     folder.mkdir(parents=True, exist_ok=True)
     with take_lock(folder / LOCK_NAME, f"output_dir={folder}: another process writes this comparison. Wait for it."):
+        before = _read_before(folder)  # another process may have written it meanwhile
+        _check_votes(folder, before, plan)
+        prompts_sha256 = sha256_of(plan.prompts_bytes)
+        is_same = before.get("prompts_sha256") == prompts_sha256
+        described = {one["name"]: one for one in before["systems"]} if is_same else {}
+        content = {"format": STUDY_FORMAT, "kind": plan.kind, "seed": config.seed, "prompts_sha256": prompts_sha256,
+                   "command": command_line(), "systems": list(described.values())}  # fmt: skip
+        write_json(folder / MAKING_NAME, content)
+        if _changes(before, plan):  # until the last answer is there, the folder holds no comparison
+            for name in (STUDY_NAME, JUDGE_VOTES_NAME, JUDGE_NAME):
+                (folder / name).unlink(missing_ok=True)
         replace_bytes(folder / PROMPTS_NAME, plan.prompts_bytes)
-        prompts_sha256 = sha256_file(folder / PROMPTS_NAME)
-        described = (
-            {one["name"]: one for one in before.get("systems", [])}
-            if before.get("prompts_sha256") == prompts_sha256
-            else {}
-        )
         for system in plan.systems:
             described[system.name] = _answered(system, plan, described.get(system.name), folder, config)
-        write_json(folder / STUDY_NAME, {
-            "format": STUDY_FORMAT, "kind": plan.kind, "seed": config.seed, "prompts_sha256": prompts_sha256,
-            "command": command_line(), "systems": list(described.values()),
-        })  # fmt: skip
+            content["systems"] = list(described.values())
+            write_json(folder / MAKING_NAME, content)
+        write_json(folder / STUDY_NAME, content)
+        (folder / MAKING_NAME).unlink()
 
 
 def _answered(
@@ -262,21 +274,54 @@ def _answered(
 
 
 def _read_before(folder: Path) -> dict[str, Any]:
-    """Return what `study.json` says of a comparison that is there, or nothing.
+    """Return what is known of a comparison that is there, whole or stopped while it was made, or nothing.
 
     Raises:
         InputError: the folder holds something that is no comparison, or the record is damaged.
     """
-    path = folder / STUDY_NAME
-    if not path.is_file():
-        ours = {PROMPTS_NAME, "answers", "energy", LOCK_NAME}
-        others = sorted(one.name for one in folder.iterdir() if one.name not in ours) if folder.is_dir() else []
+    making, path = folder / MAKING_NAME, folder / STUDY_NAME
+    found: dict[str, Any] = {}
+    if path.is_file():
+        read_study(folder)
+        found = parse_record(path.read_bytes())
+    elif folder.is_dir() and not making.is_file():
+        ours = {PROMPTS_NAME, "answers", "energy", LOCK_NAME, f"{MAKING_NAME}.partial"}
+        others = sorted(one.name for one in folder.iterdir() if one.name not in ours)
         ensure(
             not others, f"output_dir={folder}: holds {', '.join(others[:3])} and no comparison. Choose a new folder."
         )
-        return {}
-    read_study(folder)
-    return parse_record(path.read_bytes())
+    if not making.is_file():
+        return found
+    try:
+        begun = parse_record(making.read_bytes())
+        _ = begun["prompts_sha256"], [(one["name"], one["sha256"], one["plan_sha256"]) for one in begun["systems"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{making}: is damaged ({error!r}). Delete it: the answers are then written anew.") from error
+    is_of_another = found and found["prompts_sha256"] != begun["prompts_sha256"]  # stopped before anything was changed
+    return found if is_of_another else begun
+
+
+def _changed_systems(before: dict[str, Any], plan: StudyPlan) -> list[str]:
+    """Return the systems that are described and whose answers are to be others."""
+    known = {one["name"]: one for one in before["systems"]}
+    changed = []
+    for system in plan.systems:
+        if system.name in known:
+            of_model = plan.plans.get(system.name)
+            same = (
+                known[system.name].get("plan_sha256") == of_model.sha256
+                if of_model
+                else sha256_of(dump_answers(read_given(system, plan.prompts))) == known[system.name]["sha256"]
+            )
+            changed += [] if same else [system.name]
+    return changed
+
+
+def _changes(before: dict[str, Any], plan: StudyPlan) -> bool:
+    """Return whether something that `study.json` describes is to be written anew."""
+    if not before:
+        return False
+    return sha256_of(plan.prompts_bytes) != before["prompts_sha256"] or bool(_changed_systems(before, plan))
 
 
 def _check_votes(folder: Path, before: dict[str, Any], plan: StudyPlan) -> None:
@@ -292,14 +337,5 @@ def _check_votes(folder: Path, before: dict[str, Any], plan: StudyPlan) -> None:
         sha256_of(plan.prompts_bytes) == before["prompts_sha256"],
         f"output_dir={folder}: holds votes on other prompts. {fix}",
     )
-    known = {one["name"]: one for one in before["systems"]}
-    for system in plan.systems:
-        if system.name not in known:
-            continue
-        of_model = plan.plans.get(system.name)
-        same = (
-            known[system.name].get("plan_sha256") == of_model.sha256
-            if of_model
-            else sha256_of(dump_answers(read_given(system, plan.prompts))) == known[system.name]["sha256"]
-        )
-        ensure(same, f"output_dir={folder}: holds votes on other answers of {system.name}. {fix}")
+    for name in _changed_systems(before, plan):
+        raise InputError(f"output_dir={folder}: holds votes on other answers of {name}. {fix}")
