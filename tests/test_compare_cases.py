@@ -157,6 +157,11 @@ def test_an_adapter_is_compared_with_its_base_model(tmp_path: Path, models: Path
     words = [f"base={place / 'base'}", f"adapter={place / 'adapter'}"]
     with pytest.raises(InputError, match="base_model=x: no system is an adapter"):
         make_study(config_of(tmp_path, base_model="x"), words_of(models))
+    for base_model, message in ((None, "its base model is gone: .* Give its place with --base_model"),
+                                (str(place / "adapter"), "adapter is an adapter itself")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            make_study(config_of(tmp_path, base_model=base_model), words)
+    assert not (tmp_path / "comparison").exists()
     make_study(config_of(tmp_path, base_model=str(place / "base")), words)
     first = described(tmp_path)
     make_study(config_of(tmp_path, base_model=str(place / "chat")), words)
