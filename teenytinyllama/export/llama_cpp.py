@@ -18,7 +18,6 @@ from ..checks import InputError, available_cores, ensure, ensure_packages
 if TYPE_CHECKING:
     from ..chat.generation import Sampling
 
-_TEMPLATE_TOKENS = 32  # of a chat template around a message, at most, of those that are written here
 _F32 = 0  # llama.cpp's number of the type, for the cache of keys and values
 _said: deque[str] = deque(maxlen=5)  # the newest lines of llama.cpp's log
 _kept: list[Any] = []  # what C code calls must not be collected
@@ -165,16 +164,35 @@ class LlamaCpp:
         """Return the room for an answer to a message, in tokens.
 
         Raises:
-            InputError: the message does not fit into the context with an answer.
+            InputError: the message does not fit into the context with an answer, or it is to be put into the chat
+                template and that refuses it, or could not tell a special token in it from its own.
         """
         room = min(sampling.max_new_tokens, self.context // 2)
-        tokens = len(self.tokenize(text)) + _TEMPLATE_TOKENS * is_chat
+        ids = self._in_template(text) if is_chat else self.tokenize(text)
         ensure(
-            tokens + room <= self.context,
-            f"message: {tokens} tokens, and the model's context of {self.context} must also hold {room} of the answer. "
-            "Shorten the message.",
+            len(ids) + room <= self.context,
+            f"message: {len(ids)} tokens, and the model's context of {self.context} must also hold {room} of the "
+            "answer. Shorten the message.",
         )
         return room
+
+    def _in_template(self, text: str) -> list[int]:
+        """Return the tokens of a message in the file's chat template; see `check_length`."""
+        from jinja2 import TemplateError
+
+        ensure(
+            self.tokenize(text) == self.tokenize(text, special=True),
+            "message: holds a special token of the model, which would be taken for the chat template's own. Take it "
+            "out.",
+        )
+        try:
+            self._format = self._format or use_own_template(self.model)
+            prompt = self._format(messages=[{"role": "user", "content": text}]).prompt
+        except InputError:
+            raise
+        except (TemplateError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+            raise InputError(f"message: the chat template refuses it: {error}") from error
+        return self.tokenize(prompt, special=True)
 
     def answer(self, text: str, sampling: "Sampling", is_chat: bool) -> tuple[str, int, bool]:
         """Return the answer to a message, or what goes on with a text; its tokens, and whether the model ended it.
@@ -187,7 +205,7 @@ class LlamaCpp:
             is_chat: ask in the file's chat template.
 
         Raises:
-            InputError: it does not fit into the context with an answer, or the template takes too much to render.
+            InputError: see `check_length`; also a template that takes too much time or memory.
         """
         room = self.check_length(text, sampling, is_chat)
         chosen: dict[str, Any] = {
@@ -196,7 +214,6 @@ class LlamaCpp:
         }  # fmt: skip
         self.model.reset()
         if is_chat:
-            self._format = self._format or use_own_template(self.model)
             told = self.model.create_chat_completion([{"role": "user", "content": text}], **chosen)
             written = told["choices"][0]["message"]["content"] or ""
         else:

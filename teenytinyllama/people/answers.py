@@ -198,7 +198,12 @@ def identify(system: System, base_model: str | None = None) -> str:
         name, revision = base_model or adapter.get("base_model_name_or_path"), adapter.get("revision")
         ensure(isinstance(name, str) and name, f"MODEL={system.source}: {found.name} names no base model.")
         base = System("base", str(name), "model", None if base_model else revision)
-        parts["base"] = identify(base)
+        try:
+            ensure(not is_adapter_here(base), f"{name} is an adapter itself, and not a whole model.")
+            parts["base"] = identify(base)
+        except InputError as error:
+            where = f"base_model={name}" if base_model else f"MODEL={system.source}: its base model is {name}"
+            raise InputError(f"{where}: {error} Give its place with --base_model.") from error
     else:
         check_config(source)
     if source.folder is not None:  # a commit of the Hub fixes all files

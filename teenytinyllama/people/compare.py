@@ -325,13 +325,15 @@ def _changes(before: dict[str, Any], plan: StudyPlan) -> bool:
 
 
 def _check_votes(folder: Path, before: dict[str, Any], plan: StudyPlan) -> None:
-    """Refuse to change what somebody has voted on.
+    """Refuse to change what somebody has voted on, or has and took it back: the file of votes is of these prompts.
 
     Raises:
-        InputError: there are votes, and prompts or answers would change.
+        InputError: there are votes, and prompts or answers would change; or the file of votes is damaged.
     """
-    if not before or not VoteFile(folder / VOTES_NAME, before["prompts_sha256"]).read():
+    path = folder / VOTES_NAME
+    if not before or not path.is_file() or not path.read_bytes().strip():
         return
+    VoteFile(path, before["prompts_sha256"]).read()
     fix = "Choose another output_dir, or leave the models out to go on with the votes."
     ensure(
         sha256_of(plan.prompts_bytes) == before["prompts_sha256"],

@@ -47,7 +47,7 @@ def judge_study(study: Study, name: str, use_cpu: bool, seed: int) -> str:
     ensure(tokenizer.chat_template, f"judge={name}: has no chat template, so it cannot be asked. Give a chat model.")
     model, note = place_for_answers(loaded, use_cpu)
     encoder = ConversationEncoder(tokenizer)
-    letters = [_letter_id(tokenizer, letter, name) for letter in "AB"]
+    letters = letter_ids(tokenizer, name)
     pairs = [(prompt, one, other) for prompt in study.prompts for one, other in itertools.combinations(study.systems, 2)
              if not study.are_equal(prompt, one, other)]  # fmt: skip
     ensure(pairs, f"judge={name}: all systems gave the same answers; there is nothing to judge.")
@@ -72,15 +72,19 @@ def judge_study(study: Study, name: str, use_cpu: bool, seed: int) -> str:
     return format_judge(found)
 
 
-def _letter_id(tokenizer: Any, letter: str, name: str) -> int:
-    """Return the token that an answer of one letter begins with.
+def letter_ids(tokenizer: Any, name: str) -> list[int]:
+    """Return the tokens that an answer of one letter, A or B, begins with.
 
     Raises:
-        InputError: the letters have no tokens of their own.
+        InputError: the letters have no tokens of their own, so that every answer would seem to be the same.
     """
-    ids = tokenizer(letter, add_special_tokens=False)["input_ids"]
-    ensure(ids, f"judge={name}: its tokenizer has no token for {letter}. Give another model.")
-    return int(ids[-1])
+    rows = [tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "AB"]
+    found = [int(ids[-1]) for ids in rows if ids]
+    ensure(
+        len(set(found)) == 2,
+        f"judge={name}: its tokenizer has no tokens of their own for A and B. Give another model.",
+    )
+    return found
 
 
 def _letter_logits(model: Any, ids: list[int], letters: list[int]) -> tuple[float, float]:
