@@ -7,7 +7,8 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Other programs that read what we write. llama.cpp is built from source, in minutes, so its wheel is kept.
+# Other programs that read what we write. llama.cpp is built from source, in minutes, so its wheel is kept; not for this
+# processor alone: AMX is announced in machines that do not allow it, and a wheel in a home folder meets several machines.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/teenytinyllama/wheels
 LLAMA_CPP := $(shell grep '^llama_cpp_python==' constraints.txt)
 LLAMA_CPP_WHEEL = $(WHEELS)/$(subst ==,-,$(LLAMA_CPP))-*.whl
@@ -80,7 +81,7 @@ other-tools: $(VENV)/installed-llama-cpp $(OTHER)/installed $(TORCHAO)/installed
 
 $(VENV)/installed-llama-cpp: $(VENV)/installed-dev
 	ls $(LLAMA_CPP_WHEEL) 2>/dev/null || { echo "building $(LLAMA_CPP) (about eight minutes, once)"; \
-	  $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) $(LLAMA_CPP); }
+	  CMAKE_ARGS=-DGGML_NATIVE=OFF $(BIN)/python -m pip wheel --no-cache-dir --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEELS) $(LLAMA_CPP); }
 	$(PIP_INSTALL) -c $(VENV)/constraints.txt --find-links $(WHEELS) -e '.[gguf,serve]'
 	@touch $@
 
