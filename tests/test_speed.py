@@ -406,6 +406,7 @@ def test_liger_reaches_the_trainer(values: dict[str, Any], monkeypatch: pytest.M
 
 def test_copies_to_a_gpu_do_not_block(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings_module, "has_accelerator", lambda: True)
+    monkeypatch.setattr(settings_module, "has_pinned_memory", lambda: True)
     assert config(values).accelerator_config.non_blocking is True
     assert config(values, accelerator_config={"non_blocking": False}).accelerator_config.non_blocking is False
 

@@ -30,7 +30,7 @@ SITE_URL = ""
 BEGIN = ("first-model", "own-texts", "instruction-tuning", "export")
 GROW = ("budget", "cluster", "evaluation", "votes", "energy", "publishing")
 HELP = ("trouble", "refusals", "questions")
-REFERENCE = ("corpus", "recipe", "evaluation", "export", "reliability")
+REFERENCE = ("corpus", "recipe", "evaluation", "people", "export", "reliability")
 MEASURED = ("performance", "gpu", "plan-500-usd", "lab-log")
 # The journal is long and about everything, so search would find it before the page that helps.
 NOT_SEARCHED = ("lab-log.md",)

@@ -259,10 +259,10 @@ def finishing_command(run: Path, config: PublishConfig) -> Iterator[None]:
 def command_for(run: Path, config: PublishConfig) -> str:
     """Return the command that publishes this run with these settings; no key of a config is a secret."""
     words = ["ttl", "publish", str(run), "--to", config.to]
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if item.name != "to" and value != item.default:
-            words += [f"--{item.name}", *([] if value is True else ["false"] if value is False else [str(value)])]
+    for item, value in ((item, getattr(config, item.name)) for item in fields(config)):
+        if item.name != "to" and value not in (item.default, []):
+            many = value if isinstance(value, list) else [] if value is True else [str(value).replace("False", "false")]
+            words += [f"--{item.name}", *many]
     return shlex.join(words)
 
 
