@@ -27,7 +27,7 @@ from .answers import (
     replace_bytes,
     write_answers_of,
 )
-from .judge import JUDGE_NAME
+from .judge import JUDGE_NAME, check_judge, judge_study
 from .prompts import OWN_FORMS, Prompt, dump_prompts, read_prompts, spread
 from .study import PROMPTS_NAME, STUDY_FORMAT, STUDY_NAME, Study, read_study
 from .votes import JUDGE_VOTES_NAME, VOTES_NAME, VoteFile
@@ -106,6 +106,12 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         check_address(config.host, config.port)
     known = words or (folder / STUDY_NAME).is_file()
     ensure(known, f"ttl compare: needs two systems or more, or output_dir={folder} with a comparison to go on with.")
+    if config.judge:
+        check_judge(config.judge)
+    if config.space_dir:
+        from .share import check_space
+
+        check_space(Path(config.space_dir))
     if words:
         make_study(config, words)
     study = read_study(folder)
@@ -114,8 +120,6 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         added, there = votes.merge([Path(path) for path in config.merge])
         print(f"merged     {counted(added, 'vote')} added, {there} were here already", flush=True)
     if config.judge:
-        from .judge import judge_study
-
         print(judge_study(study, config.judge, config.use_cpu, config.seed), flush=True)
     if config.space_dir:
         from .share import write_space
