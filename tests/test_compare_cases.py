@@ -285,3 +285,12 @@ def test_the_folder_of_a_space_is_looked_at_before_anything_is_answered(tmp_path
     with pytest.raises(InputError, match="space_dir=.*space: is not empty"):
         run_compare(config_of(tmp_path, space_dir=str(tmp_path / "space")), words_of(models))
     assert not (tmp_path / "comparison").exists()
+
+
+def test_vote_files_are_looked_at_before_anything_is_answered(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    VoteFile(tmp_path / "other.jsonl", "a" * 64).append(a_vote("a" * 64))
+    for name, message in (("folder", "merge=.*folder: is no file"), ("other.jsonl", "other prompts")):
+        with pytest.raises(InputError, match=message):
+            run_compare(config_of(tmp_path, merge=[str(tmp_path / name)]), words_of(models))
+    assert not (tmp_path / "comparison").exists()

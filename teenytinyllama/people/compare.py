@@ -99,7 +99,8 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
     folder = Path(config.output_dir)
     ensure_packages("people", *(("fastapi", "uvicorn") if config.serve else ()), "evalica", "scipy")
     for path in config.merge:
-        ensure_file("merge", path, "Give the votes.jsonl of another copy of this comparison.")
+        file = ensure_file("merge", path, "Give the votes.jsonl of another copy of this comparison.")
+        ensure(file.is_file(), f"merge={path}: is no file. Give the votes.jsonl of another copy of this comparison.")
     if config.serve:
         from .voting import check_address
 
@@ -226,6 +227,8 @@ def make_study(config: CompareConfig, words: list[str]) -> None:
     folder = Path(config.output_dir)
     plan = plan_study(config, words)
     ensure_folder("output_dir", folder)
+    for path in config.merge:
+        VoteFile(Path(path), sha256_of(plan.prompts_bytes)).read()
     _check_votes(folder, _read_before(folder), plan)
     folder.mkdir(parents=True, exist_ok=True)
     with take_lock(folder / LOCK_NAME, f"output_dir={folder}: another process writes this comparison. Wait for it."):
