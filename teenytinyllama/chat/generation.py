@@ -44,7 +44,8 @@ class Sampling:
         ensure(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (no limit) or more. 50 is usual.")
         ensure(0 < self.top_p <= 1, f"top_p={self.top_p}: must lie in (0, 1]. 0.9 is usual.")
         ensure(
-            self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty}: must be positive. 1 is none."
+            0.01 <= self.repetition_penalty <= 100,  # others overflow, too
+            f"repetition_penalty={self.repetition_penalty}: must lie in [0.01, 100]. 1 is none.",
         )
         ensure(0 <= self.seed <= LARGEST_SEED, f"seed={self.seed}: must lie between 0 and {LARGEST_SEED}.")
 
