@@ -294,3 +294,18 @@ def test_vote_files_are_looked_at_before_anything_is_answered(tmp_path: Path, mo
         with pytest.raises(InputError, match=message):
             run_compare(config_of(tmp_path, merge=[str(tmp_path / name)]), words_of(models))
     assert not (tmp_path / "comparison").exists()
+
+
+def test_a_prompt_of_no_token_is_refused_before_anything_is_written(tmp_path: Path, models: Path) -> None:
+    place = copy_of(models, tmp_path)
+    path = place / "base" / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    path = place / "base" / "tokenizer_config.json"
+    known = json.loads(path.read_text("utf-8"))
+    known.pop("bos_token", None)
+    path.write_text(json.dumps(known), encoding="utf-8")
+    with pytest.raises(InputError, match="message: is no token to this tokenizer. .*asked of base"):
+        make_study(config_of(tmp_path), words_of(place))
+    assert not (tmp_path / "comparison").exists()

@@ -371,7 +371,7 @@ class Chat:
         The oldest turns are left out when the context has no room for them and for an answer.
 
         Raises:
-            InputError: the message alone is too long, or holds a special token that cannot be kept apart.
+            InputError: the message alone is too long, is no token, or holds a special token that cannot be kept apart.
         """
         context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         room = min(self.sampling.max_new_tokens, context // 2)
@@ -380,6 +380,7 @@ class Chat:
         while len(ids) + room > context and turns:
             turns = turns[2:]
             ids = self._prompt(turns, text)
+        ensure(ids, "message: is no token to this tokenizer. Write a message, or copy the model's tokenizer again.")
         ensure(
             len(ids) + room <= context,
             f"message: {len(ids)} tokens, and the model's context of {context} must also hold {room} of the answer. "
