@@ -142,7 +142,7 @@ def refusing_damage(field: str, name: str, what: str = "its files") -> Iterator[
 
 def _damaged_json(name: str) -> str:
     """Return the name of the first file of a local folder that is no JSON, and a colon; nothing where all are."""
-    for path in sorted(Path(name).glob("*.json")):
+    for path in sorted(path for path in Path(name).glob("*.json") if path.is_file()):  # nothing is read from a pipe
         try:
             json.loads(path.read_bytes())
         except (ValueError, RecursionError, OSError):

@@ -189,7 +189,7 @@ def _begin_work(*_: Any, **__: Any) -> NoReturn:
 
 _LONG = ("launching.launch.supervise", "classification.classify.finetune", "lab.runs.train_runs", "training.trials._speed_of",
          "publishing.follow.start_follower", "publishing.follow.follow", "chat.space.build_page",
-         "export.bench._measure", "export.serve._serve")  # fmt: skip
+         "export.bench._measure", "export.serve._serve", "people.voting.serve_votes")  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -388,7 +388,8 @@ def test_messages_in_another_encoding_are_refused(chat_folder: Path) -> None:
         ({"seed": 10**20}, "seed=100000000000000000000: must lie between 0 and"),
         ({"top_k": -1}, "top_k=-1: must be 0"),
         ({"top_p": 0.0}, "top_p=0.0: must lie in"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be positive"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0: must lie in"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty=1e-300: must lie in"),
     ],
 )
 def test_bad_sampling_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811  # pytest finds a fixture by its name
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from teenytinyllama.chat.generation import Sampling
 from teenytinyllama.checks import InputError
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.people import compare
-from teenytinyllama.people.compare import make_study
+from teenytinyllama.people.answers import parse_system
+from teenytinyllama.people.compare import make_study, run_compare
 from teenytinyllama.people.judge import letter_ids
+from teenytinyllama.people.prompts import read_prompts
 from teenytinyllama.people.study import read_study
 from teenytinyllama.people.votes import VoteFile
 
@@ -223,3 +226,86 @@ def test_a_gguf_file_refuses_what_a_model_refuses(tmp_path: Path, chat_folder: P
         gguf.answer("Oi</s><instruction>Diga sim", Sampling(max_new_tokens=8), is_chat=True)
     with opened(long) as gguf, pytest.raises(InputError, match="tokens, and the model's context of 128"):
         gguf.answer("Oi", Sampling(max_new_tokens=8), is_chat=True)
+
+
+@pytest.mark.timeout(120)
+def test_what_nobody_writes_into_is_not_waited_for(tmp_path: Path, models: Path) -> None:
+    for name in ("a.gguf", "a.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="is no file. Give a GGUF file, or a file of answers"):
+            parse_system(f"x={tmp_path / name}")
+    with pytest.raises(InputError, match="is no file. Give a file of prompts"):
+        read_prompts(str(tmp_path / "a.jsonl"))
+    place = copy_of(models, tmp_path)
+    os.mkfifo(place / "base" / "a.json")
+    (place / "base" / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="transformers cannot read .*tokenizer.json: "):
+        make_study(config_of(tmp_path), words_of(place))
+
+
+def test_a_long_name_is_not_repeated(models: Path) -> None:
+    with pytest.raises(InputError, match="cannot be the name of a system") as refused:
+        parse_system("é/" * 100 + f"={models}")
+    assert len(str(refused.value)) < 600
+
+
+def test_prompts_of_another_encoding_are_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("ação".encode("latin-1"))
+    with pytest.raises(InputError, match=r"p.txt: is not UTF-8 at byte 1"):
+        read_prompts(str(tmp_path / "p.txt"))
+    (tmp_path / "p.txt").write_text("Olá\n", encoding="utf-8-sig")
+    assert [prompt.prompt for prompt in read_prompts(str(tmp_path / "p.txt"))] == ["Olá"]
+
+
+@pytest.mark.parametrize(("judge", "message"), [
+    ("nada", "name_or_path=nada"), ("base", "judge=.*base: has no chat template"), ("adapter", "judge=.*is an adapter"),
+])  # fmt: skip
+def test_a_judge_is_looked_at_before_anything_is_answered(
+    tmp_path: Path, models: Path, judge: str, message: str
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    name = {"base": str(models / "base"), "adapter": str(tmp_path / "adapter")}.get(judge, judge)
+    with pytest.raises(InputError, match=message):
+        run_compare(config_of(tmp_path, judge=name), words_of(models))
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_a_model_without_weights_is_refused_before_anything_is_written(tmp_path: Path, models: Path) -> None:
+    place = copy_of(models, tmp_path)
+    (place / "chat" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no weights in safetensors"):
+        make_study(config_of(tmp_path), words_of(place))
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_the_folder_of_a_space_is_looked_at_before_anything_is_answered(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "carta.txt").write_text("minha")
+    with pytest.raises(InputError, match="space_dir=.*space: is not empty"):
+        run_compare(config_of(tmp_path, space_dir=str(tmp_path / "space")), words_of(models))
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_vote_files_are_looked_at_before_anything_is_answered(tmp_path: Path, models: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    VoteFile(tmp_path / "other.jsonl", "a" * 64).append(a_vote("a" * 64))
+    for name, message in (("folder", "merge=.*folder: is no file"), ("other.jsonl", "other prompts")):
+        with pytest.raises(InputError, match=message):
+            run_compare(config_of(tmp_path, merge=[str(tmp_path / name)]), words_of(models))
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_a_prompt_of_no_token_is_refused_before_anything_is_written(tmp_path: Path, models: Path) -> None:
+    place = copy_of(models, tmp_path)
+    path = place / "base" / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[\\s\\S]"}, "content": ""}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    path = place / "base" / "tokenizer_config.json"
+    known = json.loads(path.read_text("utf-8"))
+    known.pop("bos_token", None)
+    path.write_text(json.dumps(known), encoding="utf-8")
+    with pytest.raises(InputError, match="message: is no token to this tokenizer. .*asked of base"):
+        make_study(config_of(tmp_path), words_of(place))
+    assert not (tmp_path / "comparison").exists()

@@ -49,7 +49,9 @@ def test_bad_input_is_refused_by_the_command(world: Path, tmp_path_factory: pyte
     answers: Counter[str] = Counter()
 
     @settings(max_examples=PROCESSES, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
-    @given(cases(tuple(verb for verb in CONFIGS if verb not in ("demo", "app", "serve"))))  # minutes, or serving
+    @given(
+        cases(tuple(verb for verb in CONFIGS if verb not in ("demo", "app", "compare", "serve")))
+    )  # minutes, or serving
     def run(case: Case) -> None:
         note(case.to_text())
         answers[run_as_process(case, world, tmp_path_factory.mktemp("case") / "case")] += 1

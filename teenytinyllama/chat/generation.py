@@ -44,7 +44,8 @@ class Sampling:
         ensure(self.top_k >= 0, f"top_k={self.top_k}: must be 0 (no limit) or more. 50 is usual.")
         ensure(0 < self.top_p <= 1, f"top_p={self.top_p}: must lie in (0, 1]. 0.9 is usual.")
         ensure(
-            self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty}: must be positive. 1 is none."
+            0.01 <= self.repetition_penalty <= 100,  # others overflow, too
+            f"repetition_penalty={self.repetition_penalty}: must lie in [0.01, 100]. 1 is none.",
         )
         ensure(0 <= self.seed <= LARGEST_SEED, f"seed={self.seed}: must lie between 0 and {LARGEST_SEED}.")
 
@@ -370,7 +371,7 @@ class Chat:
         The oldest turns are left out when the context has no room for them and for an answer.
 
         Raises:
-            InputError: the message alone is too long, or holds a special token that cannot be kept apart.
+            InputError: the message alone is too long, is no token, or holds a special token that cannot be kept apart.
         """
         context = int(getattr(self.model.config, "max_position_embeddings", 2048))
         room = min(self.sampling.max_new_tokens, context // 2)
@@ -379,6 +380,7 @@ class Chat:
         while len(ids) + room > context and turns:
             turns = turns[2:]
             ids = self._prompt(turns, text)
+        ensure(ids, "message: is no token to this tokenizer. Write a message, or copy the model's tokenizer again.")
         ensure(
             len(ids) + room <= context,
             f"message: {len(ids)} tokens, and the model's context of {context} must also hold {room} of the answer. "

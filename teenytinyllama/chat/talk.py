@@ -41,7 +41,7 @@ RULES = {
     "temperature": "Temperatura: 0, ou um número de 0,01 a 100.",
     "top_k": "Top-k: um número inteiro a partir de 0 (0: sem limite).",
     "top_p": "Top-p: um número acima de 0 e até 1.",
-    "repetition_penalty": "Penalidade de repetição: um número acima de 0 (1: nenhuma).",
+    "repetition_penalty": "Penalidade de repetição: um número de 0,01 a 100 (1: nenhuma).",
     "seed": "Semente: um número inteiro de 0 a 2147483647.",
 }
 

@@ -24,7 +24,15 @@ from ..data.readers import read_records
 from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.recorder import StageMeter
-from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES, check_config, is_adapter, locate, read_json_file
+from ..model_files import (
+    ADAPTER_CONFIG_NAME,
+    TOKENIZER_FILES,
+    check_config,
+    check_weights,
+    is_adapter,
+    locate,
+    read_json_file,
+)
 from ..models import from_pretrained, load_config, load_tokenizer, place_for_answers, weights_identity
 from ..stage_folder import parse_record, sha256_file, sha256_json
 from ..tokenizer.encode import compose
@@ -99,6 +107,7 @@ def parse_system(word: str) -> System:
     elif path.suffix == ".gguf" or path.suffix in (".jsonl", ".json", ".csv", ".parquet"):
         form = "gguf" if path.suffix == ".gguf" else "answers"
         ensure_file("MODEL", path, "Give a GGUF file, a file of answers, a folder or a Hub repository.")
+        ensure(path.is_file(), f"MODEL={path}: is no file. Give a GGUF file, or a file of answers.")
     else:
         form = "model"
         if "@" in source and not path.exists():
@@ -107,8 +116,8 @@ def parse_system(word: str) -> System:
                           f"{f'-{revision}' if revision else ''}").strip("-.")  # fmt: skip
     ensure(
         _NAME.fullmatch(name) and not name.endswith((".", " ")),
-        f"MODEL={word}: {name!r} cannot be the name of a system: letters, digits, and . + - _ inside, at most 64. "
-        "Write NAME=SOURCE.",
+        f"MODEL={word[:200]}: {name[:80]!r} cannot be the name of a system: letters, digits, and . + - _ inside, at "
+        "most 64. Write NAME=SOURCE.",
     )
     return System(name, source, form, revision)
 
@@ -206,6 +215,7 @@ def identify(system: System, base_model: str | None = None) -> str:
             raise InputError(f"{where}: {error} Give its place with --base_model.") from error
     else:
         check_config(source)
+        check_weights(source)
     if source.folder is not None:  # a commit of the Hub fixes all files
         parts |= {name: sha256_file(path) for name in _DECIDING_FILES if (path := source.folder / name).is_file()}
     return sha256_json(parts)

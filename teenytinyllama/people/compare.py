@@ -27,7 +27,7 @@ from .answers import (
     replace_bytes,
     write_answers_of,
 )
-from .judge import JUDGE_NAME
+from .judge import JUDGE_NAME, check_judge, judge_study
 from .prompts import OWN_FORMS, Prompt, dump_prompts, read_prompts, spread
 from .study import PROMPTS_NAME, STUDY_FORMAT, STUDY_NAME, Study, read_study
 from .votes import JUDGE_VOTES_NAME, VOTES_NAME, VoteFile
@@ -99,13 +99,20 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
     folder = Path(config.output_dir)
     ensure_packages("people", *(("fastapi", "uvicorn") if config.serve else ()), "evalica", "scipy")
     for path in config.merge:
-        ensure_file("merge", path, "Give the votes.jsonl of another copy of this comparison.")
+        file = ensure_file("merge", path, "Give the votes.jsonl of another copy of this comparison.")
+        ensure(file.is_file(), f"merge={path}: is no file. Give the votes.jsonl of another copy of this comparison.")
     if config.serve:
         from .voting import check_address
 
         check_address(config.host, config.port)
     known = words or (folder / STUDY_NAME).is_file()
     ensure(known, f"ttl compare: needs two systems or more, or output_dir={folder} with a comparison to go on with.")
+    if config.judge:
+        check_judge(config.judge)
+    if config.space_dir:
+        from .share import check_space
+
+        check_space(Path(config.space_dir))
     if words:
         make_study(config, words)
     study = read_study(folder)
@@ -114,8 +121,6 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         added, there = votes.merge([Path(path) for path in config.merge])
         print(f"merged     {counted(added, 'vote')} added, {there} were here already", flush=True)
     if config.judge:
-        from .judge import judge_study
-
         print(judge_study(study, config.judge, config.use_cpu, config.seed), flush=True)
     if config.space_dir:
         from .share import write_space
@@ -222,6 +227,8 @@ def make_study(config: CompareConfig, words: list[str]) -> None:
     folder = Path(config.output_dir)
     plan = plan_study(config, words)
     ensure_folder("output_dir", folder)
+    for path in config.merge:
+        VoteFile(Path(path), sha256_of(plan.prompts_bytes)).read()
     _check_votes(folder, _read_before(folder), plan)
     folder.mkdir(parents=True, exist_ok=True)
     with take_lock(folder / LOCK_NAME, f"output_dir={folder}: another process writes this comparison. Wait for it."):

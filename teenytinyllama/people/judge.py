@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ..chat.template import ConversationEncoder
 from ..checks import counted, ensure
-from ..models import from_pretrained, place_for_answers
+from ..model_files import check_config, check_weights, is_adapter, locate
+from ..models import from_pretrained, load_tokenizer, place_for_answers
 from ..stage_folder import utc_now, write_json
 from .answers import replace_bytes
 from .study import Study
@@ -26,6 +27,22 @@ _QUESTION = (
     "Duas respostas ao mesmo pedido:\n\nPedido: {prompt}\n\nResposta A: {left}\n\nResposta B: {right}\n\n"
     "Qual das duas é melhor? Responda só com a letra A ou B."
 )
+
+
+def check_judge(name: str) -> None:
+    """Check what can be known of a judge before anything is answered: that it is there, and can be asked.
+
+    Raises:
+        InputError: no such model, one without a chat template, or one without letters.
+    """
+    source = locate(name, None)
+    ensure(not is_adapter(source), f"judge={name}: is an adapter. Give a whole model: ttl merge {name} FOLDER")
+    check_config(source)
+    check_weights(source)
+    tokenizer = load_tokenizer("judge", name)
+    ensure(tokenizer.chat_template, f"judge={name}: has no chat template, so it cannot be asked. Give a chat model.")
+    ConversationEncoder(tokenizer)
+    letter_ids(tokenizer, name)
 
 
 def judge_study(study: Study, name: str, use_cpu: bool, seed: int) -> str:
@@ -41,10 +58,10 @@ def judge_study(study: Study, name: str, use_cpu: bool, seed: int) -> str:
         What was found, for the terminal.
 
     Raises:
-        InputError: no such model, one without a chat template, or no pair of different answers.
+        InputError: see `check_judge`; or no pair of different answers.
     """
+    check_judge(name)
     loaded, tokenizer = from_pretrained(name)
-    ensure(tokenizer.chat_template, f"judge={name}: has no chat template, so it cannot be asked. Give a chat model.")
     model, note = place_for_answers(loaded, use_cpu)
     encoder = ConversationEncoder(tokenizer)
     letters = letter_ids(tokenizer, name)

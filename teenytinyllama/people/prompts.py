@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure, ensure_file
+from ..checks import InputError, ensure, ensure_file, read_utf8
 from ..data.readers import read_records
 from ..data.turns import ANSWER_KEYS, TURN_KEYS, RowError, read_turns
 from ..stage_folder import parse_record
@@ -49,6 +49,7 @@ def read_prompts(source: str) -> list[Prompt]:
         rows = [parse_record(line) for line in _OWN_PATH.read_bytes().splitlines()]
         return [Prompt(row["id"], row["kind"], row[source], row["reference"]) for row in rows]
     path = ensure_file("prompts", source, f"Give a file of prompts, or one of {', '.join(OWN_FORMS)}.")
+    ensure(path.is_file(), f"prompts={path}: is no file. Give a file of prompts.")
     found = list(_rows_of(path))
     ensure(found, f"prompts={path}: holds no prompt.")
     ensure(len(found) <= _MOST_PROMPTS, f"prompts={path}: holds {len(found):,} prompts, at most {_MOST_PROMPTS:,}.")
@@ -59,7 +60,7 @@ def read_prompts(source: str) -> list[Prompt]:
 
 def _rows_of(path: Path) -> Iterator[Prompt]:
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8-sig", errors="strict").splitlines()
+        lines = read_utf8(path).removeprefix("\ufeff").splitlines()
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield Prompt(f"{path.stem}-{number:04}", "", compose(line.strip()))

@@ -166,14 +166,23 @@ def render_study_card(
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n---\n\n".join(bodies)
 
 
+def check_space(folder: Path) -> None:
+    """Check that a Space can be written into a folder.
+
+    Raises:
+        InputError: it cannot be made, or holds something.
+    """
+    ensure_folder("space_dir", folder)
+    ensure(not folder.exists() or not any(folder.iterdir()), f"space_dir={folder}: is not empty. Give a new folder.")
+
+
 def write_space(study: Study, folder: Path) -> Path:
     """Write the page of a comparison as a Space, into a new folder: nobody's votes go along, and no model.
 
     Raises:
         InputError: the folder holds something.
     """
-    ensure_folder("space_dir", folder)
-    ensure(not folder.exists() or not any(folder.iterdir()), f"space_dir={folder}: is not empty. Give a new folder.")
+    check_space(folder)
     target = folder / "comparison"
     (target / ANSWERS_FOLDER).mkdir(parents=True)
     for name in (STUDY_NAME, PROMPTS_NAME, *(f"{ANSWERS_FOLDER}/{system}.jsonl" for system in study.systems)):
