@@ -200,6 +200,7 @@ def card(config: CardConfig) -> None:
 
 def publish(config: Any, source: list[str]) -> None:
     """Publish a run with its checkpoints, an export, a comparison, or data, on the Hub or in a folder."""
+    from .people.study import STUDY_NAME
     from .publishing.follow import run_publish
     from .publishing.publish import publish_export, publish_study
     from .publishing.publish_dataset import PublishDatasetConfig, publish_dataset
@@ -209,7 +210,7 @@ def publish(config: Any, source: list[str]) -> None:
         publish_dataset(source, config)
     elif (find_manifest(Path(source[0])) or {}).get("stage") == "export":
         publish_export(Path(source[0]), config)
-    elif (Path(source[0]) / "study.json").is_file():
+    elif (Path(source[0]) / STUDY_NAME).is_file():
         publish_study(Path(source[0]), config)
     else:
         run_publish(Path(source[0]), config)
@@ -282,8 +283,9 @@ def bench(config: Any, words: list[str]) -> None:
 def evaluate(values: dict[str, Any], options: RankOptions, may_fork: bool) -> int:
     """Measure a model: bits per byte of held-out text, and benchmarks in Portuguese."""
     from .arguments import build, write_yaml
+    from .disk import scratch_folder
     from .evaluation.config import EvaluateConfig
-    from .stage_folder import CONFIG_NAME, RESULTS_TABLE_NAME, command_line, scratch_folder
+    from .stage_folder import CONFIG_NAME, RESULTS_TABLE_NAME, command_line
 
     config, script = build(EvaluateConfig, dict(values)), recipes_folder() / "evaluate.py"
     options.ensure_one_machine("evaluate", "Use --nodes=1, or leave num_machines out.")

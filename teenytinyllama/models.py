@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, ensure_folder, ensure_packages, near_folder
+from .disk import scratch_folder
 from .gpus import answering_device
 from .model_files import (
     ADAPTER_CONFIG_NAME,
@@ -31,7 +32,7 @@ from .model_files import (
     refusing_damage,
 )
 from .quantised import ensure_not_quantised
-from .stage_folder import BASE_RECORD_NAME, scratch_folder, sha256_file, sha256_json, write_json
+from .stage_folder import BASE_RECORD_NAME, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -444,7 +445,6 @@ def place_for_answers(model: "PreTrainedModel", use_cpu: bool = False) -> tuple[
     try:
         placed = placed.to(device)
         torch.zeros(1, device=device).add_(1).item()  # does this torch have kernels for it?
-    except RuntimeError as error:  # no memory left is one, too
-        why = str(error).splitlines()[0]
-        return placed.to("cpu"), f"note: answers on the processor, because the GPU refuses: {why}"
+    except RuntimeError as why:  # no memory left is one, too
+        return placed.to("cpu"), f"note: answers on the processor, because the GPU refuses: {str(why).splitlines()[0]}"
     return placed, None

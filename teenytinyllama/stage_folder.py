@@ -4,8 +4,7 @@ Every stage writes one folder. `run.json`, the manifest, is written last: a fold
 training writes `environment.json` first, which tells which run an unfinished folder belongs to.
 
 Nothing that this package did not make is deleted or overwritten. Locks are locks of the kernel, which end with the
-process that holds them. A scratch folder holds a mark that names the process that made it, by which a later process
-knows what a killed one left.
+process that holds them.
 """
 
 import contextlib
@@ -15,10 +14,8 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, ensure_folder
+from .disk import replace_file
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -68,12 +66,7 @@ def write_json(path: Path, content: Any, suffix: str = ".partial") -> None:
         content: anything that JSON can hold.
         suffix: of the file that becomes `path`; processes that may write at the same moment need their own.
     """
-    partial = path.with_name(path.name + suffix)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_file(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", suffix)
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
@@ -148,9 +141,14 @@ def sha256_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> 
     return digest.hexdigest()
 
 
+def sha256_content(content: bytes | str) -> str:
+    """Return the sha256 in hex of bytes, or of a text in UTF-8: the same as `sha256_file` gives for a file of them."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
 def sha256_json(content: Any) -> str:
     """Return the sha256 of a JSON value in a canonical form (sorted keys, no spaces)."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return sha256_content(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
 
 def package_commit() -> str | None:
@@ -349,10 +347,6 @@ class StageFolder:
         write_json(self.path / MANIFEST_NAME, {**head, **content, "versions": versions()})
 
 
-_SCRATCH_PREFIX = "ttl-"
-_MARK_NAME = "made-by-teenytinyllama.json"
-
-
 def take_lock(path: Path, refusal: str, seconds: float = 0) -> "FileLock":
     """Make a lock file, lock it for this process and return the lock, which the caller releases.
 
@@ -383,68 +377,3 @@ def lock_run_folder(folder: Path, work: str = "training there") -> "FileLock":
     """
     refusal = f"output_dir={folder}: another process is {work}. Wait for it or stop it."
     return take_lock(folder / LOCK_NAME, refusal)
-
-
-@contextmanager
-def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Give the block an empty folder of its own, and delete it afterwards.
-
-    First, what killed processes have left in `parent` is deleted: only folders with a mark of this package, made by
-    this user on this machine, whose process has ended.
-
-    Args:
-        parent: an existing folder; the system's folder for temporary files by default.
-    """
-    place = Path(tempfile.gettempdir()) if parent is None else parent
-    _clear_abandoned(place)
-    # Nobody can foresee this name, so nobody else has put anything there.
-    top = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=place))
-    try:
-        process = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
-        (top / _MARK_NAME).write_text(json.dumps(process) + "\n", encoding="utf-8")
-        content = top / "content"
-        content.mkdir()
-        yield content
-    finally:
-        shutil.rmtree(top, ignore_errors=True)
-
-
-def _clear_abandoned(place: Path) -> None:
-    for folder in place.glob(f"{_SCRATCH_PREFIX}*"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # no mark: not a folder of this package
-            mark = folder / _MARK_NAME
-            if folder.is_symlink() or mark.is_symlink() or {folder.stat().st_uid, mark.stat().st_uid} != {_user()}:
-                continue
-            if _has_ended(json.loads(mark.read_text(encoding="utf-8"))):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _user() -> int:
-    return int(getattr(os, "getuid", lambda: 0)())  # Windows has none, and gives every file to user 0
-
-
-def _machine() -> str:
-    """Return a name for this machine since its last boot, and for its container, which numbers processes by itself."""
-    names = [platform.node()]
-    with contextlib.suppress(OSError):  # only Linux has these files
-        names.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        names.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(names)
-
-
-def _started(pid: int) -> float | None:
-    """Return when a process began, which differs for a later process of the same number; None: there is no process."""
-    import psutil  # comes with codecarbon
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None
-    except psutil.AccessDenied:  # another user's process, which is alive
-        return float("nan")
-
-
-def _has_ended(mark: dict[str, Any]) -> bool:
-    """Return whether the process of a mark is known to have ended; of another machine's processes nothing is known."""
-    started = _started(int(mark["pid"])) if mark["machine"] == _machine() else float("nan")
-    return started is None or abs(started - float(mark["started"])) > 1

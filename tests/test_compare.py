@@ -1,6 +1,7 @@
 """`ttl compare`: systems, prompts, answers that are written once, what is refused, and a judge."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -77,6 +78,10 @@ def test_own_prompts_are_fifteen_of_each_kind() -> None:
         assert Counter(prompt.kind for prompt in prompts) == dict.fromkeys(KINDS, 15)
         assert len({prompt.prompt for prompt in prompts}) == 120
         assert all(prompt.reference for prompt in prompts)
+    for prompt in prompts:  # of the form base: a person's answer goes on, and does not say the end again
+        end, begin = (re.findall(r"\w+", text.lower()) for text in (prompt.prompt, prompt.reference or ""))
+        assert end[-2:] != begin[:2], prompt.id
+        assert (prompt.reference or " ").strip() == prompt.reference
 
 
 def test_prompts_are_spread_over_the_kinds() -> None:

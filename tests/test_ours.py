@@ -20,10 +20,11 @@ from teenytinyllama.checkpointing.checkpoints import (
 from teenytinyllama.checkpointing.saving import refuse_strangers
 from teenytinyllama.checks import InputError
 from teenytinyllama.data.pack import Journal, packed_folder
+from teenytinyllama.disk import _MARK_NAME, scratch_folder
 from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
 from teenytinyllama.publishing.safety import Upload, UploadFile
-from teenytinyllama.stage_folder import _MARK_NAME, MARKER_NAME, scratch_folder
+from teenytinyllama.stage_folder import MARKER_NAME
 from teenytinyllama.training.trials import measure_speed
 
 UPLOAD = Upload("", "model", "main", (UploadFile("a.txt", b"a"),), "message")
@@ -78,7 +79,7 @@ def test_a_scratch_folder_goes_with_its_block(tmp_path: Path) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from teenytinyllama.stage_folder import scratch_folder
+from teenytinyllama.disk import scratch_folder
 with scratch_folder(Path(sys.argv[1])) as folder:
     (folder / "x").write_text("x")
     os.kill(os.getpid(), signal.SIGKILL)

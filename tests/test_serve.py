@@ -345,7 +345,7 @@ REFUSED = [
     (chat(temperature=-1), "temperature=-1.0: must be 0, or lie in"),
     (chat(temperature=float("nan")), "temperature=nan: must be a finite number."),
     (chat(top_p=2), "top_p: Input should be less than or equal to 1."),
-    (chat(repeat_penalty=0), "repeat_penalty=0.0: must be positive."),
+    (chat(repeat_penalty=0), "repeat_penalty=0.0: must lie in [0.01, 100]."),
     (chat(seed=-1), "seed=-1: must be at least 0."),
     ({}, "messages: are empty. Give at least one, of role user."),
     ({"messages": 1}, "messages: Input should be a valid list"),

@@ -1,7 +1,7 @@
 """Generation: the texts that a model writes, several in one batch or one word by word, and the chat with its turns."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -339,6 +339,58 @@ def without_leading_space(pieces: Iterable[str]) -> Iterator[str]:
         yield text
 
 
+def context_of(config: Any) -> int:
+    """Return how many tokens a prompt and its answer may have, by a model's config."""
+    return int(getattr(config, "max_position_embeddings", 2048))
+
+
+def room_for_answer(num_tokens: int, new_tokens: int, context: int) -> int:
+    """Return how many tokens of an answer must have room behind a message: those asked for, at most half the context.
+
+    Raises:
+        InputError: the message leaves less.
+    """
+    room = min(new_tokens, context // 2)
+    ensure(
+        num_tokens + room <= context,
+        f"message: {num_tokens} tokens, and the model's context of {context} must also hold {room} of the answer. "
+        "Shorten the message.",
+    )
+    return room
+
+
+def fit_message(
+    tokenizer: "PreTrainedTokenizerBase",
+    encoder: ConversationEncoder | None,
+    context: int,
+    sampling: Sampling,
+    text: str,
+    turns: Sequence[Message] = (),
+    system: Sequence[Message] = (),
+) -> tuple[list[Message], list[int]]:
+    """Return the turns before a message that fit with it and an answer into the context, and all their tokens.
+
+    The oldest turns are left out first. Without an encoder the text is one to be gone on with.
+
+    Raises:
+        InputError: the message alone is too long, is no token, or holds a special token that cannot be kept apart.
+    """
+
+    def encode(kept: list[Message]) -> list[int]:
+        if encoder is None:
+            return encode_prompts(tokenizer, [text])[0]
+        return encoder.encode([*system, *kept, {"role": "user", "content": text}], for_answer=True).ids
+
+    kept = list(turns)
+    ids = encode(kept)
+    while len(ids) + min(sampling.max_new_tokens, context // 2) > context and kept:
+        kept = kept[2:]
+        ids = encode(kept)
+    ensure(ids, "message: is no token to this tokenizer. Write a message, or copy the model's tokenizer again.")
+    room_for_answer(len(ids), sampling.max_new_tokens, context)
+    return kept, ids
+
+
 class Chat:
     """A conversation with a model, or completions by one that has no chat template."""
 
@@ -373,30 +425,12 @@ class Chat:
         Raises:
             InputError: the message alone is too long, is no token, or holds a special token that cannot be kept apart.
         """
-        context = int(getattr(self.model.config, "max_position_embeddings", 2048))
-        room = min(self.sampling.max_new_tokens, context // 2)
-        turns = self.turns
-        ids = self._prompt(turns, text)
-        while len(ids) + room > context and turns:
-            turns = turns[2:]
-            ids = self._prompt(turns, text)
-        ensure(ids, "message: is no token to this tokenizer. Write a message, or copy the model's tokenizer again.")
-        ensure(
-            len(ids) + room <= context,
-            f"message: {len(ids)} tokens, and the model's context of {context} must also hold {room} of the answer. "
-            "Shorten the message.",
-        )
+        context = context_of(self.model.config)
+        turns, ids = fit_message(self.tokenizer, self.encoder, context, self.sampling, text, self.turns, self.system)
         self.dropped_turns += (len(self.turns) - len(turns)) // 2
         self.turns = turns
-        room = min(self.sampling.max_new_tokens, context - len(ids))
-        sampling = replace(self.sampling, max_new_tokens=room)
+        sampling = replace(self.sampling, max_new_tokens=min(self.sampling.max_new_tokens, context - len(ids)))
         return Reply(self.model, self.tokenizer, ids, sampling, self.end, is_answer=self.encoder is not None)
-
-    def _prompt(self, turns: list[Message], text: str) -> list[int]:
-        if self.encoder is None:
-            return encode_prompts(self.tokenizer, [text])[0]
-        messages = [*self.system, *turns, {"role": "user", "content": text}]
-        return self.encoder.encode(messages, for_answer=True).ids
 
     def keep(self, text: str, answer: str) -> None:
         """Add a message and its answer to the conversation; completions keep nothing."""

@@ -8,7 +8,6 @@ began at a checkpoint of another one; its record says what it builds on.
 
 import contextlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..checks import InputError, RunFailedError, available_cores, ensure
+from ..disk import sync_to_disk
 from ..stage_folder import (
     BEGUN_NAME,
     ENVIRONMENT_COPY_NAME,
@@ -264,22 +264,14 @@ def write_marker(path: Path, marker: Marker) -> None:
     created = marker.created or utc_now()
     content: dict[str, Any] = {**asdict(marker), "created": created}
     write_json(path / MARKER_NAME, {name: value for name, value in content.items() if value is not None})
-    _sync(path)
-    _sync(path.parent)
+    sync_to_disk(path)
+    sync_to_disk(path.parent)
 
 
 def sync_files(path: Path) -> None:
     """Wait until the system has written a checkpoint's files and folders from its memory to the disk."""
     for entry in [*path.rglob("*"), path]:
-        _sync(entry)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_to_disk(entry)
 
 
 def hash_files(path: Path) -> dict[str, FileRecord]:

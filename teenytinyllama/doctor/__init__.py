@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..checks import InputError, ensure_folder, format_bytes, nearest_existing
 from ..data.packed import PackedCorpus, RowLook, look_at_rows
-from ..stage_folder import scratch_folder
+from ..disk import scratch_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -32,6 +32,7 @@ from ..checks import (
     free_disk_bytes,
     near_name,
 )
+from ..disk import scratch_folder
 from ..distributed import NETWORK_SECONDS, before_ranks
 from ..energy.meter import load_nvml
 from ..gpus import device_name
@@ -40,7 +41,7 @@ from ..launching.processes import ForkServer
 from ..launching.ranks import RankOptions, RankPlan, plan_ranks
 from ..launching.supervision import supervise
 from ..planning.free_memory import free_memory_bytes
-from ..stage_folder import __version__, package_commit, scratch_folder, utc_now, versions
+from ..stage_folder import __version__, package_commit, utc_now, versions
 from . import Diagnosis, State
 from .run_checks import SPEED_STEPS, Place, examine, judge_speed
 

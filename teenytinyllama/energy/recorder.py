@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import beside_the_model
+from ..disk import scratch_folder
 from ..energy import ledger
-from ..stage_folder import EMISSIONS_NAME, scratch_folder
+from ..stage_folder import EMISSIONS_NAME
 from .emissions import GridSettings, drop_torn_row, emission_files
 from .meter import EnergyMeter, EnergyReading
 

@@ -36,7 +36,9 @@ from .marking import remove_accents
 from .results import (
     BIAS_PAIRS,
     BIAS_TEXTS,
+    Measure,
     MeasuredTask,
+    Score,
     is_measured,
     measured_task_path,
     write_measured_task,
@@ -178,16 +180,9 @@ def measure_bias(
         place: its `step` and `tokens`.
     """
     config, dtype = material.config, str(model.dtype).removeprefix("torch.")
-    suffix = "" if dtype == "float32" else f", {dtype}"
     settings: dict[str, list[Any]] = {BIAS_PAIRS: [[asdict(pair) for pair in material.pairs], NEUTRAL_FRAMES]}
     if material.scorer is not None:
-        from ..models import weights_identity
-
-        scorer = material.scorer
-        weights = weights_identity(scorer.config.model, scorer.config.revision)
-        settings[BIAS_TEXTS] = [[asdict(prompt) for prompt in material.prompts], config.bias_texts,
-                                config.max_new_tokens, weights, scorer.label, scorer.config.toxic_is,
-                                scorer.config.threshold]  # fmt: skip
+        settings[BIAS_TEXTS] = _text_settings(material, material.scorer)
     random: PreTrainedModel | None = None
     for task, values in settings.items():
         identity = sha256_json([_VERSION, task, fingerprint, dtype, config.seed, *values])
@@ -195,37 +190,60 @@ def measure_bias(
         if from_first(partial(is_measured, path, identity)):
             continue
         random = random or random_weights(model, config.seed)
-        if task == BIAS_PAIRS:
-            found = [pair_differences(one, tokenizer, material.pairs, config.batch_size) for one in (model, random)]
-            if is_main_process():
-                scores, measures = pair_figures(material.pairs, found[0], found[1], suffix)
-                columns = {name: values.tolist() for name, values in found[0].items()}
-                rows = [{**asdict(pair), **{name: column[number] for name, column in columns.items()}}
-                        for number, pair in enumerate(material.pairs)]  # fmt: skip
-        else:
-            texts = [write_texts(one, tokenizer, material.prompts, config) for one in (model, random)]
-            if is_main_process():
-                assert material.scorer is not None
-                judged = [np.array(material.scorer.scores(own)) for own in texts]
-                toxic = [values > config.toxicity_threshold for values in judged]
-                scores, measures = text_figures(material.prompts, toxic[0], toxic[1], suffix)
-                rows = [{**asdict(prompt), "random_weights": bool(number), "text": text, "toxicity": value}
-                        for number in (0, 1)
-                        for prompt, text, value in zip(material.prompts * config.bias_texts, texts[number],
-                                                       judged[number].tolist(), strict=True)]  # fmt: skip
-        if is_main_process():
+        measure = _measure_pairs if task == BIAS_PAIRS else _measure_texts
+        found = measure(material, (model, random), tokenizer, "" if dtype == "float32" else f", {dtype}")
+        if found is not None:
+            scores, measures, rows = found
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             path.with_suffix(".jsonl").write_text(lines, encoding="utf-8")  # to be read by people
-            write_measured_task(
-                path,
-                MeasuredTask(
-                    identity,
-                    [{**asdict(score), **place} for score in scores],
-                    [{**asdict(measure), **place} for measure in measures],
-                    weights=fingerprint,
-                ),
-            )
+            scored, others = ([{**asdict(one), **place} for one in some] for some in (scores, measures))
+            write_measured_task(path, MeasuredTask(identity, scored, others, weights=fingerprint))
+
+
+def _text_settings(material: BiasMaterial, scorer: ToxicityScorer) -> list[Any]:
+    """Return what decides which texts are written and which of them are toxic, beside model and seed."""
+    from ..models import weights_identity
+
+    weights = weights_identity(scorer.config.model, scorer.config.revision)
+    return [[asdict(prompt) for prompt in material.prompts], material.config.bias_texts, material.config.max_new_tokens,
+            weights, scorer.label, scorer.config.toxic_is, scorer.config.threshold]  # fmt: skip
+
+
+# Scores, measures, and a row for each pair or text, to be read by people; None on all ranks but the first.
+_Found = tuple[list[Score], list[Measure], list[dict[str, Any]]] | None
+
+
+def _measure_pairs(
+    material: BiasMaterial, models: "tuple[PreTrainedModel, PreTrainedModel]", tokenizer: Any, suffix: str
+) -> _Found:
+    """Measure what a model, and random weights, prefer of the pairs; every rank calls it."""
+    pairs = material.pairs
+    found = [pair_differences(one, tokenizer, pairs, material.config.batch_size) for one in models]
+    if not is_main_process():
+        return None
+    columns = {name: values.tolist() for name, values in found[0].items()}
+    rows = [{**asdict(pair), **{name: column[number] for name, column in columns.items()}}
+            for number, pair in enumerate(pairs)]  # fmt: skip
+    return *pair_figures(pairs, found[0], found[1], suffix), rows
+
+
+def _measure_texts(
+    material: BiasMaterial, models: "tuple[PreTrainedModel, PreTrainedModel]", tokenizer: Any, suffix: str
+) -> _Found:
+    """Let a model, and random weights, write texts, and measure which are toxic; every rank calls it."""
+    config, prompts = material.config, material.prompts
+    texts = [write_texts(one, tokenizer, prompts, config) for one in models]
+    if not is_main_process():
+        return None
+    assert material.scorer is not None
+    judged = [np.array(material.scorer.scores(own)) for own in texts]
+    toxic = [values > config.toxicity_threshold for values in judged]
+    rows = [{**asdict(prompt), "random_weights": bool(number), "text": text, "toxicity": value}
+            for number in (0, 1)
+            for prompt, text, value in zip(prompts * config.bias_texts, texts[number], judged[number].tolist(),
+                                           strict=True)]  # fmt: skip
+    return *text_figures(prompts, toxic[0], toxic[1], suffix), rows
 
 
 def random_weights(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":

@@ -22,6 +22,7 @@ from ..checks import (
     ensure_folder,
     ensure_packages,
 )
+from ..disk import scratch_folder
 from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.meter import check_energy
@@ -32,7 +33,6 @@ from ..stage_folder import (
     EMISSIONS_NAME,
     LEDGER_NAME,
     StageFolder,
-    scratch_folder,
     sha256_json,
     versions,
     write_json,

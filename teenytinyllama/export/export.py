@@ -13,21 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from ..checks import RunFailedError, counted, ensure, ensure_disk_space, format_bytes, near_name
+from ..disk import scratch_folder
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter
 from ..model_files import PUBLISHED_MODELS, is_local, locate
 from ..publishing.safety import check_repository
 from ..quantised import ensure_not_quantised
-from ..stage_folder import (
-    CARD_NAME,
-    EMISSIONS_NAME,
-    LEDGER_NAME,
-    StageFolder,
-    scratch_folder,
-    sha256_file,
-    sha256_json,
-)
+from ..stage_folder import CARD_NAME, EMISSIONS_NAME, LEDGER_NAME, StageFolder, sha256_file, sha256_json
 from .export_card import QUALITY_PLOT_NAME, render_export_card
 from .gguf_file import TYPES, check_gguf, count_types, estimate_bytes, write_gguf
 from .gguf_tokenizer import Vocabulary, ollama_files, read_vocabulary

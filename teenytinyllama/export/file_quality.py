@@ -16,9 +16,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..chat.generation import generate_ids
+from ..disk import scratch_folder
 from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, score_windows, window_nats
 from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks, score_signal, signal_figures
-from ..stage_folder import scratch_folder
 from .bench import real_prompts
 from .engines import LLAMA_CPP, EngineSpec, started_engine
 from .gguf_tokenizer import different_ids, trial_lines

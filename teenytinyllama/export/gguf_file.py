@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import ensure, ensure_packages
-from ..stage_folder import scratch_folder
+from ..disk import scratch_folder
 from .gguf_tokenizer import Vocabulary, add_vocabulary
 from .llama_cpp import last_words, library
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..chat.generation import Sampling
 from ..chat.template import TEMPLATE_PATH
 from ..checks import InputError, ensure, ensure_packages
-from ..stage_folder import scratch_folder
+from ..disk import scratch_folder
 from ..tokenizer.files import BYTE_TOKENS, EOS_TOKEN, sentencepiece_model
 from .llama_cpp import opened
 

@@ -7,16 +7,14 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..chat.generation import Sampling, room_for_answer
 from ..chat.template import refuse_costly
 from ..checks import InputError, available_cores, ensure, ensure_packages
-
-if TYPE_CHECKING:
-    from ..chat.generation import Sampling
 
 _F32 = 0  # llama.cpp's number of the type, for the cache of keys and values
 _said: deque[str] = deque(maxlen=5)  # the newest lines of llama.cpp's log
@@ -160,21 +158,15 @@ class LlamaCpp:
         """Return whether the file has a chat template."""
         return bool((self.model.metadata or {}).get("tokenizer.chat_template"))
 
-    def check_length(self, text: str, sampling: "Sampling", is_chat: bool) -> int:
+    def check_length(self, text: str, sampling: Sampling, is_chat: bool) -> int:
         """Return the room for an answer to a message, in tokens.
 
         Raises:
             InputError: the message does not fit into the context with an answer, or it is to be put into the chat
                 template and that refuses it, or could not tell a special token in it from its own.
         """
-        room = min(sampling.max_new_tokens, self.context // 2)
         ids = self._in_template(text) if is_chat else self.tokenize(text)
-        ensure(
-            len(ids) + room <= self.context,
-            f"message: {len(ids)} tokens, and the model's context of {self.context} must also hold {room} of the "
-            "answer. Shorten the message.",
-        )
-        return room
+        return room_for_answer(len(ids), sampling.max_new_tokens, self.context)
 
     def _in_template(self, text: str) -> list[int]:
         """Return the tokens of a message in the file's chat template; see `check_length`."""
@@ -194,7 +186,7 @@ class LlamaCpp:
             raise InputError(f"message: the chat template refuses it: {error}") from error
         return self.tokenize(prompt, special=True)
 
-    def answer(self, text: str, sampling: "Sampling", is_chat: bool) -> tuple[str, int, bool]:
+    def answer(self, text: str, sampling: Sampling, is_chat: bool) -> tuple[str, int, bool]:
         """Return the answer to a message, or what goes on with a text; its tokens, and whether the model ended it.
 
         The sampling is llama.cpp's own: its penalty for repetition looks at the last 64 tokens, not at all of them.
@@ -221,7 +213,7 @@ class LlamaCpp:
             told = self.model.create_completion(start + self.tokenize(text), **chosen)
             written = told["choices"][0]["text"]
         ended = told["choices"][0]["finish_reason"] == "stop"
-        return written.strip() if is_chat else written.rstrip(), int(told["usage"]["completion_tokens"]), ended
+        return written.strip(), int(told["usage"]["completion_tokens"]), ended
 
     def likeliest(self, ids: Sequence[int]) -> Iterator[int]:
         """Yield the likeliest tokens behind a prompt, one after the other, past any end token."""

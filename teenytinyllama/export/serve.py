@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ..chat.generation import Sampling
 from ..chat.page import DEFAULT_HOST, bind_address, is_loopback, own_names
 from ..checks import InputError, available_cores, check_bounds, ensure, ensure_packages
+from ..disk import scratch_folder
 from ..launching.processes import give_back_signals, take_stop_signals
-from ..stage_folder import scratch_folder
 from ..tokenizer.encode import compose
 from .llama_cpp import idle_cores, use_own_template
 

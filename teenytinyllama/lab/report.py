@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checks import counted, ensure
+from ..disk import replace_file
 from ..planning.table import short
 from .comparison import (
     DONE,
@@ -71,8 +72,8 @@ def write_report(folder: Path, baseline: str | None = None) -> None:
     """
     report = make_report(read_outcomes(folder), baseline, folder)
     write_laws(folder, report.laws, report.refused)
-    _replace(folder / CSV_NAME, _csv(report.cells))
-    _replace(folder / TABLE_NAME, "\n".join(render_report(report)) + "\n")
+    replace_file(folder / CSV_NAME, _csv(report.cells))
+    replace_file(folder / TABLE_NAME, "\n".join(render_report(report)) + "\n")
     checks = [run for run in report.outcomes if run.is_check and run.state == DONE]
     draw_plots(folder, report.cells, report.sweeps, report.distances, report.isoflops, report.laws, checks)
 
@@ -87,12 +88,6 @@ def make_report(outcomes: list[Outcome], baseline: str | None, folder: Path) -> 
     laws, refused = fit_laws(cells)
     distances = tokens_to_baseline(cells, baseline)
     return LabReport(outcomes, cells, baseline, find_sweeps(cells), distances, find_isoflops(cells), laws, refused)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def render_report(report: LabReport) -> list[str]:

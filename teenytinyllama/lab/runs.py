@@ -29,6 +29,7 @@ from ..checks import (
     ensure_folder,
     run_main,
 )
+from ..disk import scratch_folder
 from ..gpus import count_usable_gpus, named_gpus
 from ..launching.launch import resolve_training, start_training
 from ..launching.processes import ForkedChild, ForkServer
@@ -43,7 +44,6 @@ from ..stage_folder import (
     lock_run_folder,
     read_jsonl_records,
     read_manifest,
-    scratch_folder,
 )
 from ..training.metrics import DIVERGED, append_jsonl
 from .comparison import read_rows

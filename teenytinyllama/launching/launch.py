@@ -145,8 +145,9 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
     Raises:
         InputError: the config is refused; no rank was started and nothing is written.
     """
+    from ..disk import scratch_folder
     from ..distributed import before_ranks
-    from ..stage_folder import command_line, scratch_folder
+    from ..stage_folder import command_line
 
     os.environ.setdefault("TTL_COMMAND", command_line())
     server = ForkServer(may_fork, [f"{_PACKAGE}.{STAGES[name].module}", "accelerate.commands.launch"])

@@ -5,22 +5,22 @@ batch nor on what was written before a stop. A file that is half written is gone
 """
 
 import contextlib
-import hashlib
+import functools
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from ..chat.generation import Chat, Sampling
+from ..chat.generation import Chat, Sampling, context_of, fit_message
+from ..chat.template import ConversationEncoder
 from ..checks import InputError, ensure, ensure_file
 from ..data.readers import read_records
+from ..disk import replace_file
 from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.recorder import StageMeter
@@ -34,7 +34,7 @@ from ..model_files import (
     read_json_file,
 )
 from ..models import from_pretrained, load_config, load_tokenizer, place_for_answers, weights_identity
-from ..stage_folder import parse_record, sha256_file, sha256_json
+from ..stage_folder import parse_record, sha256_content, sha256_file, sha256_json
 from ..tokenizer.encode import compose
 from .prompts import Prompt
 from .study import ANSWERS_FOLDER
@@ -127,11 +127,6 @@ def _short(source: str) -> str:
     return "-".join(part for part in Path(source).expanduser().parts[-2:] if part not in ("/", ".", ".."))
 
 
-def sha256_text(text: str) -> str:
-    """Return the sha256 of a text, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def read_given(system: System, prompts: Sequence[Prompt]) -> list[Answer]:
     """Return the answers of a file that was made elsewhere, or people's references, in the order of the prompts.
 
@@ -145,7 +140,7 @@ def read_given(system: System, prompts: Sequence[Prompt]) -> list[Answer]:
             not lacking,
             f"MODEL=references: {len(lacking)} prompts have no reference, first {lacking[:3]}. Leave it out.",
         )
-        return [Answer(prompt.id, sha256_text(prompt.prompt), str(prompt.reference)) for prompt in prompts]
+        return [Answer(prompt.id, sha256_content(prompt.prompt), str(prompt.reference)) for prompt in prompts]
     by_text = {prompt.prompt: prompt.id for prompt in prompts}
     found: dict[str, Answer] = {}
     others: list[str] = []
@@ -168,13 +163,13 @@ def read_given(system: System, prompts: Sequence[Prompt]) -> list[Answer]:
             others.append(str(name or text)[:60])
             continue
         ensure(name not in found, f"{where}answers the prompt {name!r} again. Leave one of the answers out.")
-        sha256 = sha256_text(by_id[name].prompt)
+        sha256 = sha256_content(by_id[name].prompt)
         same = row.get("prompt_sha256", sha256) == sha256 and (
             not isinstance(row.get("prompt"), str) or compose(row["prompt"]) == by_id[name].prompt
         )
         ensure(same, f"{where}was given to another text than the prompt {name!r} has here. Let the system answer anew.")
         tokens = row.get("tokens")
-        found[name] = Answer(name, sha256, str(answer), tokens if type(tokens) is int and tokens >= 0 else 0,
+        found[name] = Answer(name, sha256, str(answer).strip(), tokens if type(tokens) is int and tokens >= 0 else 0,
                              row.get("ended") is not False)  # fmt: skip
     lacking = [name for name in by_id if name not in found]
     strangers = f"; {len(others)} rows belong to none of them, such as {others[0]!r}" if others else ""
@@ -295,25 +290,14 @@ def write_answers_of(
                 text, tokens, ended = answer(prompt.prompt)
             except InputError as error:
                 raise InputError(f"prompts: {prompt.id}: {error} (asked of {system.name})") from error
-            done.append(Answer(prompt.id, sha256_text(prompt.prompt), text, tokens, ended))
+            done.append(Answer(prompt.id, sha256_content(prompt.prompt), text, tokens, ended))
             file.write(json.dumps(asdict(done[-1]), ensure_ascii=False) + "\n")
             file.flush()
             meter.tick()
-    replace_bytes(path, dump_answers(done))
+    replace_file(path, dump_answers(done), ".new")  # beside `partial`, which a stop here still needs
     partial.unlink()
     account = read_ledger(energy)
     return sum(one.tokens for one in done), account.total.energy_kwh if account is not None else None
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old one or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _resumed(partial: Path, plan: AnswerPlan, prompts: Sequence[Prompt]) -> list[Answer]:
@@ -362,7 +346,7 @@ def _answering(system: System, is_chat: bool, sampling: Sampling, config: Any) -
         for _ in reply:
             pass  # the pieces are for readers who wait; letters whose bytes are two tokens are whole only at the end
         written = str(tokenizer.decode(reply.ids, skip_special_tokens=True))
-        return written.strip() if is_chat else written.rstrip(), len(reply.ids), reply.ended
+        return written.strip(), len(reply.ids), reply.ended  # a space in front would tell a model from a person
 
     yield answer
 
@@ -384,10 +368,9 @@ def check_lengths(system: System, prompts: Sequence[Prompt], is_chat: bool, samp
             if is_adapter(locate(name, revision)):  # of an unknown base: its prompts are checked as they are asked
                 return
             tokenizer = load_tokenizer("MODEL", name, revision)
-            if not is_chat:
-                tokenizer.chat_template = None
-            shape: Any = SimpleNamespace(config=load_config("MODEL", name, revision), generation_config=None)
-            check = Chat(shape, tokenizer, sampling).answer
+            encoder = ConversationEncoder(tokenizer) if is_chat else None
+            context = context_of(load_config("MODEL", name, revision))
+            check = functools.partial(fit_message, tokenizer, encoder, context, sampling)
         for prompt in prompts:
             try:
                 check(prompt.prompt)

@@ -10,9 +10,10 @@ from typing import Any
 
 from ..chat.generation import Sampling
 from ..checks import InputError, counted, ensure, ensure_file, ensure_folder, ensure_packages
+from ..disk import replace_file
 from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
-from ..stage_folder import command_line, parse_record, sha256_file, take_lock, write_json
+from ..stage_folder import command_line, parse_record, sha256_content, sha256_file, take_lock, write_json
 from .answers import (
     AnswerPlan,
     System,
@@ -24,12 +25,11 @@ from .answers import (
     is_adapter_here,
     parse_system,
     read_given,
-    replace_bytes,
     write_answers_of,
 )
 from .judge import JUDGE_NAME, check_judge, judge_study
 from .prompts import OWN_FORMS, Prompt, dump_prompts, read_prompts, spread
-from .study import PROMPTS_NAME, STUDY_FORMAT, STUDY_NAME, Study, read_study
+from .study import ANSWERS_FOLDER, PROMPTS_NAME, STUDY_FORMAT, STUDY_NAME, Study, read_study
 from .votes import JUDGE_VOTES_NAME, VOTES_NAME, VoteFile
 
 LOCK_NAME = "compare.lock"
@@ -121,7 +121,7 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         added, there = votes.merge([Path(path) for path in config.merge])
         print(f"merged     {counted(added, 'vote')} added, {there} were here already", flush=True)
     if config.judge:
-        print(judge_study(study, config.judge, config.use_cpu, config.seed), flush=True)
+        print(judge_study(study, config.judge, config.use_cpu), flush=True)
     if config.space_dir:
         from .share import write_space
 
@@ -199,7 +199,7 @@ def plan_study(config: CompareConfig, words: list[str]) -> StudyPlan:
             read_given(system, prompts)
     plans = {
         name: AnswerPlan(
-            identity, sha256_of(dump_prompts(prompts)), chatty[name] and kind != "base", asdict(config.sampling)
+            identity, sha256_content(dump_prompts(prompts)), chatty[name] and kind != "base", asdict(config.sampling)
         )
         for name, identity in identities.items()
     }
@@ -207,13 +207,6 @@ def plan_study(config: CompareConfig, words: list[str]) -> StudyPlan:
         if system.name in plans:
             check_lengths(system, prompts, plans[system.name].is_chat, config.sampling)
     return StudyPlan(kind, prompts, systems, plans)
-
-
-def sha256_of(content: bytes) -> str:
-    """Return the sha256 of bytes, in hex, as `sha256_file` gives it for a file of them."""
-    import hashlib
-
-    return hashlib.sha256(content).hexdigest()
 
 
 def make_study(config: CompareConfig, words: list[str]) -> None:
@@ -228,13 +221,13 @@ def make_study(config: CompareConfig, words: list[str]) -> None:
     plan = plan_study(config, words)
     ensure_folder("output_dir", folder)
     for path in config.merge:
-        VoteFile(Path(path), sha256_of(plan.prompts_bytes)).read()
+        VoteFile(Path(path), sha256_content(plan.prompts_bytes)).read()
     _check_votes(folder, _read_before(folder), plan)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ANSWERS_FOLDER).mkdir(parents=True, exist_ok=True)
     with take_lock(folder / LOCK_NAME, f"output_dir={folder}: another process writes this comparison. Wait for it."):
         before = _read_before(folder)  # another process may have written it meanwhile
         _check_votes(folder, before, plan)
-        prompts_sha256 = sha256_of(plan.prompts_bytes)
+        prompts_sha256 = sha256_content(plan.prompts_bytes)
         is_same = before.get("prompts_sha256") == prompts_sha256
         described = {one["name"]: one for one in before["systems"]} if is_same else {}
         content = {"format": STUDY_FORMAT, "kind": plan.kind, "seed": config.seed, "prompts_sha256": prompts_sha256,
@@ -243,7 +236,7 @@ def make_study(config: CompareConfig, words: list[str]) -> None:
         if _changes(before, plan):  # until the last answer is there, the folder holds no comparison
             for name in (STUDY_NAME, JUDGE_VOTES_NAME, JUDGE_NAME):
                 (folder / name).unlink(missing_ok=True)
-        replace_bytes(folder / PROMPTS_NAME, plan.prompts_bytes)
+        replace_file(folder / PROMPTS_NAME, plan.prompts_bytes)
         for system in plan.systems:
             described[system.name] = _answered(system, plan, described.get(system.name), folder, config)
             content["systems"] = list(described.values())
@@ -260,7 +253,7 @@ def _answered(
     of_model = plan.plans.get(system.name)
     if of_model is None:
         answers = read_given(system, plan.prompts)
-        replace_bytes(path, dump_answers(answers))
+        replace_file(path, dump_answers(answers))
         tokens, kwh, identity = sum(one.tokens for one in answers), None, None
     elif (
         before
@@ -292,7 +285,7 @@ def _read_before(folder: Path) -> dict[str, Any]:
         read_study(folder)
         found = parse_record(path.read_bytes())
     elif folder.is_dir() and not making.is_file():
-        ours = {PROMPTS_NAME, "answers", "energy", LOCK_NAME, f"{MAKING_NAME}.partial"}
+        ours = {PROMPTS_NAME, ANSWERS_FOLDER, "energy", LOCK_NAME, f"{MAKING_NAME}.partial"}
         others = sorted(one.name for one in folder.iterdir() if one.name not in ours)
         ensure(
             not others, f"output_dir={folder}: holds {', '.join(others[:3])} and no comparison. Choose a new folder."
@@ -318,7 +311,7 @@ def _changed_systems(before: dict[str, Any], plan: StudyPlan) -> list[str]:
             same = (
                 known[system.name].get("plan_sha256") == of_model.sha256
                 if of_model
-                else sha256_of(dump_answers(read_given(system, plan.prompts))) == known[system.name]["sha256"]
+                else sha256_content(dump_answers(read_given(system, plan.prompts))) == known[system.name]["sha256"]
             )
             changed += [] if same else [system.name]
     return changed
@@ -328,7 +321,7 @@ def _changes(before: dict[str, Any], plan: StudyPlan) -> bool:
     """Return whether something that `study.json` describes is to be written anew."""
     if not before:
         return False
-    return sha256_of(plan.prompts_bytes) != before["prompts_sha256"] or bool(_changed_systems(before, plan))
+    return sha256_content(plan.prompts_bytes) != before["prompts_sha256"] or bool(_changed_systems(before, plan))
 
 
 def _check_votes(folder: Path, before: dict[str, Any], plan: StudyPlan) -> None:
@@ -343,7 +336,7 @@ def _check_votes(folder: Path, before: dict[str, Any], plan: StudyPlan) -> None:
     VoteFile(path, before["prompts_sha256"]).read()
     fix = "Choose another output_dir, or leave the models out to go on with the votes."
     ensure(
-        sha256_of(plan.prompts_bytes) == before["prompts_sha256"],
+        sha256_content(plan.prompts_bytes) == before["prompts_sha256"],
         f"output_dir={folder}: holds votes on other prompts. {fix}",
     )
     for name in _changed_systems(before, plan):

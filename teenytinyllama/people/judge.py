@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from ..chat.template import ConversationEncoder
 from ..checks import counted, ensure
+from ..disk import replace_file
 from ..model_files import check_config, check_weights, is_adapter, locate
 from ..models import from_pretrained, load_tokenizer, place_for_answers
 from ..stage_folder import utc_now, write_json
-from .answers import replace_bytes
 from .study import Study
 from .votes import JUDGE_VOTES_NAME, MOST_VOTER_CHARACTERS, Vote, new_vote_id
 
@@ -45,14 +45,13 @@ def check_judge(name: str) -> None:
     letter_ids(tokenizer, name)
 
 
-def judge_study(study: Study, name: str, use_cpu: bool, seed: int) -> str:
+def judge_study(study: Study, name: str, use_cpu: bool) -> str:
     """Let a model judge every pair of different answers in both orders, write its votes, and say how it judged.
 
     Args:
         study: the comparison.
         name: of the model: a folder or a Hub repository.
         use_cpu: judge on the processor, also where there is a GPU.
-        seed: of the order in which pairs are judged; unused by the judgement itself.
 
     Returns:
         What was found, for the terminal.
@@ -80,12 +79,12 @@ def judge_study(study: Study, name: str, use_cpu: bool, seed: int) -> str:
                 continue
             first, second = _letter_logits(model, ids, letters)
             votes.append(_as_vote(study, name, prompt, left, right, "left" if first > second else "right"))
-    replace_bytes(
+    replace_file(
         study.folder / JUDGE_VOTES_NAME,
         "".join(json.dumps(vars(vote), ensure_ascii=False) + "\n" for vote in votes).encode(),
     )
     found = describe_judge(votes, name, left_out)
-    write_json(study.folder / JUDGE_NAME, {**found, "seed": seed, "note": note})
+    write_json(study.folder / JUDGE_NAME, {**found, "note": note})
     return format_judge(found)
 
 

@@ -12,7 +12,8 @@ from ..data.turns import ANSWER_KEYS, TURN_KEYS, RowError, read_turns
 from ..stage_folder import parse_record
 from ..tokenizer.encode import compose
 
-OWN_FORMS = ("chat", "base")  # of the project's prompts: a request, and the beginning of a text that asks the same
+# Of the project's prompts a request and the beginning of a text that asks the same, each with a person's answer.
+OWN_FORMS = {"chat": "reference", "base": "continuation"}
 KINDS = ("story", "explain", "rewrite", "short_answer", "list", "letter", "opinion", "reasoning")
 _OWN_PATH = Path(__file__).with_name("prompts.jsonl")
 _MOST_PROMPTS = 10_000  # each is judged by people
@@ -47,7 +48,7 @@ def read_prompts(source: str) -> list[Prompt]:
     """
     if source in OWN_FORMS:
         rows = [parse_record(line) for line in _OWN_PATH.read_bytes().splitlines()]
-        return [Prompt(row["id"], row["kind"], row[source], row["reference"]) for row in rows]
+        return [Prompt(row["id"], row["kind"], row[source], row[OWN_FORMS[source]]) for row in rows]
     path = ensure_file("prompts", source, f"Give a file of prompts, or one of {', '.join(OWN_FORMS)}.")
     ensure(path.is_file(), f"prompts={path}: is no file. Give a file of prompts.")
     found = list(_rows_of(path))

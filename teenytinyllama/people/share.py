@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import counted, ensure, ensure_folder
+from ..disk import scratch_folder
 from ..publishing.safety import Upload, UploadFile, record_file
 from ..publishing.wording import card_environment, card_languages, one_line, without_places
-from ..stage_folder import CARD_NAME, RESULTS_NAME, RESULTS_TABLE_NAME, __version__, parse_record, scratch_folder
+from ..stage_folder import CARD_NAME, RESULTS_NAME, RESULTS_TABLE_NAME, __version__, parse_record
 from .study import ANSWERS_FOLDER, PROMPTS_NAME, STUDY_NAME, Study, read_study
 from .study_report import COMPARISON_PLOT_NAME, write_report
 from .votes import VOTES_NAME, Vote, VoteFile

@@ -4,13 +4,12 @@
 hashes in `study.json` are those of the bytes of these files, so that no answer can change under votes already given.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checks import InputError, ensure
-from ..stage_folder import parse_record, read_jsonl_records, sha256_file
+from ..stage_folder import parse_record, read_jsonl_records, sha256_content, sha256_file
 
 STUDY_NAME, PROMPTS_NAME, ANSWERS_FOLDER = "study.json", "prompts.jsonl", "answers"
 STUDY_FORMAT = 1
@@ -41,7 +40,7 @@ class Study:
 
     def answer_sha256(self, system: str, prompt: str) -> str:
         """Return the sha256 of the text of an answer, in hex."""
-        return hashlib.sha256(self.answers[system][prompt].encode("utf-8")).hexdigest()
+        return sha256_content(self.answers[system][prompt])
 
     def are_equal(self, prompt: str, one: str, other: str) -> bool:
         """Return whether two systems gave the same answer, white space at the ends aside: nobody can choose there."""
@@ -134,7 +133,7 @@ def _read_answers(folder: Path, system: dict[str, Any], prompts: dict[str, str])
     )
     rows = read_jsonl_records(path, _check_answer, "Make the study again.", is_ended=True)
     for row in rows:
-        expected = hashlib.sha256(prompts.get(row["id"], "").encode("utf-8")).hexdigest()
+        expected = sha256_content(prompts.get(row["id"], ""))
         ensure(
             row["id"] in prompts and row.get("prompt_sha256", expected) == expected,
             f"{path}: the answer {row['id']!r} belongs to no prompt of {PROMPTS_NAME}. Make the study again.",

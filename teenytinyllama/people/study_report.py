@@ -4,13 +4,14 @@ Votes of a judge model (`judge_votes.jsonl`) are not read here. In results.json 
 the people; what a model card takes over (`card_votes.py`) has none.
 """
 
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks import ensure, ensure_packages
+from ..disk import replace_file
 from ..stage_folder import RESULTS_NAME, RESULTS_TABLE_NAME, parse_record, versions, write_json
 from .ratings import MOST_VOTES, Ballot, Draws, Estimate, PairRating, Ratings, rate_systems, share
 from .study import STUDY_NAME, read_study
@@ -74,13 +75,11 @@ def write_report(folder: str | Path, seed: int = 0) -> Path:
     results |= {"prompts_sha256": study.get("prompts_sha256"), "kind": study.get("kind"), "seed": seed}
     results["versions"] = versions(("numpy", "scipy", "evalica"))
     text = format_report(results)
-    partial = folder / (COMPARISON_PLOT_NAME + ".partial")
-    draw_comparison(ratings).savefig(partial, format="png")
-    os.replace(partial, folder / COMPARISON_PLOT_NAME)
+    plot = io.BytesIO()
+    draw_comparison(ratings).savefig(plot, format="png")
+    replace_file(folder / COMPARISON_PLOT_NAME, plot.getvalue())
     write_json(folder / RESULTS_NAME, results)
-    partial = folder / (RESULTS_TABLE_NAME + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / RESULTS_TABLE_NAME)
+    replace_file(folder / RESULTS_TABLE_NAME, text)
     return folder / RESULTS_TABLE_NAME
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import counted, ensure
+from ..disk import sync_to_disk
 from ..stage_folder import numbered_jsonl_records, parse_record, take_lock, utc_now
 
 VOTES_NAME, JUDGE_VOTES_NAME = "votes.jsonl", "judge_votes.jsonl"
@@ -289,7 +290,7 @@ class VoteFile:
                 os.ftruncate(file.fileno(), end)
                 raise
         if is_new:
-            sync_folder(self.path.parent)
+            sync_to_disk(self.path.parent)
 
     def _set_aside(self, descriptor: int) -> None:
         """Move a last line without a line break to a file beside; a whole vote that lacks only the break gets it."""
@@ -307,15 +308,6 @@ class VoteFile:
             os.ftruncate(descriptor, len(content) - len(line))
         else:
             os.write(descriptor, b"\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Write the names of a folder's files to the disk, so that a power cut does not lose a new file."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def describe_votes(votes: list[Vote]) -> str:

@@ -188,6 +188,7 @@ class _Guard:
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Any) -> None:
         async def send_safe(message: dict[str, Any]) -> None:
+            """Send an answer with the headers that every answer has."""
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *self.headers]}
             await send(message)
@@ -205,6 +206,7 @@ class _Guard:
         is_read = False
 
         async def replay() -> Any:
+            """Give the application the body that was read already, and afterwards what else comes."""
             nonlocal is_read
             if is_read:
                 return await receive()

@@ -11,7 +11,6 @@ A reference card shows a published model in the same form, from a YAML file in w
 import copy
 import difflib
 import itertools
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import yaml
 
 from ..checks import InputError, MissingFileError, counted, ensure, ensure_file, read_utf8, run_main
+from ..disk import replace_file
 from ..evaluation.results import Results, Score, parse_results
 from ..stage_folder import CARD_NAME
 from .facts import STAGES, CardFacts, data_table, facts_of_run, safe_name
@@ -109,9 +109,7 @@ def write_model_card(run_folder: str | Path, repository: str | None = None, lang
     """
     text = render_model_card(run_folder, repository, language)
     path = Path(run_folder) / CARD_NAME
-    partial = path.with_name(CARD_NAME + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    replace_file(path, text)
     return path
 
 

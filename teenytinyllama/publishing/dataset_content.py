@@ -35,6 +35,7 @@ from ..data.packed import PACKED_NAMES, check_packed, load_packed, packed_manife
 from ..data.readers import read_records, text_column_of
 from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
 from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS, Message
+from ..people.study import STUDY_NAME
 from ..stage_folder import CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, find_manifest, sha256_file
 from .corpus_content import corpus_inputs
 from .dataset_shards import DatasetContent, DatasetRow
@@ -43,7 +44,7 @@ from .safety import inside
 _CORPUS_KEYS = ("validation_inputs", "validation_fraction", "text_column", "metadata_column", "txt_unit", "encoding")
 _INPUTS_FIX = "Publish the files themselves, or prepare the folder again."
 _STAGE_KINDS = {"corpus": "corpus", "pack": "packed", "conversations": "instructions", "preferences": "preferences"}
-_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json", "study.json")
+_RUN_FILES = ("config.json", "adapter_config.json", CONFIG_NAME, METRICS_NAME, "tokenizer.json", STUDY_NAME)
 _CONFIG_SUFFIXES = (".yaml", ".yml")
 _KNOWN_FORMS = (
     "A corpus has a column `text` (or another, named with --text_column), instructions have `messages`, or "

@@ -27,6 +27,7 @@ from ..stage_folder import (
     write_json,
 )
 from .facts import read_metrics
+from .wording import markdown_environment
 
 
 @dataclass
@@ -42,26 +43,20 @@ class EmissionsConfig:
 
 def render_markdown(report: dict[str, Any]) -> str:
     """Return the report as Markdown."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("teenytinyllama.publishing"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown of our own figures
-    )
     ledger = report["ledger"]
-    return environment.get_template("emissions.md.jinja").render(
-        **report,
-        place=place(report["country_iso_code"], report["region"]),
-        starts=counted(report["num_starts"], "start"),
-        kills=counted(ledger["num_kills"], "start") if ledger else "",
-        flush_seconds=FLUSH_SECONDS,
-        car_grams_per_mile=CAR_GRAMS_PER_MILE,
-        gpu_check_said=describe_gpu_check(report["gpu_check"]),
-        plot=ENERGY_PLOT_NAME,
+    return (
+        markdown_environment()
+        .get_template("emissions.md.jinja")
+        .render(
+            **report,
+            place=place(report["country_iso_code"], report["region"]),
+            starts=counted(report["num_starts"], "start"),
+            kills=counted(ledger["num_kills"], "start") if ledger else "",
+            flush_seconds=FLUSH_SECONDS,
+            car_grams_per_mile=CAR_GRAMS_PER_MILE,
+            gpu_check_said=describe_gpu_check(report["gpu_check"]),
+            plot=ENERGY_PLOT_NAME,
+        )
     )
 
 

@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 
 from ..checkpointing.checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
 from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
+from ..disk import scratch_folder
 from ..export.export_card import export_upload
-from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME, scratch_folder
+from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME
 from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
 from .facts import read_metrics
 from .hub import Hub, HubLimits, RepositoryState, open_hub, prepare, push
@@ -176,10 +177,7 @@ def publish_study(folder: Path, config: PublishConfig) -> None:
     runs_only = {"follow": False, "optimizer_state": False, "base_model": "", "revision": "main"}
     given = [key for key, value in runs_only.items() if getattr(config, key) != value]
     ensure(not given, f"{', '.join(given)}: for a run; {folder} is a comparison. Leave it out.")
-    ensure(
-        len(config.license) == 1,
-        f"license: {folder} needs one. Say under which licence answers and votes are given: --license cc-by-4.0",
-    )
+    ensure(len(config.license) == 1, f"license: {folder} needs one, for answers and votes: --license cc-by-4.0")
     _publish_upload(study_upload(folder, config.repository, config.license[0], config.language), folder, config)
 
 

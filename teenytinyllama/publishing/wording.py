@@ -9,6 +9,7 @@ import functools
 import json
 import re
 import textwrap
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -136,6 +137,23 @@ def localise(number: str, language: Language) -> Markdown:
 
 
 @functools.cache  # a card takes a tenth of a second, nearly all of it the compilation of its templates
+def markdown_environment(finalize: Callable[[Any], Any] | None = None) -> Environment:
+    """Return where the templates of Markdown are found; a missing variable is an error.
+
+    Args:
+        finalize: makes what a template prints harmless; None: it prints figures of our own alone.
+    """
+    return Environment(
+        loader=PackageLoader("teenytinyllama.publishing"),
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # HTML escaping alone would leave Markdown's marks active; `finalize` covers both
+    )
+
+
 def card_environment(language: Language, unknown_key: str = "not_measured") -> Environment:
     """Return the Jinja environment of cards in a language: a missing variable is an error, every value is escaped.
 
@@ -160,15 +178,7 @@ def card_environment(language: Language, unknown_key: str = "not_measured") -> E
     def say_count(key: str, number: int, **values: object) -> Markdown:
         return say(language, key + ("_one" if number == 1 else "_many"), number=fixed(number, 0), **values)
 
-    environment = Environment(
-        loader=PackageLoader("teenytinyllama.publishing"),
-        undefined=StrictUndefined,
-        finalize=escape_markdown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # HTML escaping alone would leave Markdown's marks active; `finalize` covers both
-    )
+    environment = markdown_environment(escape_markdown)
     environment.globals.update(say=functools.partial(say, language), say_count=say_count)
     environment.filters.update(
         code=inline_code,

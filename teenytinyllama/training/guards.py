@@ -29,6 +29,7 @@ from transformers.trainer_callback import ExportableState
 from ..checkpointing.checkpoints import complete_checkpoints, ranges_of, record_left_out, recorded_left_out
 from ..checks import RunFailedError, StoppedResumable, beside_the_model, counted, ensure
 from ..data.packed import describe_rows
+from ..disk import replace_file
 from ..distributed import any_rank, from_first, num_ranks
 from ..energy.recorder import count_from_now
 from ..stage_folder import BAD_STEPS_NAME, ENVIRONMENT_NAME, METRICS_NAME, read_jsonl_records, utc_now
@@ -246,9 +247,7 @@ class StepGuard(TrainerCallback, ExportableState):
         records = read_jsonl_records(path)
         kept = [record for record in records if record.get("action") == "rewind" or record.get("step", 0) <= step]
         if len(kept) < len(records):
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept), "utf-8")
-            partial.replace(path)
+            replace_file(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
         known = {record.get("number_of_return") for record in read_jsonl_records(self.folder / METRICS_NAME)}
         for number, record in enumerate(self.left_out, start=1):
             if record["checkpoint"] == step and number not in known:

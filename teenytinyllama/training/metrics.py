@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..checkpointing.checkpoints import complete_checkpoints
 from ..checks import RunFailedError, beside_the_model
+from ..disk import replace_file
 from ..energy.emissions import close_line
 from ..gpus import device_name, peak_flops
 from ..planning.memory import mean_step_speed
@@ -59,9 +60,7 @@ def rewind_jsonl(path: Path, step: int) -> None:
     last = max((number for number, found in steps.items() if found <= step), default=0)
     lines = path.read_bytes().split(b"\n")[:last] if path.is_file() else []
     kept = [line for number, line in enumerate(lines, start=1) if steps.get(number, step) <= step]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(b"".join(line + b"\n" for line in kept))
-    partial.replace(path)
+    replace_file(path, b"".join(line + b"\n" for line in kept))
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

@@ -133,17 +133,9 @@ def draw_panel(
     y_ticks = _log_ticks(bottom, top) if is_log else ticks_between(bottom, top)
     shapes = _axes([(x_of(tick), shown(tick)) for tick in ticks_between(0, high_x)],
                    [(y_of(tick), shown(tick)) for tick in y_ticks])  # fmt: skip
-    for tokens, text in marks:
-        if 0 <= tokens <= high_x:
-            place = {"x1": x_of(tokens), "x2": x_of(tokens), "y1": _TOP, "y2": HEIGHT - _BOTTOM}
-            shapes.append({"tag": "line", "attributes": {**place, "class": "mark"}, "title": text})
+    shapes += _marks([(x_of(tokens), text) for tokens, text in marks if 0 <= tokens <= high_x])
     for curve in curves:
-        places = [(x_of(tokens), y_of(value)) for tokens, value in curve.points]
-        line = " ".join(f"{x},{y}" for x, y in places)
-        shapes.append({"tag": "polyline", "attributes": {"points": line, "class": f"curve {curve.look}"}})
-        if curve.dotted or len(places) == 1:
-            shapes += [{"tag": "circle", "attributes": {"cx": x, "cy": y, "r": 3, "class": f"dot {curve.look}"}}
-                       for x, y in places]  # fmt: skip
+        shapes += _line(curve, [(x_of(tokens), y_of(value)) for tokens, value in curve.points])
     readings = tuple(
         {"name": curve.name, "points": [[x_of(tokens), shown(tokens), shown(value)] for tokens, value in curve.points]}
         for curve in curves
@@ -151,6 +143,27 @@ def draw_panel(
     names = tuple((curve.name, curve.look) for curve in curves)
     suffix = " (logarithmic)" if is_log else ""
     return Panel(title + suffix, names, tuple(shapes), readings, tuple(shown(each.points[-1][1]) for each in curves))
+
+
+def _marks(marks: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
+    """Return the vertical lines of events at these places, each with its text."""
+    return [
+        {"tag": "line", "title": text,
+         "attributes": {"x1": x, "x2": x, "y1": _TOP, "y2": HEIGHT - _BOTTOM, "class": "mark"}}
+        for x, text in marks
+    ]  # fmt: skip
+
+
+def _line(curve: Curve, places: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Return a curve through these places, with dots where it is dotted or a single point."""
+    points = " ".join(f"{x},{y}" for x, y in places)
+    shapes: list[dict[str, Any]] = [
+        {"tag": "polyline", "attributes": {"points": points, "class": f"curve {curve.look}"}}
+    ]
+    if curve.dotted or len(places) == 1:
+        shapes += [{"tag": "circle", "attributes": {"cx": x, "cy": y, "r": 3, "class": f"dot {curve.look}"}}
+                   for x, y in places]  # fmt: skip
+    return shapes
 
 
 def _without_start(curves: Sequence[Curve], title: str) -> tuple[list[Curve], str]:

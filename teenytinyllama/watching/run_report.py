@@ -17,6 +17,7 @@ from typing import Any
 
 from ..arguments import read_mapping
 from ..checks import InputError, MissingFileError, counted, ensure, ensure_folder
+from ..disk import replace_file
 from ..stage_folder import (
     BAD_STEPS_NAME,
     CONFIG_NAME,
@@ -127,9 +128,7 @@ def write_page(folder: Path, target: Path, refresh: float | None) -> bool:
     goes_on = not facts["complete"]
     text = render_page(facts, refresh if goes_on else None)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    replace_file(target, text)
     return goes_on
 
 
