@@ -135,6 +135,7 @@ elif os.path.exists(sys.argv[1] + ".kill"):
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_no_endless_wait(tmp_path: Path) -> None:
     keys = config(tmp_path) | {"workers": 2}
     script, file = tmp_path / "script.py", tmp_path / "corpus.json"
@@ -257,6 +258,7 @@ def busy_slurm(folder: Path) -> tuple[dict[str, str], Path, str]:
     return environment, sbatch, works
 
 
+@pytest.mark.slow
 def test_slurm_says_what_it_handed_in_and_how_to_finish(tmp_path: Path) -> None:
     keys = config(tmp_path)
     environment, sbatch, works = busy_slurm(tmp_path / "bin")

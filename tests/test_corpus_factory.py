@@ -244,6 +244,7 @@ def fake_slurm(folder: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "SBATCH_LOG": str(folder / "log")}
 
 
+@pytest.mark.slow
 def test_slurm_gets_a_job_a_phase_and_makes_the_same_corpus(tmp_path: Path) -> None:
     keys = config(tmp_path)
     expected = hashes(make(keys | {"output_dir": str(tmp_path / "here")}))

@@ -273,6 +273,7 @@ def test_a_conversation_with_an_evaluation_item_goes_as_a_whole(tmp_path: Path) 
     assert len(texts_of(out)) == 5
 
 
+@pytest.mark.slow
 def test_all_real_instructions_become_text_and_faquad_is_found_in_them(tmp_path: Path, real_data: Path) -> None:
     keys = one_source(tmp_path, real_data / "instruct", conversations=True)
     keys["decontamination"] = {"sets": {"faquad": {"inputs": [str(real_data / "eval" / "faquad.parquet")],

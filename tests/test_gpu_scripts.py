@@ -454,6 +454,7 @@ def test_choices_change_the_speed_and_not_the_loss(
     assert min(plain["seconds"]) > 0
 
 
+@pytest.mark.slow
 def test_a_chosen_kernel_is_the_one_that_computes(tmp_path: Path) -> None:
     """Each in a process of its own with one cache of compiled code; a CPU has no cuDNN and takes plain arithmetic."""
     script = (

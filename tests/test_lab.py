@@ -177,6 +177,7 @@ def start(keys: dict[str, Any], path: Path) -> subprocess.Popen[str]:
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_laboratory_is_stopped_gone_on_with_and_enlarged(keys: dict[str, Any], tmp_path: Path) -> None:
     """Two arms, of which one diverges; a signal, the rest, and one budget more. Every run is made once."""
     keys |= {"sizes": ["0.1M"], "tokens": [320], "swept_at": "first",

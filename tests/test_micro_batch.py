@@ -217,6 +217,7 @@ def test_out_of_memory_in_training_is_remembered(
     assert trials.earlier_choice(folder, config, record["free_bytes"]) == {}
 
 
+@pytest.mark.slow
 def test_ranks_that_run_out_in_the_same_moment_all_remember_it(tmp_path: Path) -> None:
     path = tmp_path / "environment.json"
     path.write_text(json.dumps({"micro_batch": {"rows": 8}}))

@@ -838,6 +838,7 @@ def test_a_short_run_has_small_steps(packed_folder: Path, tokenizer_folder: Path
     assert tokens_per_step(max_tokens=42_000_000, tokens_per_step=8192) == 8192
 
 
+@pytest.mark.slow
 def test_a_run_that_reads_its_rows_too_often_says_so(
     values: dict[str, Any], corpus_folder: Path, tokenizer_folder: Path, tmp_path: Path, sample_texts: list[str],
     capsys: pytest.CaptureFixture[str],

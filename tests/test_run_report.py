@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -253,28 +252,22 @@ def test_axes_and_smoothing() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(tmp_path: Path) -> None:
-    playwright_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium: apt-get install chromium")
+def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
     folder = make_unfinished(tmp_path / "run")
     main(["report", str(folder)])
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for width, scheme, colour in ((1200, "light", "rgb(255, 255, 255)"), (360, "dark", "rgb(20, 22, 26)")):
-            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            said: list[str] = []
-            asked: list[str] = []
-            page.on("console", lambda message, said=said: said.append(message.text))
-            page.on("pageerror", lambda error, said=said: said.append(str(error)))
-            page.on("dialog", lambda dialog, said=said: said.append(dialog.message))
-            page.on("request", lambda request, asked=asked: asked.append(request.url))
-            page.goto((folder / "report.html").as_uri())
-            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == colour
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.hover("figure[data-panel='0'] svg", position={"x": 150, "y": 50})
-            assert " at " in page.inner_text("figure[data-panel='0'] .key")
-            assert said == []
-            assert asked == [(folder / "report.html").as_uri()]
-        browser.close()
+    for width, scheme, colour in ((1200, "light", "rgb(255, 255, 255)"), (360, "dark", "rgb(20, 22, 26)")):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
+        page.on("dialog", lambda dialog, said=said: said.append(dialog.message))
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto((folder / "report.html").as_uri())
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == colour
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.hover("figure[data-panel='0'] svg", position={"x": 150, "y": 50})
+        assert " at " in page.inner_text("figure[data-panel='0'] .key")
+        assert said == []
+        assert asked == [(folder / "report.html").as_uri()]
+        page.close()

@@ -3,11 +3,11 @@
 import html
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -192,12 +192,8 @@ def test_a_page_without_a_heading_ends_the_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_in_a_browser(site: Path) -> None:
+def test_in_a_browser(browser: Any, site: Path) -> None:
     """The diagram is drawn, search finds a message, and nothing is asked of another host, on a desktop and a phone."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("needs a browser")
     import functools
     import http.server
     import threading
@@ -210,24 +206,22 @@ def test_in_a_browser(site: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address, asked = f"http://127.0.0.1:{server.server_port}/", []
     try:
-        with playwright.sync_playwright() as driver:
-            chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-            for width in (1280, 390):
-                page = chromium.new_page(viewport={"width": width, "height": 844})
-                page.on("request", lambda request: asked.append(request.url))
-                for place in ("", "pt/"):
-                    page.goto(address + place)
-                    page.wait_for_selector("div.mermaid", state="attached", timeout=60_000)
-                    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-                page.keyboard.press("Control+k")
-                page.wait_for_timeout(1000)  # until the field has the keyboard
-                page.keyboard.type("Keep one of the two lines")
-                page.get_by_text("arguments.py").first.wait_for(timeout=60_000)
-                page.keyboard.press("Escape")
-                page.goto(address + "pt/guides/trouble/")
-                page.locator("a.site-language").click()
-                page.wait_for_url(address + "guides/trouble/")
-            chromium.close()
+        for width in (1280, 390):
+            page = browser.new_page(viewport={"width": width, "height": 844})
+            page.on("request", lambda request: asked.append(request.url))
+            for place in ("", "pt/"):
+                page.goto(address + place)
+                page.wait_for_selector("div.mermaid", state="attached", timeout=60_000)
+                assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            page.keyboard.press("Control+k")
+            page.wait_for_timeout(1000)  # until the field has the keyboard
+            page.keyboard.type("Keep one of the two lines")
+            page.get_by_text("arguments.py").first.wait_for(timeout=60_000)
+            page.keyboard.press("Escape")
+            page.goto(address + "pt/guides/trouble/")
+            page.locator("a.site-language").click()
+            page.wait_for_url(address + "guides/trouble/")
+            page.close()
     finally:
         server.shutdown()
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
