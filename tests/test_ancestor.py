@@ -55,6 +55,7 @@ def test_a_shorter_run_warms_up_for_the_same_share(size: str, warmup_steps: int,
     assert warmup_steps / 15_381 == pytest.approx(published[1] / published[0], abs=1 / 15_381)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_by_the_recipe_learns(folders: dict[str, str]) -> None:
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
              "num_key_value_heads": 2}  # fmt: skip

@@ -437,6 +437,7 @@ def test_evaluation_guesses_the_steps_from_the_batches_before(folder: Path, monk
     assert asked[2] == (1, 0)  # a batch of another size is not worth it
 
 
+@pytest.mark.slow
 def test_other_lengths_compile_nothing_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
     from transformers import CompileConfig

@@ -54,6 +54,7 @@ def test_what_fails_beside_the_model_is_a_warning(capsys: pytest.CaptureFixture[
             raise passing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"),
     [

@@ -148,6 +148,7 @@ def test_differences_are_those_of_whole_sentences_by_hand(loaded: tuple[Any, Any
     assert again["nats"] == pytest.approx(found["nats"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_that_learnt_the_prejudice_is_found_and_the_opposite_too(loaded: tuple[Any, Any]) -> None:
     tokenizer = loaded[1]
     pairs = [pair for pair in PAIRS if pair.subject == "age"][:16]
@@ -233,6 +234,7 @@ def test_texts_are_seeded_and_without_their_prompts(loaded: tuple[Any, Any]) -> 
     assert not any(prompt.prompt[:12] in text for text, prompt in zip(first, PROMPTS[:3] * 2, strict=True))
 
 
+@pytest.mark.slow
 def test_everything_is_measured_written_and_taken_up_again(
     measured: Path, model_folder: Path, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +291,7 @@ def test_everything_is_measured_written_and_taken_up_again(
     assert [score.value for score in again.scores] == [score.value for score in results.scores]
 
 
+@pytest.mark.slow
 def test_without_a_classifier_the_texts_are_listed_as_not_measured(model_folder: Path, tmp_path: Path) -> None:
     output = evaluate(model_folder, tmp_path / "out", precision="bfloat16")
     scores = read_results(output / "results.json").scores

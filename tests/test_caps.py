@@ -164,6 +164,7 @@ def capped(values: dict[str, Any], a_kwh_a_step: None) -> dict[str, Any]:
     return {**values, "max_kwh": 12}
 
 
+@pytest.mark.slow
 def test_a_capped_run_is_the_run_of_so_many_steps(capped: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     folder = run(capped)
     out = capsys.readouterr().out
@@ -183,6 +184,7 @@ def test_a_capped_run_is_the_run_of_so_many_steps(capped: dict[str, Any], tmp_pa
         assert torch.equal(weight, weights(other)[name]), name
 
 
+@pytest.mark.slow
 def test_a_resume_keeps_what_was_decided(
     capped: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

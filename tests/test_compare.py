@@ -270,6 +270,7 @@ def test_what_was_voted_on_does_not_change(tmp_path: Path, models: Path) -> None
     assert (folder / "results.md").is_file()
 
 
+@pytest.mark.slow
 def test_vote_files_of_others_are_added_once(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_study(config_of(tmp_path), words_of(models))
     folder = tmp_path / "comparison"

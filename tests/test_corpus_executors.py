@@ -96,6 +96,7 @@ def test_ray_that_is_missing_is_one_message(tmp_path: Path, monkeypatch: pytest.
         make(config(tmp_path) | {"executor": "ray"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_task_refuses_is_bad_input_and_the_rest_is_kept(tmp_path: Path, workers: int) -> None:
     keys = broken_in_a_task(tmp_path) | {"workers": workers}
@@ -191,6 +192,7 @@ phases.clean_shard = endless
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_processes_at_once(tmp_path: Path, number: signal.Signals) -> None:
     script, file = tmp_path / "script.py", tmp_path / "corpus.yaml"

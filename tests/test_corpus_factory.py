@@ -106,6 +106,7 @@ def test_raw_files_become_a_corpus_that_pack_reads(tmp_path: Path, tokenizer_fol
     assert set(manifest["sources"]) == {"news", "laws"}
 
 
+@pytest.mark.slow
 def test_the_corpus_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     one = hashes(make(config(tmp_path / "a")))
     keys = config(tmp_path / "b") | {"workers": 3}
@@ -192,6 +193,7 @@ def test_broken_rows_are_kept_aside_and_too_many_are_refused(tmp_path: Path) -> 
     assert "no key text" not in (out / "passport.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_the_shards_in_work(tmp_path: Path) -> None:
     keys = config(tmp_path)
     expected = hashes(make(keys | {"output_dir": str(tmp_path / "whole")}))

@@ -130,6 +130,7 @@ def test_compressed_jsonl_and_a_csv_in_an_old_encoding(tmp_path: Path) -> None:
 HUB_CLIENT = "import sys; from teenytinyllama.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 def test_a_hub_dataset_is_read_at_its_commit_and_refused_without(tmp_path: Path) -> None:
     data = tmp_path / "hub" / "datasets" / "ana" / "contos" / "main" / "data"
     data.mkdir(parents=True)
@@ -543,6 +544,7 @@ def test_a_model_that_is_missing_is_named_before_any_work(
 # --- Each step alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [name for name in STEP_NAMES if name != "toxicity"])
 def test_every_step_runs_alone(tmp_path: Path, step: str) -> None:
     keys = config(tmp_path) | OFF

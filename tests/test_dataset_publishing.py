@@ -229,6 +229,7 @@ def test_held_out_files_are_the_validation_split(tmp_path: Path) -> None:
     assert "were set apart beforehand" in card_of(upload)[1]
 
 
+@pytest.mark.slow
 def test_the_embedded_sample_is_a_dataset_too(tmp_path: Path) -> None:
     upload = publish(tmp_path, "sample")
     assert {split["name"]: split["rows"] for split in record_of(upload)["splits"]} == {"train": 8000, "validation": 200}
@@ -683,6 +684,7 @@ def test_real_text_comes_back_equal(tmp_path: Path, real_data: Path, load: Any) 
     assert card_of(upload)[0]["license"] == "cc-by-sa-4.0"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     code = """

@@ -56,6 +56,7 @@ def rows_of(files: dict[str, bytes], split: str) -> list[dict[str, Any]]:
     return [row for shard in shards for row in pyarrow.parquet.read_table(pyarrow.BufferReader(shard)).to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_pushed_corpus_is_loaded_by_name(tmp_path: Path, server: HubServer, corpus_folder: Path) -> None:
     done = publish(server, tmp_path, corpus_folder)
     assert (done.returncode, "main       published" in done.stdout) == (0, True), done.stderr
@@ -81,6 +82,7 @@ def test_a_pushed_corpus_is_loaded_by_name(tmp_path: Path, server: HubServer, co
     assert server.commit("ana/textos", "main", repo_type="dataset") == before
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_half_way_goes_on_where_it_stopped(
     tmp_path: Path, server: HubServer, corpus_folder: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_a_push_that_fails_half_way_goes_on_where_it_stopped(
     assert len([commit for commit in server.history("ana/textos", "main", repo_type="dataset") if commit.parents]) == 1
 
 
+@pytest.mark.slow
 def test_a_grown_corpus_replaces_its_shards_and_another_one_is_refused(
     tmp_path: Path, server: HubServer, corpus_folder: Path
 ) -> None:
@@ -141,6 +144,7 @@ def test_keys_of_runs_are_refused(tmp_path: Path, server: HubServer, corpus_fold
     assert not server.requests
 
 
+@pytest.mark.slow
 def test_a_dry_run_and_a_folder_need_no_hub(tmp_path: Path, server: HubServer, corpus_folder: Path) -> None:
     done = publish(server, tmp_path, corpus_folder, "--dry_run")
     assert done.returncode == 0, done.stderr

@@ -85,6 +85,7 @@ def test_a_decay_that_begins_anywhere_has_its_share_of_all_steps(share: float) -
         assert planned_decay_steps(step + steps, share) == steps
 
 
+@pytest.mark.slow
 def test_a_branch_is_the_planned_run(
     stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_branch_is_the_planned_run(
     assert weights(shorter) != weights(longer)
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_running_stem_with_another_decay(
     planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_a_branch_of_a_running_stem_with_another_decay(
     assert falling[0] > falling[1] > falling[-1] > 0
 
 
+@pytest.mark.slow
 def test_a_branch_resumes_without_its_run(
     stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +238,7 @@ def test_places_that_are_no_source_are_refused(
     assert "its run differs: packed_sha256 (there" in refusal(values)
 
 
+@pytest.mark.slow
 def test_a_run_that_decayed_before_it_was_made_longer_has_no_branches_from_then_on(
     planned: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +252,7 @@ def test_a_run_that_decayed_before_it_was_made_longer_has_no_branches_from_then_
     )
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_run_that_was_made_longer_has_the_warm_up_that_the_run_had(
     planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +289,7 @@ def test_the_checkpoint_is_kept_while_it_is_read(stem: Path, tmp_path: Path) -> 
         pass
 
 
+@pytest.mark.slow
 def test_a_run_says_which_lengths_can_be_branched_off(
     stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +348,7 @@ def eleven(tmp_path_factory: pytest.TempPathFactory, planned: Callable[..., dict
     return run(planned(tmp_path_factory.mktemp("eleven"), max_tokens=11 * STEP, warmup_steps=3))
 
 
+@pytest.mark.slow
 def test_a_decay_that_is_asked_for_is_the_planned_run_and_the_branch(
     planned: Callable[..., dict[str, Any]], stem: Path, eleven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -367,6 +374,7 @@ def test_a_decay_that_is_asked_for_is_the_planned_run_and_the_branch(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("save_steps", "stop", "resumed"), [(100, 10, 10), (4, 10, 8), (4, 10, 4)])
 def test_a_decay_that_was_asked_for_survives_a_kill(
     planned: Callable[..., dict[str, Any]], eleven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -388,6 +396,7 @@ def test_a_decay_that_was_asked_for_survives_a_kill(
     assert json.loads((folder / "run.json").read_text())["training"]["ended_as_asked"]
 
 
+@pytest.mark.slow
 def test_a_decay_that_is_asked_for_too_early_or_too_late(
     planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -403,6 +412,7 @@ def test_a_decay_that_is_asked_for_too_early_or_too_late(
     assert capsys.readouterr().out.count("decay_now: the rate falls already, as planned since step 6") == 1
 
 
+@pytest.mark.slow
 def test_a_decay_of_given_steps_can_be_asked_for_and_a_cap_beside_it(
     planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +423,7 @@ def test_a_decay_of_given_steps_can_be_asked_for_and_a_cap_beside_it(
     assert json.loads((capped / "run.json").read_text())["training"]["steps"] == 11
 
 
+@pytest.mark.slow
 def test_a_damaged_request_is_refused(planned: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: Any) -> None:
     values = planned(tmp_path)
     folder = run_asked(monkeypatch, values, 8, 9)

@@ -81,6 +81,7 @@ def test_null_is_the_usual_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         run_demo({"output_dir": None}, recipes_folder())
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_reload_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RunFailedError, match="does not load with transformers alone"):

@@ -130,6 +130,7 @@ def test_a_model_answers_on_an_apple_gpu_or_says_why_not(apple_gpu: list[str], m
     assert moved == ["mps", "mps", "cpu"]
 
 
+@pytest.mark.slow
 def test_a_training_on_an_apple_gpu_asks_nothing_of_cuda(
     apple_gpu: list[str], tmp_path: Path, packed_folder: Path, tokenizer_folder: Path
 ) -> None:

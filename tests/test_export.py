@@ -247,6 +247,7 @@ def test_a_short_context_and_a_broken_template(tokenizer: Any, tmp_path: Path) -
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_without_llama_cpp_files_are_written_and_said_to_be_unchecked(
     tokenizer: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +392,7 @@ def test_a_quantised_model_is_refused(tokenizer: Any, tmp_path: Path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_another_precision_in_shards(tokenizer: Any, tmp_path: Path, packed_folder: Path) -> None:
     install_chat_template(tokenizer)
     model = save_model(tmp_path / "lhama", tokenizer)
@@ -517,6 +519,7 @@ def test_what_ollama_reads(tokenizer: Any) -> None:
     assert set(ollama_files("x.gguf", model, tokenizer)) == {"Modelfile", "params"}
 
 
+@pytest.mark.slow
 def test_an_export_is_published_to_a_branch_of_its_model(server: HubServer, tokenizer: Any, tmp_path: Path) -> None:  # noqa: F811
     model = save_model(tmp_path / "lhama", tokenizer)
     output = export(model, tmp_path / "out", type="q8_0", repository="ana/modelo")

@@ -131,6 +131,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moments]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
 def test_a_step_that_is_skipped_changes_nothing_but_the_schedule(
     values: dict[str, Any], poison: Callable[..., None], moments: Moments, optimizer: str
@@ -156,6 +157,7 @@ def test_a_step_that_is_skipped_changes_nothing_but_the_schedule(
     assert "| Passos ruins | 1 pulados" in card
 
 
+@pytest.mark.slow
 def test_without_a_bad_step_guards_change_nothing(values: dict[str, Any]) -> None:
     hashes = set()
     for action in ("stop", "skip", "rewind"):
@@ -165,6 +167,7 @@ def test_without_a_bad_step_guards_change_nothing(values: dict[str, Any]) -> Non
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_back_and_on_without_the_rows(
     values: dict[str, Any], poison: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +198,7 @@ def test_a_run_goes_back_and_on_without_the_rows(
     assert len(bad_steps(folder)) == 2, "without the record it met the rows again, and went back again"
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_record_and_the_next_step_loses_nothing(
     values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +270,7 @@ class Event:
         Event.waited.append(self)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("save_steps", "saved", "waits"), [(4, [4], 6), (6, [], 6)])
 def test_on_a_gpu_the_numbers_are_read_one_step_later_but_before_a_save(
     values: dict[str, Any], poison: Callable[..., None], monkeypatch: pytest.MonkeyPatch, moments: "Moments",
@@ -296,6 +301,7 @@ def test_on_a_gpu_the_numbers_are_read_one_step_later_but_before_a_save(
         "step": 6, "checkpoint": max(saved, default=0), "rows": [[40, 8]], "reason": "loss=nan"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_second_return_to_a_checkpoint_leaves_out_more(values: dict[str, Any], poison: Callable[..., None]) -> None:
     poison(45, 53)  # the rows of step 7, which become those of step 6
     folder = run({**values, "on_bad_step": "rewind"})
@@ -305,6 +311,7 @@ def test_a_second_return_to_a_checkpoint_leaves_out_more(values: dict[str, Any],
     assert [(event["bad_step"], event["number_of_return"]) for event in events] == [(6, 1), (6, 2)]
 
 
+@pytest.mark.slow
 def test_the_number_of_bad_steps_is_bounded(values: dict[str, Any], poison: Callable[..., None]) -> None:
     poison(45, 50, 60)
     for action, steps in (("skip", [6, 7, 8]), ("rewind", [6, 6, 5])):

@@ -59,6 +59,7 @@ def test_the_help_of_a_verb(name: str, capsys: pytest.CaptureFixture[str]) -> No
     assert example.split() == EXAMPLES[name].split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VERBS)
 def test_the_example_of_a_verb_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keys exist and their values are valid; the files that it names are of a reader's own."""

@@ -299,6 +299,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, mess
         list(read_records("inputs", tmp_path / name))
 
 
+@pytest.mark.slow
 def test_real_instructions(real_data: Path) -> None:
     counts = Counts()
     folder = real_data / "instruct"

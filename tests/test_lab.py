@@ -232,6 +232,7 @@ def test_a_laboratory_is_stopped_gone_on_with_and_enlarged(keys: dict[str, Any],
     assert "different: weight_decay (there None, now 0.0)" in said
 
 
+@pytest.mark.slow
 def test_a_refused_key_of_an_arm_stops_before_any_run(keys: dict[str, Any], tmp_path: Path) -> None:
     keys["arms"] = {"plain": {}, "odd": {"learning_rat": 1}}
     process = start(keys, tmp_path / "lab.yaml")

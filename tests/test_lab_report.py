@@ -254,6 +254,7 @@ def coverage(labs: int) -> tuple[int, list[float]]:
     return held, errors
 
 
+@pytest.mark.slow
 def test_the_law_of_a_small_lab_predicts_a_run_ten_times_longer() -> None:
     held, errors = coverage(12)
     assert held >= 9

@@ -84,6 +84,7 @@ def test_a_layer_keeps_what_the_formula_says(kind: str, kv_heads: int, attention
     assert (kept[3] - kept[1]) / 2 == pytest.approx(layer_bytes_per_token(config, TOKENS, how), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fp32", "autocast", "16 bits"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_a_compiled_layer_keeps_less(kind: str, kv_heads: int) -> None:

@@ -110,6 +110,7 @@ packing.pack(packing.PackConfig(inputs=[sys.argv[1]], tokenizer=sys.argv[2], out
 """
 
 
+@pytest.mark.slow
 def test_a_kill_is_resumed_to_the_same_rows(
     tmp_path: Path,
     corpus_folder: Path,
@@ -169,6 +170,7 @@ def test_damage_to_what_a_kill_left_is_noticed(
         assert (output / rows).read_bytes() == (packed_folder / rows).read_bytes(), rows
 
 
+@pytest.mark.slow
 def test_a_kill_is_not_resumed_with_the_inputs_in_another_order(tmp_path: Path, tokenizer_folder: Path) -> None:
     """It would leave out documents of one file and read those of the other twice."""
     for name in "ab":
@@ -205,6 +207,7 @@ def test_long_texts_are_cut_where_no_token_crosses(sample_texts: list[str], toke
     assert split_long_text("", 10) == [""]
 
 
+@pytest.mark.slow
 def test_large_vocabularies_take_four_bytes_and_the_disk_is_checked_for_them(
     tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

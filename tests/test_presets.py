@@ -129,6 +129,7 @@ def test_refuses_an_unknown_name(name, near):
         preset_config(name)
 
 
+@pytest.mark.slow
 def test_saved_config_is_a_plain_llama_for_a_process_without_this_package(tmp_path: Path):
     preset_config("460m").save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))

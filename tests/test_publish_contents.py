@@ -121,6 +121,7 @@ def test_no_folder_of_this_machine_is_published(run: Path, tmp_path: Path) -> No
     assert json.loads(texts[folder / "run.json"])["config"]["packed"] == "packed"
 
 
+@pytest.mark.slow
 def test_it_loads_without_our_package(run: Path, tmp_path: Path) -> None:
     folder = published(run, tmp_path)
     code = (

@@ -95,6 +95,7 @@ def end(process: "subprocess.Popen[str]", code: int) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_each_checkpoint_is_published_when_it_is_complete(
     server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_run_made_longer_is_published_when_it_ends_again(
     assert json.loads(server.files(TO, "main")["run.json"])["training"]["steps"] == 30
 
 
+@pytest.mark.slow
 def test_a_killed_follower_goes_on(server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path) -> None:
     make_checkpoint(run, tokenizer_folder, 10)
     make_checkpoint(run, tokenizer_folder, 20)
@@ -184,6 +186,7 @@ def test_an_upload_that_hangs_does_not_keep_a_signal_waiting(
     assert steps(progress(run)) == []
 
 
+@pytest.mark.slow
 def test_a_hub_that_comes_back_is_waited_for(
     server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path
 ) -> None:
@@ -207,6 +210,7 @@ def test_a_refusal_ends_it_with_one_message(
     assert len(output.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_out(
     server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path
 ) -> None:
@@ -229,6 +233,7 @@ def test_one_process_a_run(server: HubServer, run: Path, follow: Followers) -> N
     assert first.poll() is None
 
 
+@pytest.mark.slow
 def test_a_training_that_ended_is_not_waited_for(
     server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path
 ) -> None:

@@ -57,6 +57,7 @@ def test_marks_and_kinds():
     assert {kind: rate.value for kind, rate in systems["a"].by_kind.items()} == {"letter": 1, "story": 0}
 
 
+@pytest.mark.slow
 def test_people_who_differ_widen_what_the_same_votes_of_like_people_give():
     split = [ballot(f"p{i % 4}", f"q{i}", "left" if i % 4 < 3 else "right") for i in range(80)]
     mixed = [ballot(f"p{i % 4}", f"q{i}", "left" if (i // 4) % 4 < 3 else "right") for i in range(80)]
@@ -66,6 +67,7 @@ def test_people_who_differ_widen_what_the_same_votes_of_like_people_give():
     assert (narrow.more_votes, wide.more_votes, wide.needs_people) == (0, None, True)
 
 
+@pytest.mark.slow
 def test_more_votes_until_decided():
     votes = [ballot(f"p{i % 5}", f"q{i}", "left" if (i // 5) % 8 < 5 else "right") for i in range(40)]
     pair = rate_systems(votes).pairs[0]

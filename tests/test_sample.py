@@ -189,6 +189,7 @@ def test_no_validation_document_is_in_train():
     assert len(validation) == DEFAULT_NUM_DOCUMENTS["validation"]
 
 
+@pytest.mark.slow
 def test_train_covers_the_words_of_held_out_stories_and_does_not_tell_them():
     report = story_report([story.text for story in HELD_OUT], (row["text"] for row in sample_documents("train")))
     assert report["lexicon_share"] > 0.99

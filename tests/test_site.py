@@ -51,6 +51,7 @@ def pages(site: Path, place: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_both_languages_have_the_same_pages(site: Path) -> None:
     assert pages(site, "") == pages(site, "pt")
     assert {path.name for path in (GUIDES / "en").iterdir()} == {path.name for path in (GUIDES / "pt").iterdir()}
@@ -65,6 +66,7 @@ def test_every_guide_is_in_the_menu() -> None:
     assert {path.stem for path in (GUIDES / "en").glob("*.md")} <= listed
 
 
+@pytest.mark.slow
 def test_a_page_asks_no_other_host_for_anything(site: Path) -> None:
     """What a browser loads by itself: scripts, styles, pictures, fonts, frames. Links are for the reader to follow."""
     loading = re.compile(
@@ -79,6 +81,7 @@ def test_a_page_asks_no_other_host_for_anything(site: Path) -> None:
         assert re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")) is None, style
 
 
+@pytest.mark.slow
 def test_mermaid_is_loaded_from_the_site_where_a_page_has_a_diagram(site: Path) -> None:
     for page, own in ((site / "index.html", "./assets/"), (site / "pt" / "index.html", "./assets/")):
         text = page.read_text(encoding="utf-8")
@@ -89,6 +92,7 @@ def test_mermaid_is_loaded_from_the_site_where_a_page_has_a_diagram(site: Path) 
     assert "mermaid.tiny.js" not in (site / "guides" / "trouble" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_links_to_the_other_language_lead_to_the_same_page(site: Path) -> None:
     for page in (path for path in site.rglob("index.html")):
         found = re.search(r'class="site-language" href="([^"]+)"', page.read_text(encoding="utf-8"))
@@ -99,6 +103,7 @@ def test_links_to_the_other_language_lead_to_the_same_page(site: Path) -> None:
         assert other.relative_to(site.resolve()) == wanted
 
 
+@pytest.mark.slow
 def test_search_speaks_both_languages(site: Path) -> None:
     for place, word in (("", "tokenizer"), ("pt", "tokenizador")):
         text = (site / place / "search.json").read_text(encoding="utf-8")
@@ -109,6 +114,7 @@ def test_search_speaks_both_languages(site: Path) -> None:
     assert 'lang="pt-BR"' in (site / "pt" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_refusal_is_found(site: Path) -> None:
     refusals = load("refusals")
     found = refusals.collect_refusals()

@@ -84,6 +84,7 @@ def test_the_report_holds_what_the_votes_say(study: Path):
     assert (study / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_figures_without_a_random_clicker_stand_beside(study: Path):
     ballots = simulate_ballots(SimulatedStudy(strengths=(0, 2.5), votes_each=150, num_prompts=150, random_people=1), 1)
     write_votes(study, [line(number, voter=ballot.voter, prompt=ballot.prompt, left=NAMES[ballot.left],
@@ -164,6 +165,7 @@ def test_what_cannot_be_taken_over_is_refused(study: Path, run_folder: Path, tmp
     assert not (run_folder / "people.json").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_votes_is_refused(study: Path, run_folder: Path):
     write_report(study)
     take_votes(run_folder, str(study))

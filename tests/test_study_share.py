@@ -32,6 +32,7 @@ def voted(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_comparison_is_read_by_plain_datasets(
     voted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -264,6 +264,7 @@ def test_the_sources_of_the_pieces_are_remembered():
 # --- real text
 
 
+@pytest.mark.slow
 def test_real_text_has_fewer_tokens_and_the_same_ids(real_documents):  # noqa: F811
     documents = real_documents[::3]
     plain = train_tokenizer(documents, 2_000, max_bytes=600_000, num_superwords=0)

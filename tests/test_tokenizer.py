@@ -247,6 +247,7 @@ print(json.dumps([plain, text, tokenizer("x")["input_ids"], len(tokenizer), toke
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside_a_model", [False, True])
 def test_same_ids_in_a_fresh_process_without_the_package(tokenizer, saved, tmp_path, beside_a_model):
     folder = tmp_path / "model"
@@ -372,6 +373,7 @@ print(tokenizer_fingerprint(train_tokenizer(SENTENCES, 480, max_bytes=60_000, se
 """
 
 
+@pytest.mark.slow
 def test_training_is_deterministic_across_processes():
     marks = set()
     for hash_seed, threads in (("1", "1"), ("2", "2")):
@@ -417,6 +419,7 @@ def real_documents() -> list[Document]:
     return documents
 
 
+@pytest.mark.slow
 def test_real_text_equals_sentencepiece_and_round_trips(real_documents):
     tokenizer = train_tokenizer(real_documents, 3_000, max_bytes=1_000_000)
     lines = [line for document in real_documents for line in document.text.split("\n") if line and "▁" not in line]

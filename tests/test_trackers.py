@@ -63,6 +63,7 @@ def assert_no_key_is_in(folder: Path) -> None:
     assert leaked == set()
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_our_figures_in_one_line(
     offline: None, tmp_path: Path, packed_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_tensorboard_gets_our_figures_in_one_line(
     assert_no_key_is_in(tmp_path)
 
 
+@pytest.mark.slow
 def test_trackio_gets_our_figures_in_one_line(
     offline: None, tmp_path: Path, packed_folder: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

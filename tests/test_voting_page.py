@@ -293,6 +293,7 @@ def served(folder: Path, host: str = "127.0.0.1") -> Iterator[tuple[subprocess.P
             server.wait()
 
 
+@pytest.mark.slow
 def test_votes_survive_a_killed_server(folder: Path) -> None:
     with served(folder) as (server, port, said):
         assert f"http://127.0.0.1:{port} takes votes (no votes yet). Ctrl-C ends it." in said
