@@ -61,11 +61,18 @@ def test_wheel_and_sdist_carry_everything(built: Path) -> None:
     assert "License-Expression: Apache-2.0" in metadata
 
 
-def check_first_use(ttl: Path, python: Path, folder: Path) -> None:
-    """What a new user does first: recipes, a demo of a few steps, one card."""
+def check_recipes(ttl: Path, python: Path, folder: Path) -> Path:
+    """What a new user does first: a folder with the recipes, of the installed package. Returns the folder."""
     run(ttl, "init", "meu-modelo", cwd=folder)
     project = folder / "meu-modelo"
     assert (project / "recipes" / "accelerate" / "zero2.yaml").exists()
+    where = run(python, "-c", "import teenytinyllama; print(teenytinyllama.__file__)", cwd=project).stdout
+    assert "site-packages" in where
+    return project
+
+
+def check_first_model(ttl: Path, project: Path) -> None:
+    """What comes then: a demo of a few steps, one card."""
     done = run(ttl, "demo", "--max_tokens", "24576", cwd=project, OMP_NUM_THREADS="1")
     assert "Reloaded as LlamaForCausalLM without this package" in done.stdout
     card = project / "runs" / "demo" / "base" / "README.md"
@@ -73,8 +80,6 @@ def check_first_use(ttl: Path, python: Path, folder: Path) -> None:
     card.unlink()
     run(ttl, "card", "runs/demo/base", cwd=project)
     assert card.read_text() == written
-    where = run(python, "-c", "import teenytinyllama; print(teenytinyllama.__file__)", cwd=project).stdout
-    assert "site-packages" in where
 
 
 @pytest.mark.slow
@@ -90,7 +95,9 @@ def test_an_installed_wheel_works_outside_the_repository(built: Path, tmp_path: 
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     # Behind the wheel on the path, and as plain lines: an editable install of this repository is not followed.
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    check_first_use(venv / "bin" / "ttl", python, tmp_path)
+    project = check_recipes(venv / "bin" / "ttl", python, tmp_path)
+    run(venv / "bin" / "ttl", "tokenizer", "--config", "recipes/configs/tiny/tokenizer.yaml", cwd=project)
+    assert (project / "outputs" / "tiny" / "tokenizer" / "tokenizer.json").is_file()
 
 
 @pytest.mark.install
@@ -106,7 +113,7 @@ def test_an_empty_environment_gets_all_it_needs(built: Path, tmp_path: Path) -> 
     torch = [line for line in constraints.read_text().splitlines() if line.startswith("torch==")]
     run(python, "-m", "pip", "install", "--quiet", *(["--index-url", index] if index else []), *torch, cwd=tmp_path)
     run(python, "-m", "pip", "install", "--quiet", "-c", constraints, wheel, cwd=tmp_path)
-    check_first_use(venv / "bin" / "ttl", python, tmp_path)
+    check_first_model(venv / "bin" / "ttl", check_recipes(venv / "bin" / "ttl", python, tmp_path))
 
 
 def test_other_tools_are_skipped_unless_they_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
