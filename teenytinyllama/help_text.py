@@ -8,6 +8,7 @@ on a terminal alone.
 import contextlib
 import dataclasses
 import enum
+import functools
 import inspect
 import itertools
 import multiprocessing
@@ -15,6 +16,7 @@ import os
 import sys
 import textwrap
 import threading
+import time
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -166,12 +168,31 @@ def progress(
         total: how many there are; by default the items' length, if they have one.
         done: how many of them an earlier start has done.
     """
+    is_silent = not is_main_process() or threading.current_thread() is not threading.main_thread()
+    return _bar_class()(items, description, total, initial=done, unit="B" if unit == "B" else f" {unit}",
+                        unit_scale=unit == "B", leave=False, delay=BAR_DELAY, mininterval=0.5, miniters=1,
+                        dynamic_ncols=True, disable=True if is_silent else None)  # fmt: skip
+
+
+@functools.cache
+def _bar_class() -> "type[tqdm[Any]]":
     from tqdm import tqdm
 
-    is_silent = not is_main_process() or threading.current_thread() is not threading.main_thread()
-    return tqdm(items, description, total, initial=done, unit="B" if unit == "B" else f" {unit}",
-                unit_scale=unit == "B", leave=False, delay=BAR_DELAY, mininterval=0.5, dynamic_ncols=True,
-                disable=True if is_silent else None)  # fmt: skip
+    class Bar(tqdm):  # type: ignore[type-arg]
+        """A bar that is drawn after its delay alone, also when a line is printed or another process has moved it."""
+
+        last_print_t: float
+        monitor_interval = 0  # no thread that looks for slow bars: it would keep this process from being forked
+
+        def display(self, *args: Any, **kwargs: Any) -> Any:
+            """Draw the bar; `close` clears those alone whose last print is later than their delay."""
+            shown = self.start_t + self.delay
+            if time.time() < shown:
+                return None
+            self.last_print_t = max(self.last_print_t, shown)
+            return super().display(*args, **kwargs)
+
+    return Bar
 
 
 def say(text: str) -> None:

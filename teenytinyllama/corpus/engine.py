@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -278,11 +277,9 @@ def _phase_bar(folder: Path, phase: str, sizes: list[float]) -> Iterator[None]:
         ended = threading.Event()
 
         def follow() -> None:
-            begun = time.monotonic()
             while not ended.wait(_BAR_SECONDS):
                 bar.n = _worked_through(folder, sizes, shares)
-                if time.monotonic() - begun >= bar.delay:
-                    bar.refresh()
+                bar.refresh()
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()

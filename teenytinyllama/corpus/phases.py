@@ -113,8 +113,17 @@ def clean_shard(task: int, work: str, clean: str) -> None:
 
 
 def _told_drafts(shard: WorkShard, source: SourceConfig, share: TaskShare) -> Iterator[Draft | BrokenRow]:
-    with told_of_reads(share.add):
-        yield from read_drafts(shard, source)
+    """Yield the documents of a shard, and note how much of it they are: by rows, or by the bytes that are read."""
+    if shard.end is None:
+        with told_of_reads(share.add):
+            yield from read_drafts(shard, source)
+        return
+    row, row_bytes = shard.first, shard_bytes(shard) / max(1, shard.end - shard.first)
+    for draft in read_drafts(shard, source):
+        yield draft
+        done = int(draft.place.rpartition(":")[2])  # rows are counted from 1 there
+        share.add(row_bytes * (done - row))
+        row = done
 
 
 def _passes(

@@ -132,10 +132,7 @@ def _rows_and_bytes(path: str) -> tuple[int, int]:
 
 
 def shard_bytes(shard: WorkShard, unpacked: bool = False) -> float:
-    """Return how many bytes of its file a shard is; of parquet, as many as its rows are of all rows.
-
-    `unpacked` counts those of parquet before its compression, which tell better how long the work takes.
-    """
+    """Return a shard's part of the bytes of its file; `unpacked`: of parquet before its compression, as work goes."""
     size = Path(shard.path).stat().st_size
     if shard.end is None:
         return size
