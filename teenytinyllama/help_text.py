@@ -186,10 +186,11 @@ def _bar_class() -> "type[tqdm[Any]]":
 
         def display(self, *args: Any, **kwargs: Any) -> Any:
             """Draw the bar; `close` clears those alone whose last print is later than their delay."""
-            shown = self.start_t + self.delay
-            if time.time() < shown:
+            now = time.time()
+            shown = getattr(self, "start_t", now) + self.delay  # the first time it is not begun yet
+            if now < shown:
                 return None
-            self.last_print_t = max(self.last_print_t, shown)
+            self.last_print_t = max(getattr(self, "last_print_t", 0), shown)
             return super().display(*args, **kwargs)
 
     return Bar
