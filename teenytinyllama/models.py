@@ -80,7 +80,7 @@ def from_pretrained(
 
 
 def _read_model(source: ModelSource, auto_class: Any, **more: Any) -> "tuple[PreTrainedModel, list[str]]":
-    """Return a model from safetensors, without code of a repository, and its weights that no (whole) file holds."""
+    """Return a model from safetensors, without code of a repository, and which of its weights are in no file."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # it is written into logs too, and stays on the screen

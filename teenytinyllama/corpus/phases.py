@@ -52,7 +52,7 @@ from .mixing import SourceShare, plan_shares, render_shares, repetitions
 from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, shard_bytes, text_hash
 
 CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
-_CLEANING_PART = 0.8  # of the time of a task of the phase clean; fingerprints take the rest. For the bar alone
+_CLEANING_PART = 0.9  # of the time of a task of the phase clean; fingerprints take the rest. For the bar alone
 # Where no tokenizer counts: 362 MB of laws, debates, novels and documentation have 5.09 with one of 32,000 entries that
 # was trained on such texts.
 BYTES_PER_TOKEN = 5
