@@ -37,7 +37,6 @@ from .stage_folder import BASE_RECORD_NAME, sha256_file, sha256_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-
 # The sizes in a config from which memory and parameters are counted.
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
           "vocab_size", "max_position_embeddings")  # fmt: skip
@@ -81,11 +80,10 @@ def from_pretrained(
 
 
 def _read_model(source: ModelSource, auto_class: Any, **more: Any) -> "tuple[PreTrainedModel, list[str]]":
-    """Return a model from safetensors, without code of a repository, and which of its weights are in no file.
+    """Return a model from safetensors, without code of a repository, and which of its weights are in no file."""
+    from transformers.utils.logging import disable_progress_bar
 
-    Raises:
-        InputError: its files are damaged.
-    """
+    disable_progress_bar()  # it is written into logs too, and stays on the screen
     with refusing_damage("name_or_path", source.name):
         model, loaded = auto_class.from_pretrained(
             **source.arguments, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **more

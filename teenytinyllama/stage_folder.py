@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, ensure_folder
 from .disk import replace_file
+from .help_text import progress
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -54,6 +55,7 @@ RUNS_NAME, RUNS_FOLDER = "runs.jsonl", "runs"  # of a laboratory: a row a run; t
 CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = "README.md", "checkpoints.json", "dataset.json"
 PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"  # what of a run has been published so far
 
+_LARGE_FILE_BYTES = 10**9  # are hashed in seconds, on a slow disk in more than ten
 _VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "deepspeed", "huggingface_hub", "numpy",
               "codecarbon")  # fmt: skip
 
@@ -131,7 +133,14 @@ def read_jsonl_records(
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
-    """Return the sha256 of a file in hex; `on_bytes` is called with the size of each part read (for a bar)."""
+    """Return the sha256 of a file in hex; `on_bytes` is called with the size of each part read.
+
+    Without it, a large file has a bar of its own.
+    """
+    size = path.stat().st_size
+    if on_bytes is None and size >= _LARGE_FILE_BYTES:
+        with progress(None, f"hashing {path.name}", "B", total=size) as bar:
+            return sha256_file(path, bar.update)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 22):

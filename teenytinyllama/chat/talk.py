@@ -16,6 +16,7 @@ from ..data.input_files import RECORD_SUFFIXES, SAMPLE, resolve_files
 from ..data.instructions import DUPLICATE, SPLITS, Counts, read_conversations
 from ..data.readers import read_records
 from ..data.sample import sample_conversations
+from ..help_text import progress
 from .generation import Chat, Reply, Sampling
 
 if TYPE_CHECKING:
@@ -312,9 +313,8 @@ class _SideIndex:
     def _count(self) -> Any:
         """Return the counts of letters of all texts, with a progress bar: 100,000 long answers take minutes."""
         from scipy.sparse import vstack
-        from tqdm import tqdm
 
-        starts = tqdm(range(0, len(self._texts), _CHUNK_TEXTS), desc="indexing", unit="k", leave=False, disable=None)
+        starts = progress(range(0, len(self._texts), _CHUNK_TEXTS), "indexing", "thousand texts")
         return vstack([self._vectorizer.transform(self._texts[i : i + _CHUNK_TEXTS]) for i in starts], format="csr")
 
     def nearest(self, text: str, number: int) -> list[tuple[float, int, int]]:

@@ -33,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 from ..checks import InputError, RunFailedError, ensure
 from ..energy.recorder import StageMeter
 from ..gpus import choose_precision, has_accelerator, has_pinned_memory, is_out_of_memory
+from ..help_text import say
 from ..models import (
     avoid_cudnn_attention,
     finish_saved,
@@ -305,10 +306,9 @@ class _EpochLines(TrainerCallback):
         found = metrics or {}
         for split in ("validation", "test"):
             if f"eval_{split}_accuracy" in found:
-                print(
+                say(
                     f"seed {self.seed}, epoch {round(state.epoch or 0)}: {split} accuracy "
-                    f"{found[f'eval_{split}_accuracy']:.4f}, macro-F1 {found[f'eval_{split}_f1_macro']:.4f}",
-                    flush=True,
+                    f"{found[f'eval_{split}_accuracy']:.4f}, macro-F1 {found[f'eval_{split}_f1_macro']:.4f}"
                 )
 
 

@@ -5,7 +5,7 @@ A document longer than the classifier's context is cut into windows, of which so
 its score is their mean, so that one rude line of dialogue does not drop a novel.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +73,11 @@ class ToxicityScorer:
         context = getattr(model_config, "max_position_embeddings", None) or config.max_tokens
         self.window = min(config.max_tokens, int(context))
 
-    def scores(self, texts: Sequence[str]) -> list[float]:
-        """Return for each text the mean probability of being toxic over its windows, 0 for an empty one."""
+    def scores(self, texts: Sequence[str], on_scored: Callable[[float], object] = lambda _: None) -> list[float]:
+        """Return for each text the mean probability of being toxic over its windows, 0 for an empty one.
+
+        `on_scored` is told how many texts more are scored, in parts of a text too.
+        """
         windows = [list(self._windows(text)) for text in texts]
         flat = [window for own in windows for window in own]
         found: list[float] = []
@@ -84,6 +87,7 @@ class ToxicityScorer:
         for first in range(0, len(order), self.config.batch_size):
             chosen = order[first : first + self.config.batch_size]
             by_index |= dict(zip(chosen, self._batch([flat[index] for index in chosen]), strict=True))
+            on_scored(len(texts) * len(chosen) / len(flat))
         start = 0
         for own in windows:
             values = [by_index[start + place] for place in range(len(own))]

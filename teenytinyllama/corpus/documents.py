@@ -8,9 +8,9 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from ..stage_folder import parse_record, write_json
 if TYPE_CHECKING:
     import pyarrow
 
+Item = TypeVar("Item")
 BATCH_BYTES = 16 * 2**20  # of texts that are written, or scored, at once
 
 
@@ -89,6 +90,40 @@ class DocumentWriter:
         self._flush()
         self._file.close()
         self._partial.replace(self.path)
+
+
+SHARES_NAME = "shares.partial"  # in the folder of a phase: for each task how far it is; there while a bar shows it
+
+
+class TaskShare:
+    """How far a task of a phase is, from 0 to 1, noted in a file of the phase where a bar shows it."""
+
+    def __init__(self, folder: str | Path, task: int, total: float) -> None:
+        """Begin a task that ends when `add` has been told of the total."""
+        path = Path(folder) / SHARES_NAME
+        # Mapped: other processes of this machine see it at once.
+        self._shares: Any = np.memmap(path, dtype="<f8", mode="r+") if path.exists() else None
+        self._task, self._total, self._done = task, max(total, 1), 0.0
+
+    def add(self, amount: float = 1) -> None:
+        """Note that so much more is done."""
+        if self._shares is not None:
+            self._done += amount
+            self._shares[self._task] = min(1.0, self._done / self._total)
+
+    def counting(self, items: Iterable[Item], amount: float = 1) -> Iterator[Item]:
+        """Yield the items, and note that amount for each."""
+        for item in items:
+            yield item
+            self.add(amount)
+
+
+def count_documents(path: Path) -> int:
+    """Return how many documents a file of a phase holds."""
+    import pyarrow.parquet
+
+    with reading(path):
+        return int(pyarrow.parquet.read_metadata(path.absolute()).num_rows)
 
 
 def read_documents(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

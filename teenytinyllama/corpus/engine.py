@@ -26,18 +26,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
+from numpy.typing import NDArray
 
 from ..checks import InputError, RunFailedError, available_cores, ensure, ensure_packages, near_name
+from ..help_text import progress
 from ..stage_folder import write_json
+from .documents import SHARES_NAME
 
 logger.disable("datatrove")  # it speaks of every task on the terminal; what users see is ours
 ExecutorName = Literal["local", "slurm", "ray"]
 _LOGS = "tasks"
 _REFUSED = "InputError"
+_BAR_SECONDS = 0.5  # between two looks at how far the tasks are
 # Of Slurm's settings, what datatrove must have, and the rest with its defaults.
 _SLURM_NEEDS = ("partition", "time")
 _SLURM_NUMBERS = ("cpus_per_task", "mem_per_cpu_gb", "max_array_size", "tasks_per_job")
@@ -224,8 +229,13 @@ def slurm_settings(given: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def run_executor(executor: PipelineExecutor, phase: str) -> None:
+def run_executor(executor: PipelineExecutor, phase: str, sizes: list[float] | None = None) -> None:
     """Run the tasks of a phase that are not complete yet; with Slurm hand them in and come back.
+
+    Args:
+        executor: of the phase.
+        phase: its name.
+        sizes: bytes of the input of each task, for the bar; None: no bar.
 
     Raises:
         InputError: a task refused what the user gave.
@@ -236,7 +246,8 @@ def run_executor(executor: PipelineExecutor, phase: str) -> None:
         for old in (*folder.glob("failed-*.txt"), *folder.glob("*.partial")):
             old.unlink()
     try:
-        executor.run()
+        with _phase_bar(folder, phase, [] if isinstance(executor, SlurmPipelineExecutor) else sizes or []):
+            executor.run()
     except (InputError, RunFailedError):
         raise
     except subprocess.CalledProcessError as error:  # of sbatch
@@ -253,6 +264,39 @@ def run_executor(executor: PipelineExecutor, phase: str) -> None:
         if missing:
             _raise_failure(folder, phase, None)
             raise RunFailedError(f"{phase}: {missing} of {executor.world_size} tasks were not done and left no reason.")
+
+
+@contextmanager
+def _phase_bar(folder: Path, phase: str, sizes: list[float]) -> Iterator[None]:
+    """Show meanwhile how much of the input a phase has worked through, all its processes together."""
+    with progress(None, phase, "B", total=sum(sizes), done=_worked_through(folder, sizes, None)) as bar:
+        if bar.disable or not sizes:
+            yield
+            return
+        shares: NDArray[Any] = np.memmap(folder / SHARES_NAME, dtype="<f8", mode="w+", shape=len(sizes))
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(_BAR_SECONDS):
+                bar.n = _worked_through(folder, sizes, shares)
+                bar.refresh()
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()
+            (folder / SHARES_NAME).unlink(missing_ok=True)
+
+
+def _worked_through(folder: Path, sizes: list[float], shares: NDArray[Any] | None) -> float:
+    """Return the bytes of complete tasks, and of the others the shares that they have noted."""
+    done = folder / _LOGS / "completions"
+    complete = {int(path.name) for path in done.iterdir() if path.name.isdigit()} if done.is_dir() else set()
+    return float(sum(size if task in complete else size * shares[task] if shares is not None else 0
+                     for task, size in enumerate(sizes)))  # fmt: skip
 
 
 def _raise_failure(folder: Path, phase: str, cause: Exception | None) -> None:

@@ -10,6 +10,7 @@ from ..checks import InputError, counted, ensure, ensure_folder, ensure_packages
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..data.input_files import SourceFile, hash_files, hub_datasets, resolve_files
 from ..evaluation.config import SOURCES
+from ..help_text import progress
 from ..passport.passport import make_passport, read_statistics, write_passport
 from ..passport.sample_page import write_sample
 from ..passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_summary
@@ -19,7 +20,7 @@ from .config import STEP_NAMES, BuildConfig, nested
 from .documents import read_figures, read_seconds, reading
 from .funnel import NO_DOCUMENT, Funnel
 from .phases import BYTES_PER_TOKEN, CONFIG_FILE, PLAN_FILE, forget_indexes
-from .shards import WorkShard, plan_shards, write_plan
+from .shards import WorkShard, plan_shards, shard_bytes, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"
 _FIGURES_FORM = 2  # of the rows and figures that the last phase writes; another one does that phase anew
@@ -63,7 +64,8 @@ def build_corpus(config: BuildConfig) -> Path:
         _refuse_evaluation_data(shards, by_path, sets)
         places = _write_plan(config, shards, hashes, {"sets": sets, **models}, folder)
         with started_engine(config.executor, config.workers, config.slurm):
-            complete = _run_phases(config, places, len(shards), has_sets=index is not None)
+            sizes = [shard_bytes(shard, unpacked=True) for shard in shards]
+            complete = _run_phases(config, places, sizes, has_sets=index is not None)
         if complete and config.sample is not None:
             return write_sample(config, places, shards, folder)
         if complete:
@@ -218,11 +220,11 @@ def _write_plan(
     return {"plan": work, **places}
 
 
-def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has_sets: bool) -> bool:
+def _run_phases(config: BuildConfig, places: dict[str, Path], sizes: list[float], *, has_sets: bool) -> bool:
     """Run the phases; return whether all is done, which under Slurm it is not when the jobs are handed in."""
     from .engine import jobs_in_queue, make_executor, missing_tasks, note_jobs, run_executor, say_failures
 
-    text = {name: str(place) for name, place in places.items()}
+    text, tasks = {name: str(place) for name, place in places.items()}, len(sizes)
     duplicates = text["duplicates"] if config.duplicates is not False else ""
     common = {"work": text["plan"], "clean": text["clean"]}
     phases: list[tuple[str, str, int, dict[str, Any]]] = [("clean", "clean_shard", tasks, common)]
@@ -253,7 +255,7 @@ def _run_phases(config: BuildConfig, places: dict[str, Path], tasks: int, *, has
             check_not_empty(config, read_funnel(places))
         executors.append(make_executor(config.executor, places[phase], f"corpus.phases:{function}", count, arguments,
                                        config.workers, config.slurm, executors[-1] if executors else None))  # fmt: skip
-        run_executor(executors[-1], phase)
+        run_executor(executors[-1], phase, sizes if count == tasks else [sum(sizes)])
         if phase == "clean" and config.sample is None and not missing_tasks(places[phase], count):
             check_broken_rows(config, places["clean"])
     if config.executor == "slurm" and (jobs := note_jobs(jobs_file, executors)):
@@ -340,8 +342,9 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
     with reading(places["finish"]):
         statistics = read_statistics(places["finish"])
     seconds = {phase: read_seconds(place) for phase, place in places.items() if phase != "plan"}
-    files = {str(path.relative_to(folder)): sha256_file(path) for split in _SPLITS
-             for path in sorted((folder / split).glob("*.parquet"))}  # fmt: skip
+    made = [path for split in _SPLITS for path in sorted((folder / split).glob("*.parquet"))]
+    with progress(None, "hashing the corpus", "B", total=sum(path.stat().st_size for path in made)) as bar:
+        files = {str(path.relative_to(folder)): sha256_file(path, bar.update) for path in made}
     passport = make_passport(config, funnel, statistics, figures, files)
     for warning in passport["licence"]["warnings"]:
         print(f"warning: licence: {warning}", flush=True)

@@ -24,18 +24,21 @@ from ..checks import ensure
 from ..cleaning import Drop
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
 from ..data.sources import is_held_out
+from ..help_text import say, told_of_reads
 from ..passport.licences import document_licence
 from ..passport.looks import Tracer
 from ..passport.text_statistics import TextStatistics, year_of
 from ..stage_folder import write_json
 from .chain import Step, build_chain, duplicates_config, evaluation_index
-from .config import BuildConfig, nested
+from .config import BuildConfig, SourceConfig, nested
 from .decontamination import EvaluationIndex, decontaminate
 from .documents import (
     BATCH_BYTES,
     DocumentWriter,
     SplitWriter,
     StepSeconds,
+    TaskShare,
+    count_documents,
     document_schema,
     read_documents,
     save_array,
@@ -46,9 +49,10 @@ from .duplicates import find_duplicates, preference_order
 from .funnel import Funnel, keep_aside
 from .minhash import fingerprints
 from .mixing import SourceShare, plan_shares, render_shares, repetitions
-from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, text_hash
+from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, shard_bytes, text_hash
 
 CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
+_CLEANING_PART = 0.9  # of the time of a task of the phase clean; fingerprints take the rest. For the bar alone
 # Where no tokenizer counts: 362 MB of laws, debates, novels and documentation have 5.09 with one of 32,000 entries that
 # was trained on such texts.
 BYTES_PER_TOKEN = 5
@@ -67,9 +71,11 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     config, shard = load_config(work), read_plan(Path(work) / PLAN_FILE)[task]
     target, funnel, seconds = Path(clean) / f"{task:05d}", Funnel(), StepSeconds()
     chain, source = build_chain(config, shard.source), config.source_configs[shard.source]
+    size = shard_bytes(shard)
+    share = TaskShare(clean, task, size if config.duplicates is False else size / _CLEANING_PART)
     tracer = None if config.sample is None else Tracer()
     writer, broken = DocumentWriter(target.with_suffix(".parquet"), document_schema()), list[BrokenRow]()
-    for draft in read_drafts(shard, source):
+    for draft in _told_drafts(shard, source, share):
         if isinstance(draft, BrokenRow):
             broken.append(draft)
             if tracer is not None:
@@ -96,12 +102,28 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     seconds.lap("write")
     keep_aside(target.with_suffix(".broken"), broken)
     if config.duplicates is not False:
-        save_array(target.with_suffix(".npy"), fingerprints(texts_of(writer.path), duplicates_config(config)[0]))
+        left = size * (1 / _CLEANING_PART - 1) / max(1, count_documents(writer.path))
+        texts = share.counting(texts_of(writer.path), left)
+        save_array(target.with_suffix(".npy"), fingerprints(texts, duplicates_config(config)[0]))
         seconds.lap("fingerprints")
     if tracer is not None:
         tracer.write(target.with_suffix(".looks"))
     funnel.write(target.with_suffix(".json"))
     seconds.write(clean, task)
+
+
+def _told_drafts(shard: WorkShard, source: SourceConfig, share: TaskShare) -> Iterator[Draft | BrokenRow]:
+    """Yield the documents of a shard, and note how much of it they are: by rows, or by the bytes that are read."""
+    if shard.end is None:
+        with told_of_reads(share.add):
+            yield from read_drafts(shard, source)
+        return
+    row, row_bytes = shard.first, shard_bytes(shard) / max(1, shard.end - shard.first)
+    for draft in read_drafts(shard, source):
+        yield draft
+        done = int(draft.place.rpartition(":")[2])  # rows are counted from 1 there
+        share.add(row_bytes * (done - row))
+        row = done
 
 
 def _passes(
@@ -134,9 +156,11 @@ def find_all_duplicates(task: int, work: str, clean: str, duplicates: str) -> No
     folder, cleaned = Path(duplicates), Path(clean)
     folder.mkdir(parents=True, exist_ok=True)
     seconds = StepSeconds()
+    files = [cleaned / f"{number:05d}.parquet" for number in order]
+    share = TaskShare(duplicates, task, sum(map(count_documents, files)))
     counts = find_duplicates(
         [cleaned / f"{number:05d}.npy" for number in order],
-        lambda place: texts_of(cleaned / f"{order[place]:05d}.parquet"),
+        lambda place: share.counting(texts_of(files[place])),
         [folder / f"{number:05d}.npy" for number in order],
         folder / "scratch",
         settings,
@@ -156,6 +180,12 @@ def _kept(clean: str, duplicates: str, task: int, columns: list[str] | None = No
                 continue
             document["cluster_size"] = int(table["cluster_size"][row])
         yield document
+
+
+def _count_kept(clean: str, duplicates: str, task: int) -> int:
+    if duplicates:
+        return int(np.load(Path(duplicates) / f"{task:05d}.npy")["keep"].sum())
+    return count_documents(Path(clean) / f"{task:05d}.parquet")
 
 
 def load_phrases(folder: Path) -> Any:
@@ -195,7 +225,8 @@ def count_phrases(task: int, work: str, clean: str, duplicates: str, phrases: st
     assert index is not None
     seconds.lap("index")
     folder.mkdir(parents=True, exist_ok=True)
-    counts = index.count_phrases(row["text"] for row in _kept(clean, duplicates, task, ["text"]))
+    share = TaskShare(folder, task, _count_kept(clean, duplicates, task))
+    counts = index.count_phrases(row["text"] for row in share.counting(_kept(clean, duplicates, task, ["text"])))
     words = np.flatnonzero(counts)
     save_arrays(folder / f"{task:05d}.npz", words=words, counts=counts[words], size=np.array(len(counts)))
     seconds.lap("phrases")
@@ -216,11 +247,14 @@ def finish_shard(task: int, work: str, clean: str, duplicates: str, phrases: str
     _count_duplicates(funnel, shard, clean, duplicates, task)
     writer = DocumentWriter(target.with_suffix(".parquet"), document_schema())
     count, statistics = _token_counter(config)[0], TextStatistics()
+    share = TaskShare(finish, task, _count_kept(clean, duplicates, task) * (1 if scorer is None else 2))
     for batch in _batches(_kept(clean, duplicates, task)):
         seconds.lap("read")
-        batch = _without_toxic(batch, scorer, funnel, statistics)
+        before = len(batch)
+        batch = _without_toxic(batch, scorer, funnel, statistics, share)
+        share.add(before - len(batch))  # which the loop below does not see
         seconds.lap("toxicity")
-        for document in batch:
+        for document in share.counting(batch):
             passes = index is None or _decontaminated(document, index, funnel, whole=is_torn)
             seconds.lap("decontamination")
             if passes:
@@ -265,12 +299,16 @@ def _count_duplicates(funnel: Funnel, shard: WorkShard, clean: str, duplicates: 
 
 
 def _without_toxic(
-    batch: list[dict[str, Any]], scorer: ToxicityScorer | None, funnel: Funnel, statistics: TextStatistics
+    batch: list[dict[str, Any]],
+    scorer: ToxicityScorer | None,
+    funnel: Funnel,
+    statistics: TextStatistics,
+    share: TaskShare,
 ) -> list[dict[str, Any]]:
     if scorer is None:
         return batch
     kept = []
-    for document, score in zip(batch, scorer.scores([row["text"] for row in batch]), strict=True):
+    for document, score in zip(batch, scorer.scores([row["text"] for row in batch], share.add), strict=True):
         drop, size = judge(score, scorer.config), len(document["text"].encode())
         if drop is None:
             funnel.passed(document["source"], "toxicity", size, size)
@@ -332,7 +370,7 @@ def mix(task: int, work: str, finish: str, output: str) -> None:
     documents = {name: sum(len(table["tokens"]) for table in own.values()) for name, own in tables.items()}
     shares = plan_shares(config.source_configs, unique, documents, config.mixing_config)
     counted_by = _token_counter(config)[1]
-    print(render_shares(shares, counted_by), flush=True)
+    say(render_shares(shares, counted_by))
     ensure(
         sum(unique.values()), "sources: no document is left of any source. The passport says which step dropped them."
     )
@@ -344,9 +382,11 @@ def mix(task: int, work: str, finish: str, output: str) -> None:
     }
     written = dict.fromkeys(split, 0)
     rounds = max((int(own.max()) for own in times.values() if len(own)), default=0)
+    share = TaskShare(output, task, rounds * sum(len(own) for own in times.values()))
     for number in range(rounds):  # an epoch after the other, so that copies of a document lie far apart
         for shard in shards:
-            for row, document in enumerate(read_documents(Path(finish) / f"{shard.number:05d}.parquet")):
+            documents_of = share.counting(read_documents(Path(finish) / f"{shard.number:05d}.parquet"))
+            for row, document in enumerate(documents_of):
                 if times[shard.number][row] <= number:
                     continue
                 held_out = fraction > 0 and is_held_out(document["text"], fraction)

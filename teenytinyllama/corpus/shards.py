@@ -4,6 +4,7 @@ The cut into shards depends on the files alone, never on how many processes work
 groups; a file of another kind is one shard.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -29,6 +30,7 @@ from ..data.readers import (
 )
 from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
+from ..help_text import progress, tell_read
 from ..passport.text_statistics import fields_of, year_of
 from .config import BuildConfig, SourceConfig
 from .parquet_rows import UnreadableRow, parquet_rows
@@ -121,13 +123,30 @@ def plan_shards(config: BuildConfig) -> list[WorkShard]:
     return shards if config.sample is None else _choose_rows(shards, config, config.sample)
 
 
+@functools.lru_cache
+def _rows_and_bytes(path: str) -> tuple[int, int]:
+    import pyarrow.parquet
+
+    found = pyarrow.parquet.read_metadata(Path(path).absolute())
+    return found.num_rows, sum(found.row_group(group).total_byte_size for group in range(found.num_row_groups))
+
+
+def shard_bytes(shard: WorkShard, unpacked: bool = False) -> float:
+    """Return a shard's part of the bytes of its file; `unpacked`: of parquet before its compression, as work goes."""
+    size = Path(shard.path).stat().st_size
+    if shard.end is None:
+        return size
+    rows, num_bytes = _rows_and_bytes(shard.path)
+    return (num_bytes if unpacked else size) * (shard.end - shard.first) / max(1, rows)
+
+
 def _choose_rows(shards: list[WorkShard], config: BuildConfig, sample: int) -> list[WorkShard]:
     """Return the shards of a sample: of each source the rows with the lowest hashes, over all of its files."""
     chosen: list[WorkShard] = []
     for name, source in config.source_configs.items():
         own = [shard for shard in shards if shard.source == name]
         lowest: list[tuple[int, int, int]] = []  # hash, place of the shard, row
-        for place, shard in enumerate(own):
+        for place, shard in enumerate(progress(own, f"looking for rows of {name}", "files")):
             rows = _rows_of(shard, source)
             hashes = _row_hashes(shard.name, rows)
             first = np.argsort(hashes, kind="stable")[:sample]
@@ -389,11 +408,12 @@ def _warc_pages(path: Path, shard: WorkShard) -> Iterator[tuple[int, Draft | Bro
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-    row, why = -1, "ends without one"
+    row, told, why = -1, 0, "ends without one"
     with path.open("rb") as file:
         records = ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True, auto_decode="all")
         try:
             for row, record in enumerate(records):
+                tell_read(-told + (told := file.tell()))
                 place, kind = f"{shard.name}:{row + 1}", (record.http_content_type or "").lower()
                 if "html" not in kind or record.http_headers.status_code != 200:
                     continue

@@ -21,6 +21,7 @@ from ..checks import InputError, ensure
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
+from ..help_text import progress
 from ..stage_folder import (
     EMISSIONS_NAME,
     LEDGER_NAME,
@@ -348,8 +349,6 @@ def _prepare(
         kind: of the rows.
         read: returns the rows with their splits, and fills the counts meanwhile.
     """
-    from tqdm import tqdm
-
     output = Path(config.output_dir)
     plan = {
         **{name: value for name, value in asdict(config).items() if name not in _NOT_OF_THE_DATA},
@@ -364,8 +363,7 @@ def _prepare(
     rows: dict[Split, list[Row]] = {split: [] for split in SPLITS}
     with place.held(f"preparing {config.kind} in it"):
         with measured_into(output, config):
-            bar = tqdm(read(counts), desc="encoding", unit=f" {kind.unit}", mininterval=1.0, disable=None)
-            for split, row in bar:
+            for split, row in progress(read(counts), "encoding", kind.unit):
                 rows[split].append(row)
             refuse_bad_rows(config, counts, f"are no {kind.row}", kind.harmless)
             where = ", ".join(config.inputs)

@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..checks import InputError, counted, ensure, hub_errors, is_main_process
+from ..help_text import progress, say, tell_read
 from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, SAMPLES_NAME, sha256_file
 
 _COMPRESSED = (".gz", ".zst")
@@ -66,7 +67,7 @@ _SAID: set[tuple[str, ...]] = set()
 def say_once(key: tuple[str, ...], message: str) -> None:
     """Print what a user should know of the data, once in a run: files are read several times, and by all ranks."""
     if key not in _SAID and is_main_process():
-        print(message, flush=True)
+        say(message)
     _SAID.add(key)
 
 
@@ -210,7 +211,11 @@ def read_bytes(key: str, path: Path) -> Iterator[bytes]:
     """
     try:
         with path.open("rb") as file:
-            yield from _parts(path, file)
+            before = 0
+            for part in _parts(path, file):
+                if not file.closed:  # as pyarrow does at the end of what was packed
+                    tell_read(-before + (before := file.tell()))
+                yield part
     except OSError as error:
         raise _unreadable(key, path, error) from error
 
@@ -427,13 +432,8 @@ def hash_files(files: list[SourceFile], recognise: bool = True) -> dict[str, str
 
     With `recognise`, the encodings of text files are found in the same reading, for whoever reads them next.
     """
-    from tqdm import tqdm
-
-    size = sum(file.path.stat().st_size for file in files)
-    # disable=None: a bar on a terminal, nothing in a log file.
-    with tqdm(total=size, desc="hashing inputs", unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        hashes: dict[str, str] = {}
-        counts: Counter[str] = Counter()
+    with progress(None, "hashing inputs", "B", total=sum(file.path.stat().st_size for file in files)) as bar:
+        hashes, counts = dict[str, str](), Counter[str]()
         for file in files:
             name = file.name
             while name in hashes or not counts[file.name]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checks import ensure
+from ..help_text import reading_bar
 from ..stage_folder import sha256_json
 from .input_files import SAMPLE, SourceFile, hub_datasets
 from .readers import read_records
@@ -107,10 +108,11 @@ def records(key: str, files: list[SourceFile]) -> Iterator[PlacedRow]:
     Raises:
         InputError: a file cannot be read; it names the config key.
     """
-    for file in files:
-        source = default_source(file.path)
-        for number, record in enumerate(read_records(key, file.path), start=1):
-            yield f"{file.name}:{number}", source, record
+    with reading_bar([file.path for file in files], "reading rows"):
+        for file in files:
+            source = default_source(file.path)
+            for number, record in enumerate(read_records(key, file.path), start=1):
+                yield f"{file.name}:{number}", source, record
 
 
 def _distinct(
@@ -177,16 +179,13 @@ def split_conversations(
         validation_fraction: share of `inputs` that is held out where there are no `validation_inputs`.
         counts: filled while reading.
     """
-    from tqdm import tqdm
-
     from .sample import sample_conversations
 
     fraction = 0.0 if held_out else validation_fraction
     held_out_texts: set[str] = set()
     for key, files in (("validation_inputs", held_out), ("inputs", train)):
         found = read_conversations(records(key, files), counts, fraction)
-        bar = tqdm(found, desc="reading conversations", unit=" rows", mininterval=1.0, leave=False, disable=None)
-        for split, conversation, place in bar:
+        for split, conversation, place in found:
             if key == "validation_inputs":
                 held_out_texts.update(conversation.family_texts())
                 yield "validation", conversation, place

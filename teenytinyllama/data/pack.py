@@ -35,6 +35,7 @@ from ..checks import InputError, available_cores, ensure, ensure_disk_space
 from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter, move_energy_files
+from ..help_text import progress
 from ..passport.provenance import corpora_of
 from ..stage_folder import (
     EMISSIONS_NAME,
@@ -223,6 +224,7 @@ class Journal:
 
 CHUNK_BYTES = 4_000_000  # text encoded between two marks of progress: what a kill can lose, a second or two
 _BYTES_PER_TOKEN = 3  # of Portuguese text, at least, for any tokenizer that suits it
+_ROWS_AT_ONCE = 1000  # moved to their shuffled places
 SMALL_BYTES = 8_000_000  # below, starting worker processes takes longer than they save
 
 
@@ -351,12 +353,8 @@ def _check_documents(corpus: Corpus) -> tuple[int, int]:
     Raises:
         InputError: a file cannot be read, or there is no document with text.
     """
-    from tqdm import tqdm
-
     num_bytes, count = 0, {"train": 0, "validation": 0}
-    for split, document in tqdm(
-        corpus.documents(), desc="checking documents", unit=" documents", mininterval=1.0, disable=None
-    ):
+    for split, document in corpus.documents("checking documents"):
         count[split] += 1
         num_bytes += len(document.text.encode())
     where = ", ".join(corpus.config.inputs)
@@ -369,13 +367,9 @@ def _check_documents(corpus: Corpus) -> tuple[int, int]:
 def _encode_all(
     corpus: Corpus, encoder: DocumentEncoder, journal: Journal, num_documents: int, energy: StageMeter
 ) -> None:
-    from tqdm import tqdm
-
     done = journal.totals.documents
     waiting = _chunks(itertools.islice(corpus.documents(), done, None))
-    with tqdm(
-        total=num_documents, initial=done, desc="packing", unit=" documents", mininterval=1.0, disable=None
-    ) as bar:
+    with progress(None, "packing", "documents", total=num_documents, done=done) as bar:
         for chunk, encoded in encoder.encode_chunks(waiting):
             journal.append(chunk, encoded)
             energy.tick()
@@ -392,8 +386,8 @@ def _write_rows(stream: Path, target: Path, order: NDArray[Any], context: int, d
               "shape": (len(order), context)}  # fmt: skip
     with stream.open("rb") as source, target.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(order), 4096):
-            block = order[start : start + 4096].tolist()
+        for start in progress(range(0, len(order), _ROWS_AT_ONCE), "shuffling", "thousand rows"):
+            block = order[start : start + _ROWS_AT_ONCE].tolist()
             file.write(b"".join(os.pread(source.fileno(), row_bytes, row * row_bytes) for row in block))
         file.flush()
         os.fsync(file.fileno())

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, ensure
+from ..help_text import progress
 from ..stage_folder import MANIFEST_NAME, read_manifest
 from .pack import DOCUMENT_DTYPE
 from .sources import Corpus, CorpusConfig
@@ -120,14 +121,12 @@ def check_packed(
     Raises:
         InputError: a file is not the one that `ttl pack` wrote, or an id lies beyond the vocabulary.
     """
-    from tqdm import tqdm
-
     limit = vocab_size or int(packed.manifest["vocab_size"])
     states = {name: _state(packed, name, limit) for name in names}
     checked = set(os.environ.get(_CHECKED_VARIABLE, "").split())
     todo = [name for name in names if states[name] not in checked]
     total = sum((packed.folder / name).stat().st_size for name in todo)
-    with tqdm(total=total, desc="checking rows", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with progress(None, "checking rows", "B", total=total) as bar:
         for name in todo:
             place = f"{key}={packed.folder}: {name}"
             digest, largest = _digest_and_largest(packed, name, bar)

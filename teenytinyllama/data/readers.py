@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import DamagedRowsError, InputError, ensure
+from ..help_text import tell_read
 from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_bytes, say_once
 
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)
-
 Part = tuple[int, int | None]  # first row, and the one after the last (None: all that follow)
 WHOLE: Part = (0, None)
 _PARQUET_BUFFER_BYTES = 1 << 20
@@ -222,6 +222,7 @@ def batches(
         for batch in file.iter_batches(max(1, min(256, rows)), columns=columns, row_groups=groups):
             begin, stop = max(0, first - row), min(batch.num_rows, end - row)
             if begin < stop:
+                tell_read(path.stat().st_size * (stop - begin) / bounds[-1])
                 yield row + begin, batch.slice(begin, stop - begin)
             row += batch.num_rows
             if row >= end:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import InputError, counted, ensure
+from ..help_text import reading_bar
 from ..tokenizer.encode import compose
 from .input_files import SAMPLE, SourceFile, hash_files, resolve_files, say_once
 from .readers import Row, read_rows
@@ -185,16 +186,21 @@ class Corpus:
         for file in self.validation_files:
             ensure(file.path.resolve() not in trained, _held_out_twice(file.name))
 
-    def documents(self) -> Iterator[tuple[Split, Document]]:
+    def documents(self, description: str = "") -> Iterator[tuple[Split, Document]]:
         """Yield every non-empty document with its split, in the order of the files.
 
-        A single document of which the last part is held out comes as two, its beginning and its end.
+        A single document of which the last part is held out comes as two, its beginning and its end. With a description
+        a bar shows how much of the files is read.
 
         Raises:
             InputError: a file cannot be read as text (see `readers.read_rows`).
         """
         fraction = 0.0 if self.config.validation_inputs else self.config.validation_fraction
         exception = self.split_exception
+        if description:
+            with reading_bar([file.path for file in (*self.files, *self.validation_files)], description):
+                yield from self.documents()
+            return
         for document in self._documents_of_files():
             if exception is None:
                 yield "validation" if is_held_out(document.text, fraction) else "train", document

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ..checks import ensure, is_main_process
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..distributed import from_first, spread
+from ..help_text import progress
 from ..stage_folder import sha256_json
 from .bias_figures import BiasPair, BiasPrompt, exchanged_words, pair_figures, read_pairs, read_prompts, text_figures
 from .config import BIAS, EvaluateConfig
@@ -304,7 +305,7 @@ def write_texts(
                 for written in generate_ids(model, tokenizer, rows, config.max_new_tokens, config.seed + number,
                                             _TEMPERATURE)
             ]
-            for number in rounds
+            for number in progress(rounds, "bias texts", "rounds")
         ]  # fmt: skip
 
     return [text for texts in spread(range(config.bias_texts), write, chunk=1) for text in texts]

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..chat.generation import choose_cache
 from ..checks import ensure, ensure_packages
 from ..distributed import spread
+from ..help_text import progress
 from ..tokenizer.encode import compose, encode_prompt
 from .benchmark_rows import BenchmarkRows
 from .config import TASKS_FOLDER, BenchmarkTask, EvaluateConfig
@@ -114,6 +114,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         self._chunk = 8 * batch_size  # requests that stay on one rank: those of a question mostly stand side by side
         self._asked: Sequence[Instance] = ()
         self._batches_left, self._batches_written, self._steps_written = 0, 0, 0
+        self._bar: Any = None  # of answers that are written
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation; see the harness."""
@@ -177,7 +178,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
             return spread(requests, ask_harness, self._chunk)
         pairs = [(context, continuation) for _, context, continuation in requests]
-        with tqdm(total=len(pairs), desc="scoring", unit=" answers", leave=False, disable=None) as bar:
+        with progress(None, "scoring", "answers", total=len(pairs)) as bar:
             return spread(
                 pairs, lambda some: score_continuations(self.model, some, self.batch_size, bar.update), self._chunk
             )
@@ -196,9 +197,10 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
         def write(some: list[Instance]) -> list[str]:
             self._batches_left = -(-len(some) // int(self.batch_size))
-            return list(super(HarnessModel, self).generate_until(some, disable_tqdm=disable_tqdm))
+            return list(super(HarnessModel, self).generate_until(some, disable_tqdm=True))  # the bar is ours
 
-        return spread(requests, write, self._chunk)
+        with progress(None, "writing", "answers", total=len(requests)) as self._bar:
+            return spread(requests, write, self._chunk)
 
     def _model_generate(
         self, context: "torch.Tensor", max_length: int, stop: list[str], **arguments: Any
@@ -213,6 +215,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]
         cache = choose_cache(self.model, context.shape[0], steps if is_full else 0)
         written: torch.Tensor = super()._model_generate(context, max_length, stop, **cache, **arguments)
         self._batches_left -= 1
+        self._bar.update(context.shape[0])
         self._batches_written += 1
         self._steps_written += written.shape[1] - context.shape[1]
         return written

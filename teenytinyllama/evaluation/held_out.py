@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ..checks import ensure, near_name
 from ..data.input_files import SAMPLE
@@ -36,6 +35,7 @@ from ..data.pack import DOCUMENT_DTYPE
 from ..data.packed import DOCUMENTS_NAME, VALIDATION_NAME, PackedCorpus, check_packed, load_packed
 from ..data.sources import Corpus, CorpusConfig, parse_metadata
 from ..distributed import spread
+from ..help_text import progress
 from ..stage_folder import MANIFEST_NAME
 from ..tokenizer.encode import encode_texts, tokenizer_fingerprint
 from .marking import ratio_stderr
@@ -299,7 +299,7 @@ def score_windows(model: "PreTrainedModel", windows: HeldOutWindows, batch_size:
         windows: of the held-out documents.
         batch_size: windows read at once; those of one batch have about the same length.
     """
-    with tqdm(total=len(windows), desc="held-out text", unit=" windows", leave=False, disable=None) as bar:
+    with progress(None, "held-out text", "windows", total=len(windows)) as bar:
 
         def score(places: list[int]) -> list[NDArray[np.float64]]:
             found = []

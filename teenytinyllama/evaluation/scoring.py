@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..help_text import progress
 from ..tokenizer.encode import encode_prompt
 from .benchmark_rows import MissingDataError, Row, load_rows
 from .config import TASKS, TASKS_FOLDER
@@ -329,7 +330,12 @@ def score_signal(model: "PreTrainedModel", tasks: Sequence[SignalTask], batch_si
         tasks: from `cloze_task` and `local_tasks`.
         batch_size: contexts read at once.
     """
-    return signal_figures(lambda pairs: score_continuations(model, pairs, batch_size), tasks)
+
+    def score(pairs: list[TokenPair]) -> list[tuple[float, bool]]:
+        with progress(None, "scoring", "answers", total=len(pairs)) as bar:
+            return score_continuations(model, pairs, batch_size, bar.update)
+
+    return signal_figures(score, tasks)
 
 
 def signal_figures(

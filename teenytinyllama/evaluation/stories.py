@@ -26,6 +26,7 @@ from ..data.sample.grammar import (
     name_genders,
     noun_forms,
 )
+from ..help_text import progress
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _TOKEN = re.compile(_WORD.pattern + r"|[^\w\s]|\n")
@@ -282,7 +283,7 @@ def story_report(samples: Sequence[str], train_texts: Iterable[str]) -> dict[str
     wanted_words, wanted_ngrams = set(words), set(ngrams)
     known: set[str] = set()
     copied: set[tuple[str, ...]] = set()
-    for text in train_texts:
+    for text in progress(train_texts, "comparing with the texts trained on", "texts"):
         found = story_words(text)
         known |= wanted_words.intersection(found)
         copied |= wanted_ngrams.intersection(_ngrams(found))

@@ -7,7 +7,7 @@ token. The engines take turns, so that what else the machine does meets all of t
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.meter import check_energy
 from ..energy.recorder import Recorder
+from ..help_text import progress, say
 from ..stage_folder import (
     BENCH_NAME,
     BENCH_TABLE_NAME,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 ANSWERS_OF_ENERGY = 1_000  # the figure is Wh per so many answers
 LEAST_METERED_SECONDS = 3  # of a measurement of energy: codecarbon reads a load that is a mean of about a second
+_Engines = dict[str, tuple[EngineProcess, float]]  # by their names, with the MB of their files
 _DEFAULT_ENGINES: tuple[EngineName, ...] = ("dynamic", "static", "compiled", "continuous")
 _MOST_PROMPT_TEXTS = 400  # of the embedded corpus, about 30,000 tokens
 
@@ -297,15 +299,17 @@ def _measure(bench: _Bench, recorder: Recorder, scratch: Path) -> None:
         RunFailedError: no engine could write.
     """
     with contextlib.ExitStack() as stack:
-        engines: dict[str, tuple[EngineProcess, float]] = {}
+        engines: _Engines = {}
         for number, (name, (spec, file_mb)) in enumerate(bench.specs().items()):
             print(f"loading    {name}", flush=True)
             with _set_aside(bench, name):
                 engines[name] = stack.enter_context(started_engine(spec, scratch / f"{number}.log")), file_mb
-        for batch in sorted({*bench.config.sizes, *([1] if bench.files else [])}):
-            fits = {name: engine for name, engine in engines.items() if name not in bench.failed and (
-                batch == 1 if name.startswith(LLAMA_CPP) else batch in bench.config.sizes)}  # fmt: skip
-            _measure_batch(bench, recorder, batch, fits)
+        sizes = sorted({*bench.config.sizes, *([1] if bench.files else [])})
+        with progress(None, "measuring", "rounds", total=len(sizes) * (bench.config.repeats + 2)) as bar:
+            for batch in sizes:
+                fits = {name: engine for name, engine in engines.items() if name not in bench.failed and (
+                    batch == 1 if name.startswith(LLAMA_CPP) else batch in bench.config.sizes)}  # fmt: skip
+                _measure_batch(bench, recorder, batch, fits, bar.update)
     if not bench.cases:
         raise RunFailedError(
             f"no engine could write: {'; '.join(f'{name}: {why}' for name, why in bench.failed.items())}"
@@ -329,37 +333,36 @@ def _set_aside(bench: _Bench, name: str) -> Iterator[None]:
         yield
     except RunFailedError as error:
         bench.failed[name] = str(error)
-        print(f"warning    {name} is left out: {error}", flush=True)
+        say(f"warning    {name} is left out: {error}")
 
 
 def _measure_batch(
-    bench: _Bench, recorder: Recorder, batch: int, engines: dict[str, tuple[EngineProcess, float]]
+    bench: _Bench, recorder: Recorder, batch: int, engines: _Engines, on_round: Callable[[], object]
 ) -> None:
     """Measure some engines at one batch size: each warms up, then they write in turns, then each is metered."""
     config, cases = bench.config, dict[str, Case]()
     for name, (engine, file_mb) in engines.items():
         with _set_aside(bench, name):
-            warm_up = engine.set_batch(batch)
-            about = engine.about
+            warm_up, about = engine.set_batch(batch), engine.about
             cases[name] = Case(name, about["device"], batch, file_mb, about["load_seconds"], warm_up)
+    on_round()
     for repeat in range(config.repeats):
-        print(f"measuring  {counted(batch, 'text')} at once, {repeat + 1} of {config.repeats}", flush=True)
+        say(f"measuring  {counted(batch, 'text')} at once, {repeat + 1} of {config.repeats}")
         for name, case in cases.items():
             if name not in bench.failed:
                 with _set_aside(bench, name):
                     case.add(engines[name][0].write(), config.prompt_tokens)
+        on_round()
     for name, case in cases.items():
         if name not in bench.failed:
             with _set_aside(bench, name):
                 case.wh_per_thousand = _meter(recorder, engines[name][0], config.answers, batch)
+    on_round()
     whole = [case for name, case in cases.items() if name not in bench.failed]
     for case in whole:
         case.differs_from = first_difference(whole[0].ids, case.ids)
-        print(
-            f"measured   {case.engine}, {counted(batch, 'text')} at once: "
-            f"{statistics.median(case.new_tokens_per_second):,.1f} new tokens/s",
-            flush=True,
-        )
+        speed = statistics.median(case.new_tokens_per_second)
+        say(f"measured   {case.engine}, {counted(batch, 'text')} at once: {speed:,.1f} new tokens/s")
     bench.cases += whole
 
 

@@ -19,6 +19,7 @@ from ..chat.generation import generate_ids
 from ..disk import scratch_folder
 from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, score_windows, window_nats
 from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks, score_signal, signal_figures
+from ..help_text import progress
 from .bench import real_prompts
 from .engines import LLAMA_CPP, EngineSpec, started_engine
 from .gguf_tokenizer import different_ids, trial_lines
@@ -97,7 +98,8 @@ def measure_gguf(path: Path, yardstick: Yardstick) -> dict[str, Any]:
         InputError: see `opened`.
     """
     with opened(path) as model:
-        nats = np.array([_window_nats(model, yardstick.windows[place]) for place in range(len(yardstick.windows))])
+        places = progress(range(len(yardstick.windows)), "held-out text", "windows")
+        nats = np.array([_window_nats(model, yardstick.windows[place]) for place in places])
         found = yardstick.windows.summarise(nats)
         figures = {name: found[name] for name in ("bits_per_byte", "scored_tokens", "documents")}
         return {**figures, "signal": signal_figures(lambda pairs: _score_pairs(model, pairs), yardstick.tasks)}
@@ -147,7 +149,7 @@ def _window_nats(model: LlamaCpp, window: "dict[str, NDArray[np.int64]]") -> "ND
 def _score_pairs(model: LlamaCpp, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
     """Return what `score_continuations` does of pairs, one text at a time."""
     results = []
-    for context, continuation in pairs:
+    for context, continuation in progress(pairs, "scoring", "answers"):
         room = max(1, model.context + 1 - len(continuation))  # the beginning of a long context is left out
         ids = [*list(context)[-room:], *continuation]
         logits, targets = torch.from_numpy(model.logits(ids[:-1])[-len(continuation) :]), torch.tensor(continuation)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..checks import ensure, ensure_packages
 from ..disk import scratch_folder
+from ..help_text import progress
 from .gguf_tokenizer import Vocabulary, add_vocabulary
 from .llama_cpp import last_words, library
 
@@ -138,7 +139,7 @@ def write_gguf(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, _, target, read in tensors:
+    for _, _, target, read in progress(tensors, f"writing {path.name}", "tensors"):
         writer.write_tensor_data(_converted(read(), target))
     writer.close()
 

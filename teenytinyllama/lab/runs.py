@@ -31,6 +31,7 @@ from ..checks import (
 )
 from ..disk import scratch_folder
 from ..gpus import count_usable_gpus, named_gpus
+from ..help_text import progress, say
 from ..launching.launch import resolve_training, start_training
 from ..launching.processes import ForkedChild, ForkServer
 from ..launching.ranks import RankOptions, thread_share
@@ -185,6 +186,7 @@ def train_runs(
     waiting = [run for run in runs if rows.get(run.name, {}).get("state") not in ("done", "diverged")]
     count, ended, failed = len(waiting), 0, []
     running: dict[int, tuple[LabRun, Child, float]] = {}
+    bar = progress(None, "training", "runs", total=count)
     try:
         while waiting or running:
             for number, slot in enumerate(slots):
@@ -199,6 +201,7 @@ def train_runs(
                 row = make_row(run, folder, int(child.returncode or 0), slots[number].sharers)
                 ended += 1
                 _report(row, f"{ended}/{count}", time.monotonic() - start)
+                bar.update()
                 if row["state"] == "stopped":  # somebody ended this run alone
                     raise StoppedResumable(f"{run.name} was stopped; the same command goes on")
                 failed += [run.name] if row["state"] == "failed" else []
@@ -206,6 +209,7 @@ def train_runs(
                 append_jsonl(folder / RUNS_NAME, row)
                 _clear(folder / RUNS_FOLDER / run.name, row, keep_models)
     finally:
+        bar.close()
         _stop([child for _, child, _ in running.values()])
     return failed
 
@@ -310,7 +314,7 @@ def _report(row: dict[str, Any], place: str, seconds: float) -> None:
     what = f"{row['arm']}, {row['size']}, {row['tokens']:,} tokens, seed {row['seed']}"
     score = row["bits_per_byte"]
     result = f"{score:.4f} bits per byte" if score is not None else f"{row['state']}: {row['reason']}"
-    print(f"{place:>9}  {what}: {result} ({seconds:,.0f} s)", flush=True)
+    say(f"{place:>9}  {what}: {result} ({seconds:,.0f} s)")
 
 
 def _clear(place: Path, row: dict[str, Any], keep_models: bool) -> None:

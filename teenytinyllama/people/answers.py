@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from ..chat.generation import Chat, Sampling, context_of, fit_message
 from ..chat.template import ConversationEncoder
 from ..checks import InputError, ensure, ensure_file
@@ -24,6 +22,7 @@ from ..disk import replace_file
 from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.recorder import StageMeter
+from ..help_text import progress
 from ..model_files import (
     ADAPTER_CONFIG_NAME,
     TOKENIZER_FILES,
@@ -285,7 +284,7 @@ def write_answers_of(
         if file.tell() == 0:
             file.write(json.dumps({"plan": plan.sha256}) + "\n")
         name, begun = f"{system.name} answers", len(done)
-        for prompt in tqdm(prompts[begun:], desc=name, unit=" prompts", initial=begun, total=len(prompts)):
+        for prompt in progress(prompts[begun:], name, "prompts", total=len(prompts), done=begun):
             try:
                 text, tokens, ended = answer(prompt.prompt)
             except InputError as error:

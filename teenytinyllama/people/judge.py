@@ -11,11 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..chat.template import ConversationEncoder
 from ..checks import counted, ensure
 from ..disk import replace_file
+from ..help_text import progress
 from ..model_files import check_config, check_weights, is_adapter, locate
 from ..models import from_pretrained, load_tokenizer, place_for_answers
 from ..stage_folder import utc_now, write_json
@@ -69,7 +68,7 @@ def judge_study(study: Study, name: str, use_cpu: bool) -> str:
     ensure(pairs, f"judge={name}: all systems gave the same answers; there is nothing to judge.")
     votes: list[Vote] = []
     left_out = 0
-    for prompt, one, other in tqdm(pairs, desc="judging", unit=" pairs"):
+    for prompt, one, other in progress(pairs, "judging", "pairs"):
         for left, right in ((one, other), (other, one)):
             text = _QUESTION.format(prompt=study.prompts[prompt], left=study.answers[left][prompt],
                                     right=study.answers[right][prompt])  # fmt: skip

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..checks import ensure, ensure_disk_space, near_name
 from ..data.instructions import SPLITS
 from ..data.sources import Split
+from ..help_text import progress
 from ..stage_folder import sha256_file, sha256_json, write_json
 from .wording import one_line
 
@@ -191,11 +192,9 @@ def count(content: DatasetContent, licenses: Licenses, shard_bytes: int) -> Data
 
 
 def _count(content: DatasetContent, licenses: Licenses, shard_bytes: int) -> DatasetCounts:
-    from tqdm import tqdm
-
     counts = DatasetCounts()
     fill = dict.fromkeys(SPLITS, 0)  # bytes in the last shard of each split
-    for row in tqdm(content.rows(), desc="counting", unit=" rows", mininterval=1.0, disable=None):
+    for row in progress(content.rows(), "counting", "rows"):
         num_bytes = sum(len(text.encode()) for text in row.texts)
         empty: dict[str, Any] = {"rows": 0, "validation_rows": 0, "bytes": 0, "words": 0, "licenses": []}
         source = counts.sources.setdefault(row.source, empty)
@@ -369,12 +368,10 @@ def _write_missing(
     done: dict[str, Shard],
 ) -> None:
     """Read the rows once more and write each missing shard when its rows come by; `done` is added to."""
-    from tqdm import tqdm
-
     waiting = {split: iter(shards) for split, shards in wanted.items()}
     files: dict[str, _ShardFile] = {}
     total = sum(rows for shards in wanted.values() for _, rows in shards)
-    for row in tqdm(content.rows(), desc="writing", unit=" rows", total=total, mininterval=1.0, disable=None):
+    for row in progress(content.rows(), "writing", "rows", total=total):
         if row.split not in files:
             path, rows = next(waiting[row.split], ("", 0))
             ensure(path, _changed("more rows"))

@@ -22,6 +22,7 @@ from ..data.sources import Corpus, CorpusConfig, Document
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
+from ..help_text import progress
 from ..stage_folder import AUDIT_NAME, EMISSIONS_NAME, LEDGER_NAME, StageFolder, sha256_json, write_json
 from .encode import encode_texts, in_batches, tokenizer_fingerprint
 from .files import (
@@ -86,7 +87,7 @@ def train_tokenizer(
     sample = texts if isinstance(texts, TextSample) else sample_texts(texts, max_bytes, seed)
     kept, seen = sum(sample.kept_bytes.values()), sum(sample.seen_bytes.values())
     logger.info("training on %.1f MB of %.1f MB, %d sources", kept / 1e6, seen / 1e6, len(sample.seen_bytes))
-    alphabet = choose_alphabet(sample.texts())
+    alphabet = choose_alphabet(progress(sample.texts(), "counting letters", "pieces", total=len(sample.pieces)))
     first_piece = NUM_RESERVED_TOKENS + len(alphabet)
     ensure(vocab_size >= first_piece, _too_small(vocab_size, first_piece))
     vocabulary = learn_entries(sample, alphabet, vocab_size, num_superwords)
@@ -203,8 +204,6 @@ def build_tokenizer(config: TokenizerConfig) -> Path:
 
 def _learn(config: TokenizerConfig, corpus: Corpus) -> "tuple[PreTrainedTokenizerBase, TextSample, dict[str, Any]]":
     """Return the tokenizer, the sample that it learnt from, and its audit."""
-    from tqdm import tqdm
-
     held_out: list[Document] = []
     documents = _training_documents(corpus, held_out, config.audit_bytes)
     sample = sample_texts(documents, config.max_bytes, config.seed)
@@ -212,8 +211,7 @@ def _learn(config: TokenizerConfig, corpus: Corpus) -> "tuple[PreTrainedTokenize
     ensure(kept, f"inputs={', '.join(config.inputs)}: hold no training document with text.")
     print(f"learning {config.vocab_size:,} entries from {kept / 1e6:.1f} of {seen / 1e6:.1f} MB of training text")
     tokenizer = train_tokenizer(sample, config.vocab_size, num_superwords=config.num_superwords)
-    bar = tqdm(held_out, desc="auditing", unit=" documents", mininterval=1.0, disable=None)
-    audit = audit_tokenizer(tokenizer, bar, allow_none=True)
+    audit = audit_tokenizer(tokenizer, progress(held_out, "auditing", "documents"), allow_none=True)
     return tokenizer, sample, audit
 
 
@@ -225,12 +223,8 @@ def _training_documents(corpus: Corpus, held_out: list[Document], audit_bytes: i
         held_out: filled with held-out documents until one would go beyond `audit_bytes`; with the first in any case.
         audit_bytes: the most bytes of held-out text.
     """
-    from tqdm import tqdm
-
     left: float = math.inf  # any first document fits
-    for split, document in tqdm(
-        corpus.documents(), desc="reading documents", unit=" documents", mininterval=1.0, disable=None
-    ):
+    for split, document in corpus.documents("reading documents"):
         if split == "train":
             yield document
             continue
