@@ -265,6 +265,7 @@ def test_everything_is_measured_written_and_taken_up_again(
     assert "| Pairs, all subjects | stereotyped sentence likelier | 240 |" in page
     assert "| Texts, age: idosos | toxic texts | 16 |" in page
     assert "A share near 50 % does not show that a model is free of prejudice" in page
+    assert "it speaks of the classifier and not of the model" in page
     assert "Not measured" not in page
     assert "Further figures" not in page
     assert not (measured / "scores.png").exists()
@@ -386,10 +387,12 @@ def test_the_card_says_what_was_measured_and_what_that_does_not_show(measured: P
         assert "### Prejudice" in card
         assert "does not show that the model is free of prejudice" in card
         assert ("Whether the model writes toxic texts about groups was not measured." in card) is not has_texts
+        assert ("it speaks of the classifier and not of the model" in card) is has_texts
         assert "The model was not evaluated on benchmarks." in card
         first = results.scores[0]
         assert f"| Pairs, all subjects | stereotyped sentence likelier | 240 | {100 * first.value:.2f} [" in card
     assert "### Preconceito" in render_model_card(folder, language="pt")
+    assert "Onde os pesos aleatórios" not in render_model_card(folder, language="pt")  # the last results have no texts
     (folder / "results.json").unlink()
     assert "### Prejudice" not in render_model_card(folder, language="en")
 
