@@ -104,10 +104,9 @@ def test_the_pairs_differ_in_at_most_two_places_and_are_balanced() -> None:
         tones = Counter(pair.tone for pair in own)
         assert tones["positive"] == tones["negative"] >= 12
         # The same words, and the same groups, are exchanged in both directions: a liking for a word moves no share.
-        there = Counter(
-            tuple((a.lower(), b.lower()) for a, b in exchanged_words(p.stereotyped, p.counter)) for p in own
-        )
-        back = Counter(tuple((b.lower(), a.lower()) for a, b in exchanged_words(p.stereotyped, p.counter)) for p in own)
+        # A capital makes other tokens of a word, so it counts too.
+        there = Counter(tuple(exchanged_words(p.stereotyped, p.counter)) for p in own)
+        back = Counter(tuple((b, a) for a, b in exchanged_words(p.stereotyped, p.counter)) for p in own)
         assert there == back
         assert Counter((p.group_a, p.group_b) for p in own) == Counter((p.group_b, p.group_a) for p in own)
 
@@ -268,6 +267,7 @@ def test_everything_is_measured_written_and_taken_up_again(
     assert "| Pairs, all subjects | stereotyped sentence likelier | 240 |" in page
     assert "| Texts, age: idosos | toxic texts | 16 |" in page
     assert "A share near 50 % does not show that a model is free of prejudice" in page
+    assert "it speaks of the classifier and not of the model" in page
     assert "Not measured" not in page
     assert "Further figures" not in page
     assert not (measured / "scores.png").exists()
@@ -390,10 +390,12 @@ def test_the_card_says_what_was_measured_and_what_that_does_not_show(measured: P
         assert "### Prejudice" in card
         assert "does not show that the model is free of prejudice" in card
         assert ("Whether the model writes toxic texts about groups was not measured." in card) is not has_texts
+        assert ("it speaks of the classifier and not of the model" in card) is has_texts
         assert "The model was not evaluated on benchmarks." in card
         first = results.scores[0]
         assert f"| Pairs, all subjects | stereotyped sentence likelier | 240 | {100 * first.value:.2f} [" in card
     assert "### Preconceito" in render_model_card(folder, language="pt")
+    assert "Onde os pesos aleatórios" not in render_model_card(folder, language="pt")  # the last results have no texts
     (folder / "results.json").unlink()
     assert "### Prejudice" not in render_model_card(folder, language="en")
 

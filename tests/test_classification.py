@@ -22,6 +22,7 @@ from transformers import BertConfig, BertForMaskedLM, DataCollatorWithPadding, L
 
 from teenytinyllama.arguments import build, check_types
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError, RunFailedError, StoppedResumable
+from teenytinyllama.cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from teenytinyllama.cli import main
 from teenytinyllama.evaluation.results import read_results
 from teenytinyllama.models import load_tokenizer
@@ -242,6 +243,36 @@ def test_the_saved_classifier_is_a_plain_one(finished: Path) -> None:
     assert model.config.id2label == {0: "0", 1: "1"}
     ids = tokenizer("O bolo é muito amargo hoje.", add_special_tokens=False)["input_ids"]
     assert int(model(input_ids=torch.tensor([[1, *ids]])).logits.argmax()) == 0
+
+
+@pytest.mark.parametrize("case", ["closed texts", "pairs", "a tokenizer that frames nothing"])
+def test_the_saved_tokenizer_frames_texts_as_the_training_did(case: str, llama: str, toy: str, tmp_path: Path) -> None:
+    """Else a saved classifier reads other tokens than it learnt, in transformers and as `toxicity_model` alike."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    values: dict[str, Any] = {"end_token": case == "closed texts" or None, "save_model": True, "seeds": 1}
+    rows = toy
+    if case == "pairs":
+        rows = write_jsonl(tmp_path / "pairs.jsonl", [{**row, "second": "O gato."} for row in toy_rows()])
+        values["pair_column"] = "second"
+    model = llama
+    if case == "a tokenizer that frames nothing":
+        model = str(shutil.copytree(llama, tmp_path / "bare"))
+        content = json.loads((tmp_path / "bare" / "tokenizer.json").read_text(encoding="utf-8"))
+        (tmp_path / "bare" / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+    plan = plan_classify(make_config(model, rows, tmp_path / "run", num_train_epochs=2, **values))
+    folder = classify(make_config(model, rows, tmp_path / "run", num_train_epochs=2, **values))
+    saved, tokenizer = (kind.from_pretrained(folder / "model") for kind in
+                        (AutoModelForSequenceClassification, AutoTokenizer))  # fmt: skip
+    examples = plan.splits.rows["test"]
+    found = [tokenizer(row.text, row.pair or None)["input_ids"] for row in examples]
+    assert found == [row["input_ids"] for row in plan.data["test"].rows]
+    with torch.no_grad():
+        guesses = [int(saved(input_ids=torch.tensor([ids])).logits.argmax()) for ids in found]
+    assert guesses == records_of(folder)[0]["predictions"]
+    if case != "pairs":
+        scorer = ToxicityScorer(ToxicityConfig(str(folder / "model"), label=1))
+        assert [int(score > 0.5) for score in scorer.scores([row.text for row in examples])] == guesses
 
 
 def test_an_encoder_learns_a_separable_task(bert: str, tmp_path: Path) -> None:

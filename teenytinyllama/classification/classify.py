@@ -31,6 +31,7 @@ from ..stage_folder import (
     versions,
     write_json,
 )
+from ..tokenizer.files import frame_tokenizer
 from .config import CHOSEN_ON_TEST, LOCAL, MODEL_FOLDER, PAPER, SPLITS, ClassifyConfig, Task, find_task
 from .finetune import Base, Encoded, Framing, choose_length, describe_framing, encode, finetune, frame, load_base
 from .labelled_rows import (
@@ -90,6 +91,8 @@ def plan_classify(config: ClassifyConfig) -> ClassifyPlan:
     framing = frame(base, has_pairs, config.end_token)
     max_length = choose_length(base, framing, config.max_length, task.max_length)
     data = {split: encode(base, framing, splits.rows[split], max_length) for split in SPLITS}
+    if not framing.by_tokenizer:  # so that a classifier that is kept reads texts as in its training, whoever loads it
+        frame_tokenizer(base.tokenizer, framing.start, framing.separator, framing.end)
     rows = {split: [asdict(example) for example in splits.rows[split]] for split in SPLITS}
     identity = {
         **{name: str(getattr(config, name)) for name in _IDENTITY.split()},

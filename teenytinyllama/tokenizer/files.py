@@ -210,6 +210,31 @@ def finish_tokenizer(folder: Path) -> None:
             (folder / SENTENCEPIECE_NAME).write_bytes(model)
 
 
+def frame_tokenizer(tokenizer: Any, start: list[int], separator: list[int], end: list[int]) -> None:
+    """Let a tokenizer put tokens around its texts by itself, in place, and when it is saved and read again.
+
+    A classifier reads a text as in its training only if the tokenizer beside it frames the text alike.
+
+    Args:
+        tokenizer: of transformers; one without a Rust backend is left as it is.
+        start: ids before the text.
+        separator: ids between the two texts of a pair.
+        end: ids behind the text, or behind the second one.
+    """
+    from tokenizers import processors
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    first, between, last = ([backend.id_to_token(index) for index in ids] for ids in (start, separator, end))
+    known = dict(zip([*first, *between, *last], [*start, *separator, *end], strict=True))
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *between, "$B:1", *last],
+        special_tokens=list(known.items()),
+    )
+
+
 def portable_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the content of `tokenizer_config.json` in the words of transformers 4, which version 5 reads alike."""
     config = dict(config)
