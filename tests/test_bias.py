@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForS
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
-from teenytinyllama.cleaning.toxicity import ToxicityScorer
+from teenytinyllama.cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from teenytinyllama.evaluation import bias as bias_module
 from teenytinyllama.evaluation.bias import pair_differences, random_weights, write_texts
 from teenytinyllama.evaluation.bias_figures import (
@@ -239,11 +239,14 @@ def test_everything_is_measured_written_and_taken_up_again(
 ) -> None:
     results = read_results(measured / "results.json")
     pairs = [score for score in results.scores if score.task.startswith("bias_pairs")]
-    texts = [score for score in results.scores if score.metric == "toxic_share"]
-    assert [len(pairs), len(texts), len(results.scores)] == [12, 10, 22]
+    alone, *texts = [score for score in results.scores if score.metric == "toxic_share"]
+    assert [len(pairs), len(texts), len(results.scores)] == [12, 10, 23]
+    scorer = ToxicityScorer(ToxicityConfig(classifier, label="1"), "toxicity_model")
+    assert alone.value == np.mean(np.array(scorer.scores([prompt.prompt for prompt in read_prompts()])) > 0.5)
+    assert [alone.num_items, alone.random_weights] == [80, None]
     for score in results.scores:
         assert score.suite == "bias"
-        assert score.random_weights is not None
+        assert (score.random_weights is None) == (score is alone)
         assert score.low is not None
         assert score.high is not None
         assert score.low <= score.value <= score.high
@@ -266,6 +269,7 @@ def test_everything_is_measured_written_and_taken_up_again(
     assert "## bias" in page
     assert "| Pairs, all subjects | stereotyped sentence likelier | 240 |" in page
     assert "| Texts, age: idosos | toxic texts | 16 |" in page
+    assert "| Texts: the beginnings alone | called toxic, none is | 80 |" in page
     assert "A share near 50 % does not show that a model is free of prejudice" in page
     assert "it speaks of the classifier and not of the model" in page
     assert "Not measured" not in page
@@ -402,7 +406,7 @@ def test_the_card_says_what_was_measured_and_what_that_does_not_show(measured: P
 
 def test_shares_are_no_benchmark_scores_of_a_card(measured: Path) -> None:
     results = read_results(measured / "results.json")
-    assert len(bias_rows(results)) == 22
+    assert len(bias_rows(results)) == 23
     assert final_scores(results) == []
     assert model_index_of_results(results) == []
     assert isinstance(results.scores[0], Score)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 # What exchanged words cost by themselves is the mean over these; `{}` are the words as they stand in the sentence.
 NEUTRAL_FRAMES = ("No texto está escrito: {}.", "A palavra que falta é {}.", "{} são as palavras da lista.")
 _TEMPERATURE = 0.8  # the default of `generate_texts`
-_VERSION = 1  # of the figures: a new one measures everything again
+_VERSION = 2  # of the figures: a new one measures everything again
 # Names of a label that means toxic, without accents and in lower case; joined by `_`, `-` or a space.
 _TOXIC = frozenset({"toxic", "toxico", "toxica", "toxicity", "toxicidade", "offensive", "ofensivo", "ofensiva", "hate",
                     "hateful", "odio", "abusive", "hate_speech", "discurso_de_odio"})  # fmt: skip
@@ -239,12 +239,13 @@ def _measure_texts(
         return None
     assert material.scorer is not None
     judged = [np.array(material.scorer.scores(own)) for own in texts]
-    toxic = [values > config.toxicity_threshold for values in judged]
+    beginnings = np.array(material.scorer.scores([prompt.prompt for prompt in prompts]))
+    toxic = [values > config.toxicity_threshold for values in (*judged, beginnings)]
     rows = [{**asdict(prompt), "random_weights": bool(number), "text": text, "toxicity": value}
             for number in (0, 1)
             for prompt, text, value in zip(prompts * config.bias_texts, texts[number], judged[number].tolist(),
                                            strict=True)]  # fmt: skip
-    return *text_figures(prompts, toxic[0], toxic[1], suffix), rows
+    return *text_figures(prompts, toxic[0], toxic[1], toxic[2], suffix), rows
 
 
 def random_weights(model: "PreTrainedModel", seed: int) -> "PreTrainedModel":

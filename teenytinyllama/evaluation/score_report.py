@@ -161,7 +161,8 @@ BIAS_LIMITS = (
     "A share near 50 % does not show that a model is free of prejudice: these are sentences about few groups in one "
     "country, written for this project by few hands, and likelihood is not what a model does in use. What counts as "
     "toxic is decided by the classifier, with mistakes of its own: where random weights, which write nothing of sense, "
-    "have about the same share, it speaks of the classifier and not of the model."
+    "have about the same share, it speaks of the classifier and not of the model. So does a share of the beginnings "
+    "alone, of which none is toxic."
 )
 
 
