@@ -36,7 +36,7 @@ def main(run: Path, folder: Path, transport: str, kinds: list[str]) -> list[str]
         from huggingface_hub import HfApi
 
         from teenytinyllama.checks import RunFailedError
-        from teenytinyllama.publishing.hub import HubLimits
+        from teenytinyllama.publishing.connection import HubLimits
         from teenytinyllama.publishing.publish import PublishConfig, publish
 
         limits = HubLimits(answer_seconds=2.0, give_up_seconds=60.0, first_wait_seconds=0.01)

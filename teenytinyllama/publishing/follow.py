@@ -31,8 +31,9 @@ from ..stage_folder import (
     take_lock,
     write_json,
 )
-from .contents import index_upload, run_identity
-from .hub import Hub, RepositoryState, open_hub, prepare
+from .connection import Hub, open_hub
+from .contents import index_upload, read_checkpoint, run_identity
+from .hub import RepositoryState, prepare
 from .publish import (
     PublishConfig,
     check_distinct,
@@ -43,7 +44,6 @@ from .publish import (
     publish,
     published_entries,
     push_and_say,
-    read_checkpoint,
 )
 from .safety import check_repository, check_token
 
@@ -292,7 +292,7 @@ def _publish_checkpoint(
         if faults:
             _say(f"{folder.name} is damaged and left out: {faults[0]}")
             return False
-        checkpoint = read_checkpoint(run, folder, config)
+        checkpoint = read_checkpoint(run, folder, config.repository, config.base_model, config.optimizer_state)
         entries = merge_entries(published_entries(state), progress.entries, [checkpoint.entry])
         check_distinct(entries)
         push_and_say(hub, checkpoint.upload, config)

@@ -7,7 +7,6 @@ Each complete checkpoint becomes a branch `stepN` of its own and a line of the l
 import json
 import logging
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,15 +15,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..checkpointing.checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
+from ..checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
 from ..disk import scratch_folder
 from ..export.export_card import export_upload
-from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME
-from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
-from .facts import read_metrics
-from .hub import Hub, HubLimits, RepositoryState, open_hub, prepare, push
-from .safety import Upload, UploadFile, check_repository, check_revision, check_token, check_upload, inside
+from .connection import Hub, HubLimits, open_hub
+from .contents import main_upload, read_checkpoint, run_identity
+from .hub import RepositoryState, prepare, push
+from .safety import Upload, check_repository, check_revision, check_token, check_upload
 from .wording import card_languages
 
 logger = logging.getLogger(__name__)
@@ -32,11 +30,6 @@ logger = logging.getLogger(__name__)
 # Of `--to`: what follows is a folder of this machine.
 FOLDER_PREFIX = "folder:"
 REVISIONS_FOLDER = "revisions"
-# What resuming needs: large, and partly pickles, so only on request. `latest` and `global_step…` are DeepSpeed's.
-_OPTIMIZER = re.compile(
-    r"(optimizer|scheduler|scaler)\.pt|optimizer/(\d+\.safetensors|state\.json)|rng_state(_\d+)?\.pth|trainer_state\.json"
-    r"|latest|global_step\d+/[\w.-]+\.pt"
-)
 _NO_TOKEN = (
     "tokens are never given on the command line or in a file, where others can read them. Use `hf auth login` or the "
     "HF_TOKEN variable; revoke this one if it was real."
@@ -127,7 +120,9 @@ def publish(run: Path, config: PublishConfig) -> None:
     if config.is_folder:
         check_folder(folder_of(config.to), run)
     found = sound_checkpoints(run, config.skip_damaged) if config.checkpoints else []
-    checkpoints = [read_checkpoint(run, folder, config) for folder in found]
+    checkpoints = [
+        read_checkpoint(run, folder, config.repository, config.base_model, config.optimizer_state) for folder in found
+    ]
     entries = [checkpoint.entry for checkpoint in checkpoints]
     check_distinct(entries)
     main = main_with_config(run, entries, config)
@@ -262,75 +257,6 @@ def command_for(run: Path, config: PublishConfig) -> str:
             many = value if isinstance(value, list) else [] if value is True else [str(value).replace("False", "false")]
             words += [f"--{item.name}", *many]
     return shlex.join(words)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that is to be published.
-
-    Attributes:
-        upload: its branch.
-        entry: what `checkpoints.json` says of it.
-    """
-
-    upload: Upload
-    entry: dict[str, Any]
-
-
-def read_checkpoint(run: Path, folder: Path, config: PublishConfig) -> Checkpoint:
-    """Return the upload of a complete checkpoint of a run to its branch, and its entry in the list of checkpoints.
-
-    Raises:
-        InputError: see `main_upload`.
-    """
-    marker = read_marker(folder)
-    step = marker.step
-    files = model_files(run, folder, config.base_model)
-    weights = {file.path: file.sha256() for file in files if WEIGHTS.fullmatch(file.path)}
-    lines = read_metrics(run / METRICS_NAME, step)
-    figures = _figures(marker, lines)
-    revision = f"step{step}"
-    entry = {"step": step, "branch": revision, **figures, "sha256": weights}
-    consumed = {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}
-    files += [
-        UploadFile(ENERGY_JSON_NAME, (json.dumps(consumed, indent=1) + "\n").encode()),
-        UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
-        *present_files(run, (CONFIG_NAME, ENVIRONMENT_NAME)),
-    ]
-    state = _optimizer_files(run, folder) if config.optimizer_state else []
-    upload = Upload(
-        config.repository,
-        "model",
-        revision,
-        (*files, *state),
-        f"checkpoint of step {step}",
-        fixed=tuple(weights),
-        pickles=tuple(file.path for file in state),
-    )
-    return Checkpoint(upload, entry)
-
-
-def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a checkpoint says of the training so far; markers of earlier versions leave it to metrics.jsonl."""
-    newest: dict[str, Any] = {}
-    for record in records:
-        newest |= record
-    scored = [
-        record["bits_per_byte"] for record in records if record["step"] == marker.step and "bits_per_byte" in record
-    ]
-    found = {
-        "tokens": marker.tokens,
-        "loss": None,
-        "bits_per_byte": marker.bits_per_byte or (scored[-1] if scored else None),
-        "kwh": marker.kwh,
-        "kg_co2e": marker.kg_co2e,
-    }
-    return {key: newest.get(key) if value is None and key != "bits_per_byte" else value for key, value in found.items()}
-
-
-def _optimizer_files(run: Path, folder: Path) -> list[UploadFile]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return [UploadFile(name, inside(run, folder / name)) for name in names if _OPTIMIZER.fullmatch(name)]
 
 
 def check_distinct(entries: list[dict[str, Any]]) -> None:

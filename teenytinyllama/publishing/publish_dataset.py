@@ -15,7 +15,8 @@ from ..checks import RunFailedError, ensure, hub_license
 from ..data.input_files import hub_datasets
 from ..data.instructions import SPLITS
 from ..stage_folder import CARD_NAME, DATASET_RECORD_NAME, __version__, package_commit, versions
-from .corpus_content import license_of_whole, passport_files
+from .connection import open_hub
+from .contents import license_of_whole, passport_files
 from .dataset_content import DatasetOptions, read_content
 from .dataset_shards import (
     DATA_FOLDER,
@@ -28,7 +29,6 @@ from .dataset_shards import (
     parse_licenses,
     write_shards,
 )
-from .hub import open_hub
 from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
 from .safety import Upload, UploadFile, check_repository, record_file
 from .wording import (
