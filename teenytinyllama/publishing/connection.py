@@ -1,10 +1,13 @@
 """The connection to the Hugging Face Hub: whose token it is, how long an answer is waited for, what is tried again.
 
-Nothing here changes what is on the Hub; `hub.py` does. All failures that may pass are retried in one place, `call_hub`.
+Failures that may pass are retried in one place, `call_hub`; all others become a message that says what to do. Nothing
+here changes what is on the Hub: `hub.py` does.
 """
 
+import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..checks import InputError, RunFailedError, transport_module
-from .safety import UnansweredError, check_token, explain, one_clean_line, passing_failure
+from .safety import LOGIN, check_token, one_clean_line, repository_page
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,11 @@ _PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 
 _CONNECT_SECONDS = 15.0
 _LONGEST_WAIT_SECONDS = 60.0
+_QUOTA = re.compile(r"quota|storage limit|storage .*(exceed|reached|full)|payment|billing|plan\b", re.IGNORECASE)
+# The Hub's refusals that the client raises as plain ValueError: of large files, and of the card's metadata.
+_CLIENT_REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")
+_XET_STATUS = re.compile(r"HTTP status client error \((\d{3})")
+_QUOTA_FIX = " Free some room there, publish to an organisation that has more, or make the repository public."
 
 
 @dataclass(frozen=True)
@@ -167,3 +175,79 @@ def call_hub(what: str, call: Callable[[], Result], repository: str, hub: Hub) -
             time.sleep(pause)
             waited += pause
             wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+
+
+class UnansweredError(Exception):
+    """A call to the Hub that failed for a reason that may pass.
+
+    Attributes:
+        wait_seconds: what the Hub asks to wait (Retry-After), or 0.
+    """
+
+    def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_seconds = wait_seconds
+
+
+def passing_failure(error: BaseException | None) -> UnansweredError | None:
+    """Return the failure that may pass among an exception and its causes, or None."""
+    while error is not None:
+        if isinstance(error, UnansweredError):
+            return error
+        if isinstance(error, json.JSONDecodeError):  # the client reads an answer before it looks at its status
+            return UnansweredError("an answer that is no JSON")
+        if (failures := getattr(error, "failures", None)) and error.response.status_code == 200:  # type: ignore[attr-defined]
+            return UnansweredError(one_clean_line(f"of a batch, {failures[0]} was not done"))
+        if type(error) is ConnectionError and not _xet_status(error):
+            return UnansweredError(one_clean_line(str(error)))
+        error = error.__cause__
+    return None
+
+
+def explain(error: Exception, what: str, repository: str, user: str) -> InputError | None:
+    """Return the refusal that an exception of the Hub client means, or None for what is no refusal of the Hub.
+
+    Args:
+        error: as raised by the client.
+        what: was being done, as `ana/modelo: the commit to main`.
+        repository: where to.
+        user: who the token belongs to; empty if that is not known yet.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HfHubHTTPError):  # from a thread that uploads
+        error = error.__cause__
+    said = ""
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        failures = getattr(error, "failures", "")  # of a bucket's batch
+        said = error.server_message or error.response.headers.get("X-Error-Message") or str(failures and failures[0])
+        said = one_clean_line(said)
+    elif isinstance(error, ValueError) and str(error).startswith(_CLIENT_REFUSALS):
+        said = one_clean_line(str(error))
+        return InputError(f"{what}: the Hub refuses it: {said}{_QUOTA_FIX if _QUOTA.search(said) else ''}")
+    elif (status := _xet_status(error)) == 0:
+        return None
+    who = f"as {user}" if user else "with this token"
+    if isinstance(error, GatedRepoError):
+        reason = f"access to {repository} has to be granted. Ask for it at {repository_page(repository)}."
+    elif status == 401 or (status == 403 and not user):
+        reason = f"the Hub does not accept the token (HTTP {status}). It may be mistyped or expired. {LOGIN}"
+    elif status in (402, 413, 507) or _QUOTA.search(said):
+        reason = f"the Hub has no room for it (HTTP {status}): {said}.{_QUOTA_FIX}"
+    elif status == 403:
+        reason = (
+            f"you may not write to {repository} {who} (HTTP 403): {said}. Use a token with write permission for it, "
+            "or your own repository."
+        )
+    elif isinstance(error, RepositoryNotFoundError) or status == 404:
+        reason = f"{repository} does not exist, or you may not see it {who} (HTTP {status})."
+    else:
+        reason = f"the Hub refuses it (HTTP {status}): {said}."
+    return InputError(f"{what}: {reason}")
+
+
+def _xet_status(error: BaseException) -> int:
+    """Return the status with which Xet was refused for good, or 0; it raises a ConnectionError for everything."""
+    found = _XET_STATUS.search(str(error)) if type(error) is ConnectionError else None
+    return int(found[1]) if found and found[1] not in ("408", "429") else 0

@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpointing.checkpoints import Marker, read_marker
-from ..checks import InputError, ensure, hub_license
+from ..checks import InputError, counted, ensure, hub_license
 from ..data.input_files import list_data_files
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_files
@@ -38,7 +39,7 @@ from ..stage_folder import (
 from ..tokenizer.files import SENTENCEPIECE_NAME
 from .card import render_model_card
 from .facts import card_row, read_metrics, read_run
-from .safety import Upload, UploadFile, check_repository, inside, record_file
+from .safety import BUCKET_PREFIX, Upload, UploadFile, check_repository, check_upload, inside, record_file
 from .scores import eval_result_files
 from .wording import record_without_places, without_place, without_places
 
@@ -247,10 +248,12 @@ class Checkpoint:
     """A checkpoint that is to be published.
 
     Attributes:
+        folder: it lies in.
         upload: its branch.
         entry: what `checkpoints.json` says of it.
     """
 
+    folder: Path
     upload: Upload
     entry: dict[str, Any]
 
@@ -287,7 +290,7 @@ def read_checkpoint(
         fixed=tuple(weights),
         pickles=tuple(file.path for file in state),
     )
-    return Checkpoint(upload, entry)
+    return Checkpoint(folder, upload, entry)
 
 
 def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -311,6 +314,54 @@ def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
 def _optimizer_files(run: Path, folder: Path) -> list[UploadFile]:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     return [UploadFile(name, inside(run, folder / name)) for name in names if _OPTIMIZER.fullmatch(name)]
+
+
+def check_distinct(entries: list[dict[str, Any]]) -> None:
+    """Refuse checkpoints of different steps with the same weights: one of them is not what its name says.
+
+    Two branches of Pythia served the same weights for a long time (EleutherAI/pythia, issue 205).
+
+    Raises:
+        InputError: there are such; the message names both and the hash.
+    """
+    seen: dict[str, int] = {}
+    for entry in entries:
+        hashes = json.dumps(entry["sha256"], sort_keys=True)
+        if hashes in seen:
+            name, digest = next(iter(entry["sha256"].items()))
+            raise InputError(
+                f"checkpoints: steps {seen[hashes]} and {entry['step']} have the same weights ({name}, sha256 "
+                f"{digest}), so one of the branches would not hold what its name says. Delete the wrong one."
+            )
+        seen[hashes] = entry["step"]
+
+
+def merge_entries(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of several lists by step; a later list wins."""
+    by_step = {entry["step"]: entry for entries in lists for entry in entries}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def describe_uploads(uploads: Iterable[Upload]) -> str:
+    """Return every file of the uploads with its size and its target, and the whole card, as text.
+
+    Raises:
+        InputError: an upload is refused (see `check_upload`).
+    """
+    parts = []
+    for upload in uploads:
+        check_upload(upload)
+        total = sum(file.size_bytes for file in upload.files)
+        place = f"{upload.repository} ({upload.repo_type} repository)" if upload.repository else "folder"
+        place = f"{BUCKET_PREFIX}{upload.repository}" if upload.repo_type == "bucket" else place
+        head = f"{place}, {upload.revision}: {counted(len(upload.files), 'file')}, {total:,} bytes, {upload.message!r}"
+        width = max(len(file.path) for file in upload.files)
+        lines = [f"  {file.path:{width}}  {file.size_bytes:>15,} bytes" for file in upload.files]
+        parts.append("\n".join([head, *lines]))
+        for file in upload.files:
+            if Path(file.path).name == "README.md" and isinstance(file.source, bytes):
+                parts.append(f"{file.path} of {upload.revision}:\n\n{file.source.decode()}")
+    return "\n\n".join(parts)
 
 
 def corpus_inputs(folder: Path) -> tuple[list[str], dict[str, Any], dict[str, Any]]:

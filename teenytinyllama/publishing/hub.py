@@ -5,6 +5,8 @@ it already. What the Hub holds is read before each try, so every step may be rep
 is found and not made twice, and a second writer cannot come in between. Failures that may pass are retried in one
 place, `_call`. Large files go through Xet, or through Git LFS with HF_HUB_DISABLE_XET=1; always by
 `create_commit`, since `upload_folder` makes several commits under Xet.
+
+A bucket has no commits: its files come and go one by one. So the record that says what is whole is sent first and last.
 """
 
 import json
@@ -13,13 +15,14 @@ from functools import partial
 from typing import Any
 
 from ..checks import InputError, RunFailedError, ensure
-from .connection import Hub, call_hub, run_in_thread
+from .connection import Hub, UnansweredError, call_hub, run_in_thread
 from .safety import (
-    UnansweredError,
+    BUCKET_PREFIX,
     Upload,
     UploadFile,
     check_replacement,
     check_upload,
+    claim_file,
     repository_page,
     same_identity,
     stale_paths,
@@ -46,17 +49,29 @@ class Head:
 
 @dataclass(frozen=True)
 class RepositoryState:
-    """What main held before an upload.
+    """What main, or a bucket, held before an upload.
 
     Attributes:
         record: of an earlier upload of the same run, or None.
-        branches: names of all branches.
+        branches: names of all branches; of a bucket, of its folders.
         private: whether only its owners see the repository.
     """
 
     record: dict[str, Any] | None
     branches: frozenset[str]
     private: bool
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what the list of checkpoints says of those whose branches, or folders, are there."""
+        found = (self.record or {}).get("checkpoints")
+        entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+        return [
+            entry
+            for entry in entries
+            if isinstance(entry.get("step"), int)
+            and isinstance(entry.get("sha256"), dict)
+            and entry.get("branch", entry.get("folder")) in self.branches
+        ]
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = F
     check_upload(upload)
     is_private = _ensure_repository(hub, upload.repository, upload.repo_type, private)
 
-    def look() -> RepositoryState:
+    def look_at_main() -> RepositoryState:
         refs = hub.api.list_repo_refs(upload.repository, repo_type=upload.repo_type)
         head = _read_head(hub, upload, refs)
         record = _read_record(upload, head)
@@ -85,6 +100,13 @@ def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = F
         branches = frozenset(branch.name for branch in refs.branches)
         return RepositoryState(record if record and same_identity(upload, record) else None, branches, is_private)
 
+    def look_at_bucket() -> RepositoryState:
+        head = _read_bucket(hub, upload.repository)
+        record = _read_record(upload, head)
+        check_replacement(upload, head.files, record, replace)
+        return RepositoryState(record, frozenset(path.split("/")[0] for path in head.files), is_private)
+
+    look = look_at_bucket if upload.repo_type == "bucket" else look_at_main
     return call_hub(f"{upload.repository}: reading it", look, upload.repository, hub)
 
 
@@ -104,6 +126,8 @@ def push(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = Fals
             other content that may not be replaced.
         RunFailedError: no good answer in time, or the Hub holds other bytes than were sent.
     """
+    if upload.repo_type == "bucket":
+        return _push_to_bucket(hub, upload, private)
     check_upload(upload)
     _ensure_repository(hub, upload.repository, upload.repo_type, private)
     where = f"{upload.repository}: {upload.revision}"
@@ -168,6 +192,75 @@ def _commit(hub: Hub, upload: Upload, replace: bool, hashes: dict[str, str], see
     return _read_head(hub, upload)
 
 
+def _push_to_bucket(hub: Hub, upload: Upload, private: bool) -> Pushed:
+    """Make a bucket hold an upload, and compare the hashes afterwards; see `push`.
+
+    Raises:
+        InputError: see `push`; nothing of another run is ever replaced.
+        RunFailedError: see `push`.
+    """
+    check_upload(upload)
+    _ensure_repository(hub, upload.repository, "bucket", private)
+    where = f"{upload.repository}: {upload.revision}"
+    hashes: dict[str, str] = {}
+    sent: list[str] = []
+    work = partial(_fill_bucket, hub, upload, hashes, sent)
+    head = call_hub(f"{where}: sending it", work, upload.repository, hub)
+    wrong = [file.path for file in upload.files if not _is_in_bucket(file, head.files.get(file.path), hashes)]
+    url = repository_page(upload.repository, "bucket")
+    if wrong:
+        raise RunFailedError(
+            f"{where}: the bucket does not hold what was sent: {wrong[0]} has another hash there. Does somebody else "
+            f"write to it? Run the same command again; if it stays so, look at {url}"
+        )
+    return Pushed(url, changed=bool(sent))
+
+
+def _fill_bucket(hub: Hub, upload: Upload, hashes: dict[str, str], sent: list[str]) -> Head:
+    """Send what a bucket does not hold yet, delete what it is to hold no longer, and return what it holds then.
+
+    Args:
+        hub: see `open_hub`.
+        upload: see `push`.
+        hashes: Xet hash by path of what was hashed before; added to, so that large files are read once.
+        sent: paths that were sent or deleted, in any try; added to.
+    """
+    head = _read_bucket(hub, upload.repository)
+    record = _read_record(upload, head)
+    check_replacement(upload, head.files, record, replace=False)
+    missing = [file for file in upload.files if not _is_in_bucket(file, head.files.get(file.path), hashes)]
+    content = [file for file in missing if file.path != upload.record]
+    stale = stale_paths(upload, head.files, record)
+    if not missing and not stale:
+        return head
+    claim = [claim_file(upload, record)] if content or stale else []
+    last = [file for file in upload.files if file.path == upload.record]
+    for part in (claim, content, stale, last):
+        if part == claim and claim and _is_in_bucket(claim[0], head.files.get(claim[0].path), {}):
+            continue  # of a try that was broken off
+        added = [(file.source, file.path) for file in part if isinstance(file, UploadFile)]
+        deleted = [path for path in part if isinstance(path, str)]
+        if part:
+            sent += [*(path for _, path in added), *deleted]
+            run_in_thread(partial(hub.api.batch_bucket_files, upload.repository, add=added, delete=deleted))
+    return _read_bucket(hub, upload.repository)
+
+
+def _read_bucket(hub: Hub, repository: str) -> Head:
+    """Return what a bucket holds now: its files (`huggingface_hub.BucketFile`) by path; it has no commits."""
+    entries = hub.api.list_bucket_tree(repository, recursive=True)
+    return Head("", {entry.path: entry for entry in entries if entry.type == "file"})
+
+
+def _is_in_bucket(file: UploadFile, remote: Any, hashes: dict[str, str]) -> bool:
+    """Return whether a bucket holds this file as it is here; see `_fill_bucket` for `hashes`."""
+    if remote is None or remote.size != file.size_bytes:
+        return False
+    if file.path not in hashes:
+        hashes[file.path] = file.xet_hash()
+    return bool(remote.xet_hash == hashes[file.path])
+
+
 def _ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool) -> bool:
     """Make a repository if it is missing; return whether it is private.
 
@@ -175,33 +268,40 @@ def _ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool)
         InputError: it is somebody else's, or public although private is wanted, or cannot be made.
         RunFailedError: no good answer in time.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    is_bucket = repo_type == "bucket"
+    where = f"to={BUCKET_PREFIX if is_bucket else ''}{repository}"
     owners = {hub.user, *hub.organisations}
     owner = repository.split("/")[0]
     ensure(
         owner in owners,
-        f"to={repository}: {owner} is somebody else. This token is of {hub.user} and may write for: "
+        f"{where}: {owner} is somebody else. This token is of {hub.user} and may write for: "
         f"{', '.join(sorted(owners))}.",
     )
 
     def find() -> Any | None:
         try:
-            return hub.api.repo_info(repository, repo_type=repo_type)
+            return hub.api.bucket_info(repository) if is_bucket else hub.api.repo_info(repository, repo_type=repo_type)
         except GatedRepoError:  # a RepositoryNotFoundError as well
             raise
         except RepositoryNotFoundError:
             return None
+        except HfHubHTTPError as error:  # BucketNotFoundError, which an old client has not
+            if is_bucket and error.response.status_code == 404:
+                return None
+            raise
 
     info = call_hub(f"{repository}: looking for it", find, repository, hub)
     if info is None:
-        make = partial(hub.api.create_repo, repository, repo_type=repo_type, private=private, exist_ok=True)
+        create = hub.api.create_bucket if is_bucket else partial(hub.api.create_repo, repo_type=repo_type)
+        make = partial(create, repository, private=private, exist_ok=True)
         call_hub(f"{repository}: making it", make, repository, hub)
         return private
     ensure(
         info.private or not private,
-        f"to={repository}: is public, so everybody would see this at once. Say so with --public, or make it private "
-        f"first: {repository_page(repository, repo_type)}/settings",
+        f"{where}: is public, so everybody would see this at once. Say so with --public, or make it private first: "
+        f"{repository_page(repository, repo_type)}/settings",
     )
     return bool(info.private)
 
@@ -236,10 +336,14 @@ def _read_record(upload: Upload, head: Head) -> dict[str, Any] | None:
 
     if upload.record is None or upload.record not in head.files:
         return None
-    url = hf_hub_url(upload.repository, upload.record, repo_type=upload.repo_type, revision=head.commit)
+    if upload.repo_type == "bucket":
+        url = f"{repository_page(upload.repository, 'bucket')}/resolve/{upload.record}"
+        where = f"{upload.repository}: {upload.record} of the bucket"
+    else:
+        url = hf_hub_url(upload.repository, upload.record, repo_type=upload.repo_type, revision=head.commit)
+        where = f"{upload.repository}: {upload.record} of commit {head.commit[:8]}"
     response = get_session().get(url, headers=build_hf_headers())
     hf_raise_for_status(response)
-    where = f"{upload.repository}: {upload.record} of commit {head.commit[:8]}"
     ensure(len(response.content) <= _MOST_RECORD_BYTES, f"{where} is too long to be ours. Use another repository.")
     try:
         record = json.loads(response.content)

@@ -16,7 +16,7 @@ from ..data.input_files import hub_datasets
 from ..data.instructions import SPLITS
 from ..stage_folder import CARD_NAME, DATASET_RECORD_NAME, __version__, package_commit, versions
 from .connection import open_hub
-from .contents import license_of_whole, passport_files
+from .contents import describe_uploads, license_of_whole, passport_files
 from .dataset_content import DatasetOptions, read_content
 from .dataset_shards import (
     DATA_FOLDER,
@@ -29,8 +29,8 @@ from .dataset_shards import (
     parse_licenses,
     write_shards,
 )
-from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
-from .safety import Upload, UploadFile, check_repository, record_file
+from .publish import PublishConfig, push_and_say, write_folder
+from .safety import Upload, UploadFile, check_folder, check_repository, folder_of, record_file
 from .wording import (
     LANGUAGE_DETAILS,
     Language,
