@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer
-from made_runs import make_checkpoint, make_run
+from made_runs import end_run, make_checkpoint, make_run
 from test_publish_contents import BRANCH_FILES, MAIN_FILES, fix_marker
 from test_publish_follow import Followers, end, progress, steps, wait_for
 from test_publish_hub import READ_TOKEN, REPOSITORY, TESTS, TOKEN, publish
 
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, InputError
 from teenytinyllama.publishing.publish import PublishConfig, publish_export, publish_study
+from teenytinyllama.publishing.publish_dataset import PublishDatasetConfig
 from teenytinyllama.stage_folder import sha256_file
 
 BUCKET = "ana/treino"
@@ -180,3 +181,171 @@ def test_another_run_and_files_of_others_are_refused(server: HubServer, run: Pat
     assert "checkpoints.json of the bucket is not one that we wrote" in publish(server, run, "--public", to=TO).stderr
     server.write(BUCKET, {"checkpoints.json": b"{"}, repo_type="bucket")
     assert "of the bucket is no JSON, so it is not ours" in publish(server, run, "--public", to=TO).stderr
+
+
+def test_a_bucket_follows_a_run(server: HubServer, run: Path, follow: Followers, tokenizer_folder: Path) -> None:
+    """Killed in the middle of an upload, it goes on; what the rotation deleted meanwhile goes, and its parts too."""
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "checkpoint-20")
+    process = follow(run)
+    wait_for(lambda: steps(progress(run)) == [10])
+    assert set(files(server)) == {"checkpoints.json"} | of_steps(10)
+    stall = server.fail(r"POST .*/batch", how="stall", nth=2, seconds=30)
+    make_checkpoint(run, tokenizer_folder, 20)
+    wait_for(lambda: stall.fired)
+    assert steps(index(server)) == [10]
+    assert of_steps(20) <= set(index(server)["files"])
+    process.kill()
+    process.wait()
+    server.forget()
+    server.write(BUCKET, {"checkpoint-20/config.json": b"{}"}, repo_type="bucket")
+    shutil.rmtree(run / "checkpoint-20")
+    make_checkpoint(run, tokenizer_folder, 30)
+    process = follow(run)
+    wait_for(lambda: steps(progress(run)) == [10, 30])
+    assert set(files(server)) == {"checkpoints.json"} | of_steps(10, 30)
+    shutil.rmtree(run / "checkpoint-10")  # as rotation does
+    wait_for(lambda: steps(progress(run)) == [30])
+    assert set(files(server)) == {"checkpoints.json"} | of_steps(30)
+    (damaged := make_checkpoint(run, tokenizer_folder, 40) / "model.safetensors").write_bytes(b"x")
+    end_run(run, tokenizer_folder, 30)
+    output = end(process, EXIT_DONE)
+    assert output.count(f"{damaged.parent.name} is damaged and left out") == 1
+    assert output.splitlines()[-1] == f"model      published, hashes compared: {server.url}/buckets/{BUCKET}"
+    assert set(files(server)) == {"checkpoints.json"} | of_steps(30) | MODEL_FILES
+    assert progress(run)["main"] is True
+    server.forget()
+    end(follow(run), EXIT_DONE)
+    assert server.writes() == []
+
+
+def test_two_runs_at_once(server: HubServer, run: Path) -> None:
+    """Another run takes the bucket between our look and our first batch: its record is not the one that we sent."""
+    theirs = json.dumps({"identity": {"seed": "7"}, "files": ["checkpoints.json"]}).encode()
+    server.before(r"GET .*/tree", lambda: server.write(BUCKET, {"checkpoints.json": theirs}, repo_type="bucket"), nth=3)
+    done = publish(server, run, "--checkpoints", "false", to=TO)
+    assert done.returncode == EXIT_FAILED
+    assert (
+        "ana/treino: model: the bucket does not hold what was sent: checkpoints.json has another hash there. Does "
+        "somebody else write to it? Run the same command again; if it stays so, look at" in done.stderr
+    )
+    assert "the bucket holds another run" in publish(server, run, "--checkpoints", "false", to=TO).stderr
+
+
+@pytest.mark.parametrize(
+    ("match", "how", "message"),
+    [
+        (r"POST /api/buckets/ana/treino ", "402", "the Hub has no room for it (HTTP 402)"),
+        (r"POST .*/batch", "403", "the Hub has no room for it (HTTP 403): Forbidden: your storage quota is used up."),
+        (r"GET .*/xet-write-token", "402", "the Hub has no room for it (HTTP 402)"),
+        (r"POST .*/batch", "lost", "the Hub refuses it (HTTP 422): {'path': 'checkpoints.json', 'error': 'No file of this"),
+    ],
+)  # fmt: skip
+def test_refusals_half_way(server: HubServer, run: Path, match: str, how: str, message: str) -> None:
+    if how == "lost":  # what was uploaded is not there any more
+        uploads = server.store.folder / "buckets" / BUCKET / ".hub" / "xet"
+        server.before(match, lambda: shutil.rmtree(uploads))
+    else:
+        server.fail(match.removesuffix(" ") + "$" if match.endswith(" ") else match, how=how, times=1000)
+    done = publish(server, run, to=TO)
+    assert done.returncode == EXIT_BAD_INPUT, done.stderr
+    assert message in done.stderr
+    server.clear_faults()
+    command = done.stderr.split("this goes on from here: ")[1].split()
+    assert command == ["ttl", "publish", str(run), "--to", TO]
+    assert publish(server, run, to=TO).returncode == EXIT_DONE
+    assert set(files(server)) == {"checkpoints.json"} | of_steps(10, 20) | MODEL_FILES
+
+
+@pytest.mark.parametrize(
+    ("to", "token", "message"),
+    [
+        (TO, READ_TOKEN, "ana/treino: making it: you may not write to ana/treino as ana (HTTP 403)"),
+        ("bucket:rui/t", TOKEN, "to=bucket:rui/t: rui is somebody else. This token is of ana and may write for: ana, grupo."),
+        (TO, None, "token: there is none on this machine."),
+    ],
+)  # fmt: skip
+def test_a_bucket_of_others(server: HubServer, run: Path, to: str, token: str | None, message: str) -> None:
+    before = server.state()
+    done = publish(server, run, to=to, token=token)
+    assert done.returncode == EXIT_BAD_INPUT
+    assert message in done.stderr
+    assert server.state() == before
+
+
+def test_a_private_bucket_stays_private(server: HubServer, run: Path) -> None:
+    assert publish(server, run, "--checkpoints", "false", to=TO).returncode == EXIT_DONE
+    stays = publish(server, run, "--checkpoints", "false", "--public", to=TO)
+    assert stays.stderr == "bucket:ana/treino is private and stays so: it is made public in its settings\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["503", "reset", "lost_answer"])
+def test_each_request_may_fail_once(run: Path, tmp_path: Path, how: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "publish_client.py"), str(run), str(tmp_path / "client"), "bucket", how],
+        env={**kept, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [], done.stderr
+
+
+def test_a_dry_run_lists_the_files(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from teenytinyllama.publishing.publish import publish as publish_here
+
+    publish_here(run, PublishConfig(to=TO, dry_run=True))
+    output = capsys.readouterr().out
+    assert "bucket:ana/treino, checkpoint-10: 10 files, " in output
+    assert "  checkpoint-20/model.safetensors " in output
+    assert "bucket:ana/treino, model: 13 files, " in output
+    assert "model/README.md of model:\n\n---\n" in output
+    assert 'ana/treino"' not in output  # nothing is loaded by the name of a bucket
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"to": "bucket:treino"}, "to=bucket:treino: is no bucket of the Hub. Give bucket:owner/name, each of letters"),
+        ({"to": "bucket:"}, "to=bucket:: is no bucket of the Hub."),
+        ({"to": f"bucket:ana/{TOKEN}--x"}, "to=bucket:ana/<token>--x: is no bucket of the Hub."),
+        ({"to": TO, "replace": True}, "replace, to=bucket:ana/treino: a bucket keeps no old files, so no other run's are"),
+        ({"to": TO, "revision": "gguf"}, "revision, to=bucket:ana/treino: a bucket has folders, no branches. Leave it out."),
+        ({"to": TO, "base_model": "bucket:ana/m"}, "base_model=bucket:ana/m: is no repository of the Hub. Give owner/name"),
+    ],
+)  # fmt: skip
+def test_keys_that_make_no_sense_for_a_bucket(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        PublishConfig(**values)
+    assert str(refused.value).startswith(message)
+    assert TOKEN not in str(refused.value)
+
+
+def test_an_old_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hf_xet
+    import huggingface_hub
+
+    message = (
+        f"to=bucket:ana/treino: huggingface_hub {huggingface_hub.__version__} knows no buckets, or hf_xet is missing"
+    )
+    with monkeypatch.context() as patch:
+        patch.delattr(huggingface_hub.HfApi, "batch_bucket_files")
+        with pytest.raises(InputError, match=message):
+            PublishConfig(to=TO)
+    with monkeypatch.context() as patch:
+        patch.delattr(hf_xet, "hash_files")
+        with pytest.raises(InputError, match=message):
+            PublishConfig(to=TO)
+    assert PublishConfig(to=TO).repository == BUCKET
+
+
+def test_only_runs_go_to_a_bucket(tmp_path: Path) -> None:
+    config = PublishConfig(to=TO)
+    with pytest.raises(
+        InputError, match="to=bucket:ana/treino: a bucket takes runs, and .* is an export. Give a repository"
+    ):
+        publish_export(tmp_path, config)
+    with pytest.raises(InputError, match="to=bucket:ana/treino: a bucket takes runs, and .* is a comparison."):
+        publish_study(tmp_path, config)
+    with pytest.raises(InputError, match="to=bucket:ana/treino: a bucket takes runs, and this is a dataset."):
+        PublishDatasetConfig(to=TO)

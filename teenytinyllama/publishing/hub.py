@@ -336,23 +336,24 @@ def _read_record(upload: Upload, head: Head) -> dict[str, Any] | None:
 
     if upload.record is None or upload.record not in head.files:
         return None
+    name = f"{upload.repository}: {upload.record}"
     if upload.repo_type == "bucket":
         url = f"{repository_page(upload.repository, 'bucket')}/resolve/{upload.record}"
-        where = f"{upload.repository}: {upload.record} of the bucket"
+        where = place = f"{name} of the bucket"
+        fix = "Use another bucket."
     else:
         url = hf_hub_url(upload.repository, upload.record, repo_type=upload.repo_type, revision=head.commit)
-        where = f"{upload.repository}: {upload.record} of commit {head.commit[:8]}"
+        where, place = f"{name} of commit {head.commit[:8]}", f"{name} on {upload.revision}"
+        fix = "Use another repository."
     response = get_session().get(url, headers=build_hf_headers())
     hf_raise_for_status(response)
-    ensure(len(response.content) <= _MOST_RECORD_BYTES, f"{where} is too long to be ours. Use another repository.")
+    ensure(len(response.content) <= _MOST_RECORD_BYTES, f"{where} is too long to be ours. {fix}")
     try:
         record = json.loads(response.content)
     except ValueError as error:
-        raise InputError(f"{where} is no JSON, so it is not ours. Use another repository.") from error
-    ensure(
-        isinstance(record, dict) and "identity" in record and isinstance(record.get("files"), list),
-        f"{upload.repository}: {upload.record} on {upload.revision} is not one that we wrote. Use another repository.",
-    )
+        raise InputError(f"{where} is no JSON, so it is not ours. {fix}") from error
+    is_record = isinstance(record, dict) and "identity" in record and isinstance(record.get("files"), list)
+    ensure(is_record, f"{place} is not one that we wrote. {fix}")
     return dict(record)
 
 

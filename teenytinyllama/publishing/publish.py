@@ -298,7 +298,7 @@ def publish_export(folder: Path, config: PublishConfig) -> None:
         InputError: see `export_upload`, `hub.push`; no token; keys that are for a run.
         RunFailedError: the Hub gives no good answer in time.
     """
-    _refuse_bucket(config, f"{folder} is an export")
+    refuse_bucket(config, f"{folder} is an export")
     given = [key for key in ("follow", "optimizer_state", "base_model") if getattr(config, key)]
     ensure(not given, f"{', '.join(given)}: for a run; {folder} is an export. Leave it out.")
     revision = "main" if config.is_folder else config.revision
@@ -314,7 +314,7 @@ def publish_study(folder: Path, config: PublishConfig) -> None:
     """
     from ..people.share import study_upload
 
-    _refuse_bucket(config, f"{folder} is a comparison")
+    refuse_bucket(config, f"{folder} is a comparison")
     runs_only = {"follow": False, "optimizer_state": False, "base_model": "", "revision": "main"}
     given = [key for key, value in runs_only.items() if getattr(config, key) != value]
     ensure(not given, f"{', '.join(given)}: for a run; {folder} is a comparison. Leave it out.")
@@ -322,7 +322,12 @@ def publish_study(folder: Path, config: PublishConfig) -> None:
     _publish_upload(study_upload(folder, config.repository, config.license[0], config.language), folder, config)
 
 
-def _refuse_bucket(config: PublishConfig, what: str) -> None:
+def refuse_bucket(config: PublishConfig, what: str) -> None:
+    """Refuse a bucket for what is no run.
+
+    Raises:
+        InputError: it goes to a bucket; `what` says which thing is none.
+    """
     ensure(not config.is_bucket, f"to={config.to}: a bucket takes runs, and {what}. Give a repository: --to owner/name")
 
 

@@ -29,7 +29,7 @@ from .dataset_shards import (
     parse_licenses,
     write_shards,
 )
-from .publish import PublishConfig, push_and_say, write_folder
+from .publish import PublishConfig, push_and_say, refuse_bucket, write_folder
 from .safety import Upload, UploadFile, check_folder, check_repository, folder_of, record_file
 from .wording import (
     LANGUAGE_DETAILS,
@@ -387,6 +387,7 @@ class PublishDatasetConfig(DatasetOptions, PublishConfig):
             InputError: see `PublishConfig` and `DatasetOptions`.
         """
         PublishConfig.__post_init__(self)
+        refuse_bucket(self, "this is a dataset")
         DatasetOptions.__post_init__(self)
 
 
