@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hub_server import HubServer
 from made_runs import end_run, make_checkpoint, make_run
 from test_publish_contents import BRANCH_FILES, MAIN_FILES, fix_marker
@@ -17,6 +18,7 @@ from test_publish_follow import Followers, end, progress, steps, wait_for
 from test_publish_hub import READ_TOKEN, REPOSITORY, TESTS, TOKEN, publish
 
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, InputError
+from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.publish import PublishConfig, publish_export, publish_study
 from teenytinyllama.publishing.publish_dataset import PublishDatasetConfig
 from teenytinyllama.stage_folder import sha256_file
@@ -100,7 +102,6 @@ def test_a_run_goes_to_a_bucket_and_comes_back(server: HubServer, run: Path, tmp
         assert entry["sha256"] == {"model.safetensors": sha256_file(weights)}
         assert "branch" not in entry
     assert set(index(server)["files"]) == set(files(server))
-    assert not (run / ".publish").exists()
     # A second call sends nothing.
     before = server.state()
     server.forget()
@@ -274,9 +275,25 @@ def test_a_bucket_of_others(server: HubServer, run: Path, to: str, token: str | 
 
 
 def test_a_private_bucket_stays_private(server: HubServer, run: Path) -> None:
+    """And no card names it; a card names the public bucket that holds the run's checkpoints."""
     assert publish(server, run, "--checkpoints", "false", to=TO).returncode == EXIT_DONE
     stays = publish(server, run, "--checkpoints", "false", "--public", to=TO)
     assert stays.stderr == "bucket:ana/treino is private and stays so: it is made public in its settings\n"
+    assert "buckets" not in metadata(run)
+    assert publish(server, run, "--checkpoints", "false", "--public", to="bucket:ana/aberto").returncode == EXIT_DONE
+    assert metadata(run)["buckets"] == ["ana/aberto"]
+    server.forget()
+    assert publish(server, run, "--checkpoints", "false", "--public", to="bucket:ana/aberto").returncode == EXIT_DONE
+    assert server.writes() == []
+    (run / ".publish" / "bucket.json").write_text('["../x", 3, "ana/b"]')
+    assert metadata(run)["buckets"] == ["ana/b"]
+    for damaged in ("{", "[[[", "3", "null"):
+        (run / ".publish" / "bucket.json").write_text(damaged)
+        assert "buckets" not in metadata(run)
+
+
+def metadata(run: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(render_model_card(run).split("---\n")[1]))
 
 
 @pytest.mark.slow

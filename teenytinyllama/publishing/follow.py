@@ -295,7 +295,7 @@ def _mirror(bucket: RunBucket, progress: Progress, complete: bool, left_out: set
         progress.entries = bucket.entries
         progress.save()
     if complete:
-        bucket.send_model(main_with_config(run, [], config))
+        bucket.send_model()
         progress.main = True
     elif kept_entries(run, bucket.entries) != bucket.entries:
         bucket.tidy()

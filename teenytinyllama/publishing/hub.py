@@ -70,7 +70,8 @@ class RepositoryState:
             for entry in entries
             if isinstance(entry.get("step"), int)
             and isinstance(entry.get("sha256"), dict)
-            and entry.get("branch", entry.get("folder")) in self.branches
+            and isinstance(place := entry.get("branch", entry.get("folder")), str)
+            and place in self.branches
         ]
 
 

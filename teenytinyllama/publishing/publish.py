@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from ..checkpointing.checkpoints import checkpoint_faults, complete_checkpoints,
 from ..checks import InputError, RunFailedError, ensure, ensure_disk_space
 from ..disk import scratch_folder
 from ..export.export_card import export_upload
-from ..stage_folder import CHECKPOINTS_NAME
+from ..stage_folder import BUCKET_NAME, CHECKPOINTS_NAME, PROGRESS_FOLDER, write_json
 from .connection import Hub, HubLimits, open_hub
 from .contents import (
     Checkpoint,
@@ -206,7 +206,7 @@ def publish_to_bucket(run: Path, config: PublishConfig, checkpoints: list[Checkp
         for checkpoint in checkpoints:
             with lease(checkpoint.folder):  # against its deletion
                 bucket.send_checkpoint(checkpoint)
-        bucket.send_model(main)
+        bucket.send_model()
 
 
 def kept_entries(run: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -243,8 +243,9 @@ class RunBucket:
         entry = {key: value for key, value in checkpoint.entry.items() if key != "branch"} | {"folder": folder}
         self._send(in_folder(checkpoint.upload, folder, self.config), merge_entries(self.entries, [entry]))
 
-    def send_model(self, main: Upload) -> None:
+    def send_model(self) -> None:
         """Send the finished run: model, card and records, as they would stand on main of a repository."""
+        main = main_with_config(self.run, [], self.config)  # only now: its card names the bucket
         self._send(in_folder(main, _MODEL_FOLDER, self.config), self.entries)
 
     def tidy(self) -> None:
@@ -287,8 +288,12 @@ def open_bucket(hub: Hub, run: Path, config: PublishConfig) -> RunBucket:
     state = prepare(hub, index_of_bucket(run, config, [], []), private=not config.public)
     if config.public and state.private:
         logger.warning("%s is private and stays so: it is made public in its settings", config.to)
+    note = run / PROGRESS_FOLDER / BUCKET_NAME
+    with suppress(OSError):  # of a folder that may only be read, the card names no bucket
+        note.parent.mkdir(exist_ok=True)
+        write_json(note, [] if state.private else [config.repository])
     paths = [path for path in (state.record or {"files": []})["files"] if path != CHECKPOINTS_NAME]
-    return RunBucket(hub, run, config, state.entries(), paths)
+    return RunBucket(hub, run, config, [entry for entry in state.entries() if "folder" in entry], paths)
 
 
 def publish_export(folder: Path, config: PublishConfig) -> None:
