@@ -128,7 +128,7 @@ def test_a_bucket_holds_what_the_run_keeps(server: HubServer, run: Path, tokeniz
     server.before(r"POST .*/batch", lambda: server.write(BUCKET, gone, repo_type="bucket"), nth=2)
     done = publish(server, run, to=TO)
     assert done.returncode == EXIT_DONE, done.stderr
-    assert "of a batch, {'path': 'checkpoint-10/config.json', 'error': " in done.stderr
+    assert "a part of it was not done: checkpoint-10/config.json: No such file" in done.stderr
     assert steps(index(server)) == [20, 30]
     state = {f"checkpoint-20/{name}" for name in OPTIMIZER_FILES}  # sent before, and still that of this checkpoint
     there = {"checkpoints.json", "checkpoint-10/notes.md"} | of_steps(20, 30) | MODEL_FILES | state
@@ -239,7 +239,7 @@ def test_two_runs_at_once(server: HubServer, run: Path) -> None:
         (r"POST /api/buckets/ana/treino ", "402", "the Hub has no room for it (HTTP 402)"),
         (r"POST .*/batch", "403", "the Hub has no room for it (HTTP 403): Forbidden: your storage quota is used up."),
         (r"GET .*/xet-write-token", "402", "the Hub has no room for it (HTTP 402)"),
-        (r"POST .*/batch", "lost", "the Hub refuses it (HTTP 422): {'path': 'checkpoints.json', 'error': 'No file of this"),
+        (r"POST .*/batch", "lost", "the Hub refuses it (HTTP 422): checkpoints.json: No file of this"),
     ],
 )  # fmt: skip
 def test_refusals_half_way(server: HubServer, run: Path, match: str, how: str, message: str) -> None:

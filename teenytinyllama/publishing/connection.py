@@ -196,8 +196,8 @@ def passing_failure(error: BaseException | None) -> UnansweredError | None:
             return error
         if isinstance(error, json.JSONDecodeError):  # the client reads an answer before it looks at its status
             return UnansweredError("an answer that is no JSON")
-        if (failures := getattr(error, "failures", None)) and error.response.status_code == 200:  # type: ignore[attr-defined]
-            return UnansweredError(one_clean_line(f"of a batch, {failures[0]} was not done"))
+        if (failure := _failure_of_batch(error)) and error.response.status_code == 200:  # type: ignore[attr-defined]
+            return UnansweredError(one_clean_line(f"a part of it was not done: {failure}"))
         if type(error) is ConnectionError and not _xet_status(error):
             return UnansweredError(one_clean_line(str(error)))
         error = error.__cause__
@@ -220,8 +220,7 @@ def explain(error: Exception, what: str, repository: str, user: str) -> InputErr
     said = ""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        failures = getattr(error, "failures", "")  # of a bucket's batch
-        said = error.server_message or error.response.headers.get("X-Error-Message") or str(failures and failures[0])
+        said = error.server_message or error.response.headers.get("X-Error-Message") or _failure_of_batch(error)
         said = one_clean_line(said)
     elif isinstance(error, ValueError) and str(error).startswith(_CLIENT_REFUSALS):
         said = one_clean_line(str(error))
@@ -245,6 +244,12 @@ def explain(error: Exception, what: str, repository: str, user: str) -> InputErr
     else:
         reason = f"the Hub refuses it (HTTP {status}): {said}."
     return InputError(f"{what}: {reason}")
+
+
+def _failure_of_batch(error: BaseException) -> str:
+    """Return the first file of a bucket's batch that the Hub could not send or delete, and why; or an empty text."""
+    failures = getattr(error, "failures", None)
+    return f"{failures[0].get('path')}: {failures[0].get('error')}" if failures else ""
 
 
 def _xet_status(error: BaseException) -> int:
