@@ -53,7 +53,8 @@ CLASSIFICATION_TABLE_NAME, BENCH_NAME, BENCH_TABLE_NAME = "classification.md", "
 # Of what is published: the card, the list of a run's checkpoints, what a dataset was made of.
 RUNS_NAME, RUNS_FOLDER = "runs.jsonl", "runs"  # of a laboratory: a row a run; the folders of the runs
 CARD_NAME, CHECKPOINTS_NAME, DATASET_RECORD_NAME = "README.md", "checkpoints.json", "dataset.json"
-PROGRESS_FOLDER, PROGRESS_NAME = ".publish", "progress.json"  # what of a run has been published so far
+# What of a run has been published so far, and to which public bucket.
+PROGRESS_FOLDER, PROGRESS_NAME, BUCKET_NAME = ".publish", "progress.json", "bucket.json"
 
 _LARGE_FILE_BYTES = 10**9  # are hashed in seconds, on a slow disk in more than ten
 _VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "deepspeed", "huggingface_hub", "numpy",

@@ -2,6 +2,7 @@
 
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import hub_buckets as buckets
 import hub_lfs as lfs
 import hub_reads as reads
 import hub_writes as writes
@@ -41,6 +42,10 @@ def route(hub: Hub, call: Call) -> Answer:
             return writes.delete(hub, call)
         case "POST", ["api", "repos", "move"]:
             return writes.move(hub, call)
+        case _, ["api", "buckets", owner, name, *rest]:
+            return buckets.answer(hub, call, f"{owner}/{name}", rest)
+        case ("GET" | "HEAD"), ["buckets", owner, name, "resolve", *file] if file:
+            return buckets.resolve(hub, call, f"{owner}/{name}", "/".join(file))
         case "GET", ["api", ("models" | "datasets" | "spaces") as kind]:
             return reads.repositories(hub, call, kind)
         case _, ["api", ("models" | "datasets" | "spaces") as kind, owner, name, *rest]:

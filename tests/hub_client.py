@@ -107,6 +107,33 @@ def commits(folder: str) -> dict[str, Any]:
     return seen
 
 
+def buckets(folder: str) -> dict[str, Any]:
+    """Everything that is done to one bucket, and what each step showed."""
+    api, seen = HfApi(), {}
+    seen["url"] = api.create_bucket("ana/b", private=True).bucket_id
+    seen["again"] = [api.create_bucket("b", exist_ok=True).bucket_id, outcome(lambda: api.create_bucket("ana/b"))]
+    api.batch_bucket_files("ana/b", add=[(b"a", "x/a.txt"), (b"", "vazio.txt"), (WEIGHTS, "x/y/w.bin")])
+    api.batch_bucket_files("ana/b", add=[(b"b", "xis.txt")], delete=["x/a.txt"])
+    info = api.bucket_info("ana/b")
+    seen["info"] = [info.private, info.size, info.total_files]
+    seen["top"] = [(entry.type, entry.path) for entry in api.list_bucket_tree("ana/b")]
+    seen["inside"] = [entry.path for entry in api.list_bucket_tree("ana/b", "x", recursive=True)]
+    files = list(api.list_bucket_tree("ana/b", recursive=True))
+    seen["paths"] = [entry.path for entry in api.get_bucket_paths_info("ana/b", ["x/y/w.bin", "nada", "x"])]
+    api.download_bucket_files("ana/b", [(entry, f"{folder}/{entry.path}") for entry in files])
+    api.download_bucket_files("ana/b", [("x/y/w.bin", f"{folder}/again.bin")])
+    seen["same"] = [Path(folder, name).read_bytes() == WEIGHTS for name in ("x/y/w.bin", "again.bin")]
+    some = ["xis.txt", "nada"]
+    seen["in part"] = outcome(lambda: api.batch_bucket_files("ana/b", delete=some))
+    seen["nothing"] = outcome(lambda: api.batch_bucket_files("ana/b", delete=["nada"]))
+    seen["strangers"] = outcome(lambda: api.create_bucket("rui/b"))
+    seen["hidden"] = outcome(lambda: HfApi(token="hf_rui").bucket_info("ana/b"))
+    seen["reader"] = outcome(lambda: HfApi(token="hf_ler").batch_bucket_files("ana/b", delete=["vazio.txt"]))
+    api.delete_bucket("ana/b")
+    seen["deleted"] = outcome(lambda: api.bucket_info("ana/b"))
+    return seen
+
+
 def parts(_: str) -> dict[str, Any]:
     """An upload in several parts, once more after it was there, and its download."""
     api = HfApi()

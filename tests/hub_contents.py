@@ -92,7 +92,7 @@ class HubContents:
                 return found.branches[revision]
             changes = {
                 name: found.keep_lfs(content)
-                if content and is_lfs(name, content[:SAMPLE_BYTES], len(content))
+                if content and (repo_type == "bucket" or is_lfs(name, content[:SAMPLE_BYTES], len(content)))
                 else content
                 for name, content in files.items()
             }

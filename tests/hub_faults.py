@@ -17,7 +17,7 @@ WRITES = (
     "tag",
     "delete_tag",
 )
-WRITES += ("lfs_put", "lfs_part", "lfs_complete")
+WRITES += ("lfs_put", "lfs_part", "lfs_complete", "create_bucket", "delete_bucket", "batch")
 KINDS_OF_FAULT = ("reset", "close", "lost_answer", "stall", "truncate")
 # Messages of the Hub's refusals that have nothing to do with the request itself.
 MESSAGES = {

@@ -100,7 +100,7 @@ def repositories(hub: Hub, call: Call, kind: str) -> Answer:
     shown = [item for item in found if all(tag in item["tags"] for tag in call.query.get("filter", []))]
     if not call.flag("full"):
         shown = [{name: value for name, value in item.items() if name != "siblings"} for item in shown]
-    return _page(hub, call, shown)
+    return page(hub, call, shown)
 
 
 def tree(hub: Hub, call: Call, repository: Repository, revision: str, inside: str) -> Answer:
@@ -116,7 +116,7 @@ def tree(hub: Hub, call: Call, repository: Repository, revision: str, inside: st
         raise HubError(404, f"{inside} does not exist on {revision}", "EntryNotFound", commit.oid)
     if call.flag("expand"):
         entries = [(name, {**entry, **_last_commit(repository, commit, name)}) for name, entry in entries]
-    return _page(hub, call, [entry for _, entry in entries])
+    return page(hub, call, [entry for _, entry in entries])
 
 
 def paths_info(hub: Hub, call: Call, repository: Repository, revision: str) -> Answer:
@@ -168,7 +168,7 @@ def commits(hub: Hub, call: Call, repository: Repository, revision: str) -> Answ
         }
         for commit in history
     ]
-    return _page(hub, call, shown)
+    return page(hub, call, shown)
 
 
 def refs(repository: Repository) -> Answer:
@@ -197,7 +197,7 @@ def resolve(hub: Hub, call: Call, repository: Repository, revision: str, name: s
     return Answer(302, {**headers, "Location": location})
 
 
-def _page(hub: Hub, call: Call, items: list[Any]) -> Answer:
+def page(hub: Hub, call: Call, items: list[Any]) -> Answer:
     """Return one page of a list, with a link to the next one."""
     start = int(call.first("cursor", "0"))
     size = min(hub.page_size, int(call.first("limit", str(hub.page_size))))

@@ -5,7 +5,7 @@
     folder/models/<owner>/<name>/.hub/commits/<id>.json  parents, message, and the list of files
     folder/models/<owner>/<name>/.hub/lfs/<sha256>       the content of LFS files
 
-and the same under `datasets` and `spaces`. A repository without `.hub` was written by hand: each of its folders is a
+and the same under `datasets`, `spaces` and `buckets`. A repository without `.hub` was written by hand: each of its folders is a
 branch whose commit is a hash of its files or, when the name is 40 hexadecimal digits, a commit. Such a tree is read again
 at each request until something is written to the repository; then `.hub` is made and holds from there on. Files that a
 commit did not change are hard links to those of its parent.
@@ -27,7 +27,7 @@ from hub_files import FileEntry, entry_of, git_attributes, git_oid
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ID = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*")
-KINDS = ("models", "datasets", "spaces")
+KINDS = ("models", "datasets", "spaces", "buckets")
 # Commits are a second apart from a fixed date, so that the same writes give the same ids.
 FIRST_DATE = datetime(2024, 1, 30, 12)
 
@@ -199,10 +199,11 @@ class Store:
                 yield repository
 
     def create(self, kind: str, id: str, author: str, **settings: Any) -> Repository:
-        """Create a repository with the first commit that the Hub makes: the list of LFS suffixes."""
+        """Create a repository with the first commit that the Hub makes: the list of LFS suffixes; a bucket is empty."""
         repository = Repository(kind, id, self.folder / kind / id, **settings)
         repository.folder.mkdir(parents=True)
-        repository.commit("main", {".gitattributes": git_attributes()}, "initial commit", author)
+        first = {} if kind == "buckets" else {".gitattributes": git_attributes()}
+        repository.commit("main", first, "initial commit", author)
         return repository
 
     def delete(self, repository: Repository) -> None:

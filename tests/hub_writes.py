@@ -25,7 +25,7 @@ def _kind(payload: dict[str, Any]) -> str:
     return kind
 
 
-def _ensure_namespace(hub: Hub, call: Call, kind: str, id: str) -> None:
+def ensure_namespace(hub: Hub, call: Call, kind: str, id: str) -> None:
     """Refuse a new name that is not valid or lies in a namespace where the caller may not write."""
     owner, _, name = id.partition("/")
     refusal = f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{owner}"'
@@ -39,7 +39,7 @@ def create(hub: Hub, call: Call) -> Answer:
     payload = call.json()
     kind = _kind(payload)
     id = f"{payload.get('organization') or call.user}/{payload.get('name')}"
-    _ensure_namespace(hub, call, kind, id)
+    ensure_namespace(hub, call, kind, id)
     address = {"url": web_url(hub, kind, id), "name": id}
     if hub.store.find(kind, id):
         raise HubError(409, f"You already created this {kind[:-1]} repo: {id}", body=address)
@@ -62,7 +62,7 @@ def move(hub: Hub, call: Call) -> Answer:
     kind = _kind(payload)
     repository = hub.writable(call, kind, str(payload.get("fromRepo")))
     target = str(payload.get("toRepo"))
-    _ensure_namespace(hub, call, kind, target)
+    ensure_namespace(hub, call, kind, target)
     if hub.store.find(kind, target):
         raise HubError(409, f"A {kind[:-1]} repo of this name exists already: {target}")
     hub.store.move(repository, target)

@@ -5,6 +5,8 @@ which pieces a file consists, and `xet/xorbs/xorbs/default.HASH` holds the piece
 them (HF_XET_XORB_COMPRESSION_POLICY=none). Each upload has a store of its own, because a store is locked by its client.
 """
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,21 +33,55 @@ def take(repository: Repository, sha256: str) -> bool:
     """Move a content from what was uploaded by Xet into the LFS store; return whether it was there."""
     for store in sorted(_stores(repository).glob("*/xet/xorbs")):
         for shard in store.glob("shards/*.mdb"):
-            for found, pieces in _files(shard.read_bytes()):
+            for _, found, pieces in _files(shard.read_bytes()):
                 if found == sha256:
-                    content = b"".join(_chunks(store / "xorbs" / f"default.{name}", *span) for name, *span in pieces)
-                    return repository.keep_lfs(content) == sha256
+                    return repository.keep_lfs(_content(store, pieces)) == sha256
     return False
+
+
+def take_by_hash(repository: Repository, xet_hash: str) -> bytes | None:
+    """Return a content that was uploaded by Xet, found by its Xet hash, or None; an empty one has the hash 0."""
+    if xet_hash == "0" * 64:
+        return b""
+    for store in sorted(_stores(repository).glob("*/xet/xorbs")):
+        for shard in store.glob("shards/*.mdb"):
+            for found, _, pieces in _files(shard.read_bytes()):
+                if found == xet_hash:
+                    return _content(store, pieces)
+    return None
+
+
+def gather(repository: Repository) -> Path:
+    """Return a new store for one download, with all large contents of the repository."""
+    folder = repository.folder / ".hub" / "xet-read"
+    folder.mkdir(exist_ok=True)
+    store = folder / str(len(list(folder.iterdir())))
+    paths = [str(path) for path in repository.lfs_folder.iterdir() if path.stat().st_size]
+    # In a process of its own: a store is locked by its client until that ends.
+    subprocess.run([sys.executable, "-c", _UPLOAD, f"local://{store}", *paths], check=True)
+    return store
+
+
+_UPLOAD = """import sys, time, hf_xet
+hf_xet.upload_files(sys.argv[2:], sys.argv[1], ("test", int(time.time()) + 3600), None, None, "model")"""
 
 
 def _stores(repository: Repository) -> Path:
     return repository.folder / ".hub" / "xet"
 
 
-def _files(shard: bytes) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
-    """Yield the sha256 of each file of a shard, and its pieces: a name, the first chunk and the one after the last."""
+def _content(store: Path, pieces: list[tuple[str, int, int]]) -> bytes:
+    return b"".join(_chunks(store / "xorbs" / f"default.{name}", *span) for name, *span in pieces)
+
+
+def _files(shard: bytes) -> Iterator[tuple[str, str | None, list[tuple[str, int, int]]]]:
+    """Yield the Xet hash of each file of a shard, its sha256 if the client sent that, and its pieces.
+
+    A piece is a name, the first chunk and the one after the last.
+    """
     at = HEAD_BYTES
     while shard[at : at + 32] != END_OF_FILES:
+        xet_hash, sha256 = _hex(shard[at : at + 32]), None
         flags, count = (int.from_bytes(shard[at + 32 + 4 * place : at + 36 + 4 * place], "little") for place in (0, 1))
         at += ENTRY_BYTES
         pieces = []
@@ -54,8 +90,9 @@ def _files(shard: bytes) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
             pieces.append((_hex(shard[place : place + 32]), start, end))
         at += count * ENTRY_BYTES * (2 if flags & HAS_HASHES else 1)
         if flags & HAS_SHA256:
-            yield _hex(shard[at : at + 32]), pieces
+            sha256 = _hex(shard[at : at + 32])
             at += ENTRY_BYTES
+        yield xet_hash, sha256, pieces
 
 
 def _chunks(path: Path, start: int, end: int) -> bytes:

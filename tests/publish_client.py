@@ -1,7 +1,7 @@
 """A client and its Hub in one process: `publish` under one fault after the other, as a script because the Hub client
 reads its endpoint when it is imported. Prints a JSON list of what differs from a publishing without faults.
 
-    python publish_client.py RUN FOLDER xet|lfs HOW...
+    python publish_client.py RUN FOLDER xet|lfs|bucket HOW...
 """
 
 import json
@@ -17,7 +17,12 @@ REPOSITORY = "ana/modelo"
 
 
 def end_state(server: HubServer) -> dict[str, Any]:
-    """What is on the server: per branch all files and the number of commits, so that a duplicate is seen."""
+    """What is on the server: per branch all files and the number of commits, so that a duplicate is seen.
+
+    Of a bucket, which has no commits: all files.
+    """
+    if server.exists(REPOSITORY, "bucket"):
+        return {name: hash(content) for name, content in server.files(REPOSITORY, repo_type="bucket").items()}
     refs = server.refs(REPOSITORY)["branches"]
     return {
         branch: [
@@ -30,13 +35,13 @@ def end_state(server: HubServer) -> dict[str, Any]:
 
 def main(run: Path, folder: Path, transport: str, kinds: list[str]) -> list[str]:
     """Fail each request of a publishing once in each way; return what went wrong."""
-    with HubServer(folder / "hub", {"hf_ana": "ana"}, part_bytes=20_000, xet=transport == "xet") as server:
+    with HubServer(folder / "hub", {"hf_ana": "ana"}, part_bytes=20_000, xet=transport != "lfs") as server:
         os.environ.update(server.environment(folder / "home", token="hf_ana"))
         os.environ.pop("HF_HUB_OFFLINE", None)
         from huggingface_hub import HfApi
 
         from teenytinyllama.checks import RunFailedError
-        from teenytinyllama.publishing.hub import HubLimits
+        from teenytinyllama.publishing.connection import HubLimits
         from teenytinyllama.publishing.publish import PublishConfig, publish
 
         limits = HubLimits(answer_seconds=2.0, give_up_seconds=60.0, first_wait_seconds=0.01)
@@ -44,15 +49,16 @@ def main(run: Path, folder: Path, transport: str, kinds: list[str]) -> list[str]
         logging.disable(logging.CRITICAL)
 
         def attempt() -> None:
-            publish(run, PublishConfig(to=REPOSITORY))
+            publish(run, PublishConfig(to=REPOSITORY if transport != "bucket" else f"bucket:{REPOSITORY}"))
 
         attempt()
         expected, count, wrong = end_state(server), len(server.requests), []
         assert count > 20
+        delete = HfApi().delete_bucket if transport == "bucket" else HfApi().delete_repo
         for how in kinds:
             for number in range(1, count + 1):
                 server.clear_faults()
-                HfApi().delete_repo(REPOSITORY)
+                delete(REPOSITORY)
                 server.forget()
                 server.fail_request_number(number, how)
                 try:

@@ -16,7 +16,7 @@ from teenytinyllama.evaluation.results import Results
 from teenytinyllama.evaluation.score_report import format_results
 from teenytinyllama.passport.provenance import contamination_of, corpora_of
 from teenytinyllama.publishing.card import render_model_card
-from teenytinyllama.publishing.corpus_content import corpus_inputs
+from teenytinyllama.publishing.contents import corpus_inputs
 from teenytinyllama.stage_folder import sha256_file
 
 

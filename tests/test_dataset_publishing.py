@@ -25,8 +25,9 @@ from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.models import load_tokenizer
+from teenytinyllama.publishing.contents import describe_uploads
 from teenytinyllama.publishing.dataset_content import DatasetOptions, is_dataset
-from teenytinyllama.publishing.publish import describe_uploads, write_folder
+from teenytinyllama.publishing.publish import write_folder
 from teenytinyllama.publishing.publish_dataset import (
     dataset_uploads,
     default_staging,

@@ -55,7 +55,8 @@ def test_the_client_does_everything_to_a_repository(server: HubServer, tmp_path:
     assert seen["moved"] == [False, True, "manual"]
     assert seen["lists"] == [["grupo/m"], ["grupo/dados"], []]
     assert (seen["deleted"], seen["who"]) == (False, ["ana", ["grupo"]])
-    assert {*WRITES} - {*server.writes()} == {"lfs_part", "lfs_complete"}
+    others = {"lfs_part", "lfs_complete", "create_bucket", "delete_bucket", "batch"}
+    assert {*WRITES} - {*server.writes()} == others
     assert not [request for request in server.requests if request.status >= 500]
 
 
@@ -161,3 +162,23 @@ def test_datasets_push_and_load(server: HubServer, tmp_path: Path):
     parquet = [name for name in seen["files"] if name.endswith(".parquet")]
     assert [name.split("/")[0] for name in parquet] == ["data", "partes", "partes"]
     assert server.info("ana/textos", "dataset")["private"] is True
+
+
+def test_the_client_does_everything_to_a_bucket(tmp_path: Path) -> None:
+    with HubServer(tmp_path / "hub", tokens=TOKENS, page_size=2, xet=True) as server:
+        seen = run(server, tmp_path / "home", "buckets", str(tmp_path / "back"))
+        assert server.writes() == ["create_bucket", "batch", "delete_bucket"]
+    assert seen["url"] == "ana/b"
+    assert seen["again"][0] == "ana/b"
+    assert seen["again"][1].startswith("HfHubHTTPError 409")
+    assert seen["info"] == [True, 5121, 3]
+    assert seen["top"] == [["file", "vazio.txt"], ["directory", "x"], ["file", "xis.txt"]]
+    assert seen["inside"] == ["x/y/w.bin", "xis.txt"]  # a prefix is no folder
+    assert seen["paths"] == ["x/y/w.bin"]
+    assert seen["same"] == [True, True]
+    assert re.match(r"BucketBatchError 200 .*1 out of 2 operation.* nada: ", seen["in part"])
+    assert re.match(r"BucketBatchError 422 .*1 out of 1 operation", seen["nothing"])
+    assert seen["strangers"].startswith("HfHubHTTPError 403")
+    assert seen["hidden"].startswith("BucketNotFoundError 404")
+    assert seen["reader"].startswith("HfHubHTTPError 403")
+    assert seen["deleted"].startswith("BucketNotFoundError 404")

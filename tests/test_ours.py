@@ -22,8 +22,8 @@ from teenytinyllama.checks import InputError
 from teenytinyllama.data.pack import Journal, packed_folder
 from teenytinyllama.disk import _MARK_NAME, scratch_folder
 from teenytinyllama.publishing.dataset_shards import Staging
-from teenytinyllama.publishing.publish import check_folder, folder_of, write_folder
-from teenytinyllama.publishing.safety import Upload, UploadFile
+from teenytinyllama.publishing.publish import write_folder
+from teenytinyllama.publishing.safety import Upload, UploadFile, check_folder, folder_of
 from teenytinyllama.stage_folder import MARKER_NAME
 from teenytinyllama.training.trials import measure_speed
 

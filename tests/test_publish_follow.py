@@ -43,13 +43,13 @@ def run(tmp_path: Path) -> Path:
 class Followers:
     """Starts `ttl publish --follow` and kills what is left at the end."""
 
-    def __init__(self, server: HubServer, folder: Path) -> None:
-        self.server, self.folder, self.started = server, folder, []
+    def __init__(self, server: HubServer, folder: Path, to: str = TO) -> None:
+        self.server, self.folder, self.to, self.started = server, folder, to, []
 
     def __call__(self, run: Path, *words: str, token: str = TOKEN, **more: str) -> "subprocess.Popen[str]":
         home = self.folder / f"home{len(self.started)}"
         environment = {**self.server.environment(home, token=token, **more), "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "teenytinyllama", "publish", str(run), "--to", TO, "--follow"]
+        command = [sys.executable, "-m", "teenytinyllama", "publish", str(run), "--to", self.to, "--follow"]
         process = subprocess.Popen(
             [*command, "--poll_seconds", "0.2", *words], env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

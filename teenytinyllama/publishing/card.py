@@ -75,6 +75,8 @@ def front_matter(facts: CardFacts) -> str:
 def _more(facts: CardFacts) -> dict[str, Any]:
     """Return the keys that not every card has, and that the Hub's client takes as they are."""
     more: dict[str, Any] = {"language_details": LANGUAGE_DETAILS}
+    if facts.run.get("buckets"):
+        more["buckets"] = facts.run["buckets"]
     if facts.hub_base is not None:
         more["base_model_relation"] = "adapter" if facts.is_adapter else "finetune"
     prompts = [widget_text(prompt) for prompt in facts.prompts]

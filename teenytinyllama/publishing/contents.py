@@ -1,14 +1,21 @@
-"""Contents of a publication: which files of a run go to main and to the branch of a checkpoint, and no others."""
+"""Contents of a publication: which files of a run, of a checkpoint and of a corpus are sent, and no others."""
 
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import InputError, ensure
+from ..checkpointing.checkpoints import Marker, read_marker
+from ..checks import InputError, counted, ensure, hub_license
+from ..data.input_files import list_data_files
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_files
 from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES
+from ..passport.passport import render_markdown
+from ..passport.people import PEOPLES
+from ..passport.provenance import PASSPORT_NAME, describe_corpus, read_passport
 from ..stage_folder import (
     ANSWERS_NAME,
     BASE_RECORD_NAME,
@@ -26,14 +33,15 @@ from ..stage_folder import (
     RESULTS_NAME,
     SAMPLES_NAME,
     SPEED_TEST_NAME,
+    find_manifest,
     sha256_file,
 )
 from ..tokenizer.files import SENTENCEPIECE_NAME
 from .card import render_model_card
-from .facts import card_row, read_run
-from .safety import Upload, UploadFile, check_repository, inside, record_file
+from .facts import card_row, read_metrics, read_run
+from .safety import BUCKET_PREFIX, Upload, UploadFile, check_repository, check_upload, inside, record_file
 from .scores import eval_result_files
-from .wording import record_without_places, without_places
+from .wording import record_without_places, without_place, without_places
 
 WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
@@ -68,6 +76,13 @@ _RECORDS = (
 )
 # Of them, those that hold commands and folders as they were typed.
 _NAMING_PLACES = {CONFIG_NAME, MANIFEST_NAME, ENVIRONMENT_NAME, SPEED_TEST_NAME, RESULTS_NAME, ENERGY_JSON_NAME}
+
+# What resuming needs: large, and partly pickles, so only on request. `latest` and `global_step…` are DeepSpeed's.
+_OPTIMIZER = re.compile(
+    r"(optimizer|scheduler|scaler)\.pt|optimizer/(\d+\.safetensors|state\.json)|rng_state(_\d+)?\.pth|trainer_state\.json"
+    r"|latest|global_step\d+/[\w.-]+\.pt"
+)
+_MOST_REASONS = 3  # of a source's drops that its line in the card names
 
 
 def run_identity(run: Path) -> dict[str, Any]:
@@ -226,3 +241,205 @@ def _with_base(file: UploadFile, folder: Path, base_model: str) -> UploadFile:
     there = {"base_is_local": False} if "base_is_local" in content else {}
     text = json.dumps({**content, key: base_model, **there}, ensure_ascii=False, indent=2)
     return UploadFile(file.path, (text + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is to be published.
+
+    Attributes:
+        folder: it lies in.
+        upload: its branch.
+        entry: what `checkpoints.json` says of it.
+    """
+
+    folder: Path
+    upload: Upload
+    entry: dict[str, Any]
+
+
+def read_checkpoint(
+    run: Path, folder: Path, repository: str, base_model: str = "", with_optimizer: bool = False
+) -> Checkpoint:
+    """Return the upload of a complete checkpoint of a run to its branch, and its entry in the list of checkpoints.
+
+    Raises:
+        InputError: see `main_upload`.
+    """
+    marker = read_marker(folder)
+    step = marker.step
+    files = model_files(run, folder, base_model)
+    weights = {file.path: file.sha256() for file in files if WEIGHTS.fullmatch(file.path)}
+    lines = read_metrics(run / METRICS_NAME, step)
+    figures = _figures(marker, lines)
+    revision = f"step{step}"
+    entry = {"step": step, "branch": revision, **figures, "sha256": weights}
+    consumed = {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}
+    files += [
+        UploadFile(ENERGY_JSON_NAME, (json.dumps(consumed, indent=1) + "\n").encode()),
+        UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
+        *present_files(run, (CONFIG_NAME, ENVIRONMENT_NAME)),
+    ]
+    state = _optimizer_files(run, folder) if with_optimizer else []
+    upload = Upload(
+        repository,
+        "model",
+        revision,
+        (*files, *state),
+        f"checkpoint of step {step}",
+        fixed=tuple(weights),
+        pickles=tuple(file.path for file in state),
+    )
+    return Checkpoint(folder, upload, entry)
+
+
+def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a checkpoint says of the training so far; markers of earlier versions leave it to metrics.jsonl."""
+    newest: dict[str, Any] = {}
+    for record in records:
+        newest |= record
+    scored = [
+        record["bits_per_byte"] for record in records if record["step"] == marker.step and "bits_per_byte" in record
+    ]
+    found = {
+        "tokens": marker.tokens,
+        "loss": None,
+        "bits_per_byte": marker.bits_per_byte or (scored[-1] if scored else None),
+        "kwh": marker.kwh,
+        "kg_co2e": marker.kg_co2e,
+    }
+    return {key: newest.get(key) if value is None and key != "bits_per_byte" else value for key, value in found.items()}
+
+
+def _optimizer_files(run: Path, folder: Path) -> list[UploadFile]:
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return [UploadFile(name, inside(run, folder / name)) for name in names if _OPTIMIZER.fullmatch(name)]
+
+
+def check_distinct(entries: list[dict[str, Any]]) -> None:
+    """Refuse checkpoints of different steps with the same weights: one of them is not what its name says.
+
+    Two branches of Pythia served the same weights for a long time (EleutherAI/pythia, issue 205).
+
+    Raises:
+        InputError: there are such; the message names both and the hash.
+    """
+    seen: dict[str, int] = {}
+    for entry in entries:
+        hashes = json.dumps(entry["sha256"], sort_keys=True)
+        if hashes in seen:
+            name, digest = next(iter(entry["sha256"].items()))
+            raise InputError(
+                f"checkpoints: steps {seen[hashes]} and {entry['step']} have the same weights ({name}, sha256 "
+                f"{digest}), so one of the branches would not hold what its name says. Delete the wrong one."
+            )
+        seen[hashes] = entry["step"]
+
+
+def merge_entries(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of several lists by step; a later list wins."""
+    by_step = {entry["step"]: entry for entries in lists for entry in entries}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def describe_uploads(uploads: Iterable[Upload]) -> str:
+    """Return every file of the uploads with its size and its target, and the whole card, as text.
+
+    Raises:
+        InputError: an upload is refused (see `check_upload`).
+    """
+    parts = []
+    for upload in uploads:
+        check_upload(upload)
+        total = sum(file.size_bytes for file in upload.files)
+        place = f"{upload.repository} ({upload.repo_type} repository)" if upload.repository else "folder"
+        place = f"{BUCKET_PREFIX}{upload.repository}" if upload.repo_type == "bucket" else place
+        head = f"{place}, {upload.revision}: {counted(len(upload.files), 'file')}, {total:,} bytes, {upload.message!r}"
+        width = max(len(file.path) for file in upload.files)
+        lines = [f"  {file.path:{width}}  {file.size_bytes:>15,} bytes" for file in upload.files]
+        parts.append("\n".join([head, *lines]))
+        for file in upload.files:
+            if Path(file.path).name == "README.md" and isinstance(file.source, bytes):
+                parts.append(f"{file.path} of {upload.revision}:\n\n{file.source.decode()}")
+    return "\n\n".join(parts)
+
+
+def corpus_inputs(folder: Path) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """Return the inputs of a folder of `ttl corpus`, the settings to read them with, and facts for the card.
+
+    Raises:
+        InputError: a file is a link to elsewhere, or not the one that the passport describes.
+    """
+    passport = read_passport(folder)
+    ensure(passport is not None, f"source={folder}: has no {PASSPORT_NAME}. Run the same `ttl corpus` again first.")
+    assert passport is not None
+    splits = {split: folder / split for split in ("train", "validation") if (folder / split).is_dir()}
+    files = [path for place in splits.values() for path in list_data_files(place, (".parquet",))]
+    found = {str(path.relative_to(folder)): sha256_file(inside(folder, path)) for path in files}
+    ensure(
+        found == passport["files"],
+        f"source={folder}: its parquet files are not those that {PASSPORT_NAME} describes. Run `ttl corpus` again, or "
+        "publish the files themselves.",
+    )
+    settings: dict[str, Any] = {"validation_fraction": 0.0}
+    if "validation" in splits:
+        settings["validation_inputs"] = [str(splits["validation"])]
+    facts = {"passport": passport_facts(folder, passport), "built": find_manifest(folder)}
+    return [str(splits["train"])], settings, facts
+
+
+def passport_facts(folder: Path, passport: dict[str, Any]) -> dict[str, Any]:
+    """Return what a card tells of a passport.
+
+    Returns:
+        `describe_corpus`, with `read`, `kept`, `megabytes_read` and most frequent `reasons` of each source; the shares
+        of registers and topics in the tokens; professions and groups by number of mentions; steps that were left out;
+        `public`, the passport without places of the machine that made it.
+    """
+    facts, whole = describe_corpus(folder, passport), passport["whole"]
+    for name, source in passport["sources"].items():
+        read = source["steps"].get("read", {"documents_in": 0, "bytes_in": 0})
+        drops = [(number, step, reason) for step, count in source["steps"].items()
+                 for reason, number in count["reasons"].items()]  # fmt: skip
+        facts["sources"].setdefault(name, {key: source[key] for key in ("license", "url", "revision", "register")})
+        facts["sources"][name] |= {
+            "read": read["documents_in"], "megabytes_read": read["bytes_in"] / 1e6,
+            "kept": source["statistics"]["documents"], "megabytes": source["statistics"]["bytes"] / 1e6,
+            "reasons": sorted(drops, reverse=True)[:_MOST_REASONS],
+        }  # fmt: skip
+    total = max(1, whole["tokens"])
+    balance = {kind: sorted(((100 * tokens / total, name) for name, tokens in counts.items()), reverse=True)
+               for kind, counts in (("registers", passport["registers"]), ("topics", whole["topics"]))}  # fmt: skip
+    professions = sorted(whole["professions"].items(), key=lambda item: -sum(item[1].values()))
+    groups = sorted(whole["groups"].items(), key=lambda item: -item[1])
+    public = {**passport, "sources": {
+        name: {**source, "inputs": list(map(without_place, source["inputs"]))} for name, source in
+        passport["sources"].items()
+    }}  # fmt: skip
+    return {
+        **facts, **balance, "terms": passport["licence"]["terms"], "left_out": passport["left_out"],
+        "professions": [(name, *(counts.get(who, 0) for who in ("women", "men", "not said")))
+                        for name, counts in professions],
+        "groups": [(name, name in PEOPLES, number, whole["group_documents"].get(name, 0),
+                    whole["group_toxic"].get(name, 0)) for name, number in groups],
+        "public": public,
+    }  # fmt: skip
+
+
+def license_of_whole(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the key of a card's metadata for a corpus that can be given under one of the Hub's licences, else none."""
+    passport = facts.get("passport")
+    name = hub_license(passport["licence"]) if passport else None
+    return {"license": name} if name not in (None, "other", "unknown") else {}
+
+
+def passport_files(facts: dict[str, Any]) -> list[UploadFile]:
+    """Return the passport as it is published: numbers and tables.
+
+    The page stays at home: it shows documents that were dropped, as toxic or before personal data was masked.
+    """
+    if "passport" not in facts:
+        return []
+    public = facts["passport"]["public"]
+    return [UploadFile(PASSPORT_NAME, json.dumps(public, ensure_ascii=False, indent=2).encode()),
+            UploadFile("passport.md", render_markdown(public).encode())]  # fmt: skip

@@ -37,7 +37,7 @@ from ..data.sources import Corpus, CorpusConfig, Split, sample_hash
 from ..data.turns import ANSWER_KEYS, QUESTION_KEYS, TURN_KEYS, Message
 from ..people.study import STUDY_NAME
 from ..stage_folder import CONFIG_NAME, MANIFEST_NAME, METRICS_NAME, find_manifest, sha256_file
-from .corpus_content import corpus_inputs
+from .contents import corpus_inputs
 from .dataset_shards import DatasetContent, DatasetRow
 from .safety import inside
 

@@ -32,13 +32,12 @@ from ..stage_folder import (
     numbered_jsonl_records,
     sha256_json,
 )
-from .wording import command_without_places, one_line
+from .wording import command_without_places, is_hub_id, one_line, public_buckets
 
 STAGES = ("pretrain", "sft", "dpo")
 MAX_EVALUATIONS = 12  # rows of the table of evaluations; a run may make hundreds
 _LINKED = (CONFIG_NAME, METRICS_NAME, SAMPLES_NAME, RESULTS_NAME, PEOPLE_NAME, EMISSIONS_NAME, ENERGY_JSON_NAME,
            ENVIRONMENT_NAME, CHECKPOINTS_NAME)  # fmt: skip
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # Licence names with conditions on commercial use, on derived works or on how they are shared.
 _RESTRICTED = re.compile(r"\b(nc|nd|sa|gpl|agpl|lgpl|non-?commercial)\b", re.IGNORECASE)
 
@@ -134,11 +133,6 @@ def _with_mean_speed(training: dict[str, Any]) -> dict[str, Any]:
     return {**training, "tokens_per_second": mean, "median_tokens_per_second": training["tokens_per_second"]}
 
 
-def is_hub_id(name: str) -> bool:
-    """Return whether a name has the form of a repository on the Hub."""
-    return bool(_HUB_ID.fullmatch(name))
-
-
 def safe_name(name: str) -> str:
     """Return a name of only letters that mean nothing in Markdown, HTML, Python strings and YAML."""
     return re.sub(r"[^\w./-]+", "-", one_line(name).strip())
@@ -149,7 +143,8 @@ def facts_of_run(
 ) -> CardFacts:
     """Return the facts of a finished run; see `cards.render_model_card`."""
     run = read_run(folder)
-    run = {**run, "command": command_without_places(run["command"]), "training": _with_mean_speed(run["training"])}
+    more = {"command": command_without_places(run["command"]), "buckets": public_buckets(folder)}
+    run = {**run, **more, "training": _with_mean_speed(run["training"])}
     results = read_results(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else None
     evaluations = read_evaluations(folder / METRICS_NAME)
     samples = read_samples(folder / SAMPLES_NAME)

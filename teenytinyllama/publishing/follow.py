@@ -31,19 +31,19 @@ from ..stage_folder import (
     take_lock,
     write_json,
 )
-from .contents import index_upload, run_identity
-from .hub import Hub, RepositoryState, open_hub, prepare
+from .connection import Hub, open_hub
+from .contents import check_distinct, index_upload, merge_entries, read_checkpoint, run_identity
+from .hub import RepositoryState, prepare
 from .publish import (
     PublishConfig,
-    check_distinct,
+    RunBucket,
     command_for,
     finishing_command,
+    kept_entries,
     main_with_config,
-    merge_entries,
+    open_bucket,
     publish,
-    published_entries,
     push_and_say,
-    read_checkpoint,
 )
 from .safety import check_repository, check_token
 
@@ -138,7 +138,7 @@ class Progress:
         repository: where to.
         identity: of the run.
         entries: of the checkpoints that are on the Hub.
-        main: whether the finished run is on main.
+        main: whether the finished run is on main, or in the bucket.
     """
 
     path: Path
@@ -259,7 +259,11 @@ def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, lef
     progress = read_progress(run, config.to)
     known = {entry["step"] for entry in progress.entries} | left_out
     new = [(step, folder) for step, folder in complete_checkpoints(run) if step not in known]
-    if not new and not complete:
+    is_tidy = not config.is_bucket or kept_entries(run, progress.entries) == progress.entries
+    if not new and not complete and is_tidy:
+        return
+    if config.is_bucket:
+        _mirror(open_bucket(hub, run, config), progress, complete, left_out)
         return
     # The repository is made, and is this run's, before anything is sent.
     claim = index_upload(run, config.to, progress.entries, [])
@@ -269,10 +273,49 @@ def _publish_new(hub: Hub, run: Path, config: PublishConfig, complete: bool, lef
             left_out.add(step)
     if not complete:
         return
-    entries = merge_entries(published_entries(state), progress.entries)
+    entries = merge_entries(state.entries(), progress.entries)
     push_and_say(hub, main_with_config(run, entries, config), config)
     progress.main = True
     progress.save()
+
+
+def _mirror(bucket: RunBucket, progress: Progress, complete: bool, left_out: set[int]) -> None:
+    """Make a bucket hold what the run keeps; the progress is kept after each checkpoint. See `_publish_new`."""
+    run, config = bucket.run, bucket.config
+    progress.entries = bucket.entries
+    known = {entry["step"] for entry in bucket.entries} | left_out
+    for step, folder in [found for found in complete_checkpoints(run) if found[0] not in known]:
+        with _hold_sound(folder) as is_sound:
+            if is_sound:
+                bucket.send_checkpoint(
+                    read_checkpoint(run, folder, config.repository, config.base_model, config.optimizer_state)
+                )
+            elif is_sound is False:
+                left_out.add(step)
+        progress.entries = bucket.entries
+        progress.save()
+    if complete:
+        bucket.send_model()
+        progress.main = True
+    elif kept_entries(run, bucket.entries) != bucket.entries:
+        bucket.tidy()
+    progress.entries = bucket.entries
+    progress.save()
+
+
+@contextlib.contextmanager
+def _hold_sound(folder: Path) -> Iterator[bool | None]:
+    """Hold a checkpoint against deletion; yield whether it is sound, or None if it is deleted or being deleted."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lease(folder))
+        except InputError:
+            yield None
+            return
+        faults = checkpoint_faults(folder)
+        if faults:
+            _say(f"{folder.name} is damaged and left out: {faults[0]}")
+        yield not faults
 
 
 def _publish_checkpoint(
@@ -283,17 +326,11 @@ def _publish_checkpoint(
     Returns:
         False for a damaged one.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(lease(folder))
-        except InputError:  # deleted before we came to it, or being deleted
-            return True
-        faults = checkpoint_faults(folder)
-        if faults:
-            _say(f"{folder.name} is damaged and left out: {faults[0]}")
-            return False
-        checkpoint = read_checkpoint(run, folder, config)
-        entries = merge_entries(published_entries(state), progress.entries, [checkpoint.entry])
+    with _hold_sound(folder) as is_sound:
+        if not is_sound:
+            return is_sound is None
+        checkpoint = read_checkpoint(run, folder, config.repository, config.base_model, config.optimizer_state)
+        entries = merge_entries(state.entries(), progress.entries, [checkpoint.entry])
         check_distinct(entries)
         push_and_say(hub, checkpoint.upload, config)
     kept = (state.record or {}).get("files", [])

@@ -5,81 +5,33 @@ it already. What the Hub holds is read before each try, so every step may be rep
 is found and not made twice, and a second writer cannot come in between. Failures that may pass are retried in one
 place, `_call`. Large files go through Xet, or through Git LFS with HF_HUB_DISABLE_XET=1; always by
 `create_commit`, since `upload_folder` makes several commits under Xet.
+
+A bucket has no commits: its files come and go one by one. So the record that says what is whole is sent first and last.
 """
 
 import json
-import logging
-import os
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from ..checks import InputError, RunFailedError, ensure, transport_module
+from ..checks import InputError, RunFailedError, ensure
+from .connection import Hub, UnansweredError, call_hub, run_in_thread
 from .safety import (
-    UnansweredError,
+    BUCKET_PREFIX,
     Upload,
     UploadFile,
     check_replacement,
-    check_token,
     check_upload,
-    explain,
-    one_clean_line,
-    passing_failure,
+    claim_file,
     repository_page,
     same_identity,
     stale_paths,
 )
 
-logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
-
-# Statuses that may pass, as the Hub client has them (huggingface_hub/utils/_http.py).
-_PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 # Precondition failed, and the Hub's other word for a head that has moved.
 _OVERTAKEN_STATUSES = (409, 412)
-_CONNECT_SECONDS = 15.0
-_LONGEST_WAIT_SECONDS = 60.0
 _UPLOAD_THREADS = 2  # a training may share the line and the processor
 _MOST_RECORD_BYTES = 20_000_000
-
-
-@dataclass(frozen=True)
-class HubLimits:
-    """How long the Hub is waited for, and how often a step is tried again.
-
-    Attributes:
-        answer_seconds: for one answer; for an upload, until the next piece of it is taken.
-        give_up_seconds: spent on waiting for answers and between tries, until a step is given up.
-        tries: of one step.
-        first_wait_seconds: before the second try; doubled for each further one, up to a minute.
-    """
-
-    answer_seconds: float = 120.0
-    give_up_seconds: float = 600.0
-    tries: int = 8
-    first_wait_seconds: float = 1.0
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A Hub that accepts this machine's token.
-
-    Attributes:
-        api: the client; it finds the token by itself.
-        user: who the token belongs to.
-        organisations: whose member the user is.
-        limits: of waiting.
-    """
-
-    api: Any
-    user: str
-    organisations: frozenset[str]
-    limits: HubLimits
 
 
 @dataclass(frozen=True)
@@ -97,17 +49,30 @@ class Head:
 
 @dataclass(frozen=True)
 class RepositoryState:
-    """What main held before an upload.
+    """What main, or a bucket, held before an upload.
 
     Attributes:
         record: of an earlier upload of the same run, or None.
-        branches: names of all branches.
+        branches: names of all branches; of a bucket, of its folders.
         private: whether only its owners see the repository.
     """
 
     record: dict[str, Any] | None
     branches: frozenset[str]
     private: bool
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return what the list of checkpoints says of those whose branches, or folders, are there."""
+        found = (self.record or {}).get("checkpoints")
+        entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+        return [
+            entry
+            for entry in entries
+            if isinstance(entry.get("step"), int)
+            and isinstance(entry.get("sha256"), dict)
+            and isinstance(place := entry.get("branch", entry.get("folder")), str)
+            and place in self.branches
+        ]
 
 
 @dataclass(frozen=True)
@@ -116,24 +81,6 @@ class Pushed:
 
     url: str
     changed: bool
-
-
-def open_hub(limits: HubLimits | None = None) -> Hub:
-    """Return a Hub that accepts this machine's token.
-
-    Raises:
-        InputError: offline, no token, or one that is not accepted.
-        RunFailedError: no answer.
-    """
-    from huggingface_hub import HfApi
-
-    check_token()
-    limits = limits or HubLimits()
-    _bound_client(limits)
-    api: Any = HfApi()
-    known = _call("the token", api.whoami, "", Hub(api, "", frozenset(), limits))
-    organisations = frozenset(str(part.get("name")) for part in known.get("orgs") or [])
-    return Hub(api, str(known["name"]), organisations, limits)
 
 
 def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = False) -> RepositoryState:
@@ -146,7 +93,7 @@ def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = F
     check_upload(upload)
     is_private = _ensure_repository(hub, upload.repository, upload.repo_type, private)
 
-    def look() -> RepositoryState:
+    def look_at_main() -> RepositoryState:
         refs = hub.api.list_repo_refs(upload.repository, repo_type=upload.repo_type)
         head = _read_head(hub, upload, refs)
         record = _read_record(upload, head)
@@ -154,7 +101,14 @@ def prepare(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = F
         branches = frozenset(branch.name for branch in refs.branches)
         return RepositoryState(record if record and same_identity(upload, record) else None, branches, is_private)
 
-    return _call(f"{upload.repository}: reading it", look, upload.repository, hub)
+    def look_at_bucket() -> RepositoryState:
+        head = _read_bucket(hub, upload.repository)
+        record = _read_record(upload, head)
+        check_replacement(upload, head.files, record, replace)
+        return RepositoryState(record, frozenset(path.split("/")[0] for path in head.files), is_private)
+
+    look = look_at_bucket if upload.repo_type == "bucket" else look_at_main
+    return call_hub(f"{upload.repository}: reading it", look, upload.repository, hub)
 
 
 def push(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = False) -> Pushed:
@@ -173,14 +127,16 @@ def push(hub: Hub, upload: Upload, *, private: bool = True, replace: bool = Fals
             other content that may not be replaced.
         RunFailedError: no good answer in time, or the Hub holds other bytes than were sent.
     """
+    if upload.repo_type == "bucket":
+        return _push_to_bucket(hub, upload, private)
     check_upload(upload)
     _ensure_repository(hub, upload.repository, upload.repo_type, private)
     where = f"{upload.repository}: {upload.revision}"
     if upload.revision != "main":
-        _call(f"{where}: making the branch", lambda: _ensure_branch(hub, upload), upload.repository, hub)
+        call_hub(f"{where}: making the branch", lambda: _ensure_branch(hub, upload), upload.repository, hub)
     hashes: dict[str, str] = {}
     seen: list[str] = []
-    head = _call(f"{where}: the commit", lambda: _commit(hub, upload, replace, hashes, seen), upload.repository, hub)
+    head = call_hub(f"{where}: the commit", lambda: _commit(hub, upload, replace, hashes, seen), upload.repository, hub)
     wrong = [file for file in upload.files if not _is_there(file, head.files.get(file.path), hashes)]
     url = f"{repository_page(upload.repository, upload.repo_type)}/tree/{upload.revision}"
     if wrong:
@@ -228,7 +184,7 @@ def _commit(hub: Hub, upload: Upload, replace: bool, hashes: dict[str, str], see
         num_threads=_UPLOAD_THREADS,
     )
     try:
-        _in_thread(send)
+        run_in_thread(send)
     except OSError as error:
         answer = getattr(error, "response", None)
         if answer is not None and answer.status_code in _OVERTAKEN_STATUSES:
@@ -237,18 +193,73 @@ def _commit(hub: Hub, upload: Upload, replace: bool, hashes: dict[str, str], see
     return _read_head(hub, upload)
 
 
-def _in_thread(call: Callable[[], Result]) -> Result:
-    """Return what `call` returns, run in a thread: Xet lets no signal through while it uploads, waiting here does."""
-    done: Future[Result] = Future()
+def _push_to_bucket(hub: Hub, upload: Upload, private: bool) -> Pushed:
+    """Make a bucket hold an upload, and compare the hashes afterwards; see `push`.
 
-    def work() -> None:
-        try:
-            done.set_result(call())
-        except BaseException as error:  # raised again by `result`
-            done.set_exception(error)
+    Raises:
+        InputError: see `push`; nothing of another run is ever replaced.
+        RunFailedError: see `push`.
+    """
+    check_upload(upload)
+    _ensure_repository(hub, upload.repository, "bucket", private)
+    where = f"{upload.repository}: {upload.revision}"
+    hashes: dict[str, str] = {}
+    sent: list[str] = []
+    work = partial(_fill_bucket, hub, upload, hashes, sent)
+    head = call_hub(f"{where}: sending it", work, upload.repository, hub)
+    wrong = [file.path for file in upload.files if not _is_in_bucket(file, head.files.get(file.path), hashes)]
+    url = repository_page(upload.repository, "bucket")
+    if wrong:
+        raise RunFailedError(
+            f"{where}: the bucket does not hold what was sent: {wrong[0]} has another hash there. Does somebody else "
+            f"write to it? Run the same command again; if it stays so, look at {url}"
+        )
+    return Pushed(url, changed=bool(sent))
 
-    threading.Thread(target=work, daemon=True).start()
-    return done.result()
+
+def _fill_bucket(hub: Hub, upload: Upload, hashes: dict[str, str], sent: list[str]) -> Head:
+    """Send what a bucket does not hold yet, delete what it is to hold no longer, and return what it holds then.
+
+    Args:
+        hub: see `open_hub`.
+        upload: see `push`.
+        hashes: Xet hash by path of what was hashed before; added to, so that large files are read once.
+        sent: paths that were sent or deleted, in any try; added to.
+    """
+    head = _read_bucket(hub, upload.repository)
+    record = _read_record(upload, head)
+    check_replacement(upload, head.files, record, replace=False)
+    missing = [file for file in upload.files if not _is_in_bucket(file, head.files.get(file.path), hashes)]
+    content = [file for file in missing if file.path != upload.record]
+    stale = stale_paths(upload, head.files, record)
+    if not missing and not stale:
+        return head
+    claim = [claim_file(upload, record)] if content or stale else []
+    last = [file for file in upload.files if file.path == upload.record]
+    for part in (claim, content, stale, last):
+        if part == claim and claim and _is_in_bucket(claim[0], head.files.get(claim[0].path), {}):
+            continue  # of a try that was broken off
+        added = [(file.source, file.path) for file in part if isinstance(file, UploadFile)]
+        deleted = [path for path in part if isinstance(path, str)]
+        if part:
+            sent += [*(path for _, path in added), *deleted]
+            run_in_thread(partial(hub.api.batch_bucket_files, upload.repository, add=added, delete=deleted))
+    return _read_bucket(hub, upload.repository)
+
+
+def _read_bucket(hub: Hub, repository: str) -> Head:
+    """Return what a bucket holds now: its files (`huggingface_hub.BucketFile`) by path; it has no commits."""
+    entries = hub.api.list_bucket_tree(repository, recursive=True)
+    return Head("", {entry.path: entry for entry in entries if entry.type == "file"})
+
+
+def _is_in_bucket(file: UploadFile, remote: Any, hashes: dict[str, str]) -> bool:
+    """Return whether a bucket holds this file as it is here; see `_fill_bucket` for `hashes`."""
+    if remote is None or remote.size != file.size_bytes:
+        return False
+    if file.path not in hashes:
+        hashes[file.path] = file.xet_hash()
+    return bool(remote.xet_hash == hashes[file.path])
 
 
 def _ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool) -> bool:
@@ -258,33 +269,40 @@ def _ensure_repository(hub: Hub, repository: str, repo_type: str, private: bool)
         InputError: it is somebody else's, or public although private is wanted, or cannot be made.
         RunFailedError: no good answer in time.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    is_bucket = repo_type == "bucket"
+    where = f"to={BUCKET_PREFIX if is_bucket else ''}{repository}"
     owners = {hub.user, *hub.organisations}
     owner = repository.split("/")[0]
     ensure(
         owner in owners,
-        f"to={repository}: {owner} is somebody else. This token is of {hub.user} and may write for: "
+        f"{where}: {owner} is somebody else. This token is of {hub.user} and may write for: "
         f"{', '.join(sorted(owners))}.",
     )
 
     def find() -> Any | None:
         try:
-            return hub.api.repo_info(repository, repo_type=repo_type)
+            return hub.api.bucket_info(repository) if is_bucket else hub.api.repo_info(repository, repo_type=repo_type)
         except GatedRepoError:  # a RepositoryNotFoundError as well
             raise
         except RepositoryNotFoundError:
             return None
+        except HfHubHTTPError as error:  # BucketNotFoundError, which an old client has not
+            if is_bucket and error.response.status_code == 404:
+                return None
+            raise
 
-    info = _call(f"{repository}: looking for it", find, repository, hub)
+    info = call_hub(f"{repository}: looking for it", find, repository, hub)
     if info is None:
-        make = partial(hub.api.create_repo, repository, repo_type=repo_type, private=private, exist_ok=True)
-        _call(f"{repository}: making it", make, repository, hub)
+        create = hub.api.create_bucket if is_bucket else partial(hub.api.create_repo, repo_type=repo_type)
+        make = partial(create, repository, private=private, exist_ok=True)
+        call_hub(f"{repository}: making it", make, repository, hub)
         return private
     ensure(
         info.private or not private,
-        f"to={repository}: is public, so everybody would see this at once. Say so with --public, or make it private "
-        f"first: {repository_page(repository, repo_type)}/settings",
+        f"{where}: is public, so everybody would see this at once. Say so with --public, or make it private first: "
+        f"{repository_page(repository, repo_type)}/settings",
     )
     return bool(info.private)
 
@@ -319,19 +337,24 @@ def _read_record(upload: Upload, head: Head) -> dict[str, Any] | None:
 
     if upload.record is None or upload.record not in head.files:
         return None
-    url = hf_hub_url(upload.repository, upload.record, repo_type=upload.repo_type, revision=head.commit)
+    name = f"{upload.repository}: {upload.record}"
+    if upload.repo_type == "bucket":
+        url = f"{repository_page(upload.repository, 'bucket')}/resolve/{upload.record}"
+        where = place = f"{name} of the bucket"
+        fix = "Use another bucket."
+    else:
+        url = hf_hub_url(upload.repository, upload.record, repo_type=upload.repo_type, revision=head.commit)
+        where, place = f"{name} of commit {head.commit[:8]}", f"{name} on {upload.revision}"
+        fix = "Use another repository."
     response = get_session().get(url, headers=build_hf_headers())
     hf_raise_for_status(response)
-    where = f"{upload.repository}: {upload.record} of commit {head.commit[:8]}"
-    ensure(len(response.content) <= _MOST_RECORD_BYTES, f"{where} is too long to be ours. Use another repository.")
+    ensure(len(response.content) <= _MOST_RECORD_BYTES, f"{where} is too long to be ours. {fix}")
     try:
         record = json.loads(response.content)
     except ValueError as error:
-        raise InputError(f"{where} is no JSON, so it is not ours. Use another repository.") from error
-    ensure(
-        isinstance(record, dict) and "identity" in record and isinstance(record.get("files"), list),
-        f"{upload.repository}: {upload.record} on {upload.revision} is not one that we wrote. Use another repository.",
-    )
+        raise InputError(f"{where} is no JSON, so it is not ours. {fix}") from error
+    is_record = isinstance(record, dict) and "identity" in record and isinstance(record.get("files"), list)
+    ensure(is_record, f"{place} is not one that we wrote. {fix}")
     return dict(record)
 
 
@@ -365,80 +388,3 @@ def _check_fixed(upload: Upload, head: Head, hashes: dict[str, str]) -> None:
     if upload.fixed:
         strangers = [path for path in head.files if path.endswith(".safetensors") and path not in upload.fixed]
         ensure(not strangers, f"{where} weights that are not of this checkpoint ({', '.join(strangers[:3])}). {fix}")
-
-
-def _bound_client(limits: HubLimits) -> None:
-    """Make all calls of the Hub client in this process wait a bounded time and raise `UnansweredError`.
-
-    By itself the client waits for ever. It retries some calls, sleeping as long as the Hub asks, and others, among them
-    the commit, never; and its warnings print the signed addresses of storage. It knows nothing of `UnansweredError`, so
-    it retries none. Xet has limits of its own, by its variables; what the user has set of them stays.
-    """
-    from huggingface_hub import set_client_factory
-
-    http: Any = transport_module()
-
-    class BoundedClient(http.Client):  # type: ignore[misc, name-defined]
-        def send(self, request: Any, **options: Any) -> Any:
-            try:
-                response = super().send(request, **options)
-            except http.TransportError as error:
-                reason = str(error) or "no answer"
-                raise UnansweredError(one_clean_line(f"{type(error).__name__}: {reason}")) from error
-            if response.status_code in _PASSING_STATUSES:
-                raise UnansweredError(f"HTTP {response.status_code}", _retry_after(response.headers))
-            return response
-
-    timeout = http.Timeout(limits.answer_seconds, connect=min(_CONNECT_SECONDS, limits.answer_seconds))
-    set_client_factory(lambda: BoundedClient(follow_redirects=True, timeout=timeout))
-    os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{limits.answer_seconds * 1000:.0f}ms")
-    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{limits.give_up_seconds * 1000:.0f}ms")
-
-
-def _retry_after(headers: Any) -> float:
-    """Return the seconds that the Hub asks to wait: Retry-After, or the reset of an exhausted rate limit."""
-    from huggingface_hub.utils import parse_ratelimit_headers
-
-    if (text := str(headers.get("retry-after", "")).strip()).isdigit():
-        return float(text)
-    limit = parse_ratelimit_headers(headers)
-    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else 0.0
-
-
-def _call(what: str, call: Callable[[], Result], repository: str, hub: Hub) -> Result:
-    """Return what a call to the Hub returns, tried again while its failures may pass; it must be safe to repeat.
-
-    Raises:
-        InputError: the Hub refuses it for good.
-        RunFailedError: too many tries, or too long a wait.
-    """
-    from huggingface_hub import constants
-
-    limits = hub.limits
-    number, waited, wait_seconds = 0, 0.0, limits.first_wait_seconds
-    while True:
-        number, begin = number + 1, time.monotonic()
-        try:
-            return call()
-        except InputError:  # our own refusal of what was read
-            raise
-        # RuntimeError: from the client's threads. OSError: the client's own, and Xet's ConnectionError.
-        except (UnansweredError, OSError, RuntimeError, ValueError) as error:
-            failure = passing_failure(error)
-            if failure is None:
-                if (refusal := explain(error, what, repository, hub.user)) is None:
-                    raise
-                raise refusal from error
-            # Of a long upload, only the last answer was waited for in vain.
-            waited += min(time.monotonic() - begin, limits.answer_seconds)
-            pause = max(wait_seconds, failure.wait_seconds)
-            if number == limits.tries or waited + pause > limits.give_up_seconds:
-                asked = f", and asks to wait {failure.wait_seconds:.0f} s" if failure.wait_seconds else ""
-                raise RunFailedError(
-                    f"{what}: {constants.ENDPOINT} gives no good answer ({failure}{asked}). Tried {number} times, "
-                    f"{waited:.0f} s without progress."
-                ) from error
-            logger.warning("%s: %s; trying again in %.0f s", what, failure, pause)
-            time.sleep(pause)
-            waited += pause
-            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)

@@ -1,42 +1,57 @@
 """Publishing a finished run: `ttl publish RUN --to owner/name` sends it and its checkpoints, or writes or lists them.
 
 Each complete checkpoint becomes a branch `stepN` of its own and a line of the list of checkpoints on main. With
-`--to folder:PATH` the same files are written into a folder, and with `--dry_run` they are only listed.
+`--to folder:PATH` the same files are written into a folder, and with `--dry_run` they are only listed. With
+`--to bucket:owner/name` they go to a bucket, the Hub's storage without history, which mirrors what the run keeps.
 """
 
-import json
 import logging
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..checkpointing.checkpoints import Marker, checkpoint_faults, complete_checkpoints, lease, read_marker
-from ..checks import InputError, RunFailedError, counted, ensure, ensure_disk_space, ensure_folder
+from ..checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, lease
+from ..checks import InputError, RunFailedError, ensure, ensure_disk_space
 from ..disk import scratch_folder
 from ..export.export_card import export_upload
-from ..stage_folder import CONFIG_NAME, ENERGY_JSON_NAME, ENVIRONMENT_NAME, METRICS_NAME
-from .contents import WEIGHTS, main_upload, model_files, present_files, run_identity
-from .facts import read_metrics
-from .hub import Hub, HubLimits, RepositoryState, open_hub, prepare, push
-from .safety import Upload, UploadFile, check_repository, check_revision, check_token, check_upload, inside
+from ..stage_folder import BUCKET_NAME, CHECKPOINTS_NAME, PROGRESS_FOLDER, write_json
+from .connection import Hub, HubLimits, open_hub
+from .contents import (
+    Checkpoint,
+    check_distinct,
+    describe_uploads,
+    index_upload,
+    main_upload,
+    merge_entries,
+    read_checkpoint,
+    run_identity,
+)
+from .hub import prepare, push
+from .safety import (
+    BUCKET_PREFIX,
+    FOLDER_PREFIX,
+    Upload,
+    check_bucket_client,
+    check_folder,
+    check_repository,
+    check_revision,
+    check_token,
+    check_upload,
+    folder_of,
+)
 from .wording import card_languages
 
 logger = logging.getLogger(__name__)
 
-# Of `--to`: what follows is a folder of this machine.
-FOLDER_PREFIX = "folder:"
 REVISIONS_FOLDER = "revisions"
-# What resuming needs: large, and partly pickles, so only on request. `latest` and `global_step…` are DeepSpeed's.
-_OPTIMIZER = re.compile(
-    r"(optimizer|scheduler|scaler)\.pt|optimizer/(\d+\.safetensors|state\.json)|rng_state(_\d+)?\.pth|trainer_state\.json"
-    r"|latest|global_step\d+/[\w.-]+\.pt"
-)
+# In a bucket: the finished run's folder. A checkpoint has the name that it has in the run's folder.
+_MODEL_FOLDER = "model"
+_NO_REPLACING = "a bucket keeps no old files, so no other run's are ever replaced there. Leave it out."
 _NO_TOKEN = (
     "tokens are never given on the command line or in a file, where others can read them. Use `hf auth login` or the "
     "HF_TOKEN variable; revoke this one if it was real."
@@ -49,13 +64,21 @@ class PublishConfig:
 
     REFUSED_KEYS: ClassVar[dict[str, str]] = {"token": _NO_TOKEN, "hub_token": _NO_TOKEN}
 
-    to: str = field(metadata={"help": "repository owner/name, or folder:PATH for the same files in a new folder"})
-    public: bool = field(default=False, metadata={"help": "let everybody see a repository that is made"})
+    to: str = field(
+        metadata={
+            "help": "repository owner/name; bucket:owner/name, storage without history that holds the checkpoints the "
+            "run keeps; or folder:PATH, a new folder"
+        }
+    )
+    public: bool = field(default=False, metadata={"help": "let everybody see a repository or bucket that is made"})
     dry_run: bool = field(default=False, metadata={"help": "only list every file with its size, and show the card"})
     follow: bool = field(
         default=False, metadata={"help": "publish each checkpoint as it is completed, and the run when it ends"}
     )
-    checkpoints: bool = field(default=True, metadata={"help": "publish the kept checkpoints, each on a branch stepN"})
+    checkpoints: bool = field(
+        default=True,
+        metadata={"help": "publish the kept checkpoints: each on a branch stepN, in a bucket each in a folder"},
+    )
     optimizer_state: bool = field(
         default=False, metadata={"help": "with the checkpoints: what resuming needs; pickles, about twice the weights"}
     )
@@ -87,7 +110,11 @@ class PublishConfig:
             ensure(self.to != FOLDER_PREFIX, f"to={self.to}: names no folder. Give folder:PATH.")
             ensure(not self.follow, f"follow, to={self.to}: following needs a repository. Leave one of them out.")
         else:
-            check_repository(self.to)
+            check_repository(self.to, with_buckets=True)
+        if self.is_bucket:
+            check_bucket_client(self.to)
+            ensure(not self.replace, f"replace, to={self.to}: {_NO_REPLACING}")
+            ensure(self.revision == "main", f"revision, to={self.to}: a bucket has folders, no branches. Leave it out.")
         card_languages(self.language)
         check_revision(self.revision)
         if self.base_model:
@@ -103,9 +130,14 @@ class PublishConfig:
         return self.to.startswith(FOLDER_PREFIX)
 
     @property
+    def is_bucket(self) -> bool:
+        """Return whether it goes to a bucket, which has no branches and no history."""
+        return self.to.startswith(BUCKET_PREFIX)
+
+    @property
     def repository(self) -> str:
-        """Return `owner/name`, or an empty string for a folder."""
-        return "" if self.is_folder else self.to
+        """Return `owner/name`, of a bucket too, or an empty string for a folder."""
+        return "" if self.is_folder else self.to.removeprefix(BUCKET_PREFIX)
 
     def limits(self) -> HubLimits:
         """Return how long is waited for the Hub."""
@@ -127,10 +159,15 @@ def publish(run: Path, config: PublishConfig) -> None:
     if config.is_folder:
         check_folder(folder_of(config.to), run)
     found = sound_checkpoints(run, config.skip_damaged) if config.checkpoints else []
-    checkpoints = [read_checkpoint(run, folder, config) for folder in found]
+    checkpoints = [
+        read_checkpoint(run, folder, config.repository, config.base_model, config.optimizer_state) for folder in found
+    ]
     entries = [checkpoint.entry for checkpoint in checkpoints]
     check_distinct(entries)
-    main = main_with_config(run, entries, config)
+    main = main_with_config(run, [] if config.is_bucket else entries, config)
+    if config.is_bucket:
+        publish_to_bucket(run, config, checkpoints, main)
+        return
     uploads = [main, *(checkpoint.upload for checkpoint in checkpoints)]
     if config.dry_run:
         print(describe_uploads(uploads))
@@ -144,12 +181,119 @@ def publish(run: Path, config: PublishConfig) -> None:
         state = prepare(hub, main, private=not config.public, replace=config.replace)
         if config.public and state.private:
             logger.warning("%s is private and stays so: it is made public in its settings", config.to)
-        entries = merge_entries(published_entries(state), entries)
+        entries = merge_entries(state.entries(), entries)
         check_distinct(entries)
-        for folder, checkpoint in zip(found, checkpoints, strict=True):
-            with lease(folder):  # against its deletion
+        for checkpoint in checkpoints:
+            with lease(checkpoint.folder):  # against its deletion
                 push_and_say(hub, checkpoint.upload, config)
         push_and_say(hub, main_with_config(run, entries, config), config)
+
+
+def publish_to_bucket(run: Path, config: PublishConfig, checkpoints: list[Checkpoint], main: Upload) -> None:
+    """Send a finished run and its checkpoints to a bucket, or list the files.
+
+    Raises:
+        InputError: see `open_bucket`; no token.
+        RunFailedError: the Hub gives no good answer in time.
+    """
+    if config.dry_run:
+        whole = [in_folder(checkpoint.upload, checkpoint.folder.name, config) for checkpoint in checkpoints]
+        print(describe_uploads([*whole, in_folder(main, _MODEL_FOLDER, config)]))
+        return
+    check_token()
+    with finishing_command(run, config):
+        bucket = open_bucket(open_hub(config.limits()), run, config)
+        for checkpoint in checkpoints:
+            with lease(checkpoint.folder):  # against its deletion
+                bucket.send_checkpoint(checkpoint)
+        bucket.send_model()
+
+
+def kept_entries(run: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of checkpoints that a bucket is to hold on: those that the run keeps, and newer ones.
+
+    What is newer than all that is here was written by the same run elsewhere, such as on a machine that was lost: only
+    a run that has got further takes it out.
+    """
+    steps = {step for step, _ in complete_checkpoints(run)}
+    return [entry for entry in entries if entry["step"] in steps or entry["step"] > max(steps, default=-1)]
+
+
+@dataclass
+class RunBucket:
+    """A bucket and what it holds of a run.
+
+    Attributes:
+        hub: see `open_hub`.
+        run: its folder.
+        config: how it is published.
+        entries: of the checkpoints that are in the bucket whole, by step.
+        paths: of all files of the run in the bucket.
+    """
+
+    hub: Hub
+    run: Path
+    config: PublishConfig
+    entries: list[dict[str, Any]]
+    paths: list[str]
+
+    def send_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Send a complete checkpoint, then take out those that the run keeps no longer; see `hub.push` for errors."""
+        folder = checkpoint.folder.name
+        entry = {key: value for key, value in checkpoint.entry.items() if key != "branch"} | {"folder": folder}
+        self._send(in_folder(checkpoint.upload, folder, self.config), merge_entries(self.entries, [entry]))
+
+    def send_model(self) -> None:
+        """Send the finished run: model, card and records, as they would stand on main of a repository."""
+        main = main_with_config(self.run, [], self.config)  # only now: its card names the bucket
+        self._send(in_folder(main, _MODEL_FOLDER, self.config), self.entries)
+
+    def tidy(self) -> None:
+        """Take out the checkpoints that the run keeps no longer."""
+        self._send(index_of_bucket(self.run, self.config, [], []), self.entries)
+
+    def _send(self, upload: Upload, entries: list[dict[str, Any]]) -> None:
+        if self.config.checkpoints:
+            entries = kept_entries(self.run, entries)
+        check_distinct(entries)
+        files = [file for file in upload.files if file.path != CHECKPOINTS_NAME]
+        kept = {entry["folder"] for entry in entries if entry in self.entries}  # with its optimizer state, sent before
+        kept |= {_MODEL_FOLDER} - {upload.revision}
+        paths = [path for path in self.paths if path.split("/")[0] in kept] + [file.path for file in files]
+        index = index_of_bucket(self.run, self.config, entries, paths)
+        push_and_say(self.hub, replace(upload, files=(*files, *index.files), record=index.record), self.config)
+        self.entries, self.paths = entries, paths
+
+
+def index_of_bucket(run: Path, config: PublishConfig, entries: list[dict[str, Any]], paths: list[str]) -> Upload:
+    """Return the upload of the record alone: the checkpoints in a bucket, and all paths of the run's files there."""
+    return replace(index_upload(run, config.repository, entries, paths), repo_type="bucket", revision="index")
+
+
+def in_folder(upload: Upload, folder: str, config: PublishConfig) -> Upload:
+    """Return an upload to a branch as one to a folder of a bucket, without the list of branches."""
+    files = [file for file in upload.files if file.path != upload.record]
+    moved = tuple(replace(file, path=f"{folder}/{file.path}") for file in files)
+    pickles = tuple(f"{folder}/{path}" for path in upload.pickles)
+    return Upload(config.repository, "bucket", folder, moved, upload.message, pickles=pickles)
+
+
+def open_bucket(hub: Hub, run: Path, config: PublishConfig) -> RunBucket:
+    """Make a run's bucket if it is missing, and return it with what it holds of the run.
+
+    Raises:
+        InputError: it holds another run or other files, is somebody else's, or public although private is wanted.
+        RunFailedError: no good answer in time.
+    """
+    state = prepare(hub, index_of_bucket(run, config, [], []), private=not config.public)
+    if config.public and state.private:
+        logger.warning("%s is private and stays so: it is made public in its settings", config.to)
+    note = run / PROGRESS_FOLDER / BUCKET_NAME
+    with suppress(OSError):  # of a folder that may only be read, the card names no bucket
+        note.parent.mkdir(exist_ok=True)
+        write_json(note, [] if state.private else [config.repository])
+    paths = [path for path in (state.record or {"files": []})["files"] if path != CHECKPOINTS_NAME]
+    return RunBucket(hub, run, config, [entry for entry in state.entries() if "folder" in entry], paths)
 
 
 def publish_export(folder: Path, config: PublishConfig) -> None:
@@ -159,6 +303,7 @@ def publish_export(folder: Path, config: PublishConfig) -> None:
         InputError: see `export_upload`, `hub.push`; no token; keys that are for a run.
         RunFailedError: the Hub gives no good answer in time.
     """
+    refuse_bucket(config, f"{folder} is an export")
     given = [key for key in ("follow", "optimizer_state", "base_model") if getattr(config, key)]
     ensure(not given, f"{', '.join(given)}: for a run; {folder} is an export. Leave it out.")
     revision = "main" if config.is_folder else config.revision
@@ -174,11 +319,21 @@ def publish_study(folder: Path, config: PublishConfig) -> None:
     """
     from ..people.share import study_upload
 
+    refuse_bucket(config, f"{folder} is a comparison")
     runs_only = {"follow": False, "optimizer_state": False, "base_model": "", "revision": "main"}
     given = [key for key, value in runs_only.items() if getattr(config, key) != value]
     ensure(not given, f"{', '.join(given)}: for a run; {folder} is a comparison. Leave it out.")
     ensure(len(config.license) == 1, f"license: {folder} needs one, for answers and votes: --license cc-by-4.0")
     _publish_upload(study_upload(folder, config.repository, config.license[0], config.language), folder, config)
+
+
+def refuse_bucket(config: PublishConfig, what: str) -> None:
+    """Refuse a bucket for what is no run.
+
+    Raises:
+        InputError: it goes to a bucket; `what` says which thing is none.
+    """
+    ensure(not config.is_bucket, f"to={config.to}: a bucket takes runs, and {what}. Give a repository: --to owner/name")
 
 
 def _publish_upload(upload: Upload, folder: Path, config: PublishConfig) -> None:
@@ -215,21 +370,8 @@ def sound_checkpoints(run: Path, skip_damaged: bool) -> list[Path]:
 
 
 def main_with_config(run: Path, entries: list[dict[str, Any]], config: PublishConfig) -> Upload:
-    """Return what is to be published on main (see `main_upload`)."""
-    return main_upload(run, config.repository, entries, config.base_model, config.language)
-
-
-def published_entries(state: RepositoryState) -> list[dict[str, Any]]:
-    """Return what main's list of checkpoints says of those whose branches are there."""
-    found = (state.record or {}).get("checkpoints")
-    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-    return [
-        entry
-        for entry in entries
-        if isinstance(entry.get("step"), int)
-        and isinstance(entry.get("sha256"), dict)
-        and entry.get("branch") in state.branches
-    ]
+    """Return what is to be published on main (see `main_upload`); nothing can be loaded by the name of a bucket."""
+    return main_upload(run, "" if config.is_bucket else config.repository, entries, config.base_model, config.language)
 
 
 def push_and_say(hub: Hub, upload: Upload, config: PublishConfig) -> None:
@@ -264,101 +406,6 @@ def command_for(run: Path, config: PublishConfig) -> str:
     return shlex.join(words)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that is to be published.
-
-    Attributes:
-        upload: its branch.
-        entry: what `checkpoints.json` says of it.
-    """
-
-    upload: Upload
-    entry: dict[str, Any]
-
-
-def read_checkpoint(run: Path, folder: Path, config: PublishConfig) -> Checkpoint:
-    """Return the upload of a complete checkpoint of a run to its branch, and its entry in the list of checkpoints.
-
-    Raises:
-        InputError: see `main_upload`.
-    """
-    marker = read_marker(folder)
-    step = marker.step
-    files = model_files(run, folder, config.base_model)
-    weights = {file.path: file.sha256() for file in files if WEIGHTS.fullmatch(file.path)}
-    lines = read_metrics(run / METRICS_NAME, step)
-    figures = _figures(marker, lines)
-    revision = f"step{step}"
-    entry = {"step": step, "branch": revision, **figures, "sha256": weights}
-    consumed = {"step": step, **{key: figures[key] for key in ("tokens", "kwh", "kg_co2e")}}
-    files += [
-        UploadFile(ENERGY_JSON_NAME, (json.dumps(consumed, indent=1) + "\n").encode()),
-        UploadFile(METRICS_NAME, "".join(json.dumps(line) + "\n" for line in lines).encode()),
-        *present_files(run, (CONFIG_NAME, ENVIRONMENT_NAME)),
-    ]
-    state = _optimizer_files(run, folder) if config.optimizer_state else []
-    upload = Upload(
-        config.repository,
-        "model",
-        revision,
-        (*files, *state),
-        f"checkpoint of step {step}",
-        fixed=tuple(weights),
-        pickles=tuple(file.path for file in state),
-    )
-    return Checkpoint(upload, entry)
-
-
-def _figures(marker: Marker, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a checkpoint says of the training so far; markers of earlier versions leave it to metrics.jsonl."""
-    newest: dict[str, Any] = {}
-    for record in records:
-        newest |= record
-    scored = [
-        record["bits_per_byte"] for record in records if record["step"] == marker.step and "bits_per_byte" in record
-    ]
-    found = {
-        "tokens": marker.tokens,
-        "loss": None,
-        "bits_per_byte": marker.bits_per_byte or (scored[-1] if scored else None),
-        "kwh": marker.kwh,
-        "kg_co2e": marker.kg_co2e,
-    }
-    return {key: newest.get(key) if value is None and key != "bits_per_byte" else value for key, value in found.items()}
-
-
-def _optimizer_files(run: Path, folder: Path) -> list[UploadFile]:
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return [UploadFile(name, inside(run, folder / name)) for name in names if _OPTIMIZER.fullmatch(name)]
-
-
-def check_distinct(entries: list[dict[str, Any]]) -> None:
-    """Refuse checkpoints of different steps with the same weights: one of them is not what its name says.
-
-    Two branches of Pythia served the same weights for a long time (EleutherAI/pythia, issue 205).
-
-    Raises:
-        InputError: there are such; the message names both and the hash.
-    """
-    seen: dict[str, int] = {}
-    for entry in entries:
-        hashes = json.dumps(entry["sha256"], sort_keys=True)
-        if hashes in seen:
-            name, digest = next(iter(entry["sha256"].items()))
-            raise InputError(
-                f"checkpoints: steps {seen[hashes]} and {entry['step']} have the same weights ({name}, sha256 "
-                f"{digest}), so one of the branches would not hold what its name says. Delete the wrong one."
-            )
-        seen[hashes] = entry["step"]
-
-
-def merge_entries(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of several lists by step; a later list wins."""
-    by_step = {entry["step"]: entry for entries in lists for entry in entries}
-    return [by_step[step] for step in sorted(by_step)]
-
-
 def write_folder(uploads: Iterable[Upload], folder: Path) -> Path:
     """Write uploads as they would lie on the Hub and return the folder: main at the top, others in `revisions/NAME/`.
 
@@ -389,60 +436,3 @@ def write_folder(uploads: Iterable[Upload], folder: Path) -> Path:
                     shutil.copyfile(file.source, target)
         os.replace(scratch, place)  # of another folder it takes the place only if that is empty
     return folder
-
-
-def folder_of(to: str) -> Path:
-    """Return the folder that `--to folder:PATH` names.
-
-    Raises:
-        InputError: `~user` of a user that is not there.
-    """
-    path = to.removeprefix(FOLDER_PREFIX)
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"to={to}: this machine has no such user. Write the folder's whole path.") from error
-
-
-def check_folder(folder: Path, source: Path | None = None) -> None:
-    """Check that a folder can be made, or is empty, and lies outside of what is published.
-
-    Args:
-        folder: to be written.
-        source: the run's folder.
-
-    Raises:
-        InputError: it holds something, is a file, cannot be made, or lies in the run's folder.
-    """
-    where = f"to={FOLDER_PREFIX}{folder}"
-    ensure_folder("to", folder)
-    place = folder.resolve()
-    ensure(
-        source is None or not (place == source.resolve() or source.resolve() in place.parents),
-        f"{where}: lies in the run's own folder {source}. Give a new folder elsewhere.",
-    )
-    ensure(
-        not place.exists() or not any(place.iterdir()),
-        f"{where}: is not empty. Give a new folder.",
-    )
-
-
-def describe_uploads(uploads: Iterable[Upload]) -> str:
-    """Return every file of the uploads with its size and its target, and the whole card, as text.
-
-    Raises:
-        InputError: an upload is refused (see `check_upload`).
-    """
-    parts = []
-    for upload in uploads:
-        check_upload(upload)
-        total = sum(file.size_bytes for file in upload.files)
-        place = f"{upload.repository} ({upload.repo_type} repository)" if upload.repository else "folder"
-        head = f"{place}, {upload.revision}: {counted(len(upload.files), 'file')}, {total:,} bytes, {upload.message!r}"
-        width = max(len(file.path) for file in upload.files)
-        lines = [f"  {file.path:{width}}  {file.size_bytes:>15,} bytes" for file in upload.files]
-        parts.append("\n".join([head, *lines]))
-        for file in upload.files:
-            if file.path == "README.md" and isinstance(file.source, bytes):
-                parts.append(f"README.md of {upload.revision}:\n\n{file.source.decode()}")
-    return "\n\n".join(parts)

@@ -15,7 +15,8 @@ from ..checks import RunFailedError, ensure, hub_license
 from ..data.input_files import hub_datasets
 from ..data.instructions import SPLITS
 from ..stage_folder import CARD_NAME, DATASET_RECORD_NAME, __version__, package_commit, versions
-from .corpus_content import license_of_whole, passport_files
+from .connection import open_hub
+from .contents import describe_uploads, license_of_whole, passport_files
 from .dataset_content import DatasetOptions, read_content
 from .dataset_shards import (
     DATA_FOLDER,
@@ -28,9 +29,8 @@ from .dataset_shards import (
     parse_licenses,
     write_shards,
 )
-from .hub import open_hub
-from .publish import PublishConfig, check_folder, describe_uploads, folder_of, push_and_say, write_folder
-from .safety import Upload, UploadFile, check_repository, record_file
+from .publish import PublishConfig, push_and_say, refuse_bucket, write_folder
+from .safety import Upload, UploadFile, check_folder, check_repository, folder_of, record_file
 from .wording import (
     LANGUAGE_DETAILS,
     Language,
@@ -387,6 +387,7 @@ class PublishDatasetConfig(DatasetOptions, PublishConfig):
             InputError: see `PublishConfig` and `DatasetOptions`.
         """
         PublishConfig.__post_init__(self)
+        refuse_bucket(self, "this is a dataset")
         DatasetOptions.__post_init__(self)
 
 

@@ -6,27 +6,25 @@ Kept back are secrets, pickles, caches and files from outside the run's folder. 
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ..checks import InputError, ensure
+from ..checks import InputError, ensure, ensure_folder
 
 # Tokens of the Hub; also what is left of one that was cut.
 _SECRET = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{10,}")
-_LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
-_QUOTA = re.compile(r"quota|storage limit|storage .*(exceed|reached|full)|payment|billing|plan\b", re.IGNORECASE)
+LOGIN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONGEST_MESSAGE = 300
-# The Hub's refusals that the client raises as plain ValueError: of large files, and of the card's metadata.
-_CLIENT_REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")
-_XET_STATUS = re.compile(r"HTTP status client error \((\d{3})")
-_QUOTA_FIX = " Free some room there, publish to an organisation that has more, or make the repository public."
+# Of `--to`: what follows is a folder of this machine, or a bucket, the Hub's storage without history.
+FOLDER_PREFIX, BUCKET_PREFIX = "folder:", "bucket:"
 
 
-def check_repository(repository: str, key: str = "to") -> None:
-    """Refuse what the Hub would not take as `owner/name`; asks nobody.
+def check_repository(repository: str, key: str = "to", with_buckets: bool = False) -> None:
+    """Refuse what the Hub would not take as `owner/name`, or as `bucket:owner/name` where buckets will do; asks nobody.
 
     Raises:
         InputError: not two names with one slash, or letters that the Hub does not allow.
@@ -34,16 +32,37 @@ def check_repository(repository: str, key: str = "to") -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    owner, slash, name = repository.partition("/")
+    is_bucket = repository.startswith(BUCKET_PREFIX)
+    owner, slash, name = repository.removeprefix(BUCKET_PREFIX).partition("/")
     try:
-        validate_repo_id(repository)
+        validate_repo_id(f"{owner}/{name}")
         is_valid = bool(owner and slash and name)
     except HFValidationError:
         is_valid = False
     ensure(
-        is_valid,
-        f"{key}={without_tokens(repository)}: is no repository of the Hub. Give owner/name, each of letters, digits, "
-        "'-', '_' and '.', without '--' or '..', as ana/meu-modelo.",
+        is_valid and is_bucket <= with_buckets,
+        f"{key}={without_tokens(repository)}: is no {'bucket' if is_bucket and with_buckets else 'repository'} of the "
+        f"Hub. Give {BUCKET_PREFIX if is_bucket and with_buckets else ''}owner/name, each of letters, digits, '-', '_' "
+        "and '.', without '--' or '..', as ana/meu-modelo.",
+    )
+
+
+def check_bucket_client(to: str) -> None:
+    """Refuse a bucket if the Hub's client here knows none; asks nobody.
+
+    Raises:
+        InputError: huggingface_hub is too old, or hf_xet, without which no bucket is written, is missing or too old.
+    """
+    import huggingface_hub
+
+    try:
+        from hf_xet import hash_files
+    except ImportError:
+        hash_files = None
+    ensure(
+        hash_files and hasattr(huggingface_hub.HfApi, "batch_bucket_files"),
+        f"to={to}: huggingface_hub {huggingface_hub.__version__} knows no buckets, or hf_xet is missing here. Install "
+        "both anew: pip install -U huggingface_hub hf_xet; or publish to a repository: --to owner/name",
     )
 
 
@@ -59,6 +78,42 @@ def check_revision(revision: str) -> None:
     )
 
 
+def folder_of(to: str) -> Path:
+    """Return the folder that `--to folder:PATH` names.
+
+    Raises:
+        InputError: `~user` of a user that is not there.
+    """
+    path = to.removeprefix(FOLDER_PREFIX)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"to={to}: this machine has no such user. Write the folder's whole path.") from error
+
+
+def check_folder(folder: Path, source: Path | None = None) -> None:
+    """Check that a folder can be made, or is empty, and lies outside of what is published.
+
+    Args:
+        folder: to be written.
+        source: the run's folder.
+
+    Raises:
+        InputError: it holds something, is a file, cannot be made, or lies in the run's folder.
+    """
+    where = f"to={FOLDER_PREFIX}{folder}"
+    ensure_folder("to", folder)
+    place = folder.resolve()
+    ensure(
+        source is None or not (place == source.resolve() or source.resolve() in place.parents),
+        f"{where}: lies in the run's own folder {source}. Give a new folder elsewhere.",
+    )
+    ensure(
+        not place.exists() or not any(place.iterdir()),
+        f"{where}: is not empty. Give a new folder.",
+    )
+
+
 def check_token() -> None:
     """Refuse to begin without a token or in offline mode; asks nobody.
 
@@ -71,7 +126,7 @@ def check_token() -> None:
         not constants.HF_HUB_OFFLINE,
         "HF_HUB_OFFLINE: is set, so nothing can be sent. Unset it, or write to a folder: --to folder:PATH",
     )
-    ensure(get_token(), f"token: there is none on this machine. {_LOGIN}")
+    ensure(get_token(), f"token: there is none on this machine. {LOGIN}")
 
 
 def without_tokens(text: str) -> str:
@@ -91,83 +146,11 @@ def one_clean_line(text: str) -> str:
     return without_tokens(text)[:_LONGEST_MESSAGE]
 
 
-class UnansweredError(Exception):
-    """A call to the Hub that failed for a reason that may pass.
-
-    Attributes:
-        wait_seconds: what the Hub asks to wait (Retry-After), or 0.
-    """
-
-    def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
-
-
-def passing_failure(error: BaseException | None) -> UnansweredError | None:
-    """Return the failure that may pass among an exception and its causes, or None."""
-    while error is not None:
-        if isinstance(error, UnansweredError):
-            return error
-        if isinstance(error, json.JSONDecodeError):  # the client reads an answer before it looks at its status
-            return UnansweredError("an answer that is no JSON")
-        if type(error) is ConnectionError and not _xet_status(error):
-            return UnansweredError(one_clean_line(str(error)))
-        error = error.__cause__
-    return None
-
-
-def explain(error: Exception, what: str, repository: str, user: str) -> InputError | None:
-    """Return the refusal that an exception of the Hub client means, or None for what is no refusal of the Hub.
-
-    Args:
-        error: as raised by the client.
-        what: was being done, as `ana/modelo: the commit to main`.
-        repository: where to.
-        user: who the token belongs to; empty if that is not known yet.
-    """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, HfHubHTTPError):  # from a thread that uploads
-        error = error.__cause__
-    said = ""
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        said = one_clean_line(error.server_message or error.response.headers.get("X-Error-Message") or "")
-    elif isinstance(error, ValueError) and str(error).startswith(_CLIENT_REFUSALS):
-        said = one_clean_line(str(error))
-        return InputError(f"{what}: the Hub refuses it: {said}{_QUOTA_FIX if _QUOTA.search(said) else ''}")
-    elif (status := _xet_status(error)) == 0:
-        return None
-    who = f"as {user}" if user else "with this token"
-    if isinstance(error, GatedRepoError):
-        reason = f"access to {repository} has to be granted. Ask for it at {repository_page(repository)}."
-    elif status == 401 or (status == 403 and not user):
-        reason = f"the Hub does not accept the token (HTTP {status}). It may be mistyped or expired. {_LOGIN}"
-    elif status in (402, 413, 507) or _QUOTA.search(said):
-        reason = f"the Hub has no room for it (HTTP {status}): {said}.{_QUOTA_FIX}"
-    elif status == 403:
-        reason = (
-            f"you may not write to {repository} {who} (HTTP 403): {said}. Use a token with write permission for it, "
-            "or your own repository."
-        )
-    elif isinstance(error, RepositoryNotFoundError) or status == 404:
-        reason = f"{repository} does not exist, or you may not see it {who} (HTTP {status})."
-    else:
-        reason = f"the Hub refuses it (HTTP {status}): {said}."
-    return InputError(f"{what}: {reason}")
-
-
-def _xet_status(error: BaseException) -> int:
-    """Return the status with which Xet was refused for good, or 0; it raises a ConnectionError for everything."""
-    found = _XET_STATUS.search(str(error)) if type(error) is ConnectionError else None
-    return int(found[1]) if found and found[1] not in ("408", "429") else 0
-
-
 def repository_page(repository: str, repo_type: str = "model") -> str:
     """Return the address of a repository's page."""
     from huggingface_hub import constants
 
-    return f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{repository}"
+    return f"{constants.ENDPOINT}/{ {'dataset': 'datasets/', 'bucket': 'buckets/'}.get(repo_type, '') }{repository}"
 
 
 @dataclass(frozen=True)
@@ -194,6 +177,16 @@ class UploadFile:
         with self.source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def xet_hash(self) -> str:
+        """Return the hash by which a bucket knows the content, of its chunks, as hf_xet computes it."""
+        from hf_xet import hash_files
+
+        if not isinstance(self.source, bytes):
+            return str(hash_files([str(self.source)])[0].hash)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "content").write_bytes(self.source)
+            return str(hash_files([f"{folder}/content"])[0].hash)
+
     def blob_id(self) -> str:
         """Return the id that git gives to the content, by which the Hub knows a file that is not in LFS."""
         digest = hashlib.sha1(b"blob %d\0" % self.size_bytes, usedforsecurity=False)
@@ -208,12 +201,12 @@ class UploadFile:
 
 @dataclass(frozen=True)
 class Upload:
-    """The whole content of one revision of a repository, sent as one commit.
+    """The whole content of one revision of a repository, sent as one commit; or what goes to a bucket at one time.
 
     Attributes:
         repository: `owner/name`.
-        repo_type: `model` or `dataset`.
-        revision: `main`, or the branch of a checkpoint such as `step100000`.
+        repo_type: `model`, `dataset` or `bucket`.
+        revision: `main`, or the branch of a checkpoint such as `step100000`; of a bucket, the folder that is sent.
         files: in the order in which they are listed to the user.
         message: of the commit.
         record: path of the one of these files that says what was put there, see `record_file`. The record that the
@@ -224,7 +217,7 @@ class Upload:
     """
 
     repository: str
-    repo_type: Literal["model", "dataset"]
+    repo_type: Literal["model", "dataset", "bucket"]
     revision: str
     files: tuple[UploadFile, ...]
     message: str
@@ -365,15 +358,23 @@ def check_replacement(upload: Upload, there: Iterable[str], record: dict[str, An
     """
     if upload.record is None or replace:
         return
-    where = f"to={upload.repository}: its {upload.revision}"
-    fix = "Choose another repository, or say --replace if this one is to take its place (git keeps the old commits)."
+    if upload.repo_type == "bucket":
+        where = f"to={BUCKET_PREFIX}{upload.repository}: the bucket"
+        fix = (
+            f"Choose another bucket, or delete this one first if nobody needs it: hf buckets delete {upload.repository}"
+        )
+    else:
+        where = f"to={upload.repository}: its {upload.revision}"
+        fix = (
+            "Choose another repository, or say --replace if this one is to take its place (git keeps the old commits)."
+        )
     if record is None:
         others = sorted(path for path in there if not _HARMLESS.fullmatch(path))
         ensure(not others, f"{where} holds files that were not published from here ({', '.join(others[:3])}). {fix}")
         return
     ensure(
         same_identity(upload, record),
-        f"{where} holds another {'run' if upload.repo_type == 'model' else 'data set'}; different: "
+        f"{where} holds another {'data set' if upload.repo_type == 'dataset' else 'run'}; different: "
         f"{_differences(record['identity'], _own_record(upload)['identity'])}. {fix}",
     )
 
@@ -384,6 +385,22 @@ def stale_paths(upload: Upload, there: Iterable[str], record: dict[str, Any] | N
         return []
     kept = {*_own_record(upload)["files"], *(file.path for file in upload.files)}
     return sorted(path for path in there if path in record["files"] and path not in kept)
+
+
+def claim_file(upload: Upload, record: dict[str, Any] | None) -> UploadFile:
+    """Return the record of a bucket for the time of an upload to it.
+
+    It lists the files of before and of afterwards, so that those of an upload that was broken off are known as ours,
+    and of the checkpoints only those that are whole all the time.
+
+    Args:
+        upload: what is to be sent.
+        record: what the bucket holds so far.
+    """
+    own, before = _own_record(upload), record or {"files": []}
+    steady = [entry for entry in own["checkpoints"] if entry in before.get("checkpoints", [])]
+    names = {*own["files"], *before["files"]}
+    return record_file(str(upload.record), own["identity"], names, {"checkpoints": steady})
 
 
 def same_identity(upload: Upload, record: dict[str, Any]) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..checks import InputError, ensure, read_utf8
+from ..stage_folder import BUCKET_NAME, PROGRESS_FOLDER
 
 # Line breaks and other control characters, and the marks that reorder text on the screen without being seen.
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
@@ -28,6 +29,7 @@ _ADDRESS = re.compile(r"https://[\w.~:/?#@!$&*+,;=%-]+", re.ASCII)
 _MARKDOWN = re.compile(r"[\\`*_\[\]|~!#$&<>]")
 _SPACE_IN_LINE = re.compile(r"[^\S\n]+")
 _MAX_WIDGET_CHARACTERS = 300
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class Markdown(str):
@@ -244,3 +246,17 @@ def without_places(value: Any, key: str = "") -> Any:
     if not isinstance(value, str):
         return value
     return command_without_places(value) if key == "command" else without_place(value)
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of a repository on the Hub."""
+    return bool(_HUB_ID.fullmatch(name))
+
+
+def public_buckets(run: Path) -> list[str]:
+    """Return the public bucket that a run was sent to, as publishing noted it; none if nobody can read the note."""
+    try:
+        names = json.loads((run / PROGRESS_FOLDER / BUCKET_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [name for name in names if isinstance(name, str) and is_hub_id(name)] if isinstance(names, list) else []
