@@ -43,8 +43,8 @@ from corpus_data import (
     write_shards,
 )
 
-from teenytinyllama.cleaning.html_text import HtmlConfig, text_of_html
 from teenytinyllama.cleaning.language import LanguageConfig, check_language, identify
+from teenytinyllama.cleaning.page_text import HtmlConfig, text_of_html
 
 SENTENCES = Path(__file__).parent.parent / "tests" / "language_sentences.tsv"
 BEGIN = re.compile(r"O\s+(?:VICE-)?PRESIDENT|A\s+PRESIDENT|[Ff]aço\s+saber|FAÇO\s+SABER|O CONGRESSO|O\s+CHEFE")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_corpus_factory import PHONE, config, hashes, make, stories, text
 
-from teenytinyllama.cleaning.boilerplate import BoilerplateConfig, remove_boilerplate
+from teenytinyllama.cleaning.page_text import BoilerplateConfig, remove_boilerplate
 from teenytinyllama.cleaning.personal_data import PersonalDataConfig, mask_personal_data
 from teenytinyllama.cleaning.quality import QualityConfig, check_all, measure_all
 from teenytinyllama.corpus.config import BuildConfig

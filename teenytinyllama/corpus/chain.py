@@ -6,13 +6,28 @@ from typing import Any
 
 from ..checks import InputError, MissingPackageError, ensure, near_name
 from ..cleaning import Drop
-from ..cleaning.boilerplate import BoilerplateConfig, drop_if_emptied, remove_boilerplate
-from ..cleaning.html_text import HtmlConfig, ensure_html_reader, text_of_html
-from ..cleaning.language import LanguageConfig, check_language, ensure_identifier, identify
-from ..cleaning.normalise import NormaliseConfig, ensure_normaliser, normalise
+from ..cleaning.language import (
+    LanguageConfig,
+    NormaliseConfig,
+    VarietyConfig,
+    check_language,
+    check_variety,
+    ensure_identifier,
+    ensure_normaliser,
+    identify,
+    normalise,
+    variety_of,
+)
+from ..cleaning.page_text import (
+    BoilerplateConfig,
+    HtmlConfig,
+    drop_if_emptied,
+    ensure_html_reader,
+    remove_boilerplate,
+    text_of_html,
+)
 from ..cleaning.personal_data import PersonalDataConfig, mask_personal_data
 from ..cleaning.quality import QualityConfig, check_quality
-from ..cleaning.variety import VarietyConfig, check_variety, variety_of
 from ..data.input_files import resolve_files
 from ..data.readers import read_records
 from .config import BuildConfig, EvaluationSetConfig, SourceConfig, nested

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cleaning import Drop
-from ..cleaning.boilerplate import BoilerplateConfig, find_boilerplate
+from ..cleaning.page_text import BoilerplateConfig, find_boilerplate
 from ..cleaning.personal_data import PersonalDataConfig, find_personal_data
 from ..cleaning.quality import RuleValue, check_all, closeness, measure_all
 

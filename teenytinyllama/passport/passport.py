@@ -17,9 +17,8 @@ from ..corpus.funnel import Funnel
 from ..planning.table import short
 from ..stage_folder import utc_now, write_json
 from .licences import NOT_KNOWN, OF_ITS_OWN, summarise_licences
-from .people import PEOPLES
 from .provenance import PASSPORT_NAME, say_contamination
-from .text_statistics import TextStatistics
+from .text_statistics import PEOPLES, TextStatistics
 
 _SAMPLES_SHOWN = 12
 _MOST_LICENCE_NOTES = 20

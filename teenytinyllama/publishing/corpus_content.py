@@ -7,8 +7,8 @@ from typing import Any
 from ..checks import ensure, hub_license
 from ..data.input_files import list_data_files
 from ..passport.passport import render_markdown
-from ..passport.people import PEOPLES
 from ..passport.provenance import PASSPORT_NAME, describe_corpus, read_passport
+from ..passport.text_statistics import PEOPLES
 from ..stage_folder import find_manifest, sha256_file
 from .safety import UploadFile, inside
 from .wording import without_place
