@@ -106,9 +106,9 @@ def our_steps() -> dict[str, Callable[[str], Any]]:
     from teenytinyllama.cleaning.page_text import HtmlConfig, remove_boilerplate, text_of_html
     from teenytinyllama.cleaning.personal_data import mask_personal_data
     from teenytinyllama.cleaning.quality import check_quality
+    from teenytinyllama.corpus.chain import evaluation_index
     from teenytinyllama.corpus.config import BuildConfig
     from teenytinyllama.corpus.decontamination import decontaminate
-    from teenytinyllama.corpus.phases import evaluation_index
     from teenytinyllama.passport.text_statistics import TextStatistics
 
     index = evaluation_index(build(BuildConfig, config_of("unused", DATA, [])))

@@ -13,9 +13,16 @@ import pytest
 
 from teenytinyllama.checks import InputError
 from teenytinyllama.cleaning import word_hashes
-from teenytinyllama.cleaning.word_hashes import hash_batches, hash_words
+from teenytinyllama.cleaning.word_hashes import (
+    DuplicatesConfig,
+    fingerprints,
+    gram_sets,
+    hash_batches,
+    hash_words,
+    jaccard,
+    signatures,
+)
 from teenytinyllama.corpus.duplicates import find_duplicates, preference_order
-from teenytinyllama.corpus.minhash import DuplicatesConfig, fingerprints, gram_sets, jaccard, signatures
 
 WORDS = [
     a + b + c

@@ -13,7 +13,8 @@ from test_corpus_factory import config, make, text
 
 from teenytinyllama.cleaning.personal_data import mask_personal_data
 from teenytinyllama.cleaning.toxicity import ToxicityConfig, ToxicityScorer
-from teenytinyllama.passport.licences import document_licence, summarise_licences
+from teenytinyllama.passport.passport import AUTHOR, SUMMARY_NAME, render_training_summary
+from teenytinyllama.passport.provenance import document_licence, summarise_licences
 from teenytinyllama.passport.text_statistics import (
     _WORD,
     TextStatistics,
@@ -23,7 +24,6 @@ from teenytinyllama.passport.text_statistics import (
     topic_of,
     year_of,
 )
-from teenytinyllama.passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_summary
 
 
 def professions(sentence: str) -> list[tuple[str, str]]:

@@ -23,17 +23,29 @@ from ..arguments import build, load_yaml
 from ..checks import ensure
 from ..cleaning import Drop
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
+from ..cleaning.word_hashes import fingerprints
 from ..data.sources import is_held_out
-from ..passport.licences import document_licence
-from ..passport.looks import Tracer
+from ..passport.provenance import document_licence
+from ..passport.sample_page import Tracer
 from ..passport.text_statistics import TextStatistics, year_of
 from ..stage_folder import write_json
-from .chain import Step, build_chain, duplicates_config, evaluation_index
+from .chain import (
+    SourceShare,
+    Step,
+    build_chain,
+    duplicates_config,
+    evaluation_index,
+    load_phrases,
+    plan_shares,
+    render_shares,
+    repetitions,
+)
 from .config import BuildConfig, nested
 from .decontamination import EvaluationIndex, decontaminate
 from .documents import (
     BATCH_BYTES,
     DocumentWriter,
+    Funnel,
     SplitWriter,
     StepSeconds,
     document_schema,
@@ -43,10 +55,7 @@ from .documents import (
     texts_of,
 )
 from .duplicates import find_duplicates, preference_order
-from .funnel import Funnel, keep_aside
-from .minhash import fingerprints
-from .mixing import SourceShare, plan_shares, render_shares, repetitions
-from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, text_hash
+from .shards import BrokenRow, Draft, WorkShard, keep_aside, read_drafts, read_plan, text_hash
 
 CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
 # Where no tokenizer counts: 362 MB of laws, debates, novels and documentation have 5.09 with one of 32,000 entries that
@@ -156,15 +165,6 @@ def _kept(clean: str, duplicates: str, task: int, columns: list[str] | None = No
                 continue
             document["cluster_size"] = int(table["cluster_size"][row])
         yield document
-
-
-def load_phrases(folder: Path) -> Any:
-    """Return how many documents of all shards hold each word of the evaluation items."""
-    total: Any = 0
-    for path in sorted(folder.glob("[0-9]*.npz")):
-        with np.load(path) as found:
-            total = total + np.bincount(found["words"], found["counts"], minlength=int(found["size"]))
-    return total
 
 
 @functools.lru_cache(maxsize=1)
