@@ -18,7 +18,7 @@ from teenytinyllama.corpus.documents import DocumentWriter
 from teenytinyllama.data.readers import read_records
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import evaluate_model
-from teenytinyllama.lab.grid import model_keys
+from teenytinyllama.lab.config import model_keys
 from teenytinyllama.launching.launch import recipes_folder
 from teenytinyllama.launching.ranks import plan_ranks
 from teenytinyllama.models import load_tokenizer, weights_identity

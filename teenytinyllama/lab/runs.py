@@ -47,8 +47,7 @@ from ..stage_folder import (
 )
 from ..training.metrics import DIVERGED, append_jsonl
 from .comparison import read_rows
-from .config import LabConfig
-from .grid import LabRun, budgets, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
+from .config import LabConfig, LabRun, budgets, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
 from .report import write_report
 
 _POLL_SECONDS = 0.1
