@@ -21,7 +21,7 @@ from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, 
 from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks, score_signal, signal_figures
 from .bench import real_prompts
 from .engines import LLAMA_CPP, EngineSpec, started_engine
-from .gguf_tokenizer import different_ids, trial_lines
+from .gguf_file import different_ids, trial_lines
 from .llama_cpp import LlamaCpp, idle_cores, opened
 
 if TYPE_CHECKING:
