@@ -109,7 +109,7 @@ def our_steps() -> dict[str, Callable[[str], Any]]:
     from teenytinyllama.corpus.chain import evaluation_index
     from teenytinyllama.corpus.config import BuildConfig
     from teenytinyllama.corpus.decontamination import decontaminate
-    from teenytinyllama.passport.text_statistics import TextStatistics
+    from teenytinyllama.corpus.text_statistics import TextStatistics
 
     index = evaluation_index(build(BuildConfig, config_of("unused", DATA, [])))
     statistics = TextStatistics()

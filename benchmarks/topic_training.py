@@ -20,8 +20,8 @@ from common import parser
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from teenytinyllama.passport import text_statistics
-from teenytinyllama.passport.text_statistics import SCALE, TOPIC_FILE, UNKNOWN_TOPIC, probabilities, stems_of, topic_of
+from teenytinyllama.corpus import text_statistics
+from teenytinyllama.corpus.text_statistics import SCALE, TOPIC_FILE, UNKNOWN_TOPIC, probabilities, stems_of, topic_of
 
 DATA = Path(os.environ.get("TTL_REAL_DATA", "data"))
 LEAST_PROBABILITY = 0.45

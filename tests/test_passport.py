@@ -13,9 +13,9 @@ from test_corpus_factory import config, make, text
 
 from teenytinyllama.cleaning.personal_data import mask_personal_data
 from teenytinyllama.cleaning.toxicity import ToxicityConfig, ToxicityScorer
-from teenytinyllama.passport.passport import AUTHOR, SUMMARY_NAME, render_training_summary
-from teenytinyllama.passport.provenance import document_licence, summarise_licences
-from teenytinyllama.passport.text_statistics import (
+from teenytinyllama.corpus.passport import AUTHOR, SUMMARY_NAME, render_training_summary
+from teenytinyllama.corpus.provenance import document_licence, summarise_licences
+from teenytinyllama.corpus.text_statistics import (
     _WORD,
     TextStatistics,
     fields_of,

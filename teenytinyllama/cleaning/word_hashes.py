@@ -227,27 +227,12 @@ class DuplicatesConfig:
         )
 
 
-def signatures(texts: Iterable[str], config: DuplicatesConfig | None = None) -> Hashes:
-    """Return the MinHash signatures of texts.
-
-    Args:
-        texts: any number, read once.
-        config: bands, rows and words of an n-gram; the defaults if None.
-
-    Returns:
-        uint64 of (texts, bands * rows); a text without words has the largest number in every column.
-    """
-    config = config or DuplicatesConfig()
-    parts = [_batch_signatures(words, bounds, config) for _, words, bounds in hash_batches(texts)]
-    return np.concatenate(parts) if parts else np.empty((0, config.bands * config.rows), dtype=np.uint64)
-
-
 def fingerprints(texts: Iterable[str], config: DuplicatesConfig | None = None) -> Hashes:
     """Return what `find_duplicates` needs of texts: a hash of each one's words and a key for each band.
 
     Args:
         texts: any number, read once.
-        config: as for `signatures`.
+        config: bands, rows and words of an n-gram; the defaults if None.
 
     Returns:
         uint64 of (texts, 2 + bands), or of (texts, 2) if near duplicates are not looked for.
@@ -259,7 +244,7 @@ def fingerprints(texts: Iterable[str], config: DuplicatesConfig | None = None) -
         for row, text in enumerate(batch):
             digests[row] = _digest(text, words[bounds[row] : bounds[row + 1]])
         if config.near:
-            keys = band_keys(_batch_signatures(words, bounds, config), config)
+            keys = band_keys(batch_signatures(words, bounds, config), config)
             digests = np.concatenate([digests, keys], axis=1)
         parts.append(digests)
     return np.concatenate(parts) if parts else np.empty((0, fingerprint_columns(config)), dtype=np.uint64)
@@ -303,7 +288,7 @@ def _batch_grams(words: Hashes, bounds: Places, ngram: int) -> tuple[Hashes, Pla
     return grams, text_of_gram
 
 
-def _batch_signatures(words: Hashes, bounds: Places, config: DuplicatesConfig) -> Hashes:
+def batch_signatures(words: Hashes, bounds: Places, config: DuplicatesConfig) -> Hashes:
     """Return signatures: in each column the smallest product of an n-gram's hash and the column's odd number.
 
     A product with an odd number modulo 2^64 is one to one, so that it orders the n-grams like a permutation.

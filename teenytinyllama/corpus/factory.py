@@ -10,7 +10,11 @@ from ..checks import InputError, counted, ensure, ensure_folder, ensure_packages
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..data.input_files import SourceFile, hash_files, hub_datasets, resolve_files
 from ..evaluation.config import SOURCES
-from ..passport.passport import (
+from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
+from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
+from .config import STEP_NAMES, BuildConfig, nested
+from .documents import NO_DOCUMENT, Funnel, read_figures, read_seconds, reading
+from .passport import (
     AUTHOR,
     SUMMARY_NAME,
     make_passport,
@@ -18,12 +22,8 @@ from ..passport.passport import (
     render_training_summary,
     write_passport,
 )
-from ..passport.sample_page import write_sample
-from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
-from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
-from .config import STEP_NAMES, BuildConfig, nested
-from .documents import NO_DOCUMENT, Funnel, read_figures, read_seconds, reading
 from .phases import BYTES_PER_TOKEN, CONFIG_FILE, PLAN_FILE, forget_indexes
+from .sample_page import write_sample
 from .shards import WorkShard, plan_shards, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"

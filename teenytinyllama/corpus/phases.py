@@ -25,9 +25,6 @@ from ..cleaning import Drop
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
 from ..cleaning.word_hashes import fingerprints
 from ..data.sources import is_held_out
-from ..passport.provenance import document_licence
-from ..passport.sample_page import Tracer
-from ..passport.text_statistics import TextStatistics, year_of
 from ..stage_folder import write_json
 from .chain import (
     SourceShare,
@@ -55,7 +52,10 @@ from .documents import (
     texts_of,
 )
 from .duplicates import find_duplicates, preference_order
+from .provenance import document_licence
+from .sample_page import Tracer
 from .shards import BrokenRow, Draft, WorkShard, keep_aside, read_drafts, read_plan, text_hash
+from .text_statistics import TextStatistics, year_of
 
 CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
 # Where no tokenizer counts: 362 MB of laws, debates, novels and documentation have 5.09 with one of 32,000 entries that

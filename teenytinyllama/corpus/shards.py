@@ -29,9 +29,9 @@ from ..data.readers import (
 )
 from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
-from ..passport.text_statistics import fields_of, year_of
 from .config import BuildConfig, SourceConfig
 from .documents import UnreadableRow, parquet_rows
+from .text_statistics import fields_of, year_of
 
 # How turns of instructions are told apart in a text; a system's turn stands alone at the head.
 _SPEAKERS = {"system": "", "user": "Pergunta: ", "assistant": "Resposta: "}

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import ensure, hub_license
+from ..corpus.passport import render_markdown
+from ..corpus.provenance import PASSPORT_NAME, describe_corpus, read_passport
+from ..corpus.text_statistics import PEOPLES
 from ..data.input_files import list_data_files
-from ..passport.passport import render_markdown
-from ..passport.provenance import PASSPORT_NAME, describe_corpus, read_passport
-from ..passport.text_statistics import PEOPLES
 from ..stage_folder import find_manifest, sha256_file
 from .safety import UploadFile, inside
 from .wording import without_place

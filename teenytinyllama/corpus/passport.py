@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..corpus.config import BuildConfig
-from ..corpus.documents import Funnel
 from ..planning.table import short
 from ..stage_folder import utc_now, write_json
+from .config import BuildConfig
+from .documents import Funnel
 from .provenance import NOT_KNOWN, OF_ITS_OWN, PASSPORT_NAME, say_contamination, summarise_licences
 from .text_statistics import PEOPLES, TextStatistics
 

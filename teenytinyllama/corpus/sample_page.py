@@ -19,13 +19,13 @@ from ..cleaning import Drop
 from ..cleaning.page_text import BoilerplateConfig, find_boilerplate
 from ..cleaning.personal_data import PersonalDataConfig, find_personal_data
 from ..cleaning.quality import RuleValue, check_all, closeness, measure_all
-from ..corpus.chain import duplicates_config, evaluation_index, load_phrases
-from ..corpus.config import BuildConfig
-from ..corpus.decontamination import EvaluationIndex, cut_ranges
-from ..corpus.documents import Funnel, read_documents
-from ..corpus.duplicates import preference_order
-from ..corpus.shards import WorkShard
 from ..stage_folder import utc_now
+from .chain import duplicates_config, evaluation_index, load_phrases
+from .config import BuildConfig
+from .decontamination import EvaluationIndex, cut_ranges
+from .documents import Funnel, read_documents
+from .duplicates import preference_order
+from .shards import WorkShard
 
 _HEAD_CHARACTERS, _AROUND, _MOST_MARKS, _ORIGINAL_CHARACTERS = 800, 80, 6, 300
 _GAP = "gap"  # kind of the part that stands for what is not shown
