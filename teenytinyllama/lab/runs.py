@@ -31,10 +31,9 @@ from ..checks import (
 )
 from ..disk import scratch_folder
 from ..gpus import count_usable_gpus, named_gpus
-from ..launching.launch import resolve_training, start_training
-from ..launching.processes import ForkedChild, ForkServer
+from ..launching.launch import ForkServer, resolve_training, start_training
+from ..launching.processes import Child, ForkedChild
 from ..launching.ranks import RankOptions, thread_share
-from ..launching.supervision import Child
 from ..presets import training_flops
 from ..stage_folder import (
     METRICS_NAME,
