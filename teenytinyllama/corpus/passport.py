@@ -12,12 +12,12 @@ of Training Content for general-purpose AI models required by Article 53 (1)(d) 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..planning.table import short
+from ..planning.table import markdown_table, short
 from ..stage_folder import utc_now, write_json
 from .config import BuildConfig
 from .documents import Funnel
@@ -260,11 +260,6 @@ _MARKDOWN = (
 )  # fmt: skip
 
 
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
 def render_markdown(passport: dict[str, Any]) -> str:
     """Return the tables of a passport."""
     licence, shown = passport["licence"], _tables(passport)
@@ -275,7 +270,7 @@ def render_markdown(passport: dict[str, Any]) -> str:
              *(f"- **{warning}**" for warning in shown["warnings"])]  # fmt: skip
     for title, name, note in _MARKDOWN:
         lines += ["", f"## {title}", ""] + ([shown.get(note, note), ""] if note else [])
-        lines += _markdown_table(shown[f"{name}_head"], shown[f"{name}_rows"]) if shown[f"{name}_rows"] else ["None."]
+        lines += markdown_table(shown[f"{name}_head"], shown[f"{name}_rows"]) if shown[f"{name}_rows"] else ["None."]
     return "\n".join(lines) + "\n"
 
 

@@ -143,6 +143,13 @@ def effective_epochs(epochs: float) -> float:
     return min(epochs, 1.0) + worth
 
 
+def useful_tokens(tokens: float, unique_tokens: float | None) -> float:
+    """Return how many new tokens are worth as much as so many tokens of which some are read again."""
+    if unique_tokens is None or unique_tokens >= tokens:
+        return tokens
+    return unique_tokens * effective_epochs(tokens / unique_tokens)
+
+
 def effective_parameters(law: LossLaw, num_parameters: float, unique_tokens: float) -> float:
     """Return the parameters that count: those that are too many for the unique tokens count for less."""
     feedable = (unique_tokens * law.balance) ** (law.data_exponent / law.size_exponent) * law.balance
