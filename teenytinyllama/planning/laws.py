@@ -32,7 +32,7 @@ from .memory import mean_step_speed
 class LossLaw:
     """L(N, D) = E + A / N^alpha + B / D^beta: nats per token of a model of N parameters trained on D tokens.
 
-    With a `coupling` g below 1 the last two terms are ((A / N^alpha)^(1/g) + (B / D^beta)^(1/g))^g, see `lab.fitting`.
+    With a `coupling` g below 1 the last two terms are ((A / N^alpha)^(1/g) + (B / D^beta)^(1/g))^g, see `lab.scaling`.
 
     Attributes:
         title: name of the law in tables.
