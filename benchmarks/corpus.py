@@ -102,17 +102,14 @@ def stock_quality() -> Callable[[str], str | None]:
 def our_steps() -> dict[str, Callable[[str], Any]]:
     """Return our steps of one document by name, in the order of the chain."""
     from teenytinyllama.arguments import build
-    from teenytinyllama.cleaning.boilerplate import remove_boilerplate
-    from teenytinyllama.cleaning.html_text import HtmlConfig, text_of_html
-    from teenytinyllama.cleaning.language import identify
-    from teenytinyllama.cleaning.normalise import NormaliseConfig, normalise
+    from teenytinyllama.cleaning.language import NormaliseConfig, identify, normalise, variety_of
+    from teenytinyllama.cleaning.page_text import HtmlConfig, remove_boilerplate, text_of_html
     from teenytinyllama.cleaning.personal_data import mask_personal_data
     from teenytinyllama.cleaning.quality import check_quality
-    from teenytinyllama.cleaning.variety import variety_of
+    from teenytinyllama.corpus.chain import evaluation_index
     from teenytinyllama.corpus.config import BuildConfig
     from teenytinyllama.corpus.decontamination import decontaminate
-    from teenytinyllama.corpus.phases import evaluation_index
-    from teenytinyllama.passport.text_statistics import TextStatistics
+    from teenytinyllama.corpus.text_statistics import TextStatistics
 
     index = evaluation_index(build(BuildConfig, config_of("unused", DATA, [])))
     statistics = TextStatistics()

@@ -96,8 +96,8 @@ def texts_of(path: Path) -> Iterator[str]:
 
 def our_duplicates(shards: Path, work: Path) -> dict[str, Any]:
     """Find the duplicates of shards; returns seconds of the steps, peak memory and the removed documents."""
+    from teenytinyllama.cleaning.word_hashes import fingerprints
     from teenytinyllama.corpus.duplicates import find_duplicates
-    from teenytinyllama.corpus.minhash import fingerprints
 
     files = sorted(shards.glob("*.parquet"))
     start = time.process_time()
@@ -151,7 +151,7 @@ def stock_duplicates(shards: Path, work: Path) -> dict[str, Any]:
 
 def similarity_to_kept(texts: list[str], removed: list[int]) -> list[float]:
     """Return for each removed document its largest true similarity to one that stays, found through all its n-grams."""
-    from teenytinyllama.corpus.minhash import gram_sets
+    from teenytinyllama.cleaning.word_hashes import gram_sets
 
     gone = set(removed)
     sets = list(gram_sets(texts))

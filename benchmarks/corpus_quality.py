@@ -43,8 +43,8 @@ from corpus_data import (
     write_shards,
 )
 
-from teenytinyllama.cleaning.html_text import HtmlConfig, text_of_html
 from teenytinyllama.cleaning.language import LanguageConfig, check_language, identify
+from teenytinyllama.cleaning.page_text import HtmlConfig, text_of_html
 
 SENTENCES = Path(__file__).parent.parent / "tests" / "language_sentences.tsv"
 BEGIN = re.compile(r"O\s+(?:VICE-)?PRESIDENT|A\s+PRESIDENT|[Ff]aço\s+saber|FAÇO\s+SABER|O CONGRESSO|O\s+CHEFE")
@@ -265,7 +265,7 @@ def compare_languages() -> list[dict[str, Any]]:
 
 def edited(text: str, level: float, rng: random.Random) -> tuple[str, float]:
     """Return a copy that is changed at random places until its similarity is just above a level, and the similarity."""
-    from teenytinyllama.corpus.minhash import gram_sets, jaccard
+    from teenytinyllama.cleaning.word_hashes import gram_sets, jaccard
 
     words = text.split()
     places = rng.sample(range(len(words)), len(words))
@@ -291,7 +291,7 @@ def edited(text: str, level: float, rng: random.Random) -> tuple[str, float]:
 
 def without_twins(texts: list[str]) -> set[int]:
     """Return the places of texts that share less than a third of their n-grams with any other text."""
-    from teenytinyllama.corpus.minhash import gram_sets
+    from teenytinyllama.cleaning.word_hashes import gram_sets
 
     sets = list(gram_sets(texts))
     values, counts = np.unique(np.concatenate(sets), return_counts=True)

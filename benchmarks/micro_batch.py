@@ -93,7 +93,7 @@ def choice(arguments: Any) -> int | None:
     """Return the rows that a rank alone on this machine would choose now."""
     import torch
 
-    from teenytinyllama.planning.free_memory import free_memory_bytes
+    from teenytinyllama.gpus import free_memory_bytes
     from teenytinyllama.planning.memory import choose_rows, memory_need
 
     config = shape_config(arguments)

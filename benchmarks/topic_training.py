@@ -20,8 +20,8 @@ from common import parser
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from teenytinyllama.cleaning import topic
-from teenytinyllama.cleaning.topic import SCALE, TOPIC_FILE, UNKNOWN_TOPIC, probabilities, stems_of, topic_of
+from teenytinyllama.corpus import text_statistics
+from teenytinyllama.corpus.text_statistics import SCALE, TOPIC_FILE, UNKNOWN_TOPIC, probabilities, stems_of, topic_of
 
 DATA = Path(os.environ.get("TTL_REAL_DATA", "data"))
 LEAST_PROBABILITY = 0.45
@@ -47,7 +47,7 @@ def fit(texts: list[str], topics: list[str]) -> dict[str, Any]:
 def use(model: dict[str, Any]) -> None:
     """Have `topic_of` use a model."""
     rows = {stem: np.array(row) / SCALE for stem, row in model["stems"].items()}
-    topic._weights = lambda: (model, rows)  # type: ignore[assignment]
+    text_statistics._weights = lambda: (model, rows)  # type: ignore[assignment]
 
 
 def measure(model: dict[str, Any], texts: list[str], topics: list[str]) -> dict[str, float]:

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from common import parser
 
-from teenytinyllama.cleaning.html_text import HtmlConfig, text_of_html
-from teenytinyllama.cleaning.variety import KINDS, MODEL_FILE, features_of
+from teenytinyllama.cleaning.language import KINDS, MODEL_FILE, features_of
+from teenytinyllama.cleaning.page_text import HtmlConfig, text_of_html
 
 DATA = Path(os.environ.get("TTL_REAL_DATA", "data"))
 LEAST_LOG_ODDS = 1.0

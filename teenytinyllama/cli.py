@@ -191,7 +191,7 @@ def demo(values: dict[str, Any]) -> int:
 
 def card(config: CardConfig) -> None:
     """Write a run's model card, or check the numbers of the one that is there."""
-    from .people.card_votes import take_votes
+    from .people.share import take_votes
     from .publishing.card import check_model_card, write_model_card
 
     take_votes(config.run, config.comparison, config.check)

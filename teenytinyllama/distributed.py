@@ -23,8 +23,7 @@ import psutil
 from .checks import InputError, RunFailedError, beside_the_model, counted, ensure, is_main_process
 from .energy.recorder import STARTED_VARIABLE
 from .gpus import answering_device, has_accelerator
-from .launching.processes import end_with
-from .launching.supervision import SUPERVISOR_VARIABLE
+from .launching.processes import SUPERVISOR_VARIABLE, end_with
 
 if TYPE_CHECKING:
     import torch

@@ -44,7 +44,7 @@ def route(hub: Hub, call: Call) -> Answer:
             return writes.move(hub, call)
         case _, ["api", "buckets", owner, name, *rest]:
             return buckets.answer(hub, call, f"{owner}/{name}", rest)
-        case ("GET" | "HEAD"), ["buckets", owner, name, "resolve", *file] if file:
+        case (("GET" | "HEAD"), ["buckets", owner, name, "resolve", *file]) if file:
             return buckets.resolve(hub, call, f"{owner}/{name}", "/".join(file))
         case "GET", ["api", ("models" | "datasets" | "spaces") as kind]:
             return reads.repositories(hub, call, kind)

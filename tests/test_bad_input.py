@@ -15,14 +15,14 @@ from teenytinyllama import from_pretrained
 from teenytinyllama.arguments import read_mapping
 from teenytinyllama.checks import InputError
 from teenytinyllama.corpus.documents import DocumentWriter
+from teenytinyllama.corpus.provenance import read_passport
 from teenytinyllama.data.readers import read_records
 from teenytinyllama.evaluation.config import EvaluateConfig
 from teenytinyllama.evaluation.evaluate import evaluate_model
-from teenytinyllama.lab.grid import model_keys
+from teenytinyllama.lab.config import model_keys
 from teenytinyllama.launching.launch import recipes_folder
 from teenytinyllama.launching.ranks import plan_ranks
 from teenytinyllama.models import load_tokenizer, weights_identity
-from teenytinyllama.passport.provenance import read_passport
 from teenytinyllama.publishing.card import check_model_card
 from teenytinyllama.publishing.dataset_shards import Staging
 from teenytinyllama.publishing.wording import record_without_places

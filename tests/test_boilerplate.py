@@ -3,7 +3,7 @@
 import pytest
 
 from teenytinyllama.cleaning import Drop
-from teenytinyllama.cleaning.boilerplate import BoilerplateConfig, drop_if_emptied, remove_boilerplate
+from teenytinyllama.cleaning.page_text import BoilerplateConfig, drop_if_emptied, remove_boilerplate
 
 LAW = """Presidência da República
 Casa Civil

@@ -25,8 +25,7 @@ from teenytinyllama.models import load_tokenizer
 from teenytinyllama.people.answers import parse_system, read_given
 from teenytinyllama.people.compare import CompareConfig, make_study, plan_study
 from teenytinyllama.people.judge import describe_judge, format_judge
-from teenytinyllama.people.prompts import KINDS, Prompt, dump_prompts, read_prompts, spread
-from teenytinyllama.people.study import read_study
+from teenytinyllama.people.study import KINDS, Prompt, dump_prompts, read_prompts, read_study, spread
 from teenytinyllama.people.votes import JUDGE_VOTES_NAME, VoteFile
 
 

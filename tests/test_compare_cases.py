@@ -22,8 +22,7 @@ from teenytinyllama.people import compare
 from teenytinyllama.people.answers import parse_system
 from teenytinyllama.people.compare import make_study, run_compare
 from teenytinyllama.people.judge import letter_ids
-from teenytinyllama.people.prompts import read_prompts
-from teenytinyllama.people.study import read_study
+from teenytinyllama.people.study import read_prompts, read_study
 from teenytinyllama.people.votes import VoteFile
 
 

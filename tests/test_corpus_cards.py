@@ -11,10 +11,10 @@ from test_corpus_factory import config, make
 from test_dataset_publishing import card_of, names, publish, record_of
 
 from teenytinyllama.checks import InputError
+from teenytinyllama.corpus.provenance import contamination_of, corpora_of
 from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.evaluation.results import Results
 from teenytinyllama.evaluation.score_report import format_results
-from teenytinyllama.passport.provenance import contamination_of, corpora_of
 from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.contents import corpus_inputs
 from teenytinyllama.stage_folder import sha256_file

@@ -10,22 +10,20 @@ import pytest
 from teenytinyllama.checks import InputError, MissingPackageError
 from teenytinyllama.cleaning import Drop
 from teenytinyllama.cleaning.language import (
+    KINDS,
+    MODEL_FILE,
     MOST_SEGMENTS,
     SEGMENT_CHARACTERS,
     Language,
     LanguageConfig,
+    VarietyConfig,
+    VarietyFound,
     check_language,
+    check_variety,
+    count_cues,
     ensure_identifier,
     identify,
     segments,
-)
-from teenytinyllama.cleaning.variety import (
-    KINDS,
-    MODEL_FILE,
-    VarietyConfig,
-    VarietyFound,
-    check_variety,
-    count_cues,
     variety_of,
 )
 
@@ -193,7 +191,7 @@ def test_the_model_names_its_sources_and_its_measure() -> None:
 
 def test_importing_the_rooms_loads_no_library() -> None:
     code = (
-        "import sys, teenytinyllama.cleaning.language, teenytinyllama.cleaning.variety; "
+        "import sys, teenytinyllama.cleaning.language, teenytinyllama.cleaning.language; "
         "assert not {'py3langid', 'numpy', 'torch', 'sklearn'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

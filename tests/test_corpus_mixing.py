@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from teenytinyllama.checks import InputError
+from teenytinyllama.corpus.chain import plan_shares, render_shares, repetitions
 from teenytinyllama.corpus.config import BuildConfig, MixingConfig, SourceConfig
-from teenytinyllama.corpus.funnel import Funnel
-from teenytinyllama.corpus.mixing import plan_shares, render_shares, repetitions
+from teenytinyllama.corpus.documents import Funnel
 from teenytinyllama.corpus.shards import (
     BrokenRow,
     Draft,

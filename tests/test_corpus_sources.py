@@ -587,10 +587,10 @@ def test_the_example_has_every_step_with_its_defaults(tmp_path: Path, monkeypatc
 
     from teenytinyllama.arguments import check_types, load_yaml
     from teenytinyllama.cleaning.toxicity import ToxicityConfig
+    from teenytinyllama.cleaning.word_hashes import DuplicatesConfig
     from teenytinyllama.corpus.chain import STEP_CONFIGS, build_chain
     from teenytinyllama.corpus.config import MixingConfig
     from teenytinyllama.corpus.decontamination import DecontaminationConfig
-    from teenytinyllama.corpus.minhash import DuplicatesConfig
 
     def defaults(cls: Any) -> dict[str, Any]:
         return {item.name: item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from teenytinyllama.checks import InputError, MissingPackageError
-from teenytinyllama.cleaning.html_text import HtmlConfig, decode_page, ensure_html_reader, text_of_html
-from teenytinyllama.cleaning.normalise import NormaliseConfig, ensure_normaliser, normalise
+from teenytinyllama.cleaning.language import NormaliseConfig, ensure_normaliser, normalise
+from teenytinyllama.cleaning.page_text import HtmlConfig, decode_page, ensure_html_reader, text_of_html
 
 pytest.importorskip("resiliparse")
 pytest.importorskip("ftfy")
@@ -217,7 +217,7 @@ def test_importing_the_rooms_loads_no_library() -> None:
     import subprocess
 
     code = (
-        "import sys, teenytinyllama.cleaning.html_text, teenytinyllama.cleaning.normalise; "
+        "import sys, teenytinyllama.cleaning.page_text, teenytinyllama.cleaning.language; "
         "assert not {'resiliparse', 'ftfy', 'torch'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,13 +15,13 @@ import torch
 from test_pretrain import losses, make_values, run
 from torch.overrides import TorchFunctionMode
 
+from teenytinyllama import gpus
 from teenytinyllama.arguments import build, parse
 from teenytinyllama.checks import InputError
 from teenytinyllama.distributed import join_ranks
 from teenytinyllama.gpus import answering_device, choose_precision, computes_bf16, count_usable_gpus, find_gpu
 from teenytinyllama.launching.launch import recipes_folder
 from teenytinyllama.models import place_for_answers
-from teenytinyllama.planning import free_memory
 from teenytinyllama.planning.config import PlanConfig
 from teenytinyllama.planning.plan import Plan, make_plan
 from teenytinyllama.training import optimizer as optimizer_module
@@ -108,10 +108,8 @@ def test_an_apple_gpu_is_found_and_counts_for_one_process(
 def test_an_apple_gpu_shares_the_memory_of_the_computer(apple_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("mps")
     for available, free in ((10**11, 9 * 10**9), (4 * 10**9, 4 * 10**9)):
-        monkeypatch.setattr(
-            free_memory.psutil, "virtual_memory", lambda seen=available: SimpleNamespace(available=seen)
-        )
-        assert free_memory.free_memory_bytes(device) == free
+        monkeypatch.setattr(gpus.psutil, "virtual_memory", lambda seen=available: SimpleNamespace(available=seen))
+        assert gpus.free_memory_bytes(device) == free
 
 
 def test_a_model_answers_on_an_apple_gpu_or_says_why_not(apple_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

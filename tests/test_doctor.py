@@ -43,8 +43,7 @@ from teenytinyllama.doctor.preflight import (
     scrub,
 )
 from teenytinyllama.doctor.run_checks import Place, examine, judge_memory, judge_speed
-from teenytinyllama.launching.launch import recipes_folder
-from teenytinyllama.launching.processes import ForkServer
+from teenytinyllama.launching.launch import ForkServer, recipes_folder
 from teenytinyllama.launching.ranks import RankPlan, plan_ranks
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.training import run_plan

@@ -28,7 +28,8 @@ from teenytinyllama.chat.template import TEMPLATE_PATH, install_chat_template
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.export import gguf_file
 from teenytinyllama.export.export import ExportConfig, _ensure_same, run_export
-from teenytinyllama.export.gguf_tokenizer import ollama_files, portable_template, read_vocabulary
+from teenytinyllama.export.export_card import ollama_files
+from teenytinyllama.export.gguf_file import portable_template, read_vocabulary
 from teenytinyllama.models import finish_saved, from_pretrained, load_tokenizer
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.tokenizer.encode import encode_texts

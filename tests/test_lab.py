@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.lab.config import LabConfig
-from teenytinyllama.lab.grid import (
+from teenytinyllama.lab.config import (
+    LabConfig,
     budgets,
     finalist_runs,
     find_recipes,

@@ -23,12 +23,11 @@ from teenytinyllama.lab.comparison import (
     read_outcomes,
     tokens_to_baseline,
 )
-from teenytinyllama.lab.fitting import fit_constants
 from teenytinyllama.lab.report import write_report
-from teenytinyllama.lab.scaling import LabLaw, read_law, useful_tokens
+from teenytinyllama.lab.scaling import LabLaw, fit_constants, read_law
 from teenytinyllama.launching.launch import recipes_folder
 from teenytinyllama.planning.config import PlanConfig
-from teenytinyllama.planning.laws import optimum, predicted_loss
+from teenytinyllama.planning.laws import optimum, predicted_loss, useful_tokens
 from teenytinyllama.planning.plan import make_plan
 from teenytinyllama.planning.table import render
 

@@ -21,9 +21,8 @@ from teenytinyllama import distributed as ranks
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, InputError, MissingFileError
 from teenytinyllama.launching import ranks as launcher
 from teenytinyllama.launching.launch import launch
-from teenytinyllama.launching.processes import end_with
+from teenytinyllama.launching.processes import SUPERVISOR_VARIABLE, end_with, supervise
 from teenytinyllama.launching.ranks import plan_ranks
-from teenytinyllama.launching.supervision import SUPERVISOR_VARIABLE, supervise
 
 if TYPE_CHECKING:
     from teenytinyllama.training.trainer import StopCallback
@@ -550,7 +549,8 @@ PARENT = """
 import os, signal, sys, threading
 from pathlib import Path
 from teenytinyllama.checks import InputError, run_main
-from teenytinyllama.launching.processes import ForkServer, stopped_by_signals
+from teenytinyllama.launching.launch import ForkServer
+from teenytinyllama.launching.processes import stopped_by_signals
 
 def work():
     os.environ["TTL_SEEN"] = "1"

@@ -23,8 +23,8 @@ from teenytinyllama.energy.ledger import read_ledger, read_starts, total_of
 from teenytinyllama.launching import machines as module
 from teenytinyllama.launching.launch import recipes_folder
 from teenytinyllama.launching.machines import Link, Machines, first_host, linked, machines_of_slurm
+from teenytinyllama.launching.processes import supervise
 from teenytinyllama.launching.ranks import RankOptions, plan_ranks
-from teenytinyllama.launching.supervision import supervise
 from teenytinyllama.stage_folder import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -256,7 +256,7 @@ def test_a_busy_machine_is_not_lost(two: tuple[Machines, Machines], monkeypatch:
 def test_ranks_of_a_machine_that_failed_end_those_of_the_others(
     two: tuple[Machines, Machines], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("teenytinyllama.launching.supervision._FAILURE_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("teenytinyllama.launching.processes._FAILURE_GRACE_SECONDS", 0.2)
     with pair(two) as (first, second):
         second.send({"failed": "machine 1: its ranks ended with code 1"})
         sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -14,8 +14,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from teenytinyllama.planning import free_memory, memory
-from teenytinyllama.planning.free_memory import free_memory_bytes
+from teenytinyllama import gpus
+from teenytinyllama.gpus import free_memory_bytes
+from teenytinyllama.planning import memory
 from teenytinyllama.planning.memory import (
     Computation,
     LossKind,
@@ -281,12 +282,12 @@ def test_the_least_limit_of_a_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     cpu = torch.device("cpu")
     assert 10**7 < free_memory_bytes(cpu) < 10**14
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    monkeypatch.setattr(free_memory, "container_free_bytes", lambda *paths: iter([800, 900]))
+    monkeypatch.setattr(gpus, "container_free_bytes", lambda *paths: iter([800, 900]))
     assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=2)) == (800, 400)
     monkeypatch.setattr(resource, "getrlimit", lambda what: (500, 500))
-    monkeypatch.setattr(free_memory, "virtual_memory_bytes", lambda: 200)
+    monkeypatch.setattr(gpus, "virtual_memory_bytes", lambda: 200)
     assert (free_memory_bytes(cpu), free_memory_bytes(cpu, ranks_here=4)) == (300, 200)  # the limit is this process's
-    monkeypatch.setattr(free_memory, "virtual_memory_bytes", lambda: 600)
+    monkeypatch.setattr(gpus, "virtual_memory_bytes", lambda: 600)
     assert free_memory_bytes(cpu) == 0
 
 
@@ -302,11 +303,11 @@ def test_limits_of_containers(tmp_path: Path) -> None:
     write(tmp_path / "v2" / "a", memory__max="1000\n", memory__current="700\n",
           memory__stat="anon 5\ninactive_file 200\n")  # fmt: skip
     write(tmp_path / "v2" / "a" / "b", memory__max="max\n", memory__current="700\n")
-    assert list(free_memory.container_free_bytes(listing, tmp_path / "v2")) == [500]
+    assert list(gpus.container_free_bytes(listing, tmp_path / "v2")) == [500]
     listing.write_text("4:memory:/host/path\n3:cpuset:/\n0::/\n")  # inside a container: the path is not there
     write(tmp_path / "v1" / "memory", memory__limit_in_bytes="1000", memory__usage_in_bytes="400")
-    assert list(free_memory.container_free_bytes(listing, tmp_path / "v1")) == [600]
-    assert list(free_memory.container_free_bytes(tmp_path / "nowhere", tmp_path)) == []
+    assert list(gpus.container_free_bytes(listing, tmp_path / "v1")) == [600]
+    assert list(gpus.container_free_bytes(tmp_path / "nowhere", tmp_path)) == []
 
 
 def test_a_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

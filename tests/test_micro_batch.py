@@ -14,9 +14,8 @@ from test_pretrain import interrupted_run, losses, make_values, run
 
 from teenytinyllama.arguments import build
 from teenytinyllama.checks import InputError, RunFailedError
-from teenytinyllama.gpus import describe_out_of_memory, is_out_of_memory
+from teenytinyllama.gpus import describe_out_of_memory, is_out_of_memory, virtual_memory_bytes
 from teenytinyllama.launching.launch import resolve_training
-from teenytinyllama.planning.free_memory import virtual_memory_bytes
 from teenytinyllama.planning.memory import MemoryNeed
 from teenytinyllama.training import trials
 from teenytinyllama.training.config import PretrainConfig

@@ -12,12 +12,18 @@ import pytest
 from test_corpus_factory import config, make, text
 
 from teenytinyllama.cleaning.personal_data import mask_personal_data
-from teenytinyllama.cleaning.topic import topic_of
 from teenytinyllama.cleaning.toxicity import ToxicityConfig, ToxicityScorer
-from teenytinyllama.passport.licences import document_licence, summarise_licences
-from teenytinyllama.passport.people import find_groups, find_professions
-from teenytinyllama.passport.text_statistics import _WORD, TextStatistics, fields_of, year_of
-from teenytinyllama.passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_summary
+from teenytinyllama.corpus.passport import AUTHOR, SUMMARY_NAME, render_training_summary
+from teenytinyllama.corpus.provenance import document_licence, summarise_licences
+from teenytinyllama.corpus.text_statistics import (
+    _WORD,
+    TextStatistics,
+    fields_of,
+    find_groups,
+    find_professions,
+    topic_of,
+    year_of,
+)
 
 
 def professions(sentence: str) -> list[tuple[str, str]]:

@@ -320,7 +320,7 @@ def test_odd_figures_end_in_one_line(key: str, value: str, capsys: pytest.Captur
 
 def test_a_cpu_is_measured_and_has_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("teenytinyllama.gpus.peak_flops", lambda device: (1e12, "measured: test"))
-    monkeypatch.setattr("teenytinyllama.planning.free_memory.free_memory_bytes", lambda device: 8e9)
+    monkeypatch.setattr("teenytinyllama.gpus.free_memory_bytes", lambda device: 8e9)
     found = plan("--gpu", "cpu", "--tokens", "3e8", "--preset", "160m")
     assert found.machine.flops_per_second == 0.4e12
     assert found.machine.precision == "fp32"

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from test_corpus_factory import PHONE, config, hashes, make, stories, text
 
-from teenytinyllama.cleaning.boilerplate import BoilerplateConfig, remove_boilerplate
+from teenytinyllama.cleaning.page_text import BoilerplateConfig, remove_boilerplate
 from teenytinyllama.cleaning.personal_data import PersonalDataConfig, mask_personal_data
 from teenytinyllama.cleaning.quality import QualityConfig, check_all, measure_all
 from teenytinyllama.corpus.config import BuildConfig
+from teenytinyllama.corpus.sample_page import Mark, boilerplate_marks, excerpt, personal_data_marks
 from teenytinyllama.corpus.shards import plan_shards
-from teenytinyllama.passport.looks import Mark, boilerplate_marks, excerpt, personal_data_marks
 
 
 def test_measures_say_of_each_rule_what_it_drops_by() -> None:

@@ -119,8 +119,7 @@ def write_gguf_file(kind: str, folder: Path, tokenizer_folder: Path) -> Path:
     """
     other_tool("llama_cpp")
     other_tool("gguf")
-    from teenytinyllama.export.gguf_file import TYPES, write_gguf
-    from teenytinyllama.export.gguf_tokenizer import read_vocabulary
+    from teenytinyllama.export.gguf_file import TYPES, read_vocabulary, write_gguf
 
     model, tokenizer = from_pretrained(save_model(folder / "model", tokenizer_folder, kind))
     if kind != "heart":

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from people_simulation import SimulatedStudy, simulate_ballots
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.people.card_votes import facts_for_card, take_votes
+from teenytinyllama.people.share import facts_for_card, take_votes
 from teenytinyllama.people.study_report import read_ballots, write_report
 from teenytinyllama.publishing.card import check_model_card, render_model_card, write_model_card
 from teenytinyllama.stage_folder import sha256_file

@@ -18,7 +18,7 @@ import pytest
 from made_study import SYSTEMS, a_vote, write_lines, write_study
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.people.pairing import REPEAT_AFTER, OfferedPair, PairChooser, fit_strengths, vote_item
+from teenytinyllama.people.booth import REPEAT_AFTER, OfferedPair, PairChooser, fit_strengths, vote_item
 from teenytinyllama.people.study import read_study
 from teenytinyllama.people.votes import Vote, VoteFile, describe_votes
 

@@ -1,8 +1,8 @@
 """Exact and near duplicates: which documents say the same, and which one of them stays.
 
-Two documents are exact duplicates if their words are the same in the same order (see word_hashes.py), and near
-duplicates if the Jaccard similarity of their 5-grams of words reaches a threshold. MinHash proposes the pairs (see
-minhash.py), each is confirmed by its true similarity.
+Two documents are exact duplicates if their words are the same in the same order and near duplicates
+if the Jaccard similarity of their 5-grams of words reaches a threshold. MinHash proposes the pairs, each is confirmed
+by its true similarity (see word_hashes.py for both).
 
 The documents are gone through in one order, the most preferred first. A document is removed if its true similarity to a
 document that stays reaches the threshold; it joins the cluster of the first such. So each removed document has a near
@@ -26,8 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import ensure, near_name
-from ..cleaning.word_hashes import Hashes, Places
-from .minhash import DIGEST_COLUMNS, EMPTY_KEY, DuplicatesConfig, fingerprint_columns, gram_sets, jaccard
+from ..cleaning.word_hashes import (
+    DIGEST_COLUMNS,
+    EMPTY_KEY,
+    DuplicatesConfig,
+    Hashes,
+    Places,
+    fingerprint_columns,
+    gram_sets,
+    jaccard,
+)
 
 DECISION_DTYPE = np.dtype(
     [("keeper", "<i8"), ("cluster_size", "<i8"), ("similarity", "<f4"), ("keep", "?"), ("exact", "?")]

@@ -11,15 +11,20 @@ from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..data.input_files import SourceFile, hash_files, hub_datasets, resolve_files
 from ..evaluation.config import SOURCES
 from ..help_text import progress
-from ..passport.passport import make_passport, read_statistics, write_passport
-from ..passport.sample_page import write_sample
-from ..passport.training_summary import AUTHOR, SUMMARY_NAME, render_training_summary
 from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
 from .config import STEP_NAMES, BuildConfig, nested
-from .documents import read_figures, read_seconds, reading
-from .funnel import NO_DOCUMENT, Funnel
+from .documents import NO_DOCUMENT, Funnel, read_figures, read_seconds, reading
+from .passport import (
+    AUTHOR,
+    SUMMARY_NAME,
+    make_passport,
+    read_statistics,
+    render_training_summary,
+    write_passport,
+)
 from .phases import BYTES_PER_TOKEN, CONFIG_FILE, PLAN_FILE, forget_indexes
+from .sample_page import write_sample
 from .shards import WorkShard, plan_shards, shard_bytes, write_plan
 
 _WORK, BROKEN_ROWS_NAME = "work", "broken_rows.jsonl"

@@ -23,18 +23,27 @@ from ..arguments import build, load_yaml
 from ..checks import ensure
 from ..cleaning import Drop
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
+from ..cleaning.word_hashes import fingerprints
 from ..data.sources import is_held_out
 from ..help_text import say, told_of_reads
-from ..passport.licences import document_licence
-from ..passport.looks import Tracer
-from ..passport.text_statistics import TextStatistics, year_of
 from ..stage_folder import write_json
-from .chain import Step, build_chain, duplicates_config, evaluation_index
+from .chain import (
+    SourceShare,
+    Step,
+    build_chain,
+    duplicates_config,
+    evaluation_index,
+    load_phrases,
+    plan_shares,
+    render_shares,
+    repetitions,
+)
 from .config import BuildConfig, SourceConfig, nested
 from .decontamination import EvaluationIndex, decontaminate
 from .documents import (
     BATCH_BYTES,
     DocumentWriter,
+    Funnel,
     SplitWriter,
     StepSeconds,
     TaskShare,
@@ -46,10 +55,10 @@ from .documents import (
     texts_of,
 )
 from .duplicates import find_duplicates, preference_order
-from .funnel import Funnel, keep_aside
-from .minhash import fingerprints
-from .mixing import SourceShare, plan_shares, render_shares, repetitions
-from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, shard_bytes, text_hash
+from .provenance import document_licence
+from .sample_page import Tracer
+from .shards import BrokenRow, Draft, WorkShard, keep_aside, read_drafts, read_plan, shard_bytes, text_hash
+from .text_statistics import TextStatistics, year_of
 
 CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
 _CLEANING_PART = 0.9  # of the time of a task of the phase clean; fingerprints take the rest. For the bar alone
@@ -186,15 +195,6 @@ def _count_kept(clean: str, duplicates: str, task: int) -> int:
     if duplicates:
         return int(np.load(Path(duplicates) / f"{task:05d}.npy")["keep"].sum())
     return count_documents(Path(clean) / f"{task:05d}.parquet")
-
-
-def load_phrases(folder: Path) -> Any:
-    """Return how many documents of all shards hold each word of the evaluation items."""
-    total: Any = 0
-    for path in sorted(folder.glob("[0-9]*.npz")):
-        with np.load(path) as found:
-            total = total + np.bincount(found["words"], found["counts"], minlength=int(found["size"]))
-    return total
 
 
 @functools.lru_cache(maxsize=1)

@@ -31,9 +31,9 @@ from ..data.readers import (
 from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
 from ..help_text import progress, tell_read
-from ..passport.text_statistics import fields_of, year_of
 from .config import BuildConfig, SourceConfig
-from .parquet_rows import UnreadableRow, parquet_rows
+from .documents import UnreadableRow, parquet_rows
+from .text_statistics import fields_of, year_of
 
 # How turns of instructions are told apart in a text; a system's turn stands alone at the head.
 _SPEAKERS = {"system": "", "user": "Pergunta: ", "assistant": "Resposta: "}
@@ -446,3 +446,10 @@ def write_plan(path: Path, shards: list[WorkShard]) -> None:
 def read_plan(path: Path) -> list[WorkShard]:
     """Return the shards that `write_plan` wrote."""
     return [WorkShard(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def keep_aside(path: Path, rows: list[BrokenRow]) -> None:
+    """Write the rows of a shard that cannot be read, one JSON object a line; no file where there are none."""
+    if rows:
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

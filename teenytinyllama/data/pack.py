@@ -32,11 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, available_cores, ensure, ensure_disk_space
+from ..corpus.provenance import corpora_of
 from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter, move_energy_files
 from ..help_text import progress
-from ..passport.provenance import corpora_of
 from ..stage_folder import (
     EMISSIONS_NAME,
     JOURNAL_NAME,

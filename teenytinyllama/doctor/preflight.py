@@ -35,12 +35,10 @@ from ..checks import (
 from ..disk import scratch_folder
 from ..distributed import NETWORK_SECONDS, before_ranks
 from ..energy.meter import load_nvml
-from ..gpus import device_name
-from ..launching.launch import launch, recipes_folder, resolve_training
-from ..launching.processes import ForkServer
+from ..gpus import device_name, free_memory_bytes
+from ..launching.launch import ForkServer, launch, recipes_folder, resolve_training
+from ..launching.processes import supervise
 from ..launching.ranks import RankOptions, RankPlan, plan_ranks
-from ..launching.supervision import supervise
-from ..planning.free_memory import free_memory_bytes
 from ..stage_folder import __version__, package_commit, utc_now, versions
 from . import Diagnosis, State
 from .run_checks import SPEED_STEPS, Place, examine, judge_speed

@@ -16,7 +16,7 @@ from ..checks import InputError, ensure_folder, format_bytes, free_disk_bytes
 from ..data.packed import RowLook, as_line, check_packed, look_at_rows
 from ..distributed import deepspeed_settings
 from ..energy.meter import check_energy
-from ..planning.free_memory import free_memory_bytes
+from ..gpus import free_memory_bytes
 from ..planning.memory import USED_SHARE, choose_rows, memory_need, row_divisors
 from ..presets import count_parameters
 from ..stage_folder import MANIFEST_NAME

@@ -18,12 +18,12 @@ import numpy as np
 
 from ..checkpointing.checkpoints import complete_checkpoints
 from ..checks import InputError, ensure, ensure_folder, ensure_packages, hub_errors, is_main_process
+from ..corpus.provenance import contamination_of
 from ..distributed import from_first, join_ranks, leave_ranks
 from ..energy.recorder import StageMeter
 from ..launching.processes import stopped_by_signals
 from ..model_files import ADAPTER_CONFIG_NAME, PUBLISHED_MODELS
 from ..models import without_cudnn_attention
-from ..passport.provenance import contamination_of
 from ..stage_folder import (
     CLOZE_NAME,
     EMISSIONS_NAME,

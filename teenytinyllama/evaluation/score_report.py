@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..passport.provenance import say_contamination
+from ..corpus.provenance import say_contamination
 from .config import BIAS
 from .results import (
     BIAS_PAIRS,

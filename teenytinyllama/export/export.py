@@ -21,9 +21,16 @@ from ..model_files import PUBLISHED_MODELS, is_local, locate
 from ..publishing.safety import check_repository
 from ..quantised import ensure_not_quantised
 from ..stage_folder import CARD_NAME, EMISSIONS_NAME, LEDGER_NAME, StageFolder, sha256_file, sha256_json
-from .export_card import QUALITY_PLOT_NAME, render_export_card
-from .gguf_file import TYPES, check_gguf, count_types, estimate_bytes, write_gguf
-from .gguf_tokenizer import Vocabulary, ollama_files, read_vocabulary
+from .export_card import QUALITY_PLOT_NAME, ollama_files, render_export_card
+from .gguf_file import (
+    TYPES,
+    Vocabulary,
+    check_gguf,
+    count_types,
+    estimate_bytes,
+    read_vocabulary,
+    write_gguf,
+)
 from .weights import DEFAULT_SHARD_SIZE, DTYPES, check_int8, check_safetensors, write_int8, write_safetensors
 
 if TYPE_CHECKING:

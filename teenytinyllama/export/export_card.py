@@ -1,15 +1,30 @@
-"""Exported files on the Hub: their card, and what `ttl publish EXPORT` sends to a repository or a branch of its own."""
+"""Exported files for others: their card, the files for Ollama, and what `ttl publish EXPORT` sends to a repository."""
 
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..chat.generation import Sampling
+from ..chat.template import TEMPLATE_PATH
 from ..checks import ensure
 from ..publishing.contents import present_files
 from ..publishing.safety import Upload, UploadFile, inside, record_file
 from ..publishing.wording import LANGUAGE_DETAILS, Language, Markdown, card_environment, card_languages, one_line
 from ..stage_folder import CARD_NAME, MANIFEST_NAME, read_manifest, sha256_file
-from .gguf_tokenizer import MODELFILE_NAME, OLLAMA_PARAMETERS_NAME, OLLAMA_TEMPLATE_NAME
+from ..tokenizer.files import EOS_TOKEN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Files that Ollama reads: the first of a folder, the others of a repository on the Hub
+# (`ollama run hf.co/owner/name`; huggingface.co/docs/hub/ollama, "Custom Chat Template and Parameters").
+MODELFILE_NAME, OLLAMA_TEMPLATE_NAME, OLLAMA_PARAMETERS_NAME = "Modelfile", "template", "params"
+# Our chat template in Go's language. Ollama fills it in once for each turn, a system text with the first one, cuts the
+# last one off where the answer stands, and puts the start token in front by itself (github.com/ollama/ollama, docs).
+_OLLAMA_CHAT = """{{ if .Prompt }}<instruction>{{ if .System }}{{ .System }}
+
+{{ end }}{{ .Prompt }}</instruction>{{ end }}{{ .Response }}</s>"""
 
 QUALITY_PLOT_NAME = "quality.png"
 EXPORT_RECORD_NAME = "export.json"
@@ -100,3 +115,27 @@ def export_upload(folder: Path, repository: str, revision: str = "main", languag
     record = record_file(EXPORT_RECORD_NAME, identity, [file.path for file in files], {"format": content["format"]})
     message = f"export: {content['format']} {', '.join(row['type'] for row in content['files'])}"
     return Upload(repository, "model", revision, (*files, record), message, record=EXPORT_RECORD_NAME)
+
+
+def ollama_files(path: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """Return the files for Ollama by their names.
+
+    Args:
+        path: of the GGUF file beside them.
+        model: whose context is named.
+        tokenizer: with our chat template, another, or none: Ollama has templates of its own for some others.
+    """
+    sampling = Sampling()
+    parameters: dict[str, Any] = {
+        "num_ctx": model.config.max_position_embeddings, "temperature": sampling.temperature, "top_k": sampling.top_k,
+        "top_p": sampling.top_p, "repeat_penalty": sampling.repetition_penalty,
+    }  # fmt: skip
+    template = None if tokenizer.chat_template else "{{ .Prompt }}"
+    if tokenizer.chat_template == TEMPLATE_PATH.read_text(encoding="utf-8"):
+        template, parameters["stop"] = _OLLAMA_CHAT, [EOS_TOKEN]
+    lines = [f"FROM ./{path}", *([f'TEMPLATE """{template}"""'] if template else [])]
+    for name, value in parameters.items():
+        values = value if isinstance(value, list) else [value]
+        lines += [f"PARAMETER {name} {json.dumps(item)}" for item in values]
+    files = {MODELFILE_NAME: "\n".join(lines) + "\n", OLLAMA_PARAMETERS_NAME: json.dumps(parameters, indent=1) + "\n"}
+    return {**files, OLLAMA_TEMPLATE_NAME: template} if template else files

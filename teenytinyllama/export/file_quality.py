@@ -22,7 +22,7 @@ from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks,
 from ..help_text import progress
 from .bench import real_prompts
 from .engines import LLAMA_CPP, EngineSpec, started_engine
-from .gguf_tokenizer import different_ids, trial_lines
+from .gguf_file import different_ids, trial_lines
 from .llama_cpp import LlamaCpp, idle_cores, opened
 
 if TYPE_CHECKING:

@@ -1,14 +1,21 @@
-"""The config of `ttl lab`: sizes, budgets of tokens, arms and seeds of a laboratory."""
+"""The config of `ttl lab`, and the grid of runs that it means: their shapes and names, and the best of each sweep."""
 
-from dataclasses import dataclass, field
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..checks import ensure
+from ..checks import InputError, ensure
+from ..data.packed import packed_manifest
+from ..presets import PRESETS, layer_matrices
+from .comparison import best_arm, make_outcome
 
 # Keys of `ttl pretrain` that the laboratory gives to each run itself, so that neither an arm nor `settings` may.
 OWN_KEYS = ("output_dir", "tokenizer", "packed", "inputs", "max_tokens", "max_steps", "seed", "preset",
             "model_name_or_path", "hub_model_id", "max_kwh", "max_cost", "max_hours")  # fmt: skip
-_MOST_RUNS = 10_000
 
 
 @dataclass
@@ -62,7 +69,7 @@ class LabConfig:
     keep_models: bool = field(default=False, metadata={"help": "keep the weights of the runs, not their figures alone"})
 
     def __post_init__(self) -> None:
-        """Check the grid's own keys; those of the runs are checked by `grid.check_runs`.
+        """Check the grid's own keys; those of the runs are checked by `check_runs`.
 
         Raises:
             InputError: no size, budget, arm or seed; both kinds of budgets; a baseline that is no arm; a key that the
@@ -97,3 +104,218 @@ class LabConfig:
             ensure(str(size) in known, f"more_tokens.{size}: is not one of the sizes: {', '.join(known)}.")
             good = isinstance(found, list) and all(isinstance(budget, int | float) and budget > 0 for budget in found)
             ensure(good, f"more_tokens.{size}={found}: must be a list of positive numbers of tokens.")
+
+
+# Of every run, unless `settings` says otherwise: a laboratory keeps figures and no checkpoints, and asks no questions.
+DEFAULT_SETTINGS: dict[str, Any] = {
+    "save_strategy": "no", "eval_steps": 0.25, "cloze_items": 0, "sample_prompts": [], "logging_steps": 0.05,
+}  # fmt: skip
+_HEAD_SIZE = 64
+_MULTIPLES = {"k": 1e3, "M": 1e6, "B": 1e9}
+_SHAPE_PRESET = "tiny"  # lends what a shape does not say: rope, norms, untied embeddings
+
+
+@dataclass(frozen=True)
+class LabRecipe:
+    """One arm with one value of each key that it sweeps.
+
+    Attributes:
+        arm: its name in the config.
+        changes: keys of `ttl pretrain`, and `head_size`.
+        swept: the part of `changes` that differs between the recipes of the arm.
+    """
+
+    arm: str
+    changes: dict[str, Any]
+    swept: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Return its name in tables: `muon learning_rate=0.002`."""
+        return " ".join([self.arm, *(f"{key}={_written(value)}" for key, value in self.swept.items())])
+
+
+@dataclass(frozen=True)
+class LabRun:
+    """One training of the laboratory.
+
+    Attributes:
+        name: of its folder, unique.
+        recipe: what it tries.
+        size: of the model, as the config has it.
+        tokens: of the run.
+        seed: of weights and order of rows.
+        values: of `ttl pretrain`, all but `output_dir`.
+        is_check: the longer run that the law's prediction is compared with; it is not fitted.
+    """
+
+    name: str
+    recipe: LabRecipe
+    size: str
+    tokens: int
+    seed: int
+    values: dict[str, Any]
+    is_check: bool = False
+
+
+def shape_of_size(num_parameters: float) -> dict[str, int]:
+    """Return the shape of a Llama whose layers have about so many parameters.
+
+    A layer of width h has 16 h^2 (four matrices of attention, three of the MLP, which is four times as wide). The width
+    is a multiple of 64; of those within a fifth of the size, or else the nearest, the one is taken whose width comes
+    nearest to 64 times the number of layers, the ratio of the 160m preset.
+
+    Raises:
+        InputError: less than 100,000 or more than 10 billion parameters.
+    """
+    ensure(
+        1e5 <= num_parameters <= 1e10, f"sizes={num_parameters:g}: must be 0.1M to 10B parameters, or a preset's name."
+    )
+    best: tuple[float, int, int] | None = None
+    for width in range(64, 8193, 64):
+        layers = max(1, round(num_parameters / (16 * width * width)))
+        off = abs(math.log(16 * width * width * layers / num_parameters))
+        cost = max(0.0, off - math.log(1.2)) * 100 + abs(math.log(width / (64 * layers)))
+        if best is None or cost < best[0]:
+            best = (cost, width, layers)
+    assert best is not None
+    _, width, layers = best
+    heads = width // _HEAD_SIZE
+    return {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": heads}  # fmt: skip
+
+
+def model_keys(size: Any, head_size: int | None = None) -> dict[str, Any]:
+    """Return the keys `preset` and `shape` of a size of the config: a preset's name, or a number such as 0.5M.
+
+    Raises:
+        InputError: neither of the two, or a head size that does not divide the width.
+    """
+    if isinstance(size, str) and size in PRESETS:
+        keys: dict[str, Any] = {"preset": size}
+        width = PRESETS[size].hidden_size
+    else:
+        keys = {"preset": _SHAPE_PRESET, "shape": shape_of_size(_parse_size(size))}
+        width = keys["shape"]["hidden_size"]
+    if head_size is not None:
+        ensure(
+            isinstance(head_size, int) and head_size > 0 and width % head_size == 0,
+            f"head_size={head_size}: must divide the width of the model, {width} for sizes={size}.",
+        )
+        heads = width // head_size
+        keys["shape"] = keys.get("shape", {}) | {"num_attention_heads": heads, "num_key_value_heads": heads}
+    return keys
+
+
+def _parse_size(size: Any) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", str(size))
+    if match is None:
+        raise InputError(
+            f"sizes={size}: must be a number of parameters such as 500k, 1.5M or 1B, or one of {', '.join(PRESETS)}."
+        )
+    return float(match[1]) * _MULTIPLES.get(match[2], 1.0)
+
+
+def layer_parameters(size: Any) -> int:
+    """Return the parameters of the matrices in the layers of a size: neither embedding, head nor norms."""
+    keys = model_keys(size)
+    preset = replace(PRESETS[keys["preset"]], **keys.get("shape", {}))
+    return sum(rows * columns * count for (rows, columns), count in layer_matrices(preset).items())
+
+
+def find_recipes(config: LabConfig) -> list[LabRecipe]:
+    """Return the recipes of all arms: one for each combination of the values that an arm sweeps."""
+    recipes = []
+    for arm, changes in config.arms.items():
+        lists = {key: value for key, value in changes.items() if isinstance(value, list) and key != "sample_prompts"}
+        for values in itertools.product(*lists.values()):
+            swept = dict(zip(lists, values, strict=True))
+            recipes.append(LabRecipe(arm, {**changes, **swept}, swept))
+    return recipes
+
+
+def budgets(config: LabConfig, size: Any) -> list[int]:
+    """Return the tokens of the runs of a size, the smallest first."""
+    found = config.tokens or [ratio * layer_parameters(size) for ratio in config.tokens_per_parameter or []]
+    more = {str(name): tokens for name, tokens in config.more_tokens.items()}.get(str(size), [])
+    return sorted({round(tokens) for tokens in [*found, *more]})
+
+
+def make_run(config: LabConfig, recipe: LabRecipe, size: Any, tokens: int, seed: int, is_check: bool = False) -> LabRun:
+    """Return one run of the grid with all values of its training; the model's context is that of the rows."""
+    changes = {**DEFAULT_SETTINGS, **config.settings, **recipe.changes}
+    model = model_keys(size, changes.pop("head_size", None))
+    shape = {
+        "max_position_embeddings": _context(config.packed),
+        **model.pop("shape", {}),
+        **(changes.pop("shape", None) or {}),
+    }
+    values = {**model, "shape": shape, "tokenizer": config.tokenizer, "packed": config.packed,
+              "max_tokens": tokens, "seed": seed, **changes}  # fmt: skip
+    parts = [recipe.arm, *(f"{key}_{_written(value)}" for key, value in recipe.swept.items())]
+    name = "-".join([*parts, str(size), f"{_written(tokens / 1e6)}M", f"seed{seed}"])
+    return LabRun(re.sub(r"[^\w.-]+", "_", name), recipe, str(size), tokens, seed, values, is_check)
+
+
+@functools.cache
+def _context(packed: str) -> int:
+    return int(packed_manifest(packed)["context"])
+
+
+def sweep_runs(config: LabConfig) -> list[LabRun]:
+    """Return the runs of the sweeps: every recipe at every size, at the first budget or at each."""
+    return [
+        make_run(config, recipe, size, tokens, seed)
+        for size in config.sizes
+        for tokens in (budgets(config, size)[:1] if config.swept_at == "first" else budgets(config, size))
+        for recipe in find_recipes(config)
+        for seed in config.seeds
+    ]
+
+
+def finalist_runs(config: LabConfig, rows: Iterable[dict[str, Any]]) -> list[LabRun]:
+    """Return the runs of the finalists: of each arm the best recipe of a size, at every budget with every seed.
+
+    The best recipe of a budget is that of its own sweep; of a budget without one, that of the first budget. Runs that
+    the sweep has made already are among them.
+
+    Args:
+        config: of the laboratory.
+        rows: of the sweeps, as in `runs.jsonl`.
+    """
+    outcomes, runs = [make_outcome(row) for row in rows], []
+    recipes = {recipe.label: recipe for recipe in find_recipes(config)}
+    for size in config.sizes:
+        for arm in config.arms:
+            for tokens in budgets(config, size):
+                swept = budgets(config, size)[0] if config.swept_at == "first" else tokens
+                best = best_arm(run for run in outcomes if (run.group, run.size, run.budget) == (arm, str(size), swept))
+                if best is not None:
+                    seeds = config.seeds if config.finalist_seeds is None else config.finalist_seeds
+                    runs += [make_run(config, recipes[best], size, tokens, seed) for seed in seeds]
+    return runs
+
+
+def longer_run(config: LabConfig, rows: Iterable[dict[str, Any]]) -> LabRun | None:
+    """Return the run that the law's prediction is compared with, or None where none is wanted or no run is done.
+
+    It has the best recipe of the largest size at its largest budget, and `longer_run` times its tokens.
+
+    Args:
+        config: of the laboratory.
+        rows: of all other runs, as in `runs.jsonl`.
+    """
+    if config.longer_run is None:
+        return None
+    size = max(config.sizes, key=layer_parameters)
+    tokens = budgets(config, size)[-1]
+    outcomes = map(make_outcome, rows)
+    best = best_arm(run for run in outcomes if (run.size, run.budget) == (str(size), tokens))
+    if best is None:
+        return None
+    recipe = next(recipe for recipe in find_recipes(config) if recipe.label == best)
+    return make_run(config, recipe, size, round(config.longer_run * tokens), config.seeds[0], is_check=True)
+
+
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

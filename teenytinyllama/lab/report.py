@@ -3,15 +3,16 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..checks import counted, ensure
+from ..checks import InputError, counted, ensure
 from ..disk import replace_file
-from ..planning.table import short
+from ..planning.table import markdown_table, short
+from ..stage_folder import write_json
 from .comparison import (
     DONE,
     Cell,
@@ -19,6 +20,7 @@ from .comparison import (
     Outcome,
     Sweep,
     TokensToBaseline,
+    best_cells,
     choose_baseline,
     find_isoflops,
     find_sweeps,
@@ -27,7 +29,7 @@ from .comparison import (
     tokens_to_baseline,
 )
 from .plots import draw_plots
-from .scaling import FORM, ROUGH_NOISE, LabLaw, fit_laws, rough_law, write_laws
+from .scaling import FORM, LAW_NAME, ROUGH_NOISE, LabLaw, fit_law, rough_law
 
 TABLE_NAME, CSV_NAME = "table.md", "table.csv"
 _LONGER = 10  # times the longest run, for which the report predicts a score
@@ -71,7 +73,7 @@ def write_report(folder: Path, baseline: str | None = None) -> None:
         InputError: no lab, none of its runs has ended, or no such arm.
     """
     report = make_report(read_outcomes(folder), baseline, folder)
-    write_laws(folder, report.laws, report.refused)
+    _write_laws(folder, report.laws, report.refused)
     replace_file(folder / CSV_NAME, _csv(report.cells))
     replace_file(folder / TABLE_NAME, "\n".join(render_report(report)) + "\n")
     checks = [run for run in report.outcomes if run.is_check and run.state == DONE]
@@ -85,9 +87,35 @@ def make_report(outcomes: list[Outcome], baseline: str | None, folder: Path) -> 
         any(cell.done for cell in cells), f"output_dir={folder}: no run is done, so there is no table. Run `ttl lab`."
     )
     baseline = choose_baseline(cells, baseline)
-    laws, refused = fit_laws(cells)
+    laws, refused = _fit_laws(cells)
     distances = tokens_to_baseline(cells, baseline)
     return LabReport(outcomes, cells, baseline, find_sweeps(cells), distances, find_isoflops(cells), laws, refused)
+
+
+def _fit_laws(cells: Sequence[Cell]) -> tuple[dict[str, LabLaw], dict[str, str]]:
+    """Return the law of each arm of a lab, and why the other arms have none."""
+    laws, refused = {}, {}
+    for arm, members in best_cells(cells).items():
+        try:
+            laws[arm] = fit_law(arm, members)
+        except InputError as error:
+            refused[arm] = str(error)
+    return laws, refused
+
+
+def _write_laws(folder: Path, laws: dict[str, LabLaw], refused: dict[str, str]) -> None:
+    """Write `law.json`: the laws by arm, why other arms have none, and the arm whose law a plan uses.
+
+    That is the arm which its law expects to score best at the lab's largest size and budget.
+    """
+    chosen = None
+    if laws:
+        parameters = max(law.parameters[1] for law in laws.values())
+        tokens = max(law.tokens[1] for law in laws.values())
+        chosen = min(laws, key=lambda arm: laws[arm].bits_per_byte(parameters, tokens))
+    content = {"arm": chosen, "unit": "bits per byte", "form": FORM,
+               "laws": {arm: asdict(law) for arm, law in laws.items()}, "refused": refused}  # fmt: skip
+    write_json(folder / LAW_NAME, content)
 
 
 def render_report(report: LabReport) -> list[str]:
@@ -104,11 +132,6 @@ def render_report(report: LabReport) -> list[str]:
         _checks_part(report),
     ]  # fmt: skip
     return [line for part in parts if part for line in (*part, "")][:-1]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -134,7 +157,7 @@ def _runs_table(cells: Sequence[Cell]) -> list[str]:
                      f"{len(scores)}", _number(mean, 4), _number(cell.deviation, 4),
                      "" if flops is None else f"{flops:.2e}", _number(cell.mean("seconds"), 0),
                      _number(cell.mean("kwh"), 5), _number(cell.mean("usd"), 3), _note(cell)])  # fmt: skip
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _csv(cells: Sequence[Cell]) -> str:
@@ -164,7 +187,7 @@ def _sweeps_part(sweeps: Sequence[Sweep]) -> list[str]:
             note = "at the edge: the sweep is too narrow, a better rate may lie beyond" if sweep.at_edge else ""
         rows.append([first.group, first.size, short(first.budget), best, score, tried, note])
     return ["## Best learning rates", "",
-            *_table(["arm", "size", "tokens", "best", "bits per byte", "tried", ""], rows)]  # fmt: skip
+            *markdown_table(["arm", "size", "tokens", "best", "bits per byte", "tried", ""], rows)]  # fmt: skip
 
 
 def _baseline_part(report: LabReport) -> list[str]:
@@ -180,7 +203,7 @@ def _baseline_part(report: LabReport) -> list[str]:
         "Tokens as a share of those with which the baseline reached its best score. Between runs of several budgets, "
         "each with its whole schedule, scores are taken as linear in the logarithm of tokens; points of a run on its "
         "way are not used. The interval of 90 % is a bootstrap over seeds.", "",
-        *_table(["arm", "size", "baseline's bits per byte", "its tokens", "share", "interval"], rows),
+        *markdown_table(["arm", "size", "baseline's bits per byte", "its tokens", "share", "interval"], rows),
     ]  # fmt: skip
 
 
@@ -205,7 +228,7 @@ def _isoflops_part(curves: Sequence[IsoFlop]) -> list[str]:
             best = [short(curve.num_parameters), short(curve.tokens), f"{curve.bits_per_byte:.4f}"]
         rows.append([curve.group, f"{curve.flops:.2e}", sizes, *best])
     return ["## Best size for equal compute", "", "The lowest point of a parabola in the logarithm of all parameters.",
-            "", *_table(["arm", "FLOPs", "sizes", "parameters", "tokens", "bits per byte"], rows)]  # fmt: skip
+            "", *markdown_table(["arm", "FLOPs", "sizes", "parameters", "tokens", "bits per byte"], rows)]  # fmt: skip
 
 
 def _laws_part(report: LabReport) -> list[str]:
@@ -230,7 +253,9 @@ def _laws_part(report: LabReport) -> list[str]:
                          *(f"{value:.3g} ({low:.3g} to {high:.3g})" for value, (low, high)
                            in zip(values, ends, strict=False)), f"{100 * law.noise:.2f} %",
                          f"{found.bits_per_byte:.3f} ({found.low:.3f} to {found.high:.3f})"])  # fmt: skip
-        lines += _table(["arm", "runs", "E", "A", "B", "a", "b", "g", "noise", f"{_LONGER} times the tokens"], rows)
+        lines += markdown_table(
+            ["arm", "runs", "E", "A", "B", "a", "b", "g", "noise", f"{_LONGER} times the tokens"], rows
+        )
         lines += ["", *_counts(report.laws), *_left_out(report.laws)]
     lines += [f"- No law: {reason}" for reason in report.refused.values()]
     return lines
@@ -274,4 +299,4 @@ def _checks_part(report: LabReport) -> list[str]:
     if not rows:
         return []
     head = ["arm", "size", "tokens", "times the longest", "expected", "measured", "difference", ""]
-    return ["## The law checked", "", "Runs that the law was not fitted to.", "", *_table(head, rows)]
+    return ["## The law checked", "", "Runs that the law was not fitted to.", "", *markdown_table(head, rows)]

@@ -32,10 +32,9 @@ from ..checks import (
 from ..disk import scratch_folder
 from ..gpus import count_usable_gpus, named_gpus
 from ..help_text import progress, say
-from ..launching.launch import resolve_training, start_training
-from ..launching.processes import ForkedChild, ForkServer
+from ..launching.launch import ForkServer, resolve_training, start_training
+from ..launching.processes import Child, ForkedChild
 from ..launching.ranks import RankOptions, thread_share
-from ..launching.supervision import Child
 from ..presets import training_flops
 from ..stage_folder import (
     METRICS_NAME,
@@ -48,8 +47,7 @@ from ..stage_folder import (
 )
 from ..training.metrics import DIVERGED, append_jsonl
 from .comparison import read_rows
-from .config import LabConfig
-from .grid import LabRun, budgets, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
+from .config import LabConfig, LabRun, budgets, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
 from .report import write_report
 
 _POLL_SECONDS = 0.1

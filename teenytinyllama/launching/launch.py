@@ -8,29 +8,141 @@ the name of the rank that died are known. What runs in each rank is `distributed
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import logging
 import operator
 import os
+import signal
 import sys
-import tempfile
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import EXIT_DONE, EXIT_FAILED, InputError, beside_the_model, ensure
-from .machines import Link, linked
-from .processes import ForkServer, stopped_by_signals
+from ..checks import (
+    EXIT_DONE,
+    EXIT_RESUMABLE,
+    InputError,
+    MissingFileError,
+    MissingPackageError,
+    RunFailedError,
+    StoppedResumable,
+    beside_the_model,
+    ensure,
+)
+from .machines import Link, follow_first, let_others_start, linked
+from .processes import ForkedChild, end_with, stopped_by_signals, supervise
 from .ranks import RankOptions, RankPlan, plan_ranks
-from .supervision import supervise
 
 logger = logging.getLogger(__name__)
 
 _PACKAGE = "teenytinyllama"
-_SHARED_SECONDS = 60.0  # until a new file on a network's file system is seen elsewhere
+
+
+class ForkServer:
+    """This process as the parent of forks: it has imported what its children need, and has nothing that forks lose.
+
+    A thread of a library, a lock that it holds and a context of a GPU do not survive a fork. So whatever may start one
+    is done in a child too (`call`); threads that imports start belong to libraries that renew them after a fork
+    (OpenBLAS, jemalloc, NVML).
+    """
+
+    def __init__(self, allowed: bool, modules: Sequence[str]) -> None:
+        """Import the modules if this process may fork.
+
+        Args:
+            allowed: nothing else has happened in this process, so that threads beside Python's are those of imports.
+            modules: what the children import first.
+        """
+        self._threads = 0
+        if not allowed or sys.platform != "linux":
+            return
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # to ask for GPUs must not start CUDA here
+        for module in modules:
+            importlib.import_module(module)
+        if "torch" in sys.modules:
+            sys.modules["torch"].accelerator.device_count()  # the driver starts a thread when it is asked
+        self._threads = _count_threads()
+        gc.freeze()  # what is shared with the children stays shared
+
+    @property
+    def can_fork(self) -> bool:
+        """Return whether this process can still be forked."""
+        if not self._threads or threading.active_count() > 1 or _count_threads() > self._threads:
+            return False
+        torch = sys.modules.get("torch")
+        return torch is None or not torch.cuda.is_initialized()
+
+    def call(self, function: Callable[[], Any], folder: Path) -> Any:
+        """Return what a function returns, a JSON value, computed in a fork, or here where none can be made.
+
+        A signal that ends the wait ends the child too.
+
+        Args:
+            function: may start threads.
+            folder: exists; the result is handed over in a file there.
+
+        Raises:
+            InputError: as raised by the function.
+            RunFailedError: as raised by the function, or the child died; then its message stands above.
+        """
+        if not self.can_fork:
+            return function()
+        answer = folder / "answer.json"
+        answer.unlink(missing_ok=True)
+        parent = os.getpid()
+
+        def work() -> None:
+            end_with(parent)
+            with stopped_by_signals("the process that does it"):
+                answer.write_text(json.dumps(_answer_of(function)), encoding="utf-8")
+
+        child = ForkedChild(work)
+        try:
+            code = child.wait()
+        except BaseException:
+            child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(StoppedResumable):  # a second signal: what it has begun is cut off
+                child.wait()
+            raise
+        finally:
+            child.kill_group()
+        return _read_answer(code, answer)
+
+
+def _count_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+# What a child may hand over as the reason why there is no result.
+_REASONS = {kind.__name__: kind for kind in (InputError, MissingFileError, MissingPackageError, RunFailedError)}
+
+
+def _answer_of(function: Callable[[], Any]) -> dict[str, Any]:
+    """Return a function's result, and this package's variables, which say what time and rows are accounted for."""
+    try:
+        result = function()
+        return {"result": result, "variables": {key: text for key, text in os.environ.items() if key[:4] == "TTL_"}}
+    except tuple(_REASONS.values()) as error:
+        kind = next(name for name, known in _REASONS.items() if type(error) is known)
+        return {"error": kind, "text": str(error)}
+    except StoppedResumable:  # the parent has got the signal, and says so
+        raise SystemExit(EXIT_RESUMABLE) from None
+
+
+def _read_answer(code: int | None, path: Path) -> Any:
+    if code:
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
+        raise RunFailedError(f"the process that checks and prepares was {how}{hint}; no training was started.")
+    answer = json.loads(path.read_text(encoding="utf-8"))
+    if "error" in answer:
+        raise _REASONS[answer["error"]](answer["text"])
+    os.environ.update(answer["variables"])
+    return answer["result"]
 
 
 def launch(
@@ -44,7 +156,7 @@ def launch(
 ) -> int:
     """Run `python script *arguments` on one or several ranks and return the exit code of the whole: 0, 1, 2 or 75.
 
-    Signals that reach this process meanwhile are handed to the ranks, see `supervision.supervise`. Call it from the
+    Signals that reach this process meanwhile are handed to the ranks, see `processes.supervise`. Call it from the
     main thread.
 
     Args:
@@ -54,7 +166,7 @@ def launch(
             file; None: one plain process, or with several GPUs visible `ddp`.
         num_processes: number of ranks; None: one a visible GPU, and without a GPU what the file says.
         log: file for what the ranks say; None: the terminal.
-        forks: see `supervision.supervise`.
+        forks: see `processes.supervise`.
         link: to the other machines of the run, whose ranks start at the same time.
 
     Raises:
@@ -157,7 +269,7 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
         num_ranks = link.num_ranks if link else ranks.num_processes
         training = _Training(name, asked, server, folder, num_ranks, link)
         if link and link.machines.rank > 0:
-            return _follow(link, training.resolve, training.start)
+            return follow_first(link, training.resolve, training.start)
         publishing = _check_publishing(values)
         values = training.with_length(training.with_data(values))
         resolved, run = training.resolve(values), Path(values["output_dir"])
@@ -169,7 +281,7 @@ def start_training(name: str, values: dict[str, Any], options: RankOptions, *, m
                 link.send({"end": EXIT_DONE})
             return EXIT_DONE
         if link:
-            _let_others_start(link, resolved, run)
+            let_others_start(link, resolved, run)
         return _beside_publishing(publishing, run, lambda: training.start(resolved))
 
 
@@ -245,73 +357,6 @@ def _meeting(ranks: RankPlan, values: dict[str, Any]) -> Iterator[Link | None]:
         with waiting if ranks.machines.count > 1 else contextlib.nullcontext():
             link = stack.enter_context(linked(ranks.machines, ranks.num_processes, str(values.get("output_dir"))))
         yield link
-
-
-def _let_others_start(link: Link, resolved: dict[str, Any], run: Path) -> None:
-    """Let the other machines check the config against their own files, and start their ranks.
-
-    Raises:
-        InputError: one refuses it, its rows or tokenizer are others, or it has another run folder.
-    """
-    link.send({"check": resolved["given"]})
-    for machine, answer in sorted(link.gather().items()):
-        refusal = answer.get("refused") or answer.get("failed")
-        ensure(not refusal, f"machine {machine} refused the run: {refusal}")
-        differing = [key for key, value in resolved["identity"].items() if answer["identity"].get(key) != value]
-        ensure(
-            not differing,
-            f"machine {machine} has other files than machine 0, they differ in {', '.join(differing)}. Copy rows and "
-            "tokenizer from one machine to the others.",
-        )
-    run.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=run, prefix=".machines-") as mark:
-        link.send({"look": mark.name})
-        seen = {machine: answer.get("seen") for machine, answer in link.gather().items()}
-    blind = [str(machine) for machine in sorted(seen) if not seen[machine]]
-    if blind:
-        with contextlib.suppress(OSError):
-            run.rmdir()  # if it was new
-        raise InputError(
-            f"output_dir={run}: is another one on machine {', '.join(blind)}. All machines must see the same one, on "
-            "a file system that they share, under the same path."
-        )
-    link.send({"start": resolved})
-
-
-def _follow(
-    link: Link, resolve: Callable[[dict[str, Any]], dict[str, Any]], start: Callable[[dict[str, Any]], int]
-) -> int:
-    """Do on another machine what machine 0 says, and return the exit code of the whole."""
-    while True:
-        message = link.receive()
-        if "check" in message:
-            link.send(_check(message["check"], resolve))
-        elif "look" in message:
-            link.send({"seen": _appears(Path(message["look"]))})
-        elif "start" in message:
-            return start(message["start"])
-        else:
-            if "failed" in message:
-                print(f"error: {message['failed']}", file=sys.stderr, flush=True)
-            return int(message.get("end", EXIT_FAILED))
-
-
-def _check(values: dict[str, Any], resolve: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """Check the run of machine 0 against this machine's files, and return what decides it, or why it is refused."""
-    try:
-        return {"identity": resolve(values)["identity"]}
-    except InputError as error:
-        return {"refused": str(error)}
-
-
-def _appears(path: Path) -> bool:
-    """Return whether a file that another machine has just made is seen here, as soon as it is."""
-    deadline = time.monotonic() + _SHARED_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
-    return True
 
 
 def _check_publishing(values: dict[str, Any]) -> Any:

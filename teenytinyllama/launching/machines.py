@@ -13,9 +13,12 @@ import os
 import re
 import select
 import socket
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..checks import (
@@ -38,6 +41,7 @@ _MEETING_SECONDS = 900.0  # until all machines are there: schedulers start them 
 _END_SECONDS = 600.0  # that machine 0 waits for the others to say how their ranks ended, once its own have
 _LONGEST_MESSAGE_BYTES = 2**22
 _POLL_SECONDS = 0.2
+_SHARED_SECONDS = 60.0  # until a new file on a network's file system is seen elsewhere
 
 Message = dict[str, Any]
 
@@ -374,3 +378,70 @@ def _interface_of(address: str) -> str | None:
         if any(found.address == address for found in addresses):
             return name
     return None
+
+
+def let_others_start(link: Link, resolved: dict[str, Any], run: Path) -> None:
+    """Let the other machines check the config against their own files, and start their ranks.
+
+    Raises:
+        InputError: one refuses it, its rows or tokenizer are others, or it has another run folder.
+    """
+    link.send({"check": resolved["given"]})
+    for machine, answer in sorted(link.gather().items()):
+        refusal = answer.get("refused") or answer.get("failed")
+        ensure(not refusal, f"machine {machine} refused the run: {refusal}")
+        differing = [key for key, value in resolved["identity"].items() if answer["identity"].get(key) != value]
+        ensure(
+            not differing,
+            f"machine {machine} has other files than machine 0, they differ in {', '.join(differing)}. Copy rows and "
+            "tokenizer from one machine to the others.",
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=run, prefix=".machines-") as mark:
+        link.send({"look": mark.name})
+        seen = {machine: answer.get("seen") for machine, answer in link.gather().items()}
+    blind = [str(machine) for machine in sorted(seen) if not seen[machine]]
+    if blind:
+        with contextlib.suppress(OSError):
+            run.rmdir()  # if it was new
+        raise InputError(
+            f"output_dir={run}: is another one on machine {', '.join(blind)}. All machines must see the same one, on "
+            "a file system that they share, under the same path."
+        )
+    link.send({"start": resolved})
+
+
+def follow_first(
+    link: Link, resolve: Callable[[dict[str, Any]], dict[str, Any]], start: Callable[[dict[str, Any]], int]
+) -> int:
+    """Do on another machine what machine 0 says, and return the exit code of the whole."""
+    while True:
+        message = link.receive()
+        if "check" in message:
+            link.send(_check_own_files(message["check"], resolve))
+        elif "look" in message:
+            link.send({"seen": _appears(Path(message["look"]))})
+        elif "start" in message:
+            return start(message["start"])
+        else:
+            if "failed" in message:
+                print(f"error: {message['failed']}", file=sys.stderr, flush=True)
+            return int(message.get("end", EXIT_FAILED))
+
+
+def _check_own_files(values: dict[str, Any], resolve: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Check the run of machine 0 against this machine's files, and return what decides it, or why it is refused."""
+    try:
+        return {"identity": resolve(values)["identity"]}
+    except InputError as error:
+        return {"refused": str(error)}
+
+
+def _appears(path: Path) -> bool:
+    """Return whether a file that another machine has just made is seen here, as soon as it is."""
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True

@@ -1,6 +1,6 @@
 """Ranks: which processes a training starts on this machine, each with its whole environment.
 
-accelerate says which (its file format, its environment variables); `supervision` starts them.
+accelerate says which (its file format, its environment variables); `processes` starts them.
 """
 
 import importlib.util

@@ -35,8 +35,7 @@ from ..model_files import (
 from ..models import from_pretrained, load_config, load_tokenizer, place_for_answers, weights_identity
 from ..stage_folder import parse_record, sha256_content, sha256_file, sha256_json
 from ..tokenizer.encode import compose
-from .prompts import Prompt
-from .study import ANSWERS_FOLDER
+from .study import ANSWERS_FOLDER, Prompt
 
 REFERENCES = "references"  # the word for people's answers, those of the prompts' file
 _NAME = re.compile(r"[\w][\w .+-]{0,63}")

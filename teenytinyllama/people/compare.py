@@ -28,8 +28,19 @@ from .answers import (
     write_answers_of,
 )
 from .judge import JUDGE_NAME, check_judge, judge_study
-from .prompts import OWN_FORMS, Prompt, dump_prompts, read_prompts, spread
-from .study import ANSWERS_FOLDER, PROMPTS_NAME, STUDY_FORMAT, STUDY_NAME, Study, read_study
+from .study import (
+    ANSWERS_FOLDER,
+    OWN_FORMS,
+    PROMPTS_NAME,
+    STUDY_FORMAT,
+    STUDY_NAME,
+    Prompt,
+    Study,
+    dump_prompts,
+    read_prompts,
+    read_study,
+    spread,
+)
 from .votes import JUDGE_VOTES_NAME, VOTES_NAME, VoteFile
 
 LOCK_NAME = "compare.lock"

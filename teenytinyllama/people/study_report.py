@@ -1,7 +1,7 @@
 """The report of a comparison: reads its votes and writes results.json, results.md and comparison.png.
 
 Votes of a judge model (`judge_votes.jsonl`) are not read here. In results.json and results.md stand the nicknames of
-the people; what a model card takes over (`card_votes.py`) has none.
+the people; what a model card takes over (`share.py`) has none.
 """
 
 import io

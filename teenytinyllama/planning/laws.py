@@ -32,7 +32,7 @@ from .memory import mean_step_speed
 class LossLaw:
     """L(N, D) = E + A / N^alpha + B / D^beta: nats per token of a model of N parameters trained on D tokens.
 
-    With a `coupling` g below 1 the last two terms are ((A / N^alpha)^(1/g) + (B / D^beta)^(1/g))^g, see `lab.fitting`.
+    With a `coupling` g below 1 the last two terms are ((A / N^alpha)^(1/g) + (B / D^beta)^(1/g))^g, see `lab.scaling`.
 
     Attributes:
         title: name of the law in tables.
@@ -141,6 +141,13 @@ def effective_epochs(epochs: float) -> float:
     repeats = max(epochs - 1, 0.0)
     worth = _REPEATED_TOKENS_WORTH * (1 - math.exp(-repeats / _REPEATED_TOKENS_WORTH))
     return min(epochs, 1.0) + worth
+
+
+def useful_tokens(tokens: float, unique_tokens: float | None) -> float:
+    """Return how many new tokens are worth as much as so many tokens of which some are read again."""
+    if unique_tokens is None or unique_tokens >= tokens:
+        return tokens
+    return unique_tokens * effective_epochs(tokens / unique_tokens)
 
 
 def effective_parameters(law: LossLaw, num_parameters: float, unique_tokens: float) -> float:

@@ -180,8 +180,7 @@ def _measure_cpu() -> tuple[str, float, str, float]:
     """Return this computer's name, its peak in FLOP/s, how that was measured, and its free memory in bytes."""
     import torch
 
-    from ..gpus import device_name, peak_flops
-    from .free_memory import free_memory_bytes
+    from ..gpus import device_name, free_memory_bytes, peak_flops
 
     peak, source = peak_flops("cpu")
     title = "cpu" if torch.cuda.is_available() else device_name()  # with a GPU, device_name is the GPU's

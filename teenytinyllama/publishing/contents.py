@@ -9,13 +9,13 @@ from typing import Any
 
 from ..checkpointing.checkpoints import Marker, read_marker
 from ..checks import InputError, counted, ensure, hub_license
+from ..corpus.passport import render_markdown
+from ..corpus.provenance import PASSPORT_NAME, describe_corpus, read_passport
+from ..corpus.text_statistics import PEOPLES
 from ..data.input_files import list_data_files
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_files
 from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES
-from ..passport.passport import render_markdown
-from ..passport.people import PEOPLES
-from ..passport.provenance import PASSPORT_NAME, describe_corpus, read_passport
 from ..stage_folder import (
     ANSWERS_NAME,
     BASE_RECORD_NAME,

@@ -17,7 +17,7 @@ from ..energy.emissions import place
 from ..energy.ledger import describe_incomplete, num_speed_tests, read_energy
 from ..evaluation.results import Results, read_results
 from ..model_files import ADAPTER_CONFIG_NAME
-from ..people.card_votes import read_votes
+from ..people.share import read_votes
 from ..stage_folder import (
     CHECKPOINTS_NAME,
     CONFIG_NAME,
@@ -61,7 +61,7 @@ class CardFacts:
         files: names in the run's folder.
         sources: of a reference card: what is from where, by language, and the address (`url`).
         remarks: of a reference card, by language.
-        votes: of people, see `card_votes.read_votes`, or None.
+        votes: of people, see `people.share.read_votes`, or None.
     """
 
     origin: Literal["run", "reference"]

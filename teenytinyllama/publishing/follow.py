@@ -20,8 +20,7 @@ from typing import Any
 
 from ..checkpointing.checkpoints import checkpoint_faults, complete_checkpoints, lease
 from ..checks import EXIT_DONE, EXIT_RESUMABLE, InputError, RunFailedError, StoppedResumable, ensure
-from ..launching.processes import stopped_by_signals
-from ..launching.supervision import SUPERVISOR_VARIABLE
+from ..launching.processes import SUPERVISOR_VARIABLE, stopped_by_signals
 from ..stage_folder import (
     ENVIRONMENT_NAME,
     LOCK_NAME,

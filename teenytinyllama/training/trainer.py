@@ -59,7 +59,7 @@ class EvaluationInterruptedError(Exception):
 
 
 class StopCallback(TrainerCallback):
-    """Save and stop at the end of the step in which any rank received one of `supervision.STOP_SIGNALS`.
+    """Save and stop at the end of the step in which any rank received one of `processes.STOP_SIGNALS`.
 
     The signal may reach the ranks at different times, or one of them alone, whereas saving is collective: so the ranks
     agree on it after every optimizer step. That is one reduction of a few bytes a step, with one rank none; on GPUs its

@@ -27,8 +27,15 @@ from ..data.packed import packed_manifest
 from ..distributed import least_over_ranks, ranks_here
 from ..energy.ledger import read_ledger
 from ..energy.recorder import add_speed_test
-from ..gpus import describe_out_of_memory, device_name, find_gpu, has_accelerator, is_out_of_memory
-from ..planning.free_memory import free_memory_bytes, limited_address_space
+from ..gpus import (
+    describe_out_of_memory,
+    device_name,
+    find_gpu,
+    free_memory_bytes,
+    has_accelerator,
+    is_out_of_memory,
+    limited_address_space,
+)
 from ..planning.memory import MemoryNeed, choose_rows, eval_rows, memory_need, row_divisors
 from ..stage_folder import (
     ENVIRONMENT_NAME,

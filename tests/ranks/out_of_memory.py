@@ -10,10 +10,10 @@ import sys
 
 import torch
 
+from teenytinyllama import gpus
 from teenytinyllama.arguments import build, read_values
 from teenytinyllama.checks import run_main
 from teenytinyllama.distributed import prepare_rank
-from teenytinyllama.planning import free_memory
 from teenytinyllama.training import run as run_module
 from teenytinyllama.training import trials
 from teenytinyllama.training.config import PretrainConfig
@@ -39,7 +39,7 @@ def failing_step(self, *arguments, **named):
 
 def settle_under_limit(config, plan):
     """Choose the micro-batch when the process may grow by LIMIT MB only."""
-    limit = free_memory.virtual_memory_bytes() + LIMIT * 1_000_000
+    limit = gpus.virtual_memory_bytes() + LIMIT * 1_000_000
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     settle(config, plan)
 

@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from teenytinyllama.launching import supervision
+from teenytinyllama.launching import processes
 
-supervision._FAILURE_GRACE_SECONDS = supervision._BAD_INPUT_GRACE_SECONDS = 0.5
+processes._FAILURE_GRACE_SECONDS = processes._BAD_INPUT_GRACE_SECONDS = 0.5
 environments = [{**os.environ, "RANK": str(rank)} for rank in range(int(sys.argv[1]))]
 command = [sys.executable, str(Path(__file__).parent / "stub.py"), *sys.argv[2:]]
-sys.exit(supervision.supervise(command, environments, forks=os.environ.get("FORKS") == "1"))
+sys.exit(processes.supervise(command, environments, forks=os.environ.get("FORKS") == "1"))

@@ -2,24 +2,27 @@
 
 `passport.json` has all numbers, `passport.md` the tables, `passport.html` both with plots and samples; the page needs
 no network.
+
+`render_training_summary` makes the EU's public summary of training content of it, as far as a passport knows it; the
+rest is marked for its author. Structure: European Commission, "Explanatory Notice and Template for the Public Summary
+of Training Content for general-purpose AI models required by Article 53 (1)(d) of Regulation (EU) 2024/1689", C(2025)
+8311. What is written there is a draft of the text part of a model that is trained on the corpus, and no legal advice.
 """
 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..corpus.config import BuildConfig
-from ..corpus.funnel import Funnel
-from ..planning.table import short
+from ..planning.table import markdown_table, short
 from ..stage_folder import utc_now, write_json
-from .licences import NOT_KNOWN, OF_ITS_OWN, summarise_licences
-from .people import PEOPLES
-from .provenance import PASSPORT_NAME, say_contamination
-from .text_statistics import TextStatistics
+from .config import BuildConfig
+from .documents import Funnel
+from .provenance import NOT_KNOWN, OF_ITS_OWN, PASSPORT_NAME, say_contamination, summarise_licences
+from .text_statistics import PEOPLES, TextStatistics
 
 _SAMPLES_SHOWN = 12
 _MOST_LICENCE_NOTES = 20
@@ -257,11 +260,6 @@ _MARKDOWN = (
 )  # fmt: skip
 
 
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
 def render_markdown(passport: dict[str, Any]) -> str:
     """Return the tables of a passport."""
     licence, shown = passport["licence"], _tables(passport)
@@ -272,7 +270,7 @@ def render_markdown(passport: dict[str, Any]) -> str:
              *(f"- **{warning}**" for warning in shown["warnings"])]  # fmt: skip
     for title, name, note in _MARKDOWN:
         lines += ["", f"## {title}", ""] + ([shown.get(note, note), ""] if note else [])
-        lines += _markdown_table(shown[f"{name}_head"], shown[f"{name}_rows"]) if shown[f"{name}_rows"] else ["None."]
+        lines += markdown_table(shown[f"{name}_head"], shown[f"{name}_rows"]) if shown[f"{name}_rows"] else ["None."]
     return "\n".join(lines) + "\n"
 
 
@@ -334,3 +332,75 @@ def read_statistics(folder: Path) -> dict[str, TextStatistics]:
         for name, values in json.loads(path.read_text(encoding="utf-8")).items():
             found.setdefault(name, TextStatistics()).merge(TextStatistics.from_json(values))
     return found
+
+
+SUMMARY_NAME = "training-summary.md"
+AUTHOR = "**[to be written by the provider]**"
+# The ranges of the template for text, with the tokens at which the next one begins.
+_RANGES = ((1e9, "Less than 1 billion tokens"), (1e13, "1 billion to 10 trillion tokens"),
+           (float("inf"), "More than 10 trillion tokens"))  # fmt: skip
+
+
+def render_training_summary(passport: dict[str, Any]) -> str:
+    """Return the Markdown of the summary: fields that the passport knows filled, the others marked.
+
+    Args:
+        passport: as `make_passport` gives it.
+    """
+    from jinja2 import Environment
+
+    whole, figures = passport["whole"], passport["figures"]
+    tokens = figures["tokens"]["train"]
+    sources = [_source(name, source) for name, source in passport["sources"].items()
+               if source["statistics"]["documents"]]  # fmt: skip
+    template = Path(__file__).with_name("training_summary.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False)
+    text: str = environment.from_string(template).render(
+        AUTHOR=AUTHOR,
+        passport=passport,
+        ranges=[(name, name == next(said for most, said in _RANGES if tokens < most)) for _, name in _RANGES],
+        tokens=short(tokens),
+        unique=short(whole["tokens"]),
+        registers=_shares(passport["registers"]),
+        varieties=_shares(whole["varieties"]),
+        years=", ".join(f"{decade}s: {number:,}" for decade, number in sorted(whole["years"].items())),
+        public=[source for source in sources if source["is_on_hub"]],
+        others=[source for source in sources if not source["is_on_hub"]],
+        masked=_changes(passport, "personal_data"),
+        toxic=sum(_step(source, "toxicity").get("reasons", {}).get("toxic", 0)
+                  for source in passport["sources"].values()),
+        contamination=say_contamination(passport["contamination"]),
+    )  # fmt: skip
+    return text
+
+
+def _source(name: str, source: dict[str, Any]) -> dict[str, Any]:
+    """Return what the summary says of a source; of files on this machine no more than their names."""
+    inputs = [text if "://" in text else Path(text).name for text in source["inputs"]]
+    own = source["statistics"]
+    shown = {"name": name, "from": source["url"] or ", ".join(inputs), "revision": source["revision"] or "not stated",
+             "documents": f"{own['documents']:,}", "tokens": short((source["share"] or {}).get("tokens", 0)),
+             "register": source["register"] or "not stated",
+             "licence": ", ".join(own["licenses"]) or source["license"]}  # fmt: skip
+    cells = {key: value.replace("|", "\\|").replace("\n", " ") for key, value in shown.items()}
+    return {**cells, "is_on_hub": all(text.startswith("hf://") for text in source["inputs"])}
+
+
+def _step(source: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = source["steps"].get(name, {})
+    return found
+
+
+def _changes(passport: dict[str, Any], step: str) -> str:
+    """Return what a step changed in all sources, with counts."""
+    total: dict[str, int] = {}
+    for source in passport["sources"].values():
+        for kind, number in _step(source, step).get("changes", {}).items():
+            total[kind] = total.get(kind, 0) + number
+    return ", ".join(f"{kind} {number:,}" for kind, number in sorted(total.items(), key=lambda item: -item[1]))
+
+
+def _shares(counts: dict[str, int]) -> str:
+    total = max(1, sum(counts.values()))
+    return ", ".join(f"{name} {100 * number / total:.1f} %" for name, number in
+                     sorted(counts.items(), key=lambda item: -item[1]))  # fmt: skip
