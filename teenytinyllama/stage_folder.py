@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, ensure_folder
 from .disk import replace_file
-from .help_text import progress
+from .progress import progress
 
 if TYPE_CHECKING:
     from filelock import FileLock

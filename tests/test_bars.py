@@ -21,14 +21,14 @@ import pytest
 import torch
 from test_chat import tiny_model
 
-from teenytinyllama import help_text
+from teenytinyllama import progress as bars
 from teenytinyllama.arguments import write_yaml
-from teenytinyllama.help_text import progress, reading_bar, say
 from teenytinyllama.models import load_tokenizer
+from teenytinyllama.progress import progress, reading_bar, say
 from teenytinyllama.stage_folder import sha256_file
 
 # Every bar is drawn as soon as its work begins.
-_RUN = "from teenytinyllama import help_text, cli; help_text.BAR_DELAY = 0; raise SystemExit(cli.main())"
+_RUN = "from teenytinyllama import progress, cli; progress.BAR_DELAY = 0; raise SystemExit(cli.main())"
 _BAR = re.compile(r"([\w ]+?): +\d+%\|")
 _LINES, _COLUMNS = 40, 100
 
@@ -139,7 +139,7 @@ def test_bars_are_on_a_terminal_alone(verb: str, bars: set[str], verbs: dict[str
 
 def test_a_stop_leaves_the_terminal_clean(tmp_path: Path) -> None:
     code = (
-        "import threading, time; from teenytinyllama import help_text as h\n"
+        "import threading, time; from teenytinyllama import progress as h\n"
         "h.BAR_DELAY = 0\n"
         "try:\n"
         "    for _ in h.progress(range(10**6), 'waiting', 'steps'): time.sleep(0.01)\n"
@@ -182,7 +182,7 @@ def test_short_work_other_ranks_and_other_threads_show_nothing(monkeypatch: pyte
     terminal = terminal_of(monkeypatch)
     for _ in progress(range(3), "short", "steps"):
         say("a line")  # draws no bar before its time either
-    monkeypatch.setattr(help_text, "BAR_DELAY", 0)
+    monkeypatch.setattr(bars, "BAR_DELAY", 0)
     thread = threading.Thread(target=lambda: list(progress(range(3), "thread", "steps")))
     thread.start()
     thread.join()
@@ -202,7 +202,7 @@ def test_a_reading_bar_counts_the_bytes_of_the_files(tmp_path: Path, monkeypatch
 
     from teenytinyllama.data.readers import read_rows
 
-    monkeypatch.setattr(help_text, "BAR_DELAY", 0)
+    monkeypatch.setattr(bars, "BAR_DELAY", 0)
     terminal = terminal_of(monkeypatch)
     texts = [f"Texto {number}. " * 50 for number in range(500)]
     plain, packed, table = (tmp_path / name for name in ("a.txt", "b.txt.gz", "c.parquet"))
@@ -211,7 +211,7 @@ def test_a_reading_bar_counts_the_bytes_of_the_files(tmp_path: Path, monkeypatch
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), table, row_group_size=100)
     for path in (plain, packed, table):
         told: list[float] = []
-        with reading_bar([path], f"reading {path.name}"), help_text.told_of_reads(told.append):
+        with reading_bar([path], f"reading {path.name}"), bars.told_of_reads(told.append):
             rows: list[Any] = list(read_rows("inputs", path, "text", "metadata", "line", None))
         assert len(rows) == 500
         assert sum(told) == pytest.approx(path.stat().st_size)
@@ -222,7 +222,7 @@ def test_a_large_file_that_is_hashed_has_a_bar(tmp_path: Path, monkeypatch: pyte
     terminal = terminal_of(monkeypatch)
     (tmp_path / "large").write_bytes(b"abc")
     plain = sha256_file(tmp_path / "large")
-    monkeypatch.setattr(help_text, "BAR_DELAY", 0)
+    monkeypatch.setattr(bars, "BAR_DELAY", 0)
     assert not terminal.text
     monkeypatch.setattr("teenytinyllama.stage_folder._LARGE_FILE_BYTES", 3)
     assert sha256_file(tmp_path / "large") == plain

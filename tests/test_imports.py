@@ -14,7 +14,7 @@ FILES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 # The corpus stage (`cleaning`, `corpus`) has 23 of these files.
-MOST_FILES, MOST_AT_THE_TOP, MOST_IN_A_FOLDER, MOST_LINES = 172, 16, 15, 450
+MOST_FILES, MOST_AT_THE_TOP, MOST_IN_A_FOLDER, MOST_LINES = 173, 16, 15, 450
 
 # Parts that know nothing of others, wherever the import stands: (importing, imported).
 FORBIDDEN = [

@@ -16,7 +16,7 @@ from ..data.input_files import RECORD_SUFFIXES, SAMPLE, resolve_files
 from ..data.instructions import DUPLICATE, SPLITS, Counts, read_conversations
 from ..data.readers import read_records
 from ..data.sample import sample_conversations
-from ..help_text import progress
+from ..progress import progress
 from .generation import Chat, Reply, Sampling
 
 if TYPE_CHECKING:

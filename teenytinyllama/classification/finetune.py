@@ -33,7 +33,6 @@ from transformers.utils import logging as transformers_logging
 from ..checks import InputError, RunFailedError, ensure
 from ..energy.recorder import StageMeter
 from ..gpus import choose_precision, has_accelerator, has_pinned_memory, is_out_of_memory
-from ..help_text import say
 from ..models import (
     avoid_cudnn_attention,
     finish_saved,
@@ -43,6 +42,7 @@ from ..models import (
     resize_embeddings,
     weights_identity,
 )
+from ..progress import say
 from ..stage_folder import sha256_json
 from ..tokenizer.encode import encode_texts
 from .config import CHOSEN_ON_TEST, MODEL_FOLDER, ClassifyConfig

@@ -34,7 +34,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from ..checks import InputError, RunFailedError, available_cores, ensure, ensure_packages, near_name
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import write_json
 from .documents import SHARES_NAME
 

@@ -10,7 +10,7 @@ from ..checks import InputError, counted, ensure, ensure_folder, ensure_packages
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..data.input_files import SourceFile, hash_files, hub_datasets, resolve_files
 from ..evaluation.config import SOURCES
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import StageFolder, __version__, find_manifest, lock_run_folder, sha256_file, sha256_json
 from .chain import build_chain, duplicates_config, ensure_packages_of, evaluation_index, evaluation_sets
 from .config import STEP_NAMES, BuildConfig, nested

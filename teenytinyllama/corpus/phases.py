@@ -25,7 +25,7 @@ from ..cleaning import Drop
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer, judge
 from ..cleaning.word_hashes import fingerprints
 from ..data.sources import is_held_out
-from ..help_text import say, told_of_reads
+from ..progress import say, told_of_reads
 from ..stage_folder import write_json
 from .chain import (
     SourceShare,

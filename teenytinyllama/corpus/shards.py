@@ -30,7 +30,7 @@ from ..data.readers import (
 )
 from ..data.sources import parse_metadata
 from ..data.turns import RowError, is_filled, read_pair, read_turns
-from ..help_text import progress, tell_read
+from ..progress import progress, tell_read
 from .config import BuildConfig, SourceConfig
 from .documents import UnreadableRow, parquet_rows
 from .text_statistics import fields_of, year_of

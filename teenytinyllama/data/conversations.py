@@ -21,7 +21,7 @@ from ..checks import InputError, ensure
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import (
     EMISSIONS_NAME,
     LEDGER_NAME,

@@ -26,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..checks import InputError, counted, ensure, hub_errors, is_main_process
-from ..help_text import progress, say, tell_read
+from ..progress import progress, say, tell_read
 from ..stage_folder import EMISSIONS_NAME, LEDGER_NAME, MANIFEST_NAME, METRICS_NAME, SAMPLES_NAME, sha256_file
 
 _COMPRESSED = (".gz", ".zst")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checks import ensure
-from ..help_text import reading_bar
+from ..progress import reading_bar
 from ..stage_folder import sha256_json
 from .input_files import SAMPLE, SourceFile, hub_datasets
 from .readers import read_records

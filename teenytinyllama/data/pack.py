@@ -36,7 +36,7 @@ from ..corpus.provenance import corpora_of
 from ..energy.emissions import GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import StageMeter, move_energy_files
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import (
     EMISSIONS_NAME,
     JOURNAL_NAME,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import InputError, ensure
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import MANIFEST_NAME, read_manifest
 from .pack import DOCUMENT_DTYPE
 from .sources import Corpus, CorpusConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import DamagedRowsError, InputError, ensure
-from ..help_text import tell_read
+from ..progress import tell_read
 from .input_files import TABLE_SUFFIXES, encoding_of, first_line, kind_of, read_bytes, say_once
 
 Row = tuple[str, Any]  # text, metadata cell (None when there is none)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..checks import InputError, counted, ensure
-from ..help_text import reading_bar
+from ..progress import reading_bar
 from ..tokenizer.encode import compose
 from .input_files import SAMPLE, SourceFile, hash_files, resolve_files, say_once
 from .readers import Row, read_rows

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ..checks import ensure, is_main_process
 from ..cleaning.toxicity import ToxicityConfig, ToxicityScorer
 from ..distributed import from_first, spread
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import sha256_json
 from .bias_figures import BiasPair, BiasPrompt, exchanged_words, pair_figures, read_pairs, read_prompts, text_figures
 from .config import BIAS, EvaluateConfig

@@ -19,7 +19,7 @@ import numpy as np
 from ..chat.generation import choose_cache
 from ..checks import ensure, ensure_packages
 from ..distributed import spread
-from ..help_text import progress
+from ..progress import progress
 from ..tokenizer.encode import compose, encode_prompt
 from .benchmark_rows import BenchmarkRows
 from .config import TASKS_FOLDER, BenchmarkTask, EvaluateConfig

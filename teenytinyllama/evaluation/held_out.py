@@ -35,7 +35,7 @@ from ..data.pack import DOCUMENT_DTYPE
 from ..data.packed import DOCUMENTS_NAME, VALIDATION_NAME, PackedCorpus, check_packed, load_packed
 from ..data.sources import Corpus, CorpusConfig, parse_metadata
 from ..distributed import spread
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import MANIFEST_NAME
 from ..tokenizer.encode import encode_texts, tokenizer_fingerprint
 from .marking import ratio_stderr

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..help_text import progress
+from ..progress import progress
 from ..tokenizer.encode import encode_prompt
 from .benchmark_rows import MissingDataError, Row, load_rows
 from .config import TASKS, TASKS_FOLDER

@@ -26,7 +26,7 @@ from ..data.sample.grammar import (
     name_genders,
     noun_forms,
 )
-from ..help_text import progress
+from ..progress import progress
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _TOKEN = re.compile(_WORD.pattern + r"|[^\w\s]|\n")

@@ -27,7 +27,7 @@ from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.meter import check_energy
 from ..energy.recorder import Recorder
-from ..help_text import progress, say
+from ..progress import progress, say
 from ..stage_folder import (
     BENCH_NAME,
     BENCH_TABLE_NAME,

@@ -19,7 +19,7 @@ from ..chat.generation import generate_ids
 from ..disk import scratch_folder
 from ..evaluation.held_out import HeldOutWindows, find_held_out, load_held_out, score_windows, window_nats
 from ..evaluation.scoring import SignalTask, TokenPair, cloze_task, local_tasks, score_signal, signal_figures
-from ..help_text import progress
+from ..progress import progress
 from .bench import real_prompts
 from .engines import LLAMA_CPP, EngineSpec, started_engine
 from .gguf_file import different_ids, trial_lines

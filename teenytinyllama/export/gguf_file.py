@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..checks import InputError, ensure, ensure_packages
 from ..disk import scratch_folder
-from ..help_text import progress
+from ..progress import progress
 from ..tokenizer.files import BYTE_TOKENS, sentencepiece_model
 from .llama_cpp import last_words, library, opened
 

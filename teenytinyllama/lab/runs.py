@@ -31,11 +31,11 @@ from ..checks import (
 )
 from ..disk import scratch_folder
 from ..gpus import count_usable_gpus, named_gpus
-from ..help_text import progress, say
 from ..launching.launch import ForkServer, resolve_training, start_training
 from ..launching.processes import Child, ForkedChild
 from ..launching.ranks import RankOptions, thread_share
 from ..presets import training_flops
+from ..progress import progress, say
 from ..stage_folder import (
     METRICS_NAME,
     RUNS_FOLDER,

@@ -22,7 +22,6 @@ from ..disk import replace_file
 from ..energy.emissions import GridSettings
 from ..energy.ledger import read_ledger
 from ..energy.recorder import StageMeter
-from ..help_text import progress
 from ..model_files import (
     ADAPTER_CONFIG_NAME,
     TOKENIZER_FILES,
@@ -33,6 +32,7 @@ from ..model_files import (
     read_json_file,
 )
 from ..models import from_pretrained, load_config, load_tokenizer, place_for_answers, weights_identity
+from ..progress import progress
 from ..stage_folder import parse_record, sha256_content, sha256_file, sha256_json
 from ..tokenizer.encode import compose
 from .study import ANSWERS_FOLDER, Prompt

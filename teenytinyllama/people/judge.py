@@ -14,9 +14,9 @@ from typing import Any
 from ..chat.template import ConversationEncoder
 from ..checks import counted, ensure
 from ..disk import replace_file
-from ..help_text import progress
 from ..model_files import check_config, check_weights, is_adapter, locate
 from ..models import from_pretrained, load_tokenizer, place_for_answers
+from ..progress import progress
 from ..stage_folder import utc_now, write_json
 from .study import Study
 from .votes import JUDGE_VOTES_NAME, MOST_VOTER_CHARACTERS, Vote, new_vote_id

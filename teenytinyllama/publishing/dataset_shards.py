@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..checks import ensure, ensure_disk_space, near_name
 from ..data.instructions import SPLITS
 from ..data.sources import Split
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import sha256_file, sha256_json, write_json
 from .wording import one_line
 

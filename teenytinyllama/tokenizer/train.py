@@ -22,7 +22,7 @@ from ..data.sources import Corpus, CorpusConfig, Document
 from ..energy.emissions import GRID_KEYS, GridSettings
 from ..energy.meter import check_energy
 from ..energy.recorder import measured_into
-from ..help_text import progress
+from ..progress import progress
 from ..stage_folder import AUDIT_NAME, EMISSIONS_NAME, LEDGER_NAME, StageFolder, sha256_json, write_json
 from .encode import encode_texts, in_batches, tokenizer_fingerprint
 from .files import (
