@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
-
 from .checks import InputError, available_cores, near_name
 
 if TYPE_CHECKING:
@@ -341,6 +339,7 @@ def free_memory_bytes(device: "torch.device", ranks_here: int = 1) -> int:
     A GPU is asked, and its memory is this rank's alone; Apple's is the computer's, so both are asked. A CPU's is the
     least of what the system, its containers and this process's own limit leave, shared by the ranks on this machine.
     """
+    import psutil  # comes with codecarbon
     import torch
 
     if device.type == "cpu":
@@ -403,6 +402,8 @@ def _read_figure(folder: Path, name: str) -> int | None:
 
 def virtual_memory_bytes() -> int:
     """Return the size of this process's address space."""
+    import psutil
+
     return int(psutil.Process().memory_info().vms)
 
 

@@ -108,7 +108,7 @@ def test_an_apple_gpu_is_found_and_counts_for_one_process(
 def test_an_apple_gpu_shares_the_memory_of_the_computer(apple_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("mps")
     for available, free in ((10**11, 9 * 10**9), (4 * 10**9, 4 * 10**9)):
-        monkeypatch.setattr(gpus.psutil, "virtual_memory", lambda seen=available: SimpleNamespace(available=seen))
+        monkeypatch.setattr("psutil.virtual_memory", lambda seen=available: SimpleNamespace(available=seen))
         assert gpus.free_memory_bytes(device) == free
 
 
