@@ -6,7 +6,6 @@ none. All bars are made by `progress` but those of a training, whose callbacks b
 
 import contextlib
 import functools
-import multiprocessing
 import os
 import sys
 import threading
@@ -77,6 +76,8 @@ def _bar_class() -> "type[tqdm[Any]]":
 
 def say(text: str) -> None:
     """Print a line on standard output, above the bar where one is shown."""
+    import multiprocessing
+
     from tqdm import tqdm
 
     if multiprocessing.parent_process() is not None and has_colours(sys.stdout):

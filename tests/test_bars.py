@@ -111,6 +111,7 @@ def verbs(tmp_path: Path, corpus_folder: Path, tokenizer_folder: Path, models: l
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verb", "bars"), [
     ("corpus", {"hashing inputs", "clean", "duplicates", "finish", "mix", "hashing the corpus"}),
     ("pack", {"hashing inputs", "checking documents", "packing", "shuffling"}),

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ from .documents import (
 from .duplicates import find_duplicates, preference_order
 from .provenance import document_licence
 from .sample_page import Tracer
-from .shards import BrokenRow, Draft, WorkShard, keep_aside, read_drafts, read_plan, shard_bytes, text_hash
+from .shards import BrokenRow, Draft, WorkShard, read_drafts, read_plan, shard_bytes, text_hash
 from .text_statistics import TextStatistics, year_of
 
 CONFIG_FILE, PLAN_FILE = "config.yaml", "plan.json"
@@ -80,8 +81,8 @@ def clean_shard(task: int, work: str, clean: str) -> None:
     config, shard = load_config(work), read_plan(Path(work) / PLAN_FILE)[task]
     target, funnel, seconds = Path(clean) / f"{task:05d}", Funnel(), StepSeconds()
     chain, source = build_chain(config, shard.source), config.source_configs[shard.source]
-    size = shard_bytes(shard)
-    share = TaskShare(clean, task, size if config.duplicates is False else size / _CLEANING_PART)
+    on_disk = shard_bytes(shard)
+    share = TaskShare(clean, task, on_disk if config.duplicates is False else on_disk / _CLEANING_PART)
     tracer = None if config.sample is None else Tracer()
     writer, broken = DocumentWriter(target.with_suffix(".parquet"), document_schema()), list[BrokenRow]()
     for draft in _told_drafts(shard, source, share):
@@ -109,9 +110,11 @@ def clean_shard(task: int, work: str, clean: str) -> None:
             seconds.lap("write")
     writer.close()
     seconds.lap("write")
-    keep_aside(target.with_suffix(".broken"), broken)
+    if broken:
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in broken]
+        target.with_suffix(".broken").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     if config.duplicates is not False:
-        left = size * (1 / _CLEANING_PART - 1) / max(1, count_documents(writer.path))
+        left = on_disk * (1 / _CLEANING_PART - 1) / max(1, count_documents(writer.path))
         texts = share.counting(texts_of(writer.path), left)
         save_array(target.with_suffix(".npy"), fingerprints(texts, duplicates_config(config)[0]))
         seconds.lap("fingerprints")

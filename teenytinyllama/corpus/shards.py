@@ -446,10 +446,3 @@ def write_plan(path: Path, shards: list[WorkShard]) -> None:
 def read_plan(path: Path) -> list[WorkShard]:
     """Return the shards that `write_plan` wrote."""
     return [WorkShard(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def keep_aside(path: Path, rows: list[BrokenRow]) -> None:
-    """Write the rows of a shard that cannot be read, one JSON object a line; no file where there are none."""
-    if rows:
-        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
-        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
