@@ -46,6 +46,7 @@ from teenytinyllama.doctor.run_checks import Place, examine, judge_memory, judge
 from teenytinyllama.launching.launch import ForkServer, recipes_folder
 from teenytinyllama.launching.ranks import RankPlan, plan_ranks
 from teenytinyllama.models import load_tokenizer
+from teenytinyllama.presets import count_parameters, training_flops
 from teenytinyllama.training import run_plan
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.run_plan import plan_run
@@ -424,6 +425,45 @@ def test_the_speed_test_tells_hours_energy_and_money(packed_folder: Path, values
     poor = judge_speed(SPEED, {**silent, "max_kwh": 0.0011}, facts(packed_folder), 0)
     assert (poor.state, "max_kwh=0.0011 pays for 720 tokens, less than 20 steps" in poor.text) == ("stop", True)
     assert [show_hours(hours) for hours in (0.5, 3, 72)] == ["30.0 minutes", "3.0 hours", "3.0 days"]
+
+
+def test_a_run_of_months_is_told() -> None:
+    usual = {"test": {"tokens_per_step": 256, "packed": "p"}, "saves_left": 0, "grid": ["BRA", None], "price": None}
+    silent = {"eval_strategy": "no"}
+    long = judge_speed(SPEED, silent, usual | {"tokens_left": 3600 * 1000 * 24 * 31}, 0)
+    assert (long.state, long.fix) == (
+        "warning",
+        "That is over a month: take faster GPUs, fewer tokens or a smaller size",
+    )
+    assert judge_speed(SPEED, silent, usual | {"tokens_left": 3600 * 1000 * 24 * 29}, 0).state == "ok"
+
+
+def test_without_a_gpu_the_speed_test_is_short_or_left_out(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A computer that is a thousand times, a million times, a billion times too slow for the run."""
+
+    def looked(flops: float, **changes: Any) -> Any:
+        monkeypatch.setattr(run_checks, "_PROCESSOR_FLOPS", flops)
+        return examine("pretrain", values | {"tokens_per_step": 1024} | changes, ONE)
+
+    assert looked(1e11)["facts"]["test"]["tokens_per_step"] == 1024
+    shape = run_plan.open_parts(build(PretrainConfig, check_types(PretrainConfig, values)))[2]
+    row_flops = 32 * training_flops(count_parameters(shape), shape.num_hidden_layers, shape.hidden_size, 32)
+    enough = 20 * row_flops / 180  # for one row in the time that a test may take
+    assert looked(3.5 * enough)["facts"]["test"]["tokens_per_step"] == 3 * 32
+    assert looked(3.5 * enough, per_device_train_batch_size=2)["facts"]["test"]["tokens_per_step"] == 2 * 32
+    slow = looked(0.5 * enough)
+    assert "test" not in slow["facts"]
+    (found,) = [item for item in slow["found"] if item["name"] == "speed"]
+    assert found["state"] == "warning"
+    assert found["text"].startswith(
+        "not tested: without a GPU 20 steps would take about 6.0 minutes, and the whole run"
+    )
+    assert found["fix"] == "Rent a GPU (`ttl plan` says what it costs), or train a smaller size"
+    monkeypatch.setattr(run_checks, "_PROCESSOR_FLOPS", 1e-6 * enough)
+    assert main(["doctor", written(tmp_path, values)]) == EXIT_BAD_INPUT
+    assert capsys.readouterr().out.splitlines()[-1] == "stop: speed"
 
 
 def test_a_speed_test_that_fails_is_a_stop(

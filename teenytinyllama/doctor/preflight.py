@@ -179,7 +179,7 @@ def _examine_run(kind: str, values: dict[str, Any], options: DoctorOptions, serv
     stops = [item.name for item in found if item.state == "stop"]
     if "speed" not in skipped and not options.speed_test:
         skipped["speed"] = "speed_test is false"
-    elif "speed" not in skipped and stops:
+    elif "speed" not in skipped and "speed" not in stops and stops:
         skipped["speed"] = "of the stop above"
     if "speed" not in skipped and "test" in facts:
         writing = next((item.figure for item in found if item.name == "writing"), 0.0)

@@ -18,7 +18,7 @@ from ..distributed import deepspeed_settings
 from ..energy.meter import check_energy
 from ..gpus import free_memory_bytes
 from ..planning.memory import USED_SHARE, choose_rows, memory_need, row_divisors
-from ..presets import count_parameters
+from ..presets import count_parameters, training_flops
 from ..stage_folder import MANIFEST_NAME
 from . import Diagnosis, State, check_clock, check_rate, check_writing, judge_rows, refusal_of, show_hours, show_rows
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from ..data.packed import PackedCorpus
 
 SPEED_STEPS = 20  # of the speed test
+# What a processor computes a second where there is no GPU, all ranks together: two cores trained 22.7M parameters at
+# about twice this (docs/lab-log.md); for a laptop half of it is assumed.
+_PROCESSOR_FLOPS = 1e11
+_LONGEST_TEST_SECONDS = 180.0
+_LONG_HOURS, _ENDLESS_HOURS = 30 * 24.0, 90 * 24.0  # a run of so long is warned of, or without a GPU not begun
 # Memory of the computer that a rank on a GPU takes: Python, torch and the driver hold about 3 GB. Assumed.
 _HOST_BYTES_A_RANK = 3_000_000_000
 
@@ -156,6 +161,8 @@ def _examine_pretraining(examination: Examination, kind: str, values: dict[str, 
             check_space(config, Path(str(config.output_dir)), state, shape)
     _examine_needs(examination, config, shape, place, is_open)
     examination.facts |= _facts_of_speed(config, values, packed, shape, place, is_open)
+    if not place.uses_gpu:
+        _bound_speed_test(examination, shape, packed.train.shape[1], place.num_ranks)
 
 
 def _examine_needs(examination: Examination, config: Any, shape: Any, place: Place, is_open: bool = False) -> None:
@@ -338,6 +345,30 @@ def _facts_of_speed(
     }
 
 
+def _bound_speed_test(examination: Examination, shape: Any, context: int, num_ranks: int) -> None:
+    """Without a GPU let the steps of the speed test have few rows, or leave it out and say how long the run takes."""
+    facts = examination.facts
+    test, row_flops = (
+        facts["test"],
+        context * training_flops(count_parameters(shape), shape.num_hidden_layers, shape.hidden_size, context),
+    )
+    least = int(test.get("per_device_train_batch_size") or 1)
+    most = _LONGEST_TEST_SECONDS * _PROCESSOR_FLOPS / (SPEED_STEPS * num_ranks * row_flops)
+    if most >= least:
+        rows = int(most) // least * least
+        test["tokens_per_step"] = min(test["tokens_per_step"], rows * num_ranks * context)
+        return
+    del facts["test"]
+    seconds = SPEED_STEPS * least * num_ranks * row_flops / _PROCESSOR_FLOPS
+    hours = facts["tokens_left"] / context * row_flops / _PROCESSOR_FLOPS / 3600
+    text = (
+        f"not tested: without a GPU {SPEED_STEPS} steps would take about {show_hours(seconds / 3600)}, and the whole "
+        f"run about {show_hours(hours)} at {_PROCESSOR_FLOPS / 1e12:g} TFLOP/s, which is assumed"
+    )
+    state: State = "stop" if hours > _ENDLESS_HOURS else "warning"
+    examination.add("speed", state, text, "Rent a GPU (`ttl plan` says what it costs), or train a smaller size")
+
+
 def _examine_tuning(examination: Examination, kind: str, values: dict[str, Any], place: Place) -> None:
     """Check a tuning on instructions or preferences, whose rows were looked at when they were prepared."""
     from ..training.settings import planned_for
@@ -412,5 +443,7 @@ def judge_speed(speed: Any, values: dict[str, Any], facts: dict[str, Any], bytes
         f"{tokens / 1e6:,.2f}M tokens take {show_hours(hours)}, {energy}, {money} (this test: "
         f"{speed.spent_kwh:.3g} kWh)"
     )
+    if state == "ok" and hours > _LONG_HOURS:
+        state, fix = "warning", "That is over a month: take faster GPUs, fewer tokens or a smaller size"
     found: State = "warning" if state == "warning" else "ok"
     return Diagnosis("speed", found, text, fix, hours)
