@@ -81,7 +81,8 @@ class PublishConfig:
         metadata={"help": "publish the kept checkpoints: each on a branch stepN, in a bucket each in a folder"},
     )
     optimizer_state: bool = field(
-        default=False, metadata={"help": "with the checkpoints: what resuming needs; pickles, about twice the weights"}
+        default=False,
+        metadata={"help": "with checkpoints: what resuming needs, from a bucket too; pickles, about twice the weights"},
     )
     language: str | None = field(
         default=None, metadata={"help": "of the card: en, pt or both; null: the run's card_language"}
