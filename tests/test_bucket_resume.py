@@ -23,6 +23,7 @@ from teenytinyllama.checkpointing.checkpoints import checkpoint_faults, refuse_s
 from teenytinyllama.checkpointing.saving import check_run_folder
 from teenytinyllama.checks import EXIT_DONE, EXIT_RESUMABLE, InputError
 from teenytinyllama.energy.ledger import read_energy, read_starts
+from teenytinyllama.publishing.card import render_model_card
 from teenytinyllama.publishing.contents import run_records
 from teenytinyllama.publishing.publish import PublishConfig
 from teenytinyllama.publishing.publish import publish as publish_here
@@ -105,6 +106,7 @@ def test_the_same_command_goes_on_from_the_bucket(
         assert f'"{private}"' not in lost.text
     run(values)
     assert f"resumed from {folder}/checkpoint-5" in capsys.readouterr().out
+    assert "checkpoints.json" not in render_model_card(folder)  # a bucket's list, which names no branches
     twin = run({**values, "output_dir": str(tmp_path / "twin")})
     assert sha256_file(folder / "model.safetensors") == sha256_file(twin / "model.safetensors")
     for name in ("metrics.jsonl", "samples.jsonl"):
