@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from .checks import InputError, ensure, ensure_folder
@@ -216,6 +216,15 @@ def find_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found.get("stage"), str) else None
+
+
+def without_place(text: str) -> str:
+    """Return an absolute path cut to its last part; every other text as it is."""
+    for kind in (PurePosixPath, PureWindowsPath):
+        path = kind(text)
+        if path.is_absolute() and len(path.parts) > 2 and "\n" not in text:
+            return path.name
+    return text
 
 
 def ensure_only(field: str, folder: Path, names: Iterable[str], fix: str, refusal: str = "is not empty") -> None:

@@ -25,7 +25,6 @@ from teenytinyllama.data.pack import PackConfig, pack
 from teenytinyllama.data.packed import load_packed
 from teenytinyllama.data.sources import Corpus, CorpusConfig
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.publishing.contents import describe_uploads
 from teenytinyllama.publishing.dataset_content import DatasetOptions, is_dataset
 from teenytinyllama.publishing.publish import write_folder
 from teenytinyllama.publishing.publish_dataset import (
@@ -35,7 +34,7 @@ from teenytinyllama.publishing.publish_dataset import (
     restrictions,
     size_category,
 )
-from teenytinyllama.publishing.safety import Upload
+from teenytinyllama.publishing.safety import Upload, describe_uploads
 from teenytinyllama.stage_folder import sha256_file
 
 NAME = "ana/textos"

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from teenytinyllama.checks import InputError
-from teenytinyllama.publishing.wording import command_without_places, record_without_places, without_place
+from teenytinyllama.publishing.wording import command_without_places, record_without_places
+from teenytinyllama.stage_folder import without_place
 
 
 @pytest.mark.parametrize(

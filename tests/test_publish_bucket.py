@@ -26,9 +26,10 @@ from teenytinyllama.stage_folder import sha256_file
 BUCKET = "ana/treino"
 TO = f"bucket:{BUCKET}"
 OPTIMIZER_FILES = {
-    "optimizer.pt", "optimizer/00001.safetensors", "optimizer/state.json", "rng_state.pth", "scheduler.pt",
-    "trainer_state.json",
+    "begun.json", "complete.json", "optimizer.pt", "optimizer/00001.safetensors", "optimizer/state.json",
+    "rng_state.pth", "scheduler.pt", "trainer_state.json",
 }  # fmt: skip
+RECORDS = {"config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl"}
 MODEL_FILES = {f"model/{name}" for name in MAIN_FILES - {"checkpoints.json"}}
 
 
@@ -131,7 +132,7 @@ def test_a_bucket_holds_what_the_run_keeps(server: HubServer, run: Path, tokeniz
     assert "a part of it was not done: checkpoint-10/config.json: No such file" in done.stderr
     assert steps(index(server)) == [20, 30]
     state = {f"checkpoint-20/{name}" for name in OPTIMIZER_FILES}  # sent before, and still that of this checkpoint
-    there = {"checkpoints.json", "checkpoint-10/notes.md"} | of_steps(20, 30) | MODEL_FILES | state
+    there = {"checkpoints.json", "checkpoint-10/notes.md"} | of_steps(20, 30) | MODEL_FILES | state | RECORDS
     assert set(files(server)) == there
     # The same run in a new folder that has not got so far yet: what a lost machine had sent stays.
     shutil.rmtree(run / "checkpoint-20")
@@ -139,6 +140,7 @@ def test_a_bucket_holds_what_the_run_keeps(server: HubServer, run: Path, tokeniz
     make_checkpoint(run, tokenizer_folder, 25)
     assert publish(server, run, to=TO).returncode == EXIT_DONE
     assert steps(index(server)) == [25, 30]
+    assert not RECORDS & set(files(server))  # with the last checkpoint that a training could go on from
     assert publish(server, run, "--checkpoints", "false", to=TO).returncode == EXIT_DONE
     assert steps(index(server)) == [25, 30]
 

@@ -14,16 +14,17 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..checks import InputError, RunFailedError, available_cores, ensure
-from ..disk import sync_to_disk
+from ..disk import replace_file, sync_to_disk
 from ..stage_folder import (
     BEGUN_NAME,
+    CHECKPOINTS_NAME,
     ENVIRONMENT_COPY_NAME,
     ENVIRONMENT_NAME,
     LEASES_FOLDER,
@@ -114,6 +115,44 @@ def begin_saving(path: Path) -> None:
     write_json(path / BEGUN_NAME, {"created": utc_now()})
     if (path.parent / ENVIRONMENT_NAME).is_file():
         shutil.copyfile(path.parent / ENVIRONMENT_NAME, path / ENVIRONMENT_COPY_NAME)
+
+
+def refuse_strangers(folder: Path, max_step: int) -> None:
+    """Refuse a folder in the way of a save: nothing that was not written here is ever replaced or deleted.
+
+    Raises:
+        InputError: there is one after the newest complete checkpoint.
+    """
+    newest = max((step for step, _ in complete_checkpoints(folder)), default=0)
+    later = [path for step, path in list_checkpoints(folder) if newest < step <= max_step and not is_ours(path)]
+    strangers = [path.name for path in later if path.is_symlink() or not path.is_dir() or any(path.iterdir())]
+    ensure(
+        not strangers,
+        f"output_dir={folder}: {', '.join(strangers)} may lie where this run will save, and was not written by it (it "
+        f"has no {MARKER_NAME} and no {BEGUN_NAME}). Move it away. If an earlier version of this package was killed "
+        "while it saved there, or it came from a bucket without its optimizer state, delete it.",
+    )
+
+
+def refuse_copy_without_state(folder: Path) -> None:
+    """Refuse a folder that a bucket was copied into (`ttl publish --to bucket:…`) and that no training goes on from.
+
+    Raises:
+        InputError: it is one; the message says what is missing.
+    """
+    if (folder / ENVIRONMENT_NAME).is_file() or not (folder / CHECKPOINTS_NAME).is_file():
+        return
+    there = [path for _, path in list_checkpoints(folder)]
+    refusal = f"output_dir={folder}: holds a bucket's copy without {ENVIRONMENT_NAME}, so no training goes on there. "
+    ensure(
+        not complete_checkpoints(folder),
+        f"{refusal}It is not whole: copy it again, hf buckets sync hf://buckets/OWNER/NAME {folder}",
+    )
+    weights = there[-1] if there else folder / "model"
+    raise InputError(
+        f"{refusal}`ttl publish` sends what resuming needs only with --optimizer_state. A new run can begin with these "
+        f"weights: --model_name_or_path {weights} --output_dir NEW (its optimizer and its schedule begin anew)."
+    )
 
 
 # What torch and safetensors say of a disk that fails; both hide the OSError in errors of their own.
@@ -259,11 +298,15 @@ def ways_on(folder: Path, identity: dict[str, Any]) -> str:
     )
 
 
+def marker_text(marker: Marker) -> str:
+    """Return the content of the file `complete.json` for a marker."""
+    content = {name: value for name, value in asdict(marker).items() if value is not None}
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
 def write_marker(path: Path, marker: Marker) -> None:
     """Write the marker of a checkpoint; all other files must be on the disk already (`sync_files`)."""
-    created = marker.created or utc_now()
-    content: dict[str, Any] = {**asdict(marker), "created": created}
-    write_json(path / MARKER_NAME, {name: value for name, value in content.items() if value is not None})
+    replace_file(path / MARKER_NAME, marker_text(replace(marker, created=marker.created or utc_now())))
     sync_to_disk(path)
     sync_to_disk(path.parent)
 

@@ -30,13 +30,13 @@ from ..distributed import from_first, least_over_ranks, wait_for_ranks
 from ..energy.emissions import emission_files
 from ..energy.ledger import ledger_path, read_starts
 from ..stage_folder import (
-    BEGUN_NAME,
     CONFIG_NAME,
     ENVIRONMENT_NAME,
     MARKER_NAME,
     PROGRESS_FOLDER,
     SPEED_TEST_NAME,
     StageFolder,
+    without_place,
 )
 from .checkpoints import (
     Marker,
@@ -46,10 +46,11 @@ from .checkpoints import (
     delete_checkpoint,
     hash_files,
     how_to_restore,
-    is_ours,
     lease,
     list_checkpoints,
     read_marker,
+    refuse_copy_without_state,
+    refuse_strangers,
     sync_files,
     ways_on,
     write_marker,
@@ -276,12 +277,15 @@ def check_run_folder(folder: Path, identity: dict[str, Any], defaults: dict[str,
     Raises:
         InputError: the folder holds another run, or files that do not belong to a run.
     """
+    refuse_copy_without_state(folder)
     place = StageFolder(folder, "training", "run", _PREPARED | _files_of_speed_tests(folder))
     environment, defaults = place.begun(how_to_restore(folder)), defaults or {}
     if environment is None:
         return "new"
-    before = recorded_identity(folder, environment, defaults)
-    place.ensure_same(before, defaults | identity, ways_on(folder, environment["identity"]))
+    before, now = recorded_identity(folder, environment, defaults), defaults | identity
+    for name in before.keys() & now.keys():  # the record came from a bucket, for which its places were cut
+        before[name] = now[name] if before[name] == without_place(now[name]) else before[name]
+    place.ensure_same(before, now, ways_on(folder, environment["identity"]))
     return "complete" if place.is_complete else "resume"
 
 
@@ -391,23 +395,6 @@ def _newest_whole(plan: Any, max_step: int) -> int | None:
         "start from the beginning, or choose another folder.",
     )
     return None
-
-
-def refuse_strangers(folder: Path, max_step: int) -> None:
-    """Refuse a folder in the way of a save: nothing that was not written here is ever replaced or deleted.
-
-    Raises:
-        InputError: there is one after the newest complete checkpoint.
-    """
-    newest = max((step for step, _ in complete_checkpoints(folder)), default=0)
-    later = [path for step, path in list_checkpoints(folder) if newest < step <= max_step and not is_ours(path)]
-    strangers = [path.name for path in later if path.is_symlink() or not path.is_dir() or any(path.iterdir())]
-    ensure(
-        not strangers,
-        f"output_dir={folder}: {', '.join(strangers)} may lie where this run will save, and was not written by it (it "
-        f"has no {MARKER_NAME} and no {BEGUN_NAME}). Move it away. If an earlier version of this package was killed "
-        "while it saved there, delete it.",
-    )
 
 
 def _print_checked(path: Path) -> None:

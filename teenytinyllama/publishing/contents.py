@@ -2,13 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpointing.checkpoints import Marker, read_marker
-from ..checks import InputError, counted, ensure, hub_license
+from ..checkpointing.checkpoints import FileRecord, Marker, marker_text, read_marker
+from ..checks import InputError, ensure, hub_license
 from ..corpus.passport import render_markdown
 from ..corpus.provenance import PASSPORT_NAME, describe_corpus, read_passport
 from ..corpus.text_statistics import PEOPLES
@@ -19,29 +18,34 @@ from ..model_files import ADAPTER_CONFIG_NAME, TOKENIZER_FILES
 from ..stage_folder import (
     ANSWERS_NAME,
     BASE_RECORD_NAME,
+    BEGUN_NAME,
     CARD_NAME,
     CHECKPOINTS_NAME,
     CONFIG_NAME,
+    DECAY_NOW_NAME,
     ENERGY_JSON_NAME,
     ENERGY_MARKDOWN_NAME,
     ENERGY_PLOT_NAME,
     ENVIRONMENT_NAME,
     MANIFEST_NAME,
+    MARKER_NAME,
     METRICS_NAME,
     PEOPLE_NAME,
     PLOT_NAME,
     RESULTS_NAME,
     SAMPLES_NAME,
     SPEED_TEST_NAME,
+    TRACKERS_NAME,
     find_manifest,
     sha256_file,
+    without_place,
 )
 from ..tokenizer.files import SENTENCEPIECE_NAME
 from .card import render_model_card
 from .facts import card_row, read_metrics, read_run
-from .safety import BUCKET_PREFIX, Upload, UploadFile, check_repository, check_upload, inside, record_file
+from .safety import Upload, UploadFile, check_repository, inside, record_file
 from .scores import eval_result_files
-from .wording import record_without_places, without_place, without_places
+from .wording import record_without_places, without_places
 
 WEIGHTS = re.compile(r"(model(-\d{5}-of-\d{5})?|adapter_model)\.safetensors")
 # What `from_pretrained` reads: of a model, an adapter, a tokenizer.
@@ -82,6 +86,9 @@ _OPTIMIZER = re.compile(
     r"(optimizer|scheduler|scaler)\.pt|optimizer/(\d+\.safetensors|state\.json)|rng_state(_\d+)?\.pth|trainer_state\.json"
     r"|latest|global_step\d+/[\w.-]+\.pt"
 )
+# What a run's folder needs beside a checkpoint for the training to go on, with the files of its energy. Bad steps are
+# not among them: their file quotes training texts, and what the run needs of them is in environment.json.
+_RESUMED = (CONFIG_NAME, ENVIRONMENT_NAME, METRICS_NAME, SAMPLES_NAME, SPEED_TEST_NAME, DECAY_NOW_NAME, TRACKERS_NAME)
 _MOST_REASONS = 3  # of a source's drops that its line in the card names
 
 
@@ -316,52 +323,41 @@ def _optimizer_files(run: Path, folder: Path) -> list[UploadFile]:
     return [UploadFile(name, inside(run, folder / name)) for name in names if _OPTIMIZER.fullmatch(name)]
 
 
-def check_distinct(entries: list[dict[str, Any]]) -> None:
-    """Refuse checkpoints of different steps with the same weights: one of them is not what its name says.
+def resumable_upload(checkpoint: Checkpoint) -> Upload:
+    """Return the upload of a checkpoint with a marker of exactly its files, if it has its optimizer state.
 
-    Two branches of Pythia served the same weights for a long time (EleutherAI/pythia, issue 205).
-
-    Raises:
-        InputError: there are such; the message names both and the hash.
+    `training_args.bin` is not among them: transformers writes that pickle and never reads it. `begun.json` goes with
+    the files, so that the run knows a checkpoint whose upload was broken off as its own and deletes it in time.
     """
-    seen: dict[str, int] = {}
-    for entry in entries:
-        hashes = json.dumps(entry["sha256"], sort_keys=True)
-        if hashes in seen:
-            name, digest = next(iter(entry["sha256"].items()))
-            raise InputError(
-                f"checkpoints: steps {seen[hashes]} and {entry['step']} have the same weights ({name}, sha256 "
-                f"{digest}), so one of the branches would not hold what its name says. Delete the wrong one."
-            )
-        seen[hashes] = entry["step"]
+    upload = checkpoint.upload
+    if not upload.pickles:
+        return upload
+    marker = read_marker(checkpoint.folder)
+    known = marker.files or {}
+    files = {
+        file.path: known[file.path]
+        if file.source == checkpoint.folder / file.path and file.path in known
+        else FileRecord(file.size_bytes, file.sha256())
+        for file in upload.files
+    }
+    begun = UploadFile(BEGUN_NAME, (json.dumps({"created": marker.created}) + "\n").encode())
+    whole = UploadFile(MARKER_NAME, marker_text(replace(marker, files=files)).encode())
+    return replace(upload, files=(begun, *upload.files, whole), last=(MARKER_NAME,))
 
 
-def merge_entries(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of several lists by step; a later list wins."""
-    by_step = {entry["step"]: entry for entries in lists for entry in entries}
-    return [by_step[step] for step in sorted(by_step)]
+def run_records(run: Path) -> list[UploadFile]:
+    """Return the records of a run that its training needs to go on, each as it is now: more may be written meanwhile.
 
-
-def describe_uploads(uploads: Iterable[Upload]) -> str:
-    """Return every file of the uploads with its size and its target, and the whole card, as text.
-
-    Raises:
-        InputError: an upload is refused (see `check_upload`).
+    Ledgers are read before codecarbon's files, which are written first and may have more (see `energy.ledger`).
     """
-    parts = []
-    for upload in uploads:
-        check_upload(upload)
-        total = sum(file.size_bytes for file in upload.files)
-        place = f"{upload.repository} ({upload.repo_type} repository)" if upload.repository else "folder"
-        place = f"{BUCKET_PREFIX}{upload.repository}" if upload.repo_type == "bucket" else place
-        head = f"{place}, {upload.revision}: {counted(len(upload.files), 'file')}, {total:,} bytes, {upload.message!r}"
-        width = max(len(file.path) for file in upload.files)
-        lines = [f"  {file.path:{width}}  {file.size_bytes:>15,} bytes" for file in upload.files]
-        parts.append("\n".join([head, *lines]))
-        for file in upload.files:
-            if Path(file.path).name == "README.md" and isinstance(file.source, bytes):
-                parts.append(f"{file.path} of {upload.revision}:\n\n{file.source.decode()}")
-    return "\n\n".join(parts)
+    found = []
+    for file in present_files(run, (*_RESUMED, *(path.name for path in (*ledger_files(run), *emission_files(run))))):
+        content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+        if file.path.endswith(".jsonl") or ".csv" in file.path:
+            content = content[: content.rfind(b"\n") + 1]  # whole lines
+        if content or file.path == DECAY_NOW_NAME:  # an empty one asks for the decay
+            found.append(UploadFile(file.path, content or b"\n"))
+    return found
 
 
 def corpus_inputs(folder: Path) -> tuple[list[str], dict[str, Any], dict[str, Any]]:

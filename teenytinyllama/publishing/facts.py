@@ -149,6 +149,7 @@ def facts_of_run(
     evaluations = read_evaluations(folder / METRICS_NAME)
     samples = read_samples(folder / SAMPLES_NAME)
     index = folder / CHECKPOINTS_NAME
+    rows = read_checkpoints(index) if checkpoints is None else check_checkpoints(checkpoints, index)
     return CardFacts(
         origin="run",
         name=safe_name(repository or run["config"].get("hub_model_id") or folder.resolve().name),
@@ -158,10 +159,10 @@ def facts_of_run(
         evaluations=thin(evaluations),
         num_evaluations=len(evaluations),
         results=results and replace(results, command=command_without_places(results.command)),
-        checkpoints=read_checkpoints(index) if checkpoints is None else check_checkpoints(checkpoints, index),
+        checkpoints=rows,
         samples=samples,
         prompts=list(dict.fromkeys(sample["prompt"] for sample in samples)),
-        files=frozenset(path.name for path in folder.iterdir()),
+        files=frozenset(path.name for path in folder.iterdir() if rows or path != index),
         votes=read_votes(folder),
     )
 
@@ -415,6 +416,8 @@ def read_checkpoints(path: Path) -> list[dict[str, Any]] | None:
         raise InputError(f"{path}: is not valid JSON ({error}). Publish the run again.") from error
     entries: Any = records.get("checkpoints") if isinstance(records, dict) else None
     ensure(isinstance(entries, list), f"{path}: must hold a list of checkpoints. Publish the run again.")
+    if any(isinstance(entry, dict) and "folder" in entry for entry in entries):
+        return None  # came with a bucket's copy: its checkpoints have no branches that a card could name
     for index, entry in enumerate(entries):
         _check_key(path, entry, ("sha256",), (dict,), f"[{index}].")
     return check_checkpoints([card_row(entry) for entry in entries], path)

@@ -31,14 +31,13 @@ from ..stage_folder import (
     write_json,
 )
 from .connection import Hub, open_hub
-from .contents import check_distinct, index_upload, merge_entries, read_checkpoint, run_identity
-from .hub import RepositoryState, prepare
+from .contents import index_upload, read_checkpoint, run_identity
+from .hub import RepositoryState, check_distinct, kept_entries, merge_entries, prepare
 from .publish import (
     PublishConfig,
     RunBucket,
     command_for,
     finishing_command,
-    kept_entries,
     main_with_config,
     open_bucket,
     publish,

@@ -6,14 +6,17 @@ is found and not made twice, and a second writer cannot come in between. Failure
 place, `_call`. Large files go through Xet, or through Git LFS with HF_HUB_DISABLE_XET=1; always by
 `create_commit`, since `upload_folder` makes several commits under Xet.
 
-A bucket has no commits: its files come and go one by one. So the record that says what is whole is sent first and last.
+A bucket has no commits: its files come and go one by one. So the record that says what is whole is sent first and last,
+and the marker of a checkpoint after its files.
 """
 
 import json
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ..checkpointing.checkpoints import complete_checkpoints
 from ..checks import InputError, RunFailedError, ensure
 from .connection import Hub, UnansweredError, call_hub, run_in_thread
 from .safety import (
@@ -73,6 +76,42 @@ class RepositoryState:
             and isinstance(place := entry.get("branch", entry.get("folder")), str)
             and place in self.branches
         ]
+
+
+def check_distinct(entries: list[dict[str, Any]]) -> None:
+    """Refuse checkpoints of different steps with the same weights: one of them is not what its name says.
+
+    Two branches of Pythia served the same weights for a long time (EleutherAI/pythia, issue 205).
+
+    Raises:
+        InputError: there are such; the message names both and the hash.
+    """
+    seen: dict[str, int] = {}
+    for entry in entries:
+        hashes = json.dumps(entry["sha256"], sort_keys=True)
+        if hashes in seen:
+            name, digest = next(iter(entry["sha256"].items()))
+            raise InputError(
+                f"checkpoints: steps {seen[hashes]} and {entry['step']} have the same weights ({name}, sha256 "
+                f"{digest}), so one of the branches would not hold what its name says. Delete the wrong one."
+            )
+        seen[hashes] = entry["step"]
+
+
+def merge_entries(*lists: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of several lists by step; a later list wins."""
+    by_step = {entry["step"]: entry for entries in lists for entry in entries}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def kept_entries(run: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of checkpoints that a bucket is to hold on: those that the run keeps, and newer ones.
+
+    What is newer than all that is here was written by the same run elsewhere, such as on a machine that was lost: only
+    a run that has got further takes it out.
+    """
+    steps = {step for step, _ in complete_checkpoints(run)}
+    return [entry for entry in entries if entry["step"] in steps or entry["step"] > max(steps, default=-1)]
 
 
 @dataclass(frozen=True)
@@ -230,13 +269,14 @@ def _fill_bucket(hub: Hub, upload: Upload, hashes: dict[str, str], sent: list[st
     record = _read_record(upload, head)
     check_replacement(upload, head.files, record, replace=False)
     missing = [file for file in upload.files if not _is_in_bucket(file, head.files.get(file.path), hashes)]
-    content = [file for file in missing if file.path != upload.record]
+    content = [file for file in missing if file.path not in (upload.record, *upload.last)]
+    markers = [file for file in missing if file.path in upload.last]
     stale = stale_paths(upload, head.files, record)
     if not missing and not stale:
         return head
-    claim = [claim_file(upload, record)] if content or stale else []
+    claim = [claim_file(upload, record)] if content or markers or stale else []
     last = [file for file in upload.files if file.path == upload.record]
-    for part in (claim, content, stale, last):
+    for part in (claim, content, markers, stale, last):
         if part == claim and claim and _is_in_bucket(claim[0], head.files.get(claim[0].path), {}):
             continue  # of a try that was broken off
         added = [(file.source, file.path) for file in part if isinstance(file, UploadFile)]

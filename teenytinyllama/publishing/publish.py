@@ -19,29 +19,30 @@ from ..checkpointing.checkpoints import checkpoint_faults, complete_checkpoints,
 from ..checks import InputError, RunFailedError, ensure, ensure_disk_space
 from ..disk import scratch_folder
 from ..export.export_card import export_upload
-from ..stage_folder import BUCKET_NAME, CHECKPOINTS_NAME, PROGRESS_FOLDER, write_json
+from ..stage_folder import BUCKET_NAME, CHECKPOINTS_NAME, MARKER_NAME, PROGRESS_FOLDER, write_json
 from .connection import Hub, HubLimits, open_hub
 from .contents import (
     Checkpoint,
-    check_distinct,
-    describe_uploads,
     index_upload,
     main_upload,
-    merge_entries,
     read_checkpoint,
+    resumable_upload,
     run_identity,
+    run_records,
 )
-from .hub import prepare, push
+from .hub import check_distinct, kept_entries, merge_entries, prepare, push
 from .safety import (
     BUCKET_PREFIX,
     FOLDER_PREFIX,
     Upload,
+    UploadFile,
     check_bucket_client,
     check_folder,
     check_repository,
     check_revision,
     check_token,
     check_upload,
+    describe_uploads,
     folder_of,
 )
 from .wording import card_languages
@@ -80,7 +81,8 @@ class PublishConfig:
         metadata={"help": "publish the kept checkpoints: each on a branch stepN, in a bucket each in a folder"},
     )
     optimizer_state: bool = field(
-        default=False, metadata={"help": "with the checkpoints: what resuming needs; pickles, about twice the weights"}
+        default=False,
+        metadata={"help": "with checkpoints: what resuming needs, from a bucket too; pickles, about twice the weights"},
     )
     language: str | None = field(
         default=None, metadata={"help": "of the card: en, pt or both; null: the run's card_language"}
@@ -197,7 +199,9 @@ def publish_to_bucket(run: Path, config: PublishConfig, checkpoints: list[Checkp
         RunFailedError: the Hub gives no good answer in time.
     """
     if config.dry_run:
-        whole = [in_folder(checkpoint.upload, checkpoint.folder.name, config) for checkpoint in checkpoints]
+        whole = [in_folder(resumable_upload(found), found.folder.name, config) for found in checkpoints]
+        if any(upload.last for upload in whole):
+            whole.append(Upload(config.repository, "bucket", "records", tuple(run_records(run)), "to go on from"))
         print(describe_uploads([*whole, in_folder(main, _MODEL_FOLDER, config)]))
         return
     check_token()
@@ -207,16 +211,6 @@ def publish_to_bucket(run: Path, config: PublishConfig, checkpoints: list[Checkp
             with lease(checkpoint.folder):  # against its deletion
                 bucket.send_checkpoint(checkpoint)
         bucket.send_model()
-
-
-def kept_entries(run: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the entries of checkpoints that a bucket is to hold on: those that the run keeps, and newer ones.
-
-    What is newer than all that is here was written by the same run elsewhere, such as on a machine that was lost: only
-    a run that has got further takes it out.
-    """
-    steps = {step for step, _ in complete_checkpoints(run)}
-    return [entry for entry in entries if entry["step"] in steps or entry["step"] > max(steps, default=-1)]
 
 
 @dataclass
@@ -238,10 +232,17 @@ class RunBucket:
     paths: list[str]
 
     def send_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Send a complete checkpoint, then take out those that the run keeps no longer; see `hub.push` for errors."""
+        """Send a complete checkpoint, then take out those that the run keeps no longer; see `hub.push` for errors.
+
+        One that is in the bucket with its optimizer state is sent with it again: its marker is of all of them.
+        """
         folder = checkpoint.folder.name
         entry = {key: value for key, value in checkpoint.entry.items() if key != "branch"} | {"folder": folder}
-        self._send(in_folder(checkpoint.upload, folder, self.config), merge_entries(self.entries, [entry]))
+        if entry in self.entries and f"{folder}/{MARKER_NAME}" in self.paths and not checkpoint.upload.pickles:
+            config = self.config
+            checkpoint = read_checkpoint(self.run, checkpoint.folder, config.repository, config.base_model, True)
+        upload = in_folder(resumable_upload(checkpoint), folder, self.config)
+        self._send(upload, merge_entries(self.entries, [entry]))
 
     def send_model(self) -> None:
         """Send the finished run: model, card and records, as they would stand on main of a repository."""
@@ -260,9 +261,18 @@ class RunBucket:
         kept = {entry["folder"] for entry in entries if entry in self.entries}  # with its optimizer state, sent before
         kept |= {_MODEL_FOLDER} - {upload.revision}
         paths = [path for path in self.paths if path.split("/")[0] in kept] + [file.path for file in files]
+        if any(path.endswith(f"/{MARKER_NAME}") for path in paths):
+            records = self._records(entries)
+            files = [*records, *files]
+            paths += [file.path for file in records] or [path for path in self.paths if "/" not in path]
         index = index_of_bucket(self.run, self.config, entries, paths)
         push_and_say(self.hub, replace(upload, files=(*files, *index.files), record=index.record), self.config)
         self.entries, self.paths = entries, paths
+
+    def _records(self, entries: list[dict[str, Any]]) -> list[UploadFile]:
+        """Return the run's records, none if the newest checkpoint was written elsewhere: those there are of its run."""
+        newest = max(entry["step"] for entry in entries)
+        return run_records(self.run) if newest in {step for step, _ in complete_checkpoints(self.run)} else []
 
 
 def index_of_bucket(run: Path, config: PublishConfig, entries: list[dict[str, Any]], paths: list[str]) -> Upload:
@@ -274,8 +284,8 @@ def in_folder(upload: Upload, folder: str, config: PublishConfig) -> Upload:
     """Return an upload to a branch as one to a folder of a bucket, without the list of branches."""
     files = [file for file in upload.files if file.path != upload.record]
     moved = tuple(replace(file, path=f"{folder}/{file.path}") for file in files)
-    pickles = tuple(f"{folder}/{path}" for path in upload.pickles)
-    return Upload(config.repository, "bucket", folder, moved, upload.message, pickles=pickles)
+    pickles, last = (tuple(f"{folder}/{path}" for path in paths) for paths in (upload.pickles, upload.last))
+    return Upload(config.repository, "bucket", folder, moved, upload.message, pickles=pickles, last=last)
 
 
 def open_bucket(hub: Hub, run: Path, config: PublishConfig) -> RunBucket:

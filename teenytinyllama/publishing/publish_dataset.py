@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..checks import RunFailedError, ensure, hub_license
 from ..data.input_files import hub_datasets
 from ..data.instructions import SPLITS
-from ..stage_folder import CARD_NAME, DATASET_RECORD_NAME, __version__, package_commit, versions
+from ..stage_folder import CARD_NAME, DATASET_RECORD_NAME, __version__, package_commit, versions, without_place
 from .connection import open_hub
-from .contents import describe_uploads, license_of_whole, passport_files
+from .contents import license_of_whole, passport_files
 from .dataset_content import DatasetOptions, read_content
 from .dataset_shards import (
     DATA_FOLDER,
@@ -30,7 +30,15 @@ from .dataset_shards import (
     write_shards,
 )
 from .publish import PublishConfig, push_and_say, refuse_bucket, write_folder
-from .safety import Upload, UploadFile, check_folder, check_repository, folder_of, record_file
+from .safety import (
+    Upload,
+    UploadFile,
+    check_folder,
+    check_repository,
+    describe_uploads,
+    folder_of,
+    record_file,
+)
 from .wording import (
     LANGUAGE_DETAILS,
     Language,
@@ -39,7 +47,6 @@ from .wording import (
     card_languages,
     command_without_places,
     one_line,
-    without_place,
 )
 
 if TYPE_CHECKING:

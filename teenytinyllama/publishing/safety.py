@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from ..checks import InputError, ensure, ensure_folder
+from ..checks import InputError, counted, ensure, ensure_folder
 
 # Tokens of the Hub; also what is left of one that was cut.
 _SECRET = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{10,}")
@@ -214,6 +214,7 @@ class Upload:
             are no longer part of the upload only those that it lists. None: nothing is ever deleted.
         fixed: paths whose content never changes on this revision, such as the weights of a checkpoint.
         pickles: paths of optimizer state, which is pickled, that the user asked for.
+        last: of a bucket: paths that go after all others, because each of them says that others are whole.
     """
 
     repository: str
@@ -224,6 +225,7 @@ class Upload:
     record: str | None = None
     fixed: tuple[str, ...] = ()
     pickles: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
 
 
 def record_file(path: str, identity: Any, names: Iterable[str], more: dict[str, Any]) -> UploadFile:
@@ -281,6 +283,28 @@ def check_upload(upload: Upload) -> None:
             f"{file.path}: holds an access token of the Hub, so it is not published. Remove it there, and revoke the "
             "token at https://huggingface.co/settings/tokens: it may have been seen.",
         )
+
+
+def describe_uploads(uploads: Iterable[Upload]) -> str:
+    """Return every file of the uploads with its size and its target, and the whole card, as text.
+
+    Raises:
+        InputError: an upload is refused (see `check_upload`).
+    """
+    parts = []
+    for upload in uploads:
+        check_upload(upload)
+        total = sum(file.size_bytes for file in upload.files)
+        place = f"{upload.repository} ({upload.repo_type} repository)" if upload.repository else "folder"
+        place = f"{BUCKET_PREFIX}{upload.repository}" if upload.repo_type == "bucket" else place
+        head = f"{place}, {upload.revision}: {counted(len(upload.files), 'file')}, {total:,} bytes, {upload.message!r}"
+        width = max(len(file.path) for file in upload.files)
+        lines = [f"  {file.path:{width}}  {file.size_bytes:>15,} bytes" for file in upload.files]
+        parts.append("\n".join([head, *lines]))
+        for file in upload.files:
+            if Path(file.path).name == "README.md" and isinstance(file.source, bytes):
+                parts.append(f"{file.path} of {upload.revision}:\n\n{file.source.decode()}")
+    return "\n\n".join(parts)
 
 
 def check_path(path: str) -> None:

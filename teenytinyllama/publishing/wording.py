@@ -11,14 +11,14 @@ import re
 import textwrap
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..checks import InputError, ensure, read_utf8
-from ..stage_folder import BUCKET_NAME, PROGRESS_FOLDER
+from ..stage_folder import BUCKET_NAME, PROGRESS_FOLDER, without_place
 
 # Line breaks and other control characters, and the marks that reorder text on the screen without being seen.
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
@@ -202,15 +202,6 @@ _QUOTED = re.compile(r"'(?:/[^'\n]*/|[A-Za-z]:\\[^'\n]*\\)([^'/\\\n]+)'")
 _PLAIN = re.compile(r"(?<![\w.~:/\\-])(?:/(?:[^\s'\";/]+/)+|[A-Za-z]:\\(?:[^\s'\";\\]+\\)+)(?=[^\s'\";/\\])")
 
 _TEXTS = {"sample_prompts"}  # keys whose values are texts, whatever they look like
-
-
-def without_place(text: str) -> str:
-    """Return an absolute path cut to its last part; every other text as it is."""
-    for kind in (PurePosixPath, PureWindowsPath):
-        path = kind(text)
-        if path.is_absolute() and len(path.parts) > 2 and "\n" not in text:
-            return path.name
-    return text
 
 
 def command_without_places(command: str) -> str:
