@@ -439,6 +439,10 @@ def _run(argv: list[str], is_command: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the `ttl` command and return its exit code."""
+    # OpenMP's threads wait in a loop that keeps a core busy, for milliseconds: beside other programs a training on a
+    # processor made 445 tokens/s instead of 3,900. Some microseconds cost an idle computer a tenth (docs/lab-log.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     code = run_main(lambda: _run(sys.argv[1:] if argv is None else argv, is_command=argv is None))
     if argv is None and code == EXIT_RESUMABLE:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not change how this process ends

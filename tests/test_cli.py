@@ -242,6 +242,17 @@ def test_tokenizer_and_pack_from_the_command_line(
     assert "is not empty (a.txt)" in capsys.readouterr().err
 
 
+def test_threads_wait_without_keeping_a_core_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for policy, given, count in (("", "", "3000"), ("", "7", "7"), ("ACTIVE", "", None)):
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        for name, value in (("OMP_WAIT_POLICY", policy), ("GOMP_SPINCOUNT", given)):
+            if not value:
+                monkeypatch.delenv(name)
+        assert main(["plan", "--help"]) == EXIT_DONE
+        assert os.environ.get("GOMP_SPINCOUNT") == count
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     """As in `ttl pretrain --help | head -1`: no traceback."""
     command = f"{sys.executable} -m teenytinyllama plan --help | head -1"

@@ -436,7 +436,7 @@ def test_a_batch_that_nobody_gave_is_shared_and_kept(values: dict[str, Any]) -> 
     assert "the nearest that 3 ranks can share" in open_batch(asked["output_dir"], 42_000_000, context, 3, None)[1]
     folder = Path(asked["output_dir"])
     folder.mkdir(parents=True)
-    (folder / "environment.json").write_text(json.dumps({"identity": {"tokens_per_step": 8 * context}}))
+    (folder / "environment.json").write_text(json.dumps({"identity": {"tokens_per_step": str(8 * context)}}))
     assert with_batch(asked, 4)["tokens_per_step"] == 8 * context, "as the run began"
     with pytest.raises(InputError, match="began with 256 tokens a step, and 3 ranks cannot share its 8 rows. Go on"):
         with_batch(asked, 3)

@@ -364,7 +364,8 @@ def print_summary(folder: Path) -> None:
     if more := len(manifest["sources"]) - len(shown):
         print(f"… and {more:,} smaller sources")
     print(
-        f"{manifest['num_rows']:,} rows of {manifest['context']} tokens ({manifest['dtype']}) in {folder}; "
+        f"{manifest['num_rows']:,} rows of {manifest['context']} tokens ({manifest['dtype']}) in {folder}: "
+        f"{manifest['num_rows'] * manifest['context']:,} tokens to train on; "
         f"{manifest['validation_tokens']:,} held-out tokens; {manifest['dropped_tokens']} tokens dropped at the end"
     )
     if not manifest["validation_tokens"]:

@@ -299,10 +299,10 @@ def open_batch(
 def _begun_batch(environment: Path) -> int | None:
     """Return the tokens of a step that a run's record has; None: it has not begun, or its record does not tell."""
     try:
-        found = json.loads(environment.read_text(encoding="utf-8"))["identity"]["tokens_per_step"]
+        found = int(json.loads(environment.read_text(encoding="utf-8"))["identity"]["tokens_per_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, int) and found > 0 else None
+    return found if found > 0 else None
 
 
 def corpus_config_values(values: dict[str, Any]) -> dict[str, Any]:
