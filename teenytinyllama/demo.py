@@ -221,7 +221,10 @@ def copy_recipes(source: Path, folder: Path) -> Path:
     for path in sorted(target.rglob("*")):
         if path.suffix in _COMMENTED:
             _add_header(path)
-    print(f"recipes of teenytinyllama {__version__} in {target}; next: cd {folder} && ttl pretrain --help")
+    print(
+        f"recipes of teenytinyllama {__version__} in {target}; next: cd {folder}, and then "
+        "ttl tokenizer --config recipes/configs/tiny/tokenizer.yaml"
+    )
     return target
 
 

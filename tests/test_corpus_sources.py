@@ -450,6 +450,12 @@ def test_an_empty_result_names_the_step_that_emptied_it(tmp_path: Path, capsys: 
     said = refused(tmp_path, keys, capsys)
     assert "sources.news: no document is left, and it has a share" in said
     assert "quality (few_words: " in said
+    for source in keys["sources"].values():
+        del source["share"]
+    make(keys | {"output_dir": str(tmp_path / "laws alone")})
+    said = capsys.readouterr().out
+    assert "warning: sources.news: no document is left; the last were dropped by quality (few_words: " in said
+    assert f"next: {tmp_path / 'laws alone' / 'train'} as the inputs of `ttl tokenizer` and `ttl pack`" in said
     (tmp_path / "empty.jsonl").write_text("\n\n", encoding="utf-8")
     said = refused(tmp_path, one_source(tmp_path, tmp_path / "empty.jsonl"), capsys)
     assert "one: the source itself, which has no document. Check what its files hold." in said

@@ -271,7 +271,7 @@ def test_hidden_temporary_and_empty_files_and_other_kinds_are_left_out_and_count
     said = capsys.readouterr().out
     assert f"inputs={folder}: left out 11 hidden or temporary files (" in said
     assert "1 empty file (vazio.txt), 2 records beside data (ledger.jsonl, run.json)" in said
-    assert "1 broken link (gone.txt), 3 files of other kinds (2 .pdf, 1 .docx)" in said
+    assert "1 broken link (gone.txt), 3 files of other kinds (2 .pdf, 1 .docx; save their texts as .txt)" in said
     assert texts(read(folder / "*.jsonl")) == ["a.jsonl"]
     with pytest.raises(InputError, match=r"file to read; left out are 1 hidden or temporary file \(~\$a.txt\)"):
         read(folder / "~$*.txt")

@@ -351,6 +351,10 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
     with progress(None, "hashing the corpus", "B", total=sum(path.stat().st_size for path in made)) as bar:
         files = {str(path.relative_to(folder)): sha256_file(path, bar.update) for path in made}
     passport = make_passport(config, funnel, statistics, figures, files)
+    for name in config.source_configs:
+        if not funnel.left_of(name):
+            print(f"warning: sources.{name}: no document is left; the last were dropped by {funnel.emptied_by(name)}; "
+                  "--sample 50 shows what it drops.", flush=True)  # fmt: skip
     for warning in passport["licence"]["warnings"]:
         print(f"warning: licence: {warning}", flush=True)
     for warning in passport["warnings"]:
@@ -364,3 +368,4 @@ def _finish(config: BuildConfig, places: dict[str, Path], folder: Path, hashes: 
     StageFolder(folder, "corpus", "corpus").finish(
         {"config": asdict(config), "inputs": hashes, **figures, "seconds": seconds}
     )
+    print(f"next: {folder / 'train'} as the inputs of `ttl tokenizer` and `ttl pack`", flush=True)

@@ -60,7 +60,6 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-
 _SAID: set[tuple[str, ...]] = set()
 
 
@@ -353,6 +352,7 @@ class _LeftOut:
                 parts.append(f"{what} ({shown})")
         if self.kinds:
             shown = ", ".join(f"{number} {suffix}" for suffix, number in self.kinds.most_common(8))
+            shown += "; save their texts as .txt" * bool(self.kinds.keys() & {".docx", ".doc", ".odt", ".pdf", ".rtf"})
             parts.append(f"{counted(self.kinds.total(), 'file')} of other kinds ({shown})")
         return head + ", ".join(parts) if parts else ""
 
