@@ -24,7 +24,7 @@ _PAIRS = {name: value for name, value in TUNING.items() if not name.startswith((
 CONFIGS: dict[str, list[dict[str, Any]]] = {
     "demo": [{"output_dir": "out", "max_tokens": 4096}],
     "init": [{"_": ["out"]}],
-    "plan": [{"budget": 500}, {"hours": 10, "gpu": "h100", "gpus": 2}, {"calibrate": ["in/run"], "preset": "tiny", "kwh": 1},
+    "plan": [{"budget": 500}, {"hours": 10, "gpu": "h100", "gpus": 2}, {"calibrate": ["in/run"], "preset": "tiny", "kwh": 1000},
              {"tokens": 1e9, "preset": "160m", "write": "plan.yaml", "json": "plan.json"}],
     "tokenizer": [{"inputs": ["in/texts"], "output_dir": "out", "vocab_size": 380},
                   {"inputs": ["in/texts/contos.jsonl"], "validation_inputs": ["in/texts/nota.txt"], "output_dir": "out",
