@@ -38,6 +38,7 @@ from teenytinyllama.training.metrics import (
     rewind_jsonl,
 )
 from teenytinyllama.training.pretrain import warn_of_repeats
+from teenytinyllama.watching.run_report import draw_panels
 
 
 def test_manifest_round_trip_and_hashes(tmp_path: Path) -> None:
@@ -157,18 +158,19 @@ def test_the_plot_needs_neither_curve(tmp_path: Path, records: list[dict]) -> No
 
 def drawn(folder: Path, records: list[dict], monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, list[float]]]:
     """Return the curves of a plot by their names: the label of their axis, and their values."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     for record in records:
         append_jsonl(folder / "m.jsonl", record)
-    curves = {}
+    curves, save = {}, Figure.savefig
 
-    def look(figure: Any) -> None:
+    def look(figure: Any, path: Path) -> None:
+        save(figure, path)
         for axis in figure.axes:
             for line in axis.lines:
                 curves[line.get_label()] = (axis.get_ylabel(), list(line.get_ydata()))
 
-    monkeypatch.setattr(pyplot, "close", look)
+    monkeypatch.setattr(Figure, "savefig", look)
     plot_loss(folder / "m.jsonl", folder / "loss.png")
     return curves
 
@@ -183,6 +185,20 @@ def test_the_plot_has_one_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "b").mkdir()
     curves = drawn(tmp_path / "b", [train, score], monkeypatch)
     assert curves == {"training loss": ("nats per token", [3.0]), "held-out nats per token": ("nats per token", [3.1])}
+
+
+def test_a_score_of_all_documents_is_no_point_of_the_curve_of_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"step": 1, "tokens": 9, "loss": 3.0, "train_bits_per_byte": 1.1}
+    scores = [{"step": 1, "tokens": tokens, "bits_per_byte": score, "nats_per_token": 3.0, "documents": documents}
+              for tokens, score, documents in ((0, 2.0, 20), (9, 1.5, 20), (9, 1.2, 21))]  # fmt: skip
+    curves = drawn(tmp_path, [train, *scores], monkeypatch)
+    assert curves["held-out bits per byte"][1] == [2.0, 1.5]
+    assert curves["all documents held out"][1] == [1.2]
+    (panel,) = [panel for panel in draw_panels([train, *scores], []) if panel.title == "bits per byte"]
+    last = dict(zip((name for name, _ in panel.curves), panel.last, strict=True))
+    assert last == {"training": "1.1", "held out": "1.5", "all held-out documents": "1.2"}
 
 
 def test_sampling_depends_on_its_seed_alone_and_leaves_the_random_state(tokenizer_folder: Path) -> None:

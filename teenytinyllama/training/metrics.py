@@ -82,10 +82,7 @@ def plot_loss(
     Both are in bits per byte where the training loss is known in that unit (pretraining), else in nats a token. A
     held-out score in neither unit, such as a share of pairs, has an axis of its own on the right.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # no display needed
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # without pyplot: no display is needed
     from matplotlib.ticker import EngFormatter
 
     records = read_jsonl(metrics_path)
@@ -98,8 +95,12 @@ def plot_loss(
         held_out_key, loss_name = "nats_per_token", "nats per token"
         held_out_label = held_out_label.replace("bits per byte", "nats per token")
     train = [(record["tokens"], record[loss_key]) for record in losses]
-    held_out = [(r["tokens"], r[held_out_key]) for r in records if r.get(held_out_key) is not None]
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
+    points = [(r["tokens"], r[held_out_key], r.get("documents")) for r in records if r.get(held_out_key) is not None]
+    held_out, whole = (
+        [point[:2] for point in points if (point[2] == points[0][2]) is alike] for alike in (True, False)
+    )
+    figure = Figure(figsize=(8, 4.5), dpi=120)
+    axis = figure.subplots()
     lines: list[Any] = []
     if train:
         lines += axis.plot(*zip(*_with_breaks(train), strict=True), color="tab:blue", label="training loss")
@@ -110,6 +111,9 @@ def plot_loss(
     axis.grid(alpha=0.3)
     if held_out and one_unit:
         lines += axis.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label=held_out_label)
+        lines += (
+            axis.plot(*zip(*whole, strict=True), "D", color="tab:red", label="all documents held out") if whole else []
+        )
     elif held_out:
         right = axis.twinx()
         lines += right.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label=held_out_label)
@@ -121,7 +125,6 @@ def plot_loss(
     figure.tight_layout()
     partial = plot_path.with_name("partial-" + plot_path.name)
     figure.savefig(partial)
-    pyplot.close(figure)
     partial.replace(plot_path)
 
 

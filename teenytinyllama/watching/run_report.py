@@ -242,6 +242,9 @@ def draw_panels(records: list[dict[str, Any]], bad_steps: list[dict[str, Any]]) 
     """
     train = [record for record in records if "loss" in record]
     held_out = [record for record in records if "loss" not in record]
+    # The last score can be of all held-out documents, those before of a part: no point of the same curve.
+    usual = [record for record in held_out if record.get("documents") == held_out[0].get("documents")]
+    whole = [record for record in held_out if record.get("documents") != held_out[0].get("documents")]
     tokens_at = {record["step"]: record["tokens"] for record in records}
     marks = [(tokens_at[bad["step"]], f"bad step {bad['step']}: {bad.get('reason', '')}")
              for bad in bad_steps if bad.get("step") in tokens_at]  # fmt: skip
@@ -251,24 +254,25 @@ def draw_panels(records: list[dict[str, Any]], bad_steps: list[dict[str, Any]]) 
         smooth = running_mean(points)
         return [Curve("training", points, "c0 faint" if smooth else "c0"), Curve("its running mean", smooth)]
 
-    def of_held_out(name: str, factor: float = 1) -> Curve:
-        return Curve("held out", _points(held_out, name, factor), "c1", dotted=True)
+    def of_held_out(name: str, factor: float = 1) -> list[Curve]:
+        return [Curve("held out", _points(usual, name, factor), "c1", dotted=True),
+                Curve("all held-out documents", _points(whole, name, factor), "c1")]  # fmt: skip
 
     pairs = any("margins" in record for record in train)
     loss, score = ("-log sigmoid of the margin", "preference_loss") if pairs else ("nats per token", "nats_per_token")
     falls: Any = {"marks": marks, "leaves_out_start": True}
     wanted = [
-        draw_panel(f"loss ({loss})", [*of_training("loss"), of_held_out(score)], **falls),
-        draw_panel("bits per byte", [*of_training("train_bits_per_byte"), of_held_out("bits_per_byte")], **falls),
-        draw_panel("accuracy of preferences", [*of_training("accuracies"), of_held_out("accuracy")]),
-        draw_panel("margin of preferences", [*of_training("margins"), of_held_out("margin")]),
+        draw_panel(f"loss ({loss})", [*of_training("loss"), *of_held_out(score)], **falls),
+        draw_panel("bits per byte", [*of_training("train_bits_per_byte"), *of_held_out("bits_per_byte")], **falls),
+        draw_panel("accuracy of preferences", [*of_training("accuracies"), *of_held_out("accuracy")]),
+        draw_panel("margin of preferences", [*of_training("margins"), *of_held_out("margin")]),
         draw_panel("learning rate", [Curve("learning rate", _points(train, "learning_rate"))], marks),
         draw_panel("gradient norm", of_training("grad_norm"), marks, can_be_log=True),
         draw_panel("tokens/s", [Curve("tokens/s", _points(train, "tokens_per_second"))]),
         draw_panel("MFU (%)", [Curve("MFU", _points(train, "mfu", 100))]),
         draw_panel("energy (kWh)", [Curve("so far", _points(records, "kwh")),
                                     Curve("projected to the end", _points(train, "projected_kwh"), "c1")]),
-        draw_panel("missing words found (%)", [of_held_out("cloze_acc", 100)]),
+        draw_panel("missing words found (%)", of_held_out("cloze_acc", 100)),
     ]  # fmt: skip
     return [panel for panel in wanted if panel is not None]
 
