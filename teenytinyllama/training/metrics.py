@@ -110,10 +110,8 @@ def plot_loss(
     axis.set_ylabel(loss_name, color="black" if one_unit else "tab:blue")
     axis.grid(alpha=0.3)
     if held_out and one_unit:
-        lines += axis.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label=held_out_label)
-        lines += (
-            axis.plot(*zip(*whole, strict=True), "D", color="tab:red", label="all documents held out") if whole else []
-        )
+        for some, look, name in ((held_out, "o-", held_out_label), (whole, "D", "all documents held out")):
+            lines += axis.plot(*zip(*some, strict=True), look, color="tab:red", label=name) if some else []
     elif held_out:
         right = axis.twinx()
         lines += right.plot(*zip(*held_out, strict=True), "o-", color="tab:red", label=held_out_label)
