@@ -25,7 +25,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The test files that take longest, the longest first: one that began last would keep one core busy alone.
 LONGEST = (
-    "machines", "faults", "ranks", "package", "notebooks", "guards", "guides", "corpus_executors", "documents", "pretrain", "micro_batch", "publish_hub", "beside", "evaluate", "sft", "gpu_scripts", "published", "speed",
+    "machines", "faults", "ranks", "package", "notebooks", "guards", "guides", "corpus_executors", "documents",
+    "pretrain", "micro_batch", "publish_hub", "beside", "evaluate", "sft", "gpu_scripts", "published", "speed",
     "classification", "app", "checkpoints", "dpo", "caps", "memory", "publish_contents", "cards",
     "launcher", "demo", "publish_follow", "cli", "ledger", "meter", "packing", "plan", "dataset_publishing", "dataset_push",
 )  # fmt: skip
