@@ -53,7 +53,7 @@ def command(tmp_path: Path, keys: dict[str, Any]) -> list[str]:
 def run(
     words: list[str], environment: dict[str, str] | None = None, place: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, env=environment, cwd=place, text=True, capture_output=True, timeout=300, check=False)
+    return subprocess.run(words, env=environment, cwd=place, text=True, capture_output=True, timeout=800, check=False)
 
 
 def broken_in_a_task(tmp_path: Path) -> dict[str, Any]:
