@@ -115,6 +115,20 @@ def packed_folder(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path,
 
 
 @pytest.fixture(scope="session")
+def made_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A finished run with two checkpoints, written without training; tests that change it take `run`."""
+    from made_runs import make_run
+
+    return make_run(tmp_path_factory.mktemp("made") / "run", tokenizer_folder)
+
+
+@pytest.fixture
+def run(made_run: Path, tmp_path: Path) -> Path:
+    """A copy of `made_run`, to be changed."""
+    return Path(shutil.copytree(made_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real Portuguese data; tests that need it are skipped without it."""
     folder = Path(os.environ.get("TTL_REAL_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer
-from made_runs import make_checkpoint, make_run
+from made_runs import make_checkpoint
 from test_checkpoints import chosen, flip_a_bit
 from test_pretrain import interrupted_run, make_values, run
 from test_publish_bucket import BUCKET, RECORDS, TO, files, index
@@ -153,16 +153,6 @@ def test_what_was_damaged_on_the_way_is_refused(values: dict[str, Any], capsys: 
         chosen(values)
 
 
-@pytest.fixture(scope="module")
-def made_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return make_run(tmp_path_factory.mktemp("made") / "run", tokenizer_folder)
-
-
-@pytest.fixture
-def made(made_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made_run, tmp_path / "made"))
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     with HubServer(tmp_path / "hub", tokens={TOKEN: "ana"}, xet=True) as server:
@@ -170,8 +160,8 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 
 
 @pytest.mark.slow
-def test_without_optimizer_state_the_refusal_says_so(hub: HubServer, made: Path, tmp_path: Path) -> None:
-    assert publish(hub, made, to=TO).returncode == EXIT_DONE
+def test_without_optimizer_state_the_refusal_says_so(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    assert publish(hub, run, to=TO).returncode == EXIT_DONE
     folder = sync(hub, tmp_path / "back")
     with pytest.raises(InputError) as refused:
         check_run_folder(folder, {"seed": "42"})
@@ -183,11 +173,11 @@ def test_without_optimizer_state_the_refusal_says_so(hub: HubServer, made: Path,
 
 
 @pytest.mark.slow
-def test_markers_go_last_and_stay_true(hub: HubServer, made: Path, tmp_path: Path) -> None:
+def test_markers_go_last_and_stay_true(hub: HubServer, run: Path, tmp_path: Path) -> None:
     """A machine that is lost in an upload leaves a part that the run knows as its own, and records that are new."""
     seen: list[set[str]] = []
     hub.before(r"POST .*/batch", lambda: seen.append(set(files(hub))), nth=3)
-    assert publish(hub, made, "--optimizer_state", to=TO).returncode == EXIT_DONE
+    assert publish(hub, run, "--optimizer_state", to=TO).returncode == EXIT_DONE
     there = {"checkpoint-10/begun.json", "checkpoint-10/model.safetensors", "checkpoint-10/scheduler.pt"} | RECORDS
     assert there <= seen[0]
     assert "checkpoint-10/complete.json" not in seen[0]
@@ -196,11 +186,11 @@ def test_markers_go_last_and_stay_true(hub: HubServer, made: Path, tmp_path: Pat
         (tmp_path / "part" / path).write_bytes(files(hub)[path])
     refuse_strangers(tmp_path / "part", 100)
     # Sent again without the option, after a file beside the weights has changed: the marker is of what is there.
-    (made / "config.yaml").write_text("preset: tiny\nmax_steps: 40\n")
-    assert publish(hub, made, to=TO).returncode == EXIT_DONE
+    (run / "config.yaml").write_text("preset: tiny\nmax_steps: 40\n")
+    assert publish(hub, run, to=TO).returncode == EXIT_DONE
     folder = sync(hub, tmp_path / "back")
     assert [checkpoint_faults(folder / f"checkpoint-{step}") for step in (10, 20)] == [[], []]
-    before, now = (json.loads((place / "checkpoint-20" / "complete.json").read_text()) for place in (made, folder))
+    before, now = (json.loads((place / "checkpoint-20" / "complete.json").read_text()) for place in (run, folder))
     sent = {path.removeprefix("checkpoint-20/") for path in files(hub) if path.startswith("checkpoint-20/")}
     assert set(now.pop("files")) == sent - {"complete.json", "begun.json"}
     assert before.pop("files")
@@ -209,19 +199,19 @@ def test_markers_go_last_and_stay_true(hub: HubServer, made: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_records_are_of_the_newest_checkpoint_in_the_bucket(hub: HubServer, made: Path, tokenizer_folder: Path) -> None:
+def test_records_are_of_the_newest_checkpoint_in_the_bucket(hub: HubServer, run: Path, tokenizer_folder: Path) -> None:
     """A start in a new folder that has not got as far as the lost machine does not replace that one's records."""
-    make_checkpoint(made, tokenizer_folder, 30)
-    assert publish(hub, made, "--optimizer_state", to=TO).returncode == EXIT_DONE
+    make_checkpoint(run, tokenizer_folder, 30)
+    assert publish(hub, run, "--optimizer_state", to=TO).returncode == EXIT_DONE
     before = files(hub)
-    shutil.rmtree(made / "checkpoint-30")
-    lines = (made / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (made / "metrics.jsonl").write_text("".join(lines[:22]))
-    assert publish(hub, made, "--optimizer_state", to=TO).returncode == EXIT_DONE
+    shutil.rmtree(run / "checkpoint-30")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:22]))
+    assert publish(hub, run, "--optimizer_state", to=TO).returncode == EXIT_DONE
     assert steps(index(hub)) == [10, 20, 30]
     assert files(hub)["metrics.jsonl"] == before["metrics.jsonl"] != files(hub)["model/metrics.jsonl"]
-    make_checkpoint(made, tokenizer_folder, 40)
-    assert publish(hub, made, "--optimizer_state", to=TO).returncode == EXIT_DONE
+    make_checkpoint(run, tokenizer_folder, 40)
+    assert publish(hub, run, "--optimizer_state", to=TO).returncode == EXIT_DONE
     assert files(hub)["metrics.jsonl"] == files(hub)["model/metrics.jsonl"]
 
 

@@ -46,8 +46,8 @@ from teenytinyllama.doctor.run_checks import Place, examine, judge_memory, judge
 from teenytinyllama.launching.launch import ForkServer, recipes_folder
 from teenytinyllama.launching.ranks import RankPlan, plan_ranks
 from teenytinyllama.models import load_tokenizer
-from teenytinyllama.presets import count_parameters, training_flops
-from teenytinyllama.training import run_plan
+from teenytinyllama.presets import flops_per_token
+from teenytinyllama.training import run_plan, speed
 from teenytinyllama.training.config import PretrainConfig
 from teenytinyllama.training.run_plan import plan_run
 from teenytinyllama.training.speed import MeasuredSpeed
@@ -444,12 +444,12 @@ def test_without_a_gpu_the_speed_test_is_short_or_left_out(
     """A computer that is a thousand times, a million times, a billion times too slow for the run."""
 
     def looked(flops: float, **changes: Any) -> Any:
-        monkeypatch.setattr(run_checks, "_PROCESSOR_FLOPS", flops)
+        monkeypatch.setattr(speed, "expected_seconds", lambda needed, ranks: needed / flops)
         return examine("pretrain", values | {"tokens_per_step": 1024} | changes, ONE)
 
     assert looked(1e11)["facts"]["test"]["tokens_per_step"] == 1024
     shape = run_plan.open_parts(build(PretrainConfig, check_types(PretrainConfig, values)))[2]
-    row_flops = 32 * training_flops(count_parameters(shape), shape.num_hidden_layers, shape.hidden_size, 32)
+    row_flops = 32 * flops_per_token(shape, 32)
     enough = 20 * row_flops / 180  # for one row in the time that a test may take
     assert looked(3.5 * enough)["facts"]["test"]["tokens_per_step"] == 3 * 32
     assert looked(3.5 * enough, per_device_train_batch_size=2)["facts"]["test"]["tokens_per_step"] == 2 * 32
@@ -461,7 +461,7 @@ def test_without_a_gpu_the_speed_test_is_short_or_left_out(
         "not tested: without a GPU 20 steps would take about 6.0 minutes, and the whole run"
     )
     assert found["fix"] == "Rent a GPU (`ttl plan` says what it costs), or train a smaller size"
-    monkeypatch.setattr(run_checks, "_PROCESSOR_FLOPS", 1e-6 * enough)
+    monkeypatch.setattr(speed, "expected_seconds", lambda needed, ranks: needed / (1e-6 * enough))
     assert main(["doctor", written(tmp_path, values)]) == EXIT_BAD_INPUT
     assert capsys.readouterr().out.splitlines()[-1] == "stop: speed"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hub_server import HubServer
-from made_runs import end_run, make_checkpoint, make_run
+from made_runs import end_run, make_checkpoint
 from test_publish_contents import BRANCH_FILES, MAIN_FILES, fix_marker
 from test_publish_follow import Followers, end, progress, steps, wait_for
 from test_publish_hub import READ_TOKEN, REPOSITORY, TESTS, TOKEN, publish
@@ -31,16 +31,6 @@ OPTIMIZER_FILES = {
 }  # fmt: skip
 RECORDS = {"config.yaml", "environment.json", "metrics.jsonl", "samples.jsonl"}
 MODEL_FILES = {f"model/{name}" for name in MAIN_FILES - {"checkpoints.json"}}
-
-
-@pytest.fixture(scope="module")
-def made_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return make_run(tmp_path_factory.mktemp("made") / "run", tokenizer_folder)
-
-
-@pytest.fixture
-def run(made_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made_run, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import make_checkpoint, make_run
+from made_runs import make_checkpoint
 
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, InputError
 from teenytinyllama.cli import main
@@ -37,16 +37,6 @@ BRANCH_FILES = {
     "config.json", "config.yaml", "emissions.json", "environment.json", "generation_config.json", "metrics.jsonl",
     "model.safetensors", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def made_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return make_run(tmp_path_factory.mktemp("made") / "run", tokenizer_folder)
-
-
-@pytest.fixture
-def run(made_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made_run, tmp_path / "run"))
 
 
 def test_the_accounts_of_all_machines_are_published(run: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
-from made_runs import make_checkpoint, make_run
+from made_runs import make_checkpoint
 from test_publish_contents import BRANCH_FILES, MAIN_FILES, fix_marker
 
 from teenytinyllama.checks import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAILED
@@ -22,16 +22,6 @@ TESTS = Path(__file__).resolve().parent
 TOKEN = "hf_" + "SegredoMarcado" * 3
 READ_TOKEN = "hf_" + "SoLeitura" * 4
 TO = "ana/modelo"
-
-
-@pytest.fixture(scope="module")
-def made_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    return make_run(tmp_path_factory.mktemp("made") / "run", tokenizer_folder)
-
-
-@pytest.fixture
-def run(made_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made_run, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from ..distributed import deepspeed_settings
 from ..energy.meter import check_energy
 from ..gpus import free_memory_bytes
 from ..planning.memory import USED_SHARE, choose_rows, memory_need, row_divisors
-from ..presets import count_parameters, training_flops
+from ..presets import count_parameters, flops_per_token
 from ..stage_folder import MANIFEST_NAME
 from . import Diagnosis, State, check_clock, check_rate, check_writing, judge_rows, refusal_of, show_hours, show_rows
 
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from ..data.packed import PackedCorpus
 
 SPEED_STEPS = 20  # of the speed test
-# What a processor computes a second where there is no GPU, all ranks together: two cores trained 22.7M parameters at
-# about twice this (docs/lab-log.md); for a laptop half of it is assumed.
-_PROCESSOR_FLOPS = 1e11
-_LONGEST_TEST_SECONDS = 180.0
+_LONGEST_TEST_SECONDS = 180.0  # of a speed test without a GPU
 _LONG_HOURS, _ENDLESS_HOURS = 30 * 24.0, 90 * 24.0  # a run of so long is warned of, or without a GPU not begun
 # Memory of the computer that a rank on a GPU takes: Python, torch and the driver hold about 3 GB. Assumed.
 _HOST_BYTES_A_RANK = 3_000_000_000
@@ -347,23 +344,21 @@ def _facts_of_speed(
 
 def _bound_speed_test(examination: Examination, shape: Any, context: int, num_ranks: int) -> None:
     """Without a GPU let the steps of the speed test have few rows, or leave it out and say how long the run takes."""
+    from ..training.speed import expected_seconds
+
     facts = examination.facts
-    test, row_flops = (
-        facts["test"],
-        context * training_flops(count_parameters(shape), shape.num_hidden_layers, shape.hidden_size, context),
-    )
+    test, row_flops = facts["test"], context * flops_per_token(shape, context)
     least = int(test.get("per_device_train_batch_size") or 1)
-    most = _LONGEST_TEST_SECONDS * _PROCESSOR_FLOPS / (SPEED_STEPS * num_ranks * row_flops)
-    if most >= least:
-        rows = int(most) // least * least
+    seconds = expected_seconds(SPEED_STEPS * least * num_ranks * row_flops, num_ranks)  # of the shortest test
+    if seconds <= _LONGEST_TEST_SECONDS:
+        rows = int(_LONGEST_TEST_SECONDS / seconds) * least
         test["tokens_per_step"] = min(test["tokens_per_step"], rows * num_ranks * context)
         return
     del facts["test"]
-    seconds = SPEED_STEPS * least * num_ranks * row_flops / _PROCESSOR_FLOPS
-    hours = facts["tokens_left"] / context * row_flops / _PROCESSOR_FLOPS / 3600
+    hours = expected_seconds(facts["tokens_left"] / context * row_flops, num_ranks) / 3600
     text = (
         f"not tested: without a GPU {SPEED_STEPS} steps would take about {show_hours(seconds / 3600)}, and the whole "
-        f"run about {show_hours(hours)} at {_PROCESSOR_FLOPS / 1e12:g} TFLOP/s, which is assumed"
+        f"run about {show_hours(hours)}, estimated from a short matrix product"
     )
     state: State = "stop" if hours > _ENDLESS_HOURS else "warning"
     examination.add("speed", state, text, "Rent a GPU (`ttl plan` says what it costs), or train a smaller size")
