@@ -451,7 +451,9 @@ def test_without_a_gpu_the_speed_test_is_short_or_left_out(
     shape = run_plan.open_parts(build(PretrainConfig, check_types(PretrainConfig, values)))[2]
     row_flops = 32 * flops_per_token(shape, 32)
     enough = 20 * row_flops / 180  # for one row in the time that a test may take
-    assert looked(3.5 * enough)["facts"]["test"]["tokens_per_step"] == 3 * 32
+    short = looked(3.5 * enough)["facts"]
+    assert short["test"]["tokens_per_step"] == 3 * 32
+    assert short["test_seconds"] == pytest.approx(180 * 3 / 3.5)
     assert looked(3.5 * enough, per_device_train_batch_size=2)["facts"]["test"]["tokens_per_step"] == 2 * 32
     slow = looked(0.5 * enough)
     assert "test" not in slow["facts"]

@@ -40,7 +40,7 @@ from ..launching.launch import ForkServer, launch, recipes_folder, resolve_train
 from ..launching.processes import supervise
 from ..launching.ranks import RankOptions, RankPlan, plan_ranks
 from ..stage_folder import __version__, package_commit, utc_now, versions
-from . import Diagnosis, State
+from . import Diagnosis, State, show_hours
 from .run_checks import SPEED_STEPS, Place, examine, judge_speed
 
 KINDS = ("pretrain", "sft", "dpo")
@@ -248,7 +248,9 @@ def check_speed_of_run(
     """
     from ..training.trials import measure_speed
 
-    _say(f"speed    {SPEED_STEPS} steps of the run are trained")
+    seconds = facts.get("test_seconds", 0)  # known without a GPU, where they are many
+    about = f", for about {show_hours(seconds / 3600)}" if seconds > 10 else ""
+    _say(f"speed    {SPEED_STEPS} steps of the run are trained{about}")
     test = {**facts["test"], "output_dir": str(folder / "run")}
 
     def train(tested: dict[str, Any], log: Path) -> int:

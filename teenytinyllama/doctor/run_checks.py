@@ -353,6 +353,7 @@ def _bound_speed_test(examination: Examination, shape: Any, context: int, num_ra
     if seconds <= _LONGEST_TEST_SECONDS:
         rows = int(_LONGEST_TEST_SECONDS / seconds) * least
         test["tokens_per_step"] = min(test["tokens_per_step"], rows * num_ranks * context)
+        facts["test_seconds"] = seconds * test["tokens_per_step"] / (least * num_ranks * context)
         return
     del facts["test"]
     hours = expected_seconds(facts["tokens_left"] / context * row_flops, num_ranks) / 3600
