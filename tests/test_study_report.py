@@ -84,6 +84,14 @@ def test_the_report_holds_what_the_votes_say(study: Path):
     assert (study / "results.json").read_bytes() == before
 
 
+def test_faults_are_reported_only_where_somebody_marked_one(study: Path):
+    assert "| language | sense | truth |" in write_report(study).read_text(encoding="utf-8")
+    write_votes(study, [line(number, marks={"left": [], "right": []}) for number in range(3)])
+    text = write_report(study).read_text(encoding="utf-8")
+    assert "Nobody marked an answer as bad in language, sense or truth" in text
+    assert "| language | sense | truth |" not in text
+
+
 @pytest.mark.slow
 def test_figures_without_a_random_clicker_stand_beside(study: Path):
     ballots = simulate_ballots(SimulatedStudy(strengths=(0, 2.5), votes_each=150, num_prompts=150, random_people=1), 1)

@@ -202,6 +202,8 @@ def _pairs(pairs: list[dict[str, Any]]) -> list[str]:
 
 
 def _marks(systems: list[dict[str, Any]]) -> list[str]:
+    if not any(system["marks"][mark]["value"] for system in systems for mark in MARKS):
+        return ["Nobody marked an answer as bad in language, sense or truth: that says nothing of the answers.", ""]
     rows = [[system["name"], *(_share(system["marks"][mark]) for mark in MARKS)] for system in systems]
     return [*_table(["system", *MARKS], rows), "Share of a system's answers that somebody marked as bad in this.", ""]
 
