@@ -176,6 +176,10 @@ def test_answers_made_elsewhere_are_found_by_id_or_by_text(tmp_path: Path) -> No
     rows = [{"prompt": "Dois?", "answer": "2", "tokens": 3, "ended": False}, {"id": "a", "answer": "1"}]
     found = read_given(parse_system(f"x={write_rows(tmp_path / 'x.jsonl', rows)}"), prompts)
     assert [(one.id, one.answer, one.tokens, one.ended) for one in found] == [("a", "1", 0, True), ("b", "2", 3, False)]
+    for names in ((1, 2), ("row-1", "row-2"), ([1], [2])):  # names of the file's own, and white space behind a prompt
+        rows = [{"id": name, "prompt": text, "answer": text} for name, text in zip(names, ("Dois? \n", "Um?"), strict=True)]
+        found = read_given(parse_system(f"x={write_rows(tmp_path / 'y.jsonl', rows)}"), prompts)
+        assert [(one.id, one.answer) for one in found] == [("a", "Um?"), ("b", "Dois?")]
 
 
 # --- the study
