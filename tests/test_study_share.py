@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_study import SYSTEMS, a_vote, write_study
+from made_study import SYSTEMS, a_vote, vote_on, write_study
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
@@ -27,7 +27,7 @@ def voted(tmp_path: Path) -> Path:
     file = VoteFile(folder / "votes.jsonl", study.prompts_sha256)
     for number, prompt in enumerate(study.prompts):
         left, right = (SYSTEMS[0], SYSTEMS[1]) if number % 2 else (SYSTEMS[2], SYSTEMS[0])
-        file.append(a_vote(study.prompts_sha256, prompt=prompt, left=left, right=right, voter="Ana" if number % 3 else "Rui Silva",
+        file.append(vote_on(study, left, right, prompt=prompt, voter="Ana" if number % 3 else "Rui Silva",
                            comment="disse o Rui", choice="left" if number % 2 else "both_bad"))  # fmt: skip
     return folder
 

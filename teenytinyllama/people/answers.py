@@ -150,9 +150,7 @@ def read_given(system: System, prompts: Sequence[Prompt]) -> list[Answer]:
             name = by_text.get(compose(text).strip())
         answer = row.get("answer")
         ensure(isinstance(answer, str), f"{where}has no text in answer. A row has id (or prompt) and answer.")
-        ensure(
-            name is not None or text is not None, f"{where}has neither id nor prompt. A row has one, and answer."
-        )
+        ensure(name is not None or text is not None, f"{where}has neither id nor prompt. A row has one, and answer.")
         if name not in by_id:
             others.append(str(name or text)[:60])
             continue

@@ -133,7 +133,7 @@ def study_upload(folder: Path, repository: str, license: str, language: str | No
         UploadFile(RESULTS_TABLE_NAME, text),
         UploadFile(COMPARISON_PLOT_NAME, plot),
     ]
-    more = {"systems": described["systems"], "kind": described["kind"], "seed": described["seed"]}
+    more = {key: described.get(key) for key in ("systems", "kind", "seed", "sampling")}
     record = record_file(RECORD_NAME, {"prompts_sha256": study.prompts_sha256}, [file.path for file in files], more)
     message = f"comparison: {counted(len(votes), 'vote')} on {counted(len(study.systems), 'system')}"
     return Upload(repository, "dataset", "main", (*files, record), message, record=RECORD_NAME)
