@@ -98,6 +98,20 @@ def test_the_page_as_a_space(voted: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["200", "400", "True"]
+    # With a disk that stays, votes lie there, and a second start goes on with them.
+    (tmp_path / "disk").mkdir()
+    for votes in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", script + VOTED], cwd=space, capture_output=True, text=True, check=False,
+            env={**environment(), "SPACE_HOST": "ana-votos.hf.space", "VOTES_DISK": str(tmp_path / "disk")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        kept = tmp_path / "disk" / "comparison" / "votes.jsonl"
+        assert len(kept.read_text(encoding="utf-8").splitlines()) == votes
+    assert not (space / "comparison" / "votes.jsonl").exists()
+    before = len(VoteFile(voted / "votes.jsonl", read_study(voted).prompts_sha256).read())
+    assert cli.main(["compare", "--output_dir", str(voted), "--serve", "false", "--merge", str(kept)]) == 0
+    assert len(VoteFile(voted / "votes.jsonl", read_study(voted).prompts_sha256).read()) == before + 2
 
 
 ASKED = """
@@ -106,6 +120,14 @@ client = TestClient(app, base_url="https://ana-votos.hf.space")
 good = client.get("/")
 print(good.status_code, client.get("/", headers={"host": "mal.example"}).status_code,
       "frame-ancestors https://huggingface.co" in good.headers["content-security-policy"])
+"""
+
+
+VOTED = """
+offer = client.post("/pair", json={"voter": "Bia"}).json()["offer"]
+marks = {"left": [], "right": []}
+body = {"voter": "Bia", "offer": offer, "choice": "left", "marks": marks}
+assert client.post("/vote", json=body).status_code == 200
 """
 
 

@@ -130,7 +130,7 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         make_study(config, words)
     study = read_study(folder)
     votes = VoteFile(folder / VOTES_NAME, study.prompts_sha256)
-    for path in [votes.path, *map(Path, config.merge)]:
+    for path in map(Path, config.merge):
         ensure_votes_of(study, VoteFile(path, study.prompts_sha256).read(), path)
     if config.merge:
         added, there = votes.merge([Path(path) for path in config.merge])
