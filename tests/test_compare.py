@@ -269,6 +269,8 @@ def test_what_was_voted_on_does_not_change(tmp_path: Path, models: Path) -> None
             make_study(config_of(tmp_path, **more), words)
     make_study(config_of(tmp_path), [*words, "references"])
     assert read_study(folder).systems == ("base", "chat", "references"), "a further system changes no vote"
+    described = json.loads((folder / "study.json").read_text("utf-8"))["systems"]
+    assert [one["tokens"] for one in described] == [*(one["tokens"] for one in described[:2]), None], "nobody counted"
     assert cli.main(["compare", "--output_dir", str(folder), "--serve", "false"]) == 0
     assert (folder / "results.md").is_file()
 

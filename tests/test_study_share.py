@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import HubServer
 from made_study import SYSTEMS, a_vote, vote_on, write_study
 
 from teenytinyllama import cli
@@ -60,6 +61,29 @@ print(len(votes), sorted(set(votes["voter"])), votes.column_names, len(answers),
     assert "12 votes on 12 prompts" in card
     assert "2 pessoas deram 12 votos" in card or "2 people gave 12 votes" in card
     assert not {"offers.json", "voting.lock"} & {path.name for path in target.rglob("*")}
+
+
+@pytest.mark.slow
+def test_a_comparison_is_published_and_loaded_by_name(voted: Path, tmp_path: Path) -> None:
+    publish = "import sys; from teenytinyllama import cli; sys.exit(cli.main(sys.argv[1:]))"
+    load = "import datasets; print(len(datasets.load_dataset('ana/votos', 'votes', split='train')))"
+    words = ["publish", str(voted), "--to", "ana/votos", "--license", "cc-by-4.0"]
+    with HubServer(tmp_path / "hub", tokens={"hf_ana": "ana"}) as server:
+        environment = server.environment(tmp_path / "home", "hf_ana", PYTHONPATH=str(Path(__file__).parent.parent))
+
+        def run(code: str, *arguments: str) -> str:
+            command = [sys.executable, "-c", code, *arguments]
+            done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        run(publish, *words)
+        assert run(load).split()[-1] == "12"
+        study = read_study(voted)
+        file = VoteFile(voted / "votes.jsonl", study.prompts_sha256)
+        file.append(vote_on(study, SYSTEMS[1], SYSTEMS[2], voter="Bia", choice="both_good"))
+        run(publish, *words)
+        assert run(load).split()[-1] == "13"
 
 
 def test_comments_can_be_kept() -> None:

@@ -377,6 +377,22 @@ LONG = "Querida vó,\n\n" + "o domingo na sua casa foi o melhor da semana: o bol
 
 
 @pytest.mark.slow
+def test_a_button_pressed_on_a_phone_leans_no_next_pair(browser: Any, folder: Path) -> None:
+    with served(folder) as (_, port, _):
+        size = {"width": 390, "height": 844}
+        tab = VotingTab(browser, port, context=browser.new_context(viewport=size, has_touch=True, is_mobile=True))
+        tab.enter("Ana")
+        tab.page.locator('[data-choice="left"]').tap()
+        tab.wait("Par 2")
+        colours = [
+            tab.page.locator(f'[data-choice="{choice}"]').evaluate("one => getComputedStyle(one).backgroundColor")
+            for choice in ("left", "right")
+        ]
+        assert colours[0] == colours[1]
+        tab.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_person_votes_undoes_and_goes_on(width: int, browser: Any, tmp_path: Path) -> None:
     long = {number: LONG + str(number) for number in range(12)}

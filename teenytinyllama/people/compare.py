@@ -284,7 +284,7 @@ def _answered(
     if of_model is None:
         answers = read_given(system, plan.prompts)
         replace_file(path, dump_answers(answers))
-        tokens, kwh, identity = sum(one.tokens for one in answers), None, None
+        tokens, kwh, identity = sum(one.tokens for one in answers) or None, None, None  # 0: nobody counted
     elif (
         before
         and before.get("plan_sha256") == of_model.sha256
