@@ -23,7 +23,7 @@ from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.people.answers import parse_system, read_given
-from teenytinyllama.people.compare import CompareConfig, make_study, plan_study
+from teenytinyllama.people.compare import CompareConfig, make_study, plan_study, run_compare
 from teenytinyllama.people.judge import describe_judge, format_judge
 from teenytinyllama.people.study import KINDS, Prompt, dump_prompts, read_prompts, read_study, spread
 from teenytinyllama.people.votes import JUDGE_VOTES_NAME, VoteFile
@@ -249,6 +249,8 @@ def test_a_killed_start_is_gone_on_with(tmp_path: Path, models: Path) -> None:
     assert partial.is_file()
     with partial.open("ab") as file:
         file.write(b'{"id": "torn')
+    with pytest.raises(InputError, match="was stopped while answers were written. Name its systems as before"):
+        run_compare(config_of(tmp_path), [])
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     for name in ("base", "chat"):
         assert answers_of(tmp_path, name) == answers_of(whole, name)

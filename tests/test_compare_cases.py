@@ -259,6 +259,7 @@ def test_prompts_of_another_encoding_are_refused_in_words(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("judge", "message"), [
     ("nada", "name_or_path=nada"), ("base", "judge=.*base: has no chat template"), ("adapter", "judge=.*is an adapter"),
+    ("juiz.gguf", "judge=juiz.gguf: is a GGUF file. Give the model that it was made from"),
 ])  # fmt: skip
 def test_a_judge_is_looked_at_before_anything_is_answered(
     tmp_path: Path, models: Path, judge: str, message: str

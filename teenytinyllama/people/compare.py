@@ -119,6 +119,8 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
 
         check_address(config.host, config.port)
     known = words or (folder / STUDY_NAME).is_file()
+    is_stopped = not known and (folder / MAKING_NAME).is_file()
+    ensure(not is_stopped, f"output_dir={folder}: was stopped while answers were written. Name its systems as before.")
     ensure(known, f"ttl compare: needs two systems or more, or output_dir={folder} with a comparison to go on with.")
     if config.judge:
         check_judge(config.judge)
@@ -130,8 +132,8 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         make_study(config, words)
     study = read_study(folder)
     votes = VoteFile(folder / VOTES_NAME, study.prompts_sha256)
-    for path in map(Path, config.merge):
-        ensure_votes_of(study, VoteFile(path, study.prompts_sha256).read(), path)
+    for other in map(Path, config.merge):
+        ensure_votes_of(study, VoteFile(other, study.prompts_sha256).read(), other)
     if config.merge:
         added, there = votes.merge([Path(path) for path in config.merge])
         print(f"merged     {counted(added, 'vote')} added, {there} were here already", flush=True)
