@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from teenytinyllama.people.study import Study
 from teenytinyllama.people.votes import Vote, new_vote_id
 from teenytinyllama.stage_folder import sha256_file
 
@@ -53,3 +54,10 @@ def a_vote(prompts_sha256: str = "a" * 64, **changes: Any) -> Vote:
         "answers": {"left": "b" * 64, "right": "c" * 64},
     }  # fmt: skip
     return Vote(**content | changes)
+
+
+def vote_on(study: Study, left: str, right: str, **changes: Any) -> Vote:
+    """Return a vote on two answers of a study, to its first prompt unless another is given."""
+    prompt = changes.pop("prompt", next(iter(study.prompts)))
+    answers = {"left": study.answer_sha256(left, prompt), "right": study.answer_sha256(right, prompt)}
+    return a_vote(study.prompts_sha256, prompt=prompt, left=left, right=right, **{"answers": answers, **changes})

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import other_tool
-from made_study import a_vote
+from made_study import a_vote, vote_on
 from test_chat import ANSWER, QUESTION, chat_folder, tiny_model  # noqa: F401  # a fixture
 
 from teenytinyllama import cli
@@ -23,7 +23,7 @@ from teenytinyllama.chat.template import install_chat_template
 from teenytinyllama.checks import InputError
 from teenytinyllama.models import load_tokenizer
 from teenytinyllama.people.answers import parse_system, read_given
-from teenytinyllama.people.compare import CompareConfig, make_study, plan_study
+from teenytinyllama.people.compare import CompareConfig, make_study, plan_study, run_compare
 from teenytinyllama.people.judge import describe_judge, format_judge
 from teenytinyllama.people.study import KINDS, Prompt, dump_prompts, read_prompts, read_study, spread
 from teenytinyllama.people.votes import JUDGE_VOTES_NAME, VoteFile
@@ -176,6 +176,12 @@ def test_answers_made_elsewhere_are_found_by_id_or_by_text(tmp_path: Path) -> No
     rows = [{"prompt": "Dois?", "answer": "2", "tokens": 3, "ended": False}, {"id": "a", "answer": "1"}]
     found = read_given(parse_system(f"x={write_rows(tmp_path / 'x.jsonl', rows)}"), prompts)
     assert [(one.id, one.answer, one.tokens, one.ended) for one in found] == [("a", "1", 0, True), ("b", "2", 3, False)]
+    for names in ((1, 2), ("row-1", "row-2"), ([1], [2])):  # names of the file's own, and white space behind a prompt
+        rows = [
+            {"id": name, "prompt": text, "answer": text} for name, text in zip(names, ("Dois? \n", "Um?"), strict=True)
+        ]
+        found = read_given(parse_system(f"x={write_rows(tmp_path / 'y.jsonl', rows)}"), prompts)
+        assert [(one.id, one.answer) for one in found] == [("a", "Um?"), ("b", "Dois?")]
 
 
 # --- the study
@@ -243,6 +249,8 @@ def test_a_killed_start_is_gone_on_with(tmp_path: Path, models: Path) -> None:
     assert partial.is_file()
     with partial.open("ab") as file:
         file.write(b'{"id": "torn')
+    with pytest.raises(InputError, match="was stopped while answers were written. Name its systems as before"):
+        run_compare(config_of(tmp_path), [])
     assert subprocess.run(command, check=False, capture_output=True).returncode == 0
     for name in ("base", "chat"):
         assert answers_of(tmp_path, name) == answers_of(whole, name)
@@ -254,9 +262,7 @@ def test_what_was_voted_on_does_not_change(tmp_path: Path, models: Path) -> None
     make_study(config_of(tmp_path), words)
     folder = tmp_path / "comparison"
     study = read_study(folder)
-    prompt = next(iter(study.prompts))
-    vote = a_vote(study.prompts_sha256, prompt=prompt, left="base", right="chat")
-    VoteFile(folder / "votes.jsonl", study.prompts_sha256).append(vote)
+    VoteFile(folder / "votes.jsonl", study.prompts_sha256).append(vote_on(study, "base", "chat"))
     for more, message in (
         ({"n_prompts": 4}, "votes on other prompts"),
         ({"seed": 1}, "votes on other answers of base"),
@@ -265,6 +271,8 @@ def test_what_was_voted_on_does_not_change(tmp_path: Path, models: Path) -> None
             make_study(config_of(tmp_path, **more), words)
     make_study(config_of(tmp_path), [*words, "references"])
     assert read_study(folder).systems == ("base", "chat", "references"), "a further system changes no vote"
+    described = json.loads((folder / "study.json").read_text("utf-8"))["systems"]
+    assert [one["tokens"] for one in described] == [*(one["tokens"] for one in described[:2]), None], "nobody counted"
     assert cli.main(["compare", "--output_dir", str(folder), "--serve", "false"]) == 0
     assert (folder / "results.md").is_file()
 
@@ -275,10 +283,26 @@ def test_vote_files_of_others_are_added_once(tmp_path: Path, models: Path, capsy
     folder = tmp_path / "comparison"
     study = read_study(folder)
     other = VoteFile(tmp_path / "other.jsonl", study.prompts_sha256)
-    other.append(a_vote(study.prompts_sha256, prompt=next(iter(study.prompts)), left="base", right="chat"))
+    other.append(vote_on(study, "base", "chat"))
     for said in ("1 vote added, 0 were here already", "0 votes added, 1 were here already"):
         assert cli.main(["compare", "--output_dir", str(folder), "--serve", "false", "--merge", str(other.path)]) == 0
         assert said in capsys.readouterr().out
+    before = (folder / "votes.jsonl").read_bytes()
+    for left, changes, message in (
+        ("base", {"answers": {"left": "b" * 64, "right": "c" * 64}}, "other answers of base than those in"),
+        ("base", {"prompt": "p-99", "answers": {"left": "b", "right": "c"}}, "votes on p-99, no prompt of"),
+        ("novo", {"answers": {"left": "b", "right": "c"}}, "votes on novo, which study.json does not name. Let novo"),
+    ):
+        file = VoteFile(tmp_path / "strange.jsonl", study.prompts_sha256)
+        file.path.unlink(missing_ok=True)
+        file.append(
+            a_vote(
+                study.prompts_sha256, **{"prompt": next(iter(study.prompts)), "left": left, "right": "chat", **changes}
+            )
+        )
+        assert cli.main(["compare", "--output_dir", str(folder), "--serve", "false", "--merge", str(file.path)]) == 2
+        assert message in capsys.readouterr().err
+    assert (folder / "votes.jsonl").read_bytes() == before, "what is refused is not written"
 
 
 def test_prompts_keep_their_form(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from teenytinyllama.people import compare
 from teenytinyllama.people.answers import parse_system
 from teenytinyllama.people.compare import make_study, run_compare
 from teenytinyllama.people.judge import letter_ids
-from teenytinyllama.people.study import read_prompts, read_study
+from teenytinyllama.people.study import PAGE_LOCK_NAME, read_prompts, read_study
 from teenytinyllama.people.votes import VoteFile
+from teenytinyllama.stage_folder import take_lock
 
 
 def described(folder: Path) -> list[dict[str, Any]]:
@@ -258,6 +259,7 @@ def test_prompts_of_another_encoding_are_refused_in_words(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("judge", "message"), [
     ("nada", "name_or_path=nada"), ("base", "judge=.*base: has no chat template"), ("adapter", "judge=.*is an adapter"),
+    ("juiz.gguf", "judge=juiz.gguf: is a GGUF file. Give the model that it was made from"),
 ])  # fmt: skip
 def test_a_judge_is_looked_at_before_anything_is_answered(
     tmp_path: Path, models: Path, judge: str, message: str
@@ -284,6 +286,35 @@ def test_the_folder_of_a_space_is_looked_at_before_anything_is_answered(tmp_path
     with pytest.raises(InputError, match="space_dir=.*space: is not empty"):
         run_compare(config_of(tmp_path, space_dir=str(tmp_path / "space")), words_of(models))
     assert not (tmp_path / "comparison").exists()
+
+
+def test_further_systems_answer_with_the_sampling_of_the_others(tmp_path: Path, models: Path) -> None:
+    folder = tmp_path / "comparison"
+    make_study(config_of(tmp_path), words_of(models))
+    before = (folder / "study.json").read_bytes()
+    more = [f"again={models / 'base'}", "references"]
+    with pytest.raises(InputError, match="base, chat answered with max_new_tokens=8, temperature=0.7. Give the same"):
+        make_study(config_of(tmp_path, max_new_tokens=9, temperature=0.1), more)
+    assert (folder / "study.json").read_bytes() == before
+    make_study(
+        config_of(tmp_path, max_new_tokens=9, prompts="base"), ["human=references", "references"]
+    )  # which nobody samples
+    assert json.loads((folder / "study.json").read_text())["sampling"]["max_new_tokens"] == 8
+    make_study(config_of(tmp_path), more)
+    assert set(read_study(folder).systems) == {"base", "chat", "human", "references", "again"}
+
+
+def test_what_people_see_on_an_open_page_does_not_change(tmp_path: Path, models: Path) -> None:
+    folder = tmp_path / "comparison"
+    make_study(config_of(tmp_path), words_of(models))
+    before = (folder / "study.json").read_bytes()
+    with take_lock(folder / PAGE_LOCK_NAME, "not taken"):
+        with pytest.raises(InputError, match=r"its page is open, and people see the old answers. End it \(Ctrl-C\)"):
+            make_study(config_of(tmp_path, n_prompts=2), words_of(models))
+        assert (folder / "study.json").read_bytes() == before
+        make_study(config_of(tmp_path), [*words_of(models), "references"])  # changes nothing that they see
+    make_study(config_of(tmp_path, n_prompts=2), words_of(models))
+    assert len(read_study(folder).prompts) == 2
 
 
 def test_vote_files_are_looked_at_before_anything_is_answered(tmp_path: Path, models: Path) -> None:

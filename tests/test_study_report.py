@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from card_runs import split_card, write_whole_run
-from made_study import write_lines
+from made_study import hexed, write_lines
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
@@ -24,10 +24,11 @@ NAMES = {"s0": "outro | modelo", "s1": "lhama"}
 
 
 def line(number: int, **changes: Any) -> dict[str, Any]:
+    answers = {side: hexed(changes.get(side, name)) for side, name in (("left", "lhama"), ("right", NAMES["s0"]))}
     return {"vote": f"{number:032x}", "time": f"2026-01-31T12:{number // 60:02}:{number % 60:02}Z", "voter": "ana",
             "prompt": "q1", "left": "lhama", "right": "outro | modelo", "choice": "left",
             "marks": {"left": [], "right": ["sense"]}, "comment": "", "seconds": 1.0, "repeat": False,
-            "answers": {"left": "a", "right": "b"}, **changes}  # fmt: skip
+            "answers": answers, **changes}  # fmt: skip
 
 
 def write_votes(folder: Path, lines: list[dict[str, Any]], end: str = "") -> None:
@@ -47,7 +48,8 @@ def study(tmp_path: Path, run_folder: Path) -> Path:
     folder.mkdir()
     sources = {"outro | modelo": "ana/outro", "lhama": str(run_folder), "novo": "novo"}
     ballots = simulate_ballots(SimulatedStudy(strengths=(0, 1.5), people=3, votes_each=20, num_prompts=20), 0)
-    kinds = {ballot.prompt: ballot.kind for ballot in ballots} | {"q1": "letter"}
+    kinds = {f"q{number}": "list" for number in range(150)}
+    kinds |= {ballot.prompt: ballot.kind for ballot in ballots} | {"q1": "letter"}
     prompts = [{"id": prompt, "kind": kind, "prompt": "?"} for prompt, kind in kinds.items()]
     prompts_sha256 = write_lines(folder / "prompts.jsonl", prompts)
     systems = []

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_study import SYSTEMS, a_vote, write_study
+from hub_server import HubServer
+from made_study import SYSTEMS, a_vote, vote_on, write_study
 
 from teenytinyllama import cli
 from teenytinyllama.checks import InputError
@@ -27,7 +28,7 @@ def voted(tmp_path: Path) -> Path:
     file = VoteFile(folder / "votes.jsonl", study.prompts_sha256)
     for number, prompt in enumerate(study.prompts):
         left, right = (SYSTEMS[0], SYSTEMS[1]) if number % 2 else (SYSTEMS[2], SYSTEMS[0])
-        file.append(a_vote(study.prompts_sha256, prompt=prompt, left=left, right=right, voter="Ana" if number % 3 else "Rui Silva",
+        file.append(vote_on(study, left, right, prompt=prompt, voter="Ana" if number % 3 else "Rui Silva",
                            comment="disse o Rui", choice="left" if number % 2 else "both_bad"))  # fmt: skip
     return folder
 
@@ -60,6 +61,29 @@ print(len(votes), sorted(set(votes["voter"])), votes.column_names, len(answers),
     assert "12 votes on 12 prompts" in card
     assert "2 pessoas deram 12 votos" in card or "2 people gave 12 votes" in card
     assert not {"offers.json", "voting.lock"} & {path.name for path in target.rglob("*")}
+
+
+@pytest.mark.slow
+def test_a_comparison_is_published_and_loaded_by_name(voted: Path, tmp_path: Path) -> None:
+    publish = "import sys; from teenytinyllama import cli; sys.exit(cli.main(sys.argv[1:]))"
+    load = "import datasets; print(len(datasets.load_dataset('ana/votos', 'votes', split='train')))"
+    words = ["publish", str(voted), "--to", "ana/votos", "--license", "cc-by-4.0"]
+    with HubServer(tmp_path / "hub", tokens={"hf_ana": "ana"}) as server:
+        environment = server.environment(tmp_path / "home", "hf_ana", PYTHONPATH=str(Path(__file__).parent.parent))
+
+        def run(code: str, *arguments: str) -> str:
+            command = [sys.executable, "-c", code, *arguments]
+            done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        run(publish, *words)
+        assert run(load).split()[-1] == "12"
+        study = read_study(voted)
+        file = VoteFile(voted / "votes.jsonl", study.prompts_sha256)
+        file.append(vote_on(study, SYSTEMS[1], SYSTEMS[2], voter="Bia", choice="both_good"))
+        run(publish, *words)
+        assert run(load).split()[-1] == "13"
 
 
 def test_comments_can_be_kept() -> None:
@@ -98,6 +122,20 @@ def test_the_page_as_a_space(voted: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["200", "400", "True"]
+    # With a disk that stays, votes lie there, and a second start goes on with them.
+    (tmp_path / "disk").mkdir()
+    for votes in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", script + VOTED], cwd=space, capture_output=True, text=True, check=False,
+            env={**environment(), "SPACE_HOST": "ana-votos.hf.space", "VOTES_DISK": str(tmp_path / "disk")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        kept = tmp_path / "disk" / "comparison" / "votes.jsonl"
+        assert len(kept.read_text(encoding="utf-8").splitlines()) == votes
+    assert not (space / "comparison" / "votes.jsonl").exists()
+    before = len(VoteFile(voted / "votes.jsonl", read_study(voted).prompts_sha256).read())
+    assert cli.main(["compare", "--output_dir", str(voted), "--serve", "false", "--merge", str(kept)]) == 0
+    assert len(VoteFile(voted / "votes.jsonl", read_study(voted).prompts_sha256).read()) == before + 2
 
 
 ASKED = """
@@ -106,6 +144,14 @@ client = TestClient(app, base_url="https://ana-votos.hf.space")
 good = client.get("/")
 print(good.status_code, client.get("/", headers={"host": "mal.example"}).status_code,
       "frame-ancestors https://huggingface.co" in good.headers["content-security-policy"])
+"""
+
+
+VOTED = """
+offer = client.post("/pair", json={"voter": "Bia"}).json()["offer"]
+marks = {"left": [], "right": []}
+body = {"voter": "Bia", "offer": offer, "choice": "left", "marks": marks}
+assert client.post("/vote", json=body).status_code == 200
 """
 
 

@@ -1,6 +1,7 @@
 """The page on which people vote: its server's refusals, kills and reloads; and, marked slow, the page in a browser."""
 
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -21,7 +22,14 @@ from teenytinyllama.checks import InputError, MissingPackageError
 from teenytinyllama.people import booth as ballots
 from teenytinyllama.people.study import read_study
 from teenytinyllama.people.votes import VoteFile
-from teenytinyllama.people.voting import MOST_BODY_BYTES, check_address, make_voting_app, names_of, serve_votes
+from teenytinyllama.people.voting import (
+    MOST_BODY_BYTES,
+    check_address,
+    make_voting_app,
+    names_of,
+    own_address,
+    serve_votes,
+)
 
 testclient = pytest.importorskip("fastapi.testclient", reason="needs the extra: pip install 'teenytinyllama[people]'")
 pytest.importorskip("uvicorn", reason="needs the extra: pip install 'teenytinyllama[people]'")
@@ -319,6 +327,8 @@ def test_votes_survive_a_killed_server(folder: Path) -> None:
 def test_who_serves_the_network_is_warned(folder: Path) -> None:
     with served(folder, "0.0.0.0") as (_, port, said):
         assert "warning: host=0.0.0.0: anybody on the network" in said
+        assert f"http://{own_address()}:{port} takes votes" in said, "0.0.0.0 is nothing that a phone can open"
+        assert not ipaddress.ip_address(own_address()).is_unspecified
         assert ask(port, "/pair", {"voter": "Ana"})["offer"]
 
 
@@ -364,6 +374,22 @@ class VotingTab:
 
 
 LONG = "Querida vó,\n\n" + "o domingo na sua casa foi o melhor da semana: o bolo de fubá, a rede e as histórias. " * 5
+
+
+@pytest.mark.slow
+def test_a_button_pressed_on_a_phone_leans_no_next_pair(browser: Any, folder: Path) -> None:
+    with served(folder) as (_, port, _):
+        size = {"width": 390, "height": 844}
+        tab = VotingTab(browser, port, context=browser.new_context(viewport=size, has_touch=True, is_mobile=True))
+        tab.enter("Ana")
+        tab.page.locator('[data-choice="left"]').tap()
+        tab.wait("Par 2")
+        colours = [
+            tab.page.locator(f'[data-choice="{choice}"]').evaluate("one => getComputedStyle(one).backgroundColor")
+            for choice in ("left", "right")
+        ]
+        assert colours[0] == colours[1]
+        tab.close()
 
 
 @pytest.mark.slow

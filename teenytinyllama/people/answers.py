@@ -139,31 +139,25 @@ def read_given(system: System, prompts: Sequence[Prompt]) -> list[Answer]:
             f"MODEL=references: {len(lacking)} prompts have no reference, first {lacking[:3]}. Leave it out.",
         )
         return [Answer(prompt.id, sha256_content(prompt.prompt), str(prompt.reference)) for prompt in prompts]
-    by_text = {prompt.prompt: prompt.id for prompt in prompts}
+    by_text = {prompt.prompt.strip(): prompt.id for prompt in prompts}
     found: dict[str, Answer] = {}
     others: list[str] = []
     for number, row in enumerate(read_records("MODEL", Path(system.source)), start=1):
         where = f"MODEL={system.source}: row {number}: "
-        text = row.get("prompt", row.get("question"))
-        name = (
-            row.get("id")
-            if row.get("id") is not None
-            else by_text.get(compose(text))
-            if isinstance(text, str)
-            else None
-        )
+        text = next((row[key] for key in ("prompt", "question") if isinstance(row.get(key), str)), None)
+        name = None if row.get("id") is None else str(row["id"])
+        if name not in by_id and text is not None:  # the file may have numbers of its own
+            name = by_text.get(compose(text).strip())
         answer = row.get("answer")
         ensure(isinstance(answer, str), f"{where}has no text in answer. A row has id (or prompt) and answer.")
-        ensure(
-            name is not None or isinstance(text, str), f"{where}has neither id nor prompt. A row has one, and answer."
-        )
+        ensure(name is not None or text is not None, f"{where}has neither id nor prompt. A row has one, and answer.")
         if name not in by_id:
             others.append(str(name or text)[:60])
             continue
         ensure(name not in found, f"{where}answers the prompt {name!r} again. Leave one of the answers out.")
         sha256 = sha256_content(by_id[name].prompt)
         same = row.get("prompt_sha256", sha256) == sha256 and (
-            not isinstance(row.get("prompt"), str) or compose(row["prompt"]) == by_id[name].prompt
+            not isinstance(row.get("prompt"), str) or compose(row["prompt"]).strip() == by_id[name].prompt.strip()
         )
         ensure(same, f"{where}was given to another text than the prompt {name!r} has here. Let the system answer anew.")
         tokens = row.get("tokens")

@@ -36,6 +36,7 @@ from .votes import (
     Vote,
     VoteFile,
     check_marks,
+    ensure_votes_of,
     new_vote_id,
 )
 
@@ -282,11 +283,11 @@ class VotingBooth:
         """Read the votes that there are.
 
         Raises:
-            InputError: the file of votes is damaged or has votes of other prompts.
+            InputError: the file of votes is damaged or has votes of other prompts or answers.
         """
         self.study, self.chooser = study, PairChooser(study, seed)
         self.file = VoteFile(study.folder / VOTES_NAME, study.prompts_sha256)
-        self.file.read()
+        ensure_votes_of(study, self.file.read(), self.file.path)
         self._offers_path = study.folder / OFFERS_NAME
         self._offers = self._read_offers()
         self._lock = threading.Lock()

@@ -4,6 +4,7 @@ The folder of a comparison is what `study.read_study` reads. Once somebody has v
 change: further systems can be added, other prompts or answers need another folder.
 """
 
+import contextlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from .judge import JUDGE_NAME, check_judge, judge_study
 from .study import (
     ANSWERS_FOLDER,
     OWN_FORMS,
+    PAGE_LOCK_NAME,
     PROMPTS_NAME,
     STUDY_FORMAT,
     STUDY_NAME,
@@ -41,7 +43,7 @@ from .study import (
     read_study,
     spread,
 )
-from .votes import JUDGE_VOTES_NAME, VOTES_NAME, VoteFile
+from .votes import JUDGE_VOTES_NAME, VOTES_NAME, VoteFile, ensure_votes_of
 
 LOCK_NAME = "compare.lock"
 MAKING_NAME = "making.json"  # what `study.json` will say, while answers are written: a stopped start goes on from it
@@ -105,7 +107,7 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         words: the systems, as `answers.parse_system` reads them; empty: go on with the comparison in the folder.
 
     Raises:
-        InputError: see `plan_study`; a port in use; vote files of other prompts.
+        InputError: see `plan_study`; a port in use; vote files of other prompts or answers.
     """
     folder = Path(config.output_dir)
     ensure_packages("people", *(("fastapi", "uvicorn") if config.serve else ()), "evalica", "scipy")
@@ -117,6 +119,8 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
 
         check_address(config.host, config.port)
     known = words or (folder / STUDY_NAME).is_file()
+    is_stopped = not known and (folder / MAKING_NAME).is_file()
+    ensure(not is_stopped, f"output_dir={folder}: was stopped while answers were written. Name its systems as before.")
     ensure(known, f"ttl compare: needs two systems or more, or output_dir={folder} with a comparison to go on with.")
     if config.judge:
         check_judge(config.judge)
@@ -128,6 +132,8 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         make_study(config, words)
     study = read_study(folder)
     votes = VoteFile(folder / VOTES_NAME, study.prompts_sha256)
+    for other in map(Path, config.merge):
+        ensure_votes_of(study, VoteFile(other, study.prompts_sha256).read(), other)
     if config.merge:
         added, there = votes.merge([Path(path) for path in config.merge])
         print(f"merged     {counted(added, 'vote')} added, {there} were here already", flush=True)
@@ -226,25 +232,40 @@ def make_study(config: CompareConfig, words: list[str]) -> None:
     Answers of the same weights, prompts and sampling are kept as they are, those of other systems in the folder too.
 
     Raises:
-        InputError: see `plan_study`; or the folder holds something else, or votes on other prompts or answers.
+        InputError: see `plan_study`; or the folder holds something else, votes on other prompts or answers, or answers
+            of another sampling; or its page is open and other answers are asked for.
     """
     folder = Path(config.output_dir)
     plan = plan_study(config, words)
     ensure_folder("output_dir", folder)
     for path in config.merge:
         VoteFile(Path(path), sha256_content(plan.prompts_bytes)).read()
-    _check_votes(folder, _read_before(folder), plan)
+    _check_before(folder, _read_before(folder), plan, config.sampling)
     (folder / ANSWERS_FOLDER).mkdir(parents=True, exist_ok=True)
-    with take_lock(folder / LOCK_NAME, f"output_dir={folder}: another process writes this comparison. Wait for it."):
+    refusal = f"output_dir={folder}: another process writes this comparison. Wait for it."
+    with contextlib.ExitStack() as held:
+        held.enter_context(take_lock(folder / LOCK_NAME, refusal))
         before = _read_before(folder)  # another process may have written it meanwhile
-        _check_votes(folder, before, plan)
+        if is_other := _changes(before, plan):
+            refusal = f"output_dir={folder}: its page is open, and people see the old answers. End it (Ctrl-C) first."
+            held.enter_context(take_lock(folder / PAGE_LOCK_NAME, refusal))
+        _check_before(folder, before, plan, config.sampling)
         prompts_sha256 = sha256_content(plan.prompts_bytes)
         is_same = before.get("prompts_sha256") == prompts_sha256
         described = {one["name"]: one for one in before["systems"]} if is_same else {}
-        content = {"format": STUDY_FORMAT, "kind": plan.kind, "seed": config.seed, "prompts_sha256": prompts_sha256,
-                   "command": command_line(), "systems": list(described.values())}  # fmt: skip
+        content = {
+            "format": STUDY_FORMAT,
+            "kind": plan.kind,
+            "seed": config.seed,
+            "prompts_sha256": prompts_sha256,
+            "command": command_line(),
+            "sampling": asdict(config.sampling),
+            "systems": list(described.values()),
+        }
+        if is_same and not plan.plans:  # nobody answers here: what is there was sampled as it was
+            content["sampling"] = before.get("sampling")
         write_json(folder / MAKING_NAME, content)
-        if _changes(before, plan):  # until the last answer is there, the folder holds no comparison
+        if is_other:  # until the last answer is there, the folder holds no comparison
             for name in (STUDY_NAME, JUDGE_VOTES_NAME, JUDGE_NAME):
                 (folder / name).unlink(missing_ok=True)
         replace_file(folder / PROMPTS_NAME, plan.prompts_bytes)
@@ -265,7 +286,7 @@ def _answered(
     if of_model is None:
         answers = read_given(system, plan.prompts)
         replace_file(path, dump_answers(answers))
-        tokens, kwh, identity = sum(one.tokens for one in answers), None, None
+        tokens, kwh, identity = sum(one.tokens for one in answers) or None, None, None  # 0: nobody counted
     elif (
         before
         and before.get("plan_sha256") == of_model.sha256
@@ -333,6 +354,25 @@ def _changes(before: dict[str, Any], plan: StudyPlan) -> bool:
     if not before:
         return False
     return sha256_content(plan.prompts_bytes) != before["prompts_sha256"] or bool(_changed_systems(before, plan))
+
+
+def _check_before(folder: Path, before: dict[str, Any], plan: StudyPlan, sampling: Sampling) -> None:
+    """Check that what is asked for fits to what is there.
+
+    Raises:
+        InputError: see `_check_votes`; or models would answer with another sampling than those that stay.
+    """
+    _check_votes(folder, before, plan)
+    if not plan.plans or before.get("prompts_sha256") != sha256_content(plan.prompts_bytes):
+        return
+    named = {system.name for system in plan.systems}
+    stay = [one["name"] for one in before["systems"] if one.get("plan_sha256") and one["name"] not in named]
+    then, now = before.get("sampling") or {}, asdict(sampling)
+    other = [f"{key}={value}" for key, value in then.items() if now.get(key) != value]
+    ensure(
+        not (stay and other),
+        f"output_dir={folder}: {', '.join(stay)} answered with {', '.join(other)}. Give the same: all share it.",
+    )
 
 
 def _check_votes(folder: Path, before: dict[str, Any], plan: StudyPlan) -> None:

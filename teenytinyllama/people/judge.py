@@ -32,8 +32,9 @@ def check_judge(name: str) -> None:
     """Check what can be known of a judge before anything is answered: that it is there, and can be asked.
 
     Raises:
-        InputError: no such model, one without a chat template, or one without letters.
+        InputError: no such model, a GGUF file, one without a chat template, or one without letters.
     """
+    ensure(Path(name).suffix != ".gguf", f"judge={name}: is a GGUF file. Give the model that it was made from.")
     source = locate(name, None)
     ensure(not is_adapter(source), f"judge={name}: is an adapter. Give a whole model: ttl merge {name} FOLDER")
     check_config(source)

@@ -31,16 +31,20 @@ from .study_report import COMPARISON_PLOT_NAME, write_report
 from .votes import VOTES_NAME, Vote, VoteFile
 
 ANSWERS_NAME, RECORD_NAME = "answers.jsonl", "comparison.json"
-_SPACE_APP = '''"""The page of a blind comparison; votes lie in `comparison/votes.jsonl` beside this file."""
+_SPACE_APP = '''"""The page of a blind comparison; votes lie in `/data/comparison`, or without it beside this file."""
 
 import os
+import shutil
 
 import uvicorn
 
 from teenytinyllama.people.voting import make_voting_app
 
+folder, disk = "comparison", os.environ.get("VOTES_DISK", "/data")
+if os.access(disk, os.W_OK):  # what is there stays when the Space starts again
+    folder = shutil.copytree(folder, os.path.join(disk, folder), dirs_exist_ok=True)
 name = os.environ.get("SPACE_HOST", "127.0.0.1")  # the Hub says under which name the Space is asked for
-uvicorn.run(make_voting_app("comparison", host=name, framed=True), host="0.0.0.0", port=7860, log_level="warning")
+uvicorn.run(make_voting_app(folder, host=name, framed=True), host="0.0.0.0", port=7860, log_level="warning")
 '''
 _DOCKERFILE = """FROM python:3.12-slim
 RUN useradd -m -u 1000 user
@@ -62,8 +66,20 @@ short_description: Compare respostas sem saber de quem são
 Uma comparação às cegas entre {systems} modelos de linguagem em português, com {prompts} pedidos, feita com
 [teenytinyllama](https://pypi.org/project/teenytinyllama/) {version}.
 
-Os votos ficam em `comparison/votes.jsonl`. O disco de um Space é apagado quando ele reinicia: ligue um armazenamento
-persistente em `comparison/`, ou baixe os votos antes.
+O disco de um Space é apagado quando ele reinicia, e os votos com ele. Antes de convidar alguém, ligue a ele um bucket
+(privado: os votos trazem apelidos e comentários), em `/data`:
+
+```text
+hf buckets create owner/votos --private
+hf spaces volumes set owner/name -v hf://buckets/owner/votos:/data
+```
+
+Depois, junte os votos aos da comparação de onde o Space veio:
+
+```text
+hf buckets cp hf://buckets/owner/votos/comparison/votes.jsonl votos.jsonl
+ttl compare --output_dir comparison --merge votos.jsonl --serve false
+```
 """
 
 
@@ -133,7 +149,7 @@ def study_upload(folder: Path, repository: str, license: str, language: str | No
         UploadFile(RESULTS_TABLE_NAME, text),
         UploadFile(COMPARISON_PLOT_NAME, plot),
     ]
-    more = {"systems": described["systems"], "kind": described["kind"], "seed": described["seed"]}
+    more = {key: described.get(key) for key in ("systems", "kind", "seed", "sampling")}
     record = record_file(RECORD_NAME, {"prompts_sha256": study.prompts_sha256}, [file.path for file in files], more)
     message = f"comparison: {counted(len(votes), 'vote')} on {counted(len(study.systems), 'system')}"
     return Upload(repository, "dataset", "main", (*files, record), message, record=RECORD_NAME)

@@ -139,6 +139,7 @@ def dump_prompts(prompts: Iterable[Prompt]) -> bytes:
 
 STUDY_NAME, PROMPTS_NAME, ANSWERS_FOLDER = "study.json", "prompts.jsonl", "answers"
 STUDY_FORMAT = 1
+PAGE_LOCK_NAME = "voting.lock"  # held while the page is served
 _FIX = "`ttl compare` makes such a folder."
 
 

@@ -16,7 +16,7 @@ from ..stage_folder import RESULTS_NAME, RESULTS_TABLE_NAME, parse_record, versi
 from .ratings import MOST_VOTES, Ballot, Draws, Estimate, PairRating, Ratings, rate_systems, share
 from .study import STUDY_NAME, read_study
 from .voters import agreement_by_kind, measure_agreement, measure_voters, named_random
-from .votes import MARKS, VOTES_NAME, VoteFile
+from .votes import MARKS, VOTES_NAME, VoteFile, ensure_votes_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,17 +31,17 @@ def read_ballots(folder: str | Path) -> list[Ballot]:
     The files of several people that were merged lie one behind the other, and a repetition is one by its time.
 
     Raises:
-        InputError: no comparison, a damaged line, or votes of other prompts.
+        InputError: no comparison, a damaged line, or votes of other prompts or answers.
     """
     study = read_study(folder)
     votes = VoteFile(study.folder / VOTES_NAME, study.prompts_sha256).read()
+    ensure_votes_of(study, votes, study.folder / VOTES_NAME)
     return [
         Ballot(
             vote.voter, vote.prompt, study.kinds[vote.prompt] or "text", vote.left, vote.right, vote.choice,
             vote.repeat, (tuple(vote.marks["left"]), tuple(vote.marks["right"])),
         )
         for vote in sorted(votes, key=lambda vote: vote.time)
-        if vote.prompt in study.kinds
     ]  # fmt: skip
 
 
@@ -60,8 +60,6 @@ def write_report(folder: str | Path, seed: int = 0) -> Path:
     ballots = read_ballots(folder)
     study = parse_record((folder / STUDY_NAME).read_bytes())  # which `read_study` has checked
     systems = {system["name"]: system for system in study["systems"]}
-    unknown = sorted({name for ballot in ballots for name in ballot.pair} - set(systems))
-    ensure(not unknown, f"{folder / VOTES_NAME}: has votes on {', '.join(unknown)}, which {STUDY_NAME} does not name.")
     ensure(
         any(not ballot.repeat for ballot in ballots),
         f"{folder / VOTES_NAME}: holds no votes yet. Let somebody vote: `ttl compare` with the same output_dir.",

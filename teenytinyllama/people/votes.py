@@ -15,6 +15,7 @@ from typing import Any
 from ..checks import counted, ensure
 from ..disk import sync_to_disk
 from ..stage_folder import numbered_jsonl_records, parse_record, take_lock, utc_now
+from .study import STUDY_NAME, Study
 
 VOTES_NAME, JUDGE_VOTES_NAME = "votes.jsonl", "judge_votes.jsonl"
 CHOICES = ("left", "right", "both_good", "both_bad")
@@ -308,6 +309,27 @@ class VoteFile:
             os.ftruncate(descriptor, len(content) - len(line))
         else:
             os.write(descriptor, b"\n")
+
+
+def ensure_votes_of(study: Study, votes: Iterable[Vote], path: Path) -> None:
+    """Check that votes are on the answers that a study holds.
+
+    Raises:
+        InputError: a vote is on a prompt or a system that the study does not have, or on another text of a system.
+    """
+    for vote in votes:
+        ensure(vote.prompt in study.prompts, f"{path}: has votes on {vote.prompt}, no prompt of {study.folder}.")
+        for side in SIDES:
+            name = vote.left if side == "left" else vote.right
+            ensure(
+                name in study.systems,
+                f"{path}: has votes on {name}, which {STUDY_NAME} does not name. Let {name} answer here first.",
+            )
+            ensure(
+                vote.answers[side] == study.answer_sha256(name, vote.prompt),
+                f"{path}: has votes on other answers of {name} than those in {study.folder}. Count votes of copies of "
+                "one comparison only.",
+            )
 
 
 def describe_votes(votes: list[Vote]) -> str:

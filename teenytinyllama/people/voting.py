@@ -20,7 +20,7 @@ from ..chat.page import DEFAULT_HOST, bind_address, is_loopback, own_names
 from ..checks import ensure_packages
 from ..stage_folder import take_lock
 from .booth import NO_VOTE, RefusedRequestError, VotingBooth
-from .study import Study, read_study
+from .study import PAGE_LOCK_NAME, Study, read_study
 from .votes import VOTES_NAME, VoteFile, describe_votes
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 7861
 MOST_BODY_BYTES = 1 << 16  # a comment of 2000 characters, each written as two escapes of six bytes, and its envelope
 _HUB = "https://huggingface.co"
-_LOCK_NAME = "voting.lock"
 _PAGE = Path(__file__).with_name("voting.html")
 _SECONDS_TO_END = 5
 
@@ -49,6 +48,17 @@ def check_address(host: str, port: int) -> str:
     return f"warning: host={host}: anybody on the network who opens the page can vote, under any nickname."
 
 
+def own_address() -> str:
+    """Return the address by which others on the network reach this machine, 127.0.0.1 without a network.
+
+    The system is asked for the way to an address that nobody has (RFC 5737); to connect with UDP sends nothing.
+    """
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
 def serve_votes(folder: Path, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT, seed: int = 0) -> None:
     """Serve the page of a study until Ctrl-C or SIGTERM; port 0: one that is free.
 
@@ -65,11 +75,11 @@ def serve_votes(folder: Path, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT
     with closing(bind_address(host, port)) as address:
         study = read_study(folder)
         refusal = f"{folder}: another process already serves this comparison. Use its page, or end it."
-        with take_lock(Path(folder) / _LOCK_NAME, refusal):
+        with take_lock(Path(folder) / PAGE_LOCK_NAME, refusal):
             app = make_voting_app(folder, seed, host, study)
             votes = describe_votes(VoteFile(study.folder / VOTES_NAME, study.prompts_sha256).read())
             address.listen()  # so that who reads the address can open it at once
-            shown = f"[{host}]" if ":" in host else host
+            shown = own_address() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
             print(f"http://{shown}:{address.getsockname()[1]} takes votes ({votes}). Ctrl-C ends it.", flush=True)
             settings = uvicorn.Config(
                 app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
