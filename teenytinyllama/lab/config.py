@@ -271,8 +271,12 @@ def check_names(config: LabConfig) -> None:
     Raises:
         InputError: a size, seed or swept value is given twice, or two arms or budgets are written alike.
     """
-    seeds = {"seeds": config.seeds, "finalist_seeds": config.finalist_seeds or []}
-    for name, values in {"sizes": [str(size) for size in config.sizes], **seeds}.items():
+    lists: dict[str, list[Any]] = {
+        "sizes": [str(size) for size in config.sizes],
+        "seeds": config.seeds,
+        "finalist_seeds": config.finalist_seeds or [],
+    }
+    for name, values in lists.items():
         ensure(len(set(values)) == len(values), f"{name}={values}: has a value twice. Give each once.")
     names = Counter(
         make_run(config, recipe, size, tokens, config.seeds[0]).name

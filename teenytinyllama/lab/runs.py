@@ -290,7 +290,7 @@ def make_row(run: LabRun, folder: Path, code: int, sharers: int) -> dict[str, An
         is_stop = code in (EXIT_RESUMABLE, -signal.SIGTERM)
         state = "stopped" if is_stop else "diverged" if code == EXIT_FAILED and DIVERGED in log else "failed"
         said = [line for line in log.splitlines() if state != "diverged" or DIVERGED in line]
-        return {**row, "state": state, "reason": said[-1] if said else f"exit code {code}"}
+        return {**row, "state": state, "reason": said[-1].removeprefix("failed: ") if said else f"exit code {code}"}
     manifest = read_manifest("output_dir", place, "pretrain", "Delete the folder; the same command makes it again.")
     model, training, final = manifest["model"], manifest["training"], manifest["results"]["final"]
     evaluations = [record for record in read_jsonl_records(place / METRICS_NAME) if "scored_bytes" in record]

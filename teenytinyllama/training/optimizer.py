@@ -346,7 +346,7 @@ def check_optimizer(config: Any) -> None:
     """Check the keys of the optimizer against each other.
 
     Raises:
-        InputError: Muon beside another choice of the Trainer's or its options; a rate of embeddings that is not positive.
+        InputError: Muon beside another optim of the Trainer or its options; an embedding rate that is not positive.
     """
     usual = type(config).__dataclass_fields__["optim"].default
     ensure(
