@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from teenytinyllama.checks import InputError
@@ -269,6 +270,27 @@ def test_a_laboratory_is_stopped_gone_on_with_and_enlarged(keys: dict[str, Any],
     said, _ = other.communicate(timeout=300)
     assert other.returncode == 2
     assert "different: weight_decay (there None, now 0.0)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_runs_end_with_a_laboratory_that_is_killed(keys: dict[str, Any], tmp_path: Path) -> None:
+    """Else they hold their folders, and the same command would count them as failed."""
+    keys |= {"sizes": ["0.1M"], "tokens": [10_000_000], "arms": {"a": {}}, "runs_at_once": 1,
+             "settings": {"tokens_per_step": 32, "logging_steps": 10, "eval_max_tokens": 100}}  # fmt: skip
+    process = start(keys, tmp_path / "lab.yaml")
+    metrics = Path(keys["output_dir"]) / "runs" / "a-0.1M-10M-seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and '"loss"' in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for child in alive:
+        child.kill()
+    assert not alive
 
 
 @pytest.mark.slow

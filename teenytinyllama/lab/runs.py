@@ -32,7 +32,7 @@ from ..checks import (
 from ..disk import scratch_folder
 from ..gpus import count_usable_gpus, named_gpus
 from ..launching.launch import ForkServer, resolve_training, start_training
-from ..launching.processes import Child, ForkedChild
+from ..launching.processes import Child, ForkedChild, end_with
 from ..launching.ranks import RankOptions, thread_share
 from ..presets import training_flops
 from ..progress import progress, say
@@ -242,7 +242,10 @@ def _start(run: LabRun, folder: Path, slot: Slot, forks: ForkServer) -> Child:
             return subprocess.Popen(command, env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=output,
                                     stderr=output, start_new_session=True)  # fmt: skip
 
+        parent = os.getpid()
+
         def work() -> None:
+            end_with(parent)  # else a run outlives a killed laboratory, and the next one finds its folder taken
             os.environ.update(variables)
             sys.modules["torch"].set_num_threads(int(variables["OMP_NUM_THREADS"]))
             raise SystemExit(run_main(lambda: start_training("pretrain", values, RankOptions(), may_fork=True)))
