@@ -26,7 +26,7 @@ from teenytinyllama.publishing.energy_report import write_energy_report
 from teenytinyllama.stage_folder import sha256_file
 from teenytinyllama.training import pretrain as pretrain_module
 from teenytinyllama.training.config import PretrainConfig
-from teenytinyllama.training.decay import decay_steps, planned_decay_steps
+from teenytinyllama.training.decay import decay_steps, planned_decay_steps, stable_checkpoints
 from teenytinyllama.training.metrics import read_jsonl
 from teenytinyllama.training.pretrain import build_run, pretrain
 from teenytinyllama.training.run_plan import pack_inputs, plan_run
@@ -309,6 +309,21 @@ def test_a_run_says_which_lengths_can_be_branched_off(
         f"branches   other lengths, checkpoint-16 from {21 * STEP:,} tokens on: ttl pretrain --decay_from "
         f"{folder}/checkpoint-16 --max_tokens N --output_dir NEW"
     )
+
+
+def test_of_many_checkpoints_the_first_and_the_last_are_named(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = run(planned(tmp_path, save_steps=2, eval_strategy="no"))
+    assert [step for step, _ in stable_checkpoints(folder, 18)] == [2, 10, 12, 14, 16, 18]
+
+
+def test_a_run_without_checkpoints_promises_no_branches(
+    planned: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(planned(tmp_path, save_strategy="no"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("branches")]
+    assert lines == ["branches   none: save_strategy=no leaves no checkpoints to branch off"] * 2
 
 
 # A decay that begins early

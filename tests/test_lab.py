@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from teenytinyllama.checks import InputError
+from teenytinyllama.lab.comparison import make_cells, read_outcomes
 from teenytinyllama.lab.config import (
     LabConfig,
     budgets,
+    check_names,
     finalist_runs,
     find_recipes,
     layer_parameters,
@@ -24,7 +27,8 @@ from teenytinyllama.lab.config import (
     shape_of_size,
     sweep_runs,
 )
-from teenytinyllama.lab.runs import find_slots
+from teenytinyllama.lab.runs import check_runs, find_slots, train_runs
+from teenytinyllama.launching.launch import ForkServer
 from teenytinyllama.presets import PRESETS, count_parameters
 
 ARMS = {"adamw": {"learning_rate": [0.001, 0.002]}, "muon": {"optimizer": "muon", "learning_rate": 0.002}}
@@ -141,10 +145,46 @@ def test_a_small_size_may_have_further_budgets(keys: dict[str, Any]) -> None:
     ({"settings": {"packed": "x"}}, "settings.packed: is set by the laboratory"),
     ({"runs_at_once": 0}, "runs_at_once=0: must be at least 1"),
     ({"longer_run": 0.5}, "longer_run=0.5: must be at least 1"),
+    ({"arms": {"a": {"learning_rate": []}}}, "arms.a.learning_rate: is an empty list. Give values"),
 ])  # fmt: skip
 def test_a_grid_that_cannot_be_is_refused(keys: dict[str, Any], change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LabConfig(**keys | change)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"sizes": ["0.1M", "0.1M"]}, "sizes=.*: has a value twice. Give each once"),
+    ({"seeds": [0, 0]}, r"seeds=\[0, 0\]: has a value twice"),
+    ({"finalist_seeds": [1, 2, 1]}, r"finalist_seeds=\[1, 2, 1\]: has a value twice"),
+    ({"arms": {"a": {"learning_rate": [0.001, 1e-3]}}}, "2 runs of the grid would have the folder a-learning_rate_0.001"),
+    ({"arms": {"a b": {}, "a/b": {}}}, "2 runs of the grid would have the folder a_b-0.1M-0.001M-seed0"),
+    ({"tokens": [10_000_000, 10_000_001]}, "2 runs of the grid would have the folder .*-0.1M-10M-seed0"),
+])  # fmt: skip
+def test_runs_that_would_share_a_folder_are_refused(keys: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_names(LabConfig(**keys | change))
+
+
+def test_a_grid_of_different_runs_is_taken(keys: dict[str, Any]) -> None:
+    check_names(LabConfig(**keys, seeds=[0, 1], finalist_seeds=[0, 1, 2]))
+
+
+def test_a_head_size_that_does_not_fit_names_its_arm(keys: dict[str, Any]) -> None:
+    config = LabConfig(**keys | {"arms": {"wide": {"head_size": 48}}})
+    with pytest.raises(InputError, match=r"arms.wide at 0.1M: head_size=48: must divide the width of the model, 64"):
+        check_runs(config, lambda function: function())
+
+
+def test_the_longer_run_of_a_small_grid_is_a_run_of_a_larger_one(keys: dict[str, Any], tmp_path: Path) -> None:
+    small = LabConfig(**keys | {"arms": {"a": {}}, "tokens": [1000]}, longer_run=4)
+    done = [row("a", "0.5M", 1000, 1.9)]
+    check = longer_run(small, done)
+    assert check is not None
+    rows = {check.name: row("a", "0.5M", 4000, 1.5) | {"name": check.name, "is_check": True, "values": check.values}}
+    (run,) = sweep_runs(LabConfig(**keys | {"arms": {"a": {}}, "tokens": [4000], "sizes": ["0.5M"]}))
+    failed = train_runs([run], rows=rows, folder=tmp_path, slots=[], keep_models=False, forks=ForkServer(False, []))
+    assert failed == []
+    assert [cell.first.budget for cell in make_cells(read_outcomes(tmp_path))] == [4000]
 
 
 @pytest.mark.parametrize(("size", "head_size", "message"), [
@@ -230,6 +270,27 @@ def test_a_laboratory_is_stopped_gone_on_with_and_enlarged(keys: dict[str, Any],
     said, _ = other.communicate(timeout=300)
     assert other.returncode == 2
     assert "different: weight_decay (there None, now 0.0)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_runs_end_with_a_laboratory_that_is_killed(keys: dict[str, Any], tmp_path: Path) -> None:
+    """Else they hold their folders, and the same command would count them as failed."""
+    keys |= {"sizes": ["0.1M"], "tokens": [10_000_000], "arms": {"a": {}}, "runs_at_once": 1,
+             "settings": {"tokens_per_step": 32, "logging_steps": 10, "eval_max_tokens": 100}}  # fmt: skip
+    process = start(keys, tmp_path / "lab.yaml")
+    metrics = Path(keys["output_dir"]) / "runs" / "a-0.1M-10M-seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and '"loss"' in metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for child in alive:
+        child.kill()
+    assert not alive
 
 
 @pytest.mark.slow

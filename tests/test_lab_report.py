@@ -314,6 +314,13 @@ def test_a_lab_in_which_size_is_worth_nothing_says_so(tmp_path: Path, written: P
     words = "its larger models did not score better by more than noise"
     assert words in (tmp_path / "table.md").read_text()
     assert words not in (written / "table.md").read_text()
+    argv = ["--tokens", "100000000", "--preset", "tiny", "--gpu", "h200", "--calibrate"]
+    plans = [
+        render(make_plan(parse(PlanConfig, [*argv, str(place)]), recipes_folder())) for place in (tmp_path, written)
+    ]
+    optima = [next(line for line in plan.splitlines() if line.startswith("  lab ")).split() for plan in plans]
+    assert optima[0][1:3] == ["none", "none"]
+    assert "none" not in optima[1]
 
 
 def test_runs_that_follow_no_law_are_told_in_the_report_and_in_a_plan(tmp_path: Path, written: Path) -> None:

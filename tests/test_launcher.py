@@ -254,7 +254,7 @@ def test_a_rank_saves_and_stops_when_its_supervisor_is_killed(
 
 def test_a_rank_whose_supervisor_is_gone_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SUPERVISOR_VARIABLE, "1")
-    with pytest.raises(SystemExit, match="process 1 that started this rank is gone"):
+    with pytest.raises(SystemExit, match="process 1 that started this one is gone"):
         end_with(1)
 
 

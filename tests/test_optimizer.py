@@ -163,6 +163,11 @@ def test_groups_of_a_llama(values: dict[str, Any], tied: bool) -> None:
     ("keys", "message"),
     [
         ({"optimizer": "muon", "optim": "adafactor"}, "optim=adafactor, optimizer=muon: give one of the two"),
+        ({"optimizer": "normuon", "optim_args": "a=1"}, "optim_args=a=1, optimizer=normuon: optim_args is of the Tr"),
+        (
+            {"optimizer": "muon", "optim_target_modules": "all-linear"},
+            "optim_target_modules=.*all-linear.*, optimizer=mu",
+        ),
         ({"embedding_learning_rate": 0.1}, "embedding_learning_rate=0.1: belongs to optimizer: muon or normuon"),
         ({"optimizer": "muon", "embedding_learning_rate": -1.0}, "embedding_learning_rate=-1.0: must be "),
         ({"optimizer": "moun"}, "optimizer='moun': no such choice. It must be one of adamw, muon, normuon"),

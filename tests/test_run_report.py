@@ -271,3 +271,12 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
         assert said == []
         assert asked == [(folder / "report.html").as_uri()]
         page.close()
+
+
+def test_both_shares_of_the_peak_are_drawn_by_their_names() -> None:
+    records = [
+        {"step": step, "tokens": step, "loss": 1.0, "mfu": 0.52, "mfu_matrix_products": 0.455} for step in (1, 2)
+    ]
+    (panel,) = [panel for panel in draw_panels(records, []) if panel.title == "MFU (%)"]
+    assert [name for name, _ in panel.curves] == ["6N+12LhT", "matrix products alone"]
+    assert panel.last == ("52", "45.5")

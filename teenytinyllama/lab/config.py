@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -72,8 +73,8 @@ class LabConfig:
         """Check the grid's own keys; those of the runs are checked by `check_runs`.
 
         Raises:
-            InputError: no size, budget, arm or seed; both kinds of budgets; a baseline that is no arm; a key that the
-                laboratory sets itself.
+            InputError: no size, budget, arm, seed or value of a sweep; both kinds of budgets; a baseline that is no
+                arm; a key that the laboratory sets itself.
         """
         for name in ("sizes", "arms", "seeds"):
             ensure(getattr(self, name), f"{name}: is empty. Give at least one.")
@@ -94,6 +95,8 @@ class LabConfig:
             ensure(isinstance(changes, dict), f"{where}={changes}: must be a mapping of keys of `ttl pretrain`.")
             own = [key for key in changes if key in OWN_KEYS]
             ensure(not own, f"{where}.{(own or [''])[0]}: is set by the laboratory, run by run. Leave it out.")
+            empty = [key for key in changes if changes[key] == [] and key != "sample_prompts"]
+            ensure(not empty, f"{where}.{(empty or [''])[0]}: is an empty list. Give values, or leave it out.")
         for name in ("runs_at_once", "longer_run"):
             value = getattr(self, name)
             ensure(value is None or value >= 1, f"{name}={value}: must be at least 1.")
@@ -260,6 +263,33 @@ def make_run(config: LabConfig, recipe: LabRecipe, size: Any, tokens: int, seed:
 @functools.cache
 def _context(packed: str) -> int:
     return int(packed_manifest(packed)["context"])
+
+
+def check_names(config: LabConfig) -> None:
+    """Refuse a grid of which two runs would share a folder.
+
+    Raises:
+        InputError: a size, seed or swept value is given twice, or two arms or budgets are written alike.
+    """
+    lists: dict[str, list[Any]] = {
+        "sizes": [str(size) for size in config.sizes],
+        "seeds": config.seeds,
+        "finalist_seeds": config.finalist_seeds or [],
+    }
+    for name, values in lists.items():
+        ensure(len(set(values)) == len(values), f"{name}={values}: has a value twice. Give each once.")
+    names = Counter(
+        make_run(config, recipe, size, tokens, config.seeds[0]).name
+        for recipe in find_recipes(config)
+        for size in config.sizes
+        for tokens in budgets(config, size)
+    )
+    name, times = names.most_common(1)[0]
+    ensure(
+        times == 1,
+        f"arms, tokens: {times} runs of the grid would have the folder {name}. Give each value of a sweep once, and "
+        "arms and budgets that differ in more than signs or the seventh digit.",
+    )
 
 
 def sweep_runs(config: LabConfig) -> list[LabRun]:

@@ -32,7 +32,7 @@ from ..checks import (
 from ..disk import scratch_folder
 from ..gpus import count_usable_gpus, named_gpus
 from ..launching.launch import ForkServer, resolve_training, start_training
-from ..launching.processes import Child, ForkedChild
+from ..launching.processes import Child, ForkedChild, end_with
 from ..launching.ranks import RankOptions, thread_share
 from ..presets import training_flops
 from ..progress import progress, say
@@ -47,7 +47,17 @@ from ..stage_folder import (
 )
 from ..training.metrics import DIVERGED, append_jsonl
 from .comparison import read_rows
-from .config import LabConfig, LabRun, budgets, finalist_runs, find_recipes, longer_run, make_run, sweep_runs
+from .config import (
+    LabConfig,
+    LabRun,
+    budgets,
+    check_names,
+    finalist_runs,
+    find_recipes,
+    longer_run,
+    make_run,
+    sweep_runs,
+)
 from .report import write_report
 
 _POLL_SECONDS = 0.1
@@ -119,19 +129,20 @@ def check_runs(config: LabConfig, call: Callable[[Callable[[], Any]], Any]) -> N
         call: calls a function, perhaps in another process, and returns its answer.
 
     Raises:
-        InputError: see `PretrainConfig`; the message begins with the arm and the size.
+        InputError: see `PretrainConfig`, the message begins with the arm and the size; or see `check_names`.
     """
     from ..training.config import PretrainConfig
 
     recipes = find_recipes(config)
     pairs = [(recipe, config.sizes[0]) for recipe in recipes] + [(recipes[0], size) for size in config.sizes[1:]]
     for recipe, size in pairs:
-        run = make_run(config, recipe, size, budgets(config, size)[0], config.seeds[0])
         try:
+            run = make_run(config, recipe, size, budgets(config, size)[0], config.seeds[0])
             values = check_types(PretrainConfig, {**run.values, "output_dir": run.name})
             call(functools.partial(_resolve_only, values))
         except InputError as error:
             raise type(error)(f"arms.{recipe.arm} at {size}: {error}") from error
+    check_names(config)
 
 
 def _resolve_only(values: dict[str, Any]) -> str:
@@ -181,6 +192,9 @@ def train_runs(
         if run.name in rows:
             before = rows[run.name]["values"]
             place.ensure_same(before, dict.fromkeys(before) | run.values, f"({run.name}) Choose another folder.")
+            if rows[run.name]["is_check"] and not run.is_check:  # a larger grid has the longer run of a smaller one
+                rows[run.name] = rows[run.name] | {"is_check": False}
+                append_jsonl(folder / RUNS_NAME, rows[run.name])
     waiting = [run for run in runs if rows.get(run.name, {}).get("state") not in ("done", "diverged")]
     count, ended, failed = len(waiting), 0, []
     running: dict[int, tuple[LabRun, Child, float]] = {}
@@ -228,7 +242,10 @@ def _start(run: LabRun, folder: Path, slot: Slot, forks: ForkServer) -> Child:
             return subprocess.Popen(command, env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=output,
                                     stderr=output, start_new_session=True)  # fmt: skip
 
+        parent = os.getpid()
+
         def work() -> None:
+            end_with(parent)  # else a run outlives a killed laboratory, and the next one finds its folder taken
             os.environ.update(variables)
             sys.modules["torch"].set_num_threads(int(variables["OMP_NUM_THREADS"]))
             raise SystemExit(run_main(lambda: start_training("pretrain", values, RankOptions(), may_fork=True)))
@@ -276,7 +293,7 @@ def make_row(run: LabRun, folder: Path, code: int, sharers: int) -> dict[str, An
         is_stop = code in (EXIT_RESUMABLE, -signal.SIGTERM)
         state = "stopped" if is_stop else "diverged" if code == EXIT_FAILED and DIVERGED in log else "failed"
         said = [line for line in log.splitlines() if state != "diverged" or DIVERGED in line]
-        return {**row, "state": state, "reason": said[-1] if said else f"exit code {code}"}
+        return {**row, "state": state, "reason": said[-1].removeprefix("failed: ") if said else f"exit code {code}"}
     manifest = read_manifest("output_dir", place, "pretrain", "Delete the folder; the same command makes it again.")
     model, training, final = manifest["model"], manifest["training"], manifest["results"]["final"]
     evaluations = [record for record in read_jsonl_records(place / METRICS_NAME) if "scored_bytes" in record]

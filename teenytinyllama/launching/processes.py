@@ -105,7 +105,7 @@ def end_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
         if os.getppid() != parent:
-            raise SystemExit(f"the process {parent} that started this rank is gone")
+            raise SystemExit(f"the process {parent} that started this one is gone")
 
 
 class ForkedChild:

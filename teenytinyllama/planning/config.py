@@ -43,7 +43,9 @@ class PlanConfig:
         metadata={"help": "USD for an hour of one GPU (of the whole machine where there is none), 0 for one's own; "
                           "default: a usual price"},
     )  # fmt: skip
-    mfu: float | None = field(default=None, metadata={"help": "share of the peak that is reached, such as 0.4"})
+    mfu: float | None = field(
+        default=None, metadata={"help": "share of the peak that is reached, by 6 N + 12 L h T a token, such as 0.4"}
+    )
     watts: float | None = field(
         default=None, metadata={"help": "power of one GPU at work with its share of the host, in watts"}
     )

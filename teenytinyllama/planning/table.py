@@ -13,6 +13,8 @@ from .laws import CPU, FITTED_PARAMETERS, FITTED_TOKENS, LEAST_TOKENS_PER_PARAME
 from .memory import REPEATS_WORTH_READING
 from .plan import KEPT_BACK, MOST_PER_PARAMETER, READINGS, Plan, make_plan
 
+# Tokens a parameter of an optimum beyond a factor of so many are of a law that does not know what size is worth.
+_MOST_RATIO = 1e5
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -120,9 +122,12 @@ def _hours_of_choice(plan: Plan) -> list[str]:
 def _optima(plan: Plan) -> list[str]:
     rows = [["law", "parameters", "tokens", "per param.", "loss", ""]]
     for found in plan.optima:
-        law = plan.laws[found.law]
+        law, ratio = plan.laws[found.law], found.tokens / found.num_parameters
+        if not 1 / _MOST_RATIO <= ratio <= _MOST_RATIO:
+            rows.append([law.title, "none", "none", "", "", f"{law.source}, which do not tell what size is worth"])
+            continue
         rows.append([law.title, short(found.num_parameters), short(found.tokens),
-                     _amount(found.tokens / found.num_parameters), f"{found.loss:.3f}", law.source])  # fmt: skip
+                     _amount(ratio), f"{found.loss:.3f}", law.source])  # fmt: skip
     compute = f"{plan.compute_flops:.2e}".replace("e+", "e")
     return [f"compute-optimal size and data for the compute of * (6 N D = {compute} FLOPs)", *align(rows)]
 

@@ -37,7 +37,7 @@ _NOT_INHERITED = (
     "output_dir run_name decay_from max_tokens max_steps max_kwh max_cost max_hours hard_stop push_to_hub hub_model_id "
     "hub_strategy hub_private_repo hub_always_push hub_revision per_device_eval_batch_size"
 )
-MOST_NAMED = 5  # checkpoints in a message
+MOST_NAMED = 5  # of the last checkpoints in a message, beside the first
 
 
 @dataclass(frozen=True)
@@ -374,9 +374,13 @@ def _before_decay(kwargs: Any) -> dict[str, Any]:
 
 
 def stable_checkpoints(folder: Path, decay_step: int) -> list[tuple[int, Path]]:
-    """Return (step, folder) of the last few complete checkpoints up to a step and before any decay, by step."""
+    """Return (step, folder) of the first and the last few complete checkpoints up to a step and before any decay."""
     there = [(step, path) for step, path in complete_checkpoints(folder) if step <= decay_step]
-    return list(islice(((step, path) for step, path in reversed(there) if _is_stable(path)), MOST_NAMED))[::-1]
+    last = list(islice(((step, path) for step, path in reversed(there) if _is_stable(path)), MOST_NAMED))[::-1]
+    first = [
+        found for found in there[:1] if last and found[0] < last[0][0]
+    ]  # before `last`, so its rate has not fallen
+    return first + last
 
 
 def _is_stable(checkpoint: Path) -> bool:
@@ -387,7 +391,7 @@ def _is_stable(checkpoint: Path) -> bool:
 
 
 def _names(checkpoints: list[tuple[int, Path]]) -> str:
-    return ", ".join(str(path) for _, path in checkpoints[-MOST_NAMED:]) or "none is there"
+    return ", ".join(str(path) for _, path in checkpoints[-MOST_NAMED - 1 :]) or "none is there"
 
 
 class LeaseCallback(TrainerCallback):

@@ -346,13 +346,19 @@ def check_optimizer(config: Any) -> None:
     """Check the keys of the optimizer against each other.
 
     Raises:
-        InputError: Muon beside another choice of the Trainer's, or a rate of embeddings that is not positive.
+        InputError: Muon beside another optim of the Trainer or its options; an embedding rate that is not positive.
     """
     usual = type(config).__dataclass_fields__["optim"].default
     ensure(
         config.optimizer == "adamw" or config.optim in (None, usual, getattr(usual, "value", usual)),
         f"optim={config.optim}, optimizer={config.optimizer}: give one of the two. optim is the Trainer's own key.",
     )
+    for name in ("optim_args", "optim_target_modules"):
+        value = getattr(config, name, None)
+        ensure(
+            config.optimizer == "adamw" or not value,
+            f"{name}={value}, optimizer={config.optimizer}: {name} is of the Trainer's optim. Leave it out.",
+        )
     rate = config.embedding_learning_rate
     ensure(
         rate is None or config.optimizer != "adamw",

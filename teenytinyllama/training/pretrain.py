@@ -351,6 +351,8 @@ def describe_branches(config: Any, folder: Path, decision: Decision | None, is_e
         return {}
     begins, keep = decision.step if decision else decay_begins(config), config.save_checkpoints_kept
     stable = stable_checkpoints(folder, begins)
+    if not stable and config.save_strategy == "no":
+        return {"branches": "none: save_strategy=no leaves no checkpoints to branch off"}
     limit = f"save_total_limit={keep} keeps the newest {counted(keep, 'checkpoint')} alone" if keep else ""
     advice = f"; {limit}: set null, or keep one under another name there (cp -rl checkpoint-N keep-N)" if limit else ""
     if not stable and is_ended:
