@@ -208,8 +208,8 @@ def test_what_is_no_branch_is_refused(
 def test_places_that_are_no_source_are_refused(
     stem: Path, planned: Callable[..., dict[str, Any]], tmp_path: Path, packed_folder: Path
 ) -> None:
-    assert f"is a run. Give one of its checkpoints: {stem}/checkpoint-8, " in refusal(branch(stem, tmp_path / "x", 12))
-    assert f"no such folder. Give a checkpoint in the folder of a run: {stem}/checkpoint-8, " in refusal(
+    assert f"is a run. Give one of its checkpoints: {stem}/checkpoint-4, " in refusal(branch(stem, tmp_path / "x", 12))
+    assert f"no such folder. Give a checkpoint in the folder of a run: {stem}/checkpoint-4, " in refusal(
         branch(stem / "checkpoint-5", tmp_path / "x", 12)
     )
     assert "is the folder of the run that decay_from" in refusal(branch(stem / "checkpoint-8", stem, 12))

@@ -377,10 +377,8 @@ def stable_checkpoints(folder: Path, decay_step: int) -> list[tuple[int, Path]]:
     """Return (step, folder) of the first and the last few complete checkpoints up to a step and before any decay."""
     there = [(step, path) for step, path in complete_checkpoints(folder) if step <= decay_step]
     last = list(islice(((step, path) for step, path in reversed(there) if _is_stable(path)), MOST_NAMED))[::-1]
-    first = [
-        found for found in there[:1] if last and found[0] < last[0][0]
-    ]  # before `last`, so its rate has not fallen
-    return first + last
+    # What lies before a stable checkpoint is stable too, so the first need not be read.
+    return [found for found in there[:1] if last and found[0] < last[0][0]] + last
 
 
 def _is_stable(checkpoint: Path) -> bool:
