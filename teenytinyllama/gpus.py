@@ -242,12 +242,21 @@ def device_name() -> str:
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        models = []
-    return models[0] if models else platform.processor() or platform.machine()
+    return processor_name()
+
+
+def processor_name() -> str:
+    """Return the processor's name, or that of its kind where the system tells no more."""
+    return processor_model() or platform.processor() or platform.machine()
+
+
+def processor_model() -> str | None:
+    """Return the model of the processor as Linux names it, or None."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip() or None
+    return None
 
 
 def peak_gpu_memory_gb() -> float | None:

@@ -14,10 +14,11 @@ import pytest
 
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.energy import meter as tracker
-from teenytinyllama.energy.emissions import GridSettings, read_emissions
+from teenytinyllama.energy.emissions import GridSettings, name_processor, read_emissions
 from teenytinyllama.energy.ledger import read_ledger
 from teenytinyllama.energy.meter import NEUTRAL, EnergyMeter, Neighbours, check_energy
 from teenytinyllama.energy.recorder import Recorder, StageMeter
+from teenytinyllama.gpus import processor_model
 
 # Each would change the figures, send them over the network, or end the measurement; the values are no secrets to keep.
 HOSTILE = {
@@ -131,6 +132,26 @@ def test_a_tracker_that_writes_nothing_is_no_measurement_of_zero(
     monkeypatch.setattr("codecarbon.output.FileOutput.out", lambda *given: None)
     with pytest.raises(RunFailedError, match="codecarbon wrote no row, so this energy would count as 0"):
         meter.stop()
+
+
+@pytest.mark.skipif(processor_model() is None, reason="the system names no model of its processor")
+def test_the_processor_is_named_as_py_cpuinfo_does_without_measuring_its_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cpuinfo
+    from codecarbon.core.util import detect_cpu_model
+
+    named = cpuinfo.get_cpu_info()["brand_raw"]
+    detect_cpu_model.cache_clear()
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: pytest.fail("asked for a second"))
+    measure(tmp_path / "run")
+    assert detect_cpu_model() == named
+    monkeypatch.setattr("teenytinyllama.energy.emissions.processor_model", lambda: None)
+    detect_cpu_model.cache_clear()
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: {"brand_raw": "a processor that only py-cpuinfo knows"})
+    name_processor()
+    assert detect_cpu_model() == "a processor that only py-cpuinfo knows"
+    detect_cpu_model.cache_clear()
 
 
 def test_what_codecarbon_found_before_is_looked_for_again(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from ..checks import (
 from ..disk import scratch_folder
 from ..distributed import NETWORK_SECONDS, before_ranks
 from ..energy.meter import load_nvml
-from ..gpus import device_name, free_memory_bytes
+from ..gpus import free_memory_bytes, processor_name
 from ..launching.launch import ForkServer, launch, recipes_folder, resolve_training
 from ..launching.processes import supervise
 from ..launching.ranks import RankOptions, RankPlan, plan_ranks
@@ -334,7 +334,7 @@ def machine_report() -> list[str]:
         "torch": f"CUDA {torch.version.cuda or 'none'}, ROCm {torch.version.hip or 'none'}, "
         f"{counted(torch.get_num_threads(), 'thread')}",
         **_gpus(),
-        "processor": f"{_processor()}, {available_cores()} of {counted(os.cpu_count() or 1, 'core')} usable",
+        "processor": f"{processor_name()}, {available_cores()} of {counted(os.cpu_count() or 1, 'core')} usable",
         "memory": f"{format_bytes(memory.total)}, {format_bytes(free)} of them free for a process",
         "disk": f"{format_bytes(free_disk_bytes(Path.cwd()))} free in this folder, "
         f"{format_bytes(free_disk_bytes(tempfile.gettempdir()))} in that for temporary files",
@@ -342,18 +342,6 @@ def machine_report() -> list[str]:
         "time": utc_now(),
     }
     return [scrub(f"{name:10} {text}") for name, text in lines.items()]
-
-
-def _processor() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return device_name()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpus() -> dict[str, str]:

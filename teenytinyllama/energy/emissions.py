@@ -4,6 +4,7 @@ Intensities come from the tables inside codecarbon, without a network. A run has
 `emissions-N.csv`; a restarted run appends to them.
 """
 
+import contextlib
 import csv
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import ensure, near_name
+from ..gpus import processor_model
 
 # Countries for whose regions codecarbon has intensities without a network. Source: codecarbon 3.3.2, core/emissions.py,
 # `get_private_infra_emissions` and `_NORDIC_REGIONS_BY_COUNTRY` (the price zones of the Nordic power market).
@@ -39,6 +41,27 @@ class GridSettings:
 
 
 GRID_KEYS = frozenset(item.name for item in fields(GridSettings))
+
+
+def name_processor() -> None:
+    """Tell codecarbon the processor's model where Linux names it.
+
+    codecarbon asks py-cpuinfo, which finds the same words and beside them, for a second, the rate of the clock. The
+    answer is kept by codecarbon's own cache of the function that asks (`core.util.detect_cpu_model` of 3.3.2).
+    """
+    model = processor_model()
+    if model is None:
+        return
+    with contextlib.suppress(ImportError, AttributeError):
+        import cpuinfo
+        from codecarbon.core.util import detect_cpu_model
+
+        ask = cpuinfo.get_cpu_info
+        try:
+            cpuinfo.get_cpu_info = lambda: {"brand_raw": model}
+            detect_cpu_model()
+        finally:
+            cpuinfo.get_cpu_info = ask
 
 
 def grid_intensity(country_iso_code: str, region: str | None = None, key: str = "country_iso_code") -> float:
