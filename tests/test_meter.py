@@ -14,7 +14,7 @@ import pytest
 
 from teenytinyllama.checks import InputError, RunFailedError
 from teenytinyllama.energy import meter as tracker
-from teenytinyllama.energy.emissions import GridSettings, name_processor, read_emissions
+from teenytinyllama.energy.emissions import GridSettings, read_emissions, tell_processor_model
 from teenytinyllama.energy.ledger import read_ledger
 from teenytinyllama.energy.meter import NEUTRAL, EnergyMeter, Neighbours, check_energy
 from teenytinyllama.energy.recorder import Recorder, StageMeter
@@ -149,7 +149,7 @@ def test_the_processor_is_named_as_py_cpuinfo_does_without_measuring_its_clock(
     monkeypatch.setattr("teenytinyllama.energy.emissions.processor_model", lambda: None)
     detect_cpu_model.cache_clear()
     monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: {"brand_raw": "a processor that only py-cpuinfo knows"})
-    name_processor()
+    tell_processor_model()
     assert detect_cpu_model() == "a processor that only py-cpuinfo knows"
     detect_cpu_model.cache_clear()
 

@@ -43,7 +43,7 @@ class GridSettings:
 GRID_KEYS = frozenset(item.name for item in fields(GridSettings))
 
 
-def name_processor() -> None:
+def tell_processor_model() -> None:
     """Tell codecarbon the processor's model where Linux names it.
 
     codecarbon asks py-cpuinfo, which finds the same words and beside them, for a second, the rate of the clock. The

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from ..checks import InputError, RunFailedError, ensure
 from ..stage_folder import EMISSIONS_NAME
-from .emissions import GridSettings, drop_torn_row, grid_intensity, name_processor
+from .emissions import GridSettings, drop_torn_row, grid_intensity, tell_processor_model
 
 _MEASURE_SECONDS = 15  # codecarbon's own default interval
 
@@ -51,7 +51,7 @@ def make_tracker(folder: Path, file_name: str, grid: GridSettings, gpu_ids: list
     # of GPUs in it for "all GPUs".
     with contextlib.suppress(ImportError, AttributeError):
         importlib.import_module("codecarbon.core.hardware_cache").clear_cache()
-    name_processor()
+    tell_processor_model()
     ours = {
         "project_name": folder.name or "run",
         "country_iso_code": grid.country_iso_code,

@@ -132,10 +132,11 @@ def run_compare(config: CompareConfig, words: list[str]) -> int:
         make_study(config, words)
     study = read_study(folder)
     votes = VoteFile(folder / VOTES_NAME, study.prompts_sha256)
-    for other in map(Path, config.merge):
-        ensure_votes_of(study, VoteFile(other, study.prompts_sha256).read(), other)
     if config.merge:
-        added, there = votes.merge([Path(path) for path in config.merge])
+        others = [Path(path) for path in config.merge]
+        for other in others:
+            ensure_votes_of(study, VoteFile(other, study.prompts_sha256).read(), other)
+        added, there = votes.merge(others)
         print(f"merged     {counted(added, 'vote')} added, {there} were here already", flush=True)
     if config.judge:
         print(judge_study(study, config.judge, config.use_cpu), flush=True)

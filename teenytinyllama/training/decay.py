@@ -389,7 +389,7 @@ def _is_stable(checkpoint: Path) -> bool:
 
 
 def _names(checkpoints: list[tuple[int, Path]]) -> str:
-    return ", ".join(str(path) for _, path in checkpoints[-MOST_NAMED - 1 :]) or "none is there"
+    return ", ".join(str(path) for _, path in checkpoints[:1] + checkpoints[1:][-MOST_NAMED:]) or "none is there"
 
 
 class LeaseCallback(TrainerCallback):
